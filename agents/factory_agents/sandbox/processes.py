@@ -1,0 +1,129 @@
+"""Processes that outlive the command that started them, and are ended only if they are still the same ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from factory_agents.errors import UnavailableError
+
+_POLL = 0.01  # seconds
+
+
+class ProcessRecord(msgspec.Struct, frozen=True):
+    """A process by its id and its start: ids are used again, the pair is not."""
+
+    pid: int
+    started: str
+
+
+def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, uid: int | None = None) -> ProcessRecord:
+    """Start ``command`` in a session of its own, its output appended to ``log``; as user ``uid`` if given (needs root)."""
+    with log.open("ab") as out:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd="/",
+            start_new_session=True,
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else [],
+        )
+    child.returncode = 0  # it is detached on purpose: no warning that it still runs
+    return identify(child.pid)
+
+
+def identify(pid: int) -> ProcessRecord:
+    """The record of the process that has this id now."""
+    return ProcessRecord(pid, _started(pid) or "")
+
+
+def alive(process: ProcessRecord | None) -> bool:
+    """Whether this very process still runs."""
+    if process is None:
+        return False
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)  # a child of ours that ended stays a zombie until somebody asks
+    return bool(process.started) and _started(process.pid) == process.started
+
+
+def stop(process: ProcessRecord | None, *signals: tuple[signal.Signals, float]) -> None:
+    """End a process by the first signal that works, each with its patience in seconds; no-op if it is gone."""
+    for number, patience in signals:
+        if process is None or not alive(process):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+        if wait_until(lambda: not alive(process), patience):
+            return
+    raise UnavailableError(f"process {process.pid if process else '?'} did not end; look at it with `ps` and end it by hand")
+
+
+def wait_until(condition: Callable[[], bool], patience: float) -> bool:
+    """Whether ``condition`` came true within ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL)
+    return True
+
+
+def free_port(host: str) -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        return probe.connect_ex((host, port)) == 0
+
+
+def last_line(log: Path, size: int = 20_000) -> str:
+    """The last line of a log that tells of an error, else its last line."""
+    with contextlib.suppress(OSError):
+        lines = log.read_bytes()[-size:].decode(errors="replace").splitlines()
+        told = [line for line in lines if any(word in line for word in ("ERROR", "FATAL", "Exception", "Error"))]
+        return (told or lines or [""])[-1].strip()
+    return ""
+
+
+def _started(pid: int) -> str | None:
+    """When ``pid`` began, in a form that changing the clock doesn't change; None if it has ended."""
+    if sys.platform != "linux":
+        return _started_by_psutil(pid)
+    try:
+        # After the name, which may hold spaces and parentheses: state is the first field, the start time the 20th.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # A killed process is a zombie at once, but holds its ports and files until its last thread is gone.
+        ended = fields[0] in "ZX" and len(list(Path(f"/proc/{pid}/task").iterdir())) <= 1
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if ended else f"{boot}/{fields[19]}"
+
+
+def _started_by_psutil(pid: int) -> str | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.NoSuchProcess:
+        return None

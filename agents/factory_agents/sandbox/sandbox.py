@@ -1,0 +1,262 @@
+"""Starts, ends and describes the two parts of a sandbox together, whoever else does the same at this moment."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from factory_agents.errors import FactoryError, UnavailableError
+from factory_agents.sandbox import kafka, postgres
+from factory_agents.sandbox import state as states
+from factory_agents.sandbox.processes import alive, free_port, listens
+from factory_agents.sandbox.state import HOST, KafkaState, PartStatus, PostgresState, SandboxInfo, SandboxStatus, State
+
+_TRIES = 3  # a port that was free may be taken before the server binds it
+
+
+def _to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+class Sandbox:
+    """A Kafka broker and a PostgreSQL server whose files and processes belong to ``home``.
+
+    Args:
+        home: where everything is kept; by default ``FACTORY_HOME``, else ``.factory`` in the current directory.
+        sasl: whether the broker also has a listener that wants a user and a password (SASL_PLAINTEXT, PLAIN).
+        tell: receives progress, one line a call; by default written to standard error.
+
+    Any number of processes may use the same ``home`` at once: each method takes its lock.
+    """
+
+    def __init__(self, home: Path | None = None, *, sasl: bool = False, tell: Callable[[str], None] = _to_stderr) -> None:
+        self.home = (home or states.default_home()).absolute()
+        self._sasl = sasl
+        self._tell = tell
+
+    def up(self) -> SandboxInfo:
+        """Start what doesn't run, wait until it serves, and say where it is; quick if all runs already.
+
+        Raises:
+            ConfigurationError: the ``sandbox`` extra isn't installed.
+            UnavailableError: a part did not start, or its files could not be fetched.
+        """
+        with self._locked():
+            for _ in range(_TRIES):  # a part that was being killed when looked at is dead only now
+                self._start_missing()
+                found = states.info_of(self.home, self._state())
+                if found is not None:
+                    return found
+        raise UnavailableError(f"the sandbox in {self.home} ends as soon as it is started: see its logs there")
+
+    def down(self, *, wipe: bool = False) -> None:
+        """End both parts; with ``wipe`` forget their data too. No-op where nothing runs."""
+        if not self.home.exists():
+            return
+        with self._locked():
+            self._end_kafka()
+            self._end_postgres()
+            if wipe:
+                states.forget(self.home)
+                shutil.rmtree(self._kafka_folder, ignore_errors=True)
+                shutil.rmtree(self._postgres_folder, ignore_errors=True)
+
+    def status(self) -> SandboxStatus:
+        """What runs, where; takes no lock, so it answers while another process starts the parts."""
+        state = states.load(self.home)
+        return SandboxStatus(
+            home=self.home,
+            kafka=_part(state.kafka if state else None, kafka.log_of(self._kafka_folder)),
+            postgres=_part(state.postgres if state else None, postgres.log_of(self._postgres_folder)),
+        )
+
+    def info(self) -> SandboxInfo:
+        """Where the running sandbox is.
+
+        Raises:
+            UnavailableError: it isn't running.
+        """
+        found = states.read_info(self.home)
+        if found is None:
+            raise UnavailableError(f"no sandbox is running in {self.home}: start it with `factory sandbox up`")
+        return found
+
+    def env(self) -> dict[str, str]:
+        """The variables that make a shell use the running sandbox.
+
+        Raises:
+            UnavailableError: it isn't running.
+        """
+        return self.info().env()
+
+    @property
+    def kafka_pid(self) -> int | None:
+        """The broker's process id, or None if it doesn't run."""
+        return self.status().kafka.pid
+
+    @property
+    def postgres_pid(self) -> int | None:
+        """The database server's process id, or None if it doesn't run."""
+        return self.status().postgres.pid
+
+    def stop_kafka(self) -> None:
+        """End the broker and keep its data."""
+        with self._locked():
+            self._end_kafka()
+
+    def start_kafka(self) -> None:
+        """Start the broker on its old data and port, if it doesn't run."""
+        with self._locked():
+            broker = self._launch_kafka()
+            if broker is not None:
+                self._finish_kafka(broker)
+
+    def restart_kafka(self) -> None:
+        """End the broker and start it again, on the same data and port."""
+        with self._locked():
+            self._end_kafka()
+            broker = self._launch_kafka()
+            if broker is not None:
+                self._finish_kafka(broker)
+
+    def stop_postgres(self) -> None:
+        """End the database server and keep its data."""
+        with self._locked():
+            self._end_postgres()
+
+    def start_postgres(self) -> None:
+        """Start the database server on its old data and port, if it doesn't run."""
+        with self._locked():
+            self._start_postgres()
+
+    @property
+    def _kafka_folder(self) -> Path:
+        return self.home / "kafka"
+
+    @property
+    def _postgres_folder(self) -> Path:
+        return self.home / "postgres"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            lock = (self.home / "lock").open("w")
+        except OSError as error:
+            raise FactoryError(f"the sandbox cannot keep its files in {self.home}: {error.strerror}") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _state(self) -> State:
+        return states.load(self.home) or State(password=secrets.token_hex(16))
+
+    def _start_missing(self) -> None:
+        broker = self._launch_kafka()  # boots while the database's cluster is created
+        self._start_postgres()
+        if broker is not None:
+            self._finish_kafka(broker)
+
+    def _launch_kafka(self) -> KafkaState | None:
+        """Begin to start the broker; None if one serves already."""
+        state = self._state()
+        broker = state.kafka
+        if broker is not None and alive(broker.process):
+            if listens(HOST, broker.port) and (broker.sasl_port is not None or not self._sasl):
+                return None
+            kafka.end(self._kafka_folder, broker.process)
+        return self._launch_kafka_on(_kafka_ports(broker, self._sasl))
+
+    def _launch_kafka_on(self, ports: KafkaState) -> KafkaState:
+        state = self._state()
+        process = kafka.start(self._kafka_folder, ports, state.password, self._tell)
+        launched = msgspec.structs.replace(ports, process=process)
+        states.save(self.home, msgspec.structs.replace(state, kafka=launched))
+        return launched
+
+    def _finish_kafka(self, broker: KafkaState) -> None:
+        for attempt in range(1, _TRIES + 1):
+            if broker.process is None:
+                break
+            try:
+                kafka.wait_ready(self._kafka_folder, broker.process)
+                return
+            except UnavailableError:
+                kafka.end(self._kafka_folder, broker.process)
+                if attempt == _TRIES or not _port_taken(kafka.log_of(self._kafka_folder)):
+                    raise
+            broker = self._launch_kafka_on(_kafka_ports(None, self._sasl))
+
+    def _end_kafka(self) -> None:
+        state = self._state()
+        if state.kafka is not None:
+            kafka.end(self._kafka_folder, state.kafka.process)
+            states.save(self.home, msgspec.structs.replace(state, kafka=msgspec.structs.replace(state.kafka, process=None)))
+
+    def _start_postgres(self) -> None:
+        server = self._state().postgres
+        if server is not None and alive(server.process):
+            if listens(HOST, server.port) and server.databases:
+                return
+            postgres.end(server.process)
+        for attempt in range(1, _TRIES + 1):
+            port = _port_again(server.port if server else None)
+            try:
+                self._start_postgres_on(PostgresState(port=port, databases=server is not None and server.databases))
+                return
+            except UnavailableError:
+                self._end_postgres()
+                if attempt == _TRIES or not _port_taken(postgres.log_of(self._postgres_folder)):
+                    raise
+                server = None
+
+    def _start_postgres_on(self, server: PostgresState) -> None:
+        state = self._state()
+        process = postgres.start(self._postgres_folder, server.port, state.password, self._tell)
+        server = msgspec.structs.replace(server, process=process)
+        states.save(self.home, msgspec.structs.replace(state, postgres=server))
+        postgres.wait_ready(self._postgres_folder, process)
+        if not server.databases:
+            postgres.create_databases(server.port, state.password)
+            states.save(self.home, msgspec.structs.replace(state, postgres=msgspec.structs.replace(server, databases=True)))
+
+    def _end_postgres(self) -> None:
+        state = self._state()
+        if state.postgres is not None:
+            postgres.end(state.postgres.process)
+            stopped = msgspec.structs.replace(state.postgres, process=None)
+            states.save(self.home, msgspec.structs.replace(state, postgres=stopped))
+
+
+def _part(state: KafkaState | PostgresState | None, log: Path) -> PartStatus:
+    log_if_any = log if log.exists() else None
+    if state is None or state.process is None or not alive(state.process):
+        return PartStatus(running=False, log=log_if_any)
+    return PartStatus(running=True, address=f"{HOST}:{state.port}", pid=state.process.pid, log=log_if_any)
+
+
+def _kafka_ports(before: KafkaState | None, sasl: bool) -> KafkaState:
+    """The ports of the last time, so that clients find a restarted broker; new ones where those are taken."""
+    if before is None:
+        return KafkaState(port=free_port(HOST), controller_port=free_port(HOST), sasl_port=free_port(HOST) if sasl else None)
+    return KafkaState(
+        port=_port_again(before.port),
+        controller_port=_port_again(before.controller_port),
+        sasl_port=_port_again(before.sasl_port) if sasl or before.sasl_port is not None else None,
+    )
+
+
+def _port_again(old: int | None) -> int:
+    return old if old is not None and not listens(HOST, old) else free_port(HOST)
+
+
+def _port_taken(log: Path) -> bool:
+    told = log.read_bytes()
+    return b"Address already in use" in told or b"BindException" in told

@@ -1,0 +1,156 @@
+"""What a sandbox remembers between two commands: its ports, passwords and processes, in one private file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.sandbox.processes import ProcessRecord, alive
+
+HOST = "127.0.0.1"
+USER = "factory"
+DATABASE = "factory"
+AIRFLOW_DATABASE = "airflow"
+_FILE = "sandbox.json"
+
+
+class KafkaState(msgspec.Struct, frozen=True, kw_only=True):
+    """The broker's ports and process; ``sasl_port`` only where the listener with a password was asked for."""
+
+    port: int
+    controller_port: int
+    sasl_port: int | None = None
+    process: ProcessRecord | None = None
+
+
+class PostgresState(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's port and process; ``databases`` once its databases exist."""
+
+    port: int
+    process: ProcessRecord | None = None
+    databases: bool = False
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a sandbox keeps; ``password`` serves both parts."""
+
+    password: str
+    kafka: KafkaState | None = None
+    postgres: PostgresState | None = None
+
+
+class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a running sandbox is reached.
+
+    The URLs carry the password and suit psycopg and psql; ``airflow_database_url`` is the empty database for Airflow's own
+    metadata, in SQLAlchemy's form. The ``sasl_`` fields are None unless the sandbox was started with ``sasl=True``
+    (SASL_PLAINTEXT, mechanism PLAIN).
+    """
+
+    home: Path
+    bootstrap: str
+    database_url: str
+    airflow_database_url: str
+    kafka_pid: int
+    postgres_pid: int
+    sasl_bootstrap: str | None = None
+    sasl_username: str | None = None
+    sasl_password: str | None = None
+
+    def env(self) -> dict[str, str]:
+        """The variables that make any shell, agent or Airflow process use this sandbox."""
+        kafka = {"conn_type": "kafka", "extra": {"bootstrap.servers": self.bootstrap, "group.id": "factory-sandbox"}}
+        return {
+            "KAFKA_BOOTSTRAP": self.bootstrap,
+            "DATABASE_URL": self.database_url,
+            "AIRFLOW_CONN_KAFKA_DEFAULT": msgspec.json.encode(kafka).decode(),
+            "AIRFLOW_CONN_POSTGRES_DEFAULT": self.database_url,
+        }
+
+
+class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One part: whether its process runs, and where."""
+
+    running: bool
+    address: str | None = None
+    pid: int | None = None
+    log: Path | None = None
+
+
+class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Both parts of the sandbox kept in ``home``."""
+
+    home: Path
+    kafka: PartStatus
+    postgres: PartStatus
+
+    @property
+    def running(self) -> bool:
+        """Whether both parts run."""
+        return self.kafka.running and self.postgres.running
+
+
+def default_home() -> Path:
+    """``FACTORY_HOME``, else ``.factory`` in the current directory."""
+    return Path(os.environ.get("FACTORY_HOME") or ".factory").absolute()
+
+
+def read_info(home: Path | None = None) -> SandboxInfo | None:
+    """The sandbox that runs in ``home`` (by default the current directory's), or None; starts and imports nothing."""
+    home = (home or default_home()).absolute()
+    state = load(home)
+    return None if state is None else info_of(home, state)
+
+
+def load(home: Path) -> State | None:
+    """The state kept in ``home``, or None where there has been no sandbox.
+
+    Raises:
+        ConfigurationError: the file is not one of ours.
+    """
+    path = home / _FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=State)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(f"{path}: expected the state of a sandbox: {error}; remove it to begin anew") from error
+
+
+def save(home: Path, state: State) -> None:
+    """Replace the state in ``home``, readable by its owner only."""
+    fresh = home / f"{_FILE}.new"
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
+    fresh.replace(home / _FILE)
+
+
+def forget(home: Path) -> None:
+    """Remove the state file."""
+    (home / _FILE).unlink(missing_ok=True)
+
+
+def info_of(home: Path, state: State) -> SandboxInfo | None:
+    """How to reach the sandbox of ``state``, or None if a part of it doesn't run."""
+    kafka, postgres = state.kafka, state.postgres
+    if kafka is None or postgres is None or not (alive(kafka.process) and alive(postgres.process)):
+        return None
+    if kafka.process is None or postgres.process is None or not postgres.databases:
+        return None
+    authority = f"{USER}:{quote(state.password)}@{HOST}:{postgres.port}"
+    sasl = kafka.sasl_port is not None
+    return SandboxInfo(
+        home=home,
+        bootstrap=f"{HOST}:{kafka.port}",
+        database_url=f"postgresql://{authority}/{DATABASE}",
+        airflow_database_url=f"postgresql+psycopg2://{authority}/{AIRFLOW_DATABASE}",
+        kafka_pid=kafka.process.pid,
+        postgres_pid=postgres.process.pid,
+        sasl_bootstrap=f"{HOST}:{kafka.sasl_port}" if sasl else None,
+        sasl_username=USER if sasl else None,
+        sasl_password=state.password if sasl else None,
+    )

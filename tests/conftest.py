@@ -1,0 +1,122 @@
+"""What every test may ask for: a real broker, a real database, topics and names of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support import shared_sandbox
+from tests.support.topics import create_topic
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
+
+    from factory_agents.sandbox import Sandbox, SandboxInfo
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+
+# Before anything imports Airflow, which reads these once.
+os.environ["AIRFLOW_HOME"] = str(shared_sandbox.HOME / "airflow" / WORKER)
+os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+class TopicFactory(Protocol):
+    """Creates a topic and returns its name; ``retention_ms=1`` stands for the setting ``retention.ms``."""
+
+    def __call__(self, name: str = "t", partitions: int = 4, **config: object) -> str: ...
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the session, not one of its workers
+        shared_sandbox.take_lease()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shared_sandbox.give_lease_back()
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Sandbox:
+    """The running sandbox that all workers share: don't stop its parts, take ``own_sandbox`` for that."""
+    shared = shared_sandbox.shared()
+    shared.up()
+    return shared
+
+
+@pytest.fixture(scope="session")
+def sandbox_info(sandbox: Sandbox) -> SandboxInfo:
+    """Where the shared sandbox is, its listener with a password included."""
+    return sandbox.info()
+
+
+@pytest.fixture
+def own_sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+    """A running sandbox that the test may break (some seconds to start)."""
+    from factory_agents.sandbox import Sandbox
+
+    own = Sandbox(tmp_path / "factory")
+    own.up()
+    yield own
+    own.down(wipe=True)
+
+
+@pytest.fixture(scope="session")
+def bootstrap(sandbox_info: SandboxInfo) -> str:
+    """The shared broker's address."""
+    return sandbox_info.bootstrap
+
+
+@pytest.fixture(scope="session")
+def database_url(sandbox_info: SandboxInfo) -> Iterator[str]:
+    """A database of this worker's own, empty at its start."""
+    import psycopg
+
+    name = f"test_{WORKER}_{secrets.token_hex(4)}"
+    with psycopg.connect(sandbox_info.database_url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    yield re.sub(r"/\w+$", f"/{name}", sandbox_info.database_url)
+    with psycopg.connect(sandbox_info.database_url, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture(scope="session")
+def admin(bootstrap: str) -> AdminClient:
+    """An admin client of the shared broker."""
+    from confluent_kafka.admin import AdminClient
+
+    return AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A name that nobody else uses, for pipelines and transactional ids."""
+    return f"{WORKER}-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def topic(admin: AdminClient, prefix: str) -> Iterator[TopicFactory]:
+    """Creates topics named for this test alone, and deletes them after it."""
+    created: list[str] = []
+
+    def create(name: str = "t", partitions: int = 4, **config: object) -> str:
+        full = f"{prefix}.{name}" if f"{prefix}.{name}" not in created else f"{prefix}.{name}-{len(created)}"
+        create_topic(admin, full, partitions, **config)
+        created.append(full)
+        return full
+
+    yield create
+    if created:
+        for future in admin.delete_topics(created).values():
+            future.exception()  # gone already is as good

@@ -1,0 +1,58 @@
+"""One sandbox for all test sessions and workers of this work tree, ended by the last session that uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from factory_agents.sandbox import Sandbox
+from factory_agents.sandbox.processes import ProcessRecord, alive, identify
+
+HOME = Path(__file__).resolve().parents[2] / ".factory" / "test"
+_LEASES = HOME / "leases"
+
+
+def shared() -> Sandbox:
+    """The sandbox of the test suite; its broker also has a listener that wants a password."""
+    return Sandbox(HOME, sasl=True)
+
+
+def take_lease() -> None:
+    """Keep the shared sandbox from being ended while this process lives."""
+    with _locked():
+        _lease(os.getpid()).write_bytes(msgspec.json.encode(identify(os.getpid())))
+
+
+def give_lease_back() -> None:
+    """End the shared sandbox if nobody else uses it, unless ``FACTORY_TEST_KEEP`` is set."""
+    with _locked():
+        _lease(os.getpid()).unlink(missing_ok=True)
+        if any(_holds(path) for path in _LEASES.iterdir()) or os.environ.get("FACTORY_TEST_KEEP"):
+            return
+        shared().down(wipe=True)
+        shutil.rmtree(HOME / "airflow", ignore_errors=True)
+
+
+def _holds(lease: Path) -> bool:
+    held = alive(msgspec.json.decode(lease.read_bytes(), type=ProcessRecord))
+    if not held:
+        lease.unlink(missing_ok=True)
+    return held
+
+
+def _lease(pid: int) -> Path:
+    return _LEASES / str(pid)
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    _LEASES.mkdir(parents=True, exist_ok=True)
+    with (HOME / "leases.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,19 @@
+"""Topics that are ready to be used when the call returns."""
+
+from __future__ import annotations
+
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from tests.support.waiting import wait_for
+
+
+def create_topic(admin: AdminClient, name: str, partitions: int, **config: object) -> None:
+    """Create a topic and wait until the broker leads all of its partitions."""
+    settings = {key.replace("_", "."): str(value) for key, value in config.items()}
+    admin.create_topics([NewTopic(name, partitions, 1, config=settings)])[name].result()
+    wait_for(lambda: _led(admin, name) == partitions, f"the topic {name}")
+
+
+def _led(admin: AdminClient, name: str) -> int:
+    partitions = admin.list_topics(name, timeout=10).topics[name].partitions.values()
+    return sum(partition.leader >= 0 for partition in partitions)
