@@ -145,7 +145,7 @@ def _format(java: list[str], settings: Path) -> None:
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     command = [option for option in java if not option.startswith("-XX:AOTCacheOutput")]
     done = subprocess.run(
-        [*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)],
+        [*command, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", f"--config={settings}"],
         capture_output=True,
         text=True,
         check=False,
