@@ -1,0 +1,90 @@
+"""The errors users meet: one clear line each, and whether trying again can help."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccountingError",
+    "AgentError",
+    "ConfigurationError",
+    "ContractError",
+    "DataLossError",
+    "DeadlineError",
+    "FactoryError",
+    "FencedError",
+    "SinkError",
+    "StoppedError",
+    "TooManyRejectedError",
+    "UnavailableError",
+    "ValidationFailedError",
+    "WindowError",
+]
+
+
+class FactoryError(Exception):
+    """Root of every error this project raises on purpose.
+
+    The message says what was expected, what came, where, and what to do. ``retriable`` tells an orchestrator whether the
+    same attempt may succeed later without anybody changing anything.
+    """
+
+    retriable = False
+
+
+class ConfigurationError(FactoryError, ValueError):
+    """A flag, an environment variable, a file or a connection says something that cannot be used."""
+
+
+class ContractError(FactoryError, ValueError):
+    """A data contract cannot be read; the message begins with ``file:line:column``."""
+
+
+class WindowError(FactoryError, ValueError):
+    """A window or a plan cannot be made or used: backwards, without an interval, overlapping, incomplete."""
+
+
+class DataLossError(FactoryError):
+    """Records that a window or a manifest promises are gone: truncated, recreated, fewer than counted."""
+
+
+class AgentError(FactoryError):
+    """An agent cannot be loaded, or broke outside the handling of one event."""
+
+
+class TooManyRejectedError(FactoryError):
+    """More events were rejected than the stage tolerates."""
+
+
+class ValidationFailedError(FactoryError):
+    """A validation report breaks a threshold: the data is bad, a retry reads the same data."""
+
+
+class AccountingError(FactoryError):
+    """consumed = forwarded + filtered + rejected does not hold: a bug, never to be passed over."""
+
+
+class SinkError(FactoryError):
+    """A sink refuses what it was given: a table that does not fit, an older generation."""
+
+
+class UnavailableError(FactoryError, ConnectionError):
+    """A broker or a database did not answer, or answered that it cannot now."""
+
+    retriable = True
+
+
+class DeadlineError(FactoryError, TimeoutError):
+    """Time ran out before the whole window was done; what is committed stays and a retry resumes."""
+
+    retriable = True
+
+
+class FencedError(FactoryError):
+    """A newer attempt at the same work took over; this one stopped without committing."""
+
+    retriable = True
+
+
+class StoppedError(FactoryError):
+    """The process was asked to stop (SIGTERM, a closed standard input); a retry resumes."""
+
+    retriable = True

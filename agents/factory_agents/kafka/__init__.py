@@ -1,0 +1,1 @@
+"""Everything that speaks to Kafka: configuration, cuts and ledger, bounded reading, transactional writing, lag."""

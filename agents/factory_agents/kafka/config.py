@@ -1,0 +1,243 @@
+"""Typed Kafka connection settings: every librdkafka key passes, mistyped ones are refused, secrets are masked."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+
+from factory_agents.errors import ConfigurationError, FactoryError, FencedError, UnavailableError
+
+__all__ = ["KafkaConfig", "kafka_error", "message_error"]
+
+_SECRETS = ("password", "secret", ".key", "key.pem", "pem", "jaas", "token", "credentials", "userinfo")
+_RESERVED = {
+    "enable.auto.commit": "offsets are committed with the outputs",
+    "isolation.level": "windows are read committed",
+    "enable.partition.eof": "the end of a range is told by it",
+    "auto.offset.reset": "a missing offset is an error, never a jump",
+    "transactional.id": "it is derived from pipeline, stage, window and shard",
+    "enable.idempotence": "transactions need it",
+}
+_CALLBACKS = {"error_cb", "stats_cb", "on_delivery", "logger"}
+_ALIASES = {
+    "bootstrap": "bootstrap.servers",
+    "bootstrap_servers": "bootstrap.servers",
+    "metadata.broker.list": "bootstrap.servers",
+}
+
+
+@lru_cache(maxsize=1024)
+def _is_known(key: str) -> bool:
+    """Whether librdkafka (the installed one, which is the authority) has a key of this name."""
+    try:
+        Consumer({"group.id": "factory-check", "log_level": 0, key: "\x00"}).close()
+    except KafkaException as error:
+        return "No such configuration property" not in str(error)
+    except (TypeError, ValueError):
+        return True
+    return True
+
+
+_COMMON = (
+    "bootstrap.servers", "security.protocol", "sasl.mechanism", "sasl.mechanisms", "sasl.username", "sasl.password", "ssl.ca.location", "ssl.ca.pem",
+    "ssl.certificate.location", "ssl.certificate.pem", "ssl.key.location", "ssl.key.pem", "ssl.key.password", "client.id", "group.id", "linger.ms",
+    "compression.type", "compression.codec", "batch.size", "fetch.wait.max.ms", "transaction.timeout.ms", "message.max.bytes", "session.timeout.ms",
+    "max.poll.interval.ms", "socket.timeout.ms", "statistics.interval.ms", "queue.buffering.max.messages", "fetch.min.bytes", "fetch.max.bytes",
+)  # fmt: skip
+
+
+def _check(key: str, where: str) -> str:
+    key = _ALIASES.get(key, key)
+    if key in _RESERVED:
+        raise ConfigurationError(f"{where}: {key!r} is set by the factory ({_RESERVED[key]}); leave it out")
+    if key not in _COMMON and not _is_known(key):
+        near = difflib.get_close_matches(key, _COMMON, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigurationError(f"{where}: {key!r} is no librdkafka configuration key{hint}")
+    return key
+
+
+@dataclass(frozen=True)
+class KafkaConfig:
+    """How to reach a cluster. ``values`` are librdkafka's keys; what the factory itself must set is refused there.
+
+    No connection is made before a client is asked for.
+    """
+
+    bootstrap: str
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse an empty bootstrap."""
+        if not self.bootstrap.strip():
+            raise ConfigurationError("Kafka: no broker named; set KAFKA_BOOTSTRAP (host:port[,host:port]) or give --bootstrap")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str = "Kafka configuration") -> KafkaConfig:
+        """From librdkafka keys (``bootstrap.servers`` among them); raises ConfigurationError for keys that librdkafka doesn't know.
+
+        Keys of consumer groups and the reserved ones that the official Airflow connection often carries (``group.id``, ``enable.auto.commit``,
+        ``auto.offset.reset``) are for the caller to drop beforehand.
+        """
+        checked = {_check(str(k), where): _text(v) for k, v in values.items()}
+        return cls(checked.pop("bootstrap.servers", ""), checked)
+
+    @classmethod
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, *, bootstrap: str = "", overrides: Mapping[str, str] | None = None
+    ) -> KafkaConfig:
+        """From flags, then ``KAFKA_BOOTSTRAP`` and ``KAFKA_CONFIG`` (a JSON object), then the file named by ``KAFKA_CONFIG_FILE``.
+
+        The file holds a JSON object or ``key=value`` lines, as librdkafka's own tools read.
+        """
+        env = os.environ if environ is None else environ
+        values: dict[str, str] = {}
+        if path := env.get("KAFKA_CONFIG_FILE"):
+            values.update(_read_file(Path(path)))
+        if text := env.get("KAFKA_CONFIG"):
+            values.update(_parse_object(text, "KAFKA_CONFIG"))
+        if env.get("KAFKA_BOOTSTRAP"):
+            values["bootstrap.servers"] = env["KAFKA_BOOTSTRAP"]
+        for key, value in (overrides or {}).items():
+            values[_check(key, "-X")] = value
+        if bootstrap:
+            values["bootstrap.servers"] = bootstrap
+        return cls(values.pop("bootstrap.servers", ""), values)
+
+    def __repr__(self) -> str:
+        """Settings with secrets masked."""
+        shown = ", ".join(f"{k}={'***' if any(s in k for s in _SECRETS) else v}" for k, v in sorted(self.values.items()))
+        return f"KafkaConfig({self.bootstrap}{', ' + shown if shown else ''})"
+
+    def to_env(self) -> dict[str, str]:
+        """What a child process needs in its environment to read the same settings."""
+        return {"KAFKA_BOOTSTRAP": self.bootstrap, "KAFKA_CONFIG": json.dumps(dict(self.values), sort_keys=True)}
+
+    def client(self, **extra: Any) -> dict[str, Any]:
+        """librdkafka's settings for one client; keywords stand for keys with dots as underscores."""
+        return {
+            "bootstrap.servers": self.bootstrap,
+            "log_level": 0,
+            "socket.keepalive.enable": True,
+            **self.values,
+            **{k if k in _CALLBACKS else k.replace("_", "."): v for k, v in extra.items()},
+        }
+
+    def admin(self) -> AdminClient:
+        """A new admin client; keep it until its futures are done."""
+        return self._make(AdminClient, self.client())
+
+    def consumer(self, **extra: Any) -> Consumer:
+        """A new consumer that reads committed records, commits nothing by itself and reports partition ends."""
+        return self._make(
+            Consumer,
+            {
+                "group.id": "factory-window",
+                "fetch.wait.max.ms": 20,
+                "fetch.queue.backoff.ms": 10,
+                "queued.min.messages": 200_000,
+                "queued.max.messages.kbytes": 131_072,
+                **self.client(**extra),
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "auto.offset.reset": extra.get("auto_offset_reset", "error"),
+            },
+        )
+
+    def producer(self, transactional_id: str, **extra: Any) -> Producer:
+        """A new transactional producer; ``init_transactions`` is the caller's."""
+        return self._make(
+            Producer,
+            {
+                "linger.ms": 5,
+                "compression.type": "lz4",
+                "queue.buffering.max.messages": 500_000,
+                "queue.buffering.max.kbytes": 262_144,
+                "message.max.bytes": 16_777_216,
+                **self.client(**extra),
+                "transactional.id": transactional_id,
+                "delivery.report.only.error": True,
+            },
+        )
+
+    def _make(self, make: Any, settings: dict[str, Any]) -> Any:
+        try:
+            return make(settings)
+        except KafkaException as error:
+            raise ConfigurationError(f"Kafka client for {self.bootstrap}: {error.args[0].str()}") from error
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _parse_object(text: str, where: str) -> dict[str, str]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        # the text may hold a password: it is not quoted
+        raise ConfigurationError(
+            f"{where}: expected a JSON object of librdkafka keys, which it is not (at character {getattr(error, 'pos', 0)})"
+        ) from None
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"{where}: expected a JSON object of librdkafka keys, got {type(data).__name__}")
+    return {_check(str(k), where): _text(v) for k, v in data.items()}
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigurationError(f"KAFKA_CONFIG_FILE: cannot read {path}: {error.strerror}") from error
+    if text.lstrip().startswith("{"):
+        return _parse_object(text, str(path))
+    values: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        key, sep, value = line.partition("=")
+        if not sep:
+            raise ConfigurationError(f"{path}:{number}: expected key=value")
+        values[_check(key.strip(), f"{path}:{number}")] = value.strip()
+    return values
+
+
+_AUTH = {
+    KafkaError._AUTHENTICATION: "authentication failed",
+    KafkaError.SASL_AUTHENTICATION_FAILED: "authentication failed",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "not allowed on this topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "not allowed to use this group",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "not allowed on this cluster",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "not allowed to use this transactional id",
+    KafkaError._SSL: "TLS failed",
+}
+_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+
+
+def kafka_error(error: KafkaException | KafkaError, doing: str) -> FactoryError:
+    """Kafka's error as one of ours, with its name: what was being done, what came, and whether trying again may help."""
+    cause = error.args[0] if isinstance(error, KafkaException) else error
+    return message_error(cause.code(), cause.str(), cause.name(), doing)
+
+
+def message_error(code: int, text: str, name: str, doing: str) -> FactoryError:
+    """See ``kafka_error``; from the parts of a KafkaError."""
+    if code in _AUTH:
+        return ConfigurationError(f"{doing}: {_AUTH[code]} ({name}: {text}); check security.protocol, sasl.* and ssl.* of the connection")
+    if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
+        return ConfigurationError(f"{doing}: unknown topic or partition; create it (factory topics apply) or correct its name")
+    if code in _FENCED:
+        return FencedError(f"{doing}: a newer attempt at the same work has taken over; this one stops without committing")
+    return UnavailableError(f"{doing}: {text} ({name})")

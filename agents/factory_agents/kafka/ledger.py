@@ -1,0 +1,251 @@
+"""The ledger: one compacted topic that holds every cut, plan, progress and result, read before and written with the work it speaks of.
+
+A pipeline's records lie in one partition, so that its writers are ordered and a reader needs no other. The record key is the kind and what it is about;
+the last record of a key counts. Offsets of that partition serve as the pipeline's logical clock (``generation``).
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+
+from factory_agents.errors import ConfigurationError, DeadlineError
+from factory_agents.kafka.config import KafkaConfig, kafka_error
+from factory_agents.kafka.messages import Message
+from factory_agents.kafka.topics import Cluster
+from factory_agents.protocol import AgentResult, Counts, Interval, PartitionRange, Shard
+
+__all__ = [
+    "LEDGER_PARTITIONS",
+    "CutRecord",
+    "Ledger",
+    "LedgerRecord",
+    "LedgerView",
+    "PipelineRecord",
+    "PlanRecord",
+    "Progress",
+    "StageRecord",
+    "ledger_topic",
+    "read_result",
+]
+
+LEDGER_PARTITIONS = 12
+_SETTINGS = {"cleanup.policy": "compact", "segment.bytes": "67108864", "min.cleanable.dirty.ratio": "0.3"}
+_SEPARATOR = "|"
+
+
+class PipelineRecord(msgspec.Struct, frozen=True, tag="pipeline", tag_field="kind"):
+    """How a pipeline's windows are made, fixed by its first plan."""
+
+    pipeline: str
+    mode: Literal["intervals", "since_last"]
+
+    def key(self) -> str:
+        """The record key."""
+        return _SEPARATOR.join(("pipeline", self.pipeline))
+
+
+class CutRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="cut", tag_field="kind"):
+    """A time on a topic as an offset per partition (by position), written once.
+
+    ``at`` is the time in milliseconds, or the moment of planning for a cut that a run (``run_key``) made. ``scheduled`` cuts are ends of scheduled
+    intervals, which a later run may carry on from. ``order`` numbers cuts without a time in the order they were made.
+    """
+
+    pipeline: str
+    topic: str
+    topic_id: str
+    at: int
+    offsets: tuple[int, ...]
+    run_key: str = ""
+    scheduled: bool = False
+
+    def key(self) -> str:
+        """The record key."""
+        return _SEPARATOR.join(("cut", self.pipeline, self.topic_id, self.run_key or str(self.at)))
+
+
+class PlanRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="plan", tag_field="kind"):
+    """A window that was planned, whether anything ran over it yet or not."""
+
+    pipeline: str
+    topic: str
+    topic_id: str
+    window: str
+    ranges: tuple[PartitionRange, ...]
+    interval: Interval | None = None
+    carried: int = 0
+    lost: tuple[PartitionRange, ...] = ()
+    planned_at: int = 0
+
+    def key(self) -> str:
+        """The record key."""
+        return _SEPARATOR.join(("plan", self.pipeline, self.topic_id, self.window))
+
+
+class Progress(msgspec.Struct, omit_defaults=True):
+    """How far an unfinished stage is: next offset per input partition (or rows of a source), and what it wrote so far."""
+
+    positions: dict[int, int] = {}
+    rows: int = 0
+    outputs: dict[int, tuple[int, int, int]] = {}
+    dead: dict[int, tuple[int, int, int]] = {}
+    counts: Counts = msgspec.field(default_factory=Counts)
+    read: dict[int, int] = {}
+
+
+class StageRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="stage", tag_field="kind"):
+    """A shard of a stage over a window: in progress, or finished with its result."""
+
+    pipeline: str
+    stage: str
+    window: str
+    shard: Shard
+    fingerprint: str
+    generation: int
+    epoch: int = 0
+    updated_at: int = 0
+    progress: Progress | None = None
+    result: AgentResult | None = None
+
+    def key(self) -> str:
+        """The record key."""
+        return stage_key(self.pipeline, self.stage, self.window, self.shard)
+
+
+def stage_key(pipeline: str, stage: str, window: str, shard: Shard) -> str:
+    """The record key of a stage's shard over a window."""
+    return _SEPARATOR.join(("stage", pipeline, stage, window, shard.key))
+
+
+LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | StageRecord
+_decoder = msgspec.json.Decoder(LedgerRecord)
+
+
+def ledger_topic(prefix: str) -> str:
+    """The ledger's topic for a prefix: ``factory.ledger`` by default."""
+    return f"{prefix}.ledger"
+
+
+@dataclass
+class LedgerView:
+    """What a read of the ledger found, for one pipeline: the last record of each key with its offset, and the end of the read."""
+
+    records: dict[str, tuple[int, LedgerRecord]] = field(default_factory=dict)
+    end: int = 0
+
+    def of(self, type_: type[Any]) -> list[Any]:
+        """All records of one type, oldest first."""
+        return [r for _, r in sorted(self.records.values(), key=lambda item: item[0]) if isinstance(r, type_)]
+
+    def get(self, key: str) -> LedgerRecord | None:
+        """The last record of a key."""
+        found = self.records.get(key)
+        return None if found is None else found[1]
+
+    def offset(self, key: str) -> int | None:
+        """Where the last record of a key lies."""
+        found = self.records.get(key)
+        return None if found is None else found[0]
+
+
+class Ledger:
+    """Reads and writes one pipeline's records (all pipelines' with ``pipeline=""``: reading only)."""
+
+    def __init__(self, config: KafkaConfig, cluster: Cluster, *, prefix: str, pipeline: str) -> None:
+        self._config = config
+        self._cluster = cluster
+        self.topic = ledger_topic(prefix)
+        self.pipeline = pipeline
+        self.partition = zlib.crc32(pipeline.encode()) % LEDGER_PARTITIONS
+
+    def ensure(self) -> None:
+        """Create the topic if it is absent; ConfigurationError where it has fewer partitions than it must."""
+        facts = self._cluster.find(self.topic)
+        if facts is None:
+            self._cluster.create(self.topic, LEDGER_PARTITIONS, settings=_SETTINGS)
+            facts = self._cluster.topic(self.topic)
+        if facts.partitions < LEDGER_PARTITIONS:
+            raise ConfigurationError(
+                f"topic {self.topic!r} has {facts.partitions} partitions, the ledger needs {LEDGER_PARTITIONS}; add partitions before anything is written to it"
+            )
+
+    def read(self, *, start: int = 0, deadline: float) -> LedgerView:
+        """Everything committed up to the partition's high watermark of now; waits for open transactions below it.
+
+        ``deadline`` is a ``time.monotonic()`` value; raises DeadlineError past it.
+        """
+        partitions = [self.partition] if self.pipeline else list(range(LEDGER_PARTITIONS))
+        ends = self._cluster.high_watermark(self.topic, partitions)
+        starts = self._cluster.log_start(self.topic, partitions)
+        view = LedgerView(end=ends[partitions[0]])
+        todo = {p: ends[p] for p in partitions if max(start, starts[p]) < ends[p]}
+        if not todo:
+            return view
+        consumer = self._config.consumer(auto_offset_reset="earliest")
+        try:
+            consumer.assign([TopicPartition(self.topic, p, max(start, starts[p])) for p in todo])
+            self._drain(consumer, todo, view, deadline)
+        finally:
+            consumer.close()
+        return view
+
+    def _drain(self, consumer: Consumer, todo: dict[int, int], view: LedgerView, deadline: float) -> None:
+        prefix = f"{_SEPARATOR}{self.pipeline}{_SEPARATOR}".encode() if self.pipeline else b""
+        while todo:
+            for message in cast("list[Message]", consumer.consume(10_000, 0.02)):
+                error, partition = message.error(), message.partition()
+                end = todo.get(partition)
+                if error is not None:
+                    if error.code() != KafkaError._PARTITION_EOF and not error.retriable():
+                        raise kafka_error(error, f"reading the ledger {self.topic}-{partition}")
+                    if error.code() == KafkaError._PARTITION_EOF and end is not None and message.offset() >= end:
+                        del todo[partition]
+                    continue
+                if end is None:
+                    continue
+                if message.offset() < end:
+                    self._add(view, message, prefix)
+                if message.offset() >= end - 1:
+                    del todo[partition]
+            if todo and time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"the ledger {self.topic} could not be read to its end in time: a transaction on partition {next(iter(todo))} is still open; "
+                    f"it ends with its producer or after the transaction timeout; try again then"
+                )
+
+    def _add(self, view: LedgerView, message: Message, prefix: bytes) -> None:
+        key = message.key() or b""
+        if prefix and prefix not in key + b"|":
+            return
+        try:
+            record = _decoder.decode(message.value() or b"")
+        except msgspec.MsgspecError as error:
+            raise ConfigurationError(
+                f"ledger record {self.topic}-{message.partition()}@{message.offset()}: not one this version can read ({error}); was it written by a newer release?"
+            ) from error
+        if not self.pipeline or record.pipeline == self.pipeline:
+            view.records[key.decode()] = (message.offset(), record)
+
+    def produce(self, producer: Producer, records: Iterable[LedgerRecord]) -> None:
+        """Put records into the producer's open transaction."""
+        for record in records:
+            producer.produce(self.topic, msgspec.json.encode(record), record.key().encode(), partition=self.partition)
+
+
+def read_result(
+    config: KafkaConfig, pipeline: str, stage: str, window: str, shard: Shard, *, prefix: str = "factory", timeout: float = 60.0
+) -> AgentResult | None:
+    """The finished result that stands in the ledger for one shard of a stage over a window (by its key), or None."""
+    cluster = Cluster(config)
+    ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+    if cluster.find(ledger.topic) is None:
+        return None
+    record = ledger.read(deadline=time.monotonic() + timeout).get(stage_key(pipeline, stage, window, shard))
+    return record.result if isinstance(record, StageRecord) else None

@@ -1,0 +1,205 @@
+"""Facts about topics that exist: identity, partitions, offsets, settings; and creating those that don't."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+
+from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.kafka.config import KafkaConfig, kafka_error
+
+__all__ = ["Cluster", "TopicFacts"]
+
+_TIMEOUT = 15.0
+
+
+@dataclass(frozen=True)
+class TopicFacts:
+    """A topic's name, id (new when it is recreated) and number of partitions."""
+
+    name: str
+    id: str
+    partitions: int
+
+
+class Cluster:
+    """Questions to one cluster, each answered or refused with one clear line. Holds one admin client; thread-safe."""
+
+    def __init__(self, config: KafkaConfig, *, timeout: float = _TIMEOUT) -> None:
+        self._config = config
+        self._timeout = timeout
+        self._admin: AdminClient | None = None
+
+    @property
+    def admin(self) -> AdminClient:
+        """The admin client, made on first use."""
+        if self._admin is None:
+            self._admin = self._config.admin()
+        return self._admin
+
+    def close(self) -> None:
+        """Let the client go."""
+        self._admin = None
+
+    def _result(self, future: Any, doing: str) -> Any:
+        try:
+            return future.result(self._timeout + 5)
+        except KafkaException as error:
+            cause = error.args[0]
+            if cause.code() in (
+                KafkaError._TIMED_OUT,
+                KafkaError._TRANSPORT,
+                KafkaError._ALL_BROKERS_DOWN,
+                KafkaError._TIMED_OUT_QUEUE,
+            ):
+                raise self._unreachable(doing) from error
+            raise kafka_error(error, doing) from error
+        except (FutureTimeoutError, TimeoutError) as error:
+            raise self._unreachable(doing) from error
+
+    def _unreachable(self, doing: str) -> Exception:
+        """Tell a wrong password from a broker that is down: librdkafka reports both as a time-out of the request."""
+        reason = _connection_error(self._config)
+        if reason is not None:
+            return kafka_error(reason, f"{doing} at {self._config.bootstrap}")
+        return UnavailableError(
+            f"{doing}: no broker answered at {self._config.bootstrap} within {self._timeout:.0f} s; is it up, is the address right?"
+        )
+
+    def topic(self, name: str) -> TopicFacts:
+        """A topic's facts; ConfigurationError where there is none."""
+        return self.topics([name])[name]
+
+    def topics(self, names: Sequence[str]) -> dict[str, TopicFacts]:
+        """Several topics' facts; ConfigurationError naming the first that does not exist."""
+        futures = self.admin.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout)
+        facts = {}
+        for name, future in futures.items():
+            described = self._result(future, f"topic {name!r}")
+            facts[name] = TopicFacts(name, str(described.topic_id), len(described.partitions))
+        return facts
+
+    def find(self, name: str) -> TopicFacts | None:
+        """A topic's facts, or None where there is none."""
+        future = self.admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name]
+        try:
+            described = future.result(self._timeout + 5)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return None
+            raise self._translate(error, f"topic {name!r}") from error
+        return TopicFacts(name, str(described.topic_id), len(described.partitions))
+
+    def _translate(self, error: KafkaException, doing: str) -> Exception:
+        if error.args[0].code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
+            return self._unreachable(doing)
+        return kafka_error(error, doing)
+
+    def _offsets(self, topic: str, partitions: Iterable[int], spec: OffsetSpec, isolation: IsolationLevel) -> dict[int, tuple[int, int]]:
+        request = {TopicPartition(topic, p): spec for p in partitions}
+        if not request:
+            return {}
+        deadline = time.monotonic() + self._timeout
+        found: dict[int, tuple[int, int]] = {}
+        while request:
+            futures = self.admin.list_offsets(request, isolation_level=isolation, request_timeout=self._timeout)
+            for tp, future in futures.items():
+                if (
+                    isinstance(future.exception(self._timeout + 5), KafkaException)
+                    and _moving(future.exception())
+                    and time.monotonic() < deadline
+                ):
+                    continue
+                info = self._result(future, f"offsets of {topic}-{tp.partition}")
+                found[tp.partition] = (info.offset, info.timestamp)
+                del request[tp]
+            if request:
+                time.sleep(0.02)
+        return found
+
+    def log_start(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The first offset still there, per partition."""
+        return {p: o for p, (o, _) in self._offsets(topic, partitions, OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED).items()}
+
+    def high_watermark(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """One past the last offset, open transactions included, per partition."""
+        return {p: o for p, (o, _) in self._offsets(topic, partitions, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED).items()}
+
+    def stable_offset(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The last stable offset (one past what a committed reader may see), per partition."""
+        return {p: o for p, (o, _) in self._offsets(topic, partitions, OffsetSpec.latest(), IsolationLevel.READ_COMMITTED).items()}
+
+    def at_time(self, topic: str, partitions: Iterable[int], ms: int) -> dict[int, tuple[int, int]]:
+        """The timestamp index's answer for a time (milliseconds): offset and timestamp of the first record at or past it, per partition.
+
+        ``(-1, -1)`` where there is none.
+        """
+        return self._offsets(topic, partitions, OffsetSpec.for_timestamp(ms), IsolationLevel.READ_UNCOMMITTED)
+
+    def settings(self, topic: str) -> dict[str, str]:
+        """A topic's configuration, defaults included."""
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        future = self.admin.describe_configs([resource], request_timeout=self._timeout)[resource]
+        return {name: entry.value or "" for name, entry in self._result(future, f"settings of topic {topic!r}").items()}
+
+    def broker_setting(self, name: str, default: str) -> str:
+        """One setting of a broker (any), or the default where it may not be read."""
+        try:
+            nodes = self._result(self.admin.describe_cluster(request_timeout=self._timeout), "describing the cluster").nodes
+            resource = ConfigResource(ResourceType.BROKER, str(nodes[0].id))
+            entry = self._result(self.admin.describe_configs([resource], request_timeout=self._timeout)[resource], "broker settings").get(
+                name
+            )
+        except ConfigurationError:
+            return default
+        return entry.value if entry is not None and entry.value is not None else default
+
+    def create(self, name: str, partitions: int, *, replication: int = -1, settings: Mapping[str, str] | None = None) -> bool:
+        """Create a topic; False where it is there already. Returns when its metadata can be read."""
+        future = self.admin.create_topics(
+            [NewTopic(name, partitions, replication, config=dict(settings or {}))],
+            request_timeout=self._timeout,
+            operation_timeout=self._timeout,
+        )[name]
+        try:
+            future.result(self._timeout + 5)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise self._translate(error, f"creating topic {name!r}") from error
+            return False
+        deadline = time.monotonic() + self._timeout
+        while self.find(name) is None:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"topic {name!r} was created but is not to be seen after {self._timeout:.0f} s")
+        return True
+
+
+def _moving(error: Any) -> bool:
+    """Whether a partition has no leader just now, as it is shortly after a topic was created or a broker restarted."""
+    return error.args[0].code() in (
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    )
+
+
+def _connection_error(config: KafkaConfig) -> KafkaError | None:
+    """Why a connection fails, where librdkafka knows it: authentication or TLS."""
+    reasons: list[KafkaError] = []
+    consumer = config.consumer(error_cb=reasons.append)
+    try:
+        consumer.list_topics(timeout=2.0)
+    except KafkaException:
+        consumer.poll(0)
+    finally:
+        consumer.close()
+    for reason in reasons:
+        if reason.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL):
+            return reason
+    return None

@@ -1,0 +1,390 @@
+"""What an orchestrator tells an agent (``AgentRun``) and what the agent answers (``AgentResult``): versioned JSON, data only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError, WindowError
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "AgentRef",
+    "AgentResult",
+    "AgentRun",
+    "Counts",
+    "ErrorInfo",
+    "Interval",
+    "Manifest",
+    "PartitionRange",
+    "Shard",
+    "Window",
+    "decode_result",
+    "decode_run",
+    "decode_window",
+    "digest",
+    "encode",
+    "merge_results",
+    "shard_window",
+    "to_data",
+]
+
+PROTOCOL_VERSION = 1
+
+_T = TypeVar("_T")
+
+
+class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A half-open span of time ``[start, end)``, both aware datetimes in UTC."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        """Refuse naive and backwards intervals."""
+        for name in ("start", "end"):
+            if getattr(self, name).tzinfo is None:
+                raise WindowError(f"interval {name}: expected a time with a time zone, got {getattr(self, name).isoformat()}")
+        if self.end <= self.start:
+            raise WindowError(
+                f"interval: its end {self.end.isoformat()} is not after its start {self.start.isoformat()}; give them the other way round"
+            )
+
+    @property
+    def start_ms(self) -> int:
+        """Start in milliseconds since 1970 UTC."""
+        return round(self.start.timestamp() * 1000)
+
+    @property
+    def end_ms(self) -> int:
+        """End in milliseconds since 1970 UTC."""
+        return round(self.end.timestamp() * 1000)
+
+    @property
+    def key(self) -> str:
+        """Canonical text, equal for equal instants and sorting by start: used in ledger keys and transactional ids."""
+        return "/".join(t.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") for t in (self.start, self.end))
+
+
+class PartitionRange(msgspec.Struct, frozen=True, array_like=True):
+    """Offsets ``[start, end)`` of one partition; ``count`` is how many records the writer put there, -1 where nobody knows."""
+
+    partition: int
+    start: int
+    end: int
+    count: int = -1
+
+
+class Shard(msgspec.Struct, frozen=True, array_like=True):
+    """Shard ``index`` (from 0) of ``of`` (at least 1)."""
+
+    index: int = 0
+    of: int = 1
+
+    @property
+    def key(self) -> str:
+        """Text for ledger keys, for example ``0of4``."""
+        return f"{self.index}of{self.of}"
+
+
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one stage (one shard of it) wrote to one topic: bounds and counts per partition, and whose records count."""
+
+    topic: str
+    topic_id: str
+    writer: str
+    ranges: tuple[PartitionRange, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Records written."""
+        return sum(r.count for r in self.ranges)
+
+
+class Window(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The records of one topic between two cuts, or those that a manifest names.
+
+    ``writers`` holds the writers whose records belong to it (empty: every record). ``generation`` orders windows made from
+    the same interval: a greater one is newer. ``lost`` are ranges known to be gone and accepted as such. ``ledger_offset`` is where a reader
+    of the pipeline's ledger partition may begin.
+    """
+
+    pipeline: str
+    topic: str
+    topic_id: str
+    ranges: tuple[PartitionRange, ...]
+    interval: Interval | None = None
+    name: str = ""
+    writers: tuple[str, ...] = ()
+    generation: int = 0
+    ledger_offset: int = 0
+    lost: tuple[PartitionRange, ...] = ()
+    carried: int = 0
+
+    @property
+    def key(self) -> str:
+        """What names this window in ledger keys and transactional ids: its interval, its name, or a hash of its ranges."""
+        if self.interval is not None:
+            return self.interval.key
+        return self.name or digest([self.topic, self.topic_id, [(r.partition, r.start, r.end) for r in self.ranges], self.writers])
+
+    @property
+    def size(self) -> int:
+        """Upper bound of its records: counts where known, else offsets (control records included)."""
+        return sum(r.count if r.count >= 0 else max(0, r.end - r.start) for r in self.ranges)
+
+
+class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which agent: a built-in's name, ``module:function``, or a function's source text that travels with the run."""
+
+    name: str
+    version: str = ""
+    source: str = ""
+    function: str = ""
+
+
+class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One stage (one shard of it) to run over one window.
+
+    ``window`` is None for ``ingest``, whose window is ``interval`` over the source's time column. ``plan`` names the whole plan that the
+    shard is a part of. ``rerun``: ``reuse`` returns the finished result of the same fingerprint, ``redo`` does the work anew; ``epoch`` (greater than
+    the one that stands in the ledger beside a finished result) redoes it too. ``limits`` and ``accept_loss`` don't enter the fingerprint.
+    """
+
+    pipeline: str
+    stage: str
+    agent: AgentRef
+    protocol: int = PROTOCOL_VERSION
+    params: dict[str, Any] = {}
+    window: Window | None = None
+    interval: Interval | None = None
+    shard: Shard = Shard()
+    plan: str = ""
+    output_topic: str = ""
+    dead_letter_topic: str = ""
+    run_id: str = ""
+    rerun: Literal["reuse", "redo"] = "reuse"
+    epoch: int = 0
+    accept_loss: bool = False
+    dry_run: bool = False
+    max_rejected: str = "50 %"
+    deadline_seconds: float = 0.0
+    chunk_records: int = 100_000
+    prefix: str = "factory"
+
+    @property
+    def key(self) -> str:
+        """The window's or the interval's key."""
+        if self.window is not None:
+            return self.window.key
+        if self.interval is None:
+            raise WindowError(f"stage {self.stage!r}: expected a window or an interval, got neither")
+        return self.interval.key
+
+    @property
+    def transactional_id(self) -> str:
+        """Stable over attempts, versions and parameters, so that a newer attempt fences an older one."""
+        return f"{self.prefix}.{self.pipeline}.{self.stage}.{self.key}.{self.shard.key}"
+
+
+class Counts(msgspec.Struct, omit_defaults=True):
+    """What happened to the records of a window: ``consumed = forwarded + filtered + rejected``.
+
+    ``produced`` are records written to the output topic. ``skipped`` belong to other writers and are not consumed. ``late`` came with a time before
+    the window's interval. At a sink ``forwarded = written + duplicates + older``; ``removed`` are rows an older generation had left.
+    """
+
+    consumed: int = 0
+    forwarded: int = 0
+    filtered: int = 0
+    rejected: int = 0
+    produced: int = 0
+    skipped: int = 0
+    late: int = 0
+    written: int = 0
+    duplicates: int = 0
+    older: int = 0
+    removed: int = 0
+    lost: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add another's figures to these."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def copy(self) -> Counts:
+        """An independent copy."""
+        return msgspec.structs.replace(self)
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a run failed: the error's class, its one line, and whether a retry may help."""
+
+    type: str
+    message: str
+    retriable: bool = False
+
+
+class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one run of one shard of one stage did. ``manifest`` is None where nothing is written to a topic (sinks, dry runs).
+
+    ``truncated`` says that it was too long for a termination message: the whole of it stands in the ledger.
+    """
+
+    pipeline: str
+    stage: str
+    key: str
+    protocol: int = PROTOCOL_VERSION
+    status: Literal["success", "failed"] = "success"
+    agent: str = ""
+    version: str = ""
+    interval: Interval | None = None
+    shard: Shard = Shard()
+    plan: str = ""
+    fingerprint: str = ""
+    generation: int = 0
+    epoch: int = 0
+    input: Manifest | None = None
+    manifest: Manifest | None = None
+    dead_letters: Manifest | None = None
+    counts: Counts = msgspec.field(default_factory=Counts)
+    report: dict[str, Any] | None = None
+    table: str = ""
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    resumed: bool = False
+    reused: bool = False
+    dry_run: bool = False
+    ledger_offset: int = 0
+    truncated: bool = False
+    error: ErrorInfo | None = None
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """Any of this module's values as JSON."""
+    return msgspec.json.encode(value)
+
+
+def to_data(value: msgspec.Struct) -> dict[str, Any]:
+    """Any of this module's values as JSON-able builtins (what XCom holds)."""
+    data: dict[str, Any] = msgspec.to_builtins(value)
+    return data
+
+
+def _decode(data: bytes | str | dict[str, Any], type_: type[_T], what: str) -> _T:
+    try:
+        value = msgspec.convert(data, type_) if isinstance(data, dict) else msgspec.json.decode(data, type=type_)
+    except msgspec.MsgspecError as error:
+        raise ConfigurationError(f"{what}: not what this version ({PROTOCOL_VERSION}) of the protocol expects: {error}") from error
+    version = getattr(value, "protocol", PROTOCOL_VERSION)
+    if version != PROTOCOL_VERSION:
+        raise ConfigurationError(
+            f"{what}: protocol version {version}, this side speaks {PROTOCOL_VERSION}; use the same release of both distributions"
+        )
+    return value
+
+
+def decode_run(data: bytes | str | dict[str, Any]) -> AgentRun:
+    """Read an ``AgentRun``; raises ConfigurationError naming the field that does not fit."""
+    return _decode(data, AgentRun, "AgentRun")
+
+
+def decode_result(data: bytes | str | dict[str, Any]) -> AgentResult:
+    """Read an ``AgentResult``; raises ConfigurationError naming the field that does not fit."""
+    return _decode(data, AgentResult, "AgentResult")
+
+
+def decode_window(data: bytes | str | dict[str, Any]) -> Window:
+    """Read a ``Window``; raises ConfigurationError naming the field that does not fit."""
+    return _decode(data, Window, "Window")
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits of the SHA-256 of a value's canonical JSON (keys sorted): equal values, equal digests."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:16]
+
+
+def shard_window(window: Window, shards: int) -> tuple[Window, ...]:
+    """Cut a window into at most ``shards`` windows (at least one, for an empty window too) by whole partitions, balanced by records.
+
+    Greedy, largest range first onto the lightest shard, ties by number: the same window always gives the same shards.
+    """
+    if shards < 1:
+        raise WindowError(f"shards: expected at least 1, got {shards}")
+    of = max(1, min(shards, len(window.ranges)))
+    loads = [0] * of
+    parts: list[list[PartitionRange]] = [[] for _ in range(of)]
+    for r in sorted(window.ranges, key=lambda r: (-(r.count if r.count >= 0 else max(0, r.end - r.start)), r.partition)):
+        lightest = min(range(of), key=lambda i: (loads[i], len(parts[i]), i))
+        loads[lightest] += r.count if r.count >= 0 else max(0, r.end - r.start)
+        parts[lightest].append(r)
+    return tuple(
+        msgspec.structs.replace(window, ranges=tuple(sorted(part, key=lambda r: r.partition)), lost=window.lost if i == 0 else ())
+        for i, part in enumerate(parts)
+    )
+
+
+def merge_results(results: Sequence[AgentResult]) -> Window:
+    """The next stage's window: what all shards of one stage wrote.
+
+    Raises WindowError unless the results are one complete, successful set of one plan with manifests on one topic.
+    """
+    if not results:
+        raise WindowError(
+            "expected the results of the stage before, got none; was it skipped, or marked as a success by hand? clear it so that it runs"
+        )
+    first = results[0]
+    name = f"stage {first.stage!r}"
+    for r in results:
+        if r.status != "success":
+            raise WindowError(f"{name} shard {r.shard.index + 1} of {r.shard.of} failed; clear it so that it runs again")
+        if r.dry_run:
+            raise WindowError(f"{name}: its result is of a dry run, which writes nothing that a next stage could read; run it for real")
+        if (r.pipeline, r.stage, r.key, r.plan, r.shard.of) != (
+            first.pipeline,
+            first.stage,
+            first.key,
+            first.plan,
+            first.shard.of,
+        ):
+            raise WindowError(f"{name}: results of different plans ({first.plan}, {r.plan}) cannot be merged; clear the whole stage")
+    have = {r.shard.index for r in results}
+    missing = [i for i in range(first.shard.of) if i not in have]
+    if missing:
+        raise WindowError(f"{name}: shard {missing[0] + 1} of {first.shard.of} has no result; clear it so that it runs")
+    if len(have) != len(results):
+        raise WindowError(f"{name}: {len(results)} results for {first.shard.of} shards; clear the whole stage")
+    manifests = [r.manifest for r in results if r.manifest is not None]
+    if len(manifests) != len(results):
+        raise WindowError(f"{name} wrote to no topic, so nothing can read on from it; give it an output topic")
+    if len({(m.topic, m.topic_id) for m in manifests}) != 1:
+        raise WindowError(
+            f"{name}: its shards wrote to different topics ({', '.join(sorted({m.topic for m in manifests}))}), or one was recreated"
+        )
+    return Window(
+        pipeline=first.pipeline,
+        topic=manifests[0].topic,
+        topic_id=manifests[0].topic_id,
+        ranges=_merge_ranges(r for m in manifests for r in m.ranges),
+        interval=first.interval,
+        name="" if first.interval else first.key,
+        writers=tuple(sorted(m.writer for m in manifests)),
+        generation=max(r.generation for r in results),
+        ledger_offset=min(r.ledger_offset for r in results),
+    )
+
+
+def _merge_ranges(ranges: Iterable[PartitionRange]) -> tuple[PartitionRange, ...]:
+    merged: dict[int, PartitionRange] = {}
+    for r in ranges:
+        if r.start >= r.end:
+            continue
+        have = merged.get(r.partition)
+        merged[r.partition] = (
+            r if have is None else PartitionRange(r.partition, min(have.start, r.start), max(have.end, r.end), have.count + r.count)
+        )
+    return tuple(merged[p] for p in sorted(merged))

@@ -1,0 +1,1 @@
+"""Runs agents over windows and live, exactly once."""

@@ -1,0 +1,422 @@
+"""What an agent is: ``@agent`` for a user's function, and the three shapes (transform, source, sink) that the runtime drives."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, overload
+
+import msgspec
+
+from factory_agents.errors import AgentError, ConfigurationError
+from factory_agents.kafka.messages import Message
+from factory_agents.protocol import Counts, Interval, Shard
+
+__all__ = [
+    "AgentFunction",
+    "Claim",
+    "FunctionTransform",
+    "Output",
+    "Reject",
+    "Row",
+    "Sink",
+    "SinkOutcome",
+    "Source",
+    "SourceRecord",
+    "Transform",
+    "agent",
+]
+
+
+class Reject(Exception):
+    """Raise (or, in a batch agent, return) this to send the event to the dead-letter topic with a reason.
+
+    ``rule`` names what was broken, for counting; ``reason`` is one line for a person.
+    """
+
+    def __init__(self, reason: str, *, rule: str = "rejected") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.rule = rule
+
+
+Record: TypeAlias = "bytes | tuple[bytes | None, bytes]"
+"""One output value, or a ``(key, value)`` pair where the key differs from the input's."""
+
+Output: TypeAlias = "Record | None | Reject | list[Record]"
+"""What became of one input record: forwarded as one or several records, filtered (None), or rejected."""
+
+
+class Transform(Protocol):
+    """Records in, records out. ``identity`` is what enters the fingerprint besides name and version (resolved parameters).
+
+    A ``stateful`` transform is shown the records of committed chunks again when a run resumes, and its outputs for them are dropped.
+    """
+
+    name: str
+    version: str
+    identity: dict[str, Any]
+    stateful: bool
+
+    def process(self, messages: Sequence[Message]) -> list[Output]:
+        """One output per message, in order. Must be deterministic; never raises for bad data (rejects it)."""
+        ...
+
+    def finish(self, counts: Counts) -> dict[str, Any] | None:
+        """After the last record: the report that goes into the result, or None."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """One row of a source: ``value`` as it goes to the topic, or why it was rejected; ``where`` for a person (``file:line``)."""
+
+    key: bytes | None
+    value: bytes
+    where: str
+    reject: Reject | None = None
+
+
+class Source(Protocol):
+    """Where ``ingest`` reads from. ``identity`` holds parameters and what tells one content from another (size, checksum, etag)."""
+
+    name: str
+    version: str
+    identity: dict[str, Any]
+
+    def read(self, interval: Interval | None, skip: int) -> Iterator[Sequence[SourceRecord]]:
+        """The interval's rows in a stable order, in batches of bounded size, without the first ``skip`` of them (all rows: None)."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who publishes what: identity of one shard of one window at a sink.
+
+    ``window`` sorts by time (the window's key, then the pipeline). ``input_generation`` orders the manifests a window was published from; ``generation`` is
+    this attempt's own and greater than every earlier one's.
+    """
+
+    pipeline: str
+    stage: str
+    window: str
+    shard: Shard
+    plan: str
+    fingerprint: str
+    input_generation: int
+    generation: int
+    epoch: int = 0
+    reuse: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SinkOutcome:
+    """What a sink committed: ``rows = written + duplicates + older``; ``notes`` are lines for a person."""
+
+    table: str
+    rows: int = 0
+    written: int = 0
+    duplicates: int = 0
+    older: int = 0
+    removed: int = 0
+    rejected: int = 0
+    notes: tuple[str, ...] = ()
+    reused: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+Row: TypeAlias = "tuple[dict[str, Any], int, int]"
+"""A decoded event with the partition and offset it came from."""
+
+
+class Sink(Protocol):
+    """Where ``publish`` writes to, exactly: rows, ledger row and fence in one transaction of the sink's own."""
+
+    name: str
+    version: str
+    identity: dict[str, Any]
+
+    def claim(self, claim: Claim) -> SinkOutcome | None:
+        """Take the shard over, fencing every earlier claimant; the outcome if just this was already committed and may be reused.
+
+        Raises SinkError for an older ``input_generation`` than the one committed.
+        """
+        ...
+
+    def write(self, rows: Sequence[Row]) -> dict[int, Reject]:
+        """Stage rows; those that cannot be written are returned by their index, with the reason. Nothing is visible before ``commit``."""
+        ...
+
+    def commit(self, *, rejected: int) -> SinkOutcome:
+        """Publish all that was written, atomically with the sink's ledger row. ``rejected`` is recorded there too.
+
+        Raises FencedError when a newer claim was made, UnavailableError when the outcome is unknown or it may be tried again.
+        """
+        ...
+
+    def close(self) -> None:
+        """Roll back what is not committed and disconnect."""
+        ...
+
+
+EventFunction: TypeAlias = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class AgentFunction:
+    """A user's function as an agent: call it as before, or give it to the runtime as ``module:name``.
+
+    ``function`` takes an event (a dict) and the declared parameters as keywords; it returns an event, None (filtered) or a list of
+    events. With ``batch`` it takes a list of events and returns one of these (or a ``Reject``) for each. ``key`` names the field whose value becomes the
+    output's key.
+    """
+
+    function: EventFunction
+    name: str
+    version: str
+    batch: bool = False
+    key: str | None = None
+    id_field: str = "event_id"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the plain function, as a unit test does."""
+        return self.function(*args, **kwargs)
+
+    def bind(self, params: Mapping[str, Any]) -> FunctionTransform:
+        """Check the parameters against the function's signature (names, and types where annotated) and make it a transform.
+
+        Raises ConfigurationError naming the parameter.
+        """
+        return FunctionTransform(self, self._check(params))
+
+    def _check(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        signature = inspect.signature(self.function)
+        declared = list(signature.parameters.values())[1:]
+        names = {p.name for p in declared}
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in declared):
+            return dict(params)
+        for name in params:
+            if name not in names:
+                known = ", ".join(sorted(names)) or "none"
+                raise ConfigurationError(f"agent {self.name!r}: unknown parameter {name!r}; it takes: {known}")
+        hints = inspect.get_annotations(self.function, eval_str=False)
+        checked: dict[str, Any] = {}
+        for p in declared:
+            if p.name not in params:
+                if p.default is inspect.Parameter.empty:
+                    raise ConfigurationError(f"agent {self.name!r}: parameter {p.name!r} is required")
+                checked[p.name] = p.default
+                continue
+            checked[p.name] = self._convert(p.name, params[p.name], hints.get(p.name, Any))
+        return checked
+
+    def _convert(self, name: str, value: Any, hint: Any) -> Any:
+        if isinstance(hint, str):
+            try:
+                hint = eval(hint, getattr(self.function, "__globals__", {}))  # the function's own annotation, as typing.get_type_hints does
+            except Exception:
+                hint = Any
+        try:
+            return msgspec.convert(value, hint, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(f"agent {self.name!r}: parameter {name!r}: {error}") from error
+        except TypeError:
+            return value
+
+
+def _source_version(function: EventFunction) -> str:
+    """A version for a function that names none: a hash of its module's source, so that changed code is told from unchanged code."""
+    module = inspect.getmodule(function)
+    try:
+        text = inspect.getsource(module) if module is not None else inspect.getsource(function)
+    except (OSError, TypeError):
+        code = function.__code__
+        text = code.co_code.hex() + repr(code.co_consts)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@overload
+def agent(function: EventFunction, /) -> AgentFunction: ...
+@overload
+def agent(
+    *, name: str = "", version: str = "", batch: bool = False, key: str | None = None, id_field: str = "event_id"
+) -> Callable[[EventFunction], AgentFunction]: ...
+def agent(
+    function: EventFunction | None = None,
+    /,
+    *,
+    name: str = "",
+    version: str = "",
+    batch: bool = False,
+    key: str | None = None,
+    id_field: str = "event_id",
+) -> AgentFunction | Callable[[EventFunction], AgentFunction]:
+    """Make a plain function an agent.
+
+    ``version`` is part of the fingerprint: a new one makes a re-run do the work anew; without one it is a hash of the module's source.
+    """
+
+    def make(f: EventFunction) -> AgentFunction:
+        return AgentFunction(f, name or f.__name__, version or _source_version(f), batch, key, id_field)
+
+    return make if function is None else make(function)
+
+
+def as_agent(value: Any, where: str) -> AgentFunction:
+    """An ``AgentFunction`` from one, or from a bare function; raises AgentError for anything else."""
+    if isinstance(value, AgentFunction):
+        return value
+    if inspect.isfunction(value):
+        return agent(value)
+    raise AgentError(f"{where}: expected a function or an @agent, got {type(value).__name__}")
+
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+def decode_event(value: bytes | None) -> dict[str, Any]:
+    """A record's value as an event; raises Reject for what is not a JSON object."""
+    if value is None:
+        raise Reject("the record has no value (a tombstone), expected a JSON object", rule="decode")
+    try:
+        event = _decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Reject(f"not JSON: {error}", rule="decode") from error
+    if type(event) is not dict:
+        raise Reject(f"expected a JSON object, got {type(event).__name__}", rule="decode")
+    return event
+
+
+class FunctionTransform:
+    """Drives an ``AgentFunction`` over records: decode, call, encode; whatever it raises rejects that one event."""
+
+    stateful = False
+
+    def __init__(self, agent_function: AgentFunction, params: dict[str, Any]) -> None:
+        self.name = agent_function.name
+        self.version = agent_function.version
+        self.identity: dict[str, Any] = {"params": params}
+        self._agent = agent_function
+        self._params = params
+
+    def process(self, messages: Sequence[Message]) -> list[Output]:
+        """See ``Transform.process``."""
+        if self._agent.batch:
+            return self._process_batch(messages)
+        call, params, finish = self._agent.function, self._params, self._finish
+        outputs: list[Output] = []
+        append = outputs.append
+        simple = self._agent.key is None
+        for message in messages:
+            try:
+                event = _decode(message.value())
+                if type(event) is not dict:
+                    decode_event(message.value())
+                result = call(event, **params) if params else call(event)
+                append(_encode(result) if simple and type(result) is dict else finish(result, message))
+            except Reject as reject:
+                append(reject)
+            except Exception as error:
+                append(self._failed(error, message))
+        return outputs
+
+    def _failed(self, error: Exception, message: Message) -> Reject:
+        if isinstance(error, (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)):
+            try:
+                decode_event(message.value())
+            except Reject as reject:
+                return reject
+        return Reject(f"{self.name} raised {type(error).__name__}: {error}", rule="agent-error")
+
+    def _finish(self, result: Any, message: Message) -> Output:
+        if result is None or isinstance(result, Reject):
+            return result
+        if isinstance(result, dict):
+            return self._record(result)
+        if isinstance(result, list):
+            return self._several(result, message)
+        raise TypeError(f"returned {type(result).__name__}, expected a dict, a list of dicts or None")
+
+    def _record(self, event: dict[str, Any]) -> bytes | tuple[bytes | None, bytes]:
+        value = _encode(event)
+        if self._agent.key is None:
+            return value
+        key = event.get(self._agent.key)
+        if key is None:
+            raise Reject(f"the key field {self._agent.key!r} is missing or null", rule="key")
+        return (key.encode() if isinstance(key, str) else _encode(key), value)
+
+    def _several(self, events: list[Any], message: Message) -> Output:
+        """Outputs of one event stay distinct: where they kept its id, the n-th (from 1) gets ``-n`` appended."""
+        if not events:
+            return None
+        field_ = self._agent.id_field
+        original = decode_event(message.value()).get(field_) if len(events) > 1 else None
+        records: list[bytes | tuple[bytes | None, bytes]] = []
+        for n, event in enumerate(events, 1):
+            if not isinstance(event, dict):
+                raise TypeError(f"returned a list holding {type(event).__name__}, expected dicts")
+            if original is not None and event.get(field_) == original:
+                event = event | {field_: f"{original}-{n}"}
+            records.append(self._record(event))
+        return records
+
+    def _process_batch(self, messages: Sequence[Message]) -> list[Output]:
+        outputs: list[Output] = [None] * len(messages)
+        events: list[dict[str, Any]] = []
+        where: list[int] = []
+        for i, message in enumerate(messages):
+            try:
+                events.append(decode_event(message.value()))
+                where.append(i)
+            except Reject as reject:
+                outputs[i] = reject
+        for i, result in zip(where, self._call_batch(events), strict=True):
+            try:
+                outputs[i] = self._finish(result, messages[i])
+            except Reject as reject:
+                outputs[i] = reject
+            except Exception as error:
+                outputs[i] = Reject(f"{self.name} raised {type(error).__name__}: {error}", rule="agent-error")
+        return outputs
+
+    def _call_batch(self, events: list[dict[str, Any]]) -> list[Any]:
+        """The whole batch at once; where that raises, each half, until the events that make it raise stand alone."""
+        if not events:
+            return []
+        copy = _decode(_encode(events)) if len(events) > 1 else None
+        try:
+            results = list(self._agent.function(events, **self._params))
+            if len(results) != len(events):
+                raise AgentError(
+                    f"agent {self.name!r}: a batch of {len(events)} events must give {len(events)} results, got {len(results)}"
+                )
+            return results
+        except AgentError:
+            raise
+        except Reject as reject:
+            failure: Any = reject
+        except Exception as error:
+            failure = Reject(f"{self.name} raised {type(error).__name__}: {error}", rule="agent-error")
+        if copy is None:
+            return [failure]
+        half = len(copy) // 2
+        return self._call_batch(copy[:half]) + self._call_batch(copy[half:])
+
+    def finish(self, counts: Counts) -> dict[str, Any] | None:
+        """See ``Transform.finish``."""
+        return None
+
+    def close(self) -> None:
+        """See ``Transform.close``."""

@@ -1,0 +1,281 @@
+"""Where an agent's records go: the output topic and its dead letters, each record with its writer in one header."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from confluent_kafka import KafkaError
+
+from factory_agents.errors import ConfigurationError, DataLossError
+from factory_agents.kafka.messages import Message
+from factory_agents.kafka.reader import WRITER_HEADER
+from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.writer import TransactionalWriter, choose_partition
+from factory_agents.protocol import Counts, Manifest, PartitionRange
+from factory_agents.runtime.agents import Output, Reject
+
+__all__ = ["DEAD_LETTER_HEADER", "Bounds", "DeadLetter", "Origin", "Outputs"]
+
+DEAD_LETTER_HEADER = "factory-dead-letter"
+"""The header of a dead letter that says why, as JSON (``DeadLetter``)."""
+
+_DEAD_SETTINGS = {"max.message.bytes": "20971520", "retention.ms": "2592000000"}
+
+Bounds = dict[int, tuple[int, int, int]]
+"""Per partition: first offset, one past the last, records written between them."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why an event was rejected and where it came from; the event itself is the record's key, value and other headers."""
+
+    error: str
+    rule: str
+    pipeline: str
+    stage: str
+    agent: str
+    version: str
+    window: str = ""
+    topic: str = ""
+    partition: int = -1
+    offset: int = -1
+    timestamp: int = -1
+    where: str = ""
+    writer: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who writes: what dead letters and errors say of it. ``input_topic`` is empty where none is read."""
+
+    pipeline: str
+    stage: str
+    agent: str
+    version: str
+    window: str = ""
+    input_topic: str = ""
+    input_partitions: int = 0
+
+
+class Outputs:
+    """Puts an agent's outputs and dead letters into a writer's transaction and keeps count of them.
+
+    ``show`` (a dry run) is called with topic, key and value instead. Topics are looked up by ``resolve``; the dead-letter topic is made when first needed.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        writer: TransactionalWriter,
+        origin: Origin,
+        *,
+        output: str,
+        dead: str,
+        show: Callable[[str, bytes | None, bytes | None], None] | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._writer = writer
+        self._origin = origin
+        self._show = show
+        self._output_name = output
+        self._dead_name = dead
+        self._headers: list[tuple[str, Any]] = []
+        self._starts: dict[str, dict[int, int]] = {}
+        self._sent: dict[str, dict[int, int]] = {}
+        self.output: TopicFacts | None = None
+        self.dead: TopicFacts | None = None
+
+    def resolve(self) -> None:
+        """Look the output topic up; ConfigurationError where it does not exist."""
+        if self._output_name:
+            self.output = self._cluster.topic(self._output_name)
+
+    def sign(self, writer_id: str) -> None:
+        """Set what every record carries in its writer header from now on."""
+        self._headers = [(WRITER_HEADER, writer_id.encode())]
+
+    @property
+    def dead_name(self) -> str:
+        """Where rejected events go: as told, else ``<output>.dead``, else ``<input>.dead``."""
+        base = self._output_name or self._origin.input_topic
+        if not self._dead_name and not base:
+            raise ConfigurationError(
+                f"stage {self._origin.stage!r}: an event was rejected, but no output topic and no dead-letter topic is named"
+            )
+        return self._dead_name or f"{base}.dead"
+
+    def put(self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts) -> None:
+        """What became of a batch of input records: forwards, filters, rejects, and counts each of them once."""
+        write = self._write
+        for message, output in zip(messages, outputs, strict=True):
+            if type(output) is bytes:
+                refused = write(message, message.key(), output)
+                if refused is None:
+                    counts.forwarded += 1
+                    counts.produced += 1
+                    continue
+                output = refused
+            if output is None:
+                counts.filtered += 1
+            elif isinstance(output, Reject):
+                counts.rejected += 1
+                self.reject(output, message=message)
+            else:
+                self._put_several(message, output if isinstance(output, list) else [output], counts)
+        counts.consumed += len(messages)
+
+    def _put_several(self, message: Message, records: Sequence[bytes | tuple[bytes | None, bytes] | Any], counts: Counts) -> None:
+        written = 0
+        for record in records:
+            key, value = record if isinstance(record, tuple) else (message.key(), record)
+            refused = self._write(message, key, value)
+            if refused is not None:
+                if written:
+                    raise DataLossError(
+                        f"{message.topic()}-{message.partition()}@{message.offset()}: one of its {len(records)} outputs is too large: {refused.reason}"
+                    )
+                counts.rejected += 1
+                self.reject(refused, message=message)
+                return
+            written += 1
+        counts.forwarded += 1
+        counts.produced += written
+
+    def _write(self, message: Message, key: bytes | None, value: bytes) -> Reject | None:
+        """One output of an input record. The input's partition is kept where both topics have as many and the key is the same; else the key decides."""
+        fallback = message.partition()
+        output = self._needed_output()
+        if output.partitions == self._origin.input_partitions and key == message.key():
+            partition = fallback
+        else:
+            partition = choose_partition(key, fallback, output.partitions)
+        headers = self._headers
+        own = message.headers()
+        if own is not None and (len(own) > 1 or own[0][0] != WRITER_HEADER):
+            headers = [h for h in own if h[0] != WRITER_HEADER and h[0] != DEAD_LETTER_HEADER] + headers
+        return self._send(output, value, key, partition, headers)
+
+    def write_new(self, key: bytes | None, value: bytes, fallback: int) -> Reject | None:
+        """One record that comes from no topic; ``fallback`` chooses the partition where there is no key. The reason why the client refuses it, if it does."""
+        output = self._needed_output()
+        return self._send(output, value, key, choose_partition(key, fallback, output.partitions), self._headers)
+
+    def _needed_output(self) -> TopicFacts:
+        if self.output is None:
+            raise ConfigurationError(
+                f"stage {self._origin.stage!r}: agent {self._origin.agent!r} gives events, but no output topic is named"
+            )
+        return self.output
+
+    def _send(
+        self, topic: TopicFacts, value: bytes | None, key: bytes | None, partition: int, headers: Sequence[tuple[str, Any]]
+    ) -> Reject | None:
+        if self._show is not None:
+            self._show(topic.name, key, value)
+            return None
+        if self._writer.open_since is None:
+            self._writer.begin()
+        sent = self._sent.get(topic.name)
+        if sent is None:
+            sent = self._sent[topic.name] = {}
+            if topic.name not in self._starts:
+                self._starts[topic.name] = self._cluster.high_watermark(topic.name, range(topic.partitions))
+        error: KafkaError | None = self._writer.send(topic.name, value, key, partition, headers)
+        if error is not None:
+            return Reject(f"refused by the client: {error.str()}", rule="refused")
+        sent[partition] = sent.get(partition, 0) + 1
+        return None
+
+    def reject(
+        self,
+        reject: Reject,
+        *,
+        message: Message | None = None,
+        value: bytes | None = None,
+        key: bytes | None = None,
+        where: str = "",
+    ) -> None:
+        """Send one event, whole, to the dead-letter topic with the reason."""
+        origin = self._origin
+        letter = DeadLetter(
+            error=reject.reason,
+            rule=reject.rule,
+            pipeline=origin.pipeline,
+            stage=origin.stage,
+            agent=origin.agent,
+            version=origin.version,
+            window=origin.window,
+            where=where,
+        )
+        headers: list[tuple[str, Any]] = []
+        if message is not None:
+            value, key = message.value(), message.key()
+            letter, headers = _of_message(letter, message)
+        if self._show is not None:
+            self._show(self.dead_name, key, value)
+            return
+        if self.dead is None:
+            self.dead = self._dead_topic()
+        headers += [*self._headers, (DEAD_LETTER_HEADER, msgspec.json.encode(letter))]
+        refused = self._send(self.dead, value, key, choose_partition(key, max(letter.partition, 0), self.dead.partitions), headers)
+        if refused is not None:
+            raise ConfigurationError(
+                f"a dead letter does not fit the topic {self.dead.name!r}: {refused.reason}; raise its max.message.bytes"
+            )
+
+    def _dead_topic(self) -> TopicFacts:
+        found = self._cluster.find(self.dead_name)
+        if found is None:
+            partitions = self.output.partitions if self.output else self._origin.input_partitions
+            self._cluster.create(self.dead_name, max(1, partitions), settings=_DEAD_SETTINGS)
+            found = self._cluster.topic(self.dead_name)
+        return found
+
+    def bounds(self, topic: TopicFacts | None, have: Bounds) -> Bounds:
+        """``have`` and what this chunk has sent to a topic, once it is flushed."""
+        sent = self._sent.get(topic.name) if topic is not None else None
+        if topic is None or not sent:
+            return have
+        if topic is self.output and self._cluster.topic(topic.name).id != topic.id:
+            raise DataLossError(f"output topic {topic.name!r} was deleted and created again during the run; run the stage again")
+        ends, starts = self._cluster.high_watermark(topic.name, sent), self._starts[topic.name]
+        merged = dict(have)
+        for p, n in sent.items():
+            start, _, count = merged.get(p, (starts[p], 0, 0))
+            merged[p] = (start, ends[p], count + n)
+        return merged
+
+    def forget(self) -> None:
+        """A chunk has ended, committed or aborted: begin counting the next."""
+        self._sent = {}
+
+    def manifest(self, bounds: Bounds, writer_id: str) -> Manifest | None:
+        """What was written to the output topic, or None where there is no output topic or nothing is written for real."""
+        if self.output is None or self._show is not None:
+            return None
+        return Manifest(self.output.name, self.output.id, writer_id, _ranges(bounds))
+
+    def dead_manifest(self, bounds: Bounds, writer_id: str) -> Manifest | None:
+        """What was written to the dead-letter topic, or None for nothing."""
+        if not bounds:
+            return None
+        dead = self.dead or self._dead_topic()
+        return Manifest(dead.name, dead.id, writer_id, _ranges(bounds))
+
+
+def _of_message(letter: DeadLetter, message: Message) -> tuple[DeadLetter, list[tuple[str, Any]]]:
+    own = message.headers() or []
+    return msgspec.structs.replace(
+        letter,
+        topic=message.topic(),
+        partition=message.partition(),
+        offset=message.offset(),
+        timestamp=message.timestamp()[1],
+        writer=next(((v or b"").decode(errors="replace") for n, v in own if n == WRITER_HEADER), ""),
+    ), [h for h in own if h[0] not in (WRITER_HEADER, DEAD_LETTER_HEADER)]
+
+
+def _ranges(bounds: Bounds) -> tuple[PartitionRange, ...]:
+    return tuple(PartitionRange(p, start, end, count) for p, (start, end, count) in sorted(bounds.items()))
