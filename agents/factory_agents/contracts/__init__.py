@@ -1,0 +1,22 @@
+"""Data contracts: what an event and a window of events must be, checked and judged."""
+
+from factory_agents.contracts.conditions import Condition, Verdict, judge, parse_condition, parse_conditions
+from factory_agents.contracts.contract import Column, ColumnType, Contract, Rule, load_contract
+from factory_agents.contracts.schema import Violation
+from factory_agents.contracts.window_rules import WindowStatistics, merge_reports
+
+__all__ = [
+    "Column",
+    "ColumnType",
+    "Condition",
+    "Contract",
+    "Rule",
+    "Verdict",
+    "Violation",
+    "WindowStatistics",
+    "judge",
+    "load_contract",
+    "merge_reports",
+    "parse_condition",
+    "parse_conditions",
+]

@@ -1,0 +1,227 @@
+"""Thresholds on a validation report as text (``rejected > 1 %``), and the pure judge that applies them."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Literal, NoReturn
+
+import msgspec
+
+from factory_agents.contracts.documents import did_you_mean, one_of, show
+from factory_agents.errors import ConfigurationError
+
+__all__ = ["Condition", "Outcome", "Verdict", "check", "judge", "parse_condition", "parse_conditions"]
+
+Outcome = Literal["pass", "warn", "fail"]
+Level = Literal["warn", "fail"]
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_UNITS = {"sec": "s", "second": "s", "seconds": "s", "m": "min", "minute": "min", "minutes": "min"}
+_UNITS |= {"hour": "h", "hours": "h", "day": "d", "days": "d"}
+_SHARE_OF = {"rejected": "rows", "duplicates": "valid", "late": "valid", "early": "valid", "untimed": "valid"}
+_FIGURES = ("rows", "valid", "rejected", "rejected(rule)", "null_rate(field)", "duplicates", "late", "early", "untimed", "freshness")
+_CONDITION = re.compile(r"\s*(\w+)\s*(?:\(\s*([^()]*?)\s*\))?\s*(>=|<=|==|!=|>|<)\s*(\d+(?:[_,]\d{3})*(?:\.\d+)?)\s*(%|[A-Za-z]+)?\s*")
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """A parsed threshold: true where ``figure`` (of ``argument``, a field or a rule) compares so with ``threshold``.
+
+    The threshold's ``unit`` is ``""`` for a count, ``"%"`` for a share, else a unit of time.
+    """
+
+    text: str
+    figure: str
+    argument: str
+    comparison: str
+    threshold: str
+    unit: str
+
+    @property
+    def limit(self) -> Fraction:
+        """The threshold as a count, a share of one, or seconds; exact."""
+        value = Fraction(self.threshold)
+        return value / 100 if self.unit == "%" else value * _SECONDS.get(self.unit, 1)
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a report comes to: the worst outcome, every check, and lines for a person (a summary first)."""
+
+    outcome: Outcome
+    checks: tuple[dict[str, Any], ...]
+    lines: tuple[str, ...]
+
+
+def parse_condition(text: str) -> Condition:
+    """Read one condition, such as ``rejected > 1 %``, ``rows < 1``, ``null_rate(added) > 5 %`` or ``freshness > 2 h``.
+
+    Raises ConfigurationError in one line.
+    """
+    match = _CONDITION.fullmatch(str(text))
+    if match is None:
+        what = "a figure, a comparison and a threshold, such as 'rejected > 1 %'"
+        raise ConfigurationError(f"condition {show(text)}: expected {what}")
+    figure, argument, comparison, number, unit = match.groups(default="")
+    number = number.replace(",", "").replace("_", "")
+    condition = Condition(" ".join(text.split()), figure, argument, comparison, number, _UNITS.get(unit, unit))
+    _check_figure(condition)
+    _check_unit(condition)
+    return condition
+
+
+def parse_conditions(conditions: str | Sequence[str], name: str) -> tuple[Condition, ...]:
+    """One condition or several, from the setting called ``name``."""
+    items = [conditions] if isinstance(conditions, str) else conditions
+    if not isinstance(items, (list, tuple)):
+        what = "a condition or a list of them, such as 'rejected > 1 %'"
+        raise ConfigurationError(f"{name}: expected {what}, got {show(conditions)}")
+    try:
+        return tuple(parse_condition(item) for item in items)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {error}") from error
+
+
+def _fail(condition: Condition, message: str) -> NoReturn:
+    raise ConfigurationError(f"condition {condition.text!r}: {message}")
+
+
+def _check_figure(c: Condition) -> None:
+    names = [f.split("(")[0] for f in _FIGURES]
+    if c.figure not in names:
+        near = did_you_mean(c.figure, names) or did_you_mean(c.figure.removesuffix("_rate"), names)
+        _fail(c, f"unknown figure {c.figure!r}{near or one_of('', _FIGURES)}")
+    if c.figure == "null_rate" and not c.argument:
+        _fail(c, "expected a field in brackets, such as null_rate(added)")
+    if c.argument and c.figure not in ("null_rate", "rejected"):
+        _fail(c, f"{c.figure} takes nothing in brackets, got ({c.argument})")
+
+
+def _check_unit(c: Condition) -> None:
+    if c.figure == "freshness":
+        if c.unit not in _SECONDS:
+            _fail(c, f"expected a time with its unit, one of {', '.join(_SECONDS)}, such as 'freshness > 2 h'")
+    elif c.figure == "null_rate":
+        if c.unit != "%":
+            _fail(c, f"expected a share in per cent, such as 'null_rate({c.argument}) > 5 %'")
+    elif c.unit == "%" and c.figure not in _SHARE_OF:
+        _fail(c, f"{c.figure} is a count, which has no per cent")
+    elif c.unit not in ("", "%"):
+        _fail(c, f"expected a number or per cent, got the unit {c.unit!r}")
+
+
+def check(report: Mapping[str, Any], condition: Condition, level: Level) -> dict[str, Any]:
+    """Apply one condition: ``{rule, level, observed, threshold, outcome}``, with ``note`` where the figure is not known.
+
+    ``observed`` and ``threshold`` are counts, shares of one, or seconds. An empty window breaks no share and no freshness (that
+    is what ``rows < 1`` is for); a figure that can't be known although there are events gives ``warn``.
+    """
+    limit = _number(condition.limit)
+    result = {"rule": condition.text, "level": level, "observed": None, "threshold": limit, "outcome": "pass"}
+    observed = _observe(report, condition)
+    if observed is not None:
+        result["observed"] = _number(observed)
+        if _COMPARE[condition.comparison](observed, condition.limit):
+            result["outcome"] = level
+    elif report["valid"]:
+        result["outcome"] = "warn"
+        result["note"] = _why_unknown(report, condition)
+    else:
+        result["note"] = "not known: the window holds no valid event" if report["rows"] else "not known: the window is empty"
+    return result
+
+
+def _observe(report: Mapping[str, Any], c: Condition) -> Fraction | None:
+    if c.figure == "freshness":
+        seconds = report["freshness_seconds"]
+        return None if seconds is None else Fraction(str(seconds))
+    if c.figure == "null_rate":
+        if c.argument not in report["nulls"]:
+            _fail(c, f"the report counts no nulls of {c.argument!r}{one_of(c.argument, report['nulls'])}")
+        return _share(report["nulls"][c.argument], report["valid"])
+    count = _rejected_by(report, c) if c.argument else report[c.figure]
+    if count is None or c.unit != "%":
+        return None if count is None else Fraction(count)
+    return _share(count, report[_SHARE_OF[c.figure]])
+
+
+def _rejected_by(report: Mapping[str, Any], c: Condition) -> int:
+    rules: Mapping[str, int] = report["rules"]
+    if c.argument not in rules and c.argument.split(":")[0] not in ("schema", "decode", "time"):
+        _fail(c, f"unknown rule {c.argument!r}{one_of(c.argument, rules)}")
+    return rules.get(c.argument, 0)
+
+
+def _share(part: int, whole: int) -> Fraction | None:
+    return Fraction(part, whole) if whole else None
+
+
+def _number(value: Fraction) -> int | float:
+    return value.numerator if value.denominator == 1 else float(value)
+
+
+def _why_unknown(report: Mapping[str, Any], c: Condition) -> str:
+    if c.figure == "duplicates":
+        return "not known: duplicates are counted in windows only"
+    if report.get("window_end") is None:
+        return "not known: the run has no interval to compare event times with"
+    return "not known: no event has a time (does the contract name its field under 'time'?)"
+
+
+def judge(report: Mapping[str, Any] | None, fail_if: str | Sequence[str] = (), warn_if: str | Sequence[str] = ()) -> Verdict:
+    """Judge a report by its contract's own conditions, which stand in it, and by those given; bad data is an outcome, no error.
+
+    Raises ConfigurationError for a condition that can't be read or names what the report doesn't hold.
+    """
+    if not isinstance(report, Mapping) or "checks" not in report:
+        raise ConfigurationError(f"expected a validation report, got {show(report)}; is the stage before a validate agent?")
+    checks = list(report["checks"])
+    for level, name, conditions in (("fail", "fail_if", fail_if), ("warn", "warn_if", warn_if)):
+        checks += [check(report, c, "fail" if level == "fail" else "warn") for c in parse_conditions(conditions, name)]
+    outcomes = {c["outcome"] for c in checks}
+    outcome: Outcome = "fail" if "fail" in outcomes else "warn" if "warn" in outcomes else "pass"
+    return Verdict(outcome, tuple(checks), tuple(_lines(report, checks, outcome)))
+
+
+def _lines(report: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], outcome: Outcome) -> list[str]:
+    contract = report["contract"]
+    figures = [f"{report[name]:,} {name}" for name in ("rows", "valid", "rejected")]
+    figures[-1] += _per_cent(report["rejected_rate"])
+    if report["duplicates"] is not None:
+        within = f" (within each of {report['shards']} shards)" if report["shards"] > 1 else ""
+        figures.append(f"{report['duplicates']:,} duplicates{within}")
+    if report["late"]:
+        figures.append(f"{report['late']:,} late")
+    lines = [f"{outcome.upper()}: {contract['name']} version {contract['version']}: {', '.join(figures)}"]
+    lines += [_check_line(c) for c in sorted(checks, key=lambda c: ("fail", "warn", "pass").index(c["outcome"]))]
+    broken = sorted(((n, rule) for rule, n in report["rules"].items() if n), key=lambda pair: (-pair[0], pair[1]))
+    lines += [f"  {n:,} × {rule}" for n, rule in broken[:10]]
+    lines += [f"  e.g. {s['topic']}-{s['partition']}@{s['offset']}: {s['reason']}" for s in report["samples"]]
+    return lines
+
+
+def _check_line(c: Mapping[str, Any]) -> str:
+    """One check; what was observed in the unit of its condition."""
+    condition = parse_condition(c["rule"])
+    if c["observed"] is None:
+        observed = c.get("note", "not known")
+    elif condition.unit == "%":
+        observed = f"{c['observed'] * 100:.4g} %"
+    elif condition.unit:
+        observed = f"{c['observed'] / _SECONDS[condition.unit]:,.6g} {condition.unit}"
+    else:
+        observed = f"{c['observed']:,}"
+    return f"  {c['outcome']:<4} {c['level']} if {c['rule']}: {observed}"
+
+
+def _per_cent(share: float | None) -> str:
+    return "" if share is None else f" ({share * 100:.3g} %)"

@@ -1,0 +1,421 @@
+"""Data contracts: what one event must be, what a window of them must be, and which table they make."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args
+
+import msgspec
+
+from factory_agents.contracts.conditions import Condition, parse_condition
+from factory_agents.contracts.documents import (
+    Document,
+    KeyPath,
+    did_you_mean,
+    inline_document,
+    one_of,
+    parse_document,
+    read_document,
+    show,
+)
+from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, parse_expression
+from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
+from factory_agents.errors import ConfigurationError
+from factory_agents.paths import resolve_path
+from factory_agents.protocol import digest
+
+__all__ = ["Column", "ColumnType", "Contract", "Rule", "load_contract"]
+
+ColumnType = Literal["text", "bigint", "double", "boolean", "timestamptz", "json", "numeric", "date"]
+TimeUnit = Literal["s", "ms", "us", "iso"]
+
+_KEYS = (
+    *("name", "version", "description", "owner", "id", "time", "time_unit"),
+    *("version_field", "key", "schema", "rules", "window", "columns"),
+)
+_WINDOW_KEYS = ("fail_if", "warn_if", "nulls")
+_RESERVED = ("schema", "decode", "time")
+_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_FIRST_US = int(datetime(1, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+_LAST_US = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()) * 1_000_000
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One column of the table that a contract makes; its name is the field's."""
+
+    name: str
+    type: ColumnType
+    nullable: bool
+    primary_key: bool
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """A record rule: its name and its text, for people; the contract holds it compiled."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A checked data contract.
+
+    ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
+    counted in (``iso``: ISO-8601 text). ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it.
+    """
+
+    name: str
+    version: str
+    id: str | None
+    time: str | None
+    time_unit: TimeUnit
+    version_field: str | None
+    key: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    fail_if: tuple[Condition, ...]
+    warn_if: tuple[Condition, ...]
+    nulls: tuple[str, ...]
+    source: str
+    digest: str
+    _columns: tuple[Column, ...] = field(repr=False)
+    _schema: Schema = field(repr=False)
+    _expressions: tuple[Expression, ...] = field(repr=False)
+    _all_rules: Callable[[Getter], Any] = field(repr=False)
+    _read_time: Callable[[Any], int | None] = field(repr=False)
+
+    def columns(self) -> tuple[Column, ...]:
+        """The table's columns, in the order of their declaration."""
+        return self._columns
+
+    def checker(self) -> Callable[[dict[str, Any]], bool]:
+        """The fast test of one decoded event against schema and rules; what it calls false, ``violations`` explains."""
+        is_valid, rules = self._schema.is_valid, self._all_rules
+        if not self._expressions:
+            return is_valid
+
+        def check(event: dict[str, Any]) -> bool:
+            try:
+                return is_valid(event) and bool(rules(event.get))
+            except (TypeError, AttributeError, ArithmeticError):
+                return False
+
+        return check
+
+    def time_reader(self) -> Callable[[Any], int | None]:
+        """Turns a value of the time field into microseconds since 1970 UTC, None into None; it raises ValueError for no time."""
+        return self._read_time
+
+    def event_time(self, event: Mapping[str, Any]) -> int | None:
+        """When an event happened: microseconds since 1970 UTC (as is text without a zone), or None. Raises ValueError for no time."""
+        return None if self.time is None else self._read_time(event.get(self.time))
+
+    def violations(self, event: Any) -> tuple[Violation, ...]:
+        """Every rule that an event breaks, with path, what was expected and what came: none for a valid event."""
+        broken = self._schema.violations(event)
+        if not isinstance(event, dict):
+            return tuple(broken) or (Violation("schema", f"the event: expected object, got {show(event)}"),)
+        fits = not broken
+        try:
+            self.event_time(event)
+        except ValueError as error:
+            broken.append(Violation("time", f"{self.time}: {error}"))
+        for rule, expression in zip(self.rules, self._expressions, strict=True):
+            reason = _why_broken(expression, event, undecided_counts=fits)
+            if reason:
+                broken.append(Violation(rule.name, f"rule {rule.name}: {reason}"))
+        return tuple(broken)
+
+
+def _why_broken(expression: Expression, event: dict[str, Any], *, undecided_counts: bool) -> str:
+    """Why a rule doesn't hold; a rule that can't be decided because the schema is broken already adds nothing."""
+    try:
+        if expression.test(event.get):
+            return ""
+        verb = "expected"
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        if not undecided_counts:
+            return ""
+        verb = f"cannot be decided ({error}): expected"
+    names = dict.fromkeys(name for name, _, _ in expression.fields)
+    got = ", ".join(f"{name} = {show(event.get(name))}" if name in event else f"no {name}" for name in names)
+    return f"{verb} {' '.join(expression.text.split())}, got {got}"
+
+
+def load_contract(source: str | Path | Mapping[str, Any]) -> Contract:
+    """Read a contract from a file (found as ``resolve_path`` does), from YAML or JSON text, or from a mapping.
+
+    A text is told from a path by a line break or a leading brace. What the contract refers to is relative to its own file (else
+    to ``$FACTORY_INCLUDE``, else to the working directory). Raises ContractError beginning with ``file:line:column``, and
+    ConfigurationError where there is no such file.
+    """
+    folder = Path(os.environ.get("FACTORY_INCLUDE") or Path.cwd()).absolute()
+    if isinstance(source, Mapping):
+        return _Builder(inline_document(source), folder).build()
+    if isinstance(source, str) and ("\n" in source or source.lstrip().startswith("{")):
+        return _Builder(parse_document(source, "inline contract"), folder).build()
+    path = resolve_path(source, "contract")
+    return _Builder(read_document(path, os.fspath(source)), path.parent.absolute()).build()
+
+
+class _Builder:
+    """Reads a contract's document part by part; each error names its place."""
+
+    def __init__(self, document: Document, folder: Path) -> None:
+        self._document = document
+        self._folder = folder
+        self._data: dict[str, Any] = document.mapping((), document.data, "a contract (a mapping with a name)")
+        self._fields: Mapping[str, FieldType] = {}
+
+    def build(self) -> Contract:
+        self._document.check_keys((), self._data, _KEYS)
+        if "name" not in self._data:
+            self._fail((), "expected a name, such as 'name: events', got none")
+        name = self._text("name", r"[A-Za-z_][\w.-]*", "a name of letters, digits, . _ -")
+        for remark in ("description", "owner"):
+            self._text(remark, r"(?s).*", "text")
+        schema = self._schema()
+        self._fields = schema.fields
+        id_ = self._field("id", None if self._data.get("id", "") is None else "event_id")
+        time, unit = self._time()
+        rules = self._rules()
+        fail_if, warn_if, nulls = self._window([rule.name for rule, _ in rules])
+        key = self._key(id_)
+        version = self._version()
+        version_field = self._field("version_field", None)
+        columns = self._columns(key)
+        expressions = tuple(e for _, e in rules)
+        meaning = {
+            "name": name,
+            "version": version,
+            "id": id_,
+            "time": [time, unit],
+            "version_field": version_field,
+            "key": key,
+            "schema": schema.content,
+            "rules": [(rule.name, " ".join(rule.text.split())) for rule, _ in rules],
+            "window": [[c.text for c in fail_if], [c.text for c in warn_if], nulls],
+            "columns": columns,
+        }
+        return Contract(
+            name=name,
+            version=version,
+            id=id_,
+            time=time,
+            time_unit=unit,
+            version_field=version_field,
+            key=key,
+            rules=tuple(rule for rule, _ in rules),
+            fail_if=fail_if,
+            warn_if=warn_if,
+            nulls=nulls,
+            source=self._document.name,
+            digest=digest(meaning),
+            _columns=columns,
+            _schema=schema,
+            _expressions=expressions,
+            _all_rules=compile_all(expressions),
+            _read_time=_time_reader(unit),
+        )
+
+    def _fail(self, path: KeyPath, message: str, *, key: bool = False) -> NoReturn:
+        self._document.fail(path, message, key=key)
+
+    def _text(self, key: str, pattern: str, what: str) -> str:
+        value = self._data.get(key, "")
+        if key in self._data and not (isinstance(value, str) and re.fullmatch(pattern, value)):
+            self._fail((key,), f"expected {what}, got {show(value)}")
+        return str(value)
+
+    def _version(self) -> str:
+        value = self._data.get("version", 1)
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)) or value == "":
+            self._fail(("version",), f"expected a number or text, such as 1 or '1.2.0', got {show(value)}")
+        return str(value)
+
+    def _schema(self) -> Schema:
+        value = self._data.get("schema", {"type": "object"})
+        schema = {"$ref": value} if isinstance(value, str) else value
+        document = replace(self._document, data=self._data | {"schema": schema})
+        return compile_schema(document, ("schema",), self._folder)
+
+    def _declared(self, name: Any, path: KeyPath, *, default: bool = False) -> str:
+        """A field's name, which the schema must declare if it declares any."""
+        if not isinstance(name, str) or not name:
+            self._fail(path, f"expected a field's name, got {show(name)}")
+        if self._fields and name not in self._fields:
+            hint = did_you_mean(name, self._fields)
+            if default:
+                what = f"the field that identifies an event ({name!r}, the default, is not in the schema)"
+                self._fail((), f"expected {path[0]}: to name {what}{hint}")
+            self._fail(path, f"the schema declares no field {name!r}{hint}")
+        return name
+
+    def _field(self, key: str, default: str | None) -> str | None:
+        value = self._data.get(key)
+        if value is None:
+            return None if default is None else self._declared(default, (key,), default=True)
+        return self._declared(value, (key,))
+
+    def _time(self) -> tuple[str | None, TimeUnit]:
+        name = self._field("time", None)
+        unit = self._data.get("time_unit")
+        if unit is not None and unit not in get_args(TimeUnit):
+            self._fail(("time_unit",), f"expected one of {', '.join(get_args(TimeUnit))}, got {show(unit)}")
+        if name is None:
+            if unit is not None:
+                self._fail(("time_unit",), "expected time: to name the field that it is the unit of", key=True)
+            return None, "iso"
+        types = self._fields[name].types - {"null"} if name in self._fields else frozenset[str]()
+        if unit is None and types & {"integer", "number"}:
+            self._fail(("time",), f"{name!r} is a number: expected time_unit: s, ms or us beside it", key=True)
+        if unit is not None and types and (unit == "iso") != (types == {"string"}):
+            self._fail(("time_unit",), f"{unit!r} does not fit {name!r}, which the schema says is {' or '.join(sorted(types))}")
+        return name, unit or "iso"
+
+    def _key(self, id_: str | None) -> tuple[str, ...]:
+        value = self._data.get("key", [id_] if id_ is not None else [])
+        names: Any = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or (not names and "key" in self._data):
+            self._fail(("key",), f"expected a field's name or a list of them, got {show(value)}")
+        for i, name in enumerate(names):
+            path: KeyPath = ("key", i) if value is names else ("key",)
+            self._declared(name, path)
+            if self._fields and self._fields[name].nullable:
+                place: KeyPath = path if "key" in self._data else ("id",)
+                message = f"the key field {name!r} may be missing or null"
+                self._fail(place, f"{message}: expected it among the schema's required fields, with a type other than null")
+        if len(set(names)) != len(names):
+            self._fail(("key",), f"a field stands twice in {show(names)}")
+        return tuple(names)
+
+    def _rules(self) -> list[tuple[Rule, Expression]]:
+        what = "a mapping of rule names to expressions, such as 'positive: added >= 0'"
+        data = self._document.mapping(("rules",), self._data.get("rules") or {}, what)
+        return [(Rule(name, str(text)), self._rule(name, text)) for name, text in data.items()]
+
+    def _rule(self, name: str, text: Any) -> Expression:
+        path = ("rules", name)
+        if not re.fullmatch(r"[A-Za-z_][\w-]*", name) or name in _RESERVED:
+            self._fail(path, f"expected a rule's name of letters, digits, _ and - (not {', '.join(_RESERVED)})", key=True)
+        if not isinstance(text, str):
+            self._fail(path, f"expected an expression, such as 'added is None or added >= 0', got {show(text)}")
+        try:
+            expression = parse_expression(text)
+        except ExpressionError as error:
+            self._document.fail_inside(path, error.line, error.column, str(error))
+        for used, line, column in expression.fields:
+            if self._fields and used not in self._fields:
+                message = f"the schema declares no field {used!r}{did_you_mean(used, self._fields)}"
+                self._document.fail_inside(path, line, column, message)
+        return expression
+
+    def _window(self, rules: Sequence[str]) -> tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...]]:
+        data = self._document.mapping(("window",), self._data.get("window") or {}, "a mapping with fail_if, warn_if")
+        self._document.check_keys(("window",), data, _WINDOW_KEYS)
+        fail_if = self._conditions("fail_if", data.get("fail_if"), rules)
+        warn_if = self._conditions("warn_if", data.get("warn_if"), rules)
+        default = [name for name, f in self._fields.items() if f.nullable]
+        nulls = data.get("nulls", default)
+        if not isinstance(nulls, list):
+            self._fail(("window", "nulls"), f"expected a list of fields whose nulls are counted, got {show(nulls)}")
+        for i, name in enumerate(nulls):
+            self._declared(name, ("window", "nulls", i))
+        nulls = [*nulls, *(c.argument for c in (*fail_if, *warn_if) if c.figure == "null_rate")]
+        return fail_if, warn_if, tuple(dict.fromkeys(nulls))
+
+    def _conditions(self, key: str, value: Any, rules: Sequence[str]) -> tuple[Condition, ...]:
+        items = [value] if isinstance(value, str) else value or []
+        if not isinstance(items, list):
+            self._fail(("window", key), f"expected a condition or a list of them, such as 'rejected > 1 %', got {show(value)}")
+        result = []
+        for i, text in enumerate(items):
+            path: KeyPath = ("window", key, i) if items is value else ("window", key)
+            try:
+                condition = parse_condition(text)
+            except ConfigurationError as error:
+                self._fail(path, str(error))
+            if condition.figure == "null_rate":
+                self._declared(condition.argument, path)
+            elif condition.argument and condition.argument not in rules and condition.argument.split(":")[0] not in _RESERVED:
+                self._fail(path, f"there is no rule {condition.argument!r}{did_you_mean(condition.argument, rules)}")
+            if condition.figure in ("freshness", "late", "early", "untimed") and self._data.get("time") is None:
+                self._fail(path, f"{condition.figure} needs event times: expected time: to name their field")
+            result.append(condition)
+        return tuple(result)
+
+    def _columns(self, key: tuple[str, ...]) -> tuple[Column, ...]:
+        what = "a mapping of column names to types, such as 'added: bigint'"
+        given = self._document.mapping(("columns",), self._data.get("columns") or {}, what)
+        for name, type_ in given.items():
+            self._declared(name, ("columns", name))
+            if type_ is not None and type_ not in get_args(ColumnType):
+                self._fail(("columns", name), f"unknown type {show(type_)}{one_of(str(type_), get_args(ColumnType))}")
+        names = list(given or self._fields)
+        missing = [k for k in key if k not in names]
+        if missing and names:
+            self._fail(("columns",), f"expected the key field {missing[0]!r} among the columns")
+        return tuple(self._column(name, given.get(name), name in key) for name in names)
+
+    def _column(self, name: str, type_: ColumnType | None, primary_key: bool) -> Column:
+        field_ = self._fields.get(name, FieldType(frozenset(), "", False))
+        return Column(name, type_ or _column_type(field_), field_.nullable and not primary_key, primary_key)
+
+
+def _column_type(field_: FieldType) -> ColumnType:
+    types = field_.types - {"null"}
+    if types == {"string"}:
+        formats: dict[str, ColumnType] = {"date-time": "timestamptz", "date": "date"}
+        return formats.get(field_.format, "text")
+    if types and types <= {"integer", "number"}:
+        return "double" if "number" in types else "bigint"
+    return "boolean" if types == {"boolean"} else "json"
+
+
+def _time_reader(unit: TimeUnit) -> Callable[[Any], int | None]:
+    return _iso_time if unit == "iso" else _number_time(unit)
+
+
+def _number_time(unit: TimeUnit) -> Callable[[Any], int | None]:
+    factor = _UNITS[unit]
+    first, last = _FIRST_US // factor, _LAST_US // factor
+
+    def read(value: Any) -> int | None:
+        if type(value) is int and first <= value <= last:
+            return value * factor
+        if value is None:
+            return None
+        if type(value) is float and first <= value <= last:
+            return round(value * factor)
+        what = "a time between the years 1 and 9999" if type(value) in (int, float) else "a number"
+        raise ValueError(f"expected {what}, counted in {unit} since 1970, got {show(value)}")
+
+    return read
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _iso_time(value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        time = _parse_iso(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"expected an ISO-8601 time, such as 2026-11-01T04:00:00Z, got {show(value)}") from error
+    since = time - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _parse_iso(value: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        if not re.search(r":60(?!\d)|z$", value):
+            raise
+        time = datetime.fromisoformat(re.sub(r":60(?!\d)", ":59", value).upper())  # a leap second, a small z: RFC 3339 has both
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

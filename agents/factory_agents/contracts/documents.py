@@ -1,0 +1,217 @@
+"""Reads YAML and JSON so that every value knows its line and column: errors in a contract point at their place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import msgspec
+import yaml
+
+from factory_agents.errors import ContractError
+
+__all__ = ["Document", "KeyPath", "did_you_mean", "inline_document", "one_of", "parse_document", "read_document", "show"]
+
+KeyPath: TypeAlias = "tuple[str | int, ...]"
+"""Where a value stands in a document: keys and indexes from the root."""
+
+_Position: TypeAlias = "tuple[int, int]"
+
+
+def show(value: Any, limit: int = 60) -> str:
+    """A value as JSON for a message, cut to ``limit`` characters."""
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, msgspec.MsgspecError):
+        text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def one_of(word: str, known: Iterable[str]) -> str:
+    """The nearest known word, or else all of them, as the end of a message."""
+    known = list(known)
+    return did_you_mean(word, known) or f"; expected one of: {', '.join(known)}"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed file (or text, or a mapping from elsewhere): its data, and the place of every key and value in it."""
+
+    name: str
+    data: Any
+    text: str = ""
+    values: Mapping[KeyPath, _Position] = field(default_factory=dict)
+    keys: Mapping[KeyPath, _Position] = field(default_factory=dict)
+
+    def where(self, path: KeyPath, *, key: bool = False) -> str:
+        """``file:line:column`` (from 1) of a value, or of its key; the nearest enclosing value's where it has none itself."""
+        position = self.keys.get(path) if key else None
+        while position is None and (path in self.values or path):
+            position = self.values.get(path)
+            path = path[:-1]
+        if position is None:
+            position = self.values.get(())
+        return self.name if position is None else f"{self.name}:{position[0]}:{position[1]}"
+
+    def fail(self, path: KeyPath, message: str, *, key: bool = False) -> NoReturn:
+        """Raise ContractError at a place, naming the path to it."""
+        dotted = ".".join(map(str, path))
+        raise ContractError(f"{self.where(path, key=key)}: {dotted + ': ' if dotted else ''}{message}")
+
+    def fail_inside(self, path: KeyPath, line: int, column: int, message: str) -> NoReturn:
+        """Raise ContractError at a line and column (from 1) within a text value, as exactly as its notation allows."""
+        position = self.values.get(path)
+        if position is not None:
+            first, start = self._text_start(position)
+            if start >= 0:
+                position = (first + line - 1, start + column)
+        where = self.name if position is None else f"{self.name}:{position[0]}:{position[1]}"
+        raise ContractError(f"{where}: {'.'.join(map(str, path))}: {message}")
+
+    def _text_start(self, position: _Position) -> _Position:
+        """The line (from 1) and column (from 0) where the characters of a scalar begin; column -1 where lines are folded."""
+        lines = self.text.split("\n")
+        line, column = position
+        head = lines[line - 1][column - 1 :]
+        if head.startswith("|"):
+            body = lines[line] if line < len(lines) else ""
+            return (line + 1, len(body) - len(body.lstrip()))
+        if head.startswith(">"):
+            return (line, -1)
+        return (line, column if head.startswith(("'", '"')) else column - 1)
+
+    def mapping(self, path: KeyPath, value: Any, what: str) -> dict[str, Any]:
+        """The value, which must be a mapping."""
+        if not isinstance(value, dict):
+            self.fail(path, f"expected {what}, got {show(value)}")
+        return value
+
+    def check_keys(self, path: KeyPath, value: Mapping[str, Any], known: Iterable[str]) -> None:
+        """Refuse a key that is not among the known ones."""
+        known = list(known)
+        for name in value:
+            if name not in known:
+                self.fail((*path, name), f"unknown key{one_of(name, known)}", key=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars: ``no``, ``on`` and ``2026-01-01`` are texts, as in JSON Schema's own files."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, Any]]] = {}  # noqa: RUF012
+
+
+def _resolve_plain_scalars() -> None:
+    import re
+
+    for tag, pattern, first in (
+        ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+        ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+        ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
+        ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+    ):
+        _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), first)
+
+
+_resolve_plain_scalars()
+
+
+def read_document(path: Path, name: str = "") -> Document:
+    """Read a YAML or JSON file; raises ContractError naming the place of what is wrong."""
+    name = name or str(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ContractError(f"{name}:1:1: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ContractError(f"{name}:{line}:1: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x}") from error
+    return parse_document(text, name)
+
+
+def inline_document(data: Mapping[str, Any], name: str = "inline contract") -> Document:
+    """A mapping that came as data, not as text: it has paths but no lines."""
+    return Document(name, msgspec.to_builtins(dict(data)))
+
+
+def parse_document(text: str, name: str) -> Document:
+    """Parse YAML or JSON text; raises ContractError naming the place of what is wrong."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
+        raise ContractError(f"{name}:{where}: not YAML: {error.problem or error.context}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ContractError(f"{name}:{line}:1: not YAML: {error.reason} (character {error.character!r})") from error
+    if node is None:
+        raise ContractError(f"{name}:1:1: expected a contract, got an empty file")
+    reader = _Reader(name)
+    data = reader.read(node, ())
+    return Document(name, data, text, reader.values, reader.keys)
+
+
+class _Reader:
+    """Turns YAML nodes into plain data and keeps their places."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.values: dict[KeyPath, _Position] = {}
+        self.keys: dict[KeyPath, _Position] = {}
+        self._open: set[int] = set()
+
+    def read(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.values[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            self._fail(node, f"expected plain YAML, got the tag {node.tag!r}")
+        if id(node) in self._open:
+            self._fail(node, "an alias that holds itself")
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, path)
+            return [self.read(item, (*path, i)) for i, item in enumerate(node.value)]
+        finally:
+            self._open.discard(id(node))
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(key, str):
+                self._fail(key_node, f"expected a name as key, got {show(key)}; quote it")
+            if key in result:
+                self._fail(key_node, f"the key {key!r} stands here twice")
+            self.keys[(*path, key)] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+            result[key] = self.read(value_node, (*path, key))
+        return result
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        text: str = node.value
+        try:
+            if kind == "null":
+                return None
+            if kind == "bool":
+                return text.lower() == "true"
+            if kind in ("int", "float"):
+                return int(text) if kind == "int" else float(text)
+        except ValueError:
+            self._fail(node, f"expected a value of type {kind}, got {text!r}")
+        if kind != "str":
+            self._fail(node, f"expected plain YAML, got the tag {node.tag!r}")
+        return text
+
+    def _fail(self, node: yaml.Node, message: str) -> NoReturn:
+        raise ContractError(f"{self.name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {message}")

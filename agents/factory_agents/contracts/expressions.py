@@ -1,0 +1,270 @@
+"""The language of record rules: comparisons of an event's fields as Python writes them, compiled, and nothing else of Python."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
+
+from factory_agents.contracts.documents import one_of
+
+__all__ = ["Expression", "ExpressionError", "Getter", "compile_all", "parse_expression"]
+
+Getter: TypeAlias = Callable[[str], Any]
+"""An event's ``get``: a field's value, or None where it is missing."""
+
+
+class ExpressionError(ValueError):
+    """A rule cannot be read; ``line`` and ``column`` (from 1) are within the rule's text."""
+
+    def __init__(self, message: str, line: int, column: int) -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A checked rule: its text, the top-level fields it reads with their places, and the test over an event's ``get``.
+
+    The test returns what Python would (its truth counts); where values don't fit it raises TypeError, AttributeError or
+    ZeroDivisionError.
+    """
+
+    text: str
+    fields: tuple[tuple[str, int, int], ...]
+    test: Callable[[Getter], Any]
+    tree: ast.expr
+
+
+_NUMBERS = (int, float)
+
+
+def _product(left: Any, right: Any) -> Any:
+    if isinstance(left, _NUMBERS) and isinstance(right, _NUMBERS):
+        return left * right
+    raise TypeError(f"* takes numbers, got {type(left).__name__} and {type(right).__name__}")
+
+
+def _modulo(left: Any, right: Any) -> Any:
+    if isinstance(left, _NUMBERS) and isinstance(right, _NUMBERS):
+        return left % right
+    raise TypeError(f"% takes numbers, got {type(left).__name__} and {type(right).__name__}")
+
+
+def _item(value: Any, key: str | int) -> Any:
+    """A nested field; null and missing parents have only null fields, and a list ends in nulls."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return value.get(key)
+    if isinstance(value, list) and isinstance(key, int):
+        return value[key] if -len(value) <= key < len(value) else None
+    raise TypeError(f"{type(value).__name__} has no field {key!r}")
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"len": len, "abs": abs, "min": min, "max": max}
+_METHODS = {"startswith": 1, "endswith": 1, "lower": 0, "upper": 0, "matches": 1}
+_OPERATORS = (ast.Add, ast.Sub, ast.Div, ast.FloorDiv)
+_COMPARISONS = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Is, ast.IsNot)
+_HINTS = {"null": "None", "nil": "None", "undefined": "None", "true": "True", "false": "False"}
+_WORDS = {
+    ast.Lambda: "a lambda",
+    ast.JoinedStr: "an f-string",
+    ast.NamedExpr: "an assignment",
+    ast.ListComp: "a comprehension",
+    ast.GeneratorExp: "a comprehension",
+    ast.SetComp: "a comprehension",
+    ast.DictComp: "a comprehension",
+    ast.Dict: "a mapping",
+}
+
+
+def parse_expression(text: str) -> Expression:
+    """Check a rule and compile it; raises ExpressionError with the place of what is not allowed."""
+    tree = _parse(text)
+    compiler = _Compiler(text)
+    try:
+        if isinstance(tree, (ast.Tuple, ast.List, ast.Set, ast.Constant)):
+            raise ExpressionError("expected a comparison, which can be true or false, got a value", 1, 1)
+        body = compiler.visit(tree)
+        return Expression(text, tuple(compiler.fields), compiler.function(body), tree)
+    except RecursionError as error:
+        raise ExpressionError("nested too deeply", 1, 1) from error
+
+
+def compile_all(expressions: Sequence[Expression]) -> Callable[[Getter], Any]:
+    """One test for all rules at once: true where each of them is (one call an event, not one a rule)."""
+    if not expressions:
+        return lambda _get: True
+    if len(expressions) == 1:
+        return expressions[0].test
+    compiler = _Compiler("")
+    bodies: list[ast.expr] = [compiler.visit(e.tree) for e in expressions]
+    return compiler.function(ast.BoolOp(ast.And(), bodies))
+
+
+def _parse(text: str) -> ast.expr:
+    try:
+        return ast.parse(f"({text}\n)", mode="eval").body  # in brackets, lines may break anywhere
+    except SyntaxError as error:
+        line, column = error.lineno or 1, error.offset or 1
+        hint = "; write and, or, not" if re.search(r"&&|\|\||!(?!=)", text) else ""
+        at_end = line > text.count("\n") + 1
+        if at_end:
+            lines = text.split("\n")
+            line, column = len(lines), len(lines[-1]) + 1 + (len(lines) == 1)
+        message = "it ends too early" if at_end else error.msg
+        raise ExpressionError(f"not an expression: {message}{hint}", line, max(1, column - (line == 1))) from error
+    except (ValueError, MemoryError, RecursionError) as error:
+        raise ExpressionError("not an expression: nested too deeply, or with a null character", 1, 1) from error
+
+
+class _Compiler:
+    """Rewrites an allowed tree so that fields become ``get("field")`` and nothing of Python's own is in reach."""
+
+    def __init__(self, text: str) -> None:
+        self.fields: list[tuple[str, int, int]] = []
+        self._lines = text.split("\n")
+        self._environment: dict[str, Any] = {"__builtins__": {}, "_product": _product, "_modulo": _modulo, "_item": _item}
+        self._environment.update({f"_{name}": function for name, function in _FUNCTIONS.items()})
+
+    def function(self, body: ast.expr) -> Callable[[Getter], Any]:
+        arguments = ast.arguments(posonlyargs=[], args=[ast.arg("get")], kwonlyargs=[], kw_defaults=[], defaults=[])
+        tree = ast.fix_missing_locations(ast.Expression(ast.Lambda(arguments, body)))
+        code = compile(tree, "<rule>", "eval")
+        test: Callable[[Getter], Any] = eval(code, self._environment)  # every node is ours, and there are no builtins
+        return test
+
+    def visit(self, node: ast.expr) -> ast.expr:
+        visitor = getattr(self, f"_visit_{type(node).__name__.lower()}", None)
+        if visitor is None:
+            what = _WORDS.get(type(node), type(node).__name__)
+            self._fail(node, f"{what} is not allowed in a rule; expected comparisons of fields with and, or, not")
+        rewritten: ast.expr = visitor(node)
+        return rewritten
+
+    def _all(self, nodes: Iterable[ast.expr]) -> list[ast.expr]:
+        return [self.visit(n) for n in nodes]
+
+    def _visit_boolop(self, node: ast.BoolOp) -> ast.expr:
+        return ast.BoolOp(node.op, self._all(node.values))
+
+    def _visit_unaryop(self, node: ast.UnaryOp) -> ast.expr:
+        if isinstance(node.op, ast.Invert):
+            self._fail(node, "~ is not allowed in a rule; write not")
+        return ast.UnaryOp(node.op, self.visit(node.operand))
+
+    def _visit_binop(self, node: ast.BinOp) -> ast.expr:
+        left, right = self.visit(node.left), self.visit(node.right)
+        if isinstance(node.op, (ast.Mult, ast.Mod)):
+            return self._call("_product" if isinstance(node.op, ast.Mult) else "_modulo", left, right)
+        if not isinstance(node.op, _OPERATORS):
+            self._fail(node, "this operator is not allowed in a rule; expected one of + - * / // %")
+        return ast.BinOp(left, node.op, right)
+
+    def _visit_compare(self, node: ast.Compare) -> ast.expr:
+        operands = [node.left, *node.comparators]
+        for operator, left, right in zip(node.ops, operands, operands[1:], strict=False):
+            if not isinstance(operator, _COMPARISONS):
+                self._fail(node, "unknown comparison")
+            if isinstance(operator, (ast.Is, ast.IsNot)) and not _is_none(left, right):
+                self._fail(right, "'is' is for None; write == or !=")
+        return ast.Compare(self.visit(node.left), node.ops, self._all(node.comparators))
+
+    def _visit_ifexp(self, node: ast.IfExp) -> ast.expr:
+        return ast.IfExp(self.visit(node.test), self.visit(node.body), self.visit(node.orelse))
+
+    def _visit_list(self, node: ast.List) -> ast.expr:
+        return ast.List(self._all(node.elts), ast.Load())
+
+    def _visit_tuple(self, node: ast.Tuple) -> ast.expr:
+        return ast.Tuple(self._all(node.elts), ast.Load())
+
+    def _visit_set(self, node: ast.Set) -> ast.expr:
+        return ast.Tuple(self._all(node.elts), ast.Load())
+
+    def _visit_constant(self, node: ast.Constant) -> ast.expr:
+        if node.value is not None and not isinstance(node.value, (str, int, float)):
+            self._fail(node, f"expected text, a number, True, False or None, got {node.value!r}")
+        return ast.Constant(node.value)
+
+    def _visit_name(self, node: ast.Name) -> ast.expr:
+        if node.id in _HINTS:
+            self._fail(node, f"{node.id} is no field; write {_HINTS[node.id]}")
+        return self._field(node, node.id)
+
+    def _visit_attribute(self, node: ast.Attribute) -> ast.expr:
+        if node.attr in _METHODS:
+            self._fail(node, f"{node.attr} is a method; call it: .{node.attr}(…)")
+        return self._call("_item", self.visit(node.value), ast.Constant(node.attr))
+
+    def _visit_subscript(self, node: ast.Subscript) -> ast.expr:
+        key = node.slice
+        if isinstance(key, ast.UnaryOp) and isinstance(key.op, ast.USub) and isinstance(key.operand, ast.Constant):
+            key = ast.Constant(-key.operand.value) if isinstance(key.operand.value, int) else key
+        if not isinstance(key, ast.Constant) or type(key.value) not in (str, int):
+            self._fail(node, 'expected a field\'s name or an index in the brackets, such as user["e-mail"] or tags[0]')
+        return self._call("_item", self.visit(node.value), ast.Constant(key.value))
+
+    def _visit_call(self, node: ast.Call) -> ast.expr:
+        if node.keywords:
+            self._fail(node, "named arguments are not allowed in a rule")
+        if isinstance(node.func, ast.Attribute):
+            return self._method(node, node.func)
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name == "field":
+            argument = node.args[0] if len(node.args) == 1 else None
+            if not isinstance(argument, ast.Constant) or not isinstance(argument.value, str):
+                self._fail(node, 'field() takes one name in quotes, such as field("user-id")')
+            return self._field(node, argument.value)
+        if name not in _FUNCTIONS:
+            self._fail(node, f"unknown function {ast.unparse(node.func)!r}{one_of(name, ['field', *_FUNCTIONS])}")
+        if not node.args:
+            self._fail(node, f"{name}() needs an argument")
+        return self._call(f"_{name}", *self._all(node.args))
+
+    def _method(self, node: ast.Call, function: ast.Attribute) -> ast.expr:
+        name = function.attr
+        if name not in _METHODS:
+            self._fail(node, f"unknown method {name!r}{one_of(name, _METHODS)}")
+        if len(node.args) != _METHODS[name]:
+            self._fail(node, f"{name}() takes {('no arguments', 'one argument')[_METHODS[name]]}, got {len(node.args)}")
+        value = self.visit(function.value)
+        if name == "matches":
+            return self._call(self._pattern(node.args[0]), value)
+        return ast.Call(ast.Attribute(value, name, ast.Load()), self._all(node.args), [])
+
+    def _pattern(self, node: ast.expr) -> str:
+        """The name of a compiled search; like JSON Schema's ``pattern`` it matches anywhere unless anchored."""
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            self._fail(node, 'matches() takes a regular expression in quotes, such as path.matches("[.]py$")')
+        try:
+            search = re.compile(node.value).search
+        except re.error as error:
+            self._fail(node, f"not a regular expression: {error}")
+        name = f"_search{len(self._environment)}"
+        self._environment[name] = search
+        return name
+
+    def _field(self, node: ast.expr, name: str) -> ast.expr:
+        self.fields.append((name, *self._place(node)))
+        return self._call("get", ast.Constant(name))
+
+    def _call(self, name: str, *arguments: ast.expr) -> ast.expr:
+        return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])
+
+    def _place(self, node: ast.expr) -> tuple[int, int]:
+        """Line and column in characters: Python counts bytes, and our opening bracket."""
+        line = min(node.lineno, len(self._lines))
+        prefix = self._lines[line - 1].encode()[: max(0, node.col_offset - (line == 1))]
+        return line, len(prefix.decode(errors="ignore")) + 1
+
+    def _fail(self, node: ast.expr, message: str) -> NoReturn:
+        raise ExpressionError(message, *self._place(node))
+
+
+def _is_none(*nodes: ast.expr) -> bool:
+    return any(isinstance(n, ast.Constant) and n.value is None for n in nodes)

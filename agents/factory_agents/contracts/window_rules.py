@@ -1,0 +1,200 @@
+"""What a window of events looks like as a whole: counted as it streams by, reported, and merged over shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from factory_agents.contracts.conditions import check, parse_condition
+from factory_agents.contracts.contract import Contract
+from factory_agents.contracts.distinct import DistinctCounter
+from factory_agents.contracts.documents import show
+from factory_agents.errors import ConfigurationError
+from factory_agents.protocol import Interval
+
+__all__ = ["WindowStatistics", "merge_reports"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_REASON = 200
+
+
+class WindowStatistics:
+    """Counts over the events of one window, in bounded memory.
+
+    ``interval`` is what late, early and fresh are relative to (never the clock). ``duplicates`` are valid events whose id an
+    earlier valid one of this window (of this shard) had; without ``count_duplicates`` (a stream without an end) they are not
+    known. ``samples`` is how many rejected events the report shows.
+    """
+
+    def __init__(self, contract: Contract, interval: Interval | None = None, *, count_duplicates: bool = True, samples: int = 5) -> None:
+        self._contract = contract
+        self._interval = interval
+        self._start = _microseconds(interval.start) if interval else None
+        self._end = _microseconds(interval.end) if interval else None
+        self._samples_kept = samples
+        self._samples: list[dict[str, Any]] = []
+        self._rules: dict[str, int] = dict.fromkeys((rule.name for rule in contract.rules), 0)
+        self._nulls: dict[str, int] = dict.fromkeys(contract.nulls, 0)
+        self._ids = DistinctCounter() if count_duplicates and contract.id is not None else None
+        self._first: int | None = None
+        self._last: int | None = None
+        self.valid = 0
+        self.rejected = 0
+        self._late = 0
+        self._early = 0
+        self._untimed = 0
+
+    @property
+    def rows(self) -> int:
+        """Events seen."""
+        return self.valid + self.rejected
+
+    def add_valid(self, events: Sequence[dict[str, Any]], times: Sequence[int | None]) -> None:
+        """Count a batch of valid events; ``times`` are theirs in microseconds, empty where the contract names none."""
+        self.valid += len(events)
+        for name in self._nulls:
+            self._nulls[name] += [event.get(name) for event in events].count(None)
+        id_ = self._contract.id
+        if self._ids is not None and id_ is not None:
+            self._ids.add([v if type(v) is str else f"\0{v!r}" for event in events if (v := event.get(id_)) is not None])
+        self._add_times(times)
+
+    def _add_times(self, times: Sequence[int | None]) -> None:
+        known = [t for t in times if t is not None]
+        self._untimed += len(times) - len(known)
+        if not known:
+            return
+        first, last = min(known), max(known)
+        self._first = first if self._first is None else min(first, self._first)
+        self._last = last if self._last is None else max(last, self._last)
+        if self._start is not None and first < self._start:
+            self._late += sum(t < self._start for t in known)
+        if self._end is not None and last >= self._end:
+            self._early += sum(t >= self._end for t in known)
+
+    def add_rejected(self, rules: Iterable[str], reason: str, where: tuple[str, int, int]) -> None:
+        """Count an event that broke ``rules``; ``where`` is its topic, partition and offset."""
+        self.rejected += 1
+        for rule in rules:
+            self._rules[rule] = self._rules.get(rule, 0) + 1
+        if len(self._samples) < self._samples_kept or where < _coordinates(self._samples[-1]):
+            short = reason if len(reason) <= _REASON else reason[: _REASON - 1] + "…"
+            sample = dict(zip(("topic", "partition", "offset", "rules", "reason"), (*where, list(rules), short), strict=True))
+            self._samples = _first_samples([*self._samples, sample], self._samples_kept)
+
+    def report(self) -> dict[str, Any]:
+        """The report: JSON-able; shares are None where there is nothing to divide by, figures None where they can't be known.
+
+        ``samples`` are the first rejected events by topic, partition and offset. ``checks`` are the contract's own conditions,
+        applied.
+        """
+        contract, timed = self._contract, self._contract.time is not None
+        windowed = timed and self._interval is not None
+        return _complete(
+            {
+                "contract": {"name": contract.name, "version": contract.version, "digest": contract.digest},
+                "rows": self.rows,
+                "valid": self.valid,
+                "rejected": self.rejected,
+                "rules": self._rules,
+                "nulls": self._nulls,
+                "duplicates": None if self._ids is None else self._ids.added - self._ids.count(),
+                "late": self._late if windowed else None,
+                "early": self._early if windowed else None,
+                "untimed": self._untimed if timed else None,
+                "first_event": _text(self._first),
+                "last_event": _text(self._last),
+                "window_start": _text(self._start),
+                "window_end": _text(self._end),
+                "samples": self._samples,
+                "shards": 1,
+            },
+            [("fail", c.text) for c in contract.fail_if] + [("warn", c.text) for c in contract.warn_if],
+        )
+
+    def close(self) -> None:
+        """Free memory and temporary files."""
+        if self._ids is not None:
+            self._ids.close()
+
+
+def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One report of a whole window from those of its shards: counts are summed, shares and checks made anew.
+
+    Only duplicates can differ from a report of the whole: two events with one id that fell into different shards are not seen
+    as such (``shards`` says how many there were). A topic keyed by id has all events of an id in one partition, so in one shard.
+    Raises ConfigurationError for no reports, or reports of different contracts or windows.
+    """
+    parts = list(reports)
+    if not parts or not all(p and "checks" in p for p in parts):
+        what = "the validation reports of all shards of a stage"
+        raise ConfigurationError(f"expected {what}, got {show(parts)}; is the stage a validate agent, and did it run?")
+    first = parts[0]
+    for name in ("contract", "window_start", "window_end"):
+        for part in parts:
+            if part[name] != first[name]:
+                what = f"{name} {show(first[name])} and {show(part[name])}"
+                raise ConfigurationError(f"reports that differ in their {what} cannot be merged; clear the whole stage")
+    merged: dict[str, Any] = {name: first[name] for name in ("contract", "window_start", "window_end")}
+    for name in ("rows", "valid", "rejected", "shards", "duplicates", "late", "early", "untimed"):
+        counts = [p[name] for p in parts]
+        merged[name] = None if None in counts else sum(counts)
+    for name in ("rules", "nulls"):
+        merged[name] = _sum([p[name] for p in parts])
+    merged["first_event"] = min((p["first_event"] for p in parts if p["first_event"]), default=None)
+    merged["last_event"] = max((p["last_event"] for p in parts if p["last_event"]), default=None)
+    merged["samples"] = _first_samples([s for p in parts for s in p["samples"]], max(len(p["samples"]) for p in parts))
+    return _complete(merged, [(c["level"], c["rule"]) for c in first["checks"]])
+
+
+def _sum(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in counts:
+        for name, count in part.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _complete(counts: dict[str, Any], conditions: Sequence[tuple[Any, str]]) -> dict[str, Any]:
+    """Add what follows from the counts."""
+    rows, valid = counts["rows"], counts["valid"]
+    report = counts | {
+        "rejected_rate": _rate(counts["rejected"], rows),
+        "null_rates": {name: _rate(count, valid) for name, count in counts["nulls"].items()},
+        "duplicate_rate": _rate(counts["duplicates"], valid),
+        "late_rate": _rate(counts["late"], valid),
+        "freshness_seconds": _freshness(counts["last_event"], counts["window_end"]),
+    }
+    report["checks"] = [check(report, parse_condition(text), level) for level, text in conditions]
+    return report
+
+
+def _rate(part: int | None, whole: int) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def _freshness(last_event: str | None, window_end: str | None) -> float | None:
+    """How long before the window's end its newest event happened; an event from beyond the end is fresh."""
+    if last_event is None or window_end is None:
+        return None
+    return max(0.0, (datetime.fromisoformat(window_end) - datetime.fromisoformat(last_event)).total_seconds())
+
+
+def _coordinates(sample: Mapping[str, Any]) -> tuple[str, int, int]:
+    return sample["topic"], sample["partition"], sample["offset"]
+
+
+def _first_samples(samples: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return sorted(samples, key=_coordinates)[:count]
+
+
+def _microseconds(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def _text(microseconds: int | None) -> str | None:
+    """ISO-8601 in UTC, always with microseconds: texts sort as their times do."""
+    if microseconds is None:
+        return None
+    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds").replace("+00:00", "Z")

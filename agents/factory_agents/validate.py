@@ -1,0 +1,122 @@
+"""The built-in validate agent: passes on the events that keep a data contract, rejects the others, reports on the window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from factory_agents.contracts import Contract, WindowStatistics, load_contract
+from factory_agents.contracts.documents import one_of
+from factory_agents.errors import AccountingError, ConfigurationError
+from factory_agents.protocol import AgentRun, Counts
+from factory_agents.runtime.agents import Output, Reject, decode_event
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+__all__ = ["ValidateParams", "ValidateTransform", "build"]
+
+_REASONS = 10
+
+
+class ValidateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``validate`` takes.
+
+    ``contract``: a file (found as ``resolve_path`` does), YAML text or a mapping. ``samples``: rejected events that the report
+    shows.
+    """
+
+    contract: str | dict[str, Any]
+    samples: int = 5
+
+
+def build(params: Mapping[str, Any], run: AgentRun | None = None) -> ValidateTransform:
+    """The validate agent for a run; without one (live) there is no window: duplicates, late events, freshness aren't known.
+
+    Raises ConfigurationError for parameters it doesn't take and ContractError for a contract that can't be read.
+    """
+    interval = None if run is None else run.interval or (run.window.interval if run.window else None)
+    settings = _params(params)
+    contract = load_contract(settings.contract)
+    statistics = WindowStatistics(contract, interval, count_duplicates=run is not None, samples=settings.samples)
+    return ValidateTransform(contract, statistics, {"samples": settings.samples})
+
+
+def _params(params: Mapping[str, Any]) -> ValidateParams:
+    known = ValidateParams.__struct_fields__
+    for name in params:
+        if name not in known:
+            raise ConfigurationError(f"agent 'validate': unknown parameter {name!r}{one_of(name, known)}")
+    if "contract" not in params:
+        raise ConfigurationError("agent 'validate': parameter 'contract' is required: the contract's file, such as contracts/events.yaml")
+    try:
+        return msgspec.convert(dict(params), ValidateParams, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"agent 'validate': {error}") from error
+
+
+class ValidateTransform:
+    """Checks events against a contract (see ``Transform``); stateful: the report needs every event of the window."""
+
+    name = "validate"
+    version = "1"
+    stateful = True
+
+    def __init__(self, contract: Contract, statistics: WindowStatistics, params: dict[str, Any]) -> None:
+        self.identity: dict[str, Any] = {"contract": contract.digest, "params": params}
+        self.contract = contract
+        self._statistics = statistics
+        self._decode = msgspec.json.Decoder().decode
+        self._check = contract.checker()
+        self._read_time = contract.time_reader()
+
+    def process(self, messages: Sequence[Message]) -> list[Output]:
+        """See ``Transform.process``."""
+        decode, check, read_time, time = self._decode, self._check, self._read_time, self.contract.time
+        outputs: list[Output] = []
+        events: list[dict[str, Any]] = []
+        times: list[int | None] = []
+        for message in messages:
+            value = message.value()
+            try:
+                event = decode(value)  # type: ignore[arg-type]  # None, a tombstone, raises as other bad values do
+                valid = type(event) is dict and check(event)
+                if valid and time is not None:
+                    times.append(read_time(event.get(time)))
+            except Exception:
+                valid = False
+            if valid:
+                events.append(event)
+                outputs.append(value)
+            else:
+                outputs.append(self._reject(message))
+        self._statistics.add_valid(events, times)
+        return outputs
+
+    def _reject(self, message: Message) -> Reject:
+        """Say why; slower, for the few."""
+        try:
+            event = decode_event(message.value())
+            violations = self.contract.violations(event)
+            rules = list(dict.fromkeys(v.rule for v in violations)) or ["schema"]
+            reasons = [v.reason for v in violations[:_REASONS]] or ["the event cannot be checked"]
+            more = len(violations) - len(reasons)
+            reject = Reject("; ".join(reasons) + (f"; and {more} more" if more > 0 else ""), rule=",".join(rules))
+        except Reject as undecodable:
+            rules, reject = [undecodable.rule], undecodable
+        except (ValueError, TypeError, RecursionError) as error:
+            rules, reject = ["schema"], Reject(f"the event cannot be checked: {error}", rule="schema")
+        self._statistics.add_rejected(rules, reject.reason, (message.topic() or "", message.partition() or 0, message.offset() or 0))
+        return reject
+
+    def finish(self, counts: Counts) -> dict[str, Any]:
+        """The report (see ``WindowStatistics.report``); raises AccountingError unless every consumed event was seen here just once."""
+        if counts.consumed != self._statistics.rows:
+            raise AccountingError(f"validate saw {self._statistics.rows} events of {counts.consumed} consumed: a bug, please report it")
+        return self._statistics.report()
+
+    def close(self) -> None:
+        """See ``Transform.close``."""
+        self._statistics.close()
