@@ -65,7 +65,7 @@ def _dotted(path: list[str | int]) -> str:
 
 _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "type": lambda f: " or ".join(sorted(f["types"], key=lambda t: (t == "null", t))),
-    "enum": lambda f: "one of " + ", ".join(map(show, f["options"])),
+    "enum": lambda f: "one of " + ", ".join(map(show, f["options"][:10])) + (", …" if len(f["options"]) > 10 else ""),
     "constant": lambda f: show(f["expected_value"]),
     "const": lambda f: show(f["expected_value"]),
     "minimum": lambda f: f"at least {f['limit']}",
