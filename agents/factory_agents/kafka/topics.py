@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import (
+    ConsumerGroupState,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
 
-__all__ = ["Cluster", "TopicFacts"]
+__all__ = ["Cluster", "GroupFacts", "TopicFacts"]
 
 _TIMEOUT = 15.0
+_COORDINATOR_MOVES = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,15 @@ class TopicFacts:
     name: str
     id: str
     partitions: int
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """A consumer group's name, how many members it has now, and what they are assigned."""
+
+    name: str
+    members: int
+    assigned: frozenset[tuple[str, int]]
 
 
 class Cluster:
@@ -147,6 +169,40 @@ class Cluster:
         resource = ConfigResource(ResourceType.TOPIC, topic)
         future = self.admin.describe_configs([resource], request_timeout=self._timeout)[resource]
         return {name: entry.value or "" for name, entry in self._result(future, f"settings of topic {topic!r}").items()}
+
+    def group(self, name: str) -> GroupFacts | None:
+        """A consumer group's facts, or None where it has neither members nor committed offsets."""
+        described = self._asked(
+            lambda: self.admin.describe_consumer_groups([name], request_timeout=self._timeout)[name], f"consumer group {name!r}"
+        )
+        assigned = frozenset(
+            (tp.topic, tp.partition) for m in described.members for tp in (m.assignment.topic_partitions if m.assignment else ())
+        )
+        if described.state == ConsumerGroupState.DEAD and not described.members and not self.committed(name):
+            return None
+        return GroupFacts(name, len(described.members), assigned)
+
+    def committed(self, group: str) -> dict[tuple[str, int], int]:
+        """The offsets that a group has committed, by topic and partition; empty for an unknown group. Changes nothing."""
+        request = [ConsumerGroupTopicPartitions(group)]
+        found = self._asked(
+            lambda: self.admin.list_consumer_group_offsets(request, request_timeout=self._timeout)[group],
+            f"offsets of consumer group {group!r}",
+        )
+        return {(tp.topic, tp.partition): tp.offset for tp in found.topic_partitions if tp.offset >= 0}
+
+    def _asked(self, ask: Callable[[], Any], doing: str) -> Any:
+        """Ask a group's coordinator, again while it moves or loads."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            future = ask()
+            try:
+                error = future.exception(self._timeout + 5)
+            except (FutureTimeoutError, TimeoutError):
+                error = None
+            if not (isinstance(error, KafkaException) and error.args[0].code() in _COORDINATOR_MOVES) or time.monotonic() > deadline:
+                return self._result(future, doing)
+            time.sleep(0.05)
 
     def broker_setting(self, name: str, default: str) -> str:
         """One setting of a broker (any), or the default where it may not be read."""
