@@ -171,7 +171,7 @@ class Sandbox:
         if broker is not None and alive(broker.process):
             if listens(HOST, broker.port) and (broker.sasl_port is not None or not self._sasl):
                 return None
-            kafka.end(self._kafka_folder, broker.process)
+            kafka.end(self._kafka_folder, broker.process, self._tell)
         return self._launch_kafka_on(_kafka_ports(broker, self._sasl))
 
     def _launch_kafka_on(self, ports: KafkaState) -> KafkaState:
@@ -189,7 +189,7 @@ class Sandbox:
                 kafka.wait_ready(self._kafka_folder, broker.process)
                 return
             except UnavailableError:
-                kafka.end(self._kafka_folder, broker.process)
+                kafka.end(self._kafka_folder, broker.process, self._tell)
                 if attempt == _TRIES or not _port_taken(kafka.log_of(self._kafka_folder)):
                     raise
             broker = self._launch_kafka_on(_kafka_ports(None, self._sasl))
@@ -197,7 +197,7 @@ class Sandbox:
     def _end_kafka(self) -> None:
         state = self._state()
         if state.kafka is not None:
-            kafka.end(self._kafka_folder, state.kafka.process)
+            kafka.end(self._kafka_folder, state.kafka.process, self._tell)
             states.save(self.home, msgspec.structs.replace(state, kafka=msgspec.structs.replace(state.kafka, process=None)))
 
     def _start_postgres(self) -> None:

@@ -73,9 +73,7 @@ class TestRunning:
 
     def test_psql_takes_the_database_url(self, sandbox_info: SandboxInfo) -> None:
         psql = postgres._programs() / "psql"
-        done = subprocess.run(
-            [psql, "-XAt", sandbox_info.database_url, "-c", "SELECT 1"], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([psql, "-XAt", sandbox_info.database_url, "-c", "SELECT 1"], capture_output=True, text=True, check=True)
         assert done.stdout == "1\n"
 
     def test_it_listens_on_loopback_only(self, sandbox_info: SandboxInfo) -> None:
@@ -195,6 +193,7 @@ class TestStartingAndEnding:
         assert after.bootstrap == before.bootstrap
         assert own_sandbox.up() == after
 
+    @pytest.mark.slow
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
     def test_it_needs_no_root(self, tmp_path: Path) -> None:
         nobody = pwd.getpwnam("nobody").pw_uid
@@ -237,8 +236,28 @@ class TestStartingAndEnding:
             timeout=120,
             check=False,
         )
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("127.0.0.1:")
+
+    def test_the_first_broker_keeps_its_classes_for_the_next(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        jars = [str(jar) for jar in kafka._jars(print)]
+        cache = tmp_path / "factory-agents"
+        cache.mkdir()
+        (cache / f"kafka-{kafka.KAFKA_VERSION}.json").write_bytes(msgspec.json.encode(jars))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        told: list[str] = []
+        sandbox = Sandbox(tmp_path / "factory", tell=told.append)
+        try:
+            sandbox.up()
+            sandbox.stop_kafka()
+            assert len(list(cache.glob("*.aot*"))) == len(list(cache.glob("*.aot"))) == 1
+            assert told[-1].startswith("keeping the broker's loaded classes")
+            told.clear()
+            sandbox.restart_kafka()
+            sandbox.stop_kafka()
+            assert told == []
+        finally:
+            sandbox.down(wipe=True)
 
 
 class TestSafety:
