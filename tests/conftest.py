@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 
 # Before anything imports Airflow, which reads these once.
-os.environ["AIRFLOW_HOME"] = str(shared_sandbox.HOME / "airflow" / WORKER)
+os.environ["AIRFLOW_HOME"] = str(shared_sandbox.AIRFLOW_HOMES / WORKER)
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -15,6 +15,8 @@ from factory_agents.sandbox import Sandbox
 from factory_agents.sandbox.processes import ProcessRecord, alive, identify
 
 HOME = Path(__file__).resolve().parents[2] / ".factory" / "test"
+# The session's id: its workers inherit it.
+AIRFLOW_HOMES = HOME / "airflow" / os.environ.setdefault("FACTORY_TEST_SESSION", str(os.getpid()))
 _LEASES = HOME / "leases"
 
 
@@ -31,6 +33,7 @@ def take_lease() -> None:
 
 def give_lease_back() -> None:
     """End the shared sandbox if nobody else uses it, unless ``FACTORY_TEST_KEEP`` is set."""
+    shutil.rmtree(AIRFLOW_HOMES, ignore_errors=True)
     with _locked():
         _lease(os.getpid()).unlink(missing_ok=True)
         if any(_holds(path) for path in _LEASES.iterdir()) or os.environ.get("FACTORY_TEST_KEEP"):
