@@ -29,5 +29,7 @@ def resolve_path(path: str | Path, what: str = "file") -> Path:
         if candidate.exists():
             return candidate
     places = " or ".join(str(c.parent.absolute()) for c in tried)
-    hint = "" if len(tried) > 1 or Path(path).is_absolute() else "; a relative path is also looked for under FACTORY_INCLUDE, which is not set"
+    hint = (
+        "" if len(tried) > 1 or Path(path).is_absolute() else "; a relative path is also looked for under FACTORY_INCLUDE, which is not set"
+    )
     raise ConfigurationError(f"{what} {str(path)!r}: no such file in {places}{hint}")

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, overload
 
 import msgspec
 
-from factory_agents.errors import AgentError, ConfigurationError
+from factory_agents.errors import AgentError, ConfigurationError, UnavailableError
 from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Counts, Interval, Shard
 
@@ -73,8 +73,7 @@ class Transform(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SourceRecord:
+class SourceRecord(msgspec.Struct, frozen=True):
     """One row of a source: ``value`` as it goes to the topic, or why it was rejected; ``where`` for a person (``file:line``)."""
 
     key: bytes | None
@@ -298,35 +297,45 @@ def decode_event(value: bytes | None) -> dict[str, Any]:
     return event
 
 
+Prepare: TypeAlias = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any] | Reject]]
+"""What is done to events before the agent sees them: each changed or not, or rejected, in order."""
+
+
 class FunctionTransform:
-    """Drives an ``AgentFunction`` over records: decode, call, encode; whatever it raises rejects that one event."""
+    """Drives an ``AgentFunction`` over records: decode, prepare, call, encode; whatever it raises rejects that one event.
+
+    Only an UnavailableError goes through: the event is not bad, a retry may do.
+    """
 
     stateful = False
 
-    def __init__(self, agent_function: AgentFunction, params: dict[str, Any]) -> None:
+    def __init__(self, agent_function: AgentFunction, params: dict[str, Any], prepare: Prepare | None = None) -> None:
         self.name = agent_function.name
         self.version = agent_function.version
         self.identity: dict[str, Any] = {"params": params}
         self._agent = agent_function
         self._params = params
+        self._prepare = prepare
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``."""
-        if self._agent.batch:
-            return self._process_batch(messages)
+        if self._agent.batch or self._prepare is not None:
+            return self._process_together(messages)
         call, params, finish = self._agent.function, self._params, self._finish
         outputs: list[Output] = []
         append = outputs.append
         simple = self._agent.key is None
         for message in messages:
             try:
-                event = _decode(message.value())
+                event = _decode(message.value())  # type: ignore[arg-type]  # None, a tombstone, raises as other bad values do
                 if type(event) is not dict:
                     decode_event(message.value())
                 result = call(event, **params) if params else call(event)
                 append(_encode(result) if simple and type(result) is dict else finish(result, message))
             except Reject as reject:
                 append(reject)
+            except UnavailableError:
+                raise
             except Exception as error:
                 append(self._failed(error, message))
         return outputs
@@ -337,7 +346,10 @@ class FunctionTransform:
                 decode_event(message.value())
             except Reject as reject:
                 return reject
-        return Reject(f"{self.name} raised {type(error).__name__}: {error}", rule="agent-error")
+        return self._raised(error)
+
+    def _raised(self, error: Exception) -> Reject:
+        return Reject(f"{self._agent.name} raised {type(error).__name__}: {error}", rule="agent-error")
 
     def _finish(self, result: Any, message: Message) -> Output:
         if result is None or isinstance(result, Reject):
@@ -372,24 +384,47 @@ class FunctionTransform:
             records.append(self._record(event))
         return records
 
-    def _process_batch(self, messages: Sequence[Message]) -> list[Output]:
+    def _process_together(self, messages: Sequence[Message]) -> list[Output]:
         outputs: list[Output] = [None] * len(messages)
-        events: list[dict[str, Any]] = []
+        decoded: list[dict[str, Any]] = []
         where: list[int] = []
         for i, message in enumerate(messages):
             try:
-                events.append(decode_event(message.value()))
+                decoded.append(decode_event(message.value()))
                 where.append(i)
             except Reject as reject:
                 outputs[i] = reject
-        for i, result in zip(where, self._call_batch(events), strict=True):
-            try:
-                outputs[i] = self._finish(result, messages[i])
-            except Reject as reject:
-                outputs[i] = reject
-            except Exception as error:
-                outputs[i] = Reject(f"{self.name} raised {type(error).__name__}: {error}", rule="agent-error")
+        prepared = self._prepare(decoded) if self._prepare is not None else decoded
+        events: list[dict[str, Any]] = []
+        called: list[int] = []
+        for i, event in zip(where, prepared, strict=True):
+            if isinstance(event, Reject):
+                outputs[i] = event
+            else:
+                events.append(event)
+                called.append(i)
+        results = self._call_batch(events) if self._agent.batch else map(self._call, events)
+        for i, result in zip(called, results, strict=True):
+            outputs[i] = self._finish_or_reject(result, messages[i])
         return outputs
+
+    def _finish_or_reject(self, result: Any, message: Message) -> Output:
+        try:
+            return self._finish(result, message)
+        except Reject as reject:
+            return reject
+        except Exception as error:
+            return self._raised(error)
+
+    def _call(self, event: dict[str, Any]) -> Any:
+        try:
+            return self._agent.function(event, **self._params)
+        except Reject as reject:
+            return reject
+        except UnavailableError:
+            raise
+        except Exception as error:
+            return self._raised(error)
 
     def _call_batch(self, events: list[dict[str, Any]]) -> list[Any]:
         """The whole batch at once; where that raises, each half, until the events that make it raise stand alone."""
@@ -403,12 +438,12 @@ class FunctionTransform:
                     f"agent {self.name!r}: a batch of {len(events)} events must give {len(events)} results, got {len(results)}"
                 )
             return results
-        except AgentError:
+        except (AgentError, UnavailableError):
             raise
         except Reject as reject:
             failure: Any = reject
         except Exception as error:
-            failure = Reject(f"{self.name} raised {type(error).__name__}: {error}", rule="agent-error")
+            failure = self._raised(error)
         if copy is None:
             return [failure]
         half = len(copy) // 2

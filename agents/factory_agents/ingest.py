@@ -1,0 +1,55 @@
+"""The built-in ingest agent: the rows of files or of a PostgreSQL table, an interval of them by their time, into a topic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.params import read_params
+from factory_agents.protocol import AgentRun
+from factory_agents.runtime.agents import Source
+from factory_agents.sources.rows import ReadOptions
+
+__all__ = ["IngestParams", "build"]
+
+
+class IngestParams(ReadOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``ingest`` takes: one of ``source``, ``table`` and ``query``, and how to read it.
+
+    ``source``: a path, a pattern (``data/*.jsonl.gz``), a URL that fsspec opens (``s3://…``), or a list of these; FACTORY_SOURCE by
+    default. A relative path is looked for in the working directory, then under FACTORY_INCLUDE. ``table`` (``schema.name``) or ``query``
+    are read from the PostgreSQL database whose URL stands in the environment variable ``database_env``.
+    """
+
+    source: str | list[str] = ""
+    table: str = ""
+    query: str = ""
+    database_env: str = "DATABASE_URL"
+
+
+def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Source:
+    """The source to ingest from.
+
+    Raises ConfigurationError for parameters it doesn't take, for an interval without ``time_field``, and for files that are not there or
+    of unknown format.
+    """
+    settings = read_params("ingest", params, IngestParams)
+    if run is not None and run.interval is not None and not settings.time_field:
+        raise ConfigurationError("agent 'ingest': an interval needs time_field, the name of the field that holds each row's time; set it")
+    given = [name for name in ("source", "table", "query") if getattr(settings, name)]
+    if len(given) > 1:
+        raise ConfigurationError(f"agent 'ingest': {' and '.join(given)} are given; keep one of them")
+    if settings.table or settings.query:
+        from factory_agents.sources.table import TableSource
+
+        return TableSource(settings.table, settings.query, settings.database_env, settings)
+    source = settings.source or os.environ.get("FACTORY_SOURCE", "")
+    if not source:
+        raise ConfigurationError(
+            "agent 'ingest': nothing to read; set source (or FACTORY_SOURCE) to a file or URL, or table to a table's name"
+        )
+    from factory_agents.sources.files import FileSource
+
+    return FileSource([source] if isinstance(source, str) else source, settings)

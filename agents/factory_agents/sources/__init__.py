@@ -1,0 +1,1 @@
+"""Where ingest reads from, and what enrich looks up; one module a system."""

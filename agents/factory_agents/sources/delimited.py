@@ -1,0 +1,198 @@
+"""CSV and TSV below a header line: each row becomes a JSON object of strings, or of the types given."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeAlias
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.runtime.agents import Reject
+from factory_agents.sources.jsonl import read_lines
+from factory_agents.sources.rows import BATCH_RECORDS, ColumnType, ReadOptions, Rows, check_field, encode_row, time_reject, to_micros
+
+__all__ = ["delimited_blocks"]
+
+_BLOCK_BYTES = 1 << 20
+_Line: TypeAlias = "tuple[bytes, Reject | None]"
+
+
+def delimited_blocks(file: BinaryIO, name: str, options: ReadOptions, delimiter: str) -> Iterator[Rows]:
+    """Blocks of rows; one that doesn't fit the header is rejected by rule ``decode``, one without a readable time by ``time``.
+
+    Of several lines that an open quote has run together and that are no row, only the first is rejected: reading goes on at the second.
+    Raises ConfigurationError for a header with an empty or a repeated name, or without the time field or a field of ``types``.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), options.max_line_bytes))
+    reader = _Reader(file, delimiter, options.max_line_bytes)
+    header = _header(reader, name, options)
+    if not header:
+        return
+    time_index = header.index(options.time_field) if options.time_field else -1
+    id_index = header.index(options.id_field) if options.id_field in header else -1
+    encode = _encoder(header, options.types)
+    block = _Block()
+    while (row := reader.row(len(header))) is not None:
+        if row == []:
+            continue
+        block.add(reader, row, time_index, id_index, options)
+        if len(block.times) == BATCH_RECORDS or block.size >= _BLOCK_BYTES:
+            yield block.rows(name, encode)
+            block = _Block()
+    if block.times:
+        yield block.rows(name, encode)
+
+
+class _Block:
+    """The rows of a block as they come."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.times: list[int | None] = []
+        self._numbers: list[int] = []
+        self._keys: list[str | None] = []
+        self._values: list[list[str] | bytes] = []
+        self._rejects: dict[int, Reject] = {}
+
+    def add(self, reader: _Reader, row: list[str] | Reject, time_index: int, id_index: int, options: ReadOptions) -> None:
+        key: str | None = None
+        micros: int | None = None
+        reject: Reject | None = None
+        if isinstance(row, Reject):
+            reject = row
+        else:
+            key = row[id_index] if id_index >= 0 else None
+            try:
+                micros = to_micros(row[time_index], options.time_unit) if time_index >= 0 else 0
+            except ValueError as error:
+                reject = time_reject(options.time_field, error)
+        if reject is not None:
+            self._rejects[len(self.times)] = reject
+        self._numbers.append(reader.number)
+        self.times.append(micros)
+        self._keys.append(key)
+        self._values.append(row if isinstance(row, list) and reject is None else reader.raw())
+        self.size += reader.size
+
+    def rows(self, name: str, encode: Callable[[list[str]], bytes]) -> Rows:
+        return Rows(name, encode, self._numbers, self.times, self._keys, self._values, self._rejects)
+
+
+def _header(reader: _Reader, name: str, options: ReadOptions) -> list[str]:
+    header: list[str] | Reject | None = []
+    while header == []:
+        header = reader.row(0)
+    if header is None:
+        return []
+    if isinstance(header, Reject):
+        raise ConfigurationError(f"{name}:{reader.number}: the header line cannot be read: {header.reason}")
+    if "" in header or len(set(header)) < len(header):
+        raise ConfigurationError(f"{name}:{reader.number}: the header has an empty or a repeated name: {', '.join(map(repr, header))}")
+    for column in options.types:
+        check_field(column, "column of types", header, name)
+    if options.time_field:
+        check_field(options.time_field, "time_field", header, name)
+    return header
+
+
+def _encoder(header: list[str], types: dict[str, ColumnType]) -> Callable[[list[str]], bytes]:
+    if not types:
+        return lambda row: encode_row(dict(zip(header, row, strict=True)))
+    columns = [(name, _CONVERTERS[types.get(name, "string")]) for name in header]
+
+    def encode(row: list[str]) -> bytes:
+        event = {}
+        for (name, convert), text in zip(columns, row, strict=True):
+            try:
+                event[name] = convert(text)
+            except ValueError as error:
+                raise Reject(f"column {name!r}: expected {types[name]}, got {text[:40]!r}", rule="type") from error
+        return encode_row(event)
+
+    return encode
+
+
+def _number(text: str) -> int | float | None:
+    if not text:
+        return None
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
+    if type(value) in (int, float):
+        return value  # type: ignore[no-any-return]
+    raise ValueError(text)
+
+
+def _integer(text: str) -> int | None:
+    value = _number(text)
+    if isinstance(value, float):
+        raise ValueError(text)
+    return value
+
+
+def _boolean(text: str) -> bool | None:
+    if not text:
+        return None
+    try:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+_CONVERTERS: dict[str, Callable[[str], Any]] = {"string": str, "integer": _integer, "number": _number, "boolean": _boolean}
+
+
+class _Reader:
+    """Rows of a CSV file, each with the lines it was read from; after a bad row of several lines goes on at the second."""
+
+    def __init__(self, file: BinaryIO, delimiter: str, limit: int) -> None:
+        self._lines = ((line, rejects.get(i)) for lines, rejects in read_lines(file, limit) for i, line in enumerate(lines))
+        self._given_back: deque[_Line] = deque()
+        self._taken: list[_Line] = []
+        self._limit = limit
+        self._csv = csv.reader(self, delimiter=delimiter, strict=True)
+        self.number = 1
+        """The first line of the row last read."""
+        self.size = 0
+        """Its bytes."""
+
+    def __iter__(self) -> _Reader:
+        """The file's lines, for the csv module: unlike a generator they go on after an end, once lines were given back."""
+        return self
+
+    def __next__(self) -> str:
+        """The next line; raises Reject for one that cannot be part of a row."""
+        line, reject = taken = self._given_back.popleft() if self._given_back else next(self._lines)
+        self._taken.append(taken)
+        self.size += len(line)
+        if reject is not None:
+            raise reject
+        if self.size > self._limit + 2:
+            raise Reject(f"the row is longer than max_line_bytes={self._limit}", rule="length")
+        return line.decode() + "\n"
+
+    def row(self, width: int) -> list[str] | Reject | None:
+        """The next row's values (``[]`` for a blank line), why it is none, or None at the end; ``width`` 0 takes any number of values."""
+        self.number += len(self._taken)
+        self._taken, self.size = [], 0
+        row: list[str] | Reject | None
+        try:
+            row = next(self._csv, None)
+        except Reject as reject:
+            row = reject
+        except (csv.Error, UnicodeDecodeError) as error:
+            row = Reject(f"not a row: {error}", rule="decode")
+        if isinstance(row, list) and row and width and len(row) != width:
+            row = Reject(f"expected {width} values, as the header has, got {len(row)}", rule="decode")
+        if isinstance(row, Reject):
+            self._given_back.extendleft(reversed(self._taken[1:]))
+            del self._taken[1:]
+        return row
+
+    def raw(self) -> bytes:
+        """The lines of the row last read."""
+        return b"\n".join(line for line, _ in self._taken).removesuffix(b"\r")

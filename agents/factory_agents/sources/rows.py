@@ -1,0 +1,283 @@
+"""What every source shares: reading times, choosing an interval's rows, bounding batches, encoding keys, pacing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.protocol import Interval
+from factory_agents.runtime.agents import Reject, SourceRecord
+
+__all__ = [
+    "BATCH_RECORDS",
+    "Block",
+    "ColumnType",
+    "ReadOptions",
+    "Rows",
+    "TimeUnit",
+    "TokenBucket",
+    "all_to_micros",
+    "as_is",
+    "check_field",
+    "encode_key",
+    "encode_row",
+    "paced",
+    "require_time_field",
+    "select",
+    "time_reject",
+    "to_micros",
+    "window_micros",
+]
+
+BATCH_RECORDS = 5_000
+TimeUnit: TypeAlias = Literal["auto", "s", "ms", "us", "ns"]
+ColumnType: TypeAlias = Literal["string", "integer", "number", "boolean"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+
+
+class ReadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How rows are read, whatever the system.
+
+    ``time_field`` names the time by which rows belong to intervals (needed whenever there is one); ``time_unit`` is the unit of numeric
+    times: ``auto`` goes by magnitude (below 1e11 seconds, below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds).
+    ``id_field`` names the field that becomes the record's key. ``rate_limit`` is in records a second, 0 for none.
+
+    For files: ``format`` (``auto`` goes by the name), ``delimiter`` and column ``types`` of CSV (every value is a string otherwise; an
+    empty value of another type is null), ``max_line_bytes``, past which a line is rejected.
+    """
+
+    time_field: str = ""
+    time_unit: TimeUnit = "auto"
+    id_field: Annotated[str, msgspec.Meta(min_length=1)] = "event_id"
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    delimiter: Annotated[str, msgspec.Meta(max_length=1)] = ""
+    types: dict[str, ColumnType] = {}
+    max_line_bytes: Annotated[int, msgspec.Meta(ge=1)] = 10 * 1024 * 1024
+    rate_limit: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
+class Block(Protocol):
+    """Some consecutive rows: their times in microseconds since 1970 UTC (None: not readable), and their records on demand."""
+
+    @property
+    def times(self) -> Sequence[int | None]:
+        """One a row."""
+        ...
+
+    def records(self, indices: Sequence[int]) -> list[SourceRecord]:
+        """The rows at these indices, as they go to the topic or are rejected."""
+        ...
+
+
+@dataclass(slots=True)
+class Rows:
+    """A block of rows in memory: a row's ``value`` is bytes as they stand, or what ``encode`` makes bytes of (it may raise Reject)."""
+
+    name: str
+    encode: Callable[[Any], bytes]
+    numbers: Sequence[int]
+    times: Sequence[int | None]
+    keys: Sequence[Any]
+    values: Sequence[Any]
+    rejects: dict[int, Reject] = field(default_factory=dict)
+
+    def records(self, indices: Sequence[int]) -> list[SourceRecord]:
+        """See ``Block.records``."""
+        name, numbers, keys, values = self.name, self.numbers, self.keys, self.values
+        if not self.rejects and self.encode is as_is:
+            return [SourceRecord(encode_key(keys[i]), values[i], f"{name}:{numbers[i]}") for i in indices]
+        return [self._record(i) for i in indices]
+
+    def _record(self, index: int) -> SourceRecord:
+        key, value, where = encode_key(self.keys[index]), self.values[index], f"{self.name}:{self.numbers[index]}"
+        reject = self.rejects.get(index)
+        if type(value) is bytes:
+            return SourceRecord(key, value, where, reject)
+        try:
+            return SourceRecord(key, self.encode(value), where, reject)
+        except Reject as error:
+            return SourceRecord(key, encode_row(value), where, error)
+
+
+def as_is(value: bytes) -> bytes:
+    """The ``encode`` of rows that are bytes already."""
+    return value
+
+
+def to_micros(value: Any, unit: TimeUnit = "auto") -> int:
+    """A time as microseconds since 1970 UTC, rounded down; raises ValueError saying what is wrong with it.
+
+    Takes numbers (also as text), ISO-8601 text, datetimes and dates; what has no time zone is UTC.
+    """
+    kind = type(value)
+    if kind is int or kind is float:
+        return _number_to_micros(value, unit)
+    if kind is str:
+        return _text_to_micros(value, unit)
+    if isinstance(value, datetime):
+        return (value.replace(tzinfo=UTC) - _EPOCH if value.tzinfo is None else value - _EPOCH) // _MICROSECOND
+    if isinstance(value, date):
+        return (datetime(value.year, value.month, value.day, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+    if value is None:
+        raise ValueError("is missing or null")
+    raise ValueError(f"is a {kind.__name__}, expected a number or an ISO-8601 text")
+
+
+def all_to_micros(values: Sequence[Any], unit: TimeUnit = "auto") -> list[int]:
+    """``to_micros`` of each, faster where all are whole seconds or milliseconds."""
+    if values and set(map(type, values)) == {int}:
+        least, most = min(values), max(values)
+        if unit in ("auto", "s") and least >= 0 and most < 10**11:
+            return [value * 1_000_000 for value in values]
+        if unit in ("auto", "ms") and least >= 10**11 and most < 10**14:
+            return [value * 1_000 for value in values]
+    return [to_micros(value, unit) for value in values]
+
+
+def _number_to_micros(value: float, unit: TimeUnit) -> int:
+    if unit == "auto":
+        size = abs(value)
+        unit = "s" if size < 1e11 else "ms" if size < 1e14 else "us" if size < 1e17 else "ns"
+    try:
+        if unit == "ns":
+            micros = math.floor(value // 1000)
+        else:
+            micros = math.floor(value * (1_000_000 if unit == "s" else 1_000 if unit == "ms" else 1))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"is {value}, not a time") from error
+    if not _FIRST <= micros <= _LAST:
+        raise ValueError(f"is {value} {unit}, outside of the years 1 to 9999")
+    return micros
+
+
+def _text_to_micros(text: str, unit: TimeUnit) -> int:
+    text = text.strip()
+    unsigned = text[1:] if text[:1] in ("-", "+") else text
+    try:
+        if unsigned.isascii() and unsigned.replace(".", "", 1).isdigit():
+            return _number_to_micros(float(text) if "." in text else int(text), unit)
+        return to_micros(datetime.fromisoformat(text))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"is {text[:40]!r}, expected ISO-8601 or a number within the years 1 to 9999") from error
+
+
+def window_micros(interval: Interval | None) -> tuple[int, int]:
+    """An interval's bounds in microseconds since 1970 UTC; bounds that hold every time, for None."""
+    if interval is None:
+        return _FIRST, _LAST + 1
+    return (interval.start - _EPOCH) // _MICROSECOND, (interval.end - _EPOCH) // _MICROSECOND
+
+
+def require_time_field(options: ReadOptions, interval: Interval | None) -> None:
+    """Raise ConfigurationError where an interval is asked for and no field tells its rows."""
+    if interval is not None and not options.time_field:
+        raise ConfigurationError("ingest: an interval needs time_field, the name of the field that holds each row's time; set it")
+
+
+def check_field(name: str, what: str, known: Sequence[str], where: str) -> None:
+    """Raise ConfigurationError, with the name likely meant, where ``name`` is none of those ``known``."""
+    if name in known:
+        return
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"
+    raise ConfigurationError(f"{where}: {what} {name!r} is not there; {hint}")
+
+
+def time_reject(name: str, error: ValueError) -> Reject:
+    """Why a row is rejected whose time ``to_micros`` could not read."""
+    return Reject(f"the time {name!r} {error}", rule="time")
+
+
+def select(blocks: Iterable[Block], interval: Interval | None, skip: int, first_time: Callable[[], int]) -> Iterator[list[SourceRecord]]:
+    """The records of an interval's rows, in order, without the first ``skip``, at most ``BATCH_RECORDS`` at a time.
+
+    Each block gives at least one batch, an empty one where it holds no row of the interval: so whoever reads can stop meanwhile.
+
+    A row without a readable time belongs where the last readable one before it belongs; leading ones belong with ``first_time()``, the
+    source's first readable time, which is asked for only if there are any. So every row is in exactly one of intervals that tile time.
+    """
+    start, end = window_micros(interval)
+    inside: bool | None = None
+    for block in blocks:
+        chosen = []
+        for index, micros in enumerate(block.times):
+            if micros is not None:
+                inside = start <= micros < end
+            elif inside is None:
+                inside = start <= first_time() < end
+            if inside:
+                chosen.append(index)
+        skipped = min(skip, len(chosen))
+        skip -= skipped
+        if skipped == len(chosen):
+            yield []
+        for i in range(skipped, len(chosen), BATCH_RECORDS):
+            yield block.records(chosen[i : i + BATCH_RECORDS])
+
+
+def encode_key(value: Any) -> bytes | None:
+    """An id as a record's key: text as it is, anything else as JSON; None for a missing, null or empty one."""
+    if type(value) is str:
+        return value.encode() or None
+    return None if value is None else encode_row(value)
+
+
+encode_row = msgspec.json.Encoder(enc_hook=str).encode
+"""A row as JSON: decimals as text (exact), times as ISO-8601, bytes as base64; numbers that JSON lacks (NaN, infinities) become null."""
+
+
+class TokenBucket:
+    """Lets ``rate`` tokens a second pass, with bursts of at most ``burst``; ``clock`` gives monotonic seconds."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._tokens = burst
+        self._at = clock()
+
+    def take(self, count: int) -> float:
+        """Take tokens, on credit if need be; returns after how many seconds they may be used."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate) - count
+        self._at = now
+        return max(0.0, -self._tokens / self._rate)
+
+
+def paced(
+    batches: Iterator[list[SourceRecord]],
+    rate: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[list[SourceRecord]]:
+    """The same records at no more than ``rate`` a second (0: as fast as they come), in batches of at most a tenth of a second's.
+
+    While it waits it yields an empty batch twice a second.
+    """
+    if not rate:
+        yield from batches
+        return
+    piece = max(1, int(rate / 10))
+    bucket = TokenBucket(rate, piece, clock)
+    for batch in batches:
+        for i in range(0, len(batch), piece):
+            part = batch[i : i + piece]
+            wait = bucket.take(len(part))
+            while wait > 0:
+                sleep(min(wait, 0.5))
+                wait -= 0.5
+                if wait > 0:
+                    yield []
+            yield part
