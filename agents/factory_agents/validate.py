@@ -20,14 +20,9 @@ _REASONS = 10
 
 
 class ValidateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``validate`` takes.
-
-    ``contract``: a file (found as ``resolve_path`` does), YAML text or a mapping. ``samples``: rejected events that the report
-    shows.
-    """
+    """What ``validate`` takes. ``contract``: a file (found as ``resolve_path`` does), YAML text or a mapping."""
 
     contract: str | dict[str, Any]
-    samples: int = 5
 
 
 def build(params: Mapping[str, Any], run: AgentRun | None = None) -> ValidateTransform:
@@ -35,8 +30,7 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> ValidateTra
 
     Raises ConfigurationError for parameters it doesn't take and ContractError for a contract that can't be read.
     """
-    settings = _params(params)
-    return ValidateTransform(load_contract(settings.contract), settings, run)
+    return ValidateTransform(load_contract(_params(params).contract), run)
 
 
 def _params(params: Mapping[str, Any]) -> ValidateParams:
@@ -58,12 +52,12 @@ class ValidateTransform:
     name = "validate"
     version = "1"
 
-    def __init__(self, contract: Contract, params: ValidateParams, run: AgentRun | None) -> None:
+    def __init__(self, contract: Contract, run: AgentRun | None) -> None:
         interval = None if run is None else run.interval or (run.window.interval if run.window else None)
-        self.identity: dict[str, Any] = {"contract": contract.digest, "params": {"samples": params.samples}}
+        self.identity: dict[str, Any] = {"contract": contract.digest}
         self.stateful = run is not None
         self.contract = contract
-        self._statistics = WindowStatistics(contract, interval, count_duplicates=run is not None, samples=params.samples)
+        self._statistics = WindowStatistics(contract, interval, count_duplicates=run is not None)
         self._may_miss = run is not None and run.accept_loss  # what was consumed may be gone when a resumed run reads it again
         self._decode = msgspec.json.Decoder().decode
         self._check = contract.checker()

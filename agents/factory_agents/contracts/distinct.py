@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import IO
 
 __all__ = ["DistinctCounter"]
@@ -29,7 +29,7 @@ class DistinctCounter:
         self._pending = array("q")
         self._files: list[IO[bytes]] = []
 
-    def add(self, values: Iterable[str]) -> None:
+    def add(self, values: Iterable[Hashable]) -> None:
         """Add ids."""
         self._take(array("q", map(hash, values)))
 

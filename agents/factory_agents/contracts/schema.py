@@ -49,13 +49,11 @@ class Schema:
 
     def _violation(self, error: Any) -> Violation:
         path = list(error.instance_path)
-        kind: str = error.kind.name
-        facts: dict[str, Any] = error.kind.as_dict()
-        if kind == "required":
-            path.append(facts["property"])
+        if error.kind.name == "required":
+            path.append(error.kind.property)
         name = path[0] if path and path[0] in self.fields else ""
         where = _dotted(path) or "the event"
-        return Violation(f"schema:{name}" if name else "schema", f"{where}: {_wording(error, kind, facts)}")
+        return Violation(f"schema:{name}" if name else "schema", f"{where}: {_wording(error)}")
 
 
 def _dotted(path: list[str | int]) -> str:
@@ -78,12 +76,14 @@ _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "maxItems": lambda f: f"at most {f['limit']} items",
     "multipleOf": lambda f: f"a multiple of {f['multiple_of']}",
     "pattern": lambda f: f"text matching {f['pattern']}",
-    "format": lambda f: f"a {f['format']}",
+    "format": lambda f: f"the format {f['format']}",
     "uniqueItems": lambda _: "items without repetition",
 }
 
 
-def _wording(error: Any, kind: str, facts: dict[str, Any]) -> str:
+def _wording(error: Any) -> str:
+    kind: str = error.kind.name
+    facts: dict[str, Any] = error.kind.as_dict()
     if kind == "required":
         return "expected a value, got none (the field is missing)"
     if kind in ("additionalProperties", "unevaluatedProperties"):
@@ -208,7 +208,8 @@ class _Compiler:
             value = getattr(error, "instance", None)
             if path[-1:] == ("type",) and isinstance(value, str):
                 place.document.fail(path, f"unknown type {value!r}{one_of(value, _TYPES)}")
-            place.document.fail(path, f"not JSON Schema: {_short(error)}")
+            message = _wording(error) if isinstance(error, jsonschema_rs.ValidationError) else _short(error)
+            place.document.fail(path, f"not JSON Schema: {message}")
 
     def _walk(self, place: _Place, seen: set[tuple[str, KeyPath]]) -> None:
         """Visit every subschema that can apply, across files, once."""

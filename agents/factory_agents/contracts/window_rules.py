@@ -16,6 +16,7 @@ from factory_agents.protocol import Interval
 __all__ = ["WindowStatistics", "merge_reports"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SAMPLES = 5
 _REASON = 200
 
 
@@ -24,15 +25,14 @@ class WindowStatistics:
 
     ``interval`` is what late, early and fresh are relative to (never the clock). ``duplicates`` are valid events whose id an
     earlier valid one of this window (of this shard) had; without ``count_duplicates`` (a stream without an end) they are not
-    known. ``samples`` is how many rejected events the report shows.
+    known.
     """
 
-    def __init__(self, contract: Contract, interval: Interval | None = None, *, count_duplicates: bool = True, samples: int = 5) -> None:
+    def __init__(self, contract: Contract, interval: Interval | None = None, *, count_duplicates: bool = True) -> None:
         self._contract = contract
         self._interval = interval
         self._start = _microseconds(interval.start) if interval else None
         self._end = _microseconds(interval.end) if interval else None
-        self._samples_kept = samples
         self._samples: list[dict[str, Any]] = []
         self._rules: dict[str, int] = dict.fromkeys((rule.name for rule in contract.rules), 0)
         self._nulls: dict[str, int] = dict.fromkeys(contract.nulls, 0)
@@ -57,7 +57,7 @@ class WindowStatistics:
             self._nulls[name] += [event.get(name) for event in events].count(None)
         id_ = self._contract.id
         if self._ids is not None and id_ is not None:
-            self._ids.add([v if type(v) is str else f"\0{v!r}" for event in events if (v := event.get(id_)) is not None])
+            self._ids.add([v if type(v) is str else ("", repr(v)) for event in events if (v := event.get(id_)) is not None])
         self._add_times(times)
 
     def _add_times(self, times: Sequence[int | None]) -> None:
@@ -78,10 +78,10 @@ class WindowStatistics:
         self.rejected += 1
         for rule in rules:
             self._rules[rule] = self._rules.get(rule, 0) + 1
-        if len(self._samples) < self._samples_kept or where < _coordinates(self._samples[-1]):
+        if len(self._samples) < _SAMPLES or where < _coordinates(self._samples[-1]):
             short = reason if len(reason) <= _REASON else reason[: _REASON - 1] + "…"
             sample = dict(zip(("topic", "partition", "offset", "rules", "reason"), (*where, list(rules), short), strict=True))
-            self._samples = _first_samples([*self._samples, sample], self._samples_kept)
+            self._samples = _first_samples([*self._samples, sample])
 
     def report(self) -> dict[str, Any]:
         """The report: JSON-able; shares are None where there is nothing to divide by, figures None where they can't be known.
@@ -144,7 +144,7 @@ def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         merged[name] = _sum([p[name] for p in parts])
     merged["first_event"] = min((p["first_event"] for p in parts if p["first_event"]), default=None)
     merged["last_event"] = max((p["last_event"] for p in parts if p["last_event"]), default=None)
-    merged["samples"] = _first_samples([s for p in parts for s in p["samples"]], max(len(p["samples"]) for p in parts))
+    merged["samples"] = _first_samples([s for p in parts for s in p["samples"]])
     return _complete(merged, [(c["level"], c["rule"]) for c in first["checks"]])
 
 
@@ -185,8 +185,8 @@ def _coordinates(sample: Mapping[str, Any]) -> tuple[str, int, int]:
     return sample["topic"], sample["partition"], sample["offset"]
 
 
-def _first_samples(samples: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    return sorted(samples, key=_coordinates)[:count]
+def _first_samples(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(samples, key=_coordinates)[:_SAMPLES]
 
 
 def _microseconds(time: datetime) -> int:

@@ -1,0 +1,167 @@
+"""Schemas: offline, strict about mistakes, readable about events."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory_agents.contracts import Contract, load_contract
+from factory_agents.errors import ContractError
+
+
+def contract(properties: str, more: str = "") -> Contract:
+    return load_contract(f"name: e\nschema:\n  required: [event_id]\n  properties:\n    event_id: {{type: string}}\n{properties}{more}")
+
+
+@pytest.mark.parametrize(
+    ("field", "where", "message"),
+    [
+        ("{type: strin}", "6:15: schema.properties.a.type", "unknown type 'strin'; did you mean 'string'?"),
+        ("{tpye: string}", "6:9: schema.properties.a.tpye", "did you mean 'type'?"),
+        ("{format: date-tiem}", "6:17: schema.properties.a.format", "did you mean 'date-time'?"),
+        ("{pattern: '(('}", "6:18: schema.properties.a.pattern", "regex"),
+        ("{minimum: x}", "6:18: schema.properties.a.minimum", 'got "x"'),
+        ("{$ref: 'https://example.org/a.json'}", "6:15: schema.properties.a.$ref", "nothing is fetched from the network"),
+        ("{$ref: '#/$defs/a'}", "6:15: schema.properties.a.$ref", "leads nowhere: there is no '$defs'"),
+        ("{$ref: 'missing.yaml'}", "6:15: schema.properties.a.$ref", "expected a file, got 'missing.yaml'"),
+        ("{anyOf: [{type: string}, {typ: integer}]}", "6:34: schema.properties.a.anyOf.1.typ", "did you mean 'type'?"),
+        ("{$schema: 'http://example.org/own'}", "6:18: schema.properties.a.$schema", "unknown dialect"),
+        ("[1]", "6:8: schema.properties.a", "not JSON Schema"),
+    ],
+)
+def test_a_mistake_in_a_schema_is_said_at_its_place(field: str, where: str, message: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        contract(f"    a: {field}\n")
+    assert str(caught.value).startswith(f"inline contract:{where}: ")
+    assert message in str(caught.value)
+
+
+def test_nothing_opens_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    for field in ("{$ref: 'http://127.0.0.1:9/a.json'}", "{$schema: 'http://127.0.0.1:9/a'}", "{$dynamicRef: 'http://127.0.0.1:9/a'}"):
+        with pytest.raises(ContractError):
+            contract(f"    a: {field}\n")
+
+
+def test_own_annotations_and_open_api_s_example_are_let_through() -> None:
+    assert contract("    a: {x-owner: me, example: 3, title: A, internal: true}\n").violations({"event_id": "1"}) == ()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "schemas").mkdir()
+    (tmp_path / "schemas" / "event.yaml").write_text(
+        "$id: https://example.org/event\ntype: object\nrequired: [event_id, size]\nproperties:\n"
+        "  size: {$ref: 'types.json#/definitions/size'}\n  event_id: {type: string}\n  parent: {$ref: '#'}\n"
+    )
+    (tmp_path / "schemas" / "types.json").write_text('{"definitions": {"size": {"type": "integer", "minimum": 0}}}')
+    (tmp_path / "events.yaml").write_text("name: events\nschema: schemas/event.yaml\n")
+    return tmp_path
+
+
+def test_references_are_relative_to_the_file_they_stand_in(folder: Path) -> None:
+    events = load_contract(folder / "events.yaml")
+    assert [(c.name, c.type) for c in events.columns()] == [("size", "bigint"), ("event_id", "text"), ("parent", "json")]
+    assert events.violations({"event_id": "1", "size": 1, "parent": {"event_id": "0", "size": 0}}) == ()
+    (broken,) = events.violations({"event_id": "1", "size": 1, "parent": {"event_id": "0", "size": -1}})
+    assert broken == ("schema:parent", "parent.size: expected at least 0, got -1")
+
+
+def test_a_mistake_in_a_referenced_file_names_that_file(folder: Path) -> None:
+    (folder / "schemas" / "types.json").write_text('{"definitions": {"size": {"type": "integer",\n "minimun": 0}}}')
+    with pytest.raises(ContractError, match=r"^schemas/types\.json:2:2: definitions\.size\.minimun: .* did you mean 'minimum'\?"):
+        load_contract(folder / "events.yaml")
+
+
+def test_the_digest_sees_referenced_files_but_not_where_they_lie(folder: Path, tmp_path: Path) -> None:
+    before = load_contract(folder / "events.yaml").digest
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("events.yaml", "schemas"):
+        (folder / name).rename(moved / name)
+    assert load_contract(moved / "events.yaml").digest == before
+    (moved / "schemas" / "types.json").write_text('{"definitions": {"size": {"type": "integer", "minimum": 1}}}')
+    assert load_contract(moved / "events.yaml").digest != before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("{type: [integer, 'null']}", "x", 'a: expected integer or null, got "x"'),
+        ("{enum: [small, 1]}", "big", 'a: expected one of "small", 1, got "big"'),
+        ("{const: 3}", 4, "a: expected 3, got 4"),
+        ("{minimum: 0}", -1, "a: expected at least 0, got -1"),
+        ("{exclusiveMaximum: 5}", 5, "a: expected less than 5, got 5"),
+        ("{minLength: 2}", "x", 'a: expected at least 2 characters, got "x"'),
+        ("{pattern: '^a'}", "b", 'a: expected text matching ^a, got "b"'),
+        ("{format: date-time}", "yesterday", 'a: expected the format date-time, got "yesterday"'),
+        ("{format: email}", "me", 'a: expected the format email, got "me"'),
+        ("{multipleOf: 5}", 7, "a: expected a multiple of 5, got 7"),
+        ("{anyOf: [{type: string}, {type: 'null'}]}", 4, "a: expected string or null, got 4"),
+        ("{items: {type: integer}}", [1, "z"], 'a[1]: expected integer, got "z"'),
+        ("{properties: {b: {type: string}}}", {"b": 1}, "a.b: expected string, got 1"),
+        ("{required: [b]}", {}, "a.b: expected a value, got none (the field is missing)"),
+        ("{type: string}", list(range(1000)), "a: expected string, got [0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22…"),
+    ],
+)
+def test_a_broken_event_is_told_by_path_expected_and_got(field: str, value: Any, reason: str) -> None:
+    (violation,) = contract(f"    a: {field}\n").violations({"event_id": "1", "a": value})
+    assert violation == ("schema:a", reason)
+
+
+def test_rules_are_named_by_declared_fields_only() -> None:
+    strict = contract("    a: {type: integer}\n", "  additionalProperties: {type: integer}\n")
+    assert [v.rule for v in strict.violations({"a": "x"})] == ["schema:event_id", "schema:a"]
+    assert [v.rule for v in strict.violations({"event_id": "1", "made up by the sender": "x"})] == ["schema"]
+    closed = contract("", "  additionalProperties: false\n")
+    assert closed.violations({"event_id": "1", "b": 1}) == (("schema", 'the event: expected only declared fields, got also "b"'),)
+
+
+@pytest.mark.parametrize(
+    ("field", "type_", "nullable"),
+    [
+        ("{type: string}", "text", False),
+        ("{type: integer}", "bigint", False),
+        ("{type: number}", "double", False),
+        ("{type: [number, integer]}", "double", False),
+        ("{type: boolean}", "boolean", False),
+        ("{type: [boolean, 'null']}", "boolean", True),
+        ("{type: string, format: date-time}", "timestamptz", False),
+        ("{type: string, format: date}", "date", False),
+        ("{type: string, format: uuid}", "text", False),
+        ("{type: object}", "json", False),
+        ("{type: array}", "json", False),
+        ("{type: [string, integer]}", "json", False),
+        ("{}", "json", True),
+        ("true", "json", True),
+        ("{enum: [a, b]}", "text", False),
+        ("{enum: [a, null]}", "text", True),
+        ("{const: 1}", "bigint", False),
+        ("{anyOf: [{type: string, format: date-time}, {type: 'null'}]}", "timestamptz", True),
+        ("{allOf: [{type: integer}, {minimum: 1}]}", "bigint", False),
+        ("{$ref: '#/$defs/a'}", "bigint", False),
+    ],
+)
+def test_columns_follow_the_schema(field: str, type_: str, nullable: bool) -> None:
+    more = "  $defs: {a: {type: integer}}\n  allOf: [{required: [a]}]\n"
+    column = contract(f"    a: {field}\n", more).columns()[1]
+    assert (column.name, column.type, column.nullable, column.primary_key) == ("a", type_, nullable, False)
+
+
+def test_what_is_not_required_is_nullable() -> None:
+    assert contract("    a: {type: integer}\n").columns()[1].nullable
+
+
+def test_fields_of_branches_are_declared_too() -> None:
+    both = contract("", "  oneOf:\n    - {properties: {a: {type: integer}}, required: [a]}\n    - {properties: {b: {type: string}}}\n")
+    assert [(c.name, c.type, c.nullable) for c in both.columns()] == [
+        ("event_id", "text", False),
+        ("a", "bigint", True),
+        ("b", "text", True),
+    ]

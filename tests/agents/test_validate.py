@@ -1,0 +1,173 @@
+"""The built-in validate agent."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+
+from factory_agents.contracts import judge
+from factory_agents.errors import AccountingError, ConfigurationError, ContractError
+from factory_agents.protocol import AgentRef, AgentRun, Counts, Interval, Window
+from factory_agents.runtime.agents import Reject
+from factory_agents.validate import ValidateTransform, build
+
+CONTRACT: dict[str, Any] = {
+    "name": "events",
+    "time": "at",
+    "time_unit": "iso",
+    "schema": {
+        "type": "object",
+        "required": ["event_id"],
+        "properties": {"event_id": {"type": "string"}, "at": {"type": "string"}, "added": {"type": ["integer", "null"]}},
+        "additionalProperties": False,
+    },
+    "rules": {"positive": "added is None or added >= 0", "small": "added is None or abs(added) < 100"},
+    "window": {"fail_if": ["rejected > 10 %"]},
+}
+START = datetime(2026, 11, 1, 4, tzinfo=UTC)
+RUN = AgentRun("p", "validate", AgentRef("validate"), interval=Interval(START, START + timedelta(hours=1)))
+
+
+def message(value: bytes | None, offset: int = 0) -> Any:
+    return Message(topic="events", partition=3, offset=offset, value=value)
+
+
+def transform(run: AgentRun | None = RUN, **changes: Any) -> ValidateTransform:
+    return build({"contract": CONTRACT | changes}, run)
+
+
+def reject_of(value: bytes | None) -> Reject:
+    (output,) = transform().process([message(value)])
+    assert isinstance(output, Reject)
+    return output
+
+
+def test_valid_events_pass_byte_for_byte() -> None:
+    values = [
+        b' {"event_id" : "a\\u00e9", "added":1.0 }',
+        b'{"event_id":"b"}',
+        b'{"event_id":"c","added":null,"at":"2026-11-01T04:30:00Z"}',
+    ]
+    validate = transform()
+    outputs = validate.process([message(v, i) for i, v in enumerate(values)])
+    assert outputs == values
+    report = validate.finish(Counts(consumed=3))
+    assert (report["rows"], report["valid"], report["freshness_seconds"]) == (3, 3, 1800)
+
+
+def test_outputs_keep_the_order_of_the_messages() -> None:
+    values = [b'{"event_id":"%d"%s}' % (i, b',"added":-1' if i % 3 == 0 else b"") for i in range(10)]
+    outputs = transform().process([message(v, i) for i, v in enumerate(values)])
+    assert [o if isinstance(o, bytes) else None for o in outputs] == [None if i % 3 == 0 else v for i, v in enumerate(values)]
+
+
+def test_all_broken_rules_are_named() -> None:
+    reject = reject_of(b'{"event_id": 7, "added": -500, "at": "yesterday", "extra": 1}')
+    assert reject.rule == "schema:event_id,schema,time,positive,small"
+    assert reject.reason.split("; ") == [
+        "event_id: expected string, got 7",
+        'the event: expected only declared fields, got also "extra"',
+        'at: expected an ISO-8601 time, such as 2026-11-01T04:00:00Z, got "yesterday"',
+        "rule positive: expected added is None or added >= 0, got added = -500",
+        "rule small: expected added is None or abs(added) < 100, got added = -500",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "rule", "reason"),
+    [
+        (None, "decode", "tombstone"),
+        (b"", "decode", "not JSON"),
+        (b"{", "decode", "not JSON"),
+        (b"[1]", "decode", "expected a JSON object, got list"),
+        (b"\xff", "decode", "not JSON"),
+        (b'{"event_id":"\\ud800"}', "decode", "not JSON"),
+        (b"[" * 100_000, "decode", "not JSON"),
+        (b"{}", "schema:event_id", "event_id: expected a value"),
+        (b'{"event_id":"a","at":"2026-13-01T00:00:00Z"}', "time", "at: expected an ISO-8601 time"),
+    ],
+)
+def test_what_cannot_be_an_event_is_rejected_never_raised(value: bytes | None, rule: str, reason: str) -> None:
+    reject = reject_of(value)
+    assert reject.rule == rule
+    assert reason in reject.reason
+
+
+def test_one_event_breaking_much_stays_readable() -> None:
+    reject = reject_of(json.dumps({f"field{i}": "x" * 1000 for i in range(1000)}).encode())
+    assert len(reject.reason) < 500
+
+
+def test_the_report_counts_rules_and_shows_the_first_rejected() -> None:
+    validate = transform()
+    validate.process([message(b'{"event_id":"%d","added":-1}' % i, 100 - i) for i in range(50)])
+    validate.process([message(b"{", 200), message(b'{"event_id":"ok"}', 201)])
+    report = validate.finish(Counts(consumed=52))
+    assert report["rules"] == {"positive": 50, "small": 0, "decode": 1}
+    assert [s["offset"] for s in report["samples"]] == [51, 52, 53, 54, 55]
+    assert judge(report).outcome == "fail"
+    assert len(json.dumps(report)) < 4096
+
+
+def test_events_seen_more_or_less_often_than_consumed_are_a_bug_not_a_report() -> None:
+    validate = transform()
+    validate.process([message(b'{"event_id":"a"}')])
+    with pytest.raises(AccountingError, match="saw 1 events of 2"):
+        validate.finish(Counts(consumed=2))
+
+
+def test_live_events_are_checked_one_by_one() -> None:
+    validate = transform(run=None)
+    assert not validate.stateful
+    assert transform().stateful
+    value = b'{"event_id":"a"}'
+    assert validate.process([message(value), message(value)]) == [value, value]
+    assert validate.finish(Counts(consumed=2))["duplicates"] is None
+
+
+def test_the_interval_may_come_with_the_window() -> None:
+    window = Window("p", "t", "id", (), interval=RUN.interval)
+    run = AgentRun("p", "validate", AgentRef("validate"), window=window)
+    report = build({"contract": CONTRACT}, run).finish(Counts())
+    assert report["window_end"] == "2026-11-01T05:00:00.000000Z"
+
+
+def test_the_same_contract_is_the_same_work_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "contracts").mkdir()
+    (tmp_path / "contracts" / "events.yaml").write_text("# a comment\n" + json.dumps(CONTRACT, indent=2))
+    monkeypatch.setenv("FACTORY_INCLUDE", str(tmp_path))
+    by_path = build({"contract": "contracts/events.yaml"}, RUN)
+    assert by_path.identity == transform().identity
+    assert transform(rules={}).identity != by_path.identity
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "parameter 'contract' is required"),
+        ({"contrct": "x"}, "unknown parameter 'contrct'; did you mean 'contract'?"),
+        ({"contract": 3}, "agent 'validate': Expected `str | object`, got `int` - at `$.contract`"),
+        ({"contract": "nope.yaml"}, "contract 'nope.yaml': no such file"),
+    ],
+)
+def test_wrong_parameters_are_one_line(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        build(params, RUN)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_contract_is_one_line() -> None:
+    with pytest.raises(ContractError, match=r"^inline contract:2:1: rulez: unknown key; did you mean 'rules'\?$"):
+        build({"contract": "name: e\nrulez: {}\n"}, RUN)
+
+
+def test_closing_twice_is_fine() -> None:
+    validate = transform()
+    validate.close()
+    validate.close()
