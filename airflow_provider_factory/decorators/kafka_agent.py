@@ -1,0 +1,164 @@
+"""``@task.kafka_agent``: the body of a function in a DAG file is the agent; its source travels, its hash is the version."""
+
+from __future__ import annotations
+
+import __future__
+
+import ast
+import builtins
+import dis
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import update_wrapper
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+from airflow.sdk.bases.decorator import get_unique_task_id
+from airflow.sdk.definitions.xcom_arg import XComArg
+
+from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+from factory_agents.errors import ConfigurationError
+
+__all__ = ["AgentTask", "FunctionSource", "function_source", "kafka_agent_task"]
+
+_PROVIDED = {"Reject": "from factory_agents.runtime.agents import Reject"}
+"""Names a function may use without defining them, and the line that its source gets for each."""
+
+_OWN = ("agent", "agent_source", "agent_version")
+
+
+class FunctionSource:
+    """A function's own source text, complete in itself, and a version that is its hash."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.text = text
+        self.version = hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def function_source(function: Callable[..., Any]) -> FunctionSource:
+    """The source of a function without its decorators, ready to be run elsewhere.
+
+    Raises ConfigurationError, with file and line, for what has no source of its own (a lambda, a method, a coroutine) and for names that the
+    function uses but doesn't define: what it needs it has to import in its body.
+    """
+    where = _where(function)
+    if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
+        raise ConfigurationError(f"{where}: @task.kafka_agent takes a function made by def, got {type(function).__name__}")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise ConfigurationError(f"{where}: @task.kafka_agent takes a plain function; {function.__name__!r} is a coroutine or a generator")
+    try:
+        lines, first = inspect.getsourcelines(function)
+    except (OSError, TypeError) as error:
+        raise ConfigurationError(f"{where}: the source of {function.__name__!r} cannot be read, so it cannot travel: {error}") from error
+    text, offset = _without_decorators("".join(lines))
+    return FunctionSource(function.__name__, _complete(text, function, Path(function.__code__.co_filename).name, first + offset))
+
+
+def _where(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else repr(function)
+
+
+def _without_decorators(text: str) -> tuple[str, int]:
+    """The dedented ``def`` and its body, and how many lines of decorators stood before it."""
+    dedented = textwrap.dedent(text)
+    node = ast.parse(dedented).body[0]
+    offset = node.lineno - 1
+    return "".join(dedented.splitlines(keepends=True)[offset : node.end_lineno]).rstrip("\n") + "\n", offset
+
+
+def _complete(text: str, function: FunctionType, file: str, first: int) -> str:
+    code = compile(text, file, "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
+    imports = []
+    for name, line in _undefined(code, {function.__name__}):
+        if name not in _PROVIDED:
+            raise ConfigurationError(
+                f"{file}:{first + line - 1}: agent {function.__name__!r} uses {name!r}, which it doesn't define; only its own source travels: "
+                f"import or define {name!r} in its body, or take it as a parameter (agent_params)"
+            )
+        if _PROVIDED[name] not in imports:
+            imports.append(_PROVIDED[name])
+    return "\n".join(["from __future__ import annotations", *imports]) + "\n\n\n" + text
+
+
+def _undefined(code: CodeType, defined: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Names that code looks up globally though nobody defines them, with the line of the text."""
+    known = {*defined, *dir(builtins), "__name__", "__qualname__", "__module__", "__class__"}
+    instructions = list(dis.get_instructions(code))
+    known.update(i.argval for i in instructions if i.opname in ("STORE_NAME", "STORE_GLOBAL"))
+    for i in instructions:
+        if i.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") and i.argval not in known:
+            yield i.argval, (i.positions.lineno if i.positions else None) or code.co_firstlineno
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _undefined(constant, known if code.co_name == "<module>" else defined)
+
+
+class DecoratedKafkaAgentOperator(KafkaAgentOperator):
+    """What ``@task.kafka_agent`` makes: a KafkaAgentOperator whose agent is the decorated function."""
+
+    custom_operator_name = "@task.kafka_agent"
+
+
+class AgentTask:
+    """A function as an agent's task: call it to make a task, or map it with ``expand``; ``function`` is the plain function, for unit tests.
+
+    What it takes are KafkaAgentOperator's arguments (``window``, ``shard``, ``agent_params`` …): the function's own are the event and its parameters.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        for name in _OWN:
+            if name in arguments:
+                raise ConfigurationError(f"{_where(function)}: @task.kafka_agent sets {name} from the function; leave it out")
+        self.function = function
+        self._source = function_source(function)
+        self._arguments = {"task_id": self._source.name, **arguments}
+        update_wrapper(self, function)
+
+    def __call__(self, window: Any = None, **arguments: Any) -> XComArg:
+        """One task over a window, a result or mapped results; returns its output."""
+        operator = DecoratedKafkaAgentOperator(**self._ready({"window": window, **arguments}))
+        return XComArg(operator)
+
+    def override(self, **arguments: Any) -> AgentTask:
+        """The same function with other arguments, for example another ``task_id``."""
+        return AgentTask(self.function, {**self._arguments, **arguments})
+
+    def partial(self, **arguments: Any) -> AgentTask:
+        """The same for every mapped task: ``partial(window=…).expand(shard=…)``."""
+        return self.override(**arguments)
+
+    def expand(self, **mapped: Any) -> XComArg:
+        """One task for each of the mapped values, usually ``expand(window=window.output)``."""
+        return XComArg(self._partial().expand(**mapped))
+
+    def expand_kwargs(self, mapped: Any, *, strict: bool = True) -> XComArg:
+        """One task for each set of arguments."""
+        return XComArg(self._partial().expand_kwargs(mapped, strict=strict))
+
+    def _partial(self) -> Any:
+        return DecoratedKafkaAgentOperator.partial(**self._ready({}))
+
+    def _ready(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = {**self._arguments, **more}
+        arguments["task_id"] = get_unique_task_id(arguments["task_id"], arguments.get("dag"), arguments.get("task_group"))
+        if self.function.__doc__ and not any(arguments.get(name) for name in ("doc", "doc_md", "doc_json", "doc_rst", "doc_yaml")):
+            arguments["doc_md"] = inspect.cleandoc(self.function.__doc__)
+        return {**arguments, "agent": self._source.name, "agent_source": self._source.text, "agent_version": self._source.version}
+
+
+def kafka_agent_task(python_callable: Callable[..., Any] | None = None, **arguments: Any) -> Any:
+    """Make a function an agent's task; usable as ``@task.kafka_agent`` and as ``@task.kafka_agent(output_topic=…)``.
+
+    Takes KafkaAgentOperator's arguments but the agent itself. Raises ConfigurationError while the DAG file is parsed.
+    """
+    arguments.pop("multiple_outputs", None)
+
+    def make(function: Callable[..., Any]) -> AgentTask:
+        return AgentTask(function, arguments)
+
+    return make if python_callable is None else make(python_callable)

@@ -1,0 +1,118 @@
+"""What Airflow's provider manager asks at start: modules, decorators, plugins, links and the ``[factory]`` configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["get_provider_info"]
+
+_INTEGRATION = "Software factory"
+_PACKAGE = "airflow_provider_factory"
+
+
+def _option(description: str, *, type_: str = "string", default: str = "", example: str | None = None) -> dict[str, Any]:
+    return {"description": description, "version_added": "0.1.0", "type": type_, "example": example, "default": default}
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "runner": _option(
+        "Where agents run: ``process`` (a process beside the task, on the worker) or ``kubernetes`` (a pod of its own). "
+        "A task's ``runner`` argument wins.\n",
+        default="process",
+        example="kubernetes",
+    ),
+    "image": _option(
+        "Image of the agents' pods, unless the task or its pod template names one.\n",
+        default="factory-agents:0.1.0",
+        example="registry.example.com/factory-agents:0.1.0",
+    ),
+    "namespace": _option("Namespace of the agents' pods; empty: the Kubernetes connection's, or the worker's own.\n", example="agents"),
+    "agent_secret": _option(
+        "Name of an existing Kubernetes Secret whose keys become the agent's environment: KAFKA_BOOTSTRAP, KAFKA_CONFIG, "
+        "DATABASE_URL. It has to be in the pods' namespace.\n",
+        default="factory-agent",
+        example="team-a-agents",
+    ),
+    "kafka_conn_id": _option("Airflow connection (type kafka) of the cluster that holds the pipeline's topics.\n", default="kafka_default"),
+    "database_conn_id": _option(
+        "Airflow connection (type postgres) given to the built-in agents as DATABASE_URL where it exists; other agents get a "
+        "database when their task names one.\n",
+        default="postgres_default",
+    ),
+    "cluster": _option(
+        "Alias of the Kafka cluster in asset URIs and OpenLineage namespaces: ``kafka://<cluster>/<topic>``.\n",
+        default="main",
+        example="eu1",
+    ),
+    "prefix": _option(
+        "First part of transactional ids, and of the ledger topic's name ``<prefix>.ledger``; one per deployment on a shared cluster.\n",
+        default="factory",
+        example="factory-staging",
+    ),
+    "retry_delay": _option(
+        "Seconds between a task's tries in DAGs that use ``airflow_provider_factory.settings.retry_delay``; short ones make a "
+        "failing ``airflow dags test`` end soon.\n",
+        type_="float",
+        default="300",
+        example="5",
+    ),
+    "stop_grace": _option(
+        "Seconds that an agent process has to finish or abort its chunk after SIGTERM, before SIGKILL.\n",
+        type_="float",
+        default="30",
+        example="10",
+    ),
+    "topic_url": _option(
+        "URL of a topic in your Kafka console, for the links on a task: ``{topic}`` and ``{cluster}`` are filled in; empty: no link.\n",
+        example="https://kafka.example.com/clusters/{{cluster}}/topics/{{topic}}",
+    ),
+    "pod_url": _option(
+        "URL of a pod in your cluster's console, for the link on a task: ``{namespace}`` and ``{pod}`` are filled in; empty: no link.\n",
+        example="https://k8s.example.com/#/pod/{{namespace}}/{{pod}}",
+    ),
+}
+
+
+def get_provider_info() -> dict[str, Any]:
+    """The provider's description by Airflow's ``provider_info.schema.json``; imports nothing of Airflow."""
+    return {
+        "package-name": "airflow-provider-factory",
+        "name": _INTEGRATION,
+        "description": "Streaming agents on Kafka as Airflow tasks: bounded windows, exact across retries, as processes or pods.",
+        "integrations": [
+            {
+                "integration-name": _INTEGRATION,
+                "external-doc-url": "https://kafka.apache.org/documentation/#semantics",
+                "tags": ["software"],
+            }
+        ],
+        "operators": [
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": [f"{_PACKAGE}.operators.{name}" for name in ("kafka_agent", "validation", "window")],
+            }
+        ],
+        "sensors": [
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": [f"{_PACKAGE}.sensors.{name}" for name in ("consumer_lag", "window_closed")],
+            }
+        ],
+        "triggers": [
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": [f"{_PACKAGE}.triggers.{name}" for name in ("consumer_lag", "window_closed")],
+            }
+        ],
+        "hooks": [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "kafka")]}],
+        "task-decorators": [{"name": "kafka_agent", "class-name": f"{_PACKAGE}.decorators.kafka_agent.kafka_agent_task"}],
+        "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("AgentFactsLink", "InputTopicLink", "OutputTopicLink", "PodLink")],
+        "plugins": [{"name": "factory_preload", "plugin-class": f"{_PACKAGE}.plugins.preload.PreloadPlugin"}],
+        "config": {
+            "factory": {
+                "description": "How the operators of ``airflow-provider-factory`` run agents. Every option may be set by its environment variable "
+                "``AIRFLOW__FACTORY__<OPTION>``.\n",
+                "options": _OPTIONS,
+            }
+        },
+    }

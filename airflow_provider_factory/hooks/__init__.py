@@ -1,0 +1,1 @@
+"""Hooks over the official Kafka and Postgres connections."""

@@ -1,0 +1,1 @@
+"""Operators that plan windows, run agents and judge what came out."""

@@ -1,0 +1,103 @@
+"""Validates a window against a contract and judges the report: bad data fails the task at once, broken infrastructure is retried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_provider_factory.errors import airflow_errors
+from airflow_provider_factory.inputs import results_of
+from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+from factory_agents.errors import ConfigurationError, ValidationFailedError
+from factory_agents.protocol import AgentResult, merge_results, to_data
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk import Context
+
+__all__ = ["ValidationOperator"]
+
+Conditions = str | Sequence[str]
+
+
+class ValidationOperator(KafkaAgentOperator):
+    """Runs the ``validate`` agent over a window and judges its report, or judges the one report that the shards of a mapped stage make together.
+
+    What was valid is written before anything is judged: a failed validation keeps the window's dead letters, and nothing downstream runs. XCom
+    is the AgentResult (or the list of judged results): the next stage's ``window``; the merged report is under the key ``report``.
+
+    :param fail_if: conditions that fail the task without retries, for example ``"rejected > 1 %"`` or ``["rows < 1000", "null_rate(url) > 0"]``; the
+        contract's own are judged too. (templated)
+    :param warn_if: conditions that are only shown. (templated)
+    :param results: results of a mapped validate stage, instead of a ``window`` of its own. (templated)
+    """
+
+    template_fields: Sequence[str] = (*KafkaAgentOperator.template_fields, "fail_if", "warn_if", "results")
+    ui_color: ClassVar[str] = "#fbe3d6"
+
+    def __init__(
+        self,
+        *,
+        agent: str = "validate",
+        fail_if: Conditions = (),
+        warn_if: Conditions = (),
+        results: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(agent=agent, **kwargs)
+        if results is not None and self.window is not None:
+            raise ConfigurationError(
+                "ValidationOperator: give either window (to validate it) or results (to judge those of a mapped stage)"
+            )
+        self.fail_if = fail_if
+        self.warn_if = warn_if
+        self.results = results
+        self._judges = results is not None
+
+    def execute(self, context: Context) -> Any:
+        """Validate, or judge; raises AirflowFailException for bad data."""
+        if not self._judges:
+            return super().execute(context)
+        with airflow_errors():
+            self._check_arguments()
+            results = results_of(self.results)
+            merge_results(results)
+            self._judge(context, results)
+            return [to_data(result) for result in results]
+
+    def _check_arguments(self) -> None:
+        from factory_agents.contracts import parse_conditions
+
+        parse_conditions(_conditions(self.fail_if), "fail_if")
+        parse_conditions(_conditions(self.warn_if), "warn_if")
+
+    def _verdict(self, context: Context, result: AgentResult) -> Any:
+        if result.shard.of == 1:
+            self._judge(context, [result])
+        elif self.fail_if or self.warn_if:
+            raise ConfigurationError(
+                f"task {self.task_id!r}: the rates of one shard are not the window's; give fail_if and warn_if to a "
+                f"ValidationOperator(results={self.task_id}.output) after the shards"
+            )
+        return super()._verdict(context, result)
+
+    def _judge(self, context: Context, results: Sequence[AgentResult]) -> None:
+        from factory_agents.contracts import judge, merge_reports
+
+        report = merge_reports([result.report or {} for result in results])
+        verdict = judge(report, _conditions(self.fail_if), _conditions(self.warn_if))
+        context["ti"].xcom_push(key="report", value={**report, "checks": [dict(c) for c in verdict.checks], "outcome": verdict.outcome})
+        show = self.log.error if verdict.outcome == "fail" else self.log.warning if verdict.outcome == "warn" else self.log.info
+        for line in verdict.lines:
+            show("%s", line)
+        if verdict.outcome == "fail":
+            broken = "; ".join(str(c["rule"]) for c in verdict.checks if c["outcome"] == "fail")
+            raise ValidationFailedError(f"{verdict.lines[0]}; broken: {broken}")
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
+        """See ``KafkaAgentOperator``; a judge alone reads and writes no topic."""
+        return None if self._judges else super().get_openlineage_facets_on_complete(task_instance)
+
+
+def _conditions(given: Conditions) -> Conditions:
+    return given if isinstance(given, str) else list(given or ())

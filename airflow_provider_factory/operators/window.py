@@ -1,0 +1,150 @@
+"""Plans which records of a topic a DAG run is about, once and for good, and cuts them into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from airflow.sdk import Asset, BaseOperator
+
+from airflow_provider_factory.assets import asset_topic, topic_name
+from airflow_provider_factory.errors import airflow_errors
+from airflow_provider_factory.inputs import planned
+from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, facts_url, topic_url
+from airflow_provider_factory.lineage import topic_lineage
+from airflow_provider_factory.runs import as_bool, data_interval, optional_interval, window_policy
+from airflow_provider_factory.settings import option
+from factory_agents.errors import ConfigurationError
+from factory_agents.protocol import Interval, Window, decode_window
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk import Context
+
+__all__ = ["WindowOperator"]
+
+AfterPause = Literal["carry", "leave"]
+NoInterval = Literal["error", "since_last"]
+
+
+class WindowOperator(BaseOperator):
+    """Turns the run's data interval into offsets per partition, the same ones however often it runs, and cuts them into shards.
+
+    XCom is a list with one entry a shard (at least one, for an empty hour too): map a stage over it, ``expand(window=window.output)``, or give a
+    stage the whole, ``window=window.output``.
+
+    :param topic: the topic's name, or an asset ``kafka://<cluster>/<topic>``. (templated)
+    :param shards: how many shards at most; never more than partitions. (templated)
+    :param after_pause: what a scheduled run of a ``catchup=False`` DAG does with records since the last scheduled run: ``carry`` takes them,
+        ``leave`` leaves them to a backfill. Backfilled and manual runs read exactly their interval.
+    :param no_interval: what a run without a data interval does: ``error``, or ``since_last``, which reads from the pipeline's last window to the end.
+    :param accept_loss: go on where records of the window were deleted already; the loss is recorded. (templated)
+    :param timeout: how long to try to plan while other planners of the pipeline are at work.
+    :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
+    """
+
+    template_fields: Sequence[str] = ("topic", "shards", "accept_loss", "kafka_conn_id")
+    operator_extra_links = (InputTopicLink(), AgentFactsLink())
+    ui_color: ClassVar[str] = "#dbe7f6"
+
+    def __init__(
+        self,
+        *,
+        topic: str | Asset,
+        shards: int | str = 1,
+        after_pause: AfterPause = "carry",
+        no_interval: NoInterval = "error",
+        accept_loss: bool | str = False,
+        timeout: timedelta | float = 120.0,
+        kafka_conn_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.topic = topic_name(topic)
+        self.shards = shards
+        self.after_pause = _one_of(after_pause, ("carry", "leave"), "after_pause")
+        self.no_interval = _one_of(no_interval, ("error", "since_last"), "no_interval")
+        self.accept_loss = accept_loss
+        self.timeout = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
+        self.kafka_conn_id = kafka_conn_id
+        asset = asset_topic(topic)
+        if asset is not None and asset not in self.inlets:
+            self.inlets = [*self.inlets, asset]
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Plan the window and return its shards; raises AirflowFailException for what a retry cannot mend."""
+        with airflow_errors():
+            shards = _count(self.shards)
+            interval = self._interval(context)
+            self.log.info("Interval %s", f"[{interval.start}, {interval.end})" if interval else "since the pipeline's last window")
+            window = self._plan(context, interval)
+            plan = planned(window, shards)
+        self._push_facts(context, window, plan)
+        return plan
+
+    def _interval(self, context: Context) -> Interval | None:
+        return optional_interval(context) if self.no_interval == "since_last" else data_interval(context)
+
+    def _plan(self, context: Context, interval: Interval | None) -> Window:
+        from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
+        from factory_agents.kafka.cuts import plan_window
+
+        return plan_window(
+            FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).config(),
+            pipeline=self.dag_id,
+            topic=self.topic,
+            interval=interval,
+            run_key="" if interval else str(context["run_id"]),
+            prefix=option("prefix"),
+            policy="carry" if window_policy(context, self.after_pause) == "carry" else "index",
+            accept_loss=as_bool(self.accept_loss, "accept_loss"),
+            timeout=self.timeout,
+        )
+
+    def _push_facts(self, context: Context, window: Window, plan: Sequence[Mapping[str, Any]]) -> None:
+        self.log.info("Window %s of %s: up to %s records in %d shard(s)", window.key, window.topic, f"{window.size:,}", len(plan))
+        if window.carried:
+            self.log.info(
+                "Of these, %s record(s) arrived before the interval, since the last scheduled run (a pause)", f"{window.carried:,}"
+            )
+        if window.lost:
+            self.log.warning(
+                "Gone from the topic and left out (accept_loss): %s", ", ".join(f"{r.partition}[{r.start}, {r.end})" for r in window.lost)
+            )
+        for entry in plan:
+            ranges = decode_window(dict(entry["window"])).ranges
+            shown = ", ".join(f"{r.partition}[{r.start}, {r.end})" for r in ranges[:20]) + (" …" if len(ranges) > 20 else "")
+            self.log.info("Shard %d of %d: %s", entry["shard"][0] + 1, entry["shard"][1], shown or "no partition")
+        ti = context["ti"]
+        facts = {
+            "window": window.key,
+            "topic": window.topic,
+            "records": window.size,
+            "carried": window.carried,
+            "shards": len(plan),
+            "plan": plan[0]["plan"],
+        }
+        ti.xcom_push(key="factory_facts", value=facts)
+        ti.xcom_push(key=InputTopicLink.key, value=topic_url(window.topic))
+        ti.xcom_push(key=AgentFactsLink.key, value=facts_url(ti))
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage:
+        """The topic as input."""
+        return topic_lineage(inputs=[self.topic])
+
+
+def _one_of(value: str, allowed: Sequence[str], name: str) -> str:
+    if value not in allowed:
+        raise ConfigurationError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def _count(value: Any) -> int:
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"shards: expected a number, got {value!r}") from None
+    if count < 1:
+        raise ConfigurationError(f"shards: expected at least 1, got {count}")
+    return count

@@ -1,0 +1,1 @@
+"""Airflow plugins that come with the provider."""

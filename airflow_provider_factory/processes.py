@@ -1,0 +1,179 @@
+"""Runs an agent as a process beside the task: its run on standard input, its log lines in the task's log, its result in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from airflow_provider_factory.errors import AgentCrashedError
+from factory_agents.protocol import AgentResult, AgentRun, decode_result, encode
+
+__all__ = ["AgentProcess", "child_environment", "log_line"]
+
+log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "factory_agents.run")
+_PRIVATE = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "_AIRFLOW_")
+_OURS = ("KAFKA_BOOTSTRAP", "KAFKA_CONFIG", "KAFKA_CONFIG_FILE", "DATABASE_URL")
+_FIELDS_OF_ITS_OWN = ("time", "level", "logger", "message", "exception")
+_LAST_LINES = 20
+
+
+def child_environment(
+    base: Mapping[str, str], *, secrets: Mapping[str, str], extra: Mapping[str, str], python_path: Sequence[Path | str]
+) -> dict[str, str]:
+    """The environment of an agent's process: the worker's without Airflow's own settings and connections, then ours.
+
+    ``secrets`` (Kafka's and the database's settings) replace whatever the worker's environment says of them; ``extra`` are the task's ``env_vars``;
+    ``python_path`` comes before what stands in PYTHONPATH.
+    """
+    environment = {k: v for k, v in base.items() if not k.startswith(_PRIVATE) and k not in _OURS}
+    environment.update(secrets)
+    environment.update(extra)
+    path = [str(p) for p in python_path] + [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+def log_line(line: str) -> tuple[int, str]:
+    """Level and text of a line that an agent wrote: a structured one in full, any other as information."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError):
+        record: dict[str, Any] = json.loads(line)
+        level = logging.getLevelNamesMapping().get(str(record["level"]).upper(), logging.INFO)
+        fields = "".join(f" {k}={v}" for k, v in record.items() if k not in _FIELDS_OF_ITS_OWN)
+        text = f"{record['message']}{fields}"
+        return level, f"{text}\n{record['exception']}" if record.get("exception") else text
+    return logging.INFO, line
+
+
+class AgentProcess:
+    """One run of one agent as a process group of its own, ended at the latest when its owner closes or dies.
+
+    The child stops by itself when its standard input closes, so that it doesn't outlive a worker that was killed.
+    """
+
+    def __init__(self, run: AgentRun, environment: Mapping[str, str], *, grace: float = 30.0, command: Sequence[str] = COMMAND) -> None:
+        self._run = run
+        self._environment = dict(environment)
+        self._grace = grace
+        self._command = tuple(command)
+        self._process: subprocess.Popen[str] | None = None
+        self._ended = False
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._last: deque[str] = deque(maxlen=_LAST_LINES)
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id once it is started."""
+        return self._process.pid if self._process else None
+
+    def run(self) -> AgentResult:
+        """Start the agent, relay its log, wait for its end, and return its result, be it a success or a failure.
+
+        Raises AgentCrashedError where it ended without a result. Whatever happens, its process group is gone afterwards.
+        """
+        with tempfile.TemporaryDirectory(prefix="factory-") as folder:
+            result = Path(folder) / "result.json"
+            try:
+                code = self._run_to_end(result)
+            finally:
+                self.stop()
+            return self._result(result, code)
+
+    def stop(self) -> None:
+        """End the process group: SIGTERM, so that the agent finishes or aborts its chunk, then SIGKILL after the grace. Safe to repeat."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            log.info("Stopping agent process %d (it has %g s)", process.pid, self._grace)
+            _signal(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(self._grace)
+        self._end_group(process)
+        with contextlib.suppress(OSError):
+            if process.stdin:
+                process.stdin.close()
+
+    def _end_group(self, process: subprocess.Popen[str]) -> None:
+        """Once: what is left of the group goes, so that nothing holds the output open; a group's number may be another's later."""
+        if not self._ended:
+            self._ended = True
+            _signal(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _run_to_end(self, result: Path) -> int:
+        self._process = process = subprocess.Popen(
+            [*self._command, "--result", str(result)],
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        if process.stdin is None or process.stdout is None:
+            raise AgentCrashedError("the agent's process has no pipes")
+        threading.Thread(target=self._read, args=(process.stdout,), name=f"agent-{process.pid}", daemon=True).start()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(encode(self._run).decode() + "\n")
+            process.stdin.flush()
+        while (talking := self._relay(timeout=0.2)) and process.poll() is None:
+            pass
+        code = process.wait()
+        self._end_group(process)
+        patience = time.monotonic() + 5
+        while talking and time.monotonic() < patience:
+            talking = self._relay(timeout=0.2)
+        return code
+
+    def _read(self, stream: IO[str]) -> None:
+        with contextlib.suppress(ValueError, OSError), stream:
+            for line in stream:
+                self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def _relay(self, timeout: float) -> bool:
+        """Log what arrived within ``timeout`` seconds; False once the agent has closed its output."""
+        try:
+            line = self._lines.get(timeout=timeout)
+        except queue.Empty:
+            return True
+        if line is None:
+            return False
+        if line:
+            level, text = log_line(line)
+            self._last.append(text)
+            log.log(level, "%s", text)
+        return True
+
+    def _result(self, path: Path, code: int) -> AgentResult:
+        text = path.read_bytes() if path.is_file() else b""
+        if text:
+            return decode_result(text)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        memory = "; is the worker out of memory?" if code == -signal.SIGKILL else ""
+        last = f"; its last words: {self._last[-1]}" if self._last else ""
+        raise AgentCrashedError(f"agent {self._run.agent.name!r} {how} and left no result{memory}{last}")
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

@@ -1,0 +1,82 @@
+"""Waits for a consumer group, or for a pipeline's windows, to catch up, or to fall behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from airflow.sdk import Asset
+
+from airflow_provider_factory.assets import topic_name
+from airflow_provider_factory.checks import Answer, LagQuestion, ask_lag
+from airflow_provider_factory.sensors.base import KafkaSensor
+from airflow_provider_factory.settings import option
+from factory_agents.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_provider_factory.triggers.consumer_lag import ConsumerLagTrigger
+    from factory_agents.kafka.config import KafkaConfig
+
+__all__ = ["ConsumerLagSensor"]
+
+
+class ConsumerLagSensor(KafkaSensor):
+    """Waits until the lag on topics is at most a threshold (``below``), or more than it (``above``). Joins no group, commits nothing.
+
+    :param topics: one topic or several: names or assets. (templated)
+    :param group: the consumer group; without it the lag is that of this DAG's own windows: what has arrived since the last one planned. (templated)
+    :param threshold: records. (templated)
+    :param condition: ``below`` (at most the threshold) or ``above``.
+    :param measure: ``total`` over all partitions, or the ``worst`` one.
+    :param pipeline: whose windows, where no group is given; by default this DAG. (templated)
+    """
+
+    template_fields: Sequence[str] = (*KafkaSensor.template_fields, "topics", "group", "threshold", "pipeline")
+
+    def __init__(
+        self,
+        *,
+        topics: str | Asset | Sequence[str | Asset],
+        threshold: int | str = 0,
+        group: str | None = None,
+        condition: Literal["below", "above"] = "below",
+        measure: Literal["total", "worst"] = "total",
+        pipeline: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.topics = [topic_name(t) for t in ([topics] if isinstance(topics, (str, Asset)) else topics)]
+        self.threshold = threshold
+        self.group = group
+        self.condition = condition
+        self.measure = measure
+        self.pipeline = pipeline
+
+    def question(self, context: Context) -> LagQuestion:
+        """See ``KafkaSensor.question``; raises ConfigurationError naming the argument."""
+        data = {
+            "topics": list(self.topics),
+            "threshold": self.threshold,
+            "group": self.group or "",
+            "pipeline": "" if self.group else self.pipeline or self.dag_id,
+            "prefix": option("prefix"),
+            "condition": self.condition,
+            "measure": self.measure,
+        }
+        try:
+            return msgspec.convert(data, LagQuestion, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(f"ConsumerLagSensor {self.task_id!r}: {error}") from None
+
+    def ask(self, config: KafkaConfig | None, question: LagQuestion) -> Answer:
+        """See ``KafkaSensor.ask``."""
+        return ask_lag(config, question) if config is not None else Answer(False, "not asked yet")
+
+    def trigger(self, **arguments: Any) -> ConsumerLagTrigger:
+        """See ``KafkaSensor.trigger``."""
+        from airflow_provider_factory.triggers.consumer_lag import ConsumerLagTrigger
+
+        return ConsumerLagTrigger(**arguments)

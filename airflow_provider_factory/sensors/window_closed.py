@@ -1,0 +1,53 @@
+"""Waits until a run's window can be read in full: every partition has passed its end, or a grace is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Asset
+
+from airflow_provider_factory.assets import topic_name
+from airflow_provider_factory.checks import Answer, WindowClosedQuestion, ask_window_closed
+from airflow_provider_factory.runs import data_interval
+from airflow_provider_factory.sensors.base import KafkaSensor
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_provider_factory.triggers.window_closed import WindowClosedTrigger
+    from factory_agents.kafka.config import KafkaConfig
+
+__all__ = ["WindowClosedSensor"]
+
+
+class WindowClosedSensor(KafkaSensor):
+    """Waits until each partition of a topic has a record at or past the data interval's end, or ``grace`` after that end.
+
+    Records that come later still are not lost: they are in the window in which they arrive.
+
+    :param topic: the topic's name, or an asset ``kafka://<cluster>/<topic>``. (templated)
+    :param grace: how long after the interval's end quiet partitions are waited for.
+    """
+
+    template_fields: Sequence[str] = (*KafkaSensor.template_fields, "topic")
+
+    def __init__(self, *, topic: str | Asset, grace: timedelta | float = timedelta(minutes=2), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.topic = topic_name(topic)
+        self.grace = grace.total_seconds() if isinstance(grace, timedelta) else float(grace)
+
+    def question(self, context: Context) -> WindowClosedQuestion:
+        """See ``KafkaSensor.question``."""
+        return WindowClosedQuestion(topic=self.topic, end=data_interval(context).end, grace=self.grace)
+
+    def ask(self, config: KafkaConfig | None, question: WindowClosedQuestion) -> Answer:
+        """See ``KafkaSensor.ask``."""
+        return ask_window_closed(config, question, datetime.now(UTC))
+
+    def trigger(self, **arguments: Any) -> WindowClosedTrigger:
+        """See ``KafkaSensor.trigger``."""
+        from airflow_provider_factory.triggers.window_closed import WindowClosedTrigger
+
+        return WindowClosedTrigger(**arguments)

@@ -1,0 +1,7 @@
+"""Airflow for the tests below this folder."""
+
+from __future__ import annotations
+
+from tests.support.airflow_env import airflow_home, dag_runner
+
+__all__ = ["airflow_home", "dag_runner"]

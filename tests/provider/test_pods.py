@@ -1,0 +1,115 @@
+"""The agent's pod as a pure function, against golden files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_factory.pods import ANNOTATION, AgentPod, agent_pod, pod_labels, pod_template, run_fingerprint, safe_label
+from factory_agents.errors import ConfigurationError
+from factory_agents.protocol import AgentRef, AgentRun, Shard, decode_run
+from tests.provider.samples import window
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[2]
+RUN = AgentRun(
+    "clicks",
+    "enrich",
+    AgentRef("enrich", version="v1"),
+    window=window(2),
+    shard=Shard(0, 2),
+    plan="p1",
+    output_topic="enriched",
+    run_id="scheduled__2026-03-01T05:00:00+00:00",
+)
+
+
+def golden(name: str, value: Any) -> None:
+    """Compare with a file that a person has read; ``FACTORY_GOLDEN=write`` writes it anew."""
+    import os
+
+    path = GOLDEN / name
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    if os.environ.get("FACTORY_GOLDEN") == "write":
+        path.write_text(text)
+    assert json.loads(path.read_text()) == value
+
+
+def test_a_pod_of_the_default_template() -> None:
+    spec = AgentPod(run=RUN, labels=pod_labels(RUN), image="agents:1", namespace="agents", secret="kafka")
+    golden("pod_default.json", agent_pod(spec, pod_template()))
+
+
+def test_a_pod_over_nothing_but_its_own_command() -> None:
+    golden("pod_own_command.json", agent_pod(AgentPod(run=RUN, own_command=True, env={"MODE": "x"})))
+
+
+def test_the_shipped_template_is_the_one_that_is_used() -> None:
+    assert yaml.safe_load((ROOT / "include" / "pod_templates" / "agent.yaml").read_text()) == pod_template()
+
+
+def test_the_run_travels_whole_and_no_secret_with_it() -> None:
+    pod = agent_pod(AgentPod(run=RUN, secret="kafka"))
+    assert decode_run(pod["metadata"]["annotations"][ANNOTATION]) == RUN
+    container = pod["spec"]["containers"][0]
+    assert container["envFrom"] == [{"secretRef": {"name": "kafka"}}]
+    assert not [e for e in container["env"] if e["name"].startswith(("KAFKA", "DATABASE"))]
+
+
+def test_the_template_is_not_changed() -> None:
+    base = pod_template()
+    agent_pod(AgentPod(run=RUN, labels={"a": "b"}, image="x", secret="s"), base)
+    assert base == pod_template()
+
+
+def test_a_run_larger_than_annotations_may_be_is_one_clear_error() -> None:
+    run = msgspec.structs.replace(RUN, agent=AgentRef("enrich", source="x" * 300_000, function="enrich"))
+    with pytest.raises(
+        ConfigurationError, match=r"annotations would take 30\d,\d{3} bytes, Kubernetes allows 262,144; the agent's source takes 300,000"
+    ):
+        agent_pod(AgentPod(run=run))
+
+
+def test_a_thousand_partitions_fit() -> None:
+    agent_pod(AgentPod(run=msgspec.structs.replace(RUN, window=window(1000))))
+
+
+def test_labels_name_dag_run_task_agent_version_shard_and_fingerprint() -> None:
+    labels = pod_labels(RUN)
+    assert {k.removeprefix("factory-agents/"): v for k, v in labels.items() if k.startswith("factory-agents/")} == {
+        "dag": "clicks",
+        "run": "scheduled__2026-03-01T05-00-00-00-00-" + labels["factory-agents/run"][-8:],
+        "task": "enrich",
+        "agent": "enrich",
+        "version": "v1",
+        "shard": "0of2",
+        "fingerprint": run_fingerprint(RUN),
+    }
+
+
+def test_the_fingerprint_tells_other_code_but_not_another_place_in_the_ledger() -> None:
+    moved = msgspec.structs.replace(RUN, window=window(2, ledger_offset=99))
+    changed = msgspec.structs.replace(RUN, agent=AgentRef("enrich", version="v2"))
+    assert run_fingerprint(moved) == run_fingerprint(RUN) != run_fingerprint(changed)
+
+
+@given(st.text(max_size=100))
+def test_any_name_becomes_a_label_that_kubernetes_takes(name: str) -> None:
+    label = safe_label(name)
+    assert len(label) <= 63
+    assert label == "" or (
+        label[0].isalnum() and label[-1].isalnum() and label.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    )
+    assert label.isascii()
+
+
+def test_different_names_stay_different() -> None:
+    names = ["a" * 80, "a" * 81, "a b", "a/b", "a-b", "-a-b"]
+    assert len({safe_label(n) for n in names}) == len(names)
