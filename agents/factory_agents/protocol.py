@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -37,6 +37,12 @@ PROTOCOL_VERSION = 1
 
 _T = TypeVar("_T")
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _to_ms(moment: datetime) -> int:
+    return -((_EPOCH - moment) // timedelta(milliseconds=1))
+
 
 class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A half-open span of time ``[start, end)``, both aware datetimes in UTC."""
@@ -53,21 +59,26 @@ class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise WindowError(
                 f"interval: its end {self.end.isoformat()} is not after its start {self.start.isoformat()}; give them the other way round"
             )
+        if self.end_ms == self.start_ms:
+            raise WindowError(f"interval: expected at least a millisecond, got {self.start.isoformat()} to {self.end.isoformat()}")
 
     @property
     def start_ms(self) -> int:
-        """Start in milliseconds since 1970 UTC."""
-        return round(self.start.timestamp() * 1000)
+        """Start in milliseconds since 1970 UTC, rounded up: the first a record at or past it can have."""
+        return _to_ms(self.start)
 
     @property
     def end_ms(self) -> int:
-        """End in milliseconds since 1970 UTC."""
-        return round(self.end.timestamp() * 1000)
+        """End in milliseconds since 1970 UTC, rounded up as the start is."""
+        return _to_ms(self.end)
 
     @property
     def key(self) -> str:
         """Canonical text, equal for equal instants and sorting by start: used in ledger keys and transactional ids."""
-        return "/".join(t.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") for t in (self.start, self.end))
+        return "/".join(
+            (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            for ms in (self.start_ms, self.end_ms)
+        )
 
 
 class PartitionRange(msgspec.Struct, frozen=True, array_like=True):
@@ -110,7 +121,8 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``writers`` holds the writers whose records belong to it (empty: every record). ``generation`` orders windows made from
     the same interval: a greater one is newer. ``lost`` are ranges known to be gone and accepted as such. ``ledger_offset`` is where a reader
-    of the pipeline's ledger partition may begin.
+    of the pipeline's ledger partition may begin. ``carried`` records arrived before the interval, in a pause, and are in this window; ``gap``
+    lay beside it in no window when it was planned (a backfill takes them). Both are upper bounds, in offsets.
     """
 
     pipeline: str
@@ -124,6 +136,7 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     ledger_offset: int = 0
     lost: tuple[PartitionRange, ...] = ()
     carried: int = 0
+    gap: int = 0
 
     @property
     def key(self) -> str:
@@ -150,9 +163,10 @@ class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
 class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One stage (one shard of it) to run over one window.
 
-    ``window`` is None for ``ingest``, whose window is ``interval`` over the source's time column. ``plan`` names the whole plan that the
-    shard is a part of. ``rerun``: ``reuse`` returns the finished result of the same fingerprint, ``redo`` does the work anew; ``epoch`` (greater than
-    the one that stands in the ledger beside a finished result) redoes it too. ``limits`` and ``accept_loss`` don't enter the fingerprint.
+    ``window`` is None for ``ingest``, whose window is ``interval`` over the source's time column, or all rows under ``name``. ``plan``
+    names the whole plan that the shard is a part of. ``rerun``: ``reuse`` returns the finished result of the same fingerprint, ``redo``
+    does the work anew; ``epoch`` (greater than the one that stands in the ledger beside a finished result) redoes it too. ``limits`` and
+    ``accept_loss`` don't enter the fingerprint.
     """
 
     pipeline: str
@@ -162,6 +176,7 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     params: dict[str, Any] = {}
     window: Window | None = None
     interval: Interval | None = None
+    name: str = ""
     shard: Shard = Shard()
     plan: str = ""
     output_topic: str = ""
@@ -178,12 +193,14 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
     @property
     def key(self) -> str:
-        """The window's or the interval's key."""
+        """The window's or the interval's key, or the name given in their place."""
         if self.window is not None:
             return self.window.key
-        if self.interval is None:
+        if self.interval is not None:
+            return self.interval.key
+        if not self.name:
             raise WindowError(f"stage {self.stage!r}: expected a window or an interval, got neither")
-        return self.interval.key
+        return self.name
 
     @property
     def transactional_id(self) -> str:
@@ -353,11 +370,13 @@ def merge_results(results: Sequence[AgentResult]) -> Window:
         ):
             raise WindowError(f"{name}: results of different plans ({first.plan}, {r.plan}) cannot be merged; clear the whole stage")
     have = {r.shard.index for r in results}
+    if len(have) != len(results) or max(have) >= first.shard.of:
+        raise WindowError(f"{name}: {len(results)} results for {first.shard.of} shards; clear the whole stage")
     missing = [i for i in range(first.shard.of) if i not in have]
     if missing:
         raise WindowError(f"{name}: shard {missing[0] + 1} of {first.shard.of} has no result; clear it so that it runs")
-    if len(have) != len(results):
-        raise WindowError(f"{name}: {len(results)} results for {first.shard.of} shards; clear the whole stage")
+    if any(r.truncated for r in results):
+        raise WindowError(f"{name}: its results are too long for a termination message; take them from the ledger (read_result)")
     manifests = [r.manifest for r in results if r.manifest is not None]
     if len(manifests) != len(results):
         raise WindowError(f"{name} wrote to no topic, so nothing can read on from it; give it an output topic")
@@ -384,7 +403,8 @@ def _merge_ranges(ranges: Iterable[PartitionRange]) -> tuple[PartitionRange, ...
         if r.start >= r.end:
             continue
         have = merged.get(r.partition)
-        merged[r.partition] = (
-            r if have is None else PartitionRange(r.partition, min(have.start, r.start), max(have.end, r.end), have.count + r.count)
-        )
+        if have is not None:
+            count = have.count + r.count if have.count >= 0 and r.count >= 0 else -1
+            r = PartitionRange(r.partition, min(have.start, r.start), max(have.end, r.end), count)
+        merged[r.partition] = r
     return tuple(merged[p] for p in sorted(merged))

@@ -93,14 +93,21 @@ class KafkaConfig:
 
     @classmethod
     def from_env(
-        cls, environ: Mapping[str, str] | None = None, *, bootstrap: str = "", overrides: Mapping[str, str] | None = None
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        bootstrap: str = "",
+        overrides: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        defaults_from: str = "Kafka configuration",
     ) -> KafkaConfig:
         """From flags, then ``KAFKA_BOOTSTRAP`` and ``KAFKA_CONFIG`` (a JSON object), then the file named by ``KAFKA_CONFIG_FILE``.
 
-        The file holds a JSON object or ``key=value`` lines, as librdkafka's own tools read.
+        The file holds a JSON object or ``key=value`` lines, as librdkafka's own tools read. ``defaults`` come last; ``defaults_from`` names
+        them in errors.
         """
         env = os.environ if environ is None else environ
-        values: dict[str, str] = {}
+        values: dict[str, str] = {_check(str(k), defaults_from): _text(v) for k, v in (defaults or {}).items()}
         if path := env.get("KAFKA_CONFIG_FILE"):
             values.update(_read_file(Path(path)))
         if text := env.get("KAFKA_CONFIG"):

@@ -19,7 +19,7 @@ from factory_agents.kafka.topics import Cluster, TopicFacts
 from factory_agents.protocol import Interval, PartitionRange, Window
 from factory_agents.telemetry import fields
 
-__all__ = ["FUTURE_MS", "CutRequest", "check_names", "check_window_topic", "decide_cut", "plan_window", "window_closed"]
+__all__ = ["FUTURE_MS", "CutRequest", "check_names", "check_window_topic", "decide_cut", "plan_window", "preview_window", "window_closed"]
 
 log = logging.getLogger(__name__)
 
@@ -119,10 +119,7 @@ def plan_window(
     DeadlineError after ``timeout`` seconds.
     """
     check_names(pipeline=pipeline, prefix=prefix, **({} if interval else {"run key": run_key}))
-    if interval is not None and interval.end_ms > time.time() * 1000 + _CLOCK_SKEW_MS:
-        raise WindowError(
-            f"interval {interval.key}: it ends in the future, so its records have not all arrived; run it after {interval.end.isoformat()}"
-        )
+    _check_past(interval)
     deadline = time.monotonic() + timeout
     cluster = Cluster(config)
     facts = cluster.topic(topic)
@@ -151,6 +148,34 @@ def plan_window(
         ),
     )
     return window
+
+
+def preview_window(
+    config: KafkaConfig, *, pipeline: str, topic: str, interval: Interval, prefix: str = "factory", timeout: float = 120.0
+) -> Window:
+    """The window that ``plan_window`` would give now, for a dry run: nothing is written, so a later plan may still differ. Raises as it does."""
+    check_names(pipeline=pipeline, prefix=prefix)
+    _check_past(interval)
+    cluster = Cluster(config)
+    request = CutRequest(pipeline, cluster.topic(topic), interval)
+    check_window_topic(cluster, topic)
+    ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+    view = LedgerView() if cluster.find(ledger.topic) is None else ledger.read(deadline=time.monotonic() + timeout)
+    planned = _planned(view, request)
+    if planned is not None:
+        return planned
+    records = {record.key(): (view.end, record) for record in _decide(view, request, cluster)}
+    window = _planned(LedgerView(records, view.end), request)
+    if window is None:
+        raise WindowError(f"interval {interval.key} of pipeline {pipeline!r}: no window came of it")
+    return window
+
+
+def _check_past(interval: Interval | None) -> None:
+    if interval is not None and interval.end_ms > time.time() * 1000 + _CLOCK_SKEW_MS:
+        raise WindowError(
+            f"interval {interval.key}: it ends in the future, so its records have not all arrived; run it after {interval.end.isoformat()}"
+        )
 
 
 def _compare_and_set(
