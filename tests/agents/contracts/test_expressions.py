@@ -127,7 +127,7 @@ def test_nothing_of_python_is_in_reach(text: str) -> None:
     except ExpressionError:
         return
     with pytest.raises(TypeError):  # double underscores are fields like others: a tuple has none
-        expression.test({}.get)
+        expression.test(dict[str, Any]().get)
 
 
 def test_double_underscores_are_only_fields() -> None:
