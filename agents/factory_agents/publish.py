@@ -1,0 +1,85 @@
+"""The built-in publish agent: lands a window's events in a table of a database, exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from factory_agents.contracts import Contract, load_contract
+from factory_agents.contracts.documents import did_you_mean
+from factory_agents.errors import ConfigurationError
+from factory_agents.protocol import AgentRun
+from factory_agents.runtime.agents import Sink
+from factory_agents.sinks.postgres import PostgresSink, PostgresTarget, TableName, WantedColumn, WantedTable, database_from_env
+
+__all__ = ["PublishParams", "build"]
+
+
+class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``publish`` takes.
+
+    ``table``: ``table`` or ``schema.table``, taken literally. ``contract`` (a file, YAML text or a mapping) gives columns, key and order; without one an
+    existing table's own columns and primary key do, and the last one published wins. ``create_table``: create it from the contract if absent.
+    ``database_url_env`` names the environment variable that holds the database's URL. ``statement_timeout`` (0: none) and ``lock_timeout`` are seconds.
+    """
+
+    table: str
+    contract: str | dict[str, Any] | None = None
+    create_table: bool = True
+    database_url_env: str = "DATABASE_URL"
+    statement_timeout: float = 900.0
+    lock_timeout: float = 60.0
+
+
+def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:  # noqa: ARG001
+    """The sink for these parameters; it connects when it claims.
+
+    Raises ConfigurationError for parameters it doesn't take or a database URL that isn't set, ContractError for a contract that can't be read.
+    """
+    settings = _params(params)
+    contract = load_contract(settings.contract) if settings.contract else None
+    database = database_from_env(settings.database_url_env)
+    target = PostgresTarget(
+        database=database,
+        table=TableName.parse(settings.table),
+        wanted=_wanted(contract) if contract is not None else WantedTable(),
+        create_table=settings.create_table,
+        statement_timeout=settings.statement_timeout,
+        lock_timeout=settings.lock_timeout,
+    )
+    identity = {"table": settings.table, "contract": contract.digest if contract is not None else "", "database": database.address}
+    return PostgresSink(target, identity)
+
+
+def _params(params: Mapping[str, Any]) -> PublishParams:
+    known = PublishParams.__struct_fields__
+    for name in params:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; it takes: {', '.join(known)}"
+            raise ConfigurationError(f"agent 'publish': unknown parameter {name!r}{hint}")
+    if not params.get("table"):
+        raise ConfigurationError(
+            "agent 'publish': parameter 'table' is required: the table to publish to, such as events or analytics.events"
+        )
+    try:
+        settings = msgspec.convert(dict(params), PublishParams, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"agent 'publish': {error}") from error
+    if settings.statement_timeout < 0 or settings.lock_timeout <= 0:
+        raise ConfigurationError("agent 'publish': statement_timeout must be at least 0 and lock_timeout more than 0 seconds")
+    return settings
+
+
+def _wanted(contract: Contract) -> WantedTable:
+    """The contract's columns as a table; where the event time is a number it is read in the contract's unit."""
+    columns = tuple(
+        WantedColumn(c.name, c.type, c.nullable, contract.time_unit if c.name == contract.time and contract.time_unit != "iso" else "")
+        for c in contract.columns()
+    )
+    if not columns:
+        raise ConfigurationError(
+            f"contract {contract.source}: it declares no fields, so it gives a table no columns; add a schema or columns"
+        )
+    return WantedTable(columns, contract.key, contract.time, contract.version_field)

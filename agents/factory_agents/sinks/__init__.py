@@ -1,0 +1,1 @@
+"""Where publish writes to: one module a system."""

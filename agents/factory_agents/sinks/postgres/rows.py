@@ -1,0 +1,224 @@
+"""Events into rows of a staging table: every value checked here, so that one bad event never fails a window."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+
+from factory_agents.runtime.agents import Reject, Row
+
+__all__ = ["KEY_BYTES", "ColumnType", "RowColumn", "RowReader", "StagedRow"]
+
+ColumnType: TypeAlias = Literal["text", "bigint", "double", "boolean", "timestamptz", "json", "numeric", "date"]
+StagedRow: TypeAlias = "tuple[Any, ...]"
+"""One value a column, as psycopg writes it, then partition and offset."""
+
+KEY_BYTES = 2500
+"""What the text columns of a key may take together: an index entry holds about a third of PostgreSQL's 8 KiB page."""
+
+_CHUNK = 2000
+_MOST = 1.7976931348623157e308
+_FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC).timestamp(), datetime(9999, 12, 30, tzinfo=UTC).timestamp()
+_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000}
+_UNFIT = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
+_encode = msgspec.json.Encoder().encode
+_NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class RowColumn(msgspec.Struct, frozen=True):
+    """What a column takes.
+
+    ``low`` and ``high`` bound an integer, ``length`` the characters of a text and ``digits`` (precision, scale) a numeric, where the
+    table's type is narrower than ours. ``unit`` (s, ms, us) says that a time comes as a number.
+    """
+
+    name: str
+    type: ColumnType
+    nullable: bool = True
+    key: bool = False
+    low: int = -(2**63)
+    high: int = 2**63 - 1
+    length: int | None = None
+    digits: tuple[int, int] | None = None
+    unit: str = ""
+
+    @property
+    def staged_type(self) -> str:
+        """The type in the staging table; json and numeric travel as text and are cast when merged."""
+        if self.type == "timestamptz" and self.unit:
+            return "float8"
+        return _STAGED[self.type]
+
+    @property
+    def unit_factor(self) -> int:
+        """By what a number is divided to give seconds."""
+        return _UNITS[self.unit]
+
+
+_STAGED: dict[str, str] = {
+    "text": "text",
+    "bigint": "int8",
+    "double": "float8",
+    "boolean": "bool",
+    "timestamptz": "timestamptz",
+    "json": "text",
+    "numeric": "text",
+    "date": "date",
+}
+
+
+class RowReader:
+    """Makes staged rows of events: whole chunks at msgspec's speed, one by one where a chunk holds something unfit."""
+
+    def __init__(self, columns: Sequence[RowColumn]) -> None:
+        self._columns = tuple(columns)
+        self._names = tuple(c.name for c in columns)
+        text_keys = sum(c.key and c.type == "text" for c in columns)
+        self._key_bytes = KEY_BYTES // max(1, text_keys)
+        self._as_text = tuple((i, _to_text(c)) for i, c in enumerate(columns) if c.type in ("json", "numeric"))
+        types = tuple(self._type(c) for c in columns)
+        self._row_types: Any = list[tuple[*types, int, int]]  # type: ignore[valid-type]
+
+    def read(self, rows: Sequence[Row]) -> tuple[list[StagedRow], dict[int, Reject]]:
+        """The staged rows, in order, and why the others cannot be written, by their index."""
+        staged: list[StagedRow] = []
+        rejected: dict[int, Reject] = {}
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            try:
+                staged += self._chunk(chunk)
+            except _UNFIT:
+                self._one_by_one(chunk, start, staged, rejected)
+        return staged, rejected
+
+    def _chunk(self, rows: Sequence[Row]) -> list[StagedRow]:
+        names = self._names
+        raw: list[Any] = [(*map(event.get, names), partition, offset) for event, partition, offset in rows]
+        if self._as_text:
+            raw = [self._with_texts(row) for row in raw]
+        checked: list[StagedRow] = msgspec.convert(raw, self._row_types)
+        # Encoding the lot is the cheapest look into every string: it shows NUL, and raises for lone surrogates.
+        if b"\\u0000" in _encode(checked):
+            raise ValueError
+        return checked
+
+    def _with_texts(self, row: StagedRow) -> list[Any]:
+        values = list(row)
+        for i, to_text in self._as_text:
+            if values[i] is not None:
+                values[i] = to_text(values[i])
+        return values
+
+    def _one_by_one(self, rows: Sequence[Row], start: int, staged: list[StagedRow], rejected: dict[int, Reject]) -> None:
+        for i, (event, partition, offset) in enumerate(rows, start):
+            try:
+                staged.append((*(self._value(c, event.get(c.name)) for c in self._columns), partition, offset))
+            except Reject as reject:
+                rejected[i] = reject
+
+    def _type(self, column: RowColumn) -> Any:
+        type_ = self._plain_type(column)
+        return type_ | None if column.nullable else type_
+
+    def _plain_type(self, column: RowColumn) -> Any:
+        meta = msgspec.Meta
+        if column.type == "timestamptz" and column.unit:
+            return Annotated[float, meta(ge=_FIRST * column.unit_factor, le=_LAST * column.unit_factor)]
+        if column.type == "text" and (column.key or column.length is not None):
+            # In UTF-8 a character takes up to four bytes; what lies between is measured one by one.
+            return Annotated[
+                str, meta(max_length=min(column.length or self._key_bytes, self._key_bytes // 4 if column.key else _MAX_LENGTH))
+            ]
+        types: dict[ColumnType, Any] = {
+            "text": str,
+            "bigint": Annotated[int, meta(ge=column.low, le=column.high)],
+            "double": Annotated[float, meta(ge=-_MOST, le=_MOST)],
+            "boolean": bool,
+            "timestamptz": Annotated[datetime, meta(tz=True)],
+            "json": str,
+            "numeric": str,
+            "date": date,
+        }
+        return types[column.type]
+
+    def _value(self, column: RowColumn, value: Any) -> Any:
+        """One value as its column takes it; raises Reject saying what is wrong with it."""
+        if value is None:
+            if column.nullable:
+                return None
+            raise Reject(f"column {column.name!r}: missing or null, expected {column.type}", rule="missing")
+        try:
+            return self._checked(column, value)
+        except _UNFIT as error:
+            raise Reject(f"column {column.name!r}: {_why(error, column, value)}", rule="column") from error
+
+    def _checked(self, column: RowColumn, value: Any) -> Any:
+        if column.type in ("json", "numeric"):
+            value = _to_text(column)(value)
+            if column.type == "json" and _NUL_IN_JSON.search(value):
+                raise ValueError("holds a NUL character, which PostgreSQL's json cannot")
+            value.encode()
+            return value
+        if column.type == "text":
+            return self._checked_text(column, value)
+        if column.type == "bigint" and type(value) is float and value.is_integer():
+            value = int(value)
+        if column.type == "timestamptz" and not column.unit and type(value) is str:
+            value = _time(value)
+        return msgspec.convert(value, self._plain_type(column))
+
+    def _checked_text(self, column: RowColumn, value: Any) -> str:
+        text = msgspec.convert(value, str)
+        if "\0" in text:
+            raise ValueError("holds a NUL character, which PostgreSQL's text cannot")
+        if column.length is not None and len(text) > column.length:
+            raise ValueError(f"{len(text)} characters, the column takes {column.length}")
+        if len(text.encode()) > self._key_bytes and column.key:
+            raise ValueError(f"{len(text.encode())} bytes, a key takes {self._key_bytes}")
+        return text
+
+
+_MAX_LENGTH = 2**31
+
+
+def _to_text(column: RowColumn) -> Callable[[Any], str]:
+    if column.type == "json":
+        return lambda value: _encode(value).decode()
+    digits = column.digits
+    return lambda value: _numeric(value, digits)
+
+
+def _numeric(value: Any, digits: tuple[int, int] | None) -> str:
+    if type(value) not in (int, float, str):
+        raise TypeError(f"expected a number or its text, got {type(value).__name__}")
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation as error:
+        raise ValueError("expected a number or its text") from error
+    if not number.is_finite() or abs(number.adjusted()) > 1000:
+        raise ValueError("not a number that a numeric column holds")
+    if digits is not None and number.quantize(Decimal(1).scaleb(-digits[1])).adjusted() >= digits[0] - digits[1] and number:
+        raise ValueError(f"the column takes numeric({digits[0]},{digits[1]})")
+    return str(number)
+
+
+def _time(text: str) -> datetime:
+    """ISO-8601 as Python reads it, a leap second included; without a zone it is UTC, as the contract has it."""
+    time = datetime.fromisoformat(re.sub(r"(:\d\d):60(?!\d)", r"\1:59", text).replace("z", "Z"))
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def _why(error: BaseException, column: RowColumn, value: Any) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "holds half of a surrogate pair, which is no character"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, msgspec.ValidationError):
+        shown = f": {value!r:.60}" if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+        return f"{str(error).replace('Expected', 'expected', 1)}{shown} (the column is {column.type})"
+    return f"{error} (the column is {column.type})"

@@ -1,0 +1,248 @@
+"""The sink: sessions, transactions, retries and what to do when an answer doesn't come."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from factory_agents import failpoints
+from factory_agents.errors import SinkError, UnavailableError
+from factory_agents.runtime.agents import Claim, Reject, Row, SinkOutcome
+from factory_agents.sinks.postgres.ledger import Ledger
+from factory_agents.sinks.postgres.merge import Publication
+from factory_agents.sinks.postgres.session import Database, cut_after, explain, lost
+from factory_agents.sinks.postgres.table import LEDGER, TableName, WantedTable, check_wanted, compose, open_table
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["PostgresSink", "PostgresTarget"]
+
+_T = TypeVar("_T")
+_TRIES = 6
+_IN_EACH_OTHERS_WAY = ("40001", "40P01")
+_LOCKED = "55P03"
+_MERGE_IDLE = "60s"
+"""A publisher that stops dead in the middle of a merge holds its locks no longer than this."""
+_RECONNECTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Pauses, in seconds, before each question whether a commit was made: a restarting server takes some."""
+
+
+class PostgresTarget(msgspec.Struct, frozen=True):
+    """Where and what to publish. Timeouts are seconds: of one statement (0: none), and of waiting for another's lock."""
+
+    database: Database
+    table: TableName
+    wanted: WantedTable = WantedTable()
+    create_table: bool = True
+    statement_timeout: float = 900.0
+    lock_timeout: float = 60.0
+
+
+class PostgresSink:
+    """A ``Sink`` over one table.
+
+    ``claim`` commits by itself. ``write`` copies rows into a temporary table of the transaction that ``commit`` ends: there duplicates are removed
+    by key, the rest is merged in key order (so that publishers don't deadlock), what the window no longer produces is deleted, and the ledger row is
+    written. ``identity`` enters the fingerprint. The database is not spoken to before ``claim``.
+    """
+
+    name = "publish"
+    version = "1"
+
+    def __init__(self, target: PostgresTarget, identity: dict[str, Any]) -> None:
+        check_wanted(target.wanted)
+        self.identity = identity
+        self._target = target
+        self._connection: psycopg.Connection[Any] | None = None
+        self._publication: Publication | None = None
+
+    def claim(self, claim: Claim) -> SinkOutcome | None:
+        """See ``Sink.claim``. The table is created, or compared with the contract, here.
+
+        Raises SinkError where it doesn't fit or holds a newer manifest's rows, ConfigurationError and UnavailableError as the database answers.
+        """
+        self.close()
+        connection = self._connect(claim)
+        target = self._target
+        with self._explained(f"claiming shard {claim.shard.key} of window {claim.window}"):
+            self._begin(connection)
+            table = self._retried(connection, lambda: open_table(connection, target.table, target.wanted, create=target.create_table))
+            taken = self._retried(connection, Ledger(connection, table, claim).take)
+            connection.commit()
+        failpoints.hit("postgres.claimed")
+        if taken.outcome is None:
+            self._publication = Publication(connection, table, claim, taken.fence)
+        return taken.outcome
+
+    def write(self, rows: Sequence[Row]) -> dict[int, Reject]:
+        """See ``Sink.write``. Raises UnavailableError where the database is lost or cannot take more."""
+        publication = self._claimed()
+        with self._explained(f"copying rows for {publication.table.text}"), cut_after(publication.connection, self._patience):
+            self._begin(publication.connection)
+            return publication.stage(rows)
+
+    def commit(self, *, rejected: int) -> SinkOutcome:
+        """See ``Sink.commit``. Deadlocks and serialization failures are tried again here, with the rows still staged."""
+        publication = self._claimed()
+        connection = publication.connection
+        doing = f"publishing to {publication.table.text}"
+        with self._explained(doing):
+            self._begin(connection)
+            connection.execute(compose("SELECT set_config('idle_in_transaction_session_timeout', {idle}, true)", idle=_MERGE_IDLE))
+            failpoints.hit("postgres.before-merge")
+            outcome = self._retried(connection, lambda: publication.merge(rejected))
+            failpoints.hit("postgres.before-commit")
+        self._end(publication, doing)
+        failpoints.hit("postgres.committed")
+        self._publication = None
+        return outcome
+
+    def close(self) -> None:
+        """See ``Sink.close``."""
+        connection, self._connection, self._publication = self._connection, None, None
+        if connection is not None:
+            connection.close()
+
+    def _claimed(self) -> Publication:
+        if self._publication is None:
+            raise SinkError("nothing is claimed (or it was committed, or failed, already): claim first")
+        return self._publication
+
+    def _connect(self, claim: Claim) -> psycopg.Connection[Any]:
+        connection = self._target.database.connect(f"factory {claim.pipeline}/{claim.stage}")
+        self._connection = connection
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding not in (None, "UTF8"):
+            raise SinkError(f"the database {self._target.database.address} is encoded in {encoding}; events need one in UTF8")
+        return connection
+
+    def _begin(self, connection: psycopg.Connection[Any]) -> None:
+        """Begin a transaction, unless one is open, with settings of its own (a connection pooler would lend a session's to others)."""
+        if connection.info.transaction_status.name != "IDLE":
+            return
+        target = self._target
+        connection.execute(
+            compose(
+                "SELECT set_config('lock_timeout', {lock}, true), set_config('statement_timeout', {statement}, true),"
+                " set_config('timezone', 'UTC', true), set_config('idle_in_transaction_session_timeout', '0', true),"
+                # A commit that the machine's end may undo would leave Kafka's ledger ahead of the table.
+                " CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END",
+                lock=f"{max(1, round(target.lock_timeout * 1000))}ms",
+                statement=f"{round(target.statement_timeout * 1000)}ms",
+            )
+        )
+
+    def _retried(self, connection: psycopg.Connection[Any], work: Callable[[], _T]) -> _T:
+        """Work within a savepoint, again while transactions get in each other's way."""
+        import psycopg
+
+        attempt = 0
+        while True:
+            connection.execute("SAVEPOINT factory")
+            try:
+                with cut_after(connection, self._patience):
+                    return work()
+            except psycopg.Error as error:
+                attempt += 1
+                if error.sqlstate not in _IN_EACH_OTHERS_WAY or attempt == _TRIES:
+                    raise
+                connection.execute("ROLLBACK TO SAVEPOINT factory")
+                time.sleep(random.random() * 0.05 * 2**attempt)
+
+    @property
+    def _patience(self) -> float:
+        """How long the answers of one step may take: some statements' time, and more for the way (0: no limit)."""
+        return self._target.statement_timeout * 4 + 60 if self._target.statement_timeout else 0
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Turn psycopg's errors into ours; after any error nothing of the transaction, nor of the claim, is left."""
+        import psycopg
+
+        try:
+            yield
+        except psycopg.Error as error:
+            raised = self._locked(doing) if error.sqlstate == _LOCKED else explain(error, doing, self._target.database.address)
+            self.close()
+            raise raised from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _locked(self, doing: str) -> UnavailableError:
+        """The error for a lock that wasn't to be had, with who may hold it as far as the server tells."""
+        import psycopg
+
+        holders = ""
+        if self._connection is not None:
+            try:
+                self._connection.rollback()
+                holders = _holders(self._connection, [self._target.table.name, LEDGER])
+            except psycopg.Error:
+                holders = ""
+        name = self._target.table.name
+        return UnavailableError(
+            f"{doing} ({self._target.database.address}): table {name!r} or rows of it stayed locked for {self._target.lock_timeout:g} s{holders}; "
+            "retry when it is free"
+        )
+
+    def _end(self, publication: Publication, doing: str) -> None:
+        """Commit; where the answer doesn't come, ask the ledger whether it was done."""
+        import psycopg
+
+        connection = publication.connection
+        address = self._target.database.address
+        try:
+            with cut_after(connection, self._patience):
+                connection.commit()
+        except psycopg.Error as error:
+            gone = lost(connection, error)
+            self.close()
+            if not gone:
+                raise explain(error, doing, address) from error
+            if not self._was_committed(publication, doing):
+                raise UnavailableError(
+                    f"{doing} ({address}): the connection was lost at the commit, which was not made; a retry publishes again"
+                ) from error
+
+    def _was_committed(self, publication: Publication, doing: str) -> bool:
+        """Whether the ledger has this attempt's commit, asked over new sessions; a server process that is still at it is waited for."""
+        import psycopg
+
+        failure: Exception | None = None
+        for pause in _RECONNECTS:
+            time.sleep(pause)
+            try:
+                connection = self._connect(publication.claim)
+                self._begin(connection)
+                with cut_after(connection, self._target.lock_timeout + 60):
+                    return Ledger(connection, publication.table, publication.claim).committed(publication.fence)
+            except (psycopg.Error, UnavailableError) as error:
+                failure = error
+            finally:
+                self.close()
+        raise UnavailableError(
+            f"{doing} ({self._target.database.address}): the connection was lost at the commit, and the database cannot be asked whether it was made; "
+            "a retry finds out"
+        ) from failure
+
+
+def _holders(connection: psycopg.Connection[Any], tables: Sequence[str]) -> str:
+    """Sessions that hold more than a reader's lock on these tables, for a message."""
+    rows = connection.execute(
+        """
+        SELECT DISTINCT a.pid, a.application_name, a.usename, a.state, date_trunc('second', now() - a.xact_start)::text
+        FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid = l.relation JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+        WHERE l.granted AND l.locktype = 'relation' AND l.mode <> 'AccessShareLock' AND c.relname = ANY(%s) AND l.pid <> pg_backend_pid()
+        ORDER BY a.pid LIMIT 5
+        """,
+        [list(tables)],
+    ).fetchall()
+    who = [f"process {pid} ({name or 'no application name'}, user {user}, {state}, for {since})" for pid, name, user, state, since in rows]
+    return f", maybe by {'; '.join(who)}" if who else ""
