@@ -6,6 +6,7 @@ import glob
 import hashlib
 import importlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -133,7 +134,7 @@ class _RemoteSystem:
         try:
             self._files, self._path = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise ConfigurationError(f"source {_public(url)!r}: {error}") from error
+            raise ConfigurationError(f"source {_public(url)!r}: {_public(str(error))}") from error
         self._url = url
 
     def find(self, source: str) -> list[tuple[str, str]]:
@@ -160,12 +161,10 @@ class _RemoteSystem:
         return file
 
 
-def _public(url: str) -> str:
-    """A URL without what may be secret: user, password, and a query's signature."""
-    parts = urlsplit(url)
-    if parts.scheme in ("http", "https"):
-        parts = parts._replace(query="", fragment="")
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+def _public(text: str) -> str:
+    """A URL, or a text with URLs, without what may be secret: user and password, and the query of a web address (a signature)."""
+    text = re.sub(r"(\w+://)[^/@\s]*@", r"\1", text)
+    return re.sub(r"(https?://[^\s'\"?]*)\?[^\s'\"]*", r"\1", text)
 
 
 def _locate(source: str) -> list[_File]:
@@ -182,15 +181,18 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except FactoryError:
         raise
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"source {name!r}: no such file") from error
     except PermissionError as error:
-        raise ConfigurationError(f"source {name!r}: may not be read: {error}") from error
+        raise ConfigurationError(f"source {name!r}: may not be read: {_public(str(error))}") from error
+    except FileNotFoundError as error:
+        # fsspec's web client says this of whatever went wrong, and what that was stands in the cause.
+        if name.startswith("http") and getattr(error.__cause__, "status", 0) != 404:
+            raise UnavailableError(f"source {name!r} cannot be read now: {_public(str(error.__cause__ or error))}") from error
+        raise ConfigurationError(f"source {name!r}: no such file") from error
     except Exception as error:
         if _is_damage(error):
-            raise DataLossError(f"source {name!r} is damaged or incomplete: {error}; fetch or write it again") from error
+            raise DataLossError(f"source {name!r} is damaged or incomplete: {_public(str(error))}; fetch or write it again") from error
         if isinstance(error, OSError) or "://" in name:
-            raise UnavailableError(f"source {name!r} cannot be read now: {type(error).__name__}: {error}") from error
+            raise UnavailableError(f"source {name!r} cannot be read now: {type(error).__name__}: {_public(str(error))}") from error
         raise
 
 
@@ -265,7 +267,7 @@ class FileSource:
             _split_name(file.name, options)
         self._options = options
         self.identity: dict[str, Any] = {
-            "params": {k: v for k, v in msgspec.to_builtins(options).items() if k != "rate_limit"},
+            "params": options.identity,
             "files": [file.identity for file in self._files],
         }
         if not all(file.checksum or file.stamp for file in self._files):
@@ -278,7 +280,8 @@ class FileSource:
         read) when a file changes meanwhile.
         """
         require_time_field(self._options, interval)
-        batches = select(self._blocks(window_micros(interval)), interval, skip, self._first_time)
+        first_time = self._first_time if self._options.time_field else lambda: 0
+        batches = select(self._blocks(window_micros(interval)), interval, skip, first_time)
         return paced(batches, self._options.rate_limit)
 
     def close(self) -> None:

@@ -210,14 +210,15 @@ class _TableReference:
 
     def _open(self) -> tuple[psycopg.Connection[Any], Relation]:
         if self._connection is None or self._relation is None:
-            connection = connect(self._lookup.database_env)
+            self.close()
+            connection = self._connection = connect(self._lookup.database_env)
             connection.autocommit = True
             relation = describe(connection, self._lookup.table, "")
             known = list(relation.columns)
             check_field(self._key, "the lookup's key column", known, self.what)
             for name in self._lookup.fields:
                 check_field(name, "the lookup's field", known, self.what)
-            self._connection, self._relation = connection, relation
+            self._relation = relation
         return self._connection, self._relation
 
     def find(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -66,6 +66,11 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_line_bytes: Annotated[int, msgspec.Meta(ge=1)] = 10 * 1024 * 1024
     rate_limit: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which records come out: all but the rate."""
+        return {name: getattr(self, name) for name in ReadOptions.__struct_fields__ if name != "rate_limit"}
+
 
 class Block(Protocol):
     """Some consecutive rows: their times in microseconds since 1970 UTC (None: not readable), and their records on demand."""

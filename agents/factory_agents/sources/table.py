@@ -61,7 +61,11 @@ def connect(database_env: str) -> psycopg.Connection[Any]:
     if not url:
         raise ConfigurationError(f"a table needs a database: set {database_env} to its URL, for example postgresql://user@host:5432/name")
     try:
-        return psycopg.connect(url, options="-c timezone=UTC", connect_timeout=10, application_name="factory-agents")
+        settings = {"connect_timeout": "10", "fallback_application_name": "factory-agents"} | psycopg.conninfo.conninfo_to_dict(url)
+        connection = psycopg.connect(**settings, autocommit=True)  # type: ignore[arg-type]
+        connection.execute("SET TIME ZONE 'UTC'")
+        connection.autocommit = False
+        return connection
     except psycopg.ProgrammingError as error:
         raise ConfigurationError(f"{database_env} is not a database URL: {error}") from error
     except psycopg.OperationalError as error:
@@ -190,9 +194,8 @@ class TableSource:
     def __init__(self, table: str, query: str, database_env: str, options: ReadOptions) -> None:
         self._table, self._query, self._env, self._options = table, query, database_env, options
         self._connection: psycopg.Connection[Any] | None = None
-        params = {k: v for k, v in msgspec.to_builtins(options).items() if k in ("time_field", "time_unit", "id_field")}
         self.identity: dict[str, Any] = {
-            "params": params | {"table": table, "query": query, "database_env": database_env},
+            "params": options.identity | {"table": table, "query": query, "database_env": database_env},
             "volatile": True,
         }
 

@@ -1,0 +1,182 @@
+"""PostgreSQL tables and queries as sources: every row in exactly one interval, in one order, in one snapshot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.sources.rows import ReadOptions
+from factory_agents.sources.table import TableSource
+from tests.agents.sources.reading import EPOCH, hour, read, seconds
+
+TIMED = ReadOptions(time_field="t")
+
+
+@pytest.fixture
+def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection]:
+    """A connection to an empty schema that DATABASE_URL leads to as well."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS source CASCADE; CREATE SCHEMA source")
+        monkeypatch.setenv("DATABASE_URL", f"{database_url}?options=-c%20search_path%3Dsource")
+        connection.execute("SET search_path = source")
+        yield connection
+
+
+@pytest.fixture
+def table() -> Iterator[type[TableSource]]:
+    """Table sources that are closed in the end."""
+    made: list[TableSource] = []
+
+    class Closing(TableSource):
+        def __init__(self, name: str = "", options: ReadOptions = TIMED, *, query: str = "", env: str = "DATABASE_URL") -> None:
+            super().__init__(name, query, env, options)
+            made.append(self)
+
+    yield Closing
+    for source in made:
+        source.close()
+
+
+def test_the_rows_of_an_interval_come_as_json_by_time_then_id(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute("CREATE TABLE e (event_id int, t timestamptz, a numeric, b bytea, at timestamp, tags text[], doc jsonb)")
+    database.execute(
+        """INSERT INTO e VALUES
+        (2, 'epoch'::timestamptz + '59 min', 1.50, '\\xff00', '2018-06-05 08:00', '{x,"y z"}', '{"k": [1]}'),
+        (1, 'epoch'::timestamptz + '59 min', 'NaN', null, null, null, null),
+        (3, 'epoch'::timestamptz + '60 min', 0, '', null, '{}', 'null'),
+        (4, 'epoch'::timestamptz, 0, null, 'infinity', null, null)"""
+    )
+    records = read(table("e"), hour(0))
+    assert [(r.key, r.where) for r in records] == [(b"4", "table 'e':1"), (b"1", "table 'e':2"), (b"2", "table 'e':3")]
+    assert json.loads(records[2].value) == {
+        "event_id": 2, "t": "1970-01-01T00:59:00+00:00", "a": "1.50", "b": "/wA=", "at": "2018-06-05T08:00:00+00:00",
+        "tags": ["x", "y z"], "doc": {"k": [1]},
+    }  # fmt: skip
+    assert json.loads(records[1].value)["a"] == "NaN"
+    assert [r.key for r in read(table("e"), hour(1))] == [b"3"]
+    assert len(read(table("source.e"), None)) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "expression"),
+    [
+        ("timestamptz", "to_timestamp(s)"),
+        ("timestamp", "to_timestamp(s) AT TIME ZONE 'UTC'"),
+        ("bigint", "s::bigint"),
+        ("double precision", "s"),
+        ("numeric", "s::numeric"),
+        ("bigint", "(s * 1000)::bigint + 200000000000"),
+        ("bigint", "(s * 1e6)::bigint + 200000000000000"),
+    ],
+)
+def test_every_row_is_in_exactly_one_interval(database: psycopg.Connection, table: type[TableSource], kind: str, expression: str) -> None:
+    database.execute("SET timezone = 'Europe/Berlin'")
+    database.execute(f"CREATE TABLE e (event_id text, t {kind})")
+    database.execute(
+        f"INSERT INTO e SELECT 'e' || n, {expression} FROM (SELECT n, n * 0.5::float8 AS s FROM generate_series(0, 40) AS n) AS r"
+    )
+    database.execute("INSERT INTO e VALUES ('none', null)")
+    offset = 200_000_000 if "2000000" in expression else 0
+    parts = [read(table("e"), seconds(offset + a, offset + b)) for a, b in ((0, 3), (3, 4), (4, 15), (15, 60))]
+    if kind == "bigint" and expression.startswith("s::"):
+        assert sum(map(len, parts)) == 42
+    else:
+        assert [len(part) for part in parts] == [7, 2, 22, 11]
+    assert [r.key for part in parts for r in part if r.reject] == [b"none"]
+    assert parts[0][0].key == b"none"
+    assert len({r.key for part in parts for r in part}) == 42
+
+
+def test_dates_are_midnights_in_utc(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute("CREATE TABLE e (t date); INSERT INTO e VALUES ('1970-01-01'), ('1970-01-02')")
+    assert [len(read(table("e"), hour(n))) for n in (0, 1, 23, 24, 25)] == [1, 0, 0, 1, 0]
+
+
+def test_a_query_is_a_source_too(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute("CREATE TABLE e (event_id text, at text); INSERT INTO e VALUES ('a', '1970-01-01T00:10:00Z')")
+    records = read(table(query="SELECT *, at::timestamptz AS t FROM e;"), hour(0))
+    assert [(r.key, r.where) for r in records] == [(b"a", "query:1")]
+
+
+def test_reading_again_sees_the_same_snapshot_in_the_same_order(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute("CREATE TABLE e (n int, t timestamptz); INSERT INTO e SELECT n, 'epoch' FROM generate_series(1, 12000) AS n")
+    source = table("e")
+    batches = source.read(hour(0), 0)
+    first = list(next(batches))
+    assert len(first) == 5_000
+    database.execute("INSERT INTO e SELECT -n, 'epoch' FROM generate_series(1, 9) AS n; UPDATE e SET n = n + 100000 WHERE n < 100")
+    rest = [record for batch in batches for record in batch]
+    assert len(rest) == 7_000
+    again = read(source, hour(0), skip=5_000)
+    assert [(r.value, r.where) for r in again] == [(r.value, r.where) for r in rest]
+    assert len(read(table("e"), hour(0))) == 12_009
+
+
+def test_a_table_is_always_read_again(table: type[TableSource]) -> None:
+    assert table("e").identity["volatile"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("nothing", TIMED, r'table \'nothing\': relation "nothing" does not exist'),
+        ("e", ReadOptions(time_field="tt"), r"table 'e': time_field 'tt' is not there; did you mean 't'\?"),
+        ("e", ReadOptions(time_field="note"), "the time column 'note' is no time, date or number; give a query"),
+        ("n", TIMED, "every row's time 't' is null"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(
+    database: psycopg.Connection, table: type[TableSource], name: str, options: ReadOptions, message: str
+) -> None:
+    database.execute("CREATE TABLE e (t timestamptz, note text); CREATE TABLE n (t timestamptz); INSERT INTO n VALUES (null)")
+    with pytest.raises(ConfigurationError, match=message):
+        read(table(name, options), hour(0))
+
+
+def test_a_column_twice_in_a_query_is_an_error(database: psycopg.Connection, table: type[TableSource]) -> None:
+    with pytest.raises(ConfigurationError, match="a column's name is there twice"):
+        read(table(query="SELECT now() AS t, 1 AS a, 2 AS a"), None)
+
+
+def test_an_empty_table_has_no_rows(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute("CREATE TABLE e (t timestamptz)")
+    assert read(table("e"), hour(0)) == []
+
+
+def test_a_database_that_is_not_there_may_come_back_and_a_wrong_name_does_not(
+    database_url: str, table: type[TableSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    with pytest.raises(ConfigurationError, match="set DATABASE_URL to its URL"):
+        read(table("e"), hour(0))
+    monkeypatch.setenv("ELSEWHERE", "postgresql://127.0.0.1:1/x")
+    with pytest.raises(UnavailableError, match="ELSEWHERE doesn't answer"):
+        read(table("e", env="ELSEWHERE"), hour(0))
+    monkeypatch.setenv("ELSEWHERE", database_url.rpartition("/")[0] + "/no_such_database")
+    with pytest.raises(ConfigurationError, match="correct ELSEWHERE"):
+        read(table("e", env="ELSEWHERE"), hour(0))
+    monkeypatch.setenv("ELSEWHERE", "not a url")
+    with pytest.raises(ConfigurationError, match="ELSEWHERE is not a database URL"):
+        read(table("e", env="ELSEWHERE"), hour(0))
+
+
+def test_a_connection_that_breaks_while_reading_may_be_tried_again(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute("CREATE TABLE e (t timestamptz); INSERT INTO e SELECT to_timestamp(n) FROM generate_series(1, 30000) AS n")
+    batches = table("e").read(seconds(0, 40_000), 0)
+    next(batches)
+    database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'factory-agents'")
+    with pytest.raises(UnavailableError, match="the database failed while it was read"):
+        for _ in batches:
+            pass
+
+
+def test_an_interval_before_its_time_zone_is_taken_as_utc(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute("CREATE TABLE e (t timestamp); INSERT INTO e VALUES ('1970-01-01 00:30')")
+    berlin = hour(0)
+    shifted = type(berlin)((EPOCH).astimezone(), (EPOCH + timedelta(hours=1)).astimezone())
+    assert len(read(table("e"), shifted)) == 1
