@@ -5,20 +5,22 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from factory_agents.errors import ConfigurationError, FactoryError, FencedError, UnavailableError
 
-__all__ = ["KafkaConfig", "kafka_error", "message_error"]
+__all__ = ["KafkaConfig", "kafka_error", "message_error", "passing"]
 
-_SECRETS = ("password", "secret", ".key", "key.pem", "pem", "jaas", "token", "credentials", "userinfo")
+_Client = TypeVar("_Client")
+
+_SECRETS = ("password", "secret", ".key", "key.pem", "pem", "jaas", "token", "credentials", "userinfo", "oauthbearer.config")
 _RESERVED = {
     "enable.auto.commit": "offsets are committed with the outputs",
     "isolation.level": "windows are read committed",
@@ -48,10 +50,11 @@ def _is_known(key: str) -> bool:
 
 
 _COMMON = (
-    "bootstrap.servers", "security.protocol", "sasl.mechanism", "sasl.mechanisms", "sasl.username", "sasl.password", "ssl.ca.location", "ssl.ca.pem",
-    "ssl.certificate.location", "ssl.certificate.pem", "ssl.key.location", "ssl.key.pem", "ssl.key.password", "client.id", "group.id", "linger.ms",
-    "compression.type", "compression.codec", "batch.size", "fetch.wait.max.ms", "transaction.timeout.ms", "message.max.bytes", "session.timeout.ms",
-    "max.poll.interval.ms", "socket.timeout.ms", "statistics.interval.ms", "queue.buffering.max.messages", "fetch.min.bytes", "fetch.max.bytes",
+    "bootstrap.servers", "security.protocol", "sasl.mechanism", "sasl.mechanisms", "sasl.username", "sasl.password", "ssl.ca.location",
+    "ssl.ca.pem", "ssl.certificate.location", "ssl.certificate.pem", "ssl.key.location", "ssl.key.pem", "ssl.key.password", "client.id",
+    "group.id", "linger.ms", "compression.type", "compression.codec", "batch.size", "fetch.wait.max.ms", "transaction.timeout.ms",
+    "message.max.bytes", "session.timeout.ms", "max.poll.interval.ms", "socket.timeout.ms", "statistics.interval.ms",
+    "queue.buffering.max.messages", "fetch.min.bytes", "fetch.max.bytes",
 )  # fmt: skip
 
 
@@ -85,10 +88,10 @@ class KafkaConfig:
     def from_mapping(cls, values: Mapping[str, Any], *, where: str = "Kafka configuration") -> KafkaConfig:
         """From librdkafka keys (``bootstrap.servers`` among them); raises ConfigurationError for keys that librdkafka doesn't know.
 
-        Keys of consumer groups and the reserved ones that the official Airflow connection often carries (``group.id``, ``enable.auto.commit``,
-        ``auto.offset.reset``) are for the caller to drop beforehand.
+        Keys of consumer groups and the reserved ones that the official Airflow connection often carries (``group.id``,
+        ``enable.auto.commit``, ``auto.offset.reset``) are for the caller to drop beforehand. A value of None leaves the key unset.
         """
-        checked = {_check(str(k), where): _text(v) for k, v in values.items()}
+        checked = _checked(values, where)
         return cls(checked.pop("bootstrap.servers", ""), checked)
 
     @classmethod
@@ -107,7 +110,7 @@ class KafkaConfig:
         them in errors.
         """
         env = os.environ if environ is None else environ
-        values: dict[str, str] = {_check(str(k), defaults_from): _text(v) for k, v in (defaults or {}).items()}
+        values = _checked(defaults or {}, defaults_from)
         if path := env.get("KAFKA_CONFIG_FILE"):
             values.update(_read_file(Path(path)))
         if text := env.get("KAFKA_CONFIG"):
@@ -141,11 +144,11 @@ class KafkaConfig:
 
     def admin(self) -> AdminClient:
         """A new admin client; keep it until its futures are done."""
-        return self._make(AdminClient, self.client())
+        return _make(AdminClient, self.client())
 
     def consumer(self, **extra: Any) -> Consumer:
         """A new consumer that reads committed records, commits nothing by itself and reports partition ends."""
-        return self._make(
+        return _make(
             Consumer,
             {
                 "group.id": "factory-window",
@@ -164,7 +167,7 @@ class KafkaConfig:
 
     def producer(self, transactional_id: str, **extra: Any) -> Producer:
         """A new transactional producer; ``init_transactions`` is the caller's."""
-        return self._make(
+        return _make(
             Producer,
             {
                 "linger.ms": 5,
@@ -178,11 +181,12 @@ class KafkaConfig:
             },
         )
 
-    def _make(self, make: Any, settings: dict[str, Any]) -> Any:
-        try:
-            return make(settings)
-        except KafkaException as error:
-            raise ConfigurationError(f"Kafka client for {self.bootstrap}: {error.args[0].str()}") from error
+
+def _make(make: Callable[[dict[str, Any]], _Client], settings: dict[str, Any]) -> _Client:
+    try:
+        return make(settings)
+    except KafkaException as error:
+        raise ConfigurationError(f"Kafka client for {settings['bootstrap.servers']}: {error.args[0].str()}") from error
 
 
 def _text(value: Any) -> str:
@@ -199,7 +203,11 @@ def _parse_object(text: str, where: str) -> dict[str, str]:
         ) from None
     if not isinstance(data, dict):
         raise ConfigurationError(f"{where}: expected a JSON object of librdkafka keys, got {type(data).__name__}")
-    return {_check(str(k), where): _text(v) for k, v in data.items()}
+    return _checked(data, where)
+
+
+def _checked(values: Mapping[str, Any], where: str) -> dict[str, str]:
+    return {_check(str(k), where): _text(v) for k, v in values.items() if v is not None}
 
 
 def _read_file(path: Path) -> dict[str, str]:
@@ -207,6 +215,8 @@ def _read_file(path: Path) -> dict[str, str]:
         text = path.read_text()
     except OSError as error:
         raise ConfigurationError(f"KAFKA_CONFIG_FILE: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"KAFKA_CONFIG_FILE: {path} is no text file") from None
     if text.lstrip().startswith("{"):
         return _parse_object(text, str(path))
     values: dict[str, str] = {}
@@ -231,6 +241,12 @@ _AUTH = {
     KafkaError._SSL: "TLS failed",
 }
 _FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+_PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE}
+
+
+def passing(error: KafkaError) -> bool:
+    """Whether a consumer gets over this by itself: it connects again, so it is waited for until the deadline."""
+    return error.retriable() or error.code() in _PASSING
 
 
 def kafka_error(error: KafkaException | KafkaError, doing: str) -> FactoryError:
@@ -245,6 +261,8 @@ def message_error(code: int, text: str, name: str, doing: str) -> FactoryError:
         return ConfigurationError(f"{doing}: {_AUTH[code]} ({name}: {text}); check security.protocol, sasl.* and ssl.* of the connection")
     if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
         return ConfigurationError(f"{doing}: unknown topic or partition; create it (factory topics apply) or correct its name")
+    if code == KafkaError.TOPIC_EXCEPTION:
+        return ConfigurationError(f"{doing}: no name that a topic can have (letters, digits, '.', '_' and '-', at most 249)")
     if code in _FENCED:
         return FencedError(f"{doing}: a newer attempt at the same work has taken over; this one stops without committing")
     return UnavailableError(f"{doing}: {text} ({name})")

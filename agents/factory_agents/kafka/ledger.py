@@ -1,7 +1,7 @@
 """The ledger: one compacted topic that holds every cut, plan, progress and result, read before and written with the work it speaks of.
 
-A pipeline's records lie in one partition, so that its writers are ordered and a reader needs no other. The record key is the kind and what it is about;
-the last record of a key counts. Offsets of that partition serve as the pipeline's logical clock (``generation``).
+A pipeline's records lie in one partition, so that its writers are ordered and a reader needs no other. The record key is the kind and
+what it is about; the last record of a key counts. Offsets of that partition serve as the pipeline's logical clock (``generation``).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from factory_agents.errors import ConfigurationError, DeadlineError
-from factory_agents.kafka.config import KafkaConfig, kafka_error
+from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import AgentResult, Counts, Interval, PartitionRange, Shard
 
 __all__ = [
     "LEDGER_PARTITIONS",
+    "LEDGER_SETTINGS",
     "CutRecord",
     "Ledger",
     "LedgerRecord",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 LEDGER_PARTITIONS = 12
-_SETTINGS = {"cleanup.policy": "compact", "segment.bytes": "67108864", "min.cleanable.dirty.ratio": "0.3"}
+LEDGER_SETTINGS = {"cleanup.policy": "compact", "segment.bytes": "67108864", "min.cleanable.dirty.ratio": "0.3"}
 _SEPARATOR = "|"
 
 
@@ -52,10 +53,10 @@ class PipelineRecord(msgspec.Struct, frozen=True, tag="pipeline", tag_field="kin
 
 
 class CutRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="cut", tag_field="kind"):
-    """A time on a topic as an offset per partition (by position), written once.
+    """A time on a topic as an offset per partition (by position), fixed once and for good.
 
-    ``at`` is the time in milliseconds, or the moment of planning for a cut that a run (``run_key``) made. ``scheduled`` cuts are ends of scheduled
-    intervals, which a later run may carry on from. ``order`` numbers cuts without a time in the order they were made.
+    ``at`` is the time in milliseconds, or the moment of planning for a cut that a run (``run_key``) made. ``scheduled`` cuts are ends of
+    scheduled intervals, which a later run may carry on from; a cut that a manual run made gets that mark when a scheduled run asks for it.
     """
 
     pipeline: str
@@ -72,7 +73,10 @@ class CutRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="cut", tag_
 
 
 class PlanRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="plan", tag_field="kind"):
-    """A window that was planned, whether anything ran over it yet or not."""
+    """A window that was planned, whether anything ran over it yet or not.
+
+    ``carried`` and ``gap`` as in Window. ``replaces`` is the id of the topic that was deleted with what it held, which was accepted.
+    """
 
     pipeline: str
     topic: str
@@ -82,6 +86,8 @@ class PlanRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="plan", ta
     interval: Interval | None = None
     carried: int = 0
     lost: tuple[PartitionRange, ...] = ()
+    gap: int = 0
+    replaces: str = ""
     planned_at: int = 0
 
     def key(self) -> str:
@@ -90,7 +96,7 @@ class PlanRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="plan", ta
 
 
 class Progress(msgspec.Struct, omit_defaults=True):
-    """How far an unfinished stage is: next offset per input partition (or rows of a source), and what it wrote so far."""
+    """How far an unfinished stage is: next offset per input partition (or rows of a source), what it wrote so far, and what was lost."""
 
     positions: dict[int, int] = {}
     rows: int = 0
@@ -98,10 +104,14 @@ class Progress(msgspec.Struct, omit_defaults=True):
     dead: dict[int, tuple[int, int, int]] = {}
     counts: Counts = msgspec.field(default_factory=Counts)
     read: dict[int, int] = {}
+    lost: tuple[PartitionRange, ...] = ()
 
 
 class StageRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="stage", tag_field="kind"):
-    """A shard of a stage over a window: in progress, or finished with its result."""
+    """A shard of a stage over a window: in progress, or finished with its result.
+
+    ``redo`` is the run that told the work in progress to be done anew: its own retries resume it.
+    """
 
     pipeline: str
     stage: str
@@ -111,6 +121,7 @@ class StageRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="stage", 
     generation: int
     epoch: int = 0
     updated_at: int = 0
+    redo: str = ""
     progress: Progress | None = None
     result: AgentResult | None = None
 
@@ -169,11 +180,12 @@ class Ledger:
         """Create the topic if it is absent; ConfigurationError where it has fewer partitions than it must."""
         facts = self._cluster.find(self.topic)
         if facts is None:
-            self._cluster.create(self.topic, LEDGER_PARTITIONS, settings=_SETTINGS)
+            self._cluster.create(self.topic, LEDGER_PARTITIONS, settings=LEDGER_SETTINGS)
             facts = self._cluster.topic(self.topic)
         if facts.partitions < LEDGER_PARTITIONS:
             raise ConfigurationError(
-                f"topic {self.topic!r} has {facts.partitions} partitions, the ledger needs {LEDGER_PARTITIONS}; add partitions before anything is written to it"
+                f"topic {self.topic!r} has {facts.partitions} partitions, the ledger needs {LEDGER_PARTITIONS}; "
+                f"add partitions before anything is written to it"
             )
 
     def read(self, *, start: int = 0, deadline: float) -> LedgerView:
@@ -203,7 +215,7 @@ class Ledger:
                 error, partition = message.error(), message.partition()
                 end = todo.get(partition)
                 if error is not None:
-                    if error.code() != KafkaError._PARTITION_EOF and not error.retriable():
+                    if error.code() != KafkaError._PARTITION_EOF and not passing(error):
                         raise kafka_error(error, f"reading the ledger {self.topic}-{partition}")
                     if error.code() == KafkaError._PARTITION_EOF and end is not None and message.offset() >= end:
                         del todo[partition]
@@ -216,22 +228,27 @@ class Ledger:
                     del todo[partition]
             if todo and time.monotonic() > deadline:
                 raise DeadlineError(
-                    f"the ledger {self.topic} could not be read to its end in time: a transaction on partition {next(iter(todo))} is still open; "
-                    f"it ends with its producer or after the transaction timeout; try again then"
+                    f"the ledger {self.topic} could not be read to its end in time: a transaction on partition {next(iter(todo))} is still "
+                    f"open, or its broker is down; a transaction ends with its producer or after its timeout; try again then"
                 )
 
     def _add(self, view: LedgerView, message: Message, prefix: bytes) -> None:
         key = message.key() or b""
         if prefix and prefix not in key + b"|":
             return
+        value = message.value()
+        if value is None:  # somebody deleted the record
+            view.records.pop(key.decode(errors="replace"), None)
+            return
         try:
-            record = _decoder.decode(message.value() or b"")
-        except msgspec.MsgspecError as error:
+            record = _decoder.decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ConfigurationError(
-                f"ledger record {self.topic}-{message.partition()}@{message.offset()}: not one this version can read ({error}); was it written by a newer release?"
+                f"ledger record {self.topic}-{message.partition()}@{message.offset()}: not one this version can read ({error}); "
+                f"was it written by a newer release?"
             ) from error
         if not self.pipeline or record.pipeline == self.pipeline:
-            view.records[key.decode()] = (message.offset(), record)
+            view.records[record.key()] = (message.offset(), record)
 
     def produce(self, producer: Producer, records: Iterable[LedgerRecord]) -> None:
         """Put records into the producer's open transaction."""

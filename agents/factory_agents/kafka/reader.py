@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from factory_agents.errors import DataLossError, DeadlineError, WindowError
-from factory_agents.kafka.config import KafkaConfig, kafka_error
+from factory_agents.errors import DataLossError, DeadlineError, FactoryError, WindowError
+from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import PartitionRange, Window
@@ -24,12 +24,20 @@ WRITER_HEADER = "factory-writer"
 """The one header that says whose record it is: ``stage/fingerprint/generation``."""
 
 _MARGIN = 30.0
+_TOPIC_CHANGED = {
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.UNKNOWN_TOPIC_ID,
+    KafkaError.INCONSISTENT_TOPIC_ID,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+}
 
 
 class WindowReader:
     """Yields a window's records in batches, per partition in order, each range to its end or an error.
 
-    ``positions`` are the offsets to go on from; ``read`` counts the window's own records per partition so far. What is not there any more is an error, or with ``accept_loss`` skipped and noted in ``lost``.
+    ``positions`` are the offsets to go on from; ``read`` counts the window's own records per partition so far. What is not there any more
+    is an error, or with ``accept_loss`` skipped and noted in ``lost``: ranges, with how many records are missing where a manifest counts.
     """
 
     def __init__(
@@ -51,6 +59,7 @@ class WindowReader:
         self._consumer: Consumer | None = None
         self._longest: float | None = None
         self._todo: dict[int, PartitionRange] = {}
+        self._gone = False
         self.positions: dict[int, int] = {}
         self.read: dict[int, int] = {}
         self.lost: list[PartitionRange] = list(window.lost)
@@ -58,54 +67,87 @@ class WindowReader:
         self.late = 0
 
     def check_topic(self) -> None:
-        """Raise DataLossError where the topic is not the one that was planned, or has fewer partitions."""
-        facts = self._cluster.find(self._window.topic)
-        highest = max((r.partition for r in self._window.ranges), default=-1)
+        """Raise DataLossError where the topic is not the one that was planned (any more), or has fewer partitions.
+
+        Once it returns, all that was read before it is the window's: a topic id never comes back. Call it before every commit. Where
+        ``seek`` found the topic gone and that loss is accepted, nothing was read, and nothing is raised.
+        """
+        why = "" if self._gone else self._topic_gone()
+        if why:
+            raise DataLossError(
+                f"window {self._window.key}: {why}: its records are lost; plan anew, or go on without them with --accept-loss"
+                + (" (this attempt began before that; run it once more)" if self._accept_loss else "")
+            )
+
+    def _topic_gone(self) -> str:
+        """How it comes that the window's topic is not there, empty where it is."""
+        window = self._window
+        if not window.ranges:
+            return ""
+        facts = self._cluster.find(window.topic)
         if facts is None:
-            raise DataLossError(
-                f"topic {self._window.topic!r} of the window {self._window.key} does not exist any more: its records are lost"
+            return f"topic {window.topic!r} does not exist any more"
+        if facts.id != window.topic_id:
+            return (
+                f"topic {window.topic!r} was deleted and created again since the window was planned "
+                f"(topic id {facts.id}, planned {window.topic_id})"
             )
-        if facts.id != self._window.topic_id or facts.partitions <= highest:
-            raise DataLossError(
-                f"topic {self._window.topic!r} was deleted and created again since window {self._window.key} was planned (topic id {facts.id}, planned "
-                f"{self._window.topic_id}): the window's records are lost; plan anew, or go on without them with --accept-loss"
-            )
+        highest = max(r.partition for r in window.ranges)
+        return f"topic {window.topic!r} has {facts.partitions} partitions, planned {highest + 1}" if facts.partitions <= highest else ""
 
-    def seek(self, positions: dict[int, int], read: dict[int, int]) -> None:
-        """Begin (or begin again) at these offsets, with this many records read; ranges without one begin at their start.
+    def seek(self, positions: dict[int, int], read: dict[int, int], lost: Sequence[PartitionRange] = ()) -> None:
+        """Begin (or begin again) at these offsets, with this many records read and these lost; ranges without one begin at their start.
 
-        Raises DataLossError where records from there on have been deleted already.
+        Raises DataLossError where the topic, or records from there on, have been deleted already.
         """
         self.close()
         self.skipped = self.late = 0
         self.read = dict(read)
-        self.lost = list(self._window.lost)
-        todo = {r.partition: r for r in self._window.ranges if positions.get(r.partition, r.start) < r.end}
+        self.lost = list(lost or self._window.lost)
         self.positions = {r.partition: positions.get(r.partition, r.start) for r in self._window.ranges}
-        starts = self._cluster.log_start(self._window.topic, todo) if todo else {}
-        for p, r in todo.items():
+        self._todo = {r.partition: r for r in self._window.ranges if self.positions[r.partition] < r.end}
+        if not self._todo:
+            return
+        self._gone = False
+        gone = self._topic_gone()
+        if gone and not self._accept_loss:
+            self.check_topic()
+        self._gone = bool(gone)
+        starts = {p: r.end for p, r in self._todo.items()} if gone else self._cluster.log_start(self._window.topic, self._todo)
+        for p, r in list(self._todo.items()):
             if starts[p] > self.positions[p]:
-                self._lose(r, self.positions[p], min(starts[p], r.end), "deleted by retention")
-                self.positions[p] = min(starts[p], r.end)
-        self._todo = {p: r for p, r in todo.items() if self.positions[p] < r.end}
+                self._lose(r, min(starts[p], r.end), gone or "deleted by retention")
+                if p not in self._todo:
+                    self._check_count(r)
         if self._todo:
             self._consumer = self._config.consumer()
             self._consumer.assign([TopicPartition(self._window.topic, p, self.positions[p]) for p in self._todo])
 
-    def _lose(self, r: PartitionRange, start: int, end: int, why: str) -> None:
-        where = f"{self._window.topic}-{r.partition} offsets {start} to {end}"
+    def _lose(self, r: PartitionRange, end: int, why: str) -> None:
+        """Go on at ``end`` without what lay before it, if that is accepted; closes the range where nothing is left of it."""
+        start = self.positions[r.partition]
         if not self._accept_loss:
             raise DataLossError(
-                f"window {self._window.key}: {where} are gone ({why}); run it earlier or keep records longer; to go on without them: --accept-loss"
+                f"window {self._window.key}: {self._window.topic}-{r.partition} offsets {start} to {end} are gone ({why}); "
+                f"run it earlier or keep records longer; to go on without them: --accept-loss"
             )
         log.warning("loss accepted", extra=fields(topic=self._window.topic, partition=r.partition, start=start, end=end, why=why))
-        self.lost.append(PartitionRange(r.partition, start, end))
+        self.positions[r.partition] = end
+        if r.count < 0:
+            self.lost.append(PartitionRange(r.partition, start, end))
+        if end >= r.end:
+            del self._todo[r.partition]
 
     def take_figures(self) -> tuple[int, int]:
         """Late and skipped records since the last call."""
         figures = self.late, self.skipped
         self.late = self.skipped = 0
         return figures
+
+    @property
+    def lost_records(self) -> int:
+        """How many records are lost: exactly where a manifest counts them, else at most (offsets)."""
+        return sum(r.count if r.count >= 0 else r.end - r.start for r in self.lost)
 
     @property
     def done(self) -> bool:
@@ -133,7 +175,8 @@ class WindowReader:
                 waited_since = now if any(m.error() is None for m in got) else waited_since
             if now - waited_since > 5.0 and now - waited_since > self._longest_transaction() + _MARGIN:
                 raise DeadlineError(
-                    f"window {self._window.key}: {self._waiting()}: longer than any transaction may stay open; is a producer hanging, or the broker down?"
+                    f"window {self._window.key}: {self._waiting()}: longer than any transaction may stay open; "
+                    f"is a producer hanging, or the broker down?"
                 )
         return []
 
@@ -143,8 +186,19 @@ class WindowReader:
         return self._longest
 
     def _waiting(self) -> str:
+        """Which partition is waited for, and for what."""
         p, r = next(iter(self._todo.items()))
-        return f"{self._window.topic}-{p} stands at {self.positions[p]} of {r.end}, waiting for an open transaction to end"
+        where = f"{self._window.topic}-{p} stands at {self.positions[p]} of {r.end}"
+        try:
+            stable = self._cluster.stable_offset(self._window.topic, [p])[p]
+            end = self._cluster.high_watermark(self._window.topic, [p])[p]
+        except FactoryError as error:
+            return f"{where} ({error})"
+        if end < r.end:
+            return f"{where}, but its log ends at {end}: the broker lost what lay past that"
+        if stable < r.end:
+            return f"{where}, waiting for the transaction to end that has been open since offset {stable}"
+        return f"{where}, still reading"
 
     def _take(self, got: Sequence[Message]) -> list[Message]:
         """The window's own records among what was consumed; closes ranges that have come to their end."""
@@ -161,7 +215,7 @@ class WindowReader:
             if m.error() is not None:
                 if self._failed(m, r):
                     closed.append(partition)
-                    del todo[partition]
+                    todo.pop(partition, None)
                 continue
             offset = m.offset()
             if offset < r.end:
@@ -193,36 +247,48 @@ class WindowReader:
             return False
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             return self._out_of_range(r)
-        if error.retriable() or error.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT):
+        if error.code() in _TOPIC_CHANGED:
+            self.check_topic()  # where it is only the client's metadata that are behind, it goes on by itself
+            return False
+        if passing(error):
             return False
         raise kafka_error(error, f"reading {self._window.topic}-{r.partition}")
 
     def _out_of_range(self, r: PartitionRange) -> bool:
+        """The broker has no such offset (any more): go on after what is lost, if that is accepted."""
         self.check_topic()
-        start, position = self._cluster.log_start(self._window.topic, [r.partition])[r.partition], self.positions[r.partition]
-        self._lose(r, position, min(max(start, position + 1), r.end), "deleted while being read")
-        self.positions[r.partition] = min(max(start, position + 1), r.end)
-        if self.positions[r.partition] >= r.end:
+        p, topic = r.partition, self._window.topic
+        if (start := self._cluster.log_start(topic, [p])[p]) > self.positions[p]:
+            self._lose(r, min(start, r.end), "deleted while being read")
+        elif (end := self._cluster.high_watermark(topic, [p])[p]) < self.positions[p]:
+            self._lose(r, r.end, f"the broker lost what lay past {end}")
+        if p not in self._todo:
             return True
         if self._consumer is not None:
-            self._consumer.seek(TopicPartition(self._window.topic, r.partition, self.positions[r.partition]))
+            self._consumer.seek(TopicPartition(topic, p, self.positions[p]))
         return False
 
-    def _close_ranges(self, closed: Iterable[int]) -> None:
-        partitions = list(closed)
+    def _close_ranges(self, closed: Sequence[int]) -> None:
         if self._consumer is not None and self._todo:
-            self._consumer.incremental_unassign([TopicPartition(self._window.topic, p) for p in partitions])
-        for p in partitions:
-            r = next(r for r in self._window.ranges if r.partition == p)
-            if r.count >= 0 and self.read.get(p, 0) < r.count:
-                missing = r.count - self.read.get(p, 0)
-                if self._accept_loss:
-                    self.lost.append(PartitionRange(p, r.start, r.end, missing))
-                    continue
-                raise DataLossError(
-                    f"window {self._window.key}: {self._window.topic}-{p} offsets {r.start} to {r.end} hold {self.read.get(p, 0)} records of their writer, "
-                    f"its manifest says {r.count}: {missing} are gone (retention or compaction); run the stage before again, or --accept-loss"
-                )
+            self._consumer.incremental_unassign([TopicPartition(self._window.topic, p) for p in closed])
+        for r in self._window.ranges:
+            if r.partition in closed:
+                self._check_count(r)
+
+    def _check_count(self, r: PartitionRange) -> None:
+        """A range has come to its end: as many records as its manifest says, or an error."""
+        read = self.read.get(r.partition, 0)
+        missing = r.count - read
+        if r.count < 0 or missing <= 0:
+            return
+        if not self._accept_loss:
+            raise DataLossError(
+                f"window {self._window.key}: {self._window.topic}-{r.partition} offsets {r.start} to {r.end} hold {read} records of their "
+                f"writer, its manifest says {r.count}: {missing} are gone (retention or compaction); "
+                f"run the stage before again, or --accept-loss"
+            )
+        log.warning("loss accepted", extra=fields(topic=self._window.topic, partition=r.partition, missing=missing))
+        self.lost.append(PartitionRange(r.partition, r.start, r.end, missing))
 
     def close(self) -> None:
         """Disconnect."""

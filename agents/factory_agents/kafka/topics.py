@@ -17,7 +17,16 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
@@ -34,11 +43,12 @@ _COORDINATOR_MOVES = {
 
 @dataclass(frozen=True)
 class TopicFacts:
-    """A topic's name, id (new when it is recreated) and number of partitions."""
+    """A topic's name, id (new when it is recreated), number of partitions and of replicas of each (the fewest)."""
 
     name: str
     id: str
     partitions: int
+    replication: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class Cluster:
         facts = {}
         for name, future in futures.items():
             described = self._result(future, f"topic {name!r}")
-            facts[name] = TopicFacts(name, str(described.topic_id), len(described.partitions))
+            facts[name] = _facts(name, described)
         return facts
 
     def find(self, name: str) -> TopicFacts | None:
@@ -116,7 +126,7 @@ class Cluster:
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return None
             raise self._translate(error, f"topic {name!r}") from error
-        return TopicFacts(name, str(described.topic_id), len(described.partitions))
+        return _facts(name, described)
 
     def _translate(self, error: KafkaException, doing: str) -> Exception:
         if error.args[0].code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
@@ -132,11 +142,7 @@ class Cluster:
         while request:
             futures = self.admin.list_offsets(request, isolation_level=isolation, request_timeout=self._timeout)
             for tp, future in futures.items():
-                if (
-                    isinstance(future.exception(self._timeout + 5), KafkaException)
-                    and _moving(future.exception())
-                    and time.monotonic() < deadline
-                ):
+                if time.monotonic() < deadline and _moving(future, self._timeout + 5):
                     continue
                 info = self._result(future, f"offsets of {topic}-{tp.partition}")
                 found[tp.partition] = (info.offset, info.timestamp)
@@ -181,6 +187,11 @@ class Cluster:
         if described.state == ConsumerGroupState.DEAD and not described.members and not self.committed(name):
             return None
         return GroupFacts(name, len(described.members), assigned)
+
+    def groups(self) -> list[str]:
+        """The names of all consumer groups."""
+        listed = self._result(self.admin.list_consumer_groups(request_timeout=self._timeout), "listing consumer groups")
+        return sorted(g.group_id for g in listed.valid)
 
     def committed(self, group: str) -> dict[tuple[str, int], int]:
         """The offsets that a group has committed, by topic and partition; empty for an unknown group. Changes nothing."""
@@ -231,14 +242,40 @@ class Cluster:
             return False
         deadline = time.monotonic() + self._timeout
         while self.find(name) is None:
+            time.sleep(0.02)
             if time.monotonic() > deadline:
                 raise UnavailableError(f"topic {name!r} was created but is not to be seen after {self._timeout:.0f} s")
         return True
 
+    def brokers(self) -> int:
+        """How many brokers the cluster has now."""
+        return len(self._result(self.admin.describe_cluster(request_timeout=self._timeout), "describing the cluster").nodes)
 
-def _moving(error: Any) -> bool:
+    def add_partitions(self, name: str, total: int) -> None:
+        """Give a topic more partitions, ``total`` in all; records of one key may lie in two partitions afterwards."""
+        future = self.admin.create_partitions([NewPartitions(name, total)], request_timeout=self._timeout)[name]
+        self._result(future, f"adding partitions to topic {name!r}")
+
+    def alter(self, name: str, settings: Mapping[str, str]) -> None:
+        """Set some of a topic's settings and leave the others."""
+        entries = [ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in settings.items()]
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+        future = self.admin.incremental_alter_configs([resource], request_timeout=self._timeout)[resource]
+        self._result(future, f"altering topic {name!r}")
+
+
+def _facts(name: str, described: Any) -> TopicFacts:
+    partitions = described.partitions
+    return TopicFacts(name, str(described.topic_id), len(partitions), min((len(p.replicas) for p in partitions), default=0))
+
+
+def _moving(future: Any, patience: float) -> bool:
     """Whether a partition has no leader just now, as it is shortly after a topic was created or a broker restarted."""
-    return error.args[0].code() in (
+    try:
+        error = future.exception(patience)
+    except (FutureTimeoutError, TimeoutError):
+        return False
+    return isinstance(error, KafkaException) and error.args[0].code() in (
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.UNKNOWN_TOPIC_OR_PART,

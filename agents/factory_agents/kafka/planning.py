@@ -1,0 +1,278 @@
+"""Decides windows: which cuts are missing and where they lie, from what the ledger holds and what the log answers; asks nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from factory_agents.errors import DataLossError, UnavailableError, WindowError
+from factory_agents.kafka.ledger import CutRecord, LedgerRecord, LedgerView, PipelineRecord, PlanRecord
+from factory_agents.kafka.topics import TopicFacts
+from factory_agents.protocol import Interval, PartitionRange, Window
+
+__all__ = ["FUTURE_MS", "LogAnswers", "PlanRequest", "Policy", "decide", "decide_cut", "planned"]
+
+FUTURE_MS = 5 * 60 * 1000
+"""How far ahead of now a record's time may lie before the index's answer is taken for a wrong clock's."""
+
+Policy = Literal["carry", "index"]
+"""What a missing start takes: the latest earlier scheduled cut, or the timestamp index's answer."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a planner wants: the window of an interval on a topic, or (``interval`` None) one since the last cut under a run's key."""
+
+    pipeline: str
+    topic: str
+    interval: Interval | None
+    run_key: str = ""
+    policy: Policy = "index"
+    accept_loss: bool = False
+
+    @property
+    def mode(self) -> Literal["intervals", "since_last"]:
+        """How this window is made."""
+        return "since_last" if self.interval is None else "intervals"
+
+    @property
+    def window(self) -> str:
+        """The window's key."""
+        return self.run_key if self.interval is None else self.interval.key
+
+
+@dataclass(frozen=True)
+class LogAnswers:
+    """What the log said, for every partition of one and the same topic id.
+
+    ``stable`` holds last stable offsets; ``index`` maps a time (ms) to (offset, timestamp) of the first record at or past it, or (-1, -1).
+    """
+
+    topic: TopicFacts
+    log_start: Mapping[int, int]
+    stable: Mapping[int, int]
+    index: Mapping[int, Mapping[int, tuple[int, int]]]
+
+
+def _at(cut: CutRecord, partition: int) -> int:
+    """A cut's offset; 0 in a partition that was added after it."""
+    return cut.offsets[partition] if partition < len(cut.offsets) else 0
+
+
+def _between(start: CutRecord, end: CutRecord) -> int:
+    return sum(max(0, _at(end, p) - _at(start, p)) for p in range(len(end.offsets)))
+
+
+def decide_cut(
+    known: Sequence[CutRecord], at: int, index: Mapping[int, tuple[int, int]], stable: Mapping[int, int], now_ms: int
+) -> tuple[int, ...]:
+    """Offsets of a new cut at a time (ms): the index's answer, the stable offset where that has none or lies in the future, clamped.
+
+    ``known`` are the topic's cuts; ``index`` maps each partition (0 to n-1, all of them) to (offset, timestamp) or (-1, -1), ``stable`` to
+    the last stable offset. Never below an earlier cut nor above a later one: windows tile whatever the order in which they are planned.
+    """
+    offsets = []
+    for p in range(len(stable)):
+        offset, stamp = index[p]
+        if offset < 0 or stamp > now_ms + FUTURE_MS:
+            offset = stable[p]
+        lower = max((_at(c, p) for c in known if c.at < at), default=0)
+        upper = min((_at(c, p) for c in known if c.at > at), default=None)
+        offset = max(offset, lower)
+        offsets.append(offset if upper is None else min(offset, upper))
+    return tuple(offsets)
+
+
+def planned(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> Window | None:
+    """The window, where everything about it stands in the ledger already; None where something is missing or has to be refused."""
+    key = PlanRecord(request.pipeline, topic.name, topic.id, request.window, ()).key()
+    plan = view.get(key)
+    if not isinstance(plan, PlanRecord) or (plan.interval is None) != (request.interval is None) or _unmarked(view, request, topic):
+        return None
+    offset = view.offset(key) or 0
+    return Window(
+        pipeline=request.pipeline,
+        topic=plan.topic,
+        topic_id=plan.topic_id,
+        ranges=plan.ranges,
+        interval=plan.interval,
+        name="" if plan.interval else plan.window,
+        ledger_offset=offset,
+        generation=offset,
+        lost=plan.lost,
+        carried=plan.carried,
+        gap=plan.gap,
+    )
+
+
+def decide(view: LedgerView, request: PlanRequest, answers: LogAnswers, now_ms: int) -> list[LedgerRecord]:
+    """The records that the ledger lacks for this window, in the order in which they are written.
+
+    Raises WindowError (mixed modes, overlap), DataLossError (the topic was recreated) and UnavailableError (the answers are older than
+    the ledger).
+    """
+    _check_mode(view, request)
+    topic = answers.topic
+    unmarked = _unmarked(view, request, topic)
+    if unmarked is not None:
+        return [msgspec.structs.replace(unmarked, scheduled=True)]
+    _check_overlap(view, request, topic)
+    replaced = _replaced(view, request, topic)
+    known = _cuts(view, topic)
+    if any(len(c.offsets) > topic.partitions for c in known):
+        raise UnavailableError(
+            f"topic {topic.name!r}: a broker says that it has {topic.partitions} partitions, "
+            f"a cut has {max(len(c.offsets) for c in known)}: its metadata are behind; try again"
+        )
+    records: list[LedgerRecord] = [] if view.of(PipelineRecord) else [PipelineRecord(request.pipeline, request.mode)]
+    carried = gap = 0
+    if request.interval is None:
+        start, end = _since_last(known, request, answers, now_ms)
+        records.append(end)
+    else:
+        maker = _CutMaker(request, answers, known, _before(view, topic), now_ms)
+        start, end = maker.start(request.interval.start_ms), maker.end(request.interval.end_ms)
+        carried, gap = maker.carried, _gap(view, topic, request.interval, start, end)
+        records.extend(maker.made)
+    partitions = range(topic.partitions)
+    ranges = tuple(PartitionRange(p, _at(start, p), _at(end, p)) for p in partitions if _at(start, p) < _at(end, p))
+    records.append(
+        PlanRecord(
+            request.pipeline,
+            topic.name,
+            topic.id,
+            request.window,
+            ranges,
+            interval=request.interval,
+            carried=carried,
+            gap=gap,
+            replaces=replaced,
+            planned_at=now_ms,
+        )
+    )
+    return records
+
+
+def _cuts(view: LedgerView, topic: TopicFacts) -> list[CutRecord]:
+    return [c for c in view.of(CutRecord) if c.topic_id == topic.id]
+
+
+def _before(view: LedgerView, topic: TopicFacts) -> list[CutRecord]:
+    """Cuts of the topics that bore this name before: in this one, everything came after them."""
+    return [msgspec.structs.replace(c, offsets=()) for c in view.of(CutRecord) if c.topic == topic.name and c.topic_id != topic.id]
+
+
+def _unmarked(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> CutRecord | None:
+    """The end of a planned window that a manual run made and a scheduled one now asks for: a later pause is carried from there, too."""
+    if request.interval is None or request.policy != "carry":
+        return None
+    if view.get(PlanRecord(request.pipeline, topic.name, topic.id, request.window, ()).key()) is None:
+        return None
+    end = view.get(CutRecord(request.pipeline, topic.name, topic.id, request.interval.end_ms, ()).key())
+    return end if isinstance(end, CutRecord) and not end.scheduled else None
+
+
+def _check_mode(view: LedgerView, request: PlanRequest) -> None:
+    first = next(iter(view.of(PipelineRecord)), None)
+    if first is not None and first.mode != request.mode:
+        raise WindowError(
+            f"pipeline {request.pipeline!r}: its windows are made by {first.mode.replace('_', ' ')}, "
+            f"this run asks for {request.mode.replace('_', ' ')}; mixing them would read records twice: use another pipeline name"
+        )
+
+
+def _check_overlap(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> None:
+    interval = request.interval
+    if interval is None:
+        return
+    for plan in view.of(PlanRecord):
+        other = plan.interval
+        if plan.topic_id == topic.id and other is not None and other.start_ms < interval.end_ms and interval.start_ms < other.end_ms:
+            raise WindowError(
+                f"pipeline {request.pipeline!r} on {topic.name!r}: interval {interval.key} overlaps {other.key}, which is planned; "
+                f"overlapping intervals would read records twice: keep to one schedule, or use another pipeline name"
+            )
+
+
+def _replaced(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> str:
+    """The id of the topic that this one replaces with this very plan, empty for none; DataLossError unless that loss is accepted."""
+    others: list[str] = [c.topic_id for c in view.of(CutRecord) if c.topic == topic.name and c.topic_id != topic.id]
+    if not others or _cuts(view, topic):
+        return ""
+    if not request.accept_loss:
+        raise DataLossError(
+            f"topic {topic.name!r} was deleted and created again since pipeline {request.pipeline!r} last planned on it "
+            f"(topic id {topic.id}, was {others[-1]}): what it held and was not read is lost; "
+            f"accept that with --accept-loss (accept_loss=True) to go on"
+        )
+    return others[-1]
+
+
+def _since_last(known: Sequence[CutRecord], request: PlanRequest, answers: LogAnswers, now_ms: int) -> tuple[CutRecord, CutRecord]:
+    topic = answers.topic
+    first = CutRecord(request.pipeline, topic.name, topic.id, 0, tuple(answers.log_start[p] for p in range(topic.partitions)))
+    start = known[-1] if known else first
+    offsets = tuple(max(answers.stable[p], _at(start, p)) for p in range(topic.partitions))
+    return start, CutRecord(request.pipeline, topic.name, topic.id, now_ms, offsets, run_key=request.run_key)
+
+
+class _CutMaker:
+    """Finds or makes the two cuts of an interval; ``made`` are the new ones, ``carried`` counts what a pause left and the start takes."""
+
+    def __init__(
+        self, request: PlanRequest, answers: LogAnswers, known: Sequence[CutRecord], before: Sequence[CutRecord], now_ms: int
+    ) -> None:
+        self._request = request
+        self._answers = answers
+        self._known = known
+        self._before = before
+        self._now_ms = now_ms
+        self.made: list[CutRecord] = []
+        self.carried = 0
+
+    def start(self, at: int) -> CutRecord:
+        """The cut at the interval's start."""
+        found = next((c for c in self._known if c.at == at), None)
+        if found is not None:
+            return found
+        cut = self._new(at, scheduled=False)
+        if self._request.policy == "carry" and any(c.scheduled and c.at < at for c in (*self._known, *self._before)):
+            held = tuple(max((_at(c, p) for c in self._known if c.at < at), default=0) for p in range(len(cut.offsets)))
+            earlier = msgspec.structs.replace(cut, offsets=held)
+            self.carried = _between(earlier, cut)
+            cut = earlier
+        self.made.append(cut)
+        return cut
+
+    def end(self, at: int) -> CutRecord:
+        """The cut at the interval's end; one of a scheduled run is one that a later run may carry on from."""
+        scheduled = self._request.policy == "carry"
+        found = next((c for c in self._known if c.at == at), None)
+        if found is not None and (found.scheduled or not scheduled):
+            return found
+        cut = msgspec.structs.replace(found, scheduled=True) if found is not None else self._new(at, scheduled=scheduled)
+        self.made.append(cut)
+        return cut
+
+    def _new(self, at: int, *, scheduled: bool) -> CutRecord:
+        topic, known = self._answers.topic, (*self._known, *self.made)
+        offsets = decide_cut(known, at, self._answers.index[at], self._answers.stable, self._now_ms)
+        return CutRecord(self._request.pipeline, topic.name, topic.id, at, offsets, scheduled=scheduled)
+
+
+def _gap(view: LedgerView, topic: TopicFacts, interval: Interval, start: CutRecord, end: CutRecord) -> int:
+    """Records (offsets) between this window and the ones planned next to it in time that are in no window."""
+    cuts = {c.at: c for c in _cuts(view, topic)}
+    plans = [p for p in view.of(PlanRecord) if p.topic == topic.name and p.interval is not None]
+    spans = [p.interval for p in plans if p.topic_id == topic.id]
+    before = max((i.end_ms for i in spans if i.end_ms <= interval.start_ms), default=None)
+    after = min((i.start_ms for i in spans if i.start_ms >= interval.end_ms), default=None)
+    if before is not None:
+        last = start if before == interval.start_ms else cuts[before]
+    else:  # the first on this topic: one that bore its name before ended somewhere, all of this one came later
+        last = msgspec.structs.replace(start, offsets=()) if plans and not spans else start
+    following = end if after is None or after == interval.end_ms else cuts[after]
+    return _between(last, start) + _between(end, following)
