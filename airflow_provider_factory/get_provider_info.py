@@ -56,6 +56,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         default="300",
         example="5",
     ),
+    "deadlines": _option(
+        "Whether DAGs that use ``airflow_provider_factory.notifications.late_after`` get their deadline alert; off for tests that call "
+        "``dag.test()``, which fails on any deadline (Airflow #73428).\n",
+        type_="boolean",
+        default="True",
+        example="False",
+    ),
     "stop_grace": _option(
         "Seconds that an agent process has to finish or abort its chunk after SIGTERM, before SIGKILL.\n",
         type_="float",

@@ -1,13 +1,29 @@
-"""What happens when a pipeline is late: a callback for Airflow's deadline alerts, run in the triggerer."""
+"""What happens when a run is late: a deadline alert for a DAG, and the callback that it runs in the triggerer."""
 
 from __future__ import annotations
 
 import logging
+import sys
+from datetime import timedelta
 from typing import Any
 
-__all__ = ["deadline_missed"]
+from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
+
+from airflow_provider_factory.settings import option
+
+__all__ = ["deadline_missed", "late_after"]
 
 log = logging.getLogger(__name__)
+
+
+def late_after(interval: timedelta) -> DeadlineAlert | None:
+    """A DAG's ``deadline``: an alert for a run that has not ended this long after it was queued.
+
+    None where ``[factory] deadlines`` is off, and in ``airflow dags test``, which fails on any deadline when the run succeeds (Airflow #73428).
+    """
+    if option("deadlines").lower() not in ("true", "1") or sys.argv[1:3] == ["dags", "test"]:
+        return None
+    return DeadlineAlert(reference=DeadlineReference.DAGRUN_QUEUED_AT, interval=interval, callback=AsyncCallback(deadline_missed))
 
 
 async def deadline_missed(context: dict[str, Any] | None = None, **kwargs: Any) -> None:

@@ -1,0 +1,106 @@
+"""What the benchmarks share: a sandbox, a filled topic, paired rounds, ratios with their spread, one JSON line at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.reader import WRITER_HEADER
+from factory_agents.kafka.topics import Cluster
+from factory_agents.sandbox import Sandbox
+
+__all__ = ["ROOT", "arguments", "bench_sandbox", "fill", "peers_python", "report", "rounds"]
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def arguments(doc: str, **defaults: int) -> argparse.Namespace:
+    """``--smoke``, ``--rounds`` and one integer option for each default."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--smoke", action="store_true", help="small sizes, one round: shows that it runs, measures nothing")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, each with every contestant once (default: 3)")
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"(default: {value:,})")
+    options = parser.parse_args()
+    if options.smoke:
+        options.rounds = 1
+    return options
+
+
+def bench_sandbox() -> Sandbox:
+    """A sandbox of the benchmarks' own, in ``.factory/bench``."""
+    sandbox = Sandbox(ROOT / ".factory" / "bench")
+    sandbox.up()
+    return sandbox
+
+
+def peers_python() -> Path:
+    """The Python of the environment that holds the peers, made on first use: their pins don't go with ours."""
+    home = ROOT / ".factory" / "peers"
+    python = home / "bin" / "python"
+    locked = ROOT / "requirements" / "benchmarks.txt"
+    if not (home / ".ready").exists() or (home / ".ready").stat().st_mtime < locked.stat().st_mtime:
+        print("installing the peers …", file=sys.stderr)
+        uv = Path(sys.executable).with_name("uv")
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, home], check=True)
+        subprocess.run([uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", locked], check=True)
+        (home / ".ready").touch()
+    return python
+
+
+def fill(config: KafkaConfig, topic: str, events: int, partitions: int) -> None:
+    """Create a topic with this many events of about 180 bytes, each with a header."""
+    Cluster(config).create(topic, partitions, settings={"retention.ms": "-1"})
+    producer = config.producer(f"fill-{topic}")
+    producer.init_transactions()
+    producer.begin_transaction()
+    padding = "x" * 90
+    for i in range(events):
+        value = json.dumps({"event_id": f"event-{i:09d}", "user": i % 9973, "payload": padding, "amount": i * 0.25, "kind": "click"}).encode()
+        while True:
+            try:
+                producer.produce(topic, value, f"event-{i:09d}".encode(), partition=i % partitions, headers=[(WRITER_HEADER, b"bench/fill/0")])
+                break
+            except BufferError:
+                producer.poll(0.1)
+        if i % 500_000 == 499_999:
+            producer.commit_transaction()
+            producer.begin_transaction()
+    producer.commit_transaction()
+
+
+def rounds(count: int, contestants: Mapping[str, Callable[[int], float]]) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, the contestants taking turns so that a machine's moods fall on all."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for n in range(count):
+        for name, run in contestants.items():
+            took = run(n)
+            seconds[name].append(took)
+            print(f"  round {n + 1}/{count}  {name:<18} {took:8.2f} s", file=sys.stderr)
+    return seconds
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    """Least, median and greatest."""
+    return {"min": round(min(ratios), 3), "median": round(statistics.median(ratios), 3), "max": round(max(ratios), 3)}
+
+
+def report(title: str, seconds: Mapping[str, list[float]], ours: str, work: int, unit: str, more: Mapping[str, object] | None = None) -> None:
+    """Print rates and ``ours / other`` speed ratios, pair by pair, then all of it as one JSON line."""
+    print(f"\n{title}  ({work:,} {unit}, {len(seconds[ours])} rounds, Python {platform.python_version()}, {time.strftime('%F', time.gmtime())})\n")
+    print(f"| contestant | {unit}/s, median | ours ÷ it: median (min to max) |\n|---|---|---|")
+    ratios = {}
+    for name, took in seconds.items():
+        ratios[name] = spread([other / mine for other, mine in zip(took, seconds[ours], strict=True)])
+        r = ratios[name]
+        print(f"| {name} | {work / statistics.median(took):,.0f} | {r['median']} ({r['min']} to {r['max']}) |")
+    ratios.pop(ours)
+    print(json.dumps({"benchmark": title, "ratios": ratios, **(more or {})}))

@@ -1,0 +1,100 @@
+"""``make demo``: two hours of the pipeline on a real broker and a real database, then what landed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+from airflow_env import ROOT, airflow, airflow_environment, prepare
+from rich.console import Console
+from rich.table import Table
+
+from factory_agents.dead_letters import summarize
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.ledger import Ledger, StageRecord
+from factory_agents.kafka.topics import Cluster
+from factory_agents.protocol import AgentResult
+from factory_agents.sandbox import Sandbox
+
+PIPELINE = "software_factory_pipeline"
+STAGES = ("ingest_events", "enrich_events", "validate_events", "publish_results")
+HOURS = [datetime(2018, 6, 5, hour, tzinfo=UTC) for hour in (8, 9)]  # the sample's busiest two in a row
+
+console = Console()
+
+
+def results(config: KafkaConfig) -> list[AgentResult]:
+    """The finished results of the demo's hours, from the ledger, in the pipeline's order."""
+    ledger = Ledger(config, Cluster(config), prefix="factory", pipeline=PIPELINE)
+    records: list[StageRecord] = ledger.read(deadline=time.monotonic() + 60).of(StageRecord)
+    done = [r.result for r in records if r.result is not None and r.result.interval is not None and r.result.interval.start in HOURS]
+    return sorted(done, key=lambda r: (r.key, STAGES.index(r.stage)))
+
+
+def show_stages(done: list[AgentResult]) -> None:
+    """Counts per stage."""
+    table = Table("hour (UTC)", "stage", "consumed", "forwarded", "rejected", "wrote", title="What each stage did", title_justify="left")
+    for r in done:
+        c = r.counts
+        wrote = f"{c.written} rows of {r.table} ({c.duplicates} duplicates dropped)" if r.table else f"{c.produced} to {r.manifest.topic if r.manifest else '-'}"
+        hour = r.interval.start.strftime("%F %H:%M") if r.interval else ""
+        table.add_row(hour if r.stage == STAGES[0] else "", r.stage, str(c.consumed), str(c.forwarded), str(c.rejected), wrote, end_section=r.stage == STAGES[-1])
+    console.print(table)
+
+
+def show_rejected(config: KafkaConfig, done: list[AgentResult]) -> None:
+    """Rejected events with their reasons."""
+    table = Table("topic", "rule", "times", "for example", title="What was rejected, and why", title_justify="left")
+    for manifest in (r.dead_letters for r in done):
+        for group in summarize(config, manifest.topic, writers={manifest.writer}) if manifest else ():
+            table.add_row(manifest.topic if manifest else "", group.rule, str(group.count), group.example)
+    console.print(table)
+
+
+def show_rows(database_url: str) -> None:
+    """Some rows of the table, and how many there are."""
+    columns = ("repo", "path", "language", "size_class", "added", "deleted")
+    table = Table(*columns, title="Some rows of the table events", title_justify="left")
+    with psycopg.connect(database_url) as connection:
+        for row in connection.execute("SELECT repo, path, language, size_class, added, deleted FROM events ORDER BY occurred_at, event_id LIMIT 5"):
+            table.add_row(*(str(v) for v in row))
+        total = connection.execute("SELECT count(*), count(DISTINCT event_id) FROM events").fetchone()
+    console.print(table)
+    if total:
+        console.print(f"{total[0]} rows, {total[1]} different events. Run it again: this stays the same.\n")
+
+
+def main() -> int:
+    """Set up, run the two hours, show."""
+    began = time.monotonic()
+    sandbox = Sandbox(ROOT / ".factory")
+    sandbox.up()
+    environment = airflow_environment(sandbox)
+    console.print("[bold]Preparing[/] topics, Airflow's metadata and its pool …")
+    prepare(sandbox, environment)
+    for hour in HOURS:
+        command = ("dags", "test", PIPELINE, (hour + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M"))
+        console.print(f"\n[bold]$ airflow {' '.join(command)}[/]   (runs the hour from {hour:%H:%M})")
+        airflow(environment, *command, quiet=False)
+    config = KafkaConfig(sandbox.info().bootstrap)
+    done = results(config)
+    console.print()
+    show_stages(done)
+    show_rejected(config, done)
+    show_rows(sandbox.info().database_url)
+    console.print("Where to look next:")
+    for line in (
+        '. .venv/bin/activate && eval "$(factory sandbox env)"',
+        "factory windows; factory dead-letters list validated_events.dead",
+        'psql "$DATABASE_URL" -c "select language, count(*) from events group by 1 order by 2 desc"',
+        "make ui   # Airflow's web UI with these runs",
+    ):
+        console.print(f"  {line}", highlight=False, markup=False)
+    console.print(f"\n{time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
