@@ -54,7 +54,10 @@ lock: $(READY) ## renew the locked requirements
 	echo 'apache-airflow==$(OLDEST_AIRFLOW)' | $(COMPILE_ALL) --constraints - --exclude-newer $(OLDEST_DAY) \
 		$(foreach package,$(OLDEST_EXCEPT),--exclude-newer-package $(package)=$(shell date -u +%F)) \
 		--output-file requirements/airflow-oldest.txt
-	echo uv | $(COMPILE) --constraints requirements/airflow-newest.txt --output-file requirements/tools.txt -
+	printf 'uv\nhatchling\n' | $(COMPILE) --constraints requirements/airflow-newest.txt --output-file requirements/tools.txt -
+	$(COMPILE) --constraints requirements/airflow-newest.txt --extra files --extra postgres --output-file requirements/agent.txt agents/pyproject.toml
+	$(COMPILE) --constraints requirements/airflow-newest.txt --extra postgres --extra openlineage \
+		--no-emit-package factory-agents --no-emit-package airflow-provider-factory --output-file requirements/airflow.txt pyproject.toml
 
 wheels: $(READY) ## build both distributions into dist/
 	$(BIN)/uv build --quiet --no-build-isolation --wheel --out-dir dist --python $(BIN)/python agents

@@ -1,0 +1,52 @@
+# The images of the project; a classic `docker build` is enough.
+#   docker build --target agent -t factory-agents:0.1.0 .          what agents' pods run: the SDK, Kafka and PostgreSQL clients, no Airflow
+#   docker build --target project -t my-agents:1 .                 the same with this repository's include/, which its DAGs read
+#   docker build --target airflow -t airflow-factory:0.1.0 .       Airflow with the provider: scheduler, triggerer, workers
+# Your own agents: FROM factory-agents:0.1.0, COPY my_agent.py /opt/agents/, and name them my_agent:function in the DAG.
+ARG PYTHON_IMAGE=python:3.11-slim
+
+# The tools that build, which no image keeps.
+FROM ${PYTHON_IMAGE} AS tools
+WORKDIR /build
+COPY requirements/tools.txt requirements/
+RUN python -m venv /tools && /tools/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/tools.txt
+ENV PATH=/tools/bin:$PATH
+COPY agents agents
+RUN uv build --quiet --no-build-isolation --python /tools/bin/python --wheel --out-dir /wheels agents
+
+FROM tools AS agent-venv
+COPY requirements/agent.txt requirements/
+RUN python -m venv --without-pip /opt/factory \
+    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --require-hashes --requirement requirements/agent.txt \
+    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --no-deps /wheels/factory_agents-*.whl
+
+FROM tools AS airflow-venv
+COPY requirements/airflow.txt requirements/
+RUN python -m venv --without-pip /opt/factory \
+    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --require-hashes --requirement requirements/airflow.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY airflow_provider_factory airflow_provider_factory
+RUN uv build --quiet --no-build-isolation --python /tools/bin/python --wheel --out-dir /wheels . \
+    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --no-deps /wheels/*.whl
+
+# Unprivileged by number (runAsNonRoot can tell), and at ease with a read-only root: it writes to /tmp only.
+FROM ${PYTHON_IMAGE} AS agent
+ENV PATH=/opt/factory/bin:$PATH PYTHONPATH=/opt/agents PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+COPY --from=agent-venv /opt/factory /opt/factory
+WORKDIR /opt/agents
+USER 65532:65532
+ENTRYPOINT ["factory"]
+CMD ["--help"]
+
+FROM agent AS project
+COPY include /opt/agents/include
+ENV FACTORY_INCLUDE=/opt/agents/include
+
+FROM ${PYTHON_IMAGE} AS airflow
+ENV PATH=/opt/factory/bin:$PATH PYTHONUNBUFFERED=1 AIRFLOW_HOME=/opt/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False HOME=/opt/airflow
+COPY --from=airflow-venv /opt/factory /opt/factory
+WORKDIR /opt/airflow
+RUN chown 50000:0 /opt/airflow && chmod 775 /opt/airflow
+USER 50000:0
+ENTRYPOINT ["airflow"]
+CMD ["version"]
