@@ -19,7 +19,7 @@ import msgspec
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.sandbox.processes import ProcessRecord, alive, last_line, spawn, stop, wait_until
-from factory_agents.sandbox.state import HOST, USER, KafkaState
+from factory_agents.sandbox.state import USER, KafkaState
 
 KAFKA_VERSION = "4.3.1"
 # kafka-clients is named because the resolver else picks one that the broker can't use; slf4j-impl, or there is no log.
@@ -96,7 +96,7 @@ def log_of(folder: Path) -> Path:
 
 
 def _settings(folder: Path, state: KafkaState, password: str) -> dict[str, str]:
-    """A single node's settings: loopback only, small, and quick to notice what tests and demonstrations wait for."""
+    """A single node's settings: one address, small, and quick to notice what tests and demonstrations wait for."""
     listeners = {"PLAINTEXT": state.port, "CONTROLLER": state.controller_port}
     protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
     sasl: dict[str, str] = {}
@@ -111,11 +111,11 @@ def _settings(folder: Path, state: KafkaState, password: str) -> dict[str, str]:
     return {
         "process.roles": "broker,controller",
         "node.id": "1",
-        "controller.quorum.voters": f"1@{HOST}:{state.controller_port}",
+        "controller.quorum.voters": f"1@{state.host}:{state.controller_port}",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
-        "listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in listeners.items()),
-        "advertised.listeners": ",".join(f"{n}://{HOST}:{p}" for n, p in listeners.items() if n != "CONTROLLER"),
+        "listeners": ",".join(f"{name}://{state.host}:{port}" for name, port in listeners.items()),
+        "advertised.listeners": ",".join(f"{n}://{state.host}:{p}" for n, p in listeners.items() if n != "CONTROLLER"),
         "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
         "log.dirs": str(folder / "data"),
         "auto.create.topics.enable": "false",

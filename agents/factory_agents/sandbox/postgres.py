@@ -13,14 +13,13 @@ from pathlib import Path
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.sandbox.processes import ProcessRecord, alive, last_line, spawn, stop, wait_until
-from factory_agents.sandbox.state import AIRFLOW_DATABASE, DATABASE, HOST, USER
+from factory_agents.sandbox.state import AIRFLOW_DATABASE, DATABASE, USER
 
 _PATIENCE = 60.0  # seconds until a server must be ready
 # Durable against the end of the process, not of the machine: the operating system keeps what was written.
 _SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
-    "listen_addresses": HOST,
     "max_connections": "200",
     "shared_buffers": "64MB",
     "timezone": "UTC",
@@ -30,7 +29,7 @@ _SETTINGS = {
 }
 
 
-def start(folder: Path, port: int, password: str, tell: Callable[[str], None]) -> ProcessRecord:
+def start(folder: Path, host: str, port: int, password: str, tell: Callable[[str], None]) -> ProcessRecord:
     """Begin to start the server whose files are in ``folder``, creating its cluster if there is none yet.
 
     Raises:
@@ -47,8 +46,9 @@ def start(folder: Path, port: int, password: str, tell: Callable[[str], None]) -
         _open_tree(programs)
     if not (data / "PG_VERSION").exists():
         _create(programs, folder, password, uid)
+    (data / "pg_hba.conf").write_text("host all all samenet scram-sha-256\n")
     (data / "postmaster.pid").unlink(missing_ok=True)  # one of a dead server: the caller knows that none runs
-    settings = [argument for key, value in _SETTINGS.items() for argument in ("-c", f"{key}={value}")]
+    settings = [argument for key, value in {**_SETTINGS, "listen_addresses": host}.items() for argument in ("-c", f"{key}={value}")]
     return spawn([str(programs / "postgres"), "-D", str(data), "-p", str(port), *settings], log=log_of(folder), uid=uid)
 
 
@@ -63,7 +63,7 @@ def wait_ready(folder: Path, process: ProcessRecord) -> None:
         raise UnavailableError(f"PostgreSQL did not start: {last_line(log_of(folder))} (see {log_of(folder)})")
 
 
-def create_databases(port: int, password: str) -> None:
+def create_databases(host: str, port: int, password: str) -> None:
     """Create the databases that are missing: the project's and Airflow's.
 
     Raises:
@@ -71,7 +71,7 @@ def create_databases(port: int, password: str) -> None:
     """
     for name in (DATABASE, AIRFLOW_DATABASE):
         done = subprocess.run(
-            [str(_programs() / "psql"), "-XqAt", "-h", HOST, "-p", str(port), "-U", USER, "-d", "postgres"],
+            [str(_programs() / "psql"), "-XqAt", "-h", host, "-p", str(port), "-U", USER, "-d", "postgres"],
             input=f"SELECT 'CREATE DATABASE {name}' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{name}') \\gexec",
             env={**os.environ, "PGPASSWORD": password},
             capture_output=True,

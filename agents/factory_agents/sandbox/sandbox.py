@@ -31,14 +31,16 @@ class Sandbox:
     Args:
         home: where everything is kept; by default ``FACTORY_HOME``, else ``.factory`` in the current directory.
         sasl: whether the broker also has a listener that wants a user and a password (SASL_PLAINTEXT, PLAIN).
+        host: this machine's address to listen at; another than loopback lets its neighbours in, for example a test cluster's pods.
         tell: receives progress, one line a call; by default written to standard error.
 
     Any number of processes may use the same ``home`` at once: each method takes its lock.
     """
 
-    def __init__(self, home: Path | None = None, *, sasl: bool = False, tell: Callable[[str], None] = _to_stderr) -> None:
+    def __init__(self, home: Path | None = None, *, sasl: bool = False, host: str = HOST, tell: Callable[[str], None] = _to_stderr) -> None:
         self.home = (home or states.default_home()).absolute()
         self._sasl = sasl
+        self._host = host
         self._tell = tell
 
     def up(self) -> SandboxInfo:
@@ -169,10 +171,10 @@ class Sandbox:
         state = self._state()
         broker = state.kafka
         if broker is not None and alive(broker.process):
-            if listens(HOST, broker.port) and (broker.sasl_port is not None or not self._sasl):
+            if listens(broker.host, broker.port) and (broker.sasl_port is not None or not self._sasl):
                 return None
             kafka.end(self._kafka_folder, broker.process, self._tell)
-        return self._launch_kafka_on(_kafka_ports(broker, self._sasl))
+        return self._launch_kafka_on(_kafka_ports(broker, self._host, self._sasl))
 
     def _launch_kafka_on(self, ports: KafkaState) -> KafkaState:
         state = self._state()
@@ -192,7 +194,7 @@ class Sandbox:
                 kafka.end(self._kafka_folder, broker.process, self._tell)
                 if attempt == _TRIES or not _port_taken(kafka.log_of(self._kafka_folder)):
                     raise
-            broker = self._launch_kafka_on(_kafka_ports(None, self._sasl))
+            broker = self._launch_kafka_on(_kafka_ports(None, self._host, self._sasl))
 
     def _end_kafka(self) -> None:
         state = self._state()
@@ -203,13 +205,13 @@ class Sandbox:
     def _start_postgres(self) -> None:
         server = self._state().postgres
         if server is not None and alive(server.process):
-            if listens(HOST, server.port) and server.databases:
+            if listens(server.host, server.port) and server.databases:
                 return
             postgres.end(server.process)
         for attempt in range(1, _TRIES + 1):
-            port = _port_again(server.port if server else None)
+            port = _port_again(self._host, server.port if server else None)
             try:
-                self._start_postgres_on(PostgresState(port=port, databases=server is not None and server.databases))
+                self._start_postgres_on(PostgresState(host=self._host, port=port, databases=server is not None and server.databases))
                 return
             except UnavailableError:
                 self._end_postgres()
@@ -219,12 +221,12 @@ class Sandbox:
 
     def _start_postgres_on(self, server: PostgresState) -> None:
         state = self._state()
-        process = postgres.start(self._postgres_folder, server.port, state.password, self._tell)
+        process = postgres.start(self._postgres_folder, server.host, server.port, state.password, self._tell)
         server = msgspec.structs.replace(server, process=process)
         states.save(self.home, msgspec.structs.replace(state, postgres=server))
         postgres.wait_ready(self._postgres_folder, process)
         if not server.databases:
-            postgres.create_databases(server.port, state.password)
+            postgres.create_databases(server.host, server.port, state.password)
             states.save(self.home, msgspec.structs.replace(state, postgres=msgspec.structs.replace(server, databases=True)))
 
     def _end_postgres(self) -> None:
@@ -239,22 +241,23 @@ def _part(state: KafkaState | PostgresState | None, log: Path) -> PartStatus:
     log_if_any = log if log.exists() else None
     if state is None or state.process is None or not alive(state.process):
         return PartStatus(running=False, log=log_if_any)
-    return PartStatus(running=True, address=f"{HOST}:{state.port}", pid=state.process.pid, log=log_if_any)
+    return PartStatus(running=True, address=f"{state.host}:{state.port}", pid=state.process.pid, log=log_if_any)
 
 
-def _kafka_ports(before: KafkaState | None, sasl: bool) -> KafkaState:
+def _kafka_ports(before: KafkaState | None, host: str, sasl: bool) -> KafkaState:
     """The ports of the last time, so that clients find a restarted broker; new ones where those are taken."""
     if before is None:
-        return KafkaState(port=free_port(HOST), controller_port=free_port(HOST), sasl_port=free_port(HOST) if sasl else None)
+        return KafkaState(host=host, port=free_port(host), controller_port=free_port(host), sasl_port=free_port(host) if sasl else None)
     return KafkaState(
-        port=_port_again(before.port),
-        controller_port=_port_again(before.controller_port),
-        sasl_port=_port_again(before.sasl_port) if sasl or before.sasl_port is not None else None,
+        host=host,
+        port=_port_again(host, before.port),
+        controller_port=_port_again(host, before.controller_port),
+        sasl_port=_port_again(host, before.sasl_port) if sasl or before.sasl_port is not None else None,
     )
 
 
-def _port_again(old: int | None) -> int:
-    return old if old is not None and not listens(HOST, old) else free_port(HOST)
+def _port_again(host: str, old: int | None) -> int:
+    return old if old is not None and not listens(host, old) else free_port(host)
 
 
 def _port_taken(log: Path) -> bool:

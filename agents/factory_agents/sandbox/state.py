@@ -19,18 +19,20 @@ _FILE = "sandbox.json"
 
 
 class KafkaState(msgspec.Struct, frozen=True, kw_only=True):
-    """The broker's ports and process; ``sasl_port`` only where the listener with a password was asked for."""
+    """The broker's address, ports and process; ``sasl_port`` only where the listener with a password was asked for."""
 
     port: int
     controller_port: int
     sasl_port: int | None = None
+    host: str = HOST
     process: ProcessRecord | None = None
 
 
 class PostgresState(msgspec.Struct, frozen=True, kw_only=True):
-    """The server's port and process; ``databases`` once its databases exist."""
+    """The server's address and process; ``databases`` once its databases exist."""
 
     port: int
+    host: str = HOST
     process: ProcessRecord | None = None
     databases: bool = False
 
@@ -141,16 +143,16 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
         return None
     if kafka.process is None or postgres.process is None or not postgres.databases:
         return None
-    authority = f"{USER}:{quote(state.password)}@{HOST}:{postgres.port}"
+    authority = f"{USER}:{quote(state.password)}@{postgres.host}:{postgres.port}"
     sasl = kafka.sasl_port is not None
     return SandboxInfo(
         home=home,
-        bootstrap=f"{HOST}:{kafka.port}",
+        bootstrap=f"{kafka.host}:{kafka.port}",
         database_url=f"postgresql://{authority}/{DATABASE}",
         airflow_database_url=f"postgresql+psycopg2://{authority}/{AIRFLOW_DATABASE}",
         kafka_pid=kafka.process.pid,
         postgres_pid=postgres.process.pid,
-        sasl_bootstrap=f"{HOST}:{kafka.sasl_port}" if sasl else None,
+        sasl_bootstrap=f"{kafka.host}:{kafka.sasl_port}" if sasl else None,
         sasl_username=USER if sasl else None,
         sasl_password=state.password if sasl else None,
     )
