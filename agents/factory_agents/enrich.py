@@ -73,3 +73,9 @@ class EnrichTransform(FunctionTransform):
         """See ``Transform.close``."""
         if self._lookups is not None:
             self._lookups.close()
+
+
+if __name__ == "__main__":
+    from factory_agents.commands import run_built_in
+
+    run_built_in("enrich")

@@ -53,3 +53,9 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Source:
     from factory_agents.sources.files import FileSource
 
     return FileSource([source] if isinstance(source, str) else source, settings)
+
+
+if __name__ == "__main__":
+    from factory_agents.commands import run_built_in
+
+    run_built_in("ingest")

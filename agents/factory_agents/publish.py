@@ -83,3 +83,9 @@ def _wanted(contract: Contract) -> WantedTable:
             f"contract {contract.source}: it declares no fields, so it gives a table no columns; add a schema or columns"
         )
     return WantedTable(columns, contract.key, contract.time, contract.version_field)
+
+
+if __name__ == "__main__":
+    from factory_agents.commands import run_built_in
+
+    run_built_in("publish")

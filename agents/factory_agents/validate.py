@@ -111,3 +111,9 @@ class ValidateTransform:
     def close(self) -> None:
         """See ``Transform.close``."""
         self._statistics.close()
+
+
+if __name__ == "__main__":
+    from factory_agents.commands import run_built_in
+
+    run_built_in("validate")
