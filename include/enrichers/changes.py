@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-from factory_agents.runtime.agents import Reject
+from factory_agents import Reject
 
 LANGUAGES = {
     ".c": "C", ".h": "C", ".cc": "C++", ".cpp": "C++", ".py": "Python", ".pyi": "Python", ".pyx": "Cython",

@@ -9,10 +9,14 @@ import pytest
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.ingest import build
-from factory_agents.protocol import AgentRef, AgentRun
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.protocol import AgentRef, AgentRun, merge_results
+from factory_agents.run import execute
+from factory_agents.runtime.session import RunContext
 from factory_agents.sources.files import FileSource
 from factory_agents.sources.table import TableSource
 from tests.agents.sources.reading import hour, read, values
+from tests.conftest import TopicFactory
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +71,29 @@ def test_a_run_over_an_interval_without_a_time_field_fails_at_once() -> None:
     run = AgentRun(pipeline="p", stage="ingest", agent=AgentRef("ingest"), interval=hour(0))
     with pytest.raises(ConfigurationError, match="an interval needs time_field"):
         build({"source": "events.jsonl"}, run)
+
+
+def test_an_hour_reaches_a_topic_once_and_enrich_reads_on(bootstrap: str, topic: TopicFactory, prefix: str, tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"t":1,"event_id":"a"}\nbad\n{"t":3600,"event_id":"b"}\n{"t":2,"event_id":"c"}\n')
+    (tmp_path / "ref.csv").write_text("k,v\na,1\n")
+    context = RunContext(KafkaConfig(bootstrap))
+    ingest = AgentRun(
+        pipeline=prefix, stage="ingest", agent=AgentRef("ingest"), interval=hour(0), output_topic=topic("raw"), dead_letter_topic=topic("dead"),
+        params={"source": "events.jsonl", "time_field": "t"}, prefix=prefix,
+    )  # fmt: skip
+    result = execute(context, ingest)
+    assert (result.counts.consumed, result.counts.forwarded, result.counts.rejected) == (3, 2, 1)
+    assert execute(context, ingest).reused
+    enrich = AgentRun(
+        pipeline=prefix, stage="enrich", agent=AgentRef("enrich"), window=merge_results([result]), output_topic=topic("rich"),
+        dead_letter_topic=topic("dead2"), params={"lookups": [{"on": "event_id", "key": "k", "file": "ref.csv", "on_missing": "reject"}]},
+        prefix=prefix, max_rejected="60 %",
+    )  # fmt: skip
+    enriched = execute(context, enrich)
+    assert (enriched.counts.consumed, enriched.counts.forwarded, enriched.counts.rejected) == (2, 1, 1)
+    (tmp_path / "events.jsonl").write_text('{"t":1,"event_id":"a"}\n')
+    again = execute(context, ingest)
+    assert (again.reused, again.counts.consumed) == (False, 1)
 
 
 def test_its_name_and_version_are_stable() -> None:

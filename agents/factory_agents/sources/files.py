@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import importlib
+import io
 import os
 import re
 import stat
@@ -87,8 +88,8 @@ class _System(Protocol):
         """SHA-256 of the content, or nothing where finding it out is dear."""
         ...
 
-    def open(self, path: str) -> BinaryIO:
-        """Open to read from the start."""
+    def open(self, path: str, *, seek: bool) -> BinaryIO:
+        """Open to read from the start, or with ``seek`` from anywhere."""
         ...
 
 
@@ -119,7 +120,7 @@ class _LocalSystem:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() if os.fstat(file.fileno()).st_size <= _CHECKSUM_BYTES else ""
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, *, seek: bool) -> BinaryIO:
         return Path(path).open("rb", buffering=1 << 18)
 
 
@@ -156,7 +157,10 @@ class _RemoteSystem:
     def checksum(self, path: str) -> str:
         return ""
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str, *, seek: bool) -> BinaryIO:
+        if self._url.startswith("http") and not seek:
+            # A stream: not every web server answers requests for ranges.
+            return io.BufferedReader(self._files.open(path, "rb", block_size=0), 1 << 18)
         file: BinaryIO = self._files.open(path, "rb")
         return file
 
@@ -228,7 +232,6 @@ def _split_name(name: str, options: ReadOptions) -> tuple[str, str]:
 def _decompressed(file: BinaryIO, compression: str) -> Iterator[BinaryIO]:
     import bz2
     import gzip
-    import io
 
     if not compression:
         yield file
@@ -289,8 +292,8 @@ class FileSource:
 
     def _blocks(self, bounds: tuple[int, int]) -> Iterator[Block]:
         for file in self._files:
-            with _reading(file.name), file.system.open(file.path) as raw:
-                kind, compression = _split_name(file.name, self._options)
+            kind, compression = _split_name(file.name, self._options)
+            with _reading(file.name), file.system.open(file.path, seek=kind == "parquet") as raw:
                 with _decompressed(raw, compression) as stream:
                     yield from self._file_blocks(stream, file.name, kind, bounds)
                 if file.system.look(file.path) != (file.size, file.stamp):
@@ -326,7 +329,7 @@ class FileSource:
             kind, compression = _split_name(file.name, self._options)
             if kind != "jsonl":
                 continue
-            with _reading(file.name), file.system.open(file.path) as raw, _decompressed(raw, compression) as stream:
+            with _reading(file.name), file.system.open(file.path, seek=False) as raw, _decompressed(raw, compression) as stream:
                 names = field_names(stream, self._options.max_line_bytes)
             if names:
                 check_field(self._options.time_field, "time_field", names, file.name)

@@ -8,10 +8,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,6 +134,26 @@ class TestJsonLines:
 
     def test_an_empty_file_has_no_rows(self, tmp_path: Path) -> None:
         assert read(source(write(tmp_path / "f.jsonl")), hour(0)) == []
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """A web server's files, without its log."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+@contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    """The URL of a web server on loopback for the files of a folder."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=folder)) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 LINES = st.one_of(
@@ -393,6 +417,19 @@ class TestFinding:
         assert [sorted(f) for f in found.identity["files"]] == [["name", "size", "stamp"]] * 2
         with pytest.raises(ConfigurationError, match="no such file"):
             source("memory://bucket/none.jsonl")
+
+    def test_a_web_server_without_ranges_or_validators_will_do(self, tmp_path: Path) -> None:
+        lines = b"".join(b'{"t":1,"n":%d,"x":"%s"}\n' % (n, os.urandom(4_000).hex().encode()) for n in range(1_000))
+        (tmp_path / "f.jsonl").write_bytes(lines)
+        (tmp_path / "g.jsonl.gz").write_bytes(gzip.compress(lines))
+        with web_server(tmp_path) as url:
+            for name in ("f.jsonl?signature=secret", "g.jsonl.gz"):
+                found = source(f"{url}/{name}")
+                assert b"".join(value + b"\n" for value in values(read(found, hour(0)))) == lines
+                assert found.identity["volatile"] is True
+                assert "secret" not in json.dumps(found.identity)
+            with pytest.raises(ConfigurationError, match="no such file"):
+                source(f"{url}/none.jsonl")
 
     def test_a_secret_in_a_url_is_nowhere_to_be_seen(self) -> None:
         with pytest.raises(UnavailableError) as caught:
