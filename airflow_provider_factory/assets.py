@@ -7,9 +7,10 @@ from urllib.parse import urlsplit
 
 from airflow.sdk import Asset
 
+from airflow_provider_factory.inputs import plain
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError
-from factory_agents.protocol import AgentResult, to_data
+from factory_agents.protocol import AgentResult
 
 __all__ = ["asset_topic", "event_extra", "topic_asset", "topic_name"]
 
@@ -47,13 +48,13 @@ def event_extra(result: AgentResult) -> dict[str, Any]:
         "pipeline": result.pipeline,
         "stage": result.stage,
         "window": result.key,
-        "shard": list(to_data(result)["shard"]) if result.shard.of > 1 else [0, 1],
-        "counts": to_data(result.counts),
+        "shard": [result.shard.index, result.shard.of],
+        "counts": plain(result.counts),
         "fingerprint": result.fingerprint,
         "generation": result.generation,
     }
     if result.manifest is not None:
-        extra["manifest"] = to_data(result.manifest)
+        extra["manifest"] = plain(result.manifest)
     if result.table:
         extra["table"] = result.table
     return extra

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from factory_agents.kafka.config import KafkaConfig
+if TYPE_CHECKING:
+    from factory_agents.kafka.config import KafkaConfig
+    from factory_agents.kafka.lag import PartitionLag
 
-__all__ = ["Answer", "LagQuestion", "PartitionLag", "WindowClosedQuestion", "ask_lag", "ask_window_closed", "judge_lag"]
+__all__ = ["Answer", "LagQuestion", "WindowClosedQuestion", "ask_lag", "ask_window_closed", "judge_lag"]
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,6 @@ class WindowClosedQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     grace: float
 
 
-@dataclass(frozen=True)
-class PartitionLag:
-    """How far one partition's reader is behind its end; ``committed`` is -1 where it has not begun."""
-
-    topic: str
-    partition: int
-    committed: int
-    end: int
-    lag: int
-
-
 def judge_lag(question: LagQuestion, partitions: Sequence[PartitionLag]) -> Answer:
     """Compare lags with the threshold: ``below`` holds at the threshold and under it, ``above`` over it."""
     worst = max(partitions, key=lambda p: p.lag, default=None)
@@ -74,14 +65,12 @@ def judge_lag(question: LagQuestion, partitions: Sequence[PartitionLag]) -> Answ
 
 def ask_lag(config: KafkaConfig, question: LagQuestion) -> Answer:
     """Ask the cluster, joining no group and committing nothing; raises FactoryError."""
-    from factory_agents.kafka import lag
+    from factory_agents.kafka.lag import group_lag, pipeline_lag
 
-    rows = (
-        lag.group_lag(config, question.group, list(question.topics))
-        if question.group
-        else lag.pipeline_lag(config, question.pipeline, list(question.topics), prefix=question.prefix)
-    )
-    return judge_lag(question, [PartitionLag(r.topic, r.partition, r.committed, r.end, r.lag) for r in rows])
+    topics = list(question.topics)
+    if question.group:
+        return judge_lag(question, group_lag(config, question.group, topics))
+    return judge_lag(question, pipeline_lag(config, question.pipeline, topics, prefix=question.prefix))
 
 
 def ask_window_closed(config: KafkaConfig | None, question: WindowClosedQuestion, now: datetime) -> Answer:

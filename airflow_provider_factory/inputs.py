@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from factory_agents.errors import WindowError
-from factory_agents.protocol import AgentResult, Shard, Window, decode_result, decode_window, digest, merge_results, shard_window, to_data
+from factory_agents.protocol import AgentResult, Shard, Window, decode_result, decode_window, digest, encode, merge_results, shard_window
 
-__all__ = ["StageInput", "plan_id", "planned", "results_of", "stage_input"]
+__all__ = ["StageInput", "plain", "plan_id", "planned", "results_of", "stage_input"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ class StageInput:
         return f"{self.shard.index + 1} of {self.shard.of}: {what}, up to {self.window.size:,} records"
 
 
+def plain(value: msgspec.Struct) -> dict[str, Any]:
+    """A value of the protocol as XCom and asset events hold it: nothing but JSON's types."""
+    data: dict[str, Any] = msgspec.json.decode(encode(value))
+    return data
+
+
 def plan_id(window: Window, shards: int) -> str:
     """Names a window cut into that many shards: the same records cut in the same way give the same id."""
     return digest(
@@ -43,7 +49,7 @@ def planned(window: Window, shards: int) -> list[dict[str, Any]]:
     """A plan as XCom holds it: for each shard its window, its place, and the plan's id. There is always at least one."""
     parts = shard_window(window, shards)
     plan = plan_id(window, len(parts))
-    return [{"window": to_data(part), "shard": [i, len(parts)], "plan": plan} for i, part in enumerate(parts)]
+    return [{"window": plain(part), "shard": [i, len(parts)], "plan": plan} for i, part in enumerate(parts)]
 
 
 def results_of(value: Any) -> list[AgentResult]:

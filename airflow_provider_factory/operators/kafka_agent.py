@@ -15,7 +15,7 @@ from airflow.sdk import Asset
 
 from airflow_provider_factory.assets import asset_topic, event_extra, topic_name
 from airflow_provider_factory.errors import AgentCrashedError, agent_error, airflow_errors
-from airflow_provider_factory.inputs import StageInput, stage_input
+from airflow_provider_factory.inputs import StageInput, plain, stage_input
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
 from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, OutputTopicLink, PodLink, facts_url, pod_url, topic_url
 from airflow_provider_factory.pods import AgentPod, agent_pod, pod_labels, pod_template
@@ -311,9 +311,9 @@ class KafkaAgentOperator(KubernetesPodOperator):
     @contextmanager
     def _as_pod(self) -> Iterator[None]:
         """Without KubernetesPodOperator's XCom sidecar, and with the agent's own error in place of the pod's."""
-        wanted, self.do_xcom_push = self.do_xcom_push, False
         try:
-            yield
+            with self._without_sidecar():
+                yield
         except FactoryError:
             raise
         except Exception as error:
@@ -321,8 +321,19 @@ class KafkaAgentOperator(KubernetesPodOperator):
             if failed is not None and failed.status == "failed":
                 raise agent_error(failed) from error
             raise
+
+    @contextmanager
+    def _without_sidecar(self) -> Iterator[None]:
+        wanted, self.do_xcom_push = self.do_xcom_push, False
+        try:
+            yield
         finally:
             self.do_xcom_push = wanted
+
+    def build_pod_request_obj(self, context: Context | None = None, **kwargs: Any) -> k8s.V1Pod:
+        """See ``KubernetesPodOperator``; results travel in the termination message, so there is no XCom sidecar."""
+        with self._without_sidecar():
+            return super().build_pod_request_obj(context, **kwargs)
 
     def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
         """The pod, with its link pushed as soon as it exists."""
@@ -387,7 +398,7 @@ class KafkaAgentOperator(KubernetesPodOperator):
 
     def _verdict(self, context: Context, result: AgentResult) -> Any:
         """What the task returns for a successful result."""
-        return to_data(result)
+        return plain(result)
 
     def _report_assets(self, context: Context, result: AgentResult) -> None:
         if result.dry_run:

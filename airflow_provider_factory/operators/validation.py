@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_factory.errors import airflow_errors
-from airflow_provider_factory.inputs import results_of
+from airflow_provider_factory.inputs import plain, results_of
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from factory_agents.errors import ConfigurationError, ValidationFailedError
-from factory_agents.protocol import AgentResult, merge_results, to_data
+from factory_agents.protocol import AgentResult, merge_results
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -63,7 +63,7 @@ class ValidationOperator(KafkaAgentOperator):
             results = results_of(self.results)
             merge_results(results)
             self._judge(context, results)
-            return [to_data(result) for result in results]
+            return [plain(result) for result in results]
 
     def _check_arguments(self) -> None:
         from factory_agents.contracts import parse_conditions

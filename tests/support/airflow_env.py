@@ -71,6 +71,8 @@ class DagOutcome:
     state: str
     states: dict[str, list[str]]
     results: dict[str, Any] = field(default_factory=dict)
+    tries: dict[str, list[int]] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
 
 
 class DagRunner:
@@ -102,15 +104,19 @@ class DagRunner:
 
         with create_session() as session:
             states: dict[str, list[str]] = {}
+            tries: dict[str, list[int]] = {}
+            labels: dict[str, list[str]] = {}
             for ti in sorted(run.get_task_instances(session=session), key=lambda ti: ti.map_index):
                 states.setdefault(ti.task_id, []).append(str(ti.state))
+                tries.setdefault(ti.task_id, []).append(ti.try_number)
+                labels.setdefault(ti.task_id, []).append(ti.rendered_map_index or "")
             rows = session.query(XComModel).filter_by(dag_id=run.dag_id, run_id=run.run_id).order_by(XComModel.map_index).all()
             pushed: dict[str, Any] = {}
             for row in rows:
                 key = row.task_id if row.key == "return_value" else f"{row.task_id}.{row.key}"
                 value = XComModel.deserialize_value(row)
                 pushed[key] = value if row.map_index < 0 else [*pushed.get(key, []), value]
-        return DagOutcome(run, str(run.state), states, pushed)
+        return DagOutcome(run, str(run.state), states, pushed, tries, labels)
 
 
 @pytest.fixture

@@ -1,0 +1,184 @@
+"""``@task.kafka_agent``: source that travels alone, a version that is its hash, and errors while the DAG file is parsed."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, Asset, task
+from airflow.sdk.definitions.mappedoperator import MappedOperator
+
+from airflow_provider_factory.decorators.kafka_agent import AgentTask, function_source
+from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+from airflow_provider_factory.operators.window import WindowOperator
+from factory_agents.errors import ConfigurationError
+from factory_agents.runtime.loading import load_source
+
+PREFIX = "x"
+
+
+def from_file(tmp_path: Path, body: str) -> Callable[..., Any]:
+    """The function ``agent`` of a file, as a DAG file would define it."""
+    import importlib.util
+
+    path = tmp_path / "my_dag.py"
+    path.write_text(textwrap.dedent(body))
+    spec = importlib.util.spec_from_file_location("my_dag", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.agent  # type: ignore[no-any-return]
+
+
+def run_source(function: Callable[..., Any], *args: Any) -> Any:
+    """Call the function made of the travelling source alone."""
+    source = function_source(function)
+    return load_source(source.text, source.name).function(*args)
+
+
+def test_the_body_travels_without_its_decorators() -> None:
+    @task.kafka_agent(
+        output_topic="out",
+        map_index_template="{{ shard_label }}",
+    )
+    def enrich(event: dict) -> dict:
+        """Adds the host."""
+        return event | {"host": event["url"].split("/")[2]}
+
+    assert isinstance(enrich, AgentTask)
+    text = function_source(enrich.function).text
+    assert text.splitlines()[3].startswith("def enrich(event: dict)")
+    assert "@" not in text
+    assert run_source(enrich.function, {"url": "https://a/b"}) == {"url": "https://a/b", "host": "a"}
+
+
+def test_the_plain_function_is_there_for_unit_tests() -> None:
+    @task.kafka_agent
+    def double(event):
+        return [event, event]
+
+    assert double.function({"a": 1}) == [{"a": 1}] * 2
+
+
+def test_imports_nested_functions_classes_and_comprehensions_of_its_own_are_fine() -> None:
+    def agent(event):
+        import json
+        from urllib.parse import urlsplit as split
+
+        class Host:
+            name = "h"
+            upper = name.upper()
+
+        def inner(x):
+            return [split(y).netloc for y in x] + [Host.upper, json.dumps(event)]
+
+        return {"hosts": inner([event["url"]])}
+
+    assert run_source(agent, {"url": "https://a/b"}) == {"hosts": ["a", "H", '{"url":"https://a/b"}'.replace(":", ": ", 1)]}
+
+
+def test_reject_needs_no_import() -> None:
+    from factory_agents.runtime.agents import Reject
+
+    def agent(event):
+        raise Reject("no")
+
+    assert "from factory_agents.runtime.agents import Reject" in function_source(agent).text
+    with pytest.raises(Reject):
+        run_source(agent, {})
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "name"),
+    [
+        ("def agent(event):\n    x = 1\n    return helper(event)\n", 3, "helper"),
+        ("import json\n@(lambda f: f)\ndef agent(event):\n\n    return json.dumps(event)\n", 5, "json"),
+        ("LIMIT = 3\ndef agent(event, limit=LIMIT):\n    return event\n", 2, "LIMIT"),
+        ("def agent(event):\n    return [lambda: deep for _ in event]\n", 2, "deep"),
+        ("def agent(event):\n    class A:\n        x = 1\n    def f():\n        return x\n    return f\n", 5, "x"),
+        ("def outer():\n    secret = 1\n    def agent(event):\n        return secret\n    return agent\nagent = outer()\n", 4, "secret"),
+    ],
+)
+def test_a_name_that_it_does_not_define_is_refused_with_file_and_line(tmp_path: Path, body: str, line: int, name: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        function_source(from_file(tmp_path, body))
+    assert str(error.value).startswith(f"my_dag.py:{line}: agent 'agent' uses {name!r}, which it doesn't define")
+    assert "\n" not in str(error.value)
+
+
+def test_annotations_need_no_names(tmp_path: Path) -> None:
+    body = "from __future__ import annotations\nfrom typing import Any\ndef agent(event: dict[str, Any], n: Missing = 1) -> list[Any] | None:\n    return event\n"
+    assert run_source(from_file(tmp_path, body), {}) == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "agent = lambda e: e\n",
+        "async def agent(e):\n    return e\n",
+        "def agent(e):\n    yield e\n",
+        "class agent:\n    def __call__(self, e): ...\n",
+    ],
+)
+def test_what_has_no_plain_source_is_refused(tmp_path: Path, body: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"@task.kafka_agent takes"):
+        function_source(from_file(tmp_path, body))
+
+
+def test_the_version_is_the_sources_hash(tmp_path: Path) -> None:
+    one = function_source(from_file(tmp_path, "def agent(e):\n    return e\n"))
+    moved = function_source(from_file(tmp_path, "\n\n\n@(lambda f: f)\ndef agent(e):\n    return e\n"))
+    changed = function_source(from_file(tmp_path, "def agent(e):\n    return None\n"))
+    assert one.version == moved.version != changed.version
+
+
+def test_calling_it_makes_a_task_whose_result_is_one_xcom() -> None:
+    with DAG("d", schedule=None):
+        window = WindowOperator(task_id="window", topic="raw")
+
+        @task.kafka_agent(output_topic=Asset(name="out", uri="kafka://main/out"), agent_params={"n": 1})
+        def enrich(event: dict, n: int) -> dict:
+            """Adds."""
+            return event | {"n": n}
+
+        first = enrich(window.output)
+        second = enrich(window=first)
+        third = enrich.override(task_id="other", output_topic="more")(second)
+    operator = first.operator
+    assert isinstance(operator, KafkaAgentOperator)
+    assert operator.task_type == "DecoratedKafkaAgentOperator"
+    assert operator.operator_name == "@task.kafka_agent"
+    assert (operator.task_id, second.operator.task_id, third.operator.task_id) == ("enrich", "enrich__1", "other")
+    assert operator.multiple_outputs is False
+    assert operator.doc_md == "Adds."
+    assert operator.outlets == [Asset(name="out", uri="kafka://main/out")]
+    assert operator.upstream_task_ids == {"window"}
+    assert third.operator.outlets[0].uri == "kafka://main/more"
+
+
+def test_expand_maps_over_the_windows_of_a_plan() -> None:
+    with DAG("d", schedule=None):
+        window = WindowOperator(task_id="window", topic="raw", shards=4)
+
+        @task.kafka_agent(output_topic="out")
+        def enrich(event):
+            return event
+
+        mapped = enrich.expand(window=window.output)
+        later = enrich.partial(window=mapped, task_id="later").expand(shard=[(0, 2), (1, 2)])
+    assert isinstance(mapped.operator, MappedOperator)
+    assert mapped.operator.outlets[0].uri == "kafka://main/out"
+    assert mapped.operator.upstream_task_ids == {"window"}
+    assert later.operator.upstream_task_ids == {"enrich"}
+
+
+def test_the_agent_itself_is_the_functions_business() -> None:
+    with pytest.raises(ConfigurationError, match="sets agent from the function"):
+
+        @task.kafka_agent(agent="enrich")
+        def enrich(event):
+            return event

@@ -1,0 +1,272 @@
+"""KafkaAgentOperator: what the agent is told, the pod it becomes, and how a result or an error comes back."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.sdk import DAG, Asset
+from airflow.sdk.exceptions import AirflowFailException
+from kubernetes.client import ApiClient
+from kubernetes.client import models as k8s
+
+from airflow_provider_factory.errors import AgentCrashedError
+from airflow_provider_factory.inputs import plain
+from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+from airflow_provider_factory.pods import ANNOTATION
+from factory_agents.errors import ConfigurationError, UnavailableError, WindowError
+from factory_agents.protocol import AgentRun, ErrorInfo, Shard, decode_run, encode
+from tests.provider.samples import INTERVAL, context, result, window
+
+
+class TaskInstance(SimpleNamespace):
+    """As much of a task instance as the operator uses; ``pushed`` is what went to XCom."""
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+def operator(**arguments: Any) -> KafkaAgentOperator:
+    with DAG("clicks", schedule=None):
+        return KafkaAgentOperator(**{"task_id": "enrich", "agent": "enrich", "output_topic": "enriched", "window": window(), **arguments})
+
+
+def task_context(task: KafkaAgentOperator, **changes: Any) -> dict[str, Any]:
+    ti = TaskInstance(dag_id="clicks", task_id="enrich", run_id="manual__1", map_index=-1, try_number=1, max_tries=2, pushed={})
+    events = {asset: SimpleNamespace(extra={}) for asset in task.outlets}
+    return context(**{"ti": ti, "task": task, "dag": task.dag, "outlet_events": events, **changes})
+
+
+def told(**arguments: Any) -> AgentRun:
+    task = operator(**arguments)
+    return task.agent_run(task_context(task))  # type: ignore[arg-type]
+
+
+def test_the_agent_is_told_who_what_where_and_over_what() -> None:
+    run = told(agent_params={"n": 1}, agent_version="v2", dead_letter_topic="dead", deadline=timedelta(minutes=5), max_rejected="1 %")
+    assert (run.pipeline, run.stage, run.run_id) == ("clicks", "enrich", "manual__1")
+    assert (run.agent.name, run.agent.version, run.params) == ("enrich", "v2", {"n": 1})
+    assert (run.window, run.interval, run.shard) == (window(), None, Shard())
+    assert (run.output_topic, run.dead_letter_topic, run.deadline_seconds, run.max_rejected) == ("enriched", "dead", 300.0, "1 %")
+
+
+def test_ingest_runs_over_the_data_interval() -> None:
+    run = told(agent="ingest", window=None)
+    assert (run.window, run.interval) == (None, INTERVAL)
+
+
+def test_any_other_agent_without_a_window_fails_and_says_why() -> None:
+    with pytest.raises(WindowError, match="task 'enrich': expected the results of the stage before, got none"):
+        told(window=None)
+
+
+def test_a_clear_runs_again_a_retry_does_not() -> None:
+    task = operator(retries=2)
+    assert task.agent_run(task_context(task)).epoch == 0  # type: ignore[arg-type]
+    cleared = task_context(task)
+    cleared["ti"].max_tries = 3
+    assert task.agent_run(cleared).epoch == 1  # type: ignore[arg-type]
+
+
+def test_rerun_and_reprocess_decide_otherwise() -> None:
+    assert told(rerun="redo").rerun == "redo"
+    assert told(reprocess="True").rerun == "redo"
+    task = operator(rerun="reuse", retries=0)
+    assert task.agent_run(task_context(task)).epoch == 0  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="rerun: expected one of clear, reuse, redo, got 'maybe'"):
+        operator(rerun="maybe")
+
+
+def test_a_topic_may_be_an_asset_and_is_reported_as_one() -> None:
+    asset = Asset(name="e", uri="kafka://main/enriched")
+    assert operator(output_topic=asset).outlets == [asset]
+    assert operator(output_topic=asset).output_topic == "enriched"
+    assert [o.uri for o in operator().outlets] == ["kafka://main/enriched"]
+    assert operator(output_topic="{{ params.topic }}").outlets == []
+    with pytest.raises(ConfigurationError, match="expected an asset with a URI kafka://"):
+        operator(output_topic=Asset(name="t", uri="s3://bucket/x"))
+
+
+def test_template_fields_are_the_parents_and_its_own() -> None:
+    own = set(KafkaAgentOperator.template_fields) - set(KubernetesPodOperator.template_fields)
+    assert set(KubernetesPodOperator.template_fields) < set(KafkaAgentOperator.template_fields)
+    assert {"window", "agent_params", "output_topic", "reprocess"} <= own
+    task = operator()
+    assert all(hasattr(task, name) for name in own)
+
+
+def pod(task: KafkaAgentOperator) -> dict[str, Any]:
+    """The pod that KubernetesPodOperator would create."""
+    run_context = task_context(task)
+    task._prepare_pod(task.agent_run(run_context), run_context)  # type: ignore[arg-type]
+    made = task.build_pod_request_obj(run_context, dry_run=True)  # type: ignore[arg-type]
+    data: dict[str, Any] = ApiClient().sanitize_for_serialization(made)
+    return data
+
+
+def test_the_pod_is_the_hardened_one_with_the_run_in_it() -> None:
+    made = pod(operator())
+    container = made["spec"]["containers"][0]
+    assert decode_run(made["metadata"]["annotations"][ANNOTATION]).stage == "enrich"
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["image"] == "factory-agents:0.1.0"
+    assert container["command"] == ["python", "-m", "factory_agents.run"]
+    assert container["envFrom"] == [{"secretRef": {"name": "factory-agent"}}]
+    assert [c["name"] for c in made["spec"]["containers"]] == ["base"]
+    assert made["spec"]["automountServiceAccountToken"] is False
+    assert made["metadata"]["labels"]["factory-agents/task"] == "enrich"
+    assert made["metadata"]["labels"]["dag_id"] == "clicks"
+
+
+def test_the_users_pod_arguments_stay_on_top() -> None:
+    made = pod(
+        operator(
+            image="mine:2",
+            env_vars={"MODE": "fast"},
+            node_selector={"disk": "ssd"},
+            labels={"team": "a"},
+            container_resources=k8s.V1ResourceRequirements(limits={"memory": "4Gi"}),
+            agent_secret="team-a",
+        )
+    )
+    container = made["spec"]["containers"][0]
+    assert container["image"] == "mine:2"
+    assert {"name": "MODE", "value": "fast"} in container["env"]
+    assert container["resources"] == {"limits": {"memory": "4Gi"}}
+    assert made["spec"]["nodeSelector"] == {"disk": "ssd"}
+    assert made["metadata"]["labels"]["team"] == "a"
+    assert container["envFrom"] == [{"secretRef": {"name": "team-a"}}]
+
+
+def test_a_users_template_takes_the_place_of_the_hardened_one() -> None:
+    template = {
+        "spec": {"serviceAccountName": "sa", "containers": [{"name": "base", "image": "theirs:1", "env": [{"name": "A", "value": "b"}]}]}
+    }
+    made = pod(operator(pod_template_dict=template))
+    container = made["spec"]["containers"][0]
+    assert (container["image"], made["spec"]["serviceAccountName"]) == ("theirs:1", "sa")
+    assert {"name": "A", "value": "b"} in container["env"]
+    assert ANNOTATION in made["metadata"]["annotations"]
+    assert [m["mountPath"] for m in container["volumeMounts"]] == ["/etc/factory"]
+
+
+def test_an_image_with_its_own_command_keeps_it() -> None:
+    container = pod(operator(cmds=["/agent"], arguments=["go"]))["spec"]["containers"][0]
+    assert (container["command"], container["args"]) == (["/agent"], ["go"])
+    assert {"name": "FACTORY_RUN", "value": "/etc/factory/run.json"} in container["env"]
+
+
+def test_a_live_pod_is_looked_for_by_the_fingerprint_of_just_this_run() -> None:
+    task = operator()
+    pod(task)
+    assert "factory-agents/fingerprint=" in task._build_find_pod_label_selector({**task_context(task)})  # type: ignore[typeddict-item]
+
+
+def test_a_result_is_xcoms_data_and_every_outlets_event() -> None:
+    task = operator()
+    run_context = task_context(task)
+    task._run = task.agent_run(run_context)  # type: ignore[arg-type]
+    done = result(pipeline="clicks")
+    assert task._conclude(run_context, done) == plain(done)  # type: ignore[arg-type]
+    extra = run_context["outlet_events"][task.outlets[0]].extra
+    assert extra["counts"] == {"consumed": 10, "forwarded": 10, "produced": 10}
+    assert extra["window"] == INTERVAL.key
+    assert extra["manifest"]["ranges"] == [[0, 0, 12, 10]]
+    json.dumps(extra)
+
+
+@pytest.mark.parametrize(
+    ("info", "raised", "says"),
+    [
+        (ErrorInfo("WindowError", "backwards"), WindowError, "backwards"),
+        (ErrorInfo("UnavailableError", "no broker", retriable=True), UnavailableError, "no broker"),
+        (ErrorInfo("KeyError", "KeyError: 'x'"), AgentCrashedError, "KeyError: 'x'"),
+    ],
+)
+def test_a_failed_result_is_its_own_error(info: ErrorInfo, raised: type[Exception], says: str) -> None:
+    task = operator()
+    with pytest.raises(raised, match=says) as error:
+        task._conclude(task_context(task), result(status="failed", error=info))  # type: ignore[arg-type]
+    assert error.value.retriable is info.retriable  # type: ignore[attr-defined]
+
+
+def test_another_shards_result_is_never_taken() -> None:
+    task = operator()
+    run_context = task_context(task)
+    task._run = task.agent_run(run_context)  # type: ignore[arg-type]
+    with pytest.raises(AgentCrashedError, match="expected 'enrich'"):
+        task._conclude(run_context, result(stage="other"))  # type: ignore[arg-type]
+
+
+def ended(message: str, phase: str = "Succeeded") -> Any:
+    terminated = SimpleNamespace(message=message, exit_code=0 if phase == "Succeeded" else 1, reason="")
+    status = SimpleNamespace(name="base", state=SimpleNamespace(terminated=terminated, running=None, waiting=None))
+    return SimpleNamespace(
+        metadata=SimpleNamespace(name="pod", namespace="ns", labels={}),
+        status=SimpleNamespace(phase=phase, container_statuses=[status], reason=None),
+        spec=SimpleNamespace(containers=[]),
+    )
+
+
+def pod_task(monkeypatch: pytest.MonkeyPatch, message: str, phase: str = "Succeeded") -> tuple[KafkaAgentOperator, dict[str, Any]]:
+    """A task whose pod ended with this termination message: KubernetesPodOperator's part is replaced by its call of ``cleanup``."""
+
+    def run_pod(self: KafkaAgentOperator, run_context: Any) -> None:
+        assert not self.do_xcom_push, "no XCom sidecar"
+        self.cleanup(ended(message, phase), ended(message, phase))
+
+    monkeypatch.setattr(KubernetesPodOperator, "execute_sync", run_pod)
+    monkeypatch.setattr(KubernetesPodOperator, "is_istio_enabled", lambda *a: False)
+    monkeypatch.setattr(KubernetesPodOperator, "process_pod_deletion", lambda *a, **k: True)
+    monkeypatch.setattr(KubernetesPodOperator, "patch_already_checked", lambda *a, **k: None)
+    task = operator(runner="kubernetes")
+    return task, task_context(task)
+
+
+def test_a_pods_result_is_its_termination_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, run_context = pod_task(monkeypatch, encode(result()).decode())
+    assert task.execute(run_context)["counts"]["consumed"] == 10  # type: ignore[arg-type]
+    assert task.do_xcom_push
+    assert run_context["ti"].pushed["factory_facts"]["runner"] == "kubernetes"
+
+
+def test_a_failed_pods_error_is_the_agents_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = result(status="failed", error=ErrorInfo("WindowError", "backwards"))
+    task, run_context = pod_task(monkeypatch, encode(failed).decode(), "Failed")
+    with pytest.raises(AirflowFailException, match="WindowError: backwards"):
+        task.execute(run_context)  # type: ignore[arg-type]
+    retriable = result(status="failed", error=ErrorInfo("UnavailableError", "no broker", retriable=True))
+    task, run_context = pod_task(monkeypatch, encode(retriable).decode(), "Failed")
+    with pytest.raises(UnavailableError, match="no broker"):
+        task.execute(run_context)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("message", ["", "garbage", "{", encode(result(truncated=True)).decode()])
+def test_without_a_whole_message_the_ledger_is_asked_and_else_it_fails(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    import factory_agents.kafka.ledger
+
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", '{"conn_type": "kafka", "extra": {"bootstrap.servers": "b:1"}}')
+    asked: list[Any] = []
+    monkeypatch.setattr(factory_agents.kafka.ledger, "read_result", lambda *a, **k: asked.append((a, k)) or result())
+    task, run_context = pod_task(monkeypatch, message)
+    assert task.execute(run_context)["manifest"]  # type: ignore[arg-type]
+    assert asked[0][0][1:] == ("clicks", "enrich", INTERVAL.key, Shard())
+    monkeypatch.setattr(factory_agents.kafka.ledger, "read_result", lambda *a, **k: None)
+    task, run_context = pod_task(monkeypatch, message)
+    with pytest.raises(AgentCrashedError, match="left no result"):
+        task.execute(run_context)  # type: ignore[arg-type]
+
+
+def test_lineage_names_topics_and_counts() -> None:
+    task = operator()
+    run_context = task_context(task)
+    task._run = task.agent_run(run_context)  # type: ignore[arg-type]
+    task._conclude(run_context, result())  # type: ignore[arg-type]
+    lineage = task.get_openlineage_facets_on_complete(None)
+    assert [(d.namespace, d.name) for d in lineage.inputs] == [("kafka://main", "raw")]
+    assert [(d.namespace, d.name) for d in lineage.outputs] == [("kafka://main", "enriched")]
+    assert lineage.outputs[0].outputFacets["outputStatistics"].rowCount == 10
