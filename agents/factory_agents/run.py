@@ -59,13 +59,11 @@ def execute(context: RunContext, run: AgentRun) -> AgentResult:
     return runner(context, run, lambda: build_transform(run.agent, run.params, run))
 
 
-def _failed(run: AgentRun | None, error: BaseException) -> AgentResult:
+def _failed(run: AgentRun | None, error: Exception) -> AgentResult:
     known = isinstance(error, FactoryError)
-    info = ErrorInfo(
-        type(error).__name__,
-        str(error) if known else f"{type(error).__name__}: {error}",
-        retriable=error.retriable if known else False,
-    )
+    message = str(error) if known else f"{type(error).__name__}: {error}"
+    retriable = error.retriable if isinstance(error, FactoryError) else isinstance(error, OSError)  # a disk, a network: it may pass
+    info = ErrorInfo(type(error).__name__, message.encode("utf-8", "replace").decode(), retriable=retriable)
     key = "" if run is None or (run.window is None and run.interval is None) else run.key
     return AgentResult(
         pipeline=run.pipeline if run else "",
@@ -77,18 +75,32 @@ def _failed(run: AgentRun | None, error: BaseException) -> AgentResult:
     )
 
 
-def write_result(path: Path, result: AgentResult) -> None:
-    """Write the result whole, or to a termination message without its ranges where it would be cut off (the full one is in the ledger)."""
+def fit_result(result: AgentResult, limit: int) -> bytes:
+    """The result as JSON of at most ``limit`` bytes, marked as truncated where something had to go (in the ledger it is whole).
+
+    What can be found elsewhere goes first: report and notes, then ranges, then the end of the error's message.
+    """
     data = encode(result)
+    if len(data) <= limit:
+        return data
+    result = msgspec.structs.replace(result, report=None, notes=(), input=None, truncated=True)
+    if len(data := encode(result)) > limit:
+        result = msgspec.structs.replace(result, manifest=None, dead_letters=None)
+    while len(data := encode(result)) > limit and result.error is not None and result.error.message:
+        error = result.error
+        kept = max(0, len(error.message) - max(len(data) - limit, 16))
+        shorter = error.message[:kept] + "…" if kept else ""
+        result = msgspec.structs.replace(result, error=msgspec.structs.replace(error, message=shorter))
+    return data
+
+
+def write_result(path: Path, result: AgentResult) -> None:
+    """Write the result whole and at once, or to a termination message as much of it as fits there."""
     if path == _TERMINATION_LOG:
-        if len(data) > _TERMINATION_LIMIT:
-            data = encode(
-                msgspec.structs.replace(result, input=None, manifest=None, dead_letters=None, report=None, notes=(), truncated=True)
-            )
-        path.write_bytes(data[:_TERMINATION_LIMIT])
+        path.write_bytes(fit_result(result, _TERMINATION_LIMIT))
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
+    partial.write_bytes(encode(result))
     partial.replace(path)
 
 
@@ -105,7 +117,7 @@ class Stop:
     def watch_signals(self) -> None:
         """Stop at SIGTERM and SIGINT; a second one ends the process at once."""
 
-        def asked(number: int, frame: object) -> None:
+        def asked(number: int, _: object) -> None:
             if self._event.is_set():
                 os._exit(128 + number)
             log.info("asked to stop", extra=fields(signal=signal.Signals(number).name))
@@ -165,16 +177,13 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
     stop = Stop()
     stop.watch_signals()
+    answer = _answer(options.result)
     run: AgentRun | None = None
     try:
-        data = _read_line() if options.run == "-" else Path(options.run).read_bytes()
-        if options.run == "-":
-            stop.watch_stdin()
-        run = decode_run(data)
+        run = _read_run(options.run, stop)
         gc.collect()
         gc.freeze()
-        context = RunContext(KafkaConfig.from_env(), stop=stop, observer=_progress_log(10.0))
-        result = execute(context, run)
+        result = execute(RunContext(KafkaConfig.from_env(), stop=stop, observer=_progress_log(10.0)), run)
         log.info(
             "done",
             extra=fields(
@@ -189,20 +198,45 @@ def main(argv: list[str] | None = None) -> int:
     except FactoryError as error:
         result = _failed(run, error)
         log.error(str(error), extra=fields(error=type(error).__name__, retriable=error.retriable))
-    except OSError as error:
-        result = _failed(run, ConfigurationError(f"{error.filename or 'input'}: {error.strerror}"))
-        log.error(str(error))
     except Exception as error:
         result = _failed(run, error)
         log.exception("an error that nobody foresaw; please report it")
-    target = options.result or (_TERMINATION_LOG if _TERMINATION_LOG.exists() else None)
-    if target is not None:
-        write_result(target, result)
-    else:
-        sys.stdout.buffer.write(encode(result) + b"\n")
+    try:
+        answer(result)
+    except OSError as error:
+        log.error("the result cannot be written", extra=fields(file=error.filename, error=error.strerror))
+        return EXIT_RETRY
     if result.error is None:
         return 0
     return EXIT_RETRY if result.error.retriable else EXIT_FAILED
+
+
+def _read_run(where: str, stop: Stop) -> AgentRun:
+    """The run from a file, or from one line of standard input, which is then watched for its end."""
+    if where == "-":
+        data = _read_line()
+        stop.watch_stdin()
+        return decode_run(data)
+    try:
+        return decode_run(Path(where).read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"--run {where}: {error.strerror}") from error
+
+
+def _answer(path: Path | None) -> Callable[[AgentResult], None]:
+    """How the result is given: in a file, or on standard output, which is then kept from whatever an agent prints."""
+    target = path or (_TERMINATION_LOG if _TERMINATION_LOG.exists() else None)
+    if target is not None:
+        return lambda result: write_result(target, result)
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+
+    def write(result: AgentResult) -> None:
+        with os.fdopen(own, "wb") as out:
+            out.write(encode(result) + b"\n")
+
+    return write
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ __all__ = [
     "PipelineRecord",
     "PlanRecord",
     "Progress",
+    "ReplayRecord",
     "StageRecord",
     "ledger_topic",
     "read_result",
@@ -130,12 +131,30 @@ class StageRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="stage", 
         return stage_key(self.pipeline, self.stage, self.window, self.shard)
 
 
+class ReplayRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="replay", tag_field="kind"):
+    """Dead letters that one transaction put back into a topic: their offsets by partition.
+
+    ``at`` (milliseconds) says when, ``first`` (``partition@offset``) names one of them.
+    """
+
+    pipeline: str
+    topic_id: str
+    to: str
+    offsets: dict[int, list[int]]
+    at: int
+    first: str
+
+    def key(self) -> str:
+        """The record key: its own for each transaction."""
+        return _SEPARATOR.join(("replay", self.pipeline, self.topic_id, f"{self.at}.{self.first}"))
+
+
 def stage_key(pipeline: str, stage: str, window: str, shard: Shard) -> str:
     """The record key of a stage's shard over a window."""
     return _SEPARATOR.join(("stage", pipeline, stage, window, shard.key))
 
 
-LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | StageRecord
+LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | StageRecord | ReplayRecord
 _decoder = msgspec.json.Decoder(LedgerRecord)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from factory_agents import failpoints
-from factory_agents.errors import DeadlineError, FactoryError, FencedError
+from factory_agents.errors import DeadlineError, FactoryError, FencedError, StoppedError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
 
-__all__ = ["ChunkAbortedError", "TransactionalWriter", "choose_partition"]
+__all__ = ["ChunkAbortedError", "RefusedRecord", "TransactionalWriter", "choose_partition"]
 
 _REFUSED = {
     KafkaError.MSG_SIZE_TOO_LARGE,
@@ -23,15 +24,34 @@ _REFUSED = {
     KafkaError.INVALID_MSG,
 }
 _TIMEOUT_MS = 60_000
+_BATCH_BYTES = 1_000_000
+_OPEN_SECONDS = 60.0
+_LONGEST_WAIT = 900.0  # the longest transaction that brokers allow by default: after that no answer can still mean success
+_STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class RefusedRecord:
+    """A record in a batch that the broker refused. ``alone``: it was the only one refused of its partition, so it is the culprit."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    reason: str
+    alone: bool
 
 
 class ChunkAbortedError(Exception):
-    """The transaction was aborted and may be tried again; ``refused`` says that the broker refused a record in it."""
+    """The transaction must be aborted and may be tried again.
 
-    def __init__(self, cause: FactoryError, *, refused: bool) -> None:
+    ``refused`` says that a record in it was refused; ``records`` are those that it may be.
+    """
+
+    def __init__(self, cause: FactoryError, *, refused: bool, records: Sequence[RefusedRecord] = ()) -> None:
         super().__init__(str(cause))
         self.cause = cause
         self.refused = refused
+        self.records = tuple(records)
 
 
 def choose_partition(key: bytes | None, fallback: int, partitions: int) -> int:
@@ -42,36 +62,51 @@ def choose_partition(key: bytes | None, fallback: int, partitions: int) -> int:
 class TransactionalWriter:
     """One transactional producer at a time under one transactional id; a new one after every abort.
 
-    Raises FencedError when a newer producer of the same id has taken over, ChunkAbortedError where the same chunk may be tried again, and UnavailableError or
-    DeadlineError else.
+    ``stop`` shortens waits for the broker once it says so. Set ``batch_bytes`` before ``open`` where a topic takes less than a megabyte: a
+    record that is too large then fails alone. Raises FencedError when a newer producer of the same id has taken over (or the transaction
+    outlived its timeout, which looks the same), ChunkAbortedError where the same chunk may be tried again, and UnavailableError,
+    StoppedError or DeadlineError else.
     """
 
-    def __init__(self, config: KafkaConfig, transactional_id: str, *, timeout_ms: int = 0) -> None:
+    def __init__(
+        self, config: KafkaConfig, transactional_id: str, *, timeout_ms: int = 0, stop: Callable[[], bool] = lambda: False
+    ) -> None:
         self._config = config
         self._id = transactional_id
+        self._stop = stop
+        self._stopping = 0.0
         self.timeout_ms = timeout_ms or int(config.values.get("transaction.timeout.ms", _TIMEOUT_MS))
+        self.batch_bytes = _BATCH_BYTES
         self._producer: Producer | None = None
-        self._errors: list[KafkaError] = []
+        self._errors: list[tuple[KafkaError, Message]] = []
+        self._fatal: KafkaError | None = None
         self.open_since: float | None = None
 
     def open(self, deadline: float) -> None:
         """A new producer that fences every older one of this id and ends the transaction it left open."""
         self.close()
-        self._errors = []
-        self._producer = self._config.producer(self._id, transaction_timeout_ms=self.timeout_ms, on_delivery=self._delivered)
+        extra: dict[str, Any] = {} if self.batch_bytes >= _BATCH_BYTES else {"batch_size": self.batch_bytes}
+        self._producer = self._config.producer(
+            self._id, transaction_timeout_ms=self.timeout_ms, on_delivery=self._delivered, error_cb=self._failed, **extra
+        )
         doing = f"starting transactional id {self._id!r}"
-        until = min(deadline, time.monotonic() + 60.0)
+        until = min(deadline, time.monotonic() + _OPEN_SECONDS)
         while True:
             try:
                 self._producer.init_transactions(min(15.0, max(1.0, until - time.monotonic())))
                 return
             except KafkaException as error:
-                if not error.args[0].retriable() or time.monotonic() > until:
+                if not error.args[0].retriable() or time.monotonic() > until or self._stop():
                     raise kafka_error(error, doing) from error
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            self._errors.append(error)
+            self._errors.append((error, message))
+
+    def _failed(self, error: KafkaError) -> None:
+        """Without this callback the client raises a fatal error from within whatever call happens to run."""
+        if error.fatal():
+            self._fatal = error
 
     @property
     def producer(self) -> Producer:
@@ -79,6 +114,11 @@ class TransactionalWriter:
         if self._producer is None:
             raise FencedError(f"transactional id {self._id!r}: not open")
         return self._producer
+
+    @property
+    def age(self) -> float:
+        """Seconds since the open transaction began; 0 where none is open."""
+        return 0.0 if self.open_since is None else time.monotonic() - self.open_since
 
     def begin(self) -> None:
         """Begin a transaction unless one is open."""
@@ -89,15 +129,14 @@ class TransactionalWriter:
                 raise self._failure(error, "beginning a transaction") from error
             self.open_since = time.monotonic()
 
-    def send(
-        self, topic: str, value: bytes | None, key: bytes | None, partition: int, headers: Sequence[tuple[str, Any]]
-    ) -> KafkaError | None:
+    def send(self, topic: str, value: bytes | None, key: bytes | None, partition: int, headers: list[tuple[str, Any]]) -> KafkaError | None:
         """Put one record into the transaction; what the client refuses of it (its size) is returned."""
         while True:
             try:
                 self.producer.produce(topic, value, key, partition=partition, headers=headers)
                 return None
             except BufferError:
+                self._check_time(time.monotonic(), float("inf"), "writing")
                 self.producer.poll(0.05)
             except KafkaException as error:
                 if error.args[0].code() in _REFUSED:
@@ -107,62 +146,108 @@ class TransactionalWriter:
 
     def flush(self, deadline: float) -> None:
         """Wait until all that was sent stands in the log (uncommitted); ChunkAbortedError where it doesn't."""
-        while self.producer.flush(min(5.0, max(0.1, deadline - time.monotonic()))) > 0:
-            if time.monotonic() > deadline:
-                raise DeadlineError("out of time while writing; nothing of this chunk is committed, a retry resumes before it")
+        began = time.monotonic()
+        while self.producer.flush(min(1.0, max(0.1, deadline - time.monotonic()))) > 0:
+            self._check_time(began, deadline, "writing; nothing of this chunk is committed, a retry resumes before it")
+        if self._fatal is not None:
+            raise self._fenced(self._fatal, "writing")
         if self._errors:
-            error = self._errors[0]
-            failure = kafka_error(error, "writing")
-            if isinstance(failure, FencedError):
-                raise failure
-            refused = next((e for e in self._errors if e.code() in _REFUSED), None)
-            raise ChunkAbortedError(kafka_error(refused or error, "writing"), refused=refused is not None)
+            raise self._aborted(self._errors[0][0], "writing")
+
+    def send_offsets(self, offsets: Sequence[TopicPartition], group: Any) -> None:
+        """Put a consumer group's positions into the transaction."""
+        try:
+            self.producer.send_offsets_to_transaction(list(offsets), group, 30)
+        except KafkaException as error:
+            if error.args[0].retriable():
+                raise ChunkAbortedError(kafka_error(error, "committing positions"), refused=False) from error
+            raise self._failure(error, "committing positions") from error
 
     def commit(self, deadline: float) -> None:
         """Commit; asked again while the answer is retriable, until the deadline."""
         failpoints.hit("chunk.before-commit")
+        began = time.monotonic()
         while True:
             try:
-                self.producer.commit_transaction(min(30.0, max(1.0, deadline - time.monotonic())))
+                self.producer.commit_transaction(min(5.0, max(1.0, deadline - time.monotonic())))
                 break
             except KafkaException as error:
                 if not error.args[0].retriable():
                     raise self._failure(error, "committing") from error
-                if time.monotonic() > deadline:
-                    raise DeadlineError(
-                        "out of time while committing: whether this chunk is committed is not known here, a retry reads it from the ledger"
-                    ) from error
+                self._check_time(began, deadline, "committing: whether this chunk is committed a retry reads from the ledger")
         self.open_since = None
         failpoints.hit("chunk.after-commit")
 
+    def _check_time(self, began: float, deadline: float, doing: str) -> None:
+        now = time.monotonic()
+        if now > min(deadline, began + _LONGEST_WAIT):
+            raise DeadlineError(f"out of time while {doing}")
+        if self._stop():
+            self._stopping = self._stopping or now
+            if now - self._stopping > _STOP_SECONDS:
+                raise StoppedError(f"asked to stop while {doing}")
+
     def _failure(self, error: KafkaException, doing: str) -> Exception:
-        cause = error.args[0]
-        failure = kafka_error(error, doing)
-        if isinstance(failure, FencedError) or cause.fatal():
-            return (
-                failure
-                if isinstance(failure, FencedError)
-                else FencedError(f"{doing}: {cause.str()} ({cause.name()}): this attempt cannot go on; a retry resumes")
-            )
+        cause: KafkaError = error.args[0]
+        if cause.code() in (KafkaError._STATE, KafkaError._FATAL):
+            cause = self._reason() or cause
+        if cause.fatal() or cause.code() == KafkaError._FATAL:
+            return self._fenced(cause, doing)
         if cause.txn_requires_abort():
-            refused = next((e for e in self._errors if e.code() in _REFUSED), None)
-            if refused is not None:
-                failure = kafka_error(refused, doing)
-            return ChunkAbortedError(failure, refused=refused is not None)
-        return failure
+            return self._aborted(cause, doing)
+        return kafka_error(cause, doing)
+
+    def _reason(self) -> KafkaError | None:
+        """Why the transaction is in error: ``produce`` says only that it is, ``begin_transaction`` tells."""
+        self.producer.poll(0)
+        try:
+            self.producer.begin_transaction()
+        except KafkaException as error:
+            reason: KafkaError = error.args[0]
+            return reason
+        return None
+
+    def _fenced(self, cause: KafkaError, doing: str) -> FactoryError:
+        failure = kafka_error(cause, doing)
+        if isinstance(failure, FencedError):
+            return failure
+        return FencedError(f"{doing}: {cause.str()} ({cause.name()}): this attempt cannot go on; a retry resumes")
+
+    def _aborted(self, cause: KafkaError, doing: str) -> Exception:
+        failure = kafka_error(cause, doing)
+        if isinstance(failure, FencedError):
+            return failure
+        self.producer.poll(0)
+        refused = [(e, m) for e, m in self._errors if e.code() in _REFUSED]
+        where = [(m.topic(), m.partition()) for _, m in refused]
+        records = [
+            RefusedRecord(str(m.topic()), _bytes(m.key()), _bytes(m.value()), e.str(), where.count((m.topic(), m.partition())) == 1)
+            for e, m in refused
+        ]
+        return ChunkAbortedError(failure, refused=bool(records) or cause.code() in _REFUSED, records=records)
 
     def abort(self) -> None:
-        """Give the open transaction up (best effort: a successor's ``open`` ends it in any case) and drop the producer."""
-        if self._producer is not None and self.open_since is not None:
-            try:
-                self._producer.purge()
-                self._producer.abort_transaction(10.0)
-            except KafkaException:
-                pass  # the next init_transactions of this id aborts it
-        self.close()
+        """Give the open transaction up and drop the producer. What fails here the next ``open`` of this id mends, unless it is fenced.
+
+        Raises FencedError when a newer producer of the same id has taken over: opening again would fence that one.
+        """
+        producer, is_open = self._producer, self.open_since is not None
+        try:
+            if producer is not None and is_open:
+                producer.abort_transaction(10.0)
+        except KafkaException as error:
+            if error.args[0].fatal():
+                raise self._fenced(error.args[0], "aborting") from error
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Drop the producer."""
         self._producer = None
         self._errors = []
+        self._fatal = None
         self.open_since = None
+
+
+def _bytes(value: Any) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 from confluent_kafka import KafkaError
 
-from factory_agents.errors import ConfigurationError, DataLossError
+from factory_agents.errors import ConfigurationError, DataLossError, UnavailableError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster, TopicFacts
-from factory_agents.kafka.writer import TransactionalWriter, choose_partition
+from factory_agents.kafka.writer import ChunkAbortedError, RefusedRecord, TransactionalWriter, choose_partition
 from factory_agents.protocol import Counts, Manifest, PartitionRange
 from factory_agents.runtime.agents import Output, Reject
 
@@ -22,6 +22,7 @@ __all__ = ["DEAD_LETTER_HEADER", "Bounds", "DeadLetter", "Origin", "Outputs"]
 DEAD_LETTER_HEADER = "factory-dead-letter"
 """The header of a dead letter that says why, as JSON (``DeadLetter``)."""
 
+_LONGEST_REASON = 2000
 _DEAD_SETTINGS = {"max.message.bytes": "20971520", "retention.ms": "2592000000"}
 
 Bounds = dict[int, tuple[int, int, int]]
@@ -62,7 +63,8 @@ class Origin:
 class Outputs:
     """Puts an agent's outputs and dead letters into a writer's transaction and keeps count of them.
 
-    ``show`` (a dry run) is called with topic, key and value instead. Topics are looked up by ``resolve``; the dead-letter topic is made when first needed.
+    ``show`` (a dry run) is called with topic, key and value instead. Topics are looked up by ``resolve``; the dead-letter topic is made
+    when first needed. A record that was refused is known from then on: where it comes up again, its event is dead-lettered.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Outputs:
         self._headers: list[tuple[str, Any]] = []
         self._starts: dict[str, dict[int, int]] = {}
         self._sent: dict[str, dict[int, int]] = {}
+        self._condemned: dict[tuple[str, bytes | None, bytes | None], str] = {}
         self.output: TopicFacts | None = None
         self.dead: TopicFacts | None = None
 
@@ -91,6 +94,9 @@ class Outputs:
         """Look the output topic up; ConfigurationError where it does not exist."""
         if self._output_name:
             self.output = self._cluster.topic(self._output_name)
+            if self._show is None:
+                limit = self._cluster.settings(self._output_name).get("max.message.bytes")
+                self._writer.batch_bytes = min(self._writer.batch_bytes, int(limit or self._writer.batch_bytes))
 
     def sign(self, writer_id: str) -> None:
         """Set what every record carries in its writer header from now on."""
@@ -127,27 +133,50 @@ class Outputs:
         counts.consumed += len(messages)
 
     def _put_several(self, message: Message, records: Sequence[bytes | tuple[bytes | None, bytes] | Any], counts: Counts) -> None:
-        written = 0
-        for record in records:
-            key, value = record if isinstance(record, tuple) else (message.key(), record)
+        """All outputs of one event, or none of them: the event is rejected whole."""
+        pairs = [record if isinstance(record, tuple) else (message.key(), record) for record in records]
+        refused = self._refused_before(pairs) if self._condemned else None
+        for n, (key, value) in enumerate(pairs if refused is None else ()):
             refused = self._write(message, key, value)
+            if refused is not None and n:
+                record = RefusedRecord(self._needed_output().name, key, value, refused.reason, alone=True)
+                raise ChunkAbortedError(UnavailableError(refused.reason), refused=True, records=[record])
             if refused is not None:
-                if written:
-                    raise DataLossError(
-                        f"{message.topic()}-{message.partition()}@{message.offset()}: one of its {len(records)} outputs is too large: {refused.reason}"
-                    )
-                counts.rejected += 1
-                self.reject(refused, message=message)
-                return
-            written += 1
+                break
+        if refused is not None:
+            counts.rejected += 1
+            self.reject(refused, message=message)
+            return
         counts.forwarded += 1
-        counts.produced += written
+        counts.produced += len(pairs)
+
+    def _refused_before(self, pairs: Sequence[tuple[bytes | None, bytes]]) -> Reject | None:
+        topic = self._needed_output().name
+        for key, value in pairs:
+            reason = self._condemned.get((topic, key, value))
+            if reason is not None:
+                return Reject(reason, rule="refused")
+        return None
+
+    def condemn(self, aborted: ChunkAbortedError, *, alone: bool) -> bool:
+        """Take note of which records were refused, so that their events are rejected the next time; whether there were any new ones.
+
+        Of several in one batch nobody knows which it was, unless one event was ``alone`` in its chunk.
+        """
+        before = len(self._condemned)
+        for record in aborted.records:
+            if record.alone or alone:
+                self._condemned[record.topic, record.key, record.value] = f"refused by the broker: {record.reason}"
+        return len(self._condemned) > before
 
     def _write(self, message: Message, key: bytes | None, value: bytes) -> Reject | None:
-        """One output of an input record. The input's partition is kept where both topics have as many and the key is the same; else the key decides."""
+        """One output of an input record.
+
+        The input's partition is kept where both topics have as many and the key is the same; else the key decides.
+        """
         fallback = message.partition()
         output = self._needed_output()
-        if output.partitions == self._origin.input_partitions and key == message.key():
+        if output.partitions == self._origin.input_partitions > fallback and key == message.key():
             partition = fallback
         else:
             partition = choose_partition(key, fallback, output.partitions)
@@ -158,7 +187,7 @@ class Outputs:
         return self._send(output, value, key, partition, headers)
 
     def write_new(self, key: bytes | None, value: bytes, fallback: int) -> Reject | None:
-        """One record that comes from no topic; ``fallback`` chooses the partition where there is no key. The reason why the client refuses it, if it does."""
+        """One record that comes from no topic; ``fallback`` chooses the partition where there is no key. Why it is refused, if it is."""
         output = self._needed_output()
         return self._send(output, value, key, choose_partition(key, fallback, output.partitions), self._headers)
 
@@ -170,11 +199,13 @@ class Outputs:
         return self.output
 
     def _send(
-        self, topic: TopicFacts, value: bytes | None, key: bytes | None, partition: int, headers: Sequence[tuple[str, Any]]
+        self, topic: TopicFacts, value: bytes | None, key: bytes | None, partition: int, headers: list[tuple[str, Any]]
     ) -> Reject | None:
         if self._show is not None:
             self._show(topic.name, key, value)
             return None
+        if self._condemned and (reason := self._condemned.get((topic.name, key, value))) is not None:
+            return Reject(reason, rule="refused")
         if self._writer.open_since is None:
             self._writer.begin()
         sent = self._sent.get(topic.name)
@@ -197,11 +228,14 @@ class Outputs:
         key: bytes | None = None,
         where: str = "",
     ) -> None:
-        """Send one event, whole, to the dead-letter topic with the reason."""
+        """Send one event, whole, to the dead-letter topic with the reason.
+
+        Raises ConfigurationError where that topic doesn't take it either.
+        """
         origin = self._origin
         letter = DeadLetter(
-            error=reject.reason,
-            rule=reject.rule,
+            error=_text(reject.reason),
+            rule=_text(reject.rule),
             pipeline=origin.pipeline,
             stage=origin.stage,
             agent=origin.agent,
@@ -263,6 +297,12 @@ class Outputs:
             return None
         dead = self.dead or self._dead_topic()
         return Manifest(dead.name, dead.id, writer_id, _ranges(bounds))
+
+
+def _text(reason: object) -> str:
+    """A reason of bounded length that can be encoded: it may quote a hostile event."""
+    text = str(reason).encode("utf-8", "replace").decode()
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "…"
 
 
 def _of_message(letter: DeadLetter, message: Message) -> tuple[DeadLetter, list[tuple[str, Any]]]:

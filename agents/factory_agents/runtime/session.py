@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from confluent_kafka import KafkaException
 
 from factory_agents import failpoints
 from factory_agents.errors import AccountingError, ConfigurationError, DeadlineError, FencedError, TooManyRejectedError
@@ -18,7 +20,7 @@ from factory_agents.kafka.cuts import check_names, check_window_topic
 from factory_agents.kafka.ledger import Ledger, Progress, StageRecord, stage_key
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
-from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, digest
+from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, PartitionRange, digest
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.telemetry import fields
 
@@ -27,12 +29,14 @@ __all__ = ["Observer", "RunContext", "Session", "fingerprint", "parse_limit"]
 log = logging.getLogger(__name__)
 
 _FOREVER = 10 * 365 * 24 * 3600.0
+_LEDGER_SECONDS = 900.0
+_MOST_ABORTS = 5
 
 Observer = Callable[[str, int, int, Counts], None]
 """Called as work proceeds: stage, records done, records in all (-1: unknown), counts so far."""
 
 
-def _silent(stage: str, done: int, total: int, counts: Counts) -> None:
+def _silent(*_: object) -> None:
     return None
 
 
@@ -46,20 +50,19 @@ class RunContext:
     show: Callable[[str, bytes | None, bytes | None], None] = lambda topic, key, value: None
 
 
-def fingerprint(run: AgentRun, name: str, version: str, identity: dict[str, Any]) -> str:
-    """Equal for equal work: pipeline, stage, window, shard, agent with version and resolved parameters, output topic."""
+def fingerprint(run: AgentRun, name: str, version: str, identity: dict[str, Any], output_id: str = "") -> str:
+    """Equal for equal work: pipeline, stage, window, shard, agent with version and resolved parameters, output topic (and its id)."""
     window = run.window
+    ranges = None if window is None else [window.topic_id, [(r.partition, r.start, r.end) for r in window.ranges], window.writers]
     return digest(
         {
             "pipeline": run.pipeline,
             "stage": run.stage,
             "key": run.key,
             "shard": run.shard,
-            "window": None
-            if window is None
-            else [window.topic_id, [r[:3] for r in map(msgspec.to_builtins, window.ranges)], window.writers],
+            "window": ranges,
             "agent": [name, version, identity],
-            "output": run.output_topic,
+            "output": [run.output_topic, output_id],
         }
     )
 
@@ -75,8 +78,9 @@ def parse_limit(text: str) -> tuple[float, bool]:
 class Session:
     """One attempt at one shard of one stage over one window.
 
-    ``start`` decides: a finished result of the same fingerprint is returned (``reused``), unfinished work is resumed (``progress``), else the work
-    begins anew under a new generation. Then chunks: put records into ``outputs`` and ``commit`` them with the progress, or ``recover`` after an abort.
+    ``start`` decides: a finished result of the same fingerprint is returned (``reused``), unfinished work is resumed (``progress``), else
+    the work begins anew under a new generation. Then chunks: put records into ``outputs`` and ``commit`` them with the progress, or
+    ``retry_chunk`` after an abort.
     """
 
     def __init__(self, context: RunContext, run: AgentRun, name: str, version: str, identity: dict[str, Any]) -> None:
@@ -84,18 +88,21 @@ class Session:
         self.run = run
         self.context = context
         self.agent, self.version = name, version
-        self._volatile = bool(identity.get("volatile"))
-        self.fingerprint = fingerprint(run, name, version, identity)
+        self._identity = identity
+        self.fingerprint = ""
         self.deadline = time.monotonic() + (run.deadline_seconds or _FOREVER)
         self.cluster = Cluster(context.config)
         self.ledger = Ledger(context.config, self.cluster, prefix=run.prefix, pipeline=run.pipeline)
-        self.writer = TransactionalWriter(context.config, run.transactional_id)
+        self.writer = TransactionalWriter(context.config, run.transactional_id, stop=context.stop)
         self.generation = 0
+        self._epoch = run.epoch
         self._view_end = 0
         self.resumed = False
         self.progress = Progress()
         self.counts = Counts()
+        self._aborts = 0
         window = run.window
+        facts = self.cluster.find(window.topic) if window is not None and window.ranges else None
         self.outputs = Outputs(
             self.cluster,
             self.writer,
@@ -106,7 +113,7 @@ class Session:
                 version=version,
                 window=run.key,
                 input_topic=window.topic if window is not None else "",
-                input_partitions=self.cluster.topic(window.topic).partitions if window is not None and window.ranges else 0,
+                input_partitions=facts.partitions if facts is not None else 0,
             ),
             output=run.output_topic,
             dead=run.dead_letter_topic,
@@ -120,70 +127,71 @@ class Session:
         """What this attempt's records carry in their header."""
         return f"{self.run.stage}/{self.fingerprint}/{self.generation}"
 
+    @property
+    def chunk_seconds(self) -> float:
+        """How long a chunk may be open: a third of the transaction's timeout."""
+        return self.writer.timeout_ms / 3000
+
     def start(self) -> AgentResult | None:
-        """The start order: check topics, fence, read the ledger to its end, decide. The result, where the work is done already."""
+        """The start order: check topics, fence, read the ledger to its end, decide. The result, where the work is done already.
+
+        Whoever goes on in spite of a result does the work anew, under a new generation.
+        """
         run = self.run
         self.outputs.resolve()
-        if run.output_topic:
-            check_window_topic(self.cluster, run.output_topic)
+        output = self.outputs.output
+        self.fingerprint = fingerprint(run, self.agent, self.version, self._identity, output.id if output is not None else "")
+        if output is not None:
+            check_window_topic(self.cluster, output.name)
         if run.dry_run:
             return None
         self.ledger.ensure()
-        return self._decide()
+        return self._decide(self._claim())
 
-    def _decide(self) -> AgentResult | None:
-        record = self._claim()
-        done = self._reusable(record)
-        if done is not None:
-            self.writer.close()
-            return msgspec.structs.replace(done, reused=True)
-        if record is not None and record.progress is not None and self._same_work(record):
-            self.resumed = True
-            self.generation = record.generation
-            self.progress = record.progress
-            log.info("resuming", extra=fields(stage=self.run.stage, done=self.progress.counts.consumed))
-        else:
-            self.generation = self._view_end
-            self.progress = Progress()
+    def _decide(self, record: StageRecord | None) -> AgentResult | None:
+        self.generation = self._view_end
+        done = None
+        if record is not None and self._same_work(record):
+            self._epoch = record.epoch
+            done = record.result if self.run.rerun == "reuse" else None
+            if record.progress is not None and self._may_resume(record):
+                self.resumed = True
+                self.generation = record.generation
+                self.progress = record.progress
+                log.info("resuming", extra=fields(stage=self.run.stage, done=self.progress.counts.consumed))
         self.counts = self.progress.counts.copy()
         self.outputs.sign(self.writer_id)
-        return None
+        return None if done is None else msgspec.structs.replace(done, plan=self.run.plan, run=self.run.digest, reused=True)
 
     def _claim(self) -> StageRecord | None:
         self.writer.open(self.deadline)
         failpoints.hit("start.after-init")
         window = self.run.window
-        view = self.ledger.read(
-            start=window.ledger_offset if window is not None else 0, deadline=min(self.deadline, time.monotonic() + 900)
-        )
+        begin = window.ledger_offset if window is not None and window.pipeline == self.run.pipeline else 0
+        view = self.ledger.read(start=begin, deadline=min(self.deadline, time.monotonic() + _LEDGER_SECONDS))
         self._view_end = view.end
         found = view.get(stage_key(self.run.pipeline, self.run.stage, self.run.key, self.run.shard))
         return found if isinstance(found, StageRecord) else None
 
     def _same_work(self, record: StageRecord) -> bool:
-        return record.fingerprint == self.fingerprint and self.run.epoch <= record.epoch and not self._volatile
+        return record.fingerprint == self.fingerprint and self.run.epoch <= record.epoch and not self._identity.get("volatile")
 
-    def _reusable(self, record: StageRecord | None) -> AgentResult | None:
-        if record is None or record.result is None or self.run.rerun == "redo" or not self._same_work(record):
-            return None
-        manifest, output = record.result.manifest, self.outputs.output
-        if manifest is not None and output is not None and manifest.topic_id != output.id:
-            log.warning("the output topic was recreated since; doing the work anew", extra=fields(topic=output.name))
-            return None
-        return record.result
+    def _may_resume(self, record: StageRecord) -> bool:
+        """A run that is told to do the work anew resumes only what it began itself."""
+        return self.run.rerun == "reuse" or (self.run.run_id != "" and record.redo == self.run.run_id)
 
     def check_rejected(self, *, final: bool) -> None:
-        """Fail once more events are rejected than ``max_rejected`` allows; a percentage counts from 10 rejected on, and early only from 10,000 consumed."""
+        """Fail once more events are rejected than ``max_rejected`` allows.
+
+        A percentage counts from 10 rejected on, and before the end only from 10,000 consumed.
+        """
         limit, percent = self._limit
         rejected, consumed = self.counts.rejected, self.counts.consumed
-        if percent:
-            broken = rejected >= 10 and rejected > consumed * limit / 100 and (final or consumed >= 10_000)
-        else:
-            broken = rejected > limit
-        if broken:
+        enough = not percent or (rejected >= 10 and (final or consumed >= 10_000))
+        if enough and rejected > (consumed * limit / 100 if percent else limit):
             raise TooManyRejectedError(
-                f"stage {self.run.stage!r}: {rejected} of {consumed} events rejected, more than max_rejected={self.run.max_rejected!r} allows; "
-                f"see them: factory dead-letters list {self.outputs.dead_name}"
+                f"stage {self.run.stage!r}: {rejected} of {consumed} events rejected, more than max_rejected={self.run.max_rejected!r} "
+                f"allows; see them: factory dead-letters list {self.outputs.dead_name}"
             )
 
     def check_counts(self) -> None:
@@ -191,7 +199,8 @@ class Session:
         c = self.counts
         if c.consumed != c.forwarded + c.filtered + c.rejected:
             raise AccountingError(
-                f"stage {self.run.stage!r}: consumed {c.consumed} != forwarded {c.forwarded} + filtered {c.filtered} + rejected {c.rejected}"
+                f"stage {self.run.stage!r}: consumed {c.consumed} != forwarded {c.forwarded} + filtered {c.filtered} + "
+                f"rejected {c.rejected}"
             )
 
     def commit(
@@ -200,27 +209,56 @@ class Session:
         read: dict[int, int],
         *,
         rows: int = 0,
+        lost: Sequence[PartitionRange] = (),
         finished: bool = False,
         report: dict[str, Any] | None = None,
         **more: Any,
     ) -> AgentResult | None:
         """Commit the chunk with its progress, or with the result when ``finished``.
 
-        Raises ChunkAbortedError where the chunk may be tried again, FencedError, UnavailableError, DeadlineError.
+        Raises TooManyRejectedError after the commit, so that the dead letters can be seen; ChunkAbortedError where the chunk may be tried
+        again; FencedError, UnavailableError, DeadlineError.
         """
         self.check_counts()
-        if self.run.dry_run:
-            return self._result(self.progress, report, **more) if finished else None
+        broken = None
+        try:
+            self.check_rejected(final=finished)
+        except TooManyRejectedError as error:
+            broken, finished = error, False
+        result = self._commit_dry(finished, report, **more) if self.run.dry_run else None
+        if not self.run.dry_run:
+            result = self._commit(positions, read, rows, lost, finished=finished, report=report, **more)
+        self._aborts = 0
+        if broken is not None:
+            raise broken
+        return result
+
+    def _commit_dry(self, finished: bool, report: dict[str, Any] | None, **more: Any) -> AgentResult | None:
+        self.progress = msgspec.structs.replace(self.progress, counts=self.counts.copy())
+        return self._result(self.progress, report, **more) if finished else None
+
+    def _commit(
+        self,
+        positions: dict[int, int],
+        read: dict[int, int],
+        rows: int,
+        lost: Sequence[PartitionRange],
+        *,
+        finished: bool,
+        report: dict[str, Any] | None,
+        **more: Any,
+    ) -> AgentResult | None:
         self.writer.begin()
         self.writer.flush(self.deadline)
         failpoints.hit("chunk.before-ledger")
         progress = Progress(
-            positions=positions,
-            read=read,
+            positions=dict(positions),
+            read=dict(read),
             rows=rows,
             counts=self.counts.copy(),
             outputs=self.outputs.bounds(self.outputs.output, self.progress.outputs),
             dead=self.outputs.bounds(self.outputs.dead, self.progress.dead),
+            lost=tuple(lost),
         )
         result = self._result(progress, report, **more) if finished else None
         record = StageRecord(
@@ -230,19 +268,38 @@ class Session:
             self.run.shard,
             self.fingerprint,
             self.generation,
-            epoch=self.run.epoch,
+            epoch=self._epoch,
             updated_at=int(time.time() * 1000),
+            redo=self.run.run_id if self.run.rerun == "redo" else "",
             progress=None if finished else progress,
             result=result,
         )
-        self.ledger.produce(self.writer.producer, [record])
+        self._write_record(record)
         self.writer.commit(self.deadline)
         self.progress = progress
         self.outputs.forget()
         return result
 
+    def _write_record(self, record: StageRecord) -> None:
+        """The ledger record goes last, and nothing else of the chunk can be refused any more."""
+        try:
+            self.ledger.produce(self.writer.producer, [record])
+            self.writer.flush(self.deadline)
+        except KafkaException as error:
+            raise ConfigurationError(f"writing to the ledger {self.ledger.topic!r}: {error.args[0].str()}") from error
+        except ChunkAbortedError as aborted:
+            if not aborted.refused:
+                raise
+            size = len(msgspec.json.encode(record))
+            raise ConfigurationError(
+                f"the ledger {self.ledger.topic!r} refuses a record of {size} bytes ({aborted.cause}); raise its max.message.bytes"
+            ) from aborted
+
     def recover(self) -> None:
-        """After an aborted chunk: a new producer, and the ledger's word whether the work is still ours. Counts go back to the last commit."""
+        """After an aborted chunk: a new producer, and the ledger's word whether the work is still ours. Counts go back to the last commit.
+
+        Raises FencedError where it is not.
+        """
         self.writer.abort()
         self.outputs.forget()
         record = self._claim()
@@ -264,9 +321,10 @@ class Session:
             interval=run.interval or (window.interval if window is not None else None),
             shard=run.shard,
             plan=run.plan,
+            run=run.digest,
             fingerprint=self.fingerprint,
             generation=self.generation,
-            epoch=run.epoch,
+            epoch=self._epoch,
             input=None if window is None else Manifest(window.topic, window.topic_id, ",".join(window.writers), window.ranges),
             manifest=self.outputs.manifest(progress.outputs, self.writer_id),
             dead_letters=self.outputs.dead_manifest(progress.dead, self.writer_id),
@@ -279,16 +337,28 @@ class Session:
             **more,
         )
 
-    def retry_chunk(self, aborted: ChunkAbortedError, attempt: int) -> None:
-        """Log an abort and recover, or give up after five in a row that no refused record explains."""
-        if attempt >= 5 and not aborted.refused:
-            raise aborted.cause
+    def retry_chunk(self, aborted: ChunkAbortedError, chunk: int, in_chunk: int) -> int:
+        """Recover from an abort; the size that the chunk shall have now, of ``chunk`` before and ``in_chunk`` records put into it.
+
+        Records that are known to be refused are rejected from now on; else the chunk is halved until the culprit is alone. Gives up after
+        five aborts in a row that nothing refused explains, and where a single record is refused for no reason that can be found.
+        """
         if time.monotonic() > self.deadline:
             raise DeadlineError(f"out of time; last: {aborted.cause}")
-        log.warning("chunk aborted, trying it again", extra=fields(stage=self.run.stage, reason=str(aborted.cause)))
+        if not aborted.refused:
+            self._aborts += 1
+            if self._aborts >= _MOST_ABORTS:
+                raise aborted.cause
+        elif not self.outputs.condemn(aborted, alone=in_chunk <= 1):
+            if in_chunk <= 1:
+                raise ConfigurationError(f"stage {self.run.stage!r}: a record is refused: {aborted.cause}") from aborted
+            chunk = max(1, min(chunk, in_chunk) // 2)
+        log.warning("chunk aborted, trying it again", extra=fields(stage=self.run.stage, records=chunk, reason=str(aborted.cause)))
         self.recover()
+        return chunk
 
     def close(self) -> None:
         """End an open transaction without its outputs, and disconnect."""
-        self.writer.abort()
+        with contextlib.suppress(FencedError):
+            self.writer.abort()
         self.cluster.close()

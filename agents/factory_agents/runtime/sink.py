@@ -2,87 +2,95 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
 from factory_agents import failpoints
-from factory_agents.errors import AccountingError, StoppedError, UnavailableError, WindowError
+from factory_agents.errors import AccountingError, StoppedError, WindowError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
-from factory_agents.protocol import AgentResult, AgentRun, Window
+from factory_agents.protocol import AgentResult, AgentRun, Counts, Window
 from factory_agents.runtime.agents import Claim, Reject, Row, Sink, SinkOutcome, decode_event
 from factory_agents.runtime.session import RunContext, Session
 
 __all__ = ["run_sink"]
 
-log = logging.getLogger(__name__)
-
 _BATCH = 10_000
+_PENDING = 1000
+_T = TypeVar("_T")
 
 
 def run_sink(context: RunContext, run: AgentRun, make: Callable[[], Sink]) -> AgentResult:
     """Publish the run's window and return the result that then stands in both ledgers.
 
-    Rows become visible all at once, when the sink commits. Raises a FactoryError; nothing is visible then, unless the sink's commit was made, which the next
-    attempt finds and completes.
+    Rows become visible all at once, when the sink commits. Raises a FactoryError; nothing is visible then, unless the sink's commit was
+    made, which the next attempt finds and completes.
     """
     if run.window is None:
         raise WindowError(
             f"stage {run.stage!r}: agent {run.agent.name!r} reads a topic and needs a window; give the stage before, or plan one"
         )
     sink = make()
-    session = Session(context, run, sink.name, sink.version, sink.identity)
     try:
-        done = session.start()
-        return done if done is not None else _SinkRun(session, run.window, sink).to_end()
-    except ChunkAbortedError as aborted:
-        raise UnavailableError(f"stage {run.stage!r}: {aborted.cause}; a retry completes it") from aborted
+        session = Session(context, run, sink.name, sink.version, sink.identity)
+        try:
+            return _SinkRun(session, run.window, sink).to_end()
+        finally:
+            session.close()
     finally:
         sink.close()
-        session.close()
 
 
 class _SinkRun:
     """The read → stage → commit sequence of one attempt.
 
-    Dead letters go to their topic in Kafka transactions of their own along the way. The progress tells up to which offsets they are out, so that a retry, which
-    reads the window from its start again, sends none of them twice.
+    Dead letters go to their topic in Kafka transactions of their own along the way, which are never open while the sink works: it may be
+    slow. The progress tells up to which offsets they are out, so that a retry, which reads the window from its start again, sends none of
+    them twice.
     """
 
     def __init__(self, session: Session, window: Window, sink: Sink) -> None:
         self.session = session
         self.window = window
         self.sink = sink
-        self.sent = dict(session.progress.positions)
-        self.sent_rejected = session.progress.counts.rejected
-        self.pending = 0
+        self.sent: dict[int, int] = {}
+        self.pending: list[tuple[Message, Reject]] = []
         self.reader = WindowReader(session.context.config, session.cluster, window, accept_loss=session.run.accept_loss)
 
     def to_end(self) -> AgentResult:
         """Claim, stage every row, commit the sink, then the ledger."""
         session = self.session
-        if session.run.dry_run:
-            self._read_all()
-            return self._finish(SinkOutcome(table="", rows=session.counts.forwarded, written=session.counts.forwarded))
-        outcome = self.sink.claim(self._claim())
-        if outcome is not None and outcome.rejected == self.sent_rejected:
-            session.counts = session.progress.counts.copy()
-            session.counts.forwarded = outcome.rows
-            session.counts.consumed = outcome.rows + outcome.rejected
-            session.counts.rejected = outcome.rejected
-            return self._finish(outcome)
-        if outcome is not None:
-            self.sink.claim(self._claim(reuse=False))
+        done = session.start()
+        self.sent = dict(session.progress.positions)
         try:
-            self._read_all()
+            if session.run.dry_run:
+                self._read_all()
+                return self._finish(SinkOutcome(table="", rows=session.counts.forwarded, written=session.counts.forwarded))
+            outcome = self.sink.claim(self._claim())
+            if outcome is not None and done is not None:
+                return done
+            if outcome is not None and outcome.rejected == session.progress.counts.rejected:
+                return self._complete(outcome)
+            if outcome is not None:
+                self.sink.claim(self._claim(reuse=False))
+            return self._publish()
         finally:
             self.reader.close()
+
+    def _complete(self, outcome: SinkOutcome) -> AgentResult:
+        """What an earlier attempt committed to the sink, and did not live to write to the ledger."""
+        counts = self.session.counts = self.session.progress.counts.copy()
+        counts.forwarded, counts.rejected = outcome.rows, outcome.rejected
+        counts.consumed = outcome.rows + outcome.rejected
+        return self._finish(outcome)
+
+    def _publish(self) -> AgentResult:
+        self._read_all()
         failpoints.hit("sink.before-commit")
-        outcome = self.sink.commit(rejected=session.counts.rejected)
+        outcome = self.sink.commit(rejected=self.session.counts.rejected)
         failpoints.hit("sink.after-commit")
         return self._finish(outcome)
 
@@ -103,34 +111,47 @@ class _SinkRun:
 
     def _read_all(self) -> None:
         session, reader = self.session, self.reader
-        if self.window.ranges and not session.run.accept_loss:
-            reader.check_topic()
-        session.counts = type(session.counts)()
+        reader.check_topic()
+        session.counts = Counts()
         reader.seek({}, {})
         while not reader.done:
             messages = reader.batch(_BATCH, session.deadline, session.context.stop)
             if session.context.stop():
                 raise StoppedError(f"stage {session.run.stage!r}: asked to stop; nothing is published, a retry begins again")
             self._stage(messages)
-            session.check_rejected(final=False)
-            since = session.writer.open_since
-            if self.pending >= 1000 or (since is not None and time.monotonic() - since > session.writer.timeout_ms / 3000):
+            if len(self.pending) >= _PENDING:
                 self._send_dead_letters()
             session.context.observer(session.run.stage, session.counts.consumed, self.window.size, session.counts)
         session.counts.late, session.counts.skipped = reader.take_figures()
-        session.counts.lost = sum(r.end - r.start for r in reader.lost)
-        session.check_rejected(final=True)
-        if self.window.ranges and not session.run.accept_loss:
-            reader.check_topic()
+        session.counts.lost = reader.lost_records
+        reader.check_topic()
         if self.pending:
             self._send_dead_letters()
+        session.check_rejected(final=True)
 
     def _send_dead_letters(self) -> None:
-        """Commit the dead letters so far and up to where they are complete, before a long sink commit could outlast their transaction."""
+        """Commit the dead letters so far, and up to where they are out."""
         positions = {p: max(offset, self.sent.get(p, 0)) for p, offset in self.reader.positions.items()}
-        self.session.commit(positions, {})
+
+        def send() -> None:
+            for message, reject in self.pending:
+                self.session.outputs.reject(reject, message=message)
+            self.session.commit(positions, {})
+
+        self._in_kafka(send)
         self.sent = positions
-        self.pending = 0
+        self.pending = []
+
+    def _in_kafka(self, write: Callable[[], _T]) -> _T:
+        """Write in a transaction, anew after an abort; the counts are of what was read, which an abort doesn't undo."""
+        session = self.session
+        counts = session.counts
+        while True:
+            try:
+                return write()
+            except ChunkAbortedError as aborted:
+                session.retry_chunk(aborted, 1, 1)
+                session.counts = counts
 
     def _stage(self, messages: Sequence[Message]) -> None:
         counts = self.session.counts
@@ -156,8 +177,7 @@ class _SinkRun:
     def _reject(self, message: Message, reject: Reject) -> None:
         self.session.counts.rejected += 1
         if message.offset() >= self.sent.get(message.partition(), 0):
-            self.session.outputs.reject(reject, message=message)
-            self.pending += 1
+            self.pending.append((message, reject))
 
     def _finish(self, outcome: SinkOutcome) -> AgentResult:
         session = self.session
@@ -170,10 +190,12 @@ class _SinkRun:
         )
         if counts.forwarded != counts.written + counts.duplicates + counts.older:
             raise AccountingError(
-                f"stage {session.run.stage!r}: {counts.forwarded} rows went to {outcome.table!r}, but {counts.written} written + {counts.duplicates} duplicates + "
-                f"{counts.older} older came back"
+                f"stage {session.run.stage!r}: {counts.forwarded} rows went to {outcome.table!r}, but {counts.written} written + "
+                f"{counts.duplicates} duplicates + {counts.older} older came back"
             )
-        result = session.commit(dict(self.reader.positions) or self.sent, {}, finished=True, table=outcome.table, notes=outcome.notes)
+        positions = dict(self.reader.positions) or self.sent
+        lost = tuple(self.reader.lost)
+        result = self._in_kafka(lambda: session.commit(positions, {}, lost=lost, finished=True, table=outcome.table, notes=outcome.notes))
         if result is None:
             raise AccountingError(f"stage {session.run.stage!r}: finished without a result")
         return msgspec.structs.replace(result, reused=outcome.reused)

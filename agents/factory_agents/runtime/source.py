@@ -2,83 +2,109 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from factory_agents import failpoints
-from factory_agents.errors import AccountingError, StoppedError, WindowError
+from factory_agents.errors import AccountingError, AgentError, ConfigurationError, DeadlineError, FactoryError, StoppedError
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun
-from factory_agents.runtime.agents import Reject, Source, SourceRecord
+from factory_agents.runtime.agent_thread import AgentThread
+from factory_agents.runtime.agents import Source, SourceRecord
 from factory_agents.runtime.session import RunContext, Session
 
 __all__ = ["run_source"]
-
-log = logging.getLogger(__name__)
 
 
 def run_source(context: RunContext, run: AgentRun, make: Callable[[], Source]) -> AgentResult:
     """Write the rows of the run's interval (all rows, without one) to the output topic; the result then stands in the ledger.
 
-    Raises a FactoryError; what was committed before stays, and the next attempt goes on after it as long as the source's content is the same.
+    The source is read in one thread of its own. Raises a FactoryError; what was committed before stays, and the next attempt goes on after
+    it as long as the source's content is the same.
     """
-    source = make()
-    session = Session(context, run, source.name, source.version, source.identity)
+    if not run.output_topic:
+        raise ConfigurationError(f"stage {run.stage!r}: ingest needs a topic to write to (--topic, OUTPUT_TOPIC or output_topic)")
+    thread = AgentThread(run.stage)
+    source: Source | None = None
     try:
-        if session.run.output_topic == "":
-            raise WindowError(f"stage {run.stage!r}: ingest needs a topic to write to (--topic, OUTPUT_TOPIC or output_topic)")
-        done = session.start()
-        return done if done is not None else _SourceRun(session, source).to_end()
+        source = thread.call(make)
+        session = Session(context, run, source.name, source.version, source.identity)
+        try:
+            done = session.start()
+            return done if done is not None else _SourceRun(session, thread, source).to_end()
+        finally:
+            session.close()
     finally:
-        source.close()
-        session.close()
+        thread.close(source.close if source is not None else lambda: None)
 
 
 class _SourceRun:
     """The read → write loop of one attempt."""
 
-    def __init__(self, session: Session, source: Source) -> None:
+    def __init__(self, session: Session, thread: AgentThread, source: Source) -> None:
         self.session = session
+        self.thread = thread
         self.source = source
-        self.chunk = max(1, session.run.chunk_records)
+        self.chunk = self.largest_chunk = max(1, session.run.chunk_records)
         self.rows = 0
         self.in_chunk = 0
-        self.refused = ""
+        self.began = 0.0
 
     def to_end(self) -> AgentResult:
         """Chunk after chunk until the source has no more rows."""
-        attempt = 0
         while True:
             self.rows = self.session.progress.rows
-            batches = self.source.read(self.session.run.interval, self.rows)
+            self.in_chunk = 0
+            batches = self._read(self.rows)
             try:
                 return self._to_end(batches)
             except ChunkAbortedError as aborted:
-                attempt = 0 if aborted.refused else attempt + 1
-                self.refused = str(aborted.cause) if aborted.refused and self.chunk == 1 else ""
-                if aborted.refused:
-                    self.chunk = max(1, min(self.chunk, self.in_chunk) // 2)
-                self.session.retry_chunk(aborted, attempt)
+                self.chunk = self.session.retry_chunk(aborted, self.chunk, self.in_chunk)
+
+    def _read(self, skip: int) -> Iterator[Sequence[SourceRecord]]:
+        """The source's batches from a row on, each fetched while the chunk before it is kept from getting too old."""
+        batches = self.thread.call(lambda: iter(self.source.read(self.session.run.interval, skip)), self._meanwhile)
+        while (batch := self.thread.call(lambda: self._next(batches), self._meanwhile)) is not None:
+            yield batch
+
+    def _next(self, batches: Iterator[Sequence[SourceRecord]]) -> Sequence[SourceRecord] | None:
+        try:
+            return next(batches, None)
+        except (FactoryError, OSError):
+            raise
+        except Exception as error:
+            raise AgentError(f"source {self.source.name!r}: raised {type(error).__name__}: {error}") from error
+
+    def _meanwhile(self) -> None:
+        """While the source is busy: commit what it gave before the transaction gets too old, or when it is time to go."""
+        session = self.session
+        leaving = session.context.stop() or time.monotonic() > session.deadline
+        if self.in_chunk and (leaving or self._is_old()):
+            self._commit()
+        if leaving:
+            self._check_time()
+
+    def _check_time(self) -> None:
+        session = self.session
+        if session.context.stop():
+            raise StoppedError(f"stage {session.run.stage!r}: asked to stop; what is committed stays, a retry resumes")
+        if time.monotonic() > session.deadline:
+            raise DeadlineError(f"stage {session.run.stage!r}: out of time; what is committed stays, a retry resumes")
+
+    def _is_old(self) -> bool:
+        return time.monotonic() - self.began > self.session.chunk_seconds
 
     def _to_end(self, batches: Iterator[Sequence[SourceRecord]]) -> AgentResult:
         session = self.session
-        self.in_chunk = 0
         for batch in batches:
-            for start in range(0, len(batch), self.chunk):
-                part = batch[start : start + self.chunk]
-                for record in part:
-                    self._put(record)
-                self.rows += len(part)
-                self.in_chunk += len(part)
-                failpoints.hit("chunk.after-produce")
-                since = session.writer.open_since
-                if self.in_chunk >= self.chunk or (since is not None and time.monotonic() - since > session.writer.timeout_ms / 3000):
+            done = 0
+            while done < len(batch):
+                part = batch[done : done + max(1, self.chunk - self.in_chunk)]
+                self._put(part)
+                done += len(part)
+                if self.in_chunk >= self.chunk or self._is_old():
                     self._commit()
-            if session.context.stop():
-                self._commit()
-                raise StoppedError(f"stage {session.run.stage!r}: asked to stop; what is committed stays, a retry resumes")
-        session.check_rejected(final=True)
+            self._meanwhile()
         result = session.commit({}, {}, rows=self.rows, finished=True)
         self._observe()
         if result is None:
@@ -86,27 +112,31 @@ class _SourceRun:
         return result
 
     def _commit(self) -> None:
-        self.session.check_rejected(final=False)
         self.session.commit({}, {}, rows=self.rows)
         self.in_chunk = 0
-        self.chunk = min(self.session.run.chunk_records, self.chunk * 2)
+        self.chunk = min(self.largest_chunk, self.chunk * 2)
         self._observe()
 
     def _observe(self) -> None:
         session = self.session
         session.context.observer(session.run.stage, session.counts.consumed, -1, session.counts)
 
-    def _put(self, record: SourceRecord) -> None:
-        session, counts = self.session, self.session.counts
-        reject = record.reject
-        if reject is None and self.refused:
-            reject, self.refused = Reject(f"refused by the broker: {self.refused}", rule="refused"), ""
-        if reject is None:
-            reject = session.outputs.write_new(record.key, record.value, self.rows)
-        if reject is None:
-            counts.forwarded += 1
-            counts.produced += 1
-        else:
-            counts.rejected += 1
-            session.outputs.reject(reject, value=record.value, key=record.key, where=record.where)
-        counts.consumed += 1
+    def _put(self, records: Sequence[SourceRecord]) -> None:
+        """Each record to the topic, or to the dead letters; without a key its row's number chooses the partition, so that re-runs agree."""
+        counts, outputs = self.session.counts, self.session.outputs
+        if not self.in_chunk:
+            self.began = time.monotonic()
+        self.in_chunk += len(records)
+        for record in records:
+            reject = record.reject
+            if reject is None:
+                reject = outputs.write_new(record.key, record.value, self.rows)
+            if reject is None:
+                counts.forwarded += 1
+                counts.produced += 1
+            else:
+                counts.rejected += 1
+                outputs.reject(reject, value=record.value, key=record.key, where=record.where)
+            counts.consumed += 1
+            self.rows += 1
+        failpoints.hit("chunk.after-produce")

@@ -1,104 +1,143 @@
-"""``run_window``: one agent over one window, exactly once, in chunks that resume."""
+"""``run_transform``: one agent over one window, exactly once, in chunks that resume."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from factory_agents import failpoints
-from factory_agents.errors import ConfigurationError, StoppedError, WindowError
+from factory_agents.errors import AgentError, DeadlineError, FactoryError, StoppedError, WindowError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun, Counts, PartitionRange, Window
-from factory_agents.runtime.agents import Reject, Transform
+from factory_agents.runtime.agent_thread import AgentThread
+from factory_agents.runtime.agents import Output, Transform
 from factory_agents.runtime.session import RunContext, Session
 
-__all__ = ["run_transform"]
-
-log = logging.getLogger(__name__)
+__all__ = ["BatchSize", "process", "run_transform"]
 
 _BATCH_SECONDS = 0.5
-_FIRST_BATCH, _LARGEST_BATCH = 500, 10_000
+_LARGEST_BATCH = 10_000
 
 
 def run_transform(context: RunContext, run: AgentRun, make: Callable[[], Transform]) -> AgentResult:
     """Run a transform over the run's window to its end and return the result that then stands in the ledger.
 
-    ``make`` builds the transform, anew where a stateful one must be shown its records again. Raises a FactoryError; what was committed before stays, and the
-    next attempt resumes there.
+    ``make`` builds the transform, anew where a stateful one must be shown its records again; all of it runs in one thread of its own.
+    Raises a FactoryError; what was committed before stays, and the next attempt resumes there.
     """
     if run.window is None:
         raise WindowError(
             f"stage {run.stage!r}: agent {run.agent.name!r} reads a topic and needs a window; give the stage before, or plan one"
         )
-    transform = make()
-    session = Session(context, run, transform.name, transform.version, transform.identity)
-    loop = _TransformRun(session, run.window, transform, make)
+    thread = AgentThread(run.stage)
+    transform: Transform | None = None
     try:
-        done = session.start()
-        return done if done is not None else loop.to_end()
+        transform = thread.call(make)
+        session = Session(context, run, transform.name, transform.version, transform.identity)
+        loop = _TransformRun(session, run.window, thread, transform, make)
+        try:
+            done = session.start()
+            return done if done is not None else loop.to_end()
+        finally:
+            transform = loop.transform
+            loop.reader.close()
+            session.close()
     finally:
-        loop.close()
-        session.close()
+        thread.close(transform.close if transform is not None else lambda: None)
+
+
+class BatchSize:
+    """How many records to give an agent at once: so many that it takes about half a second.
+
+    It begins with one record, since nothing is known of the agent yet.
+    """
+
+    def __init__(self) -> None:
+        self.records = 1
+
+    def took(self, seconds: float) -> None:
+        """Learn from the last batch."""
+        if seconds < _BATCH_SECONDS / 2:
+            self.records = min(_LARGEST_BATCH, self.records * 2)
+        elif seconds > _BATCH_SECONDS:
+            self.records = max(1, int(self.records * _BATCH_SECONDS / seconds))
+
+
+def process(transform: Transform, messages: Sequence[Message]) -> list[Output]:
+    """What the transform makes of a batch; AgentError, with where it was, for what it must not do."""
+    where = f"agent {transform.name!r}, {len(messages)} records from {messages[0].topic()}-{messages[0].partition()}@{messages[0].offset()}"
+    try:
+        outputs = transform.process(messages)
+    except FactoryError:
+        raise
+    except Exception as error:
+        raise AgentError(f"{where}: raised {type(error).__name__}: {error}") from error
+    if len(outputs) != len(messages):
+        raise AgentError(f"{where}: gave {len(outputs)} outputs, expected one each")
+    return outputs
+
+
+def finish(transform: Transform, counts: Counts) -> dict[str, Any] | None:
+    """The transform's report; AgentError for what it must not do."""
+    try:
+        return transform.finish(counts)
+    except FactoryError:
+        raise
+    except Exception as error:
+        raise AgentError(f"agent {transform.name!r}: its report of the window raised {type(error).__name__}: {error}") from error
 
 
 class _TransformRun:
-    """The read → handle → write loop of one attempt."""
+    """The read → handle → write loop of one attempt.
 
-    def __init__(self, session: Session, window: Window, transform: Transform, make: Callable[[], Transform]) -> None:
+    What is ``handled`` (and may be committed) lags behind what the reader has read by the batch that the agent has in hand.
+    """
+
+    def __init__(self, session: Session, window: Window, thread: AgentThread, transform: Transform, make: Callable[[], Transform]) -> None:
         self.session = session
         self.window = window
+        self.thread = thread
         self.transform = transform
         self.make = make
         self.reader = WindowReader(session.context.config, session.cluster, window, accept_loss=session.run.accept_loss)
-        self.batch = _FIRST_BATCH
-        self.chunk = max(1, session.run.chunk_records)
-        self.alone = False
-
-    def close(self) -> None:
-        self.reader.close()
-        self.transform.close()
+        self.batch = BatchSize()
+        self.chunk = self.largest_chunk = max(1, session.run.chunk_records)
+        self.in_chunk = 0
+        self.began = 0.0
+        self.handled = session.progress
 
     def to_end(self) -> AgentResult:
         """Chunk after chunk until the window is done."""
-        session = self.session
-        if self.window.ranges and not session.run.accept_loss:
-            self.reader.check_topic()
+        self.reader.check_topic()
         self._position()
-        attempt = 0
         while True:
             try:
                 result = self._chunk()
-                attempt = 0
             except ChunkAbortedError as aborted:
-                attempt += 1
-                if aborted.refused:
-                    self.alone = self.chunk == 1
-                    self.chunk = max(1, min(self.chunk, self._in_chunk) // 2)
-                session.retry_chunk(aborted, attempt)
-                self._refused = str(aborted.cause)
+                self.chunk = self.session.retry_chunk(aborted, self.chunk, self.in_chunk)
                 self._rebuild()
                 continue
             if result is not None:
                 return result
-
-    _in_chunk = 0
-    _refused = ""
+            self.chunk = min(self.largest_chunk, self.chunk * 2)
 
     def _position(self) -> None:
-        progress = self.session.progress
-        self.reader.seek(progress.positions, progress.read)
+        """Begin behind what is committed."""
+        self.handled = progress = self.session.progress
+        self.in_chunk = 0
+        self.reader.seek(progress.positions, progress.read, progress.lost)
         if self.transform.stateful and progress.positions:
             self._replay(progress.positions)
 
     def _rebuild(self) -> None:
         if self.transform.stateful:
-            self.transform.close()
-            self.transform = self.make()
+            self.thread.call(self.transform.close, self._meanwhile)
+            self.transform = self.thread.call(self.make, self._meanwhile)
         self._position()
 
     def _replay(self, positions: dict[int, int]) -> None:
@@ -109,81 +148,97 @@ class _TransformRun:
         try:
             reader.seek({}, {})
             while not reader.done:
-                self._stop_between()
-                self.transform.process(reader.batch(_LARGEST_BATCH, self.session.deadline, self.session.context.stop))
+                self._check_time()
+                messages = reader.batch(_LARGEST_BATCH, self.session.deadline, self.session.context.stop)
+                if messages:
+                    self._process(messages)
         finally:
             reader.close()
 
-    def _stop_between(self) -> None:
-        if self.session.context.stop():
-            raise StoppedError(f"stage {self.session.run.stage!r}: asked to stop; what is committed stays, a retry resumes")
+    def _check_time(self) -> None:
+        session = self.session
+        if session.context.stop():
+            raise StoppedError(f"stage {session.run.stage!r}: asked to stop; what is committed stays, a retry resumes")
+        if time.monotonic() > session.deadline:
+            raise DeadlineError(f"stage {session.run.stage!r}: out of time; what is committed stays, a retry resumes")
+
+    def _is_old(self) -> bool:
+        return self.in_chunk > 0 and time.monotonic() - self.began > self.session.chunk_seconds
+
+    def _meanwhile(self) -> None:
+        """While the agent is busy: commit what is handled before its transaction gets too old, or when it is time to go."""
+        session = self.session
+        leaving = session.context.stop() or time.monotonic() > session.deadline
+        if self.in_chunk and (leaving or self._is_old()):
+            self._commit_handled()
+        if leaving:
+            self._check_time()
 
     def _chunk(self) -> AgentResult | None:
         """One transaction: as many records as fit by count and time, then the commit. The result, when the window is done."""
-        session, reader = self.session, self.reader
-        chunk_seconds = session.writer.timeout_ms / 3000
-        self._in_chunk = 0
-        while not reader.done and self._in_chunk < self.chunk:
-            messages = reader.batch(min(self.batch, self.chunk - self._in_chunk), session.deadline, session.context.stop)
+        reader = self.reader
+        took = 0.0
+        while not reader.done and self.in_chunk < self.chunk and not self._is_old():
+            size = min(self.batch.records, self.chunk - self.in_chunk)
+            messages = reader.batch(size, self.session.deadline, lambda: self.session.context.stop() or self._is_old())
             if not messages:
                 break
             failpoints.hit("chunk.after-read")
             took = self._handle(messages)
-            self._in_chunk += len(messages)
-            since = session.writer.open_since
-            if since is not None and time.monotonic() - since + took > chunk_seconds:
+            if self.session.writer.age + took > self.session.chunk_seconds:
                 break
-        late, skipped = reader.take_figures()
-        session.counts.late += late
-        session.counts.skipped += skipped
-        finished = reader.done
-        if not finished and not self._in_chunk:
-            self._stop_between()
-            return None
-        result = self._commit(finished)
-        if not finished:
-            self._stop_between()
-            if self.chunk < session.run.chunk_records:
-                self.chunk = min(session.run.chunk_records, self.chunk * 2)
-                self.alone = False
-        return result
+        self._mark_handled()
+        if reader.done:
+            return self._finish()
+        if self.in_chunk:
+            self._commit_handled()
+        self._check_time()
+        return None
 
-    def _commit(self, finished: bool) -> AgentResult | None:
-        session, reader = self.session, self.reader
-        session.check_rejected(final=finished)
-        if not finished:
-            session.commit(dict(reader.positions), dict(reader.read))
-            self._observe()
-            return None
-        if reader.lost:
-            session.counts.lost = sum(r.end - r.start for r in reader.lost)
-        if self.window.ranges and not session.run.accept_loss:
-            reader.check_topic()
-        report = self.transform.finish(session.counts.copy())
-        notes = tuple(f"lost: {self.window.topic}-{r.partition} offsets {r.start} to {r.end}" for r in reader.lost[:20])
-        result = session.commit(dict(reader.positions), dict(reader.read), finished=True, report=report, notes=notes)
+    def _handle(self, messages: Sequence[Message]) -> float:
+        """Process one batch and put its outputs into the chunk; the seconds that processing took."""
+        began = time.monotonic()
+        outputs = self._process(messages)
+        took = time.monotonic() - began
+        self.batch.took(took)
+        if not self.in_chunk:
+            self.began = time.monotonic()
+        self.in_chunk += len(messages)
+        self.session.outputs.put(messages, outputs, self.session.counts)
+        self._mark_handled()
+        failpoints.hit("chunk.after-produce")
+        return took
+
+    def _process(self, messages: Sequence[Message]) -> list[Output]:
+        return self.thread.call(lambda: process(self.transform, messages), self._meanwhile)
+
+    def _mark_handled(self) -> None:
+        """All that was read so far is in the chunk."""
+        reader, counts = self.reader, self.session.counts
+        late, skipped = reader.take_figures()
+        counts.late += late
+        counts.skipped += skipped
+        counts.lost = reader.lost_records
+        self.handled = msgspec.structs.replace(
+            self.handled, positions=dict(reader.positions), read=dict(reader.read), lost=tuple(reader.lost)
+        )
+
+    def _commit_handled(self) -> None:
+        done = self.handled
+        self.reader.check_topic()
+        self.session.commit(done.positions, done.read, lost=done.lost)
+        self.in_chunk = 0
+        self._observe()
+
+    def _finish(self) -> AgentResult | None:
+        session, done = self.session, self.handled
+        self.reader.check_topic()
+        report = self.thread.call(lambda: finish(self.transform, session.counts.copy()), self._meanwhile)
+        notes = tuple(f"lost: {self.window.topic}-{r.partition} offsets {r.start} to {r.end}" for r in done.lost[:20])
+        result = session.commit(done.positions, done.read, lost=done.lost, finished=True, report=report, notes=notes)
         self._observe()
         return result
 
     def _observe(self) -> None:
-        counts: Counts = self.session.counts
+        counts = self.session.counts
         self.session.context.observer(self.session.run.stage, counts.consumed, self.window.size, counts)
-
-    def _handle(self, messages: Sequence[Message]) -> float:
-        """Process one batch and put its outputs into the chunk; the seconds that processing took, by which the next batch is sized."""
-        began = time.monotonic()
-        outputs = self.transform.process(messages)
-        took = time.monotonic() - began
-        if len(outputs) != len(messages):
-            raise ConfigurationError(
-                f"agent {self.transform.name!r}: {len(messages)} records gave {len(outputs)} outputs, expected one each"
-            )
-        if self.alone and len(messages) == 1 and outputs[0] is not None and not isinstance(outputs[0], Reject):
-            outputs = [Reject(f"refused by the broker: {self._refused}", rule="refused")]
-        self.session.outputs.put(messages, outputs, self.session.counts)
-        failpoints.hit("chunk.after-produce")
-        if took < _BATCH_SECONDS / 2:
-            self.batch = min(_LARGEST_BATCH, self.batch * 2)
-        elif took > _BATCH_SECONDS:
-            self.batch = max(1, int(self.batch * _BATCH_SECONDS / took))
-        return took
