@@ -78,8 +78,8 @@ def test_an_hour_reaches_a_topic_once_and_enrich_reads_on(bootstrap: str, topic:
     (tmp_path / "ref.csv").write_text("k,v\na,1\n")
     context = RunContext(KafkaConfig(bootstrap))
     ingest = AgentRun(
-        pipeline=prefix, stage="ingest", agent=AgentRef("ingest"), interval=hour(0), output_topic=topic("raw"), dead_letter_topic=topic("dead"),
-        params={"source": "events.jsonl", "time_field": "t"}, prefix=prefix,
+        pipeline=prefix, stage="ingest", agent=AgentRef("ingest"), interval=hour(0), output_topic=topic("raw"),
+        dead_letter_topic=topic("dead"), params={"source": "events.jsonl", "time_field": "t"}, prefix=prefix,
     )  # fmt: skip
     result = execute(context, ingest)
     assert (result.counts.consumed, result.counts.forwarded, result.counts.rejected) == (3, 2, 1)
