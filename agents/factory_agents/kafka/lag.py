@@ -11,7 +11,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import CutRecord, Ledger
 from factory_agents.kafka.topics import Cluster
 
-__all__ = ["PartitionLag", "group_lag", "pipeline_lag"]
+__all__ = ["LagTotal", "PartitionLag", "group_lag", "lag_of", "lag_totals", "pipeline_lag", "topic_lag"]
 
 _LEDGER_SECONDS = 60.0
 
@@ -29,6 +29,61 @@ class PartitionLag:
     committed: int | None
     end: int
     lag: int
+
+
+@dataclass(frozen=True)
+class LagTotal:
+    """A reader's lag on one topic: in all, and on the partition that is furthest behind."""
+
+    reader: str
+    topic: str
+    partitions: int
+    lag: int
+    worst: int
+    worst_partition: int
+
+
+def lag_of(
+    config: KafkaConfig, *, group: str | None, topics: Sequence[str] | None, pipeline: str | None, prefix: str = "factory"
+) -> dict[str, list[PartitionLag]]:
+    """By reader, the lag of a group, of a pipeline, or (with topics only) of every group that reads them.
+
+    Raises ConfigurationError where it isn't said whose lag is wanted, and as the three others do.
+    """
+    if group and pipeline:
+        raise ConfigurationError(f"the lag of a group or of a pipeline is wanted: leave {group!r} or --pipeline out")
+    if group:
+        return {group: group_lag(config, group, topics)}
+    if pipeline:
+        return {pipeline: pipeline_lag(config, pipeline, topics, prefix=prefix)}
+    if not topics:
+        raise ConfigurationError("whose lag? name a consumer group, or give --topic or --pipeline")
+    return topic_lag(config, topics)
+
+
+def lag_totals(rows: Mapping[str, Sequence[PartitionLag]]) -> list[LagTotal]:
+    """One line a reader and topic, the furthest behind first."""
+    totals = []
+    for reader, lags in rows.items():
+        for topic in dict.fromkeys(r.topic for r in lags):
+            of_topic = [r for r in lags if r.topic == topic]
+            worst = max(of_topic, key=lambda r: r.lag)
+            totals.append(LagTotal(reader, topic, len(of_topic), sum(r.lag for r in of_topic), worst.lag, worst.partition))
+    return sorted(totals, key=lambda t: -t.lag)
+
+
+def topic_lag(config: KafkaConfig, topics: Sequence[str]) -> dict[str, list[PartitionLag]]:
+    """The lag of every consumer group that has committed offsets for a topic or is assigned it, by group. Raises as ``group_lag`` does."""
+    cluster = Cluster(config)
+    cluster.topics(topics)
+    found = {}
+    for name in cluster.groups():
+        facts, committed = cluster.group(name), cluster.committed(name)
+        read = {t for t, _ in committed} | ({t for t, _ in facts.assigned} if facts is not None else set())
+        names = [t for t in dict.fromkeys(topics) if t in read]
+        if names:
+            found[name] = _lags(cluster, names, committed)
+    return found
 
 
 def group_lag(config: KafkaConfig, group: str, topics: Sequence[str] | None = None) -> list[PartitionLag]:

@@ -1,0 +1,373 @@
+"""The ``factory`` command: a thin skin over the rest, which is imported where a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from factory_agents import __version__, console
+from factory_agents.commands import Bootstrap, Json, KafkaSettings, invoke, run_agent
+from factory_agents.options import kafka_config
+
+__all__ = ["app", "main"]
+
+
+def _group(help_: str) -> typer.Typer:
+    return typer.Typer(help=help_, rich_markup_mode=None, no_args_is_help=True)
+
+
+app = _group("Agents over Kafka: run them over windows or live, and look after topics, windows, lag and dead letters.")
+agents = _group("Run agents.")
+topics = _group("Topics as a file declares them.")
+letters = _group("Rejected events: look at them, and put them back.")
+sandboxes = _group("A real Kafka broker and PostgreSQL on this machine, for trying things out.")
+app.add_typer(agents, name="agent")
+app.add_typer(topics, name="topics")
+app.add_typer(letters, name="dead-letters")
+app.add_typer(sandboxes, name="sandbox")
+
+agents.command("run")(run_agent)
+
+_Prefix = Annotated[str, typer.Option("--prefix", help="prefix of the ledger topic", envvar="FACTORY_PREFIX", metavar="NAME")]
+_DeadTopic = Annotated[str, typer.Argument(help="a dead-letter topic, such as enriched_events.dead", metavar="TOPIC")]
+_Rule = Annotated[str | None, typer.Option("--rule", help="only letters with this rule among theirs", metavar="RULE")]
+_Stage = Annotated[str | None, typer.Option("--stage", help="only letters of this stage", metavar="STAGE")]
+_Since = Annotated[str | None, typer.Option("--since", help="only letters written at or after this time", metavar="TIME")]
+_Until = Annotated[str | None, typer.Option("--until", help="only letters written before this time", metavar="TIME")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="show the version")] = False) -> None:
+    if version:
+        typer.echo(f"factory {__version__}")
+        raise typer.Exit
+
+
+@topics.command("apply")
+def topics_apply(
+    file: Annotated[str, typer.Argument(help="the topics file", metavar="[FILE]", show_default=True)] = "include/topics.yaml",
+    check: Annotated[bool, typer.Option("--check", help="change nothing; exit with 2 if the cluster differs from the file")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="add partitions and alter settings where topics differ")] = False,
+    replication: Annotated[
+        int | None, typer.Option(help="replicas of new topics, in place of the file's", envvar="FACTORY_REPLICATION", metavar="N", min=1)
+    ] = None,
+    prefix: _Prefix = "factory",
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """Create the topics that are missing and report how the others differ from the file.
+
+    \b
+    Examples:
+      factory topics apply
+      factory topics apply include/topics.yaml --check
+      factory topics apply --fix --replication 1
+    """
+    from factory_agents.topics_file import apply_topics, read_topics
+
+    wanted = read_topics(file, replication=replication)
+    report = apply_topics(kafka_config(bootstrap, kafka_settings or ()), wanted, prefix=prefix, change=not check, fix=fix)
+    if console.wants_json(json):
+        console.print_json(report)
+    else:
+        for warning in report.warnings:
+            console.say(f"warning: {warning}", "yellow")
+        console.print_table(
+            ["topic", "state"], [[t.name, t.state] for t in report.topics], title=f"{len(report.topics)} topics at {report.bootstrap}"
+        )
+        if report.drift:
+            console.print_table(
+                ["topic", "setting", "wanted", "found", ""],
+                [[d.topic, d.setting, d.wanted, d.found, "fixed" if d.fixed else d.hint] for d in report.drift],
+                title="drift",
+            )
+    raise typer.Exit(2 if check and report.differs else 0)
+
+
+@app.command("lag")
+def lag(
+    group: Annotated[str | None, typer.Argument(help="a consumer group", metavar="[GROUP]", show_default=False)] = None,
+    topic: Annotated[
+        list[str] | None, typer.Option("--topic", help="a topic; repeatable; without a group: of every group", metavar="TOPIC")
+    ] = None,
+    pipeline: Annotated[str | None, typer.Option(help="a pipeline's windows in place of a group", metavar="NAME")] = None,
+    by_partition: Annotated[bool, typer.Option("--partitions", help="every partition on a line of its own")] = False,
+    prefix: _Prefix = "factory",
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """How far a consumer group is behind (or every group on a topic, or a pipeline's windows). Asking changes nothing.
+
+    \b
+    Examples:
+      factory lag factory.enrich.raw_events
+      factory lag --topic raw_events
+      factory lag --pipeline software_factory_pipeline
+    """
+    from factory_agents.kafka.lag import lag_of, lag_totals
+
+    rows = lag_of(kafka_config(bootstrap, kafka_settings or ()), group=group, topics=topic, pipeline=pipeline, prefix=prefix)
+    if console.wants_json(json):
+        console.print_json([{"reader": reader, **_fields(row)} for reader, lags in rows.items() for row in lags])
+    elif by_partition:
+        console.print_table(
+            ["reader", "topic", "partition", "committed", "end", "lag"],
+            [
+                [reader, r.topic, r.partition, "none" if r.committed is None else r.committed, r.end, r.lag]
+                for reader, lags in rows.items()
+                for r in lags
+            ],
+            right=["partition", "committed", "end", "lag"],
+        )
+    else:
+        console.print_table(
+            ["reader", "topic", "partitions", "lag", "worst", "worst partition"],
+            [[t.reader, t.topic, t.partitions, t.lag, t.worst, t.worst_partition] for t in lag_totals(rows)],
+            right=["partitions", "lag", "worst", "worst partition"],
+        )
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(row)
+
+
+@app.command("windows")
+def windows(
+    pipeline: Annotated[str, typer.Option(help="only this pipeline's", metavar="NAME", show_default=False)] = "",
+    limit: Annotated[int, typer.Option(help="most windows to show; 0 for all", metavar="N", min=0)] = 50,
+    prefix: _Prefix = "factory",
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """What the ledger knows: every window and how far its stages are, unfinished ones first.
+
+    \b
+    Examples:
+      factory windows
+      factory windows --pipeline software_factory_pipeline --json
+    """
+    from factory_agents.kafka.windows import read_windows
+
+    found = read_windows(kafka_config(bootstrap, kafka_settings or ()), pipeline=pipeline, prefix=prefix)
+    shown = found[:limit] if limit else found
+    if console.wants_json(json):
+        console.print_json(shown)
+        return
+    console.print_table(
+        ["window (UTC)", "pipeline", "records", "state", "stages", "age"],
+        [[w.when, w.pipeline, w.records, w.state, "\n".join(s.summary for s in w.stages), w.age_text] for w in shown],
+        right=["records"],
+    )
+    if len(shown) < len(found):
+        console.say(f"{len(found) - len(shown):,} more: --limit 0 shows all")
+
+
+@letters.command("list")
+def letters_list(
+    topic: _DeadTopic,
+    rule: _Rule = None,
+    stage: _Stage = None,
+    since: _Since = None,
+    until: _Until = None,
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """How many events were rejected, by stage, rule and error, with an example of each.
+
+    \b
+    Examples:
+      factory dead-letters list enriched_events.dead
+      factory dead-letters list validated_events.dead --rule schema --since 2026-11-01
+    """
+    from factory_agents.runtime.dead_letters import group_letters, read_letters
+
+    groups = group_letters(read_letters(kafka_config(bootstrap, kafka_settings or ()), topic, _selection(rule, stage, since, until)))
+    if console.wants_json(json):
+        console.print_json(groups)
+        return
+    console.print_table(
+        ["stage", "rule", "error", "letters", "last", "example"],
+        [[g.stage, g.rule, g.error, g.count, g.last, g.example] for g in groups],
+        right=["letters"],
+        title=f"{sum(g.count for g in groups):,} dead letters in {topic}",
+    )
+    if groups:
+        console.say(f"one of them: factory dead-letters show {topic} {groups[0].example}")
+
+
+def _selection(rule: str | None, stage: str | None, since: str | None, until: str | None, limit: int = 0) -> Any:
+    from factory_agents.options import parse_time
+    from factory_agents.runtime.dead_letters import Selection
+
+    return Selection(
+        rule=rule or "",
+        stage=stage or "",
+        since=parse_time(since, "--since") if since else None,
+        until=parse_time(until, "--until") if until else None,
+        limit=limit,
+    )
+
+
+@letters.command("show")
+def letters_show(
+    topic: _DeadTopic,
+    position: Annotated[str, typer.Argument(help="which one: partition@offset, such as 3@17", metavar="P@O")],
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """One dead letter, whole: why it was rejected, where it came from, its key, headers and value.
+
+    \b
+    Example:
+      factory dead-letters show enriched_events.dead 3@17
+    """
+    from factory_agents.runtime.dead_letters import read_letter
+
+    letter = read_letter(kafka_config(bootstrap, kafka_settings or ()), topic, position)
+    if console.wants_json(json):
+        console.print_json(letter.to_data())
+        return
+    for name, value in letter.to_data().items():
+        console.say(f"{name:<10} {value}" if not isinstance(value, dict) else f"{name}")
+        if isinstance(value, dict):
+            for inner, text in value.items():
+                console.say(f"  {inner:<10} {text}")
+
+
+@letters.command("replay")
+def letters_replay(
+    topic: _DeadTopic,
+    to: Annotated[str, typer.Option("--to", help="topic to write the events to", metavar="TOPIC")],
+    rule: _Rule = None,
+    stage: _Stage = None,
+    since: _Since = None,
+    until: _Until = None,
+    limit: Annotated[int, typer.Option(help="most letters to replay; 0 for all", metavar="N", min=0)] = 0,
+    again: Annotated[bool, typer.Option("--again", help="also those that were replayed before")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be replayed; write nothing")] = False,
+    prefix: _Prefix = "factory",
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """Put rejected events back into a topic, each exactly once, as they were: key, value, headers.
+
+    What was replayed stands in the ledger: a second replay takes only letters that are new, and is refused where there are none.
+
+    \b
+    Examples:
+      factory dead-letters replay enriched_events.dead --to raw_events --dry-run
+      factory dead-letters replay enriched_events.dead --to raw_events --rule agent-error
+    """
+    from factory_agents.run import Stop
+    from factory_agents.runtime.dead_letters import replay_letters
+
+    stop = Stop()
+    stop.watch_signals()
+    config = kafka_config(bootstrap, kafka_settings or ())
+    selection = _selection(rule, stage, since, until, limit)
+    with console.progress("replay", shown=sys.stderr.isatty()) as observer:
+        outcome = replay_letters(config, topic, to, selection, prefix=prefix, again=again, dry_run=dry_run, stop=stop, observer=observer)
+    if console.wants_json(json):
+        console.print_json(outcome)
+        return
+    console.say(f"{outcome.replayed:,} events {'would go' if dry_run else 'went'} from {topic} to {to}", "bold")
+    if outcome.before:
+        console.say(
+            f"{outcome.before:,} were replayed before and {'go again' if again else 'stay where they are (--again takes them too)'}"
+        )
+    if outcome.superseded:
+        console.say(f"{outcome.superseded:,} are older letters about an event that was rejected again since")
+
+
+@sandboxes.command("up")
+def sandbox_up(json: Json = False) -> None:
+    """Start what doesn't run, wait until it serves, and say where it is.
+
+    \b
+    Example:
+      factory sandbox up && eval "$(factory sandbox env)"
+    """
+    from factory_agents.sandbox import Sandbox
+
+    info = Sandbox().up()
+    if json:
+        console.print_json(info.env())
+        return
+    console.say(f"Kafka       {info.bootstrap}")
+    console.say(f"PostgreSQL  {info.database_url}")
+    console.say('use it in this shell: eval "$(factory sandbox env)"')
+
+
+@sandboxes.command("down")
+def sandbox_down(wipe: Annotated[bool, typer.Option("--wipe", help="forget the data too")] = False) -> None:
+    """End the broker and the database; their data stays unless --wipe.
+
+    \b
+    Example:
+      factory sandbox down --wipe
+    """
+    from factory_agents.sandbox import Sandbox
+
+    Sandbox().down(wipe=wipe)
+
+
+@sandboxes.command("status")
+def sandbox_status(json: Json = False) -> None:
+    """What runs, and where; exit status 1 unless both parts run.
+
+    \b
+    Example:
+      factory sandbox status
+    """
+    from factory_agents.sandbox import Sandbox
+
+    status = Sandbox().status()
+    if console.wants_json(json):
+        console.print_json(status)
+    else:
+        parts = (("Kafka", status.kafka), ("PostgreSQL", status.postgres))
+        console.print_table(
+            ["part", "state", "address", "process", "log"],
+            [[name, "running" if p.running else "stopped", p.address or "", p.pid or "", p.log or ""] for name, p in parts],
+            title=str(status.home),
+        )
+    raise typer.Exit(0 if status.running else 1)
+
+
+@sandboxes.command("env")
+def sandbox_env(
+    shell: Annotated[
+        str, typer.Option(help="sh (bash, zsh too), fish, or env (KEY=value lines, as --env-file reads)", metavar="SHELL")
+    ] = "sh",
+) -> None:
+    """The variables that make a shell use the running sandbox.
+
+    \b
+    Examples:
+      eval "$(factory sandbox env)"
+      factory sandbox env --shell fish | source
+    """
+    from factory_agents.options import export_lines
+    from factory_agents.sandbox import Sandbox
+
+    lines = export_lines(Sandbox().env(), shell)
+    typer.echo("\n".join(lines))
+
+
+def main() -> None:
+    """The console script: ends the process with 0, 1, 2 (a mistyped command), 75 (a later try may do) or 130 (Ctrl-C)."""
+    sys.exit(invoke(app, "factory"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What commands print: results as tables for a person or as JSON for a program, progress, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from factory_agents.errors import FactoryError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from factory_agents.protocol import Counts
+
+__all__ = ["EXIT_INTERRUPTED", "EXIT_USAGE", "error_line", "guarded", "print_json", "print_table", "progress", "say", "wants_json"]
+
+EXIT_FAILED, EXIT_USAGE, EXIT_RETRY, EXIT_INTERRUPTED = 1, 2, 75, 130
+
+
+def wants_json(flag: bool) -> bool:
+    """Whether standard output takes JSON: asked for, or not a terminal."""
+    return flag or not sys.stdout.isatty()
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for one of the two outputs; colours where that is a terminal that wants them."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document, or line, on standard output: indented on a terminal."""
+    import msgspec
+
+    data = msgspec.json.encode(value, enc_hook=str)
+    sys.stdout.write((msgspec.json.format(data, indent=2) if sys.stdout.isatty() else data).decode() + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str, style: str = "") -> None:
+    """A line for a person on standard output, as it stands."""
+    from rich.text import Text
+
+    console().print(Text(text, style=style))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", right: Sequence[str] = ()) -> None:
+    """A table on standard output; columns named in ``right`` are aligned right and their whole numbers get separators."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in right)
+    for row in rows:
+        cells = (f"{cell:,}" if isinstance(cell, int) and name in right else str(cell) for name, cell in zip(columns, row, strict=True))
+        table.add_row(*map(Text, cells))
+    out = console()
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        out.width = 200
+    out.print(table)
+
+
+def error_line(text: str) -> None:
+    """One line on standard error, red where that is a terminal."""
+    text = "error: " + " ".join(text.split("\n")).strip()
+    red = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    sys.stderr.write(f"\x1b[31m{text}\x1b[0m\n" if red else text + "\n")
+    sys.stderr.flush()
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run a command and turn what it raises into an exit status, with one line on standard error and never a traceback.
+
+    0; 1 for an error; 2 for a mistyped command line; 75 for an error that a later try may not meet; 130 for Ctrl-C. ``FACTORY_DEBUG`` lets
+    exceptions that nobody foresaw through.
+    """
+    try:
+        code = command()
+    except FactoryError as error:
+        error_line(str(error))
+        return EXIT_RETRY if error.retriable else EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is flushed into the closed pipe at exit
+        return EXIT_FAILED
+    except Exception as error:
+        if os.environ.get("FACTORY_DEBUG"):
+            raise
+        error_line(f"{type(error).__name__}: {error} (nobody foresaw this; FACTORY_DEBUG=1 shows where it comes from: please report it)")
+        return EXIT_FAILED
+    return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def progress(label: str, *, shown: bool) -> Iterator[Callable[[str, int, int, Counts], None]]:
+    """An observer for a run: a bar on standard error with records, rate and rejected events, or nothing."""
+    if not shown:
+        yield lambda stage, done, total, counts: None
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        console=console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(label, total=None, figures="")
+
+        def observe(stage: str, done: int, total: int, counts: Counts) -> None:  # noqa: ARG001  # see Observer
+            figures = f"{counts.consumed:,} read, {counts.rejected:,} rejected"
+            bar.update(task, completed=done, total=max(total, done) if total >= 0 else None, figures=figures)
+
+        yield observe

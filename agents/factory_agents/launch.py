@@ -1,0 +1,239 @@
+"""From settings to a run: which window, which shard, under which names; then the run itself, over the window or live."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from factory_agents.errors import AgentError, ConfigurationError, WindowError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.cuts import check_window_topic, plan_window, preview_window
+from factory_agents.kafka.topics import Cluster
+from factory_agents.options import AgentSettings, Resolved, parse_interval
+from factory_agents.protocol import (
+    AgentRef,
+    AgentResult,
+    AgentRun,
+    Counts,
+    PartitionRange,
+    Shard,
+    Window,
+    decode_result,
+    decode_window,
+    digest,
+    merge_results,
+    shard_window,
+)
+from factory_agents.run import BUILT_IN, build_transform, execute
+from factory_agents.runtime.live import default_group, run_live
+from factory_agents.runtime.session import RunContext
+from factory_agents.runtime.window import run_transform
+
+__all__ = [
+    "WHOLE_SOURCE",
+    "LiveResult",
+    "check",
+    "is_live",
+    "make_run",
+    "read_window",
+    "run_agent_live",
+    "run_agent_over_window",
+    "shard_of",
+]
+
+WHOLE_SOURCE = "all"
+"""Names the window of an ``ingest`` that reads every row, whatever its time."""
+
+
+class LiveResult(msgspec.Struct, frozen=True):
+    """What a live agent did between its start and its stop."""
+
+    agent: str
+    version: str
+    group: str
+    in_topic: str
+    out_topic: str
+    counts: Counts
+    seconds: float
+
+
+def is_live(agent: str, settings: AgentSettings) -> bool:
+    """Whether the settings ask for a live run: an agent that reads a topic, with no window and no dry run."""
+    return agent != "ingest" and not settings.window and settings.since is None and settings.until is None and not settings.dry_run
+
+
+def check(agent: str, resolved: Resolved) -> None:
+    """Refuse settings that contradict each other, or that say something this agent cannot do. Raises ConfigurationError or WindowError."""
+    settings = resolved.settings
+    if agent not in BUILT_IN and ":" not in agent:
+        near = difflib.get_close_matches(agent, BUILT_IN, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BUILT_IN)}, and one's own as module:function"
+        raise AgentError(f"agent {agent!r}: there is no such agent; {hint}")
+    if settings.window and (settings.since is not None or settings.until is not None):
+        raise ConfigurationError("--window names a window by itself: leave --since and --until out, or --window")
+    parse_interval(settings)
+    if agent == "ingest":
+        _check_ingest(resolved)
+    elif is_live(agent, settings):
+        _check_live(agent, resolved)
+    elif not settings.window and not settings.in_topic:
+        raise ConfigurationError(f"agent {agent!r}: no topic to read; give --in-topic, or set INPUT_TOPIC")
+    if agent == "validate" and not settings.out_topic:
+        raise ConfigurationError("agent 'validate': no topic for the events that are valid; give --out-topic, or set OUTPUT_TOPIC")
+
+
+def _check_ingest(resolved: Resolved) -> None:
+    for name in ("in_topic", "window", "group"):
+        if resolved.by_flag(name):
+            raise ConfigurationError(f"agent 'ingest' reads a source, no topic: leave {resolved.origins[name]} out")
+    if not resolved.settings.out_topic:
+        raise ConfigurationError("agent 'ingest': no topic to write to; give --topic, or set OUTPUT_TOPIC")
+
+
+def _check_live(agent: str, resolved: Resolved) -> None:
+    if agent == "publish":
+        raise WindowError("agent 'publish' writes windows, not yet live: give it one (--since and --until, or --window FILE)")
+    if not resolved.settings.in_topic:
+        raise ConfigurationError(f"agent {agent!r}: no topic to read; give --in-topic, or set INPUT_TOPIC")
+    for name in ("shard", "rerun", "accept_loss", "max_rejected", "deadline", "pipeline"):
+        if resolved.by_flag(name):
+            raise ConfigurationError(
+                f"{resolved.origins[name]} is for a window: give one (--since and --until, or --window FILE), or leave it out"
+            )
+
+
+def _stage_of(agent: str) -> str:
+    return agent.rpartition(":")[2]
+
+
+def _prepare(settings: AgentSettings) -> None:
+    """What agents look for in their surroundings: the database's address, and modules beside the user."""
+    if settings.database_url:
+        os.environ["DATABASE_URL"] = settings.database_url
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def read_window(path: str) -> Window:
+    """The window in a file (``-``: standard input): a ``Window``, or the ``AgentResult`` or list of them of the stage before.
+
+    Raises ConfigurationError where the file holds neither, WindowError for results that are no complete set.
+    """
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"--window {path}: cannot be read: {error.strerror}") from None
+    try:
+        value = msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(f"--window {path}: not JSON: {error}") from None
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return merge_results([decode_result(item) for item in value])
+    if isinstance(value, dict) and "stage" in value:
+        return merge_results([decode_result(value)])
+    if isinstance(value, dict) and "ranges" in value:
+        return decode_window(value)
+    raise ConfigurationError(f"--window {path}: expected a Window, an AgentResult or a list of AgentResults as JSON")
+
+
+def shard_of(window: Window, shard: Shard) -> Window:
+    """One shard's part of a window; an empty one where there are more shards than partitions with records."""
+    parts = shard_window(window, shard.of)
+    return parts[shard.index] if shard.index < len(parts) else msgspec.structs.replace(window, ranges=(), lost=())
+
+
+def make_run(agent: str, settings: AgentSettings, window: Window | None) -> AgentRun:
+    """What is to be done, as an orchestrator would say it. ``window`` is None for ``ingest``."""
+    interval = parse_interval(settings) if window is None else None
+    target = settings.out_topic if window is None else window.topic
+    return AgentRun(
+        pipeline=settings.pipeline or (window.pipeline if window is not None else "") or f"cli.{_stage_of(agent)}.{target}",
+        stage=settings.stage or _stage_of(agent),
+        agent=AgentRef(agent),
+        params=settings.params,
+        window=None if window is None else shard_of(window, settings.shard),
+        interval=interval,
+        name=WHOLE_SOURCE if window is None and interval is None else "",
+        shard=settings.shard,
+        plan="" if window is None else digest([window.key, window.ranges, window.writers, settings.shard.of]),
+        output_topic=settings.out_topic,
+        dead_letter_topic=settings.dead_letter_topic,
+        rerun=settings.rerun,
+        accept_loss=settings.accept_loss,
+        dry_run=settings.dry_run,
+        max_rejected=settings.max_rejected,
+        deadline_seconds=settings.deadline,
+        chunk_records=settings.chunk_records,
+        prefix=settings.prefix,
+    )
+
+
+def _window(config: KafkaConfig, agent: str, settings: AgentSettings) -> Window | None:
+    """The window to read: from the file, or the interval's, which is planned now if it has not been before."""
+    if agent == "ingest":
+        return None
+    if settings.window:
+        return read_window(settings.window)
+    interval = parse_interval(settings)
+    pipeline = settings.pipeline or f"cli.{_stage_of(agent)}.{settings.in_topic}"
+    if interval is None:
+        return _everything(config, pipeline, settings.in_topic)
+    if settings.dry_run:
+        return preview_window(config, pipeline=pipeline, topic=settings.in_topic, interval=interval, prefix=settings.prefix)
+    return plan_window(
+        config,
+        pipeline=pipeline,
+        topic=settings.in_topic,
+        interval=interval,
+        prefix=settings.prefix,
+        accept_loss=settings.accept_loss,
+    )
+
+
+def _everything(config: KafkaConfig, pipeline: str, topic: str) -> Window:
+    """All that a topic holds now: what a dry run without a window looks at. It is planned nowhere."""
+    cluster = Cluster(config)
+    facts = cluster.topic(topic)
+    check_window_topic(cluster, topic)
+    partitions = range(facts.partitions)
+    starts, ends = cluster.log_start(topic, partitions), cluster.stable_offset(topic, partitions)
+    ranges = tuple(PartitionRange(p, starts[p], ends[p]) for p in partitions if starts[p] < ends[p])
+    return Window(pipeline, topic, facts.id, ranges, name="everything")
+
+
+def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettings) -> AgentResult:
+    """Plan (or read) the window and run the agent over it to its end. Raises a FactoryError; a further call resumes."""
+    _prepare(settings)
+    if BUILT_IN.get(agent, run_transform) is run_transform:
+        # Looked at beforehand: a mistyped function, parameter or topic plans nothing.
+        build_transform(AgentRef(agent), settings.params, None).close()
+    if settings.out_topic:
+        Cluster(context.config).topic(settings.out_topic)
+    return execute(context, make_run(agent, settings, _window(context.config, agent, settings)))
+
+
+def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> LiveResult:
+    """Run the agent in its consumer group until ``context.stop`` says so. Raises a FactoryError; another start goes on from there."""
+    _prepare(settings)
+    began = time.monotonic()
+    transform: Any = build_transform(AgentRef(agent), settings.params, None)
+    group = settings.group or default_group(_stage_of(agent), settings.in_topic)
+    counts = run_live(
+        context,
+        transform,
+        in_topic=settings.in_topic,
+        out_topic=settings.out_topic,
+        group=group,
+        dead_letter_topic=settings.dead_letter_topic,
+        prefix=settings.prefix,
+    )
+    return LiveResult(
+        transform.name, transform.version, group, settings.in_topic, settings.out_topic, counts, round(time.monotonic() - began, 3)
+    )

@@ -1,0 +1,312 @@
+"""Flags, environment variables and a file into typed settings: flag, then environment, then file, then default.
+
+Each setting is declared once, in ``AgentSettings``: what it means, its environment variable, its default. Its flag is its name:
+``in_topic`` is ``--in-topic``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError, ContractError
+from factory_agents.paths import resolve_path
+from factory_agents.protocol import Interval, Shard
+
+if TYPE_CHECKING:
+    from factory_agents.contracts.documents import Document
+    from factory_agents.kafka.config import KafkaConfig
+
+__all__ = [
+    "AgentSettings",
+    "Declared",
+    "Resolved",
+    "SettingsFile",
+    "declared",
+    "export_lines",
+    "flag_of",
+    "kafka_config",
+    "parse_assignments",
+    "parse_interval",
+    "parse_shard",
+    "parse_time",
+    "read_params_file",
+    "read_settings_file",
+    "resolve",
+]
+
+_FILE_VARIABLE = "FACTORY_CONFIG"
+_NEXT_TOPIC = {("enrich", "raw_events"): "enriched_events", ("validate", "enriched_events"): "validated_events"}
+"""Where the stages of ``include/topics.yaml``'s pipeline write if nothing is said: the topic that the next stage reads."""
+
+
+def _key(help_: str, *, env: str = "") -> msgspec.Meta:
+    return msgspec.Meta(description=help_, extra={"env": env})
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How one agent is run by a person or in a container of its own."""
+
+    in_topic: Annotated[str, _key("topic to read", env="INPUT_TOPIC")] = ""
+    out_topic: Annotated[str, _key("topic to write to", env="OUTPUT_TOPIC")] = ""
+    dead_letter_topic: Annotated[
+        str, _key("topic for rejected events; by default the output topic's name followed by .dead", env="DEAD_LETTER_TOPIC")
+    ] = ""
+    params: Annotated[dict[str, Any], _key("the agent's own parameters")] = {}
+    since: Annotated[datetime | None, _key("start of the window's interval, such as 2026-11-01T04:00 (UTC unless it says otherwise)")] = (
+        None
+    )
+    until: Annotated[datetime | None, _key("end of the window's interval; the window ends before it")] = None
+    window: Annotated[
+        str, _key("file that holds the window: a Window, or the AgentResult (or a list of them) of the stage before; - is standard input")
+    ] = ""
+    pipeline: Annotated[
+        str, _key("name under which windows are planned and remembered; by default cli.<agent>.<in-topic>", env="FACTORY_PIPELINE")
+    ] = ""
+    stage: Annotated[str, _key("the stage's name; by default the agent's", env="FACTORY_STAGE")] = ""
+    prefix: Annotated[str, _key("prefix of the ledger topic and of transactional ids", env="FACTORY_PREFIX")] = "factory"
+    group: Annotated[str, _key("consumer group of a live agent; by default factory.<agent>.<in-topic>", env="CONSUMER_GROUP")] = ""
+    shard: Annotated[Shard, _key("part of the window to take: 1/4 is the first of four")] = Shard()
+    dry_run: Annotated[bool, _key("show what would be written; write nothing")] = False
+    show: Annotated[int, _key("how many records a dry run shows")] = 20
+    rerun: Annotated[
+        Literal["reuse", "redo"], _key("what becomes of work that was done before: reuse its result, or redo it", env="FACTORY_RERUN")
+    ] = "reuse"
+    accept_loss: Annotated[bool, _key("go on where records are gone, and record the loss")] = False
+    max_rejected: Annotated[
+        str, _key("rejected events past which the stage fails: a number, or a share such as '5 %'", env="FACTORY_MAX_REJECTED")
+    ] = "50 %"
+    deadline: Annotated[float, _key("seconds after which an unfinished window fails; 0 for never", env="FACTORY_DEADLINE")] = 0.0
+    chunk_records: Annotated[int, _key("most records in one transaction", env="FACTORY_CHUNK_RECORDS")] = 100_000
+    database_url: Annotated[
+        str, _key("PostgreSQL for the agents that use it: postgresql://user:password@host/name", env="DATABASE_URL")
+    ] = ""
+
+
+class Declared(NamedTuple):
+    """What is said of one setting where it is declared."""
+
+    help: str
+    env: str
+    type: Any
+
+
+@cache
+def declared() -> Mapping[str, Declared]:
+    """Every setting by its name."""
+    hints = get_type_hints(AgentSettings, include_extras=True)
+    found = {}
+    for name, hint in hints.items():
+        meta: msgspec.Meta = hint.__metadata__[0]
+        found[name] = Declared(meta.description or "", (meta.extra or {})["env"], hint.__origin__)
+    return found
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class SettingsFile:
+    """A settings file's values, where each stands, and the Kafka settings in it."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    where: Mapping[str, str] = field(default_factory=dict)
+    kafka: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings, and where each that was given came from: its flag, ``INPUT_TOPIC``, or ``file:line:column``."""
+
+    settings: AgentSettings
+    origins: Mapping[str, str]
+
+    def by_flag(self, name: str) -> bool:
+        """Whether a setting was given as a flag, so that a person meant it for just this run."""
+        return self.origins.get(name, "").startswith("--")
+
+
+def resolve(
+    agent: str,
+    flags: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str] | None = None,
+    file: SettingsFile | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """The settings of one run: each from its flag, else its environment variable, else the file, else its default.
+
+    A flag that is None was not given; an empty variable is not set. ``params`` are the agent's parameters given as flags: they go over the
+    file's, key by key. Raises ConfigurationError naming the flag, the variable or the line.
+    """
+    environ = os.environ if environ is None else environ
+    file = file or SettingsFile()
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, key in declared().items():
+        found = _find(name, key, flags, environ, file)
+        if found is not None:
+            origins[name], value = found
+            values[name] = _convert(name, key, value, origins[name])
+    values["params"] = {**values.get("params", {}), **(params or {})}
+    if not values.get("out_topic") and (agent, values.get("in_topic", "")) in _NEXT_TOPIC:
+        values["out_topic"] = _NEXT_TOPIC[agent, values["in_topic"]]
+    return Resolved(AgentSettings(**values), origins)
+
+
+def _find(name: str, key: Declared, flags: Mapping[str, Any], environ: Mapping[str, str], file: SettingsFile) -> tuple[str, Any] | None:
+    if flags.get(name) is not None:
+        return flag_of(name), flags[name]
+    if key.env and environ.get(key.env):
+        return key.env, environ[key.env]
+    if name in file.values:
+        return file.where.get(name, file.name), file.values[name]
+    return None
+
+
+def parse_time(text: str, where: str = "time") -> datetime:
+    """An aware time from ISO 8601 text; without a zone it is UTC. Raises ConfigurationError."""
+    try:
+        value = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigurationError(f"{where}: expected a time such as 2026-11-01T04:00 or 2026-11-01T04:00+01:00, got {text!r}") from None
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def parse_shard(text: str, where: str = "shard") -> Shard:
+    """A shard from ``i/n``, counted from 1. Raises ConfigurationError."""
+    found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigurationError(f"{where}: expected i/n with i from 1 to n, such as 1/4, got {text!r}")
+    return Shard(int(found[1]) - 1, int(found[2]))
+
+
+def parse_interval(settings: AgentSettings) -> Interval | None:
+    """The interval of ``since`` and ``until``, or None without them. Raises ConfigurationError for one alone, WindowError if backwards."""
+    if settings.since is None and settings.until is None:
+        return None
+    if settings.since is None or settings.until is None:
+        given, missing = ("--since", "--until") if settings.until is None else ("--until", "--since")
+        raise ConfigurationError(f"{given} is given without {missing}: a window has a start and an end")
+    return Interval(settings.since, settings.until)
+
+
+_PARSERS: dict[str, Callable[[str, str], Any]] = {"since": parse_time, "until": parse_time, "shard": parse_shard}
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _convert(name: str, key: Declared, value: Any, where: str) -> Any:
+    if name in _PARSERS:
+        return _PARSERS[name](str(value), where)
+    if name == "params" and not isinstance(value, Mapping):
+        raise ConfigurationError(f"{where}: expected a mapping of the agent's parameters, got {value!r}")
+    try:
+        return msgspec.convert(value, key.type, strict=False)
+    except msgspec.ValidationError:
+        choices = getattr(key.type, "__args__", ())
+        expected = _EXPECTED.get(key.type) or "one of " + ", ".join(map(str, choices))
+        raise ConfigurationError(f"{where}: expected {expected}, got {value!r}") from None
+
+
+def parse_assignments(items: Iterable[str], flag: str) -> dict[str, Any]:
+    """``k=v`` pairs, the value a text; ``k:=v`` takes the value as JSON (a list, a mapping, null). Raises ConfigurationError."""
+    values: dict[str, Any] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals or not name.strip(":"):
+            raise ConfigurationError(f"{flag} {item}: expected key=value, or key:=JSON")
+        if name.endswith(":"):
+            try:
+                values[name[:-1]] = json.loads(text)
+            except ValueError as error:
+                raise ConfigurationError(f"{flag} {item}: what follows := is not JSON ({error})") from None
+        else:
+            values[name] = text
+    return values
+
+
+def _document(path: str, what: str) -> Document:
+    from factory_agents.contracts.documents import read_document
+
+    try:
+        document = read_document(resolve_path(path, what), path)
+    except ContractError as error:
+        raise ConfigurationError(str(error)) from None
+    if not isinstance(document.data, dict):
+        raise ConfigurationError(f"{document.where(())}: expected a mapping, got {type(document.data).__name__}")
+    return document
+
+
+def read_params_file(path: str) -> dict[str, Any]:
+    """An agent's parameters from a YAML or JSON file. Raises ConfigurationError."""
+    data: dict[str, Any] = _document(path, "parameters file").data
+    return data
+
+
+def read_settings_file(path: str | None, environ: Mapping[str, str] | None = None) -> SettingsFile:
+    """The settings file named by a flag, else by ``FACTORY_CONFIG``, else none: YAML or JSON with any of the settings, and ``kafka``.
+
+    Raises ConfigurationError naming the line of a key that is not known.
+    """
+    environ = os.environ if environ is None else environ
+    path = path or environ.get(_FILE_VARIABLE)
+    if not path:
+        return SettingsFile()
+    document = _document(path, "settings file")
+    known = [*declared(), "kafka"]
+    for name in document.data:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of: {', '.join(known)}"
+            raise ConfigurationError(f"{document.where((name,), key=True)}: unknown key {name!r}; {hint}")
+    values = {k: v for k, v in document.data.items() if k != "kafka" and v is not None}
+    kafka = document.data.get("kafka") or {}
+    if not isinstance(kafka, dict):
+        raise ConfigurationError(f"{document.where(('kafka',))}: kafka: expected a mapping of librdkafka keys, got {kafka!r}")
+    return SettingsFile(values, {k: document.where((k,)) for k in values}, kafka, path)
+
+
+def kafka_config(
+    bootstrap: str | None,
+    overrides: Sequence[str] = (),
+    *,
+    environ: Mapping[str, str] | None = None,
+    file: SettingsFile | None = None,
+) -> KafkaConfig:
+    """How to reach Kafka: ``--bootstrap`` and ``-X``, else the environment (see ``KafkaConfig.from_env``), else the settings file.
+
+    Raises ConfigurationError for keys that librdkafka doesn't know, and where no broker is named.
+    """
+    from factory_agents.kafka.config import KafkaConfig
+
+    pairs = {k: str(v) for k, v in parse_assignments(overrides, "-X").items()}
+    defaults = file.kafka if file is not None else {}
+    where = f"{file.name}: kafka" if file is not None else ""
+    return KafkaConfig.from_env(environ, bootstrap=bootstrap or "", overrides=pairs, defaults=defaults, defaults_from=where)
+
+
+def export_lines(variables: Mapping[str, str], shell: str) -> list[str]:
+    """Lines that set variables in a shell (``sh``, ``fish``), or in a file of ``KEY=value`` lines (``env``). Raises ConfigurationError."""
+    if shell in ("sh", "bash", "zsh"):
+        return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    if shell == "fish":
+        return [f"set -gx {name} '{value.translate(_FISH)}'" for name, value in variables.items()]
+    if shell == "env":
+        return [f"{name}={value}" for name, value in variables.items()]
+    raise ConfigurationError(f"--shell: expected sh, bash, zsh, fish or env, got {shell!r}")
+
+
+_FISH = str.maketrans({"\\": "\\\\", "'": "\\'"})

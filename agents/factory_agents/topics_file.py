@@ -1,0 +1,204 @@
+"""Topics as a file declares them: read it, compare it with the cluster, create what is missing, mend what differs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError, ContractError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.ledger import LEDGER_PARTITIONS, LEDGER_SETTINGS, ledger_topic
+from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.paths import candidates, resolve_path
+
+if TYPE_CHECKING:
+    from factory_agents.contracts.documents import Document, KeyPath
+
+__all__ = ["Drift", "TopicReport", "TopicState", "WantedTopic", "apply_topics", "compare", "ledger_wanted", "read_topics"]
+
+_KEYS = ("partitions", "replication", "config")
+_SETTINGS = (
+    "cleanup.policy", "compression.type", "delete.retention.ms", "file.delete.delay.ms", "flush.messages", "flush.ms",
+    "index.interval.bytes", "local.retention.bytes", "local.retention.ms", "max.compaction.lag.ms", "max.message.bytes",
+    "message.timestamp.after.max.ms", "message.timestamp.before.max.ms", "message.timestamp.type", "min.cleanable.dirty.ratio",
+    "min.compaction.lag.ms", "min.insync.replicas", "preallocate", "remote.storage.enable", "retention.bytes", "retention.ms",
+    "segment.bytes", "segment.index.bytes", "segment.jitter.ms", "segment.ms", "unclean.leader.election.enable",
+)  # fmt: skip
+
+
+class WantedTopic(msgspec.Struct, frozen=True):
+    """A topic as it should be. ``settings`` are those that matter; all others are the broker's business."""
+
+    name: str
+    partitions: int
+    replication: int
+    settings: Mapping[str, str]
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """One thing in which a topic is not as it should be, what would mend it, and whether that was done."""
+
+    topic: str
+    setting: str
+    wanted: str
+    found: str
+    hint: str
+    fixed: bool = False
+
+
+class TopicState(msgspec.Struct, frozen=True):
+    """What became of one topic: ``created``, ``missing`` (only looked at), ``as declared`` or ``differs``."""
+
+    name: str
+    state: str
+
+
+class TopicReport(msgspec.Struct, frozen=True):
+    """What ``apply_topics`` found and did."""
+
+    bootstrap: str
+    topics: tuple[TopicState, ...]
+    drift: tuple[Drift, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything is still not as declared."""
+        return any(not d.fixed for d in self.drift) or any(t.state == "missing" for t in self.topics)
+
+
+def read_topics(path: str, *, replication: int | None = None) -> list[WantedTopic]:
+    """The topics that a YAML file declares; ``replication`` goes over what it says. ``include/…`` is also looked for under FACTORY_INCLUDE.
+
+    Raises ConfigurationError, with line and column, for a key that is not known and a value that does not fit.
+    """
+    from factory_agents.contracts.documents import read_document
+
+    inside = path.removeprefix("include/")
+    found = inside if any(c.exists() for c in candidates(inside)) and not any(c.exists() for c in candidates(path)) else path
+    try:
+        return _Reader(read_document(resolve_path(found, "topics file"), path), replication).topics()
+    except ContractError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+class _Reader:
+    """Reads the declarations; every complaint names its place."""
+
+    def __init__(self, document: Document, replication: int | None) -> None:
+        self.document = document
+        self.replication = replication
+
+    def topics(self) -> list[WantedTopic]:
+        document = self.document
+        data = document.mapping((), document.data, "a mapping with topics")
+        document.check_keys((), data, ("defaults", "topics"))
+        defaults = self._spec(("defaults",), data.get("defaults"))
+        topics = document.mapping(("topics",), data.get("topics"), "a mapping of topic names")
+        return [self._topic(name, defaults, self._spec(("topics", name), spec)) for name, spec in topics.items()]
+
+    def _spec(self, path: KeyPath, value: Any) -> dict[str, Any]:
+        spec = self.document.mapping(path, {} if value is None else value, "a mapping with partitions, replication or config")
+        self.document.check_keys(path, spec, _KEYS)
+        for name in ("partitions", "replication"):
+            number = spec.get(name, 1)
+            if type(number) is not int or number < 1:
+                self.document.fail((*path, name), f"expected a whole number from 1, got {number!r}")
+        config = self.document.mapping((*path, "config"), spec.get("config") or {}, "a mapping of Kafka's topic settings")
+        return {**spec, "config": {name: self._setting((*path, "config", name), name, v) for name, v in config.items()}}
+
+    def _setting(self, path: KeyPath, name: str, value: Any) -> str:
+        if name not in _SETTINGS:
+            near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.75)
+            if near:  # an unlike name may be a newer broker's: it is asked
+                self.document.fail(path, f"unknown topic setting; did you mean {near[0]!r}?", key=True)
+        if isinstance(value, (dict, list)) or value is None:
+            self.document.fail(path, f"expected a text or a number, got {value!r}")
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    def _topic(self, name: str, defaults: dict[str, Any], spec: dict[str, Any]) -> WantedTopic:
+        merged = {"partitions": 1, "replication": 1, **defaults, **spec}
+        return WantedTopic(name, merged["partitions"], self.replication or merged["replication"], {**defaults["config"], **spec["config"]})
+
+
+def ledger_wanted(prefix: str, replication: int) -> WantedTopic:
+    """The ledger's topic as it should be."""
+    settings = {"cleanup.policy": LEDGER_SETTINGS["cleanup.policy"]}
+    return WantedTopic(ledger_topic(prefix), LEDGER_PARTITIONS, replication, settings)
+
+
+def _normal(setting: str, value: str) -> str:
+    return ",".join(sorted(p.strip() for p in value.split(","))) if setting == "cleanup.policy" else value.lower()
+
+
+def compare(wanted: WantedTopic, facts: TopicFacts, settings: Mapping[str, str], *, at_least: bool = False) -> list[Drift]:
+    """How a topic differs from what is wanted; with ``at_least`` more partitions or replicas than wanted are no difference."""
+    drift = []
+    if facts.partitions < wanted.partitions:
+        drift.append(Drift(wanted.name, "partitions", str(wanted.partitions), str(facts.partitions), "--fix adds them: keys then move"))
+    elif facts.partitions > wanted.partitions and not at_least:
+        drift.append(Drift(wanted.name, "partitions", str(wanted.partitions), str(facts.partitions), "Kafka cannot take partitions away"))
+    if facts.replication < wanted.replication or (facts.replication > wanted.replication and not at_least):
+        hint = "kafka-reassign-partitions changes it"
+        drift.append(Drift(wanted.name, "replication", str(wanted.replication), str(facts.replication), hint))
+    for name, value in wanted.settings.items():
+        if name not in settings:
+            drift.append(Drift(wanted.name, name, value, "(this broker has no such setting)", "correct the file"))
+        elif _normal(name, settings[name]) != _normal(name, value):
+            drift.append(Drift(wanted.name, name, value, settings[name], "--fix sets it"))
+    return drift
+
+
+def apply_topics(config: KafkaConfig, wanted: Sequence[WantedTopic], *, prefix: str, change: bool, fix: bool) -> TopicReport:
+    """Create the topics that are missing (with ``change``), the ledger's too, mend those that differ (with ``fix``), and report.
+
+    A topic that wants more replicas than there are brokers gets as many as there are, with a warning. Raises UnavailableError without a
+    broker.
+    """
+    cluster = Cluster(config)
+    brokers = cluster.brokers()
+    largest = max((w.replication for w in wanted), default=1)
+    warnings = []
+    if largest > brokers:
+        warnings.append(
+            f"{largest} replicas are wanted and there {'is 1 broker' if brokers == 1 else f'are {brokers} brokers'}: "
+            f"topics get {brokers}, and a broker that is lost takes their records along"
+        )
+    ledger = ledger_wanted(prefix, largest)
+    states: list[TopicState] = []
+    drift: list[Drift] = []
+    for topic in (*wanted, ledger):
+        fitting = msgspec.structs.replace(topic, replication=min(topic.replication, brokers))
+        state, differences = _apply(cluster, fitting, change=change, fix=fix and change, at_least=topic is ledger)
+        states.append(TopicState(topic.name, state))
+        drift.extend(differences)
+    return TopicReport(config.bootstrap, tuple(states), tuple(drift), tuple(warnings))
+
+
+def _apply(cluster: Cluster, topic: WantedTopic, *, change: bool, fix: bool, at_least: bool) -> tuple[str, list[Drift]]:
+    facts = cluster.find(topic.name)
+    if facts is None and not change:
+        return "missing", []
+    if facts is None:
+        settings = {**LEDGER_SETTINGS, **topic.settings} if at_least else topic.settings
+        cluster.create(topic.name, topic.partitions, replication=topic.replication, settings=settings)
+        return "created", []
+    drift = compare(topic, facts, cluster.settings(topic.name), at_least=at_least)
+    if not drift:
+        return "as declared", []
+    if fix:
+        drift = [_mend(cluster, topic, d) for d in drift]
+    return ("as declared now" if all(d.fixed for d in drift) else "differs"), drift
+
+
+def _mend(cluster: Cluster, topic: WantedTopic, drift: Drift) -> Drift:
+    if not drift.hint.startswith("--fix"):
+        return drift
+    if drift.setting == "partitions":
+        cluster.add_partitions(topic.name, topic.partitions)
+    else:
+        cluster.alter(topic.name, {drift.setting: drift.wanted})
+    return msgspec.structs.replace(drift, fixed=True)
