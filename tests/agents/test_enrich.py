@@ -124,16 +124,3 @@ def test_what_it_does_not_take_is_one_clear_line(params: dict[str, Any], error: 
 def test_args_that_the_function_does_not_take_are_one_clear_line(module: str) -> None:
     with pytest.raises(ConfigurationError, match="unknown parameter 'b'; it takes: by"):
         build({"function": f"{module}:add", "args": {"b": 1}})
-
-
-def test_the_demo_s_agent_adds_language_and_size_class() -> None:
-    from include.enrichers.changes import describe
-
-    base = {"path": "src/rdkafka.c", "added": 5, "deleted": 4}
-    assert describe(dict(base)) == base | {"language": "C", "size_class": "small"}
-    assert [describe(base | {"added": n})["size_class"] for n in (6, 95, 96)] == ["medium", "medium", "large"]
-    assert describe({"path": "logo.PNG", "added": None, "deleted": None}) | {} == {
-        "path": "logo.PNG", "added": None, "deleted": None, "language": "other", "size_class": "binary",
-    }  # fmt: skip
-    with pytest.raises(Reject, match="names no file"):
-        describe({"path": None})
