@@ -194,8 +194,8 @@ def letters_list(
         console.print_json(groups)
         return
     console.print_table(
-        ["stage", "rule", "error", "letters", "last", "example"],
-        [[g.stage, g.rule, g.error, g.count, g.last, g.example] for g in groups],
+        ["stage", "rule", "error", "letters", "last (UTC)", "example"],
+        [[g.stage, g.rule, g.error, g.count, g.last[:19].replace("T", " "), g.example] for g in groups],
         right=["letters"],
         title=f"{sum(g.count for g in groups):,} dead letters in {topic}",
     )

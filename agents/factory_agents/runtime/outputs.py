@@ -87,6 +87,7 @@ class Outputs:
         self._starts: dict[str, dict[int, int]] = {}
         self._sent: dict[str, dict[int, int]] = {}
         self._condemned: dict[tuple[str, bytes | None, bytes | None], str] = {}
+        self._keyed = False
         self.output: TopicFacts | None = None
         self.dead: TopicFacts | None = None
 
@@ -94,8 +95,10 @@ class Outputs:
         """Look the output topic up; ConfigurationError where it does not exist."""
         if self._output_name:
             self.output = self._cluster.topic(self._output_name)
+            settings = self._cluster.settings(self._output_name)
+            self._keyed = "compact" in settings.get("cleanup.policy", "")
             if self._show is None:
-                limit = self._cluster.settings(self._output_name).get("max.message.bytes")
+                limit = settings.get("max.message.bytes")
                 self._writer.batch_bytes = min(self._writer.batch_bytes, int(limit or self._writer.batch_bytes))
 
     def sign(self, writer_id: str) -> None:
@@ -114,10 +117,10 @@ class Outputs:
 
     def put(self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts) -> None:
         """What became of a batch of input records: forwards, filters, rejects, and counts each of them once."""
-        write = self._write
+        write, keyed = self._write, self._keyed
         for message, output in zip(messages, outputs, strict=True):
             if type(output) is bytes:
-                refused = write(message, message.key(), output)
+                refused = write(message, _key(message, output) if keyed else message.key(), output)
                 if refused is None:
                     counts.forwarded += 1
                     counts.produced += 1
@@ -134,7 +137,8 @@ class Outputs:
 
     def _put_several(self, message: Message, records: Sequence[bytes | tuple[bytes | None, bytes] | Any], counts: Counts) -> None:
         """All outputs of one event, or none of them: the event is rejected whole."""
-        pairs = [record if isinstance(record, tuple) else (message.key(), record) for record in records]
+        own = _key if self._keyed else _own_key
+        pairs = [record if isinstance(record, tuple) else (own(message, record), record) for record in records]
         refused = self._refused_before(pairs) if self._condemned else None
         for n, (key, value) in enumerate(pairs if refused is None else ()):
             refused = self._write(message, key, value)
@@ -303,6 +307,26 @@ def _text(reason: object) -> str:
     """A reason of bounded length that can be encoded: it may quote a hostile event."""
     text = str(reason).encode("utf-8", "replace").decode()
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "…"
+
+
+def _own_key(message: Message, _: bytes) -> bytes | None:
+    return message.key()
+
+
+def _key(message: Message, value: bytes) -> bytes:
+    """The input's key, else the event's id: a compacted topic takes no record without a key."""
+    key = message.key()
+    if key is not None:
+        return key
+    try:
+        name = msgspec.json.decode(value, type=_Identified).event_id
+    except msgspec.MsgspecError:
+        name = ""
+    return (name or f"{message.topic()}-{message.partition()}-{message.offset()}").encode()
+
+
+class _Identified(msgspec.Struct):
+    event_id: str = ""
 
 
 def _of_message(letter: DeadLetter, message: Message) -> tuple[DeadLetter, list[tuple[str, Any]]]:
