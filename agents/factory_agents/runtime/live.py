@@ -98,6 +98,8 @@ class _Live:
         self.outputs.sign(f"live/{group}/0")
         self.counts, self.uncommitted = Counts(), Counts()
         self.positions: dict[int, int] = {}
+        self.committed: dict[int, int] = {}
+        self.ends: dict[int, int] = {}  # where partitions ended when read to their end: past the last transaction's marker
         self.assigned: set[int] = set()
         self.batch = BatchSize()
         self.chunk = _LARGEST_CHUNK
@@ -157,8 +159,16 @@ class _Live:
             self.in_chunk += len(messages)
             self.outputs.put(messages, outputs, self.uncommitted)
             self.positions |= {m.partition(): m.offset() + 1 for m in messages}
+        self._pass_markers()
         if not messages or time.monotonic() - self.began > _COMMIT_SECONDS or self.in_chunk >= self.chunk:
             self._commit()
+
+    def _pass_markers(self) -> None:
+        """Go past the markers that end a partition, so that its lag is none when all is read."""
+        for partition, end in self.ends.items():
+            if partition in self.assigned and end > max(self.committed.get(partition, 0), self.positions.get(partition, 0)):
+                self.positions[partition] = end
+        self.ends = {}
 
     def _meanwhile(self) -> None:
         """While the agent is busy: commit what is handled, and leave what it has in hand to the next start when asked to stop."""
@@ -171,7 +181,10 @@ class _Live:
         error = message.error()
         if error is None:
             return message.partition() in self.assigned  # a rebalance may take partitions away within one call of consume
-        if error.code() == KafkaError._PARTITION_EOF or passing(error):
+        if error.code() == KafkaError._PARTITION_EOF:
+            self.ends[message.partition()] = message.offset()
+            return False
+        if passing(error):
             return False
         raise kafka_error(error, f"reading {self.in_topic}")
 
@@ -187,6 +200,7 @@ class _Live:
         self.writer.send_offsets(offsets, self.consumer.consumer_group_metadata())
         self.writer.commit(deadline)
         self.counts.add(self.uncommitted)
+        self.committed |= self.positions
         self._forget()
         self.aborts = 0
         self.chunk = min(_LARGEST_CHUNK, self.chunk * 2)
@@ -204,6 +218,7 @@ class _Live:
         with contextlib.suppress(FencedError):
             self.writer.abort()
         self._forget()
+        self.ends = {}
         self.writer.open(time.monotonic() + _PATIENCE)
 
     def _recover(self, error: ChunkAbortedError | FencedError) -> None:
@@ -235,6 +250,7 @@ class _Live:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.assigned |= {tp.partition for tp in partitions}
+        self.committed = {p: o for p, o in self.committed.items() if p not in {tp.partition for tp in partitions}}
         log.info("partitions assigned", extra=fields(group=self.group, partitions=[tp.partition for tp in partitions]))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
