@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 from airflow_env import ROOT, airflow, airflow_environment, prepare
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from factory_agents.dead_letters import summarize
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import AgentResult
+from factory_agents.runtime.dead_letters import Selection, group_letters, read_letters
 from factory_agents.sandbox import Sandbox
 
 PIPELINE = "software_factory_pipeline"
 STAGES = ("ingest_events", "enrich_events", "validate_events", "publish_results")
 HOURS = [datetime(2018, 6, 5, hour, tzinfo=UTC) for hour in (8, 9)]  # the sample's busiest two in a row
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def results(config: KafkaConfig) -> list[AgentResult]:
@@ -33,12 +35,16 @@ def results(config: KafkaConfig) -> list[AgentResult]:
     return sorted(done, key=lambda r: (r.key, STAGES.index(r.stage)))
 
 
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+
+
 def show_stages(done: list[AgentResult]) -> None:
     """Counts per stage."""
-    table = Table("hour (UTC)", "stage", "consumed", "forwarded", "rejected", "wrote", title="What each stage did", title_justify="left")
+    table = _table("What each stage did", "hour (UTC)", "stage", "consumed", "forwarded", "rejected", "wrote")
     for r in done:
         c = r.counts
-        wrote = f"{c.written} rows of {r.table} ({c.duplicates} duplicates dropped)" if r.table else f"{c.produced} to {r.manifest.topic if r.manifest else '-'}"
+        wrote = f"{c.written} rows of {r.table}, {c.duplicates} duplicates dropped" if r.table else f"{c.produced} to {r.manifest.topic if r.manifest else '-'}"
         hour = r.interval.start.strftime("%F %H:%M") if r.interval else ""
         table.add_row(hour if r.stage == STAGES[0] else "", r.stage, str(c.consumed), str(c.forwarded), str(c.rejected), wrote, end_section=r.stage == STAGES[-1])
     console.print(table)
@@ -46,17 +52,17 @@ def show_stages(done: list[AgentResult]) -> None:
 
 def show_rejected(config: KafkaConfig, done: list[AgentResult]) -> None:
     """Rejected events with their reasons."""
-    table = Table("topic", "rule", "times", "for example", title="What was rejected, and why", title_justify="left")
-    for manifest in (r.dead_letters for r in done):
-        for group in summarize(config, manifest.topic, writers={manifest.writer}) if manifest else ():
-            table.add_row(manifest.topic if manifest else "", group.rule, str(group.count), group.example)
+    table = _table("What was rejected, and why", "stage", "rule", "times", "letter", "reason")
+    for topic in dict.fromkeys(r.dead_letters.topic for r in done if r.dead_letters is not None):
+        for group in group_letters(read_letters(config, topic, Selection())):
+            table.add_row(group.stage, group.rule, str(group.count), f"{topic} {group.example}", textwrap.shorten(group.error, 60, placeholder=" …"))
     console.print(table)
 
 
 def show_rows(database_url: str) -> None:
     """Some rows of the table, and how many there are."""
     columns = ("repo", "path", "language", "size_class", "added", "deleted")
-    table = Table(*columns, title="Some rows of the table events", title_justify="left")
+    table = _table("Some rows of the table events", *columns)
     with psycopg.connect(database_url) as connection:
         for row in connection.execute("SELECT repo, path, language, size_class, added, deleted FROM events ORDER BY occurred_at, event_id LIMIT 5"):
             table.add_row(*(str(v) for v in row))
