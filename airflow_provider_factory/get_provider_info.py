@@ -27,6 +27,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         example="registry.example.com/factory-agents:0.1.0",
     ),
     "namespace": _option("Namespace of the agents' pods; empty: the Kubernetes connection's, or the worker's own.\n", example="agents"),
+    "credentials": _option(
+        "Where the pods' credentials come from: ``secret`` (the existing one that ``agent_secret`` names), ``connections`` (Airflow's, in "
+        "a Secret that belongs to the pod and is deleted with it) or ``none`` (pod templates bring them).\n",
+        default="secret",
+        example="connections",
+    ),
     "agent_secret": _option(
         "Name of an existing Kubernetes Secret whose keys become the agent's environment: KAFKA_BOOTSTRAP, KAFKA_CONFIG, "
         "DATABASE_URL. It has to be in the pods' namespace.\n",
@@ -96,7 +102,7 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": [f"{_PACKAGE}.operators.{name}" for name in ("kafka_agent", "validation", "window")],
+                "python-modules": [f"{_PACKAGE}.operators.{name}" for name in ("agent_pod", "kafka_agent", "validation", "window")],
             }
         ],
         "sensors": [
@@ -108,7 +114,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": [f"{_PACKAGE}.triggers.{name}" for name in ("consumer_lag", "window_closed")],
+                "python-modules": [f"{_PACKAGE}.triggers.{name}" for name in ("agent_pod", "consumer_lag", "window_closed")],
             }
         ],
         "hooks": [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "kafka")]}],

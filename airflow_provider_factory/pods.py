@@ -7,10 +7,13 @@ import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.protocol import AgentRun, digest, encode, to_data
+from factory_agents.protocol import AgentRun, encode
+
+if TYPE_CHECKING:
+    from kubernetes.client import models as k8s
 
 __all__ = [
     "ANNOTATION",
@@ -19,10 +22,11 @@ __all__ = [
     "RUN_FILE",
     "AgentPod",
     "agent_pod",
+    "owned_secret",
     "pod_labels",
     "pod_template",
-    "run_fingerprint",
     "safe_label",
+    "with_secret",
 ]
 
 CONTAINER = "base"
@@ -62,13 +66,6 @@ def safe_label(value: str) -> str:
     return f"{trimmed[: _LABEL_LIMIT - 9].rstrip('-_.')}-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
 
 
-def run_fingerprint(run: AgentRun) -> str:
-    """Tells whether a live pod does just this run: everything in it but where its ledger may be read from."""
-    data = to_data(run)
-    (data.get("window") or {}).pop("ledger_offset", None)
-    return digest(data)
-
-
 def pod_labels(run: AgentRun) -> dict[str, str]:
     """Labels that name the DAG, run, task, agent, version, shard and fingerprint of a pod."""
     names = {
@@ -78,7 +75,7 @@ def pod_labels(run: AgentRun) -> dict[str, str]:
         "agent": run.agent.name,
         "version": run.agent.version,
         "shard": run.shard.key,
-        "fingerprint": run_fingerprint(run),
+        "fingerprint": run.digest,
     }
     return {
         "app.kubernetes.io/name": "factory-agent",
@@ -157,6 +154,28 @@ def agent_pod(spec: AgentPod, base: Mapping[str, Any] | None = None) -> dict[str
     containers: list[dict[str, Any]] = body.setdefault("containers", [{}])
     containers[0] = _container(spec, containers[0])
     return pod
+
+
+def owned_secret(pod: str, uid: str, values: Mapping[str, str]) -> dict[str, Any]:
+    """A Secret named as the pod that owns it: Kubernetes deletes it when the pod goes."""
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid, "blockOwnerDeletion": False}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": pod, "labels": {"app.kubernetes.io/managed-by": "airflow"}, "ownerReferences": [owner]},
+        "immutable": True,
+        "stringData": dict(values),
+    }
+
+
+def with_secret(pod: k8s.V1Pod, container: str, secret: str) -> None:
+    """Add a Secret's keys to the container's environment."""
+    from kubernetes.client import models as k8s
+
+    source = k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name=secret))
+    for each in pod.spec.containers:
+        if each.name == container:
+            each.env_from = [*(each.env_from or []), source]
 
 
 def _container(spec: AgentPod, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Literal, cast
+from typing import Literal
 
 from airflow.sdk.configuration import conf
 
 from airflow_provider_factory.get_provider_info import get_provider_info
 from factory_agents.errors import ConfigurationError
 
-__all__ = ["RUNNERS", "Runner", "option", "option_seconds", "retry_delay", "runner"]
+__all__ = ["CREDENTIALS", "RUNNERS", "Credentials", "Runner", "credentials", "option", "option_seconds", "retry_delay", "runner"]
 
 Runner = Literal["process", "kubernetes"]
 RUNNERS: tuple[Runner, ...] = ("process", "kubernetes")
+Credentials = Literal["secret", "connections", "none"]
+CREDENTIALS: tuple[Credentials, ...] = ("secret", "connections", "none")
 
 _DEFAULTS: dict[str, str] = {name: o["default"] for name, o in get_provider_info()["config"]["factory"]["options"].items()}
 
@@ -43,7 +45,15 @@ def runner(wanted: str | None = None) -> Runner:
         raise ConfigurationError(
             f"runner: expected one of {', '.join(RUNNERS)}, got {value!r}; see [factory] runner, or the task's argument"
         )
-    return cast("Runner", value)
+    return value
+
+
+def credentials(wanted: str | None = None) -> Credentials:
+    """Where a pod's credentials come from: what the task says, else the configuration; raises ConfigurationError for an unknown place."""
+    value = wanted or option("credentials")
+    if value not in CREDENTIALS:
+        raise ConfigurationError(f"credentials: expected one of {', '.join(CREDENTIALS)}, got {value!r}; see [factory] credentials")
+    return value
 
 
 def retry_delay() -> timedelta:

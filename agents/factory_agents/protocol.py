@@ -207,6 +207,12 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
         """Stable over attempts, versions and parameters, so that a newer attempt fences an older one."""
         return f"{self.prefix}.{self.pipeline}.{self.stage}.{self.key}.{self.shard.key}"
 
+    @property
+    def digest(self) -> str:
+        """Equal for runs that are told the same: everything in them but where their ledger may be read from."""
+        window = None if self.window is None else msgspec.structs.replace(self.window, ledger_offset=0)
+        return digest(msgspec.structs.replace(self, window=window))
+
 
 class Counts(msgspec.Struct, omit_defaults=True):
     """What happened to the records of a window: ``consumed = forwarded + filtered + rejected``.
@@ -249,7 +255,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one run of one shard of one stage did. ``manifest`` is None where nothing is written to a topic (sinks, dry runs).
 
-    ``truncated`` says that it was too long for a termination message: the whole of it stands in the ledger.
+    ``run`` is the digest of the run that it answers. ``truncated`` says that it was too long for a termination message: the whole of it stands
+    in the ledger.
     """
 
     pipeline: str
@@ -277,6 +284,7 @@ class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     reused: bool = False
     dry_run: bool = False
     ledger_offset: int = 0
+    run: str = ""
     truncated: bool = False
     error: ErrorInfo | None = None
 

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
-from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator  # noqa: TID253  # the base class; see plugins/preload.py
 from airflow.sdk import Asset
 
 from airflow_provider_factory.assets import asset_topic, event_extra, topic_name
 from airflow_provider_factory.errors import AgentCrashedError, agent_error, airflow_errors
 from airflow_provider_factory.inputs import StageInput, plain, stage_input
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
-from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, OutputTopicLink, PodLink, facts_url, pod_url, topic_url
-from airflow_provider_factory.pods import AgentPod, agent_pod, pod_labels, pod_template
+from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, OutputTopicLink, PodLink, facts_url, topic_url
+from airflow_provider_factory.operators.agent_pod import AgentPodOperator
 from airflow_provider_factory.processes import AgentProcess, child_environment
 from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, epoch, reprocess_wanted
 from airflow_provider_factory.settings import Runner, option, option_seconds, runner
-from factory_agents.errors import ConfigurationError, FactoryError, WindowError
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, decode_result, to_data
+from factory_agents.errors import ConfigurationError, WindowError
+from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, to_data
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
-    from kubernetes.client import models as k8s
+
+    from factory_agents.kafka.config import KafkaConfig
 
 __all__ = ["BUILT_IN", "KafkaAgentOperator", "Rerun"]
 
@@ -41,12 +40,12 @@ BUILT_IN = ("ingest", "enrich", "validate", "publish")
 _RERUNS = ("clear", "reuse", "redo")
 
 
-class KafkaAgentOperator(KubernetesPodOperator):
+class KafkaAgentOperator(AgentPodOperator):
     """Runs an agent over a window, exactly once per fingerprint, and returns what it did: XCom is the ``AgentResult``, manifest included.
 
-    Whether as a pod or as a process is asked of ``[factory] runner`` on the worker, unless ``runner`` says so. A retry resumes; a clear does the work
-    again; an unchanged run over the same window returns the result that stands in the ledger. Everything KubernetesPodOperator takes
-    is taken; as a process, ``env_vars`` are honoured and the rest of the pod's arguments is passed over.
+    Whether as a pod or as a process is asked of ``[factory] runner`` on the worker, unless ``runner`` says so. A retry resumes; a
+    clear does the work again; an unchanged run over the same window returns the result that stands in the ledger. Everything
+    KubernetesPodOperator takes is taken; as a process, ``env_vars`` are honoured and the rest of the pod's arguments is passed over.
 
     :param agent: a built-in (ingest, enrich, validate, publish), ``module:function``, or a name for an image with its own command. (templated)
     :param window: what to read: ``.output`` of a WindowOperator (whole, or one shard by ``expand``), or of the stage before, mapped or not.
@@ -67,11 +66,11 @@ class KafkaAgentOperator(KubernetesPodOperator):
     :param deadline: fail, keeping what is committed, when the window is not done in this time; a retry resumes. (templated)
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
     :param database_conn_id: Airflow connection given as DATABASE_URL. Without it built-in agents get ``[factory] database_conn_id`` if it exists. (templated)
-    :param agent_secret: existing Kubernetes Secret whose keys become the pod's environment; by default ``[factory] agent_secret``. (templated)
+    :param agent_secret: and ``credentials``: see AgentPodOperator.
     """
 
     template_fields: Sequence[str] = (
-        *KubernetesPodOperator.template_fields,
+        *AgentPodOperator.template_fields,
         "agent",
         "window",
         "shard",
@@ -88,15 +87,14 @@ class KafkaAgentOperator(KubernetesPodOperator):
         "deadline",
         "kafka_conn_id",
         "database_conn_id",
-        "agent_secret",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
-        **KubernetesPodOperator.template_fields_renderers,
+        **AgentPodOperator.template_fields_renderers,
         "agent_params": "json",
         "window": "json",
     }
     operator_extra_links = (AgentFactsLink(), InputTopicLink(), OutputTopicLink(), PodLink())
-    ui_color: ClassVar[str] = "#d9f0e3"
+    ui_color = "#d9f0e3"
 
     def __init__(
         self,
@@ -119,12 +117,9 @@ class KafkaAgentOperator(KubernetesPodOperator):
         deadline: timedelta | float | str | None = None,
         kafka_conn_id: str | None = None,
         database_conn_id: str | None = None,
-        agent_secret: str | None = None,
-        do_xcom_push: bool = True,
-        log_pod_spec_on_failure: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(do_xcom_push=do_xcom_push, log_pod_spec_on_failure=log_pod_spec_on_failure, **kwargs)
+        super().__init__(**kwargs)
         if rerun not in _RERUNS:
             raise ConfigurationError(f"rerun: expected one of {', '.join(_RERUNS)}, got {rerun!r}")
         self.agent = agent
@@ -145,22 +140,21 @@ class KafkaAgentOperator(KubernetesPodOperator):
         self.deadline = deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
         self.kafka_conn_id = kafka_conn_id
         self.database_conn_id = database_conn_id
-        self.agent_secret = agent_secret
         asset = asset_topic(output_topic)
         if asset is not None and asset not in self.outlets:
             self.outlets = [*self.outlets, asset]
         self._process: AgentProcess | None = None
         self._run: AgentRun | None = None
         self._result: AgentResult | None = None
-        self._message = ""
         self._stopped = False
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
-        """As for every operator; the output topic is added to what mapped tasks report as assets."""
+        """As for every operator; mapped tasks are labelled by their shards, and report the output topic as an asset."""
         asset = asset_topic(kwargs.get("output_topic"))
         if asset is not None:
             kwargs["outlets"] = [*(o for o in kwargs.get("outlets") or [] if o != asset), asset]
+        kwargs.setdefault("map_index_template", "{{ shard_label }}")
         partial: OperatorPartial = super().partial(**kwargs)
         return partial
 
@@ -226,21 +220,17 @@ class KafkaAgentOperator(KubernetesPodOperator):
             self._run = run = self.agent_run(context)
             where = runner(self.runner)
             self._push_facts(context, run, where)
-            if where == "process":
-                return self._conclude(context, self._run_process(context, run))
-            self._prepare_pod(run, context)
-            with self._as_pod():
-                super().execute(context)
-            return self._conclude(context, self._pod_result(run))
+            work = self._run_process if where == "process" else self._run_pod
+            return self._conclude(context, work(context, run))
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
         """Take up again after deferral: logs, result and clean-up of the pod, then the same end as without deferral."""
+        if self._run is not None:  # not deferred: the pod had ended before; ``execute`` concludes
+            return super().trigger_reentry(context, event)
         with airflow_errors():
             self._run = run = self.agent_run(context)
-            self._prepare_pod(run, context)
-            with self._as_pod():
-                super().trigger_reentry(context, event)
-            return self._conclude(context, self._pod_result(run))
+            context["shard_label"] = _label(run)  # type: ignore[typeddict-unknown-key]
+            return self._conclude(context, self.resume_pod(context, self._portable(run, context), event))
 
     def on_kill(self) -> None:
         """Stop the agent: its process (SIGTERM, then SIGKILL), or its pod."""
@@ -279,24 +269,18 @@ class KafkaAgentOperator(KubernetesPodOperator):
 
     # As a pod
 
-    def _prepare_pod(self, run: AgentRun, context: Context) -> None:
-        """Give KubernetesPodOperator the agent's pod: its own arguments and the user's template stay on top of the hardened one."""
-        from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
+    def secret_environment(self) -> dict[str, str]:
+        """The Kafka and database connections as the agent's environment."""
+        return self._secrets()
 
-        templated = bool(self.pod_template_file or self.pod_template_dict or self.full_pod_spec)
-        self.labels = {**self.labels, **pod_labels(run)}
-        self.name = self.name or f"{self.dag_id}-{self.task_id}".replace("_", "-").replace(".", "-").lower()[:200]
-        spec = AgentPod(
-            run=self._portable(run, context),
-            labels=self.labels,
-            image="" if self.image or templated else option("image"),
-            namespace="" if self.namespace or templated else option("namespace"),
-            secret=self.agent_secret if self.agent_secret is not None else option("agent_secret"),
-            container=self.base_container_name,
-            own_command=bool(self.cmds or self.arguments),
-        )
-        pod = PodGenerator.deserialize_model_dict(agent_pod(spec, None if templated else pod_template()))
-        self.full_pod_spec = PodGenerator.reconcile_pods(self.full_pod_spec, pod) if self.full_pod_spec else pod
+    def ledger_config(self) -> KafkaConfig:
+        """The Kafka connection, as the worker uses it."""
+        from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
+
+        return FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).config()
+
+    def _run_pod(self, context: Context, run: AgentRun) -> AgentResult:
+        return self.run_pod(context, self._portable(run, context))
 
     def _portable(self, run: AgentRun, context: Context) -> AgentRun:
         """The run with files of the DAG repository (the contract) put in, since the image doesn't hold them."""
@@ -307,74 +291,6 @@ class KafkaAgentOperator(KubernetesPodOperator):
         import yaml
 
         return msgspec.structs.replace(run, params={**run.params, "contract": yaml.safe_load(path.read_text(encoding="utf-8"))})
-
-    @contextmanager
-    def _as_pod(self) -> Iterator[None]:
-        """Without KubernetesPodOperator's XCom sidecar, and with the agent's own error in place of the pod's."""
-        try:
-            with self._without_sidecar():
-                yield
-        except FactoryError:
-            raise
-        except Exception as error:
-            failed = self._said()
-            if failed is not None and failed.status == "failed":
-                raise agent_error(failed) from error
-            raise
-
-    @contextmanager
-    def _without_sidecar(self) -> Iterator[None]:
-        wanted, self.do_xcom_push = self.do_xcom_push, False
-        try:
-            yield
-        finally:
-            self.do_xcom_push = wanted
-
-    def build_pod_request_obj(self, context: Context | None = None, **kwargs: Any) -> k8s.V1Pod:
-        """See ``KubernetesPodOperator``; results travel in the termination message, so there is no XCom sidecar."""
-        with self._without_sidecar():
-            return super().build_pod_request_obj(context, **kwargs)
-
-    def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
-        """The pod, with its link pushed as soon as it exists."""
-        pod = super().get_or_create_pod(pod_request_obj, context)
-        context["ti"].xcom_push(key=PodLink.key, value=pod_url(pod.metadata.namespace or "", pod.metadata.name or ""))
-        return pod
-
-    def _get_pod_from_task_state_store(self, context: Context) -> k8s.V1Pod | None:
-        """Only a pod that does just this run is taken up again (the search by labels sees to it by the fingerprint among them)."""
-        pod = super()._get_pod_from_task_state_store(context)
-        if pod is None or self._run is None:
-            return pod
-        wanted = pod_labels(self._run)
-        return pod if wanted.items() <= (pod.metadata.labels or {}).items() else None
-
-    def cleanup(self, pod: k8s.V1Pod, remote_pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> None:
-        """Read the container's termination message before the pod goes: the one point that both modes pass."""
-        self._message = _termination_message(remote_pod, self.base_container_name) or self._message
-        super().cleanup(pod, remote_pod, *args, **kwargs)
-
-    def _said(self) -> AgentResult | None:
-        try:
-            return decode_result(self._message) if self._message.lstrip().startswith("{") else None
-        except FactoryError:
-            return None
-
-    def _pod_result(self, run: AgentRun) -> AgentResult:
-        """What the container said at its end, else what stands in the ledger; raises AgentCrashedError for neither."""
-        said = self._said()
-        if said is not None and not said.truncated:
-            return said
-        from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
-        from factory_agents.kafka.ledger import read_result
-
-        config = FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).config()
-        result = read_result(config, run.pipeline, run.stage, run.key, run.shard, prefix=run.prefix)
-        if result is None or (said is not None and result.fingerprint != said.fingerprint):
-            raise AgentCrashedError(
-                f"the pod of agent {run.agent.name!r} is gone and left no result, nor does the ledger hold one; a retry resumes"
-            )
-        return result
 
     # What came out
 
@@ -423,15 +339,14 @@ class KafkaAgentOperator(KubernetesPodOperator):
             "epoch": run.epoch,
             "rerun": run.rerun,
         }
-        given = StageInput(run.window, run.shard, run.plan) if run.window else None
-        context["shard_label"] = given.label if given else run.key  # type: ignore[typeddict-unknown-key]
+        context["shard_label"] = _label(run)  # type: ignore[typeddict-unknown-key]
         ti.xcom_push(key="factory_facts", value=facts)
         ti.xcom_push(key=AgentFactsLink.key, value=facts_url(ti))
         ti.xcom_push(key=InputTopicLink.key, value=topic_url(topic))
         ti.xcom_push(key=OutputTopicLink.key, value=topic_url(run.output_topic))
         ti.xcom_push(key=PodLink.key, value="")
 
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage:
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """The topics and the table that the run read and wrote, with counts."""
         run = self._run
         topic = run.window.topic if run and run.window else ""
@@ -454,6 +369,11 @@ def summary(result: AgentResult) -> str:
         else ""
     )
     return f"{result.stage} over {result.key}, shard {result.shard.index + 1} of {result.shard.of}: {counts} in {result.seconds:.1f} s{how}"
+
+
+def _label(run: AgentRun) -> str:
+    """What a mapped task is called in the UI: its shard, partitions and records, or its interval."""
+    return StageInput(run.window, run.shard, run.plan).label if run.window else run.key
 
 
 def _seconds(deadline: float | str | None) -> float:
@@ -481,11 +401,3 @@ def _find(path: str, root: Path | None) -> Path | None:
     include = os.environ.get("FACTORY_INCLUDE")
     places = [Path(include) if include else None, _include(root), root]
     return next((p / path for p in places if p and (p / path).is_file()), None)
-
-
-def _termination_message(pod: k8s.V1Pod | None, container: str) -> str:
-    statuses = (pod.status.container_statuses if pod is not None and pod.status else None) or []
-    for status in statuses:
-        if status.name == container and status.state and status.state.terminated:
-            return status.state.terminated.message or ""
-    return ""

@@ -102,7 +102,7 @@ def test_template_fields_are_the_parents_and_its_own() -> None:
 def pod(task: KafkaAgentOperator) -> dict[str, Any]:
     """The pod that KubernetesPodOperator would create."""
     run_context = task_context(task)
-    task._prepare_pod(task.agent_run(run_context), run_context)  # type: ignore[arg-type]
+    task._prepare_pod(task._portable(task.agent_run(run_context), run_context))  # type: ignore[arg-type]
     made = task.build_pod_request_obj(run_context, dry_run=True)  # type: ignore[arg-type]
     data: dict[str, Any] = ApiClient().sanitize_for_serialization(made)
     return data
@@ -202,13 +202,15 @@ def test_another_shards_result_is_never_taken() -> None:
         task._conclude(run_context, result(stage="other"))  # type: ignore[arg-type]
 
 
-def ended(message: str, phase: str = "Succeeded") -> Any:
-    terminated = SimpleNamespace(message=message, exit_code=0 if phase == "Succeeded" else 1, reason="")
-    status = SimpleNamespace(name="base", state=SimpleNamespace(terminated=terminated, running=None, waiting=None))
-    return SimpleNamespace(
-        metadata=SimpleNamespace(name="pod", namespace="ns", labels={}),
-        status=SimpleNamespace(phase=phase, container_statuses=[status], reason=None),
-        spec=SimpleNamespace(containers=[]),
+def ended(message: str, phase: str = "Succeeded") -> k8s.V1Pod:
+    terminated = k8s.V1ContainerStateTerminated(message=message, exit_code=0 if phase == "Succeeded" else 1)
+    status = k8s.V1ContainerStatus(
+        name="base", image="i", image_id="i", ready=False, restart_count=0, state=k8s.V1ContainerState(terminated=terminated)
+    )
+    return k8s.V1Pod(
+        metadata=k8s.V1ObjectMeta(name="pod", namespace="ns", labels={}),
+        spec=k8s.V1PodSpec(containers=[k8s.V1Container(name="base")]),
+        status=k8s.V1PodStatus(phase=phase, container_statuses=[status]),
     )
 
 
@@ -220,6 +222,7 @@ def pod_task(monkeypatch: pytest.MonkeyPatch, message: str, phase: str = "Succee
         self.cleanup(ended(message, phase), ended(message, phase))
 
     monkeypatch.setattr(KubernetesPodOperator, "execute_sync", run_pod)
+    monkeypatch.setattr(KafkaAgentOperator, "_events", lambda *a: [])
     monkeypatch.setattr(KubernetesPodOperator, "is_istio_enabled", lambda *a: False)
     monkeypatch.setattr(KubernetesPodOperator, "process_pod_deletion", lambda *a, **k: True)
     monkeypatch.setattr(KubernetesPodOperator, "patch_already_checked", lambda *a, **k: None)
@@ -250,13 +253,24 @@ def test_without_a_whole_message_the_ledger_is_asked_and_else_it_fails(monkeypat
     import factory_agents.kafka.ledger
 
     monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", '{"conn_type": "kafka", "extra": {"bootstrap.servers": "b:1"}}')
-    asked: list[Any] = []
-    monkeypatch.setattr(factory_agents.kafka.ledger, "read_result", lambda *a, **k: asked.append((a, k)) or result())
     task, run_context = pod_task(monkeypatch, message)
+    digest = task.agent_run(run_context).digest  # type: ignore[arg-type]
+    asked: list[Any] = []
+    monkeypatch.setattr(factory_agents.kafka.ledger, "read_result", lambda *a, **k: asked.append((a, k)) or result(run=digest))
     assert task.execute(run_context)["manifest"]  # type: ignore[arg-type]
     assert asked[0][0][1:] == ("clicks", "enrich", INTERVAL.key, Shard())
     monkeypatch.setattr(factory_agents.kafka.ledger, "read_result", lambda *a, **k: None)
     task, run_context = pod_task(monkeypatch, message)
+    with pytest.raises(AgentCrashedError, match="left no result"):
+        task.execute(run_context)  # type: ignore[arg-type]
+
+
+def test_a_result_of_another_run_in_the_ledger_is_not_taken_for_this_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    import factory_agents.kafka.ledger
+
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", '{"conn_type": "kafka", "extra": {"bootstrap.servers": "b:1"}}')
+    monkeypatch.setattr(factory_agents.kafka.ledger, "read_result", lambda *a, **k: result(run="of older code"))
+    task, run_context = pod_task(monkeypatch, "")
     with pytest.raises(AgentCrashedError, match="left no result"):
         task.execute(run_context)  # type: ignore[arg-type]
 

@@ -1,0 +1,111 @@
+"""An agent's log lines from its pod into the task's log: at their own level, readable, and none twice."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import KubernetesApiException
+from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager, PodManager
+
+from airflow_provider_factory.pod_troubles import fresh_lines
+from airflow_provider_factory.processes import log_line
+
+if TYPE_CHECKING:
+    from kubernetes.client import models as k8s
+
+__all__ = ["OUTAGE_PATIENCE", "AgentPodManager", "AsyncAgentPodManager", "is_outage", "since_seconds"]
+
+OUTAGE_PATIENCE = 180.0
+"""Seconds without an answer of the API server after which a task gives up (a retry takes its pod up again)."""
+
+_REMEMBERED = 4096
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error is the API server's or the network's own, and not an answer about a pod."""
+    if isinstance(error, KubernetesApiException):
+        return True
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and status:
+        return status == 429 or status >= 500
+    return type(error).__module__.partition(".")[0] in ("urllib3", "aiohttp", "kubernetes", "kubernetes_asyncio") or isinstance(
+        error, (OSError, TimeoutError)
+    )
+
+
+def since_seconds(stamp: str) -> int | None:
+    """How far back to ask for lines later than ``stamp``, with a margin for rounding; None for all."""
+    if not stamp:
+        return None
+    then = datetime.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    return max(1, math.ceil((datetime.now(UTC) - then).total_seconds()) + 2)
+
+
+class AgentPodManager(PodManager):
+    """Follows an agent's pod; waits out an API server that doesn't answer; keeps the last lines for an error's message."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.last_lines: deque[str] = deque(maxlen=20)
+        self._seen: deque[str] = deque(maxlen=_REMEMBERED)
+        self._known: set[str] = set()
+
+    def read_pod(self, pod: k8s.V1Pod) -> k8s.V1Pod:
+        """See ``PodManager``; goes on asking for ``OUTAGE_PATIENCE`` seconds where the API server doesn't answer."""
+        until = time.monotonic() + OUTAGE_PATIENCE
+        while True:
+            try:
+                return super().read_pod(pod)
+            except Exception as error:
+                if not is_outage(error) or time.monotonic() > until:
+                    raise
+                self.log.warning("The Kubernetes API server doesn't answer, asking again: %s", _short(error))
+                time.sleep(2)
+
+    def tell(self, line: str) -> None:
+        """Log one line of the agent, unless a connection that was taken up again brings it a second time."""
+        if self._repeated(line):
+            return
+        level, text = log_line(line)
+        self.last_lines.append(text)
+        self.log.log(level, "%s", text)
+
+    def _log_message(self, message: str, *args: Any, **kwargs: Any) -> None:
+        for line in message.splitlines():
+            self.tell(line)
+
+    def _repeated(self, line: str) -> bool:
+        """Structured lines carry their time, so that equal ones are one; any other may stand twice for good reason."""
+        if not line.startswith('{"time":'):
+            return False
+        if line in self._known:
+            return True
+        if len(self._seen) == self._seen.maxlen:
+            self._known.discard(self._seen[0])
+        self._seen.append(line)
+        self._known.add(line)
+        return False
+
+
+class AsyncAgentPodManager(AsyncPodManager):
+    """The same for a trigger: each line once, whatever second it falls in."""
+
+    async def fetch_container_logs_before_current_sec(self, pod: k8s.V1Pod, container_name: str, since_time: Any = None) -> Any:
+        """Log the lines later than ``since_time`` (a stamp of Kubernetes') and return the last one's stamp."""
+        since = since_time if isinstance(since_time, str) else ""
+        lines = await self._hook.read_logs(
+            name=pod.metadata.name, namespace=pod.metadata.namespace, container_name=container_name, since_seconds=since_seconds(since)
+        )
+        for stamp, line in fresh_lines(lines, since):
+            level, text = log_line(line)
+            self.log.log(level, "%s", text)
+            since = stamp
+        return since or None
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

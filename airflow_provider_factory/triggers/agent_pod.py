@@ -1,0 +1,63 @@
+"""Waits for an agent's pod: its log while it runs, and its last word in the event, so that a pod may go before the task wakes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
+from airflow.triggers.base import TriggerEvent
+
+from airflow_provider_factory.pod_logs import OUTAGE_PATIENCE, AsyncAgentPodManager, is_outage
+from airflow_provider_factory.pod_troubles import pod_trouble, termination_message
+
+if TYPE_CHECKING:
+    from kubernetes.client import models as k8s
+
+__all__ = ["AgentPodTrigger"]
+
+
+class AgentPodTrigger(KubernetesPodTrigger):
+    """A KubernetesPodTrigger that waits out an unreachable API server; takes its arguments.
+
+    Its event also has ``said``, the container's termination message, and ``trouble``, why the pod came to nothing.
+    """
+
+    _last: k8s.V1Pod | None = None
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments."""
+        return f"{type(self).__module__}.{type(self).__qualname__}", super().serialize()[1]
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """One event, when the pod has ended, could not start, or the time is over."""
+        async for event in super().run():
+            trouble = pod_trouble(self._last, self.base_container_name)
+            payload = {
+                **event.payload,
+                "said": termination_message(self._last, self.base_container_name),
+                "trouble": trouble.text if trouble else "",
+            }
+            yield TriggerEvent(payload)
+
+    @cached_property
+    def pod_manager(self) -> AsyncAgentPodManager:
+        """Reads the pod's log."""
+        return AsyncAgentPodManager(async_hook=self.hook)
+
+    async def _get_pod(self) -> k8s.V1Pod:  # type: ignore[override]
+        until = time.monotonic() + OUTAGE_PATIENCE
+        while True:
+            try:
+                pod = await super()._get_pod()
+            except Exception as error:
+                if not is_outage(error) or time.monotonic() > until:
+                    raise
+                self.log.warning("The Kubernetes API server doesn't answer, asking again: %s", str(error)[:200])
+                await asyncio.sleep(self.poll_interval)
+            else:
+                self._last = pod
+                return pod
