@@ -74,7 +74,7 @@ def ask_lag(config: KafkaConfig, question: LagQuestion) -> Answer:
 
 
 def ask_window_closed(config: KafkaConfig | None, question: WindowClosedQuestion, now: datetime) -> Answer:
-    """Answer from the clock where that is enough (no broker asked, ``config`` may be None), else from the partitions; raises FactoryError."""
+    """Answer from the clock where that is enough (``config`` may be None), else from the partitions; raises FactoryError."""
     waited = now.timestamp() - question.end.timestamp()
     if waited >= question.grace:
         return Answer(True, f"{question.topic}: {question.grace:g} s of grace after {question.end.isoformat()} are over", {"by": "grace"})

@@ -1,4 +1,4 @@
-"""What a stage was given to read (a window, a planned shard, a plan, a result, mapped results), turned into one window and one shard of it."""
+"""What a stage was given to read (a window, a plan, a planned shard, results), turned into one window and one shard of it."""
 
 from __future__ import annotations
 

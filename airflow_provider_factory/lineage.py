@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_factory.settings import option
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["result_lineage", "topic_lineage"]
 
 
-def topic_lineage(*, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> OperatorLineage:
+def topic_lineage(*, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> OperatorLineage[Any, Any]:
     """Topics as datasets."""
     from airflow.providers.common.compat.openlineage.facet import Dataset
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -27,7 +27,7 @@ def topic_lineage(*, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) ->
     )
 
 
-def result_lineage(result: AgentResult, *, input_topic: str = "", database_url: str = "") -> OperatorLineage:
+def result_lineage(result: AgentResult, *, input_topic: str = "", database_url: str = "") -> OperatorLineage[Any, Any]:
     """What one run read and wrote: topics and the table, with the number of records written."""
     from airflow.providers.common.compat.openlineage.facet import Dataset, OutputDataset, OutputStatisticsOutputDatasetFacet
     from airflow.providers.openlineage.extractors import OperatorLineage

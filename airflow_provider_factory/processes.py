@@ -37,8 +37,8 @@ def child_environment(
 ) -> dict[str, str]:
     """The environment of an agent's process: the worker's without Airflow's own settings and connections, then ours.
 
-    ``secrets`` (Kafka's and the database's settings) replace whatever the worker's environment says of them; ``extra`` are the task's ``env_vars``;
-    ``python_path`` comes before what stands in PYTHONPATH.
+    ``secrets`` (Kafka's and the database's settings) replace whatever the worker's environment says of them; ``extra`` are the
+    task's ``env_vars``; ``python_path`` comes before what stands in PYTHONPATH.
     """
     environment = {k: v for k, v in base.items() if not k.startswith(_PRIVATE) and k not in _OURS}
     environment.update(secrets)

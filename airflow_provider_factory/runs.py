@@ -16,8 +16,8 @@ __all__ = ["as_bool", "bundle_root", "data_interval", "epoch", "optional_interva
 log = logging.getLogger(__name__)
 
 _HOW = (
-    "schedule the DAG with CronDataIntervalTimetable('@hourly', timezone='UTC') (a bare cron expression has an empty interval in Airflow 3), trigger it "
-    "with a logical date, or plan windows without one: WindowOperator(no_interval='since_last')"
+    "schedule the DAG with CronDataIntervalTimetable('@hourly', timezone='UTC') (a bare cron expression has an empty interval in "
+    "Airflow 3), trigger it with a logical date, or plan windows without one: WindowOperator(no_interval='since_last')"
 )
 
 

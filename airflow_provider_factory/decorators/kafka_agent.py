@@ -1,7 +1,6 @@
 """``@task.kafka_agent``: the body of a function in a DAG file is the agent; its source travels, its hash is the version."""
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -42,8 +41,8 @@ class FunctionSource:
 def function_source(function: Callable[..., Any]) -> FunctionSource:
     """The source of a function without its decorators, ready to be run elsewhere.
 
-    Raises ConfigurationError, with file and line, for what has no source of its own (a lambda, a method, a coroutine) and for names that the
-    function uses but doesn't define: what it needs it has to import in its body.
+    Raises ConfigurationError, with file and line, for what has no source of its own (a lambda, a method, a coroutine) and for
+    names that the function uses but doesn't define: what it needs it has to import in its body.
     """
     where = _where(function)
     if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
@@ -77,8 +76,8 @@ def _complete(text: str, function: FunctionType, file: str, first: int) -> str:
     for name, line in _undefined(code, {function.__name__}):
         if name not in _PROVIDED:
             raise ConfigurationError(
-                f"{file}:{first + line - 1}: agent {function.__name__!r} uses {name!r}, which it doesn't define; only its own source travels: "
-                f"import or define {name!r} in its body, or take it as a parameter (agent_params)"
+                f"{file}:{first + line - 1}: agent {function.__name__!r} uses {name!r}, which it doesn't define; only its own source "
+                f"travels: import or define {name!r} in its body, or take it as a parameter (agent_params)"
             )
         if _PROVIDED[name] not in imports:
             imports.append(_PROVIDED[name])
@@ -107,7 +106,8 @@ class DecoratedKafkaAgentOperator(KafkaAgentOperator):
 class AgentTask:
     """A function as an agent's task: call it to make a task, or map it with ``expand``; ``function`` is the plain function, for unit tests.
 
-    What it takes are KafkaAgentOperator's arguments (``window``, ``shard``, ``agent_params`` …): the function's own are the event and its parameters.
+    What it takes are KafkaAgentOperator's arguments (``window``, ``shard``, ``agent_params`` …): the function's own are the event and
+    its parameters.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

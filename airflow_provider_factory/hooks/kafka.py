@@ -31,6 +31,9 @@ _SECRET_WORDS = ("password", "secret", ".pem", "jaas", "token", "userinfo", "use
 class FactoryKafkaHook(KafkaBaseHook):
     """Reads a connection of the official type ``kafka``; what its extra says of consumer groups is left out, since windows have none."""
 
+    def __init__(self, kafka_config_id: str = KafkaBaseHook.default_conn_name) -> None:
+        super().__init__(kafka_config_id)  # type: ignore[no-untyped-call]  # the official provider's has no types
+
     def config(self) -> KafkaConfig:
         """Typed settings; secrets are masked in every log from now on.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.inputs import plain, results_of
@@ -21,19 +21,19 @@ Conditions = str | Sequence[str]
 
 
 class ValidationOperator(KafkaAgentOperator):
-    """Runs the ``validate`` agent over a window and judges its report, or judges the one report that the shards of a mapped stage make together.
+    """Runs the ``validate`` agent over a window and judges its report, or judges the one that a mapped stage's shards make together.
 
-    What was valid is written before anything is judged: a failed validation keeps the window's dead letters, and nothing downstream runs. XCom
-    is the AgentResult (or the list of judged results): the next stage's ``window``; the merged report is under the key ``report``.
+    What was valid is written before anything is judged: a failed validation keeps the window's dead letters, and nothing downstream
+    runs. XCom is the AgentResult (or the list of judged results): the next stage's ``window``; the report is under ``report``.
 
-    :param fail_if: conditions that fail the task without retries, for example ``"rejected > 1 %"`` or ``["rows < 1000", "null_rate(url) > 0"]``; the
-        contract's own are judged too. (templated)
+    :param fail_if: conditions that fail the task without retries, for example ``"rejected > 1 %"`` or
+        ``["rows < 1000", "null_rate(url) > 0"]``; the contract's own are judged too. (templated)
     :param warn_if: conditions that are only shown. (templated)
     :param results: results of a mapped validate stage, instead of a ``window`` of its own. (templated)
     """
 
     template_fields: Sequence[str] = (*KafkaAgentOperator.template_fields, "fail_if", "warn_if", "results")
-    ui_color: ClassVar[str] = "#fbe3d6"
+    ui_color = "#fbe3d6"
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class ValidationOperator(KafkaAgentOperator):
             broken = "; ".join(str(c["rule"]) for c in verdict.checks if c["outcome"] == "fail")
             raise ValidationFailedError(f"{verdict.lines[0]}; broken: {broken}")
 
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """See ``KafkaAgentOperator``; a judge alone reads and writes no topic."""
         return None if self._judges else super().get_openlineage_facets_on_complete(task_instance)
 

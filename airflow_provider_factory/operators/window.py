@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import Asset, BaseOperator
 
 from airflow_provider_factory.assets import asset_topic, topic_name
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.inputs import planned
-from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, facts_url, topic_url
 from airflow_provider_factory.lineage import topic_lineage
+from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, facts_url, topic_url
 from airflow_provider_factory.runs import as_bool, data_interval, optional_interval, window_policy
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError
@@ -31,14 +31,15 @@ NoInterval = Literal["error", "since_last"]
 class WindowOperator(BaseOperator):
     """Turns the run's data interval into offsets per partition, the same ones however often it runs, and cuts them into shards.
 
-    XCom is a list with one entry a shard (at least one, for an empty hour too): map a stage over it, ``expand(window=window.output)``, or give a
-    stage the whole, ``window=window.output``.
+    XCom is a list with one entry a shard (at least one, for an empty hour too): map a stage over it,
+    ``expand(window=window.output)``, or give a stage the whole, ``window=window.output``.
 
     :param topic: the topic's name, or an asset ``kafka://<cluster>/<topic>``. (templated)
     :param shards: how many shards at most; never more than partitions. (templated)
-    :param after_pause: what a scheduled run of a ``catchup=False`` DAG does with records since the last scheduled run: ``carry`` takes them,
-        ``leave`` leaves them to a backfill. Backfilled and manual runs read exactly their interval.
-    :param no_interval: what a run without a data interval does: ``error``, or ``since_last``, which reads from the pipeline's last window to the end.
+    :param after_pause: what a scheduled run of a ``catchup=False`` DAG does with records since the last scheduled run: ``carry``
+        takes them, ``leave`` leaves them to a backfill. Backfilled and manual runs read exactly their interval.
+    :param no_interval: what a run without a data interval does: ``error``, or ``since_last``, which reads from the pipeline's last
+        window to the end.
     :param accept_loss: go on where records of the window were deleted already; the loss is recorded. (templated)
     :param timeout: how long to try to plan while other planners of the pipeline are at work.
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
@@ -46,7 +47,7 @@ class WindowOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("topic", "shards", "accept_loss", "kafka_conn_id")
     operator_extra_links = (InputTopicLink(), AgentFactsLink())
-    ui_color: ClassVar[str] = "#dbe7f6"
+    ui_color = "#dbe7f6"
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class WindowOperator(BaseOperator):
         ti.xcom_push(key=InputTopicLink.key, value=topic_url(window.topic))
         ti.xcom_push(key=AgentFactsLink.key, value=facts_url(ti))
 
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage:
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """The topic as input."""
         return topic_lineage(inputs=[self.topic])
 

@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from airflow.sdk import BaseSensorOperator
@@ -39,7 +39,7 @@ class KafkaSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("kafka_conn_id",)
-    ui_color: ClassVar[str] = "#f6ecd2"
+    ui_color = "#f6ecd2"
 
     def __init__(
         self,
@@ -69,8 +69,7 @@ class KafkaSensor(BaseSensorOperator):
         """Ask, and wait until it holds; returns the figures."""
         with airflow_errors():
             if not self.deferrable:
-                super().execute(context)
-                return None
+                return super().execute(context)
             question = self.question(context)
             answer = self._ask_once(question)
             if answer is not None and answer.met:
@@ -84,6 +83,7 @@ class KafkaSensor(BaseSensorOperator):
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout) + _MARGIN,
         )
+        return None
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """What the trigger saw: the figures, or a timeout or an error with its reason."""
@@ -113,7 +113,7 @@ class KafkaSensor(BaseSensorOperator):
         from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
 
         answer = self.ask(None, question)
-        if answer is not None and answer.met:
+        if answer.met:
             return answer
         try:
             return self.ask(FactoryKafkaHook(self._conn_id()).config(), question)

@@ -27,7 +27,8 @@ class ConsumerLagSensor(KafkaSensor):
     """Waits until the lag on topics is at most a threshold (``below``), or more than it (``above``). Joins no group, commits nothing.
 
     :param topics: one topic or several: names or assets. (templated)
-    :param group: the consumer group; without it the lag is that of this DAG's own windows: what has arrived since the last one planned. (templated)
+    :param group: the consumer group; without it the lag is that of this DAG's own windows: what has arrived since the last one
+        planned. (templated)
     :param threshold: records. (templated)
     :param condition: ``below`` (at most the threshold) or ``above``.
     :param measure: ``total`` over all partitions, or the ``worst`` one.

@@ -34,7 +34,7 @@ class KafkaTrigger(BaseTrigger):
     path: ClassVar[str]
 
     def __init__(self, *, kafka_conn_id: str, question: Mapping[str, Any], poll_interval: float, deadline: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's has no types
         self.kafka_conn_id = kafka_conn_id
         self.question = dict(question)
         self.poll_interval = poll_interval

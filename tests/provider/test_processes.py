@@ -16,6 +16,7 @@ from factory_agents.protocol import AgentRef, AgentRun
 from factory_agents.sandbox.processes import wait_until
 from tests.provider.samples import window
 
+DONE = """open(result, 'w').write('{"pipeline": "p", "stage": "s", "key": "k"}')\n"""
 RUN = AgentRun("clicks", "enrich", AgentRef("enrich"), window=window())
 
 
@@ -36,8 +37,8 @@ def test_the_run_goes_in_by_standard_input_and_the_result_comes_out_of_a_file(tm
 
 def test_log_lines_keep_their_level(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     script = (
-        "print(json.dumps({'level': 'warning', 'message': 'slow', 'time': 't', 'logger': 'l', 'lag': 3}), file=sys.stderr)\nprint('plain')\n"
-        'open(result, \'w\').write(\'{"pipeline": "p", "stage": "s", "key": "k"}\')'
+        "print(json.dumps({'level': 'warning', 'message': 'slow', 'time': 't', 'logger': 'l', 'lag': 3}), file=sys.stderr)\n"
+        "print('plain')\n" + DONE
     )
     with caplog.at_level(logging.INFO):
         process(tmp_path, script).run()
@@ -59,8 +60,7 @@ def test_an_agent_without_a_result_fails_retriably_and_says_how_it_ended(tmp_pat
 
 
 def test_a_result_of_megabytes_of_log_is_read_without_a_jam(tmp_path: Path) -> None:
-    script = 'sys.stderr.write(\'x\' * 100 + \'\\n\') if 0 else [print(\'y\' * 200) for _ in range(20000)]\nopen(result, \'w\').write(\'{"pipeline": "p", "stage": "s", "key": "k"}\')'
-    assert process(tmp_path, script).run().stage == "s"
+    assert process(tmp_path, "[print('y' * 200) for _ in range(20000)]\n" + DONE).run().stage == "s"
 
 
 def stopped_by_another_thread(agent: AgentProcess, ready: Path) -> None:
@@ -100,10 +100,7 @@ def test_a_deaf_agent_and_its_children_are_killed_after_the_grace(tmp_path: Path
 
 
 def test_a_child_that_holds_the_output_open_does_not_hold_the_task(tmp_path: Path) -> None:
-    script = (
-        "import subprocess\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        'open(result, \'w\').write(\'{"pipeline": "p", "stage": "s", "key": "k"}\')'
-    )
+    script = "import subprocess\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n" + DONE
     assert process(tmp_path, script).run().stage == "s"
 
 

@@ -111,7 +111,8 @@ def test_a_name_that_it_does_not_define_is_refused_with_file_and_line(tmp_path: 
 
 
 def test_annotations_need_no_names(tmp_path: Path) -> None:
-    body = "from __future__ import annotations\nfrom typing import Any\ndef agent(event: dict[str, Any], n: Missing = 1) -> list[Any] | None:\n    return event\n"
+    head = "from __future__ import annotations\nfrom typing import Any\n"
+    body = head + "def agent(event: dict[str, Any], n: Missing = 1) -> list[Any] | None:\n    return event\n"
     assert run_source(from_file(tmp_path, body), {}) == {}
 
 

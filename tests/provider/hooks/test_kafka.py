@@ -69,5 +69,5 @@ def test_what_cannot_be_used_is_named(connection: Any, extra: dict[str, Any], sa
 
 
 def test_a_missing_connection_says_how_to_set_it() -> None:
-    with pytest.raises(ConfigurationError, match="no Airflow connection 'nowhere' .*AIRFLOW_CONN_NOWHERE"):
+    with pytest.raises(ConfigurationError, match=r"no Airflow connection 'nowhere' .*AIRFLOW_CONN_NOWHERE"):
         FactoryKafkaHook("nowhere").config()
