@@ -11,6 +11,7 @@ import typer
 
 from factory_agents import console
 from factory_agents.options import (
+    AGENT_PARAMETERS,
     Resolved,
     declared,
     flag_of,
@@ -51,12 +52,11 @@ SettingsPath = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, as when that is not a terminal")]
 
-_PARAMS = ("source", "time_field", "function", "contract", "table")
-"""Parameters of built-in agents that have a flag of their own."""
 
-
-def _param(help_: str, name: str, metavar: str) -> Any:
-    return typer.Option(flag_of(name), help=help_, metavar=metavar, show_default=False)
+def _param(name: str, metavar: str) -> Any:
+    known = AGENT_PARAMETERS[name]
+    text = f"{', '.join(known.agents)}: {known.help}" + (f" [{known.env}]" if known.env else "")
+    return typer.Option(flag_of(name), help=text, metavar=metavar, show_default=False)
 
 
 def run_agent(  # one parameter an option
@@ -66,13 +66,11 @@ def run_agent(  # one parameter an option
     in_topic: Annotated[str | None, _option("in_topic", metavar="TOPIC")] = None,
     out_topic: Annotated[str | None, _option("out_topic", "--out-topic", "--topic", metavar="TOPIC")] = None,
     dead_letter_topic: Annotated[str | None, _option("dead_letter_topic", metavar="TOPIC")] = None,
-    source: Annotated[str | None, _param("ingest: file, pattern or URL to read [FACTORY_SOURCE]", "source", "FILE")] = None,
-    time_field: Annotated[str | None, _param("ingest: field with the time of a row; needed for an interval", "time_field", "FIELD")] = None,
-    function: Annotated[
-        str | None, _param("enrich: function to call; without one events get enriched: true", "function", "MODULE:FUNCTION")
-    ] = None,
-    contract: Annotated[str | None, _param("validate, publish: data contract", "contract", "FILE")] = None,
-    table: Annotated[str | None, _param("publish: table to write; ingest: table to read", "table", "TABLE")] = None,
+    source: Annotated[str | None, _param("source", "FILE")] = None,
+    time_field: Annotated[str | None, _param("time_field", "FIELD")] = None,
+    function: Annotated[str | None, _param("function", "MODULE:FUNCTION")] = None,
+    contract: Annotated[str | None, _param("contract", "FILE")] = None,
+    table: Annotated[str | None, _param("table", "TABLE")] = None,
     param: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,12 +115,8 @@ def run_agent(  # one parameter an option
     given = locals()
     file = read_settings_file(config)
     flags = {key: given[key] or None if isinstance(given[key], bool) else given[key] for key in declared() if key in given}
-    params = {
-        **(read_params_file(params_file) if params_file else {}),
-        **{key: given[key] for key in _PARAMS if given[key] is not None},
-        **parse_assignments(param or (), "--param"),
-    }
-    resolved = resolve(name, flags, file=file, params=params)
+    params = {key: given[key] for key in AGENT_PARAMETERS if given[key] is not None} | parse_assignments(param or (), "--param")
+    resolved = resolve(name, flags, file=file, params=params, params_file=read_params_file(params_file) if params_file else None)
     from factory_agents import launch
 
     launch.check(name, resolved)

@@ -33,7 +33,6 @@ from factory_agents.protocol import (
 from factory_agents.run import BUILT_IN, build_transform, execute
 from factory_agents.runtime.live import default_group, run_live
 from factory_agents.runtime.session import RunContext
-from factory_agents.runtime.window import run_transform
 
 __all__ = [
     "WHOLE_SOURCE",
@@ -211,7 +210,7 @@ def _everything(config: KafkaConfig, pipeline: str, topic: str) -> Window:
 def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettings) -> AgentResult:
     """Plan (or read) the window and run the agent over it to its end. Raises a FactoryError; a further call resumes."""
     _prepare(settings)
-    if BUILT_IN.get(agent, run_transform) is run_transform:
+    if agent != "ingest":
         # Looked at beforehand: a mistyped function, parameter or topic plans nothing.
         build_transform(AgentRef(agent), settings.params, None).close()
     if settings.out_topic:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from factory_agents.kafka.config import KafkaConfig
 
 __all__ = [
+    "AGENT_PARAMETERS",
+    "AgentParameter",
     "AgentSettings",
     "Declared",
     "Resolved",
@@ -146,11 +148,13 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     file: SettingsFile | None = None,
     params: Mapping[str, Any] | None = None,
+    params_file: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """The settings of one run: each from its flag, else its environment variable, else the file, else its default.
 
-    A flag that is None was not given; an empty variable is not set. ``params`` are the agent's parameters given as flags: they go over the
-    file's, key by key. Raises ConfigurationError naming the flag, the variable or the line.
+    A flag that is None was not given; an empty variable is not set. ``params`` are the agent's parameters given as flags, ``params_file``
+    those of a file for them alone: they go over the settings file's, key by key. Raises ConfigurationError naming the flag, the variable or
+    the line.
     """
     environ = os.environ if environ is None else environ
     file = file or SettingsFile()
@@ -161,10 +165,31 @@ def resolve(
         if found is not None:
             origins[name], value = found
             values[name] = _convert(name, key, value, origins[name])
-    values["params"] = {**values.get("params", {}), **(params or {})}
+    values["params"] = {**values.get("params", {}), **(params_file or {}), **_parameters_from(agent, environ), **(params or {})}
     if not values.get("out_topic") and (agent, values.get("in_topic", "")) in _NEXT_TOPIC:
         values["out_topic"] = _NEXT_TOPIC[agent, values["in_topic"]]
     return Resolved(AgentSettings(**values), origins)
+
+
+class AgentParameter(NamedTuple):
+    """A parameter of built-in agents that has a flag of its own, and an environment variable where the agent doesn't read one itself."""
+
+    agents: tuple[str, ...]
+    help: str
+    env: str = ""
+
+
+AGENT_PARAMETERS: Mapping[str, AgentParameter] = {
+    "source": AgentParameter(("ingest",), "file, pattern or URL to read [FACTORY_SOURCE]"),
+    "time_field": AgentParameter(("ingest",), "field that holds a row's time; needed for an interval", "FACTORY_TIME_FIELD"),
+    "function": AgentParameter(("enrich",), "module:function to call; without one events get enriched: true", "FACTORY_FUNCTION"),
+    "contract": AgentParameter(("validate", "publish"), "data contract, such as contracts/events.yaml", "FACTORY_CONTRACT"),
+    "table": AgentParameter(("publish",), "table to write to", "FACTORY_TABLE"),
+}
+
+
+def _parameters_from(agent: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    return {name: environ[p.env] for name, p in AGENT_PARAMETERS.items() if agent in p.agents and p.env and environ.get(p.env)}
 
 
 def _find(name: str, key: Declared, flags: Mapping[str, Any], environ: Mapping[str, str], file: SettingsFile) -> tuple[str, Any] | None:
