@@ -20,9 +20,10 @@ __all__ = ["PublishParams", "build"]
 class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``publish`` takes.
 
-    ``table``: ``table`` or ``schema.table``, taken literally. ``contract`` (a file, YAML text or a mapping) gives columns, key and order; without one an
-    existing table's own columns and primary key do, and the last one published wins. ``create_table``: create it from the contract if absent.
-    ``database_url_env`` names the environment variable that holds the database's URL. ``statement_timeout`` (0: none) and ``lock_timeout`` are seconds.
+    ``table``: ``table`` or ``schema.table``, taken literally. ``contract`` (a file, YAML text or a mapping) gives columns, key and order;
+    without one an existing table's own columns and primary key do, and what is published last wins. ``create_table``: create it from the
+    contract if absent. ``database_url_env`` names the environment variable that holds the database's URL. ``statement_timeout`` (0:
+    none) and ``lock_timeout`` are seconds.
     """
 
     table: str
@@ -36,7 +37,8 @@ class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:  # noqa: ARG001
     """The sink for these parameters; it connects when it claims.
 
-    Raises ConfigurationError for parameters it doesn't take or a database URL that isn't set, ContractError for a contract that can't be read.
+    Raises ConfigurationError for parameters it doesn't take or a database URL that isn't set, ContractError for a contract that can't be
+    read.
     """
     settings = _params(params)
     contract = load_contract(settings.contract) if settings.contract else None

@@ -89,12 +89,12 @@ class Publication:
     def _sweep(self, mine: Mine) -> int:
         """Delete what this window has in the table and no longer produces; the number of rows.
 
-        Partitions may move between the shards of two plans, so an earlier plan's rows go when the whole plan is there, not before: no reader misses a
-        row on its way from one shard to another.
+        Partitions may move between the shards of two plans, so an earlier plan's rows go when the whole of this plan is there, not
+        before: no reader misses a row on its way from one shard to another.
         """
         ledger, claim = self._ledger, self.claim
         ledger.meet()
-        if not ledger.older():
+        if not ledger.published_before():
             return 0
         current = [(claim.shard.key, claim.generation), *ledger.peers()]
         if len(current) == claim.shard.of:
@@ -103,7 +103,7 @@ class Publication:
 
     def _stale(self, mine: Mine, distinct: int) -> list[str]:
         """What a person should know of a table that doesn't say whose its rows are."""
-        if not self._ledger.older():
+        if not self._ledger.published_before():
             return []
         why = f"{self.table.text} has no _factory_ columns, so nothing is deleted from it"
         if mine.outcome is None or self.claim.shard.of > 1:
@@ -129,6 +129,7 @@ class _Statements:
         self._claim = claim
         self._places = {c.name: sql.Identifier(f"c{i}") for i, c in enumerate(table.columns)}
         self._columns = {c.name: c for c in table.columns}
+        self._values = {c.name: self._cast(c, type_) for c, type_ in zip(table.columns, table.types, strict=True)}
         self._staging = sql.SQL(f"pg_temp.{_STAGING}")
         self._window = f"{claim.window} {claim.stage}"
 
@@ -154,11 +155,11 @@ class _Statements:
         parts: dict[str, Any] = {
             "table": table.identifier,
             "columns": names(self._places),
-            "values": sql.SQL(", ").join(self._cast(c, type_) for c, type_ in zip(table.columns, table.types, strict=True)),
+            "values": sql.SQL(", ").join(self._values.values()),
             "key": names(table.key),
             "staging": self._staging,
             "staged_key": self._staged_key(),
-            "newest": sql.SQL("").join(compose(", {c} DESC NULLS LAST", c=self._places[n]) for n in self._order()),
+            "newest": sql.SQL("").join(compose(", {c} DESC NULLS LAST", c=self._values[n]) for n in self._order()),
             "set": sql.SQL(", ").join(compose("{c} = EXCLUDED.{c}", c=sql.Identifier(n)) for n in self._places),
             "own_columns": sql.SQL(""),
             "own_values": sql.SQL(""),
@@ -207,7 +208,7 @@ class _Statements:
     def _staged_key(self) -> sql.Composed:
         from psycopg import sql
 
-        return sql.SQL(", ").join(self._places[name] for name in self._table.key)
+        return sql.SQL(", ").join(self._values[name] for name in self._table.key)
 
     def _order(self) -> list[str]:
         """What makes one row newer than another: version, then time, as far as there are such columns."""
@@ -232,7 +233,8 @@ class _Statements:
         comma = sql.SQL(", " if self._order() else "")
         return compose(
             " WHERE (t._factory_window = {window} AND (t._factory_shard = {shard} OR t._factory_generation < {since}))"
-            " OR ROW({ours}{comma}EXCLUDED._factory_window, EXCLUDED._factory_partition) >= ROW({theirs}{comma}t._factory_window, t._factory_partition)",
+            " OR ROW({ours}{comma}EXCLUDED._factory_window, EXCLUDED._factory_partition)"
+            " >= ROW({theirs}{comma}t._factory_window, t._factory_partition)",
             window=self._window,
             shard=self._claim.shard.key,
             since=since,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -25,7 +25,9 @@ _CHUNK = 2000
 _MOST = 1.7976931348623157e308
 _FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC).timestamp(), datetime(9999, 12, 30, tzinfo=UTC).timestamp()
 _UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000}
-_UNFIT = (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError)
+_UNFIT = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, RecursionError)
+_NUMERIC_DIGITS = 2000
+_EXACT = Context(prec=2 * _NUMERIC_DIGITS)
 _encode = msgspec.json.Encoder().encode
 _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -200,11 +202,14 @@ def _numeric(value: Any, digits: tuple[int, int] | None) -> str:
         number = Decimal(str(value))
     except InvalidOperation as error:
         raise ValueError("expected a number or its text") from error
-    if not number.is_finite() or abs(number.adjusted()) > 1000:
+    text = str(number)
+    if not number.is_finite() or abs(number.adjusted()) > _NUMERIC_DIGITS or len(text) > _NUMERIC_DIGITS:
         raise ValueError("not a number that a numeric column holds")
-    if digits is not None and number.quantize(Decimal(1).scaleb(-digits[1])).adjusted() >= digits[0] - digits[1] and number:
-        raise ValueError(f"the column takes numeric({digits[0]},{digits[1]})")
-    return str(number)
+    if digits is not None and number:
+        precision, scale = digits
+        if _EXACT.quantize(number, Decimal(1).scaleb(-scale)).adjusted() >= precision - scale:
+            raise ValueError(f"the column takes numeric({precision},{scale})")
+    return text
 
 
 def _time(text: str) -> datetime:

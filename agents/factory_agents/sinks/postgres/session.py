@@ -139,7 +139,7 @@ def explain(error: psycopg.Error, doing: str, address: str) -> FactoryError:
 
 @contextmanager
 def cut_after(connection: psycopg.Connection[Any], seconds: float) -> Iterator[None]:
-    """Close the connection's socket if the block takes longer: an answer that is held on its way must not hold us for ever (0: no limit)."""
+    """Close the connection's socket if the block takes longer (0: no limit): an answer lost on its way must not hold us for ever."""
     if seconds <= 0:
         yield
         return

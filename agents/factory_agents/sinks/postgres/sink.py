@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 _TRIES = 6
 _IN_EACH_OTHERS_WAY = ("40001", "40P01")
 _LOCKED = "55P03"
+_ON_THE_WAY = 60.0
+"""Seconds that an answer may take beyond the server's own limits."""
 _MERGE_IDLE = "60s"
 """A publisher that stops dead in the middle of a merge holds its locks no longer than this."""
 _RECONNECTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -47,9 +49,9 @@ class PostgresTarget(msgspec.Struct, frozen=True):
 class PostgresSink:
     """A ``Sink`` over one table.
 
-    ``claim`` commits by itself. ``write`` copies rows into a temporary table of the transaction that ``commit`` ends: there duplicates are removed
-    by key, the rest is merged in key order (so that publishers don't deadlock), what the window no longer produces is deleted, and the ledger row is
-    written. ``identity`` enters the fingerprint. The database is not spoken to before ``claim``.
+    ``claim`` commits by itself. ``write`` copies rows into a temporary table of the transaction that ``commit`` ends: there duplicates
+    are removed by key, the rest is merged in key order (so that publishers don't deadlock), what the window no longer produces is
+    deleted, and the ledger row is written. ``identity`` enters the fingerprint. The database is not spoken to before ``claim``.
     """
 
     name = "publish"
@@ -65,7 +67,8 @@ class PostgresSink:
     def claim(self, claim: Claim) -> SinkOutcome | None:
         """See ``Sink.claim``. The table is created, or compared with the contract, here.
 
-        Raises SinkError where it doesn't fit or holds a newer manifest's rows, ConfigurationError and UnavailableError as the database answers.
+        Raises SinkError where it doesn't fit or holds a newer manifest's rows, ConfigurationError or UnavailableError where the database
+        refuses or doesn't answer.
         """
         self.close()
         connection = self._connect(claim)
@@ -158,7 +161,7 @@ class PostgresSink:
     @property
     def _patience(self) -> float:
         """How long the answers of one step may take: some statements' time, and more for the way (0: no limit)."""
-        return self._target.statement_timeout * 4 + 60 if self._target.statement_timeout else 0
+        return self._target.statement_timeout * 4 + _ON_THE_WAY if self._target.statement_timeout else 0
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
@@ -188,8 +191,8 @@ class PostgresSink:
                 holders = ""
         name = self._target.table.name
         return UnavailableError(
-            f"{doing} ({self._target.database.address}): table {name!r} or rows of it stayed locked for {self._target.lock_timeout:g} s{holders}; "
-            "retry when it is free"
+            f"{doing} ({self._target.database.address}): table {name!r} or rows of it stayed locked for"
+            f" {self._target.lock_timeout:g} s{holders}; retry when it is free"
         )
 
     def _end(self, publication: Publication, doing: str) -> None:
@@ -221,15 +224,15 @@ class PostgresSink:
             try:
                 connection = self._connect(publication.claim)
                 self._begin(connection)
-                with cut_after(connection, self._target.lock_timeout + 60):
+                with cut_after(connection, self._target.lock_timeout + _ON_THE_WAY):
                     return Ledger(connection, publication.table, publication.claim).committed(publication.fence)
             except (psycopg.Error, UnavailableError) as error:
                 failure = error
             finally:
                 self.close()
         raise UnavailableError(
-            f"{doing} ({self._target.database.address}): the connection was lost at the commit, and the database cannot be asked whether it was made; "
-            "a retry finds out"
+            f"{doing} ({self._target.database.address}): the connection was lost at the commit, and the database cannot be asked whether"
+            " it was made; a retry finds out"
         ) from failure
 
 

@@ -36,7 +36,7 @@ _LEDGER_COLUMNS = """
     shard integer NOT NULL,
     shards integer NOT NULL,
     fence bigint NOT NULL,
-    claimed_plan text NOT NULL,
+    claimed_plan text,
     claimed_generation bigint NOT NULL,
     claimed_at timestamptz NOT NULL,
     plan text,
@@ -322,7 +322,7 @@ def _fit(
 
 
 def _inferred(table: str, found: Mapping[str, _Found], key: Sequence[str]) -> tuple[tuple[WantedColumn, ...], tuple[str, ...]]:
-    """A table's own columns as those wanted; what the database fills in itself and types that publish doesn't write are left out, with a note."""
+    """A table's own columns as those wanted; those that the database fills in, or of types not written here, are left out with a note."""
     columns, left_out = [], []
     for f in found.values():
         type_ = _FITTING.get(f.base)
@@ -345,6 +345,8 @@ def _misfit(column: WantedColumn, found: _Found | None, key: bool) -> str:
         return f"column {column.name!r}: expected {expected}, found one that PostgreSQL generates"
     if _FITTING.get(found.base) != column.type:
         return f"column {column.name!r}: expected {expected}, found {found.type}"
+    if key and column.type == "json":
+        return f"column {column.name!r}: expected a key that can be compared, found {found.type}"
     if key and not found.deterministic:
         return f"column {column.name!r}: expected a key that is compared byte by byte, found a collation that calls different texts equal"
     return ""
@@ -395,7 +397,7 @@ def _check_order(columns: Sequence[WantedColumn], wanted: WantedTable) -> None:
     types = {c.name: c.type for c in columns}
     if columns and not wanted.key:
         raise ConfigurationError("the contract names no key: publish upserts by it; add key: or id: to the contract")
-    for what, name in (("time", wanted.time), ("version_field", wanted.version)):
+    for what, name in (("time", wanted.time), ("version_field", wanted.version), *(("key", name) for name in wanted.key)):
         if name is not None and types.get(name, "json") == "json":
             why = "has no order (it is json)" if name in types else "is not among its columns"
-            raise ConfigurationError(f"the contract's {what} {name!r} {why}: the table keeps the newest row by it; change its columns")
+            raise ConfigurationError(f"the contract's {what} {name!r} {why}: rows are compared by it; change its columns")
