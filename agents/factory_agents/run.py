@@ -29,7 +29,7 @@ from factory_agents.telemetry import configure_logging, fields
 
 __all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "build_transform", "execute", "main"]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("factory_agents.run")  # also where this module is __main__
 
 EXIT_FAILED, EXIT_RETRY = 1, 75
 _TERMINATION_LOG, _TERMINATION_LIMIT = Path("/dev/termination-log"), 4096

@@ -23,8 +23,10 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Manifest, PartitionRange, Window, decode_result, encode
 from factory_agents.runtime.agents import Transform, agent
+from factory_agents.runtime.loading import load_agent_ref
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import run_transform
+from tests.support.agents import mark
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,11 +58,6 @@ class Rec:
 def events(n: int, start: int = 0, **more: Any) -> list[bytes]:
     """Events with the ids from ``start`` on."""
     return [json.dumps({"event_id": i, "text": f"event {i}", **more}).encode() for i in range(start, start + n)]
-
-
-def mark(event: dict[str, Any]) -> dict[str, Any]:
-    """The plainest agent."""
-    return event | {"seen": True}
 
 
 class Attempt:
@@ -181,7 +178,7 @@ class Runs:
         self.produce(topic, events(n))
         return self.window(topic)
 
-    def run(self, window: Window | None, output: str = "", name: str = "tests.support.runs:mark", **more: Any) -> AgentRun:
+    def run(self, window: Window | None, output: str = "", name: str = "tests.support.agents:mark", **more: Any) -> AgentRun:
         run = AgentRun(self.prefix, "stage", AgentRef(name), window=window, output_topic=output, prefix=self.prefix)
         run = msgspec.structs.replace(run, **more)
         self._made.add(f"{run.output_topic or (window.topic if window else '')}.dead")
@@ -195,14 +192,15 @@ class Runs:
         config: KafkaConfig | None = None,
         **context: Any,
     ) -> AgentResult:
-        """Run a function (or a transform) here and now."""
+        """Run a function (or a transform, or a class of them) here and now; a function under the name and version that the run names."""
 
         def make() -> Transform:
             if isinstance(function, type):
                 return function()  # type: ignore[no-any-return]
             if not callable(function):
                 return function
-            return agent(name=run.agent.name, version=run.agent.version or "1")(function).bind(run.params)
+            theirs = load_agent_ref(run.agent)
+            return agent(name=theirs.name, version=theirs.version)(function).bind(run.params)
 
         return run_transform(RunContext(config or self.config, **context), run, make)
 

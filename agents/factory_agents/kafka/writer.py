@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -79,7 +80,6 @@ class TransactionalWriter:
         self.batch_bytes = _BATCH_BYTES
         self._producer: Producer | None = None
         self._errors: list[tuple[KafkaError, Message]] = []
-        self._fatal: KafkaError | None = None
         self.open_since: float | None = None
 
     def open(self, deadline: float) -> None:
@@ -87,7 +87,7 @@ class TransactionalWriter:
         self.close()
         extra: dict[str, Any] = {} if self.batch_bytes >= _BATCH_BYTES else {"batch_size": self.batch_bytes}
         self._producer = self._config.producer(
-            self._id, transaction_timeout_ms=self.timeout_ms, on_delivery=self._delivered, error_cb=self._failed, **extra
+            self._id, transaction_timeout_ms=self.timeout_ms, on_delivery=self._delivered, **extra
         )
         doing = f"starting transactional id {self._id!r}"
         until = min(deadline, time.monotonic() + _OPEN_SECONDS)
@@ -102,11 +102,6 @@ class TransactionalWriter:
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._errors.append((error, message))
-
-    def _failed(self, error: KafkaError) -> None:
-        """Without this callback the client raises a fatal error from within whatever call happens to run."""
-        if error.fatal():
-            self._fatal = error
 
     @property
     def producer(self) -> Producer:
@@ -137,7 +132,7 @@ class TransactionalWriter:
                 return None
             except BufferError:
                 self._check_time(time.monotonic(), float("inf"), "writing")
-                self.producer.poll(0.05)
+                self._serve(lambda: self.producer.poll(0.05))
             except KafkaException as error:
                 if error.args[0].code() in _REFUSED:
                     refused: KafkaError = error.args[0]
@@ -147,10 +142,8 @@ class TransactionalWriter:
     def flush(self, deadline: float) -> None:
         """Wait until all that was sent stands in the log (uncommitted); ChunkAbortedError where it doesn't."""
         began = time.monotonic()
-        while self.producer.flush(min(1.0, max(0.1, deadline - time.monotonic()))) > 0:
+        while self._serve(lambda: self.producer.flush(min(1.0, max(0.1, deadline - time.monotonic())))) > 0:
             self._check_time(began, deadline, "writing; nothing of this chunk is committed, a retry resumes before it")
-        if self._fatal is not None:
-            raise self._fenced(self._fatal, "writing")
         if self._errors:
             raise self._aborted(self._errors[0][0], "writing")
 
@@ -178,6 +171,25 @@ class TransactionalWriter:
         self.open_since = None
         failpoints.hit("chunk.after-commit")
 
+    def _serve(self, serve: Callable[[], int]) -> int:
+        """Let the client call its callbacks.
+
+        It raises a fatal error out of any such call; where a callback runs after that, a SystemError comes instead.
+        """
+        try:
+            return serve()
+        except KafkaException as error:
+            raise self._failure(error, "writing") from error
+        except SystemError as error:
+            reason = self._reason()
+            if reason is None:
+                raise
+            raise self._failure(KafkaException(reason), "writing") from error
+
+    def _poll(self) -> None:
+        with contextlib.suppress(KafkaException, SystemError):
+            self.producer.poll(0)
+
     def _check_time(self, began: float, deadline: float, doing: str) -> None:
         now = time.monotonic()
         if now > min(deadline, began + _LONGEST_WAIT):
@@ -199,7 +211,7 @@ class TransactionalWriter:
 
     def _reason(self) -> KafkaError | None:
         """Why the transaction is in error: ``produce`` says only that it is, ``begin_transaction`` tells."""
-        self.producer.poll(0)
+        self._poll()
         try:
             self.producer.begin_transaction()
         except KafkaException as error:
@@ -217,7 +229,7 @@ class TransactionalWriter:
         failure = kafka_error(cause, doing)
         if isinstance(failure, FencedError):
             return failure
-        self.producer.poll(0)
+        self._poll()
         refused = [(e, m) for e, m in self._errors if e.code() in _REFUSED]
         where = [(m.topic(), m.partition()) for _, m in refused]
         records = [
@@ -235,9 +247,10 @@ class TransactionalWriter:
         try:
             if producer is not None and is_open:
                 producer.abort_transaction(10.0)
-        except KafkaException as error:
-            if error.args[0].fatal():
-                raise self._fenced(error.args[0], "aborting") from error
+        except (KafkaException, SystemError) as error:
+            cause = error.args[0] if isinstance(error, KafkaException) else self._reason()
+            if cause is not None and cause.fatal():
+                raise self._fenced(cause, "aborting") from error
         finally:
             self.close()
 
@@ -245,7 +258,6 @@ class TransactionalWriter:
         """Drop the producer."""
         self._producer = None
         self._errors = []
-        self._fatal = None
         self.open_since = None
 
 

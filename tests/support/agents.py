@@ -1,0 +1,30 @@
+"""Agents for processes that tests start: ``tests.support.agents:mark``. Light to import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from factory_agents.runtime.agents import Reject, agent
+
+
+def mark(event: dict[str, Any]) -> dict[str, Any]:
+    """The plainest agent."""
+    return event | {"seen": True}
+
+
+def judge(event: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]] | None:
+    """Every kind of outcome, by the event's id."""
+    n = event["event_id"]
+    if n % 10 == 3:
+        return None
+    if n % 10 == 5:
+        raise Reject("ends in five", rule="five")
+    if n % 10 == 7:
+        raise ValueError(f"cannot bear {n}")
+    return [event, event] if n % 10 == 9 else event
+
+
+@agent(version="2")
+def mark_anew(event: dict[str, Any]) -> dict[str, Any]:
+    """Another version of ``mark``."""
+    return event | {"seen": 2}
