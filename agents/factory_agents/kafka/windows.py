@@ -158,9 +158,10 @@ def _percent(shards: Sequence[StageRecord], plan: PlanRecord | None) -> int | No
     ranges = {r.partition: r for r in plan.ranges}
     passed = 0
     for record in shards:
-        positions = {} if record.progress is None else record.progress.positions
-        if record.result is not None and record.result.input is not None:
-            positions = {r.partition: r.end for r in record.result.input.ranges}
+        read = None if record.result is None else record.result.input
+        if read is None and record.progress is None:
+            return None
+        positions = {r.partition: r.end for r in read.ranges} if read is not None else record.progress.positions if record.progress else {}
         for partition, offset in positions.items():
             r = ranges.get(partition)
             if r is None or not r.start <= offset <= r.end:

@@ -1,0 +1,138 @@
+"""Lag is what a committed reader has still to read; asking for it changes nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.lag import LagTotal, PartitionLag, group_lag, lag_of, lag_totals, pipeline_lag, topic_lag
+from factory_agents.kafka.topics import Cluster
+from factory_agents.protocol import Interval
+from tests.support.runs import Runs, events
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
+
+
+def commit(bootstrap: str, group: str, topic: str, offsets: dict[int, int]) -> None:
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "enable.auto.commit": False})
+    consumer.commit(offsets=[TopicPartition(topic, p, o) for p, o in offsets.items()], asynchronous=False)
+    consumer.close()
+
+
+def test_lag_counts_from_the_committed_offset_and_without_one_from_the_log_start(runs: Runs) -> None:
+    topic = runs.topic(partitions=2)
+    runs.produce(topic, events(5), partition=0)
+    runs.produce(topic, events(3), partition=1)
+    commit(runs.bootstrap, runs.prefix, topic, {0: 2})
+    assert group_lag(runs.config, runs.prefix, [topic]) == [
+        PartitionLag(topic, 0, committed=2, end=5, lag=3),
+        PartitionLag(topic, 1, committed=None, end=3, lag=3),
+    ]
+
+
+def test_lag_ends_where_an_open_transaction_begins(runs: Runs) -> None:
+    topic = runs.topic(partitions=1)
+    runs.produce(topic, events(2))
+    commit(runs.bootstrap, runs.prefix, topic, {0: 0})
+    writer = runs.config.producer(f"{runs.prefix}.open")
+    writer.init_transactions(30)
+    writer.begin_transaction()
+    writer.produce(topic, b"{}")
+    writer.flush(30)
+    assert [r.end for r in group_lag(runs.config, runs.prefix, [topic])] == [2]
+    writer.commit_transaction(30)
+
+
+def test_lag_of_records_deleted_by_retention_is_none(runs: Runs, admin: AdminClient) -> None:
+    topic = runs.topic(partitions=1)
+    runs.produce(topic, events(9))
+    commit(runs.bootstrap, runs.prefix, topic, {0: 2})
+    admin.delete_records([TopicPartition(topic, 0, 6)])[TopicPartition(topic, 0)].result()
+    assert group_lag(runs.config, runs.prefix) == [PartitionLag(topic, 0, committed=2, end=9, lag=3)]
+
+
+def test_asking_commits_nothing_and_joins_no_group(runs: Runs) -> None:
+    topic = runs.topic(partitions=2)
+    runs.produce(topic, events(4))
+    commit(runs.bootstrap, runs.prefix, topic, {0: 1})
+    cluster = Cluster(runs.config)
+    before = (cluster.committed(runs.prefix), cluster.group(runs.prefix))
+    first = group_lag(runs.config, runs.prefix)
+    assert group_lag(runs.config, runs.prefix) == first
+    assert (cluster.committed(runs.prefix), cluster.group(runs.prefix)) == before
+
+
+def test_without_topics_those_that_the_group_has_committed_for(runs: Runs) -> None:
+    one, other = runs.topic("one", partitions=1), runs.topic("other", partitions=1)
+    commit(runs.bootstrap, runs.prefix, one, {0: 0})
+    assert [r.topic for r in group_lag(runs.config, runs.prefix)] == [one]
+    assert [r.topic for r in group_lag(runs.config, runs.prefix, [other])] == [other]
+
+
+def test_an_unknown_group_and_an_unknown_topic_are_one_clear_line(runs: Runs) -> None:
+    topic = runs.topic(partitions=1)
+    with pytest.raises(ConfigurationError, match=f"consumer group '{runs.prefix}': it has neither members nor committed offsets"):
+        group_lag(runs.config, runs.prefix, [topic])
+    commit(runs.bootstrap, runs.prefix, topic, {0: 0})
+    with pytest.raises(ConfigurationError, match=r"topic 'no\.such': unknown topic"):
+        group_lag(runs.config, runs.prefix, ["no.such"])
+
+
+def test_without_a_broker_the_lag_is_unavailable() -> None:
+    with pytest.raises(UnavailableError, match=r"no broker answered at 127\.0\.0\.1:1"):
+        Cluster(KafkaConfig("127.0.0.1:1"), timeout=1.0).group("anyone")
+
+
+def test_every_group_on_a_topic(runs: Runs) -> None:
+    topic, other = runs.topic(partitions=1), runs.topic("other", partitions=1)
+    runs.produce(topic, events(3))
+    commit(runs.bootstrap, f"{runs.prefix}-a", topic, {0: 1})
+    commit(runs.bootstrap, f"{runs.prefix}-b", topic, {0: 3})
+    commit(runs.bootstrap, f"{runs.prefix}-c", other, {0: 0})
+    assert {g: [r.lag for r in rows] for g, rows in topic_lag(runs.config, [topic]).items()} == {
+        f"{runs.prefix}-a": [2],
+        f"{runs.prefix}-b": [0],
+    }
+
+
+def test_a_pipelines_lag_is_what_arrived_since_its_last_cut(runs: Runs) -> None:
+    from factory_agents.kafka.cuts import plan_window
+
+    topic = runs.topic(partitions=2, message_timestamp_type="LogAppendTime")
+    runs.produce(topic, events(4))
+    assert sum(r.lag for r in pipeline_lag(runs.config, runs.prefix, [topic], prefix=runs.prefix)) == 4
+    now = datetime.now(UTC)
+    plan_window(
+        runs.config,
+        pipeline=runs.prefix,
+        topic=topic,
+        interval=Interval(now - timedelta(hours=1), now + timedelta(seconds=1)),
+        prefix=runs.prefix,
+    )
+    assert sum(r.lag for r in pipeline_lag(runs.config, runs.prefix, prefix=runs.prefix)) == 0
+    runs.produce(topic, events(3))
+    assert sum(r.lag for r in pipeline_lag(runs.config, runs.prefix, prefix=runs.prefix)) == 3
+
+
+def test_a_pipeline_that_planned_nothing_must_be_told_its_topics(runs: Runs) -> None:
+    with pytest.raises(ConfigurationError, match="it has planned no window yet"):
+        pipeline_lag(runs.config, runs.prefix, prefix=runs.prefix)
+
+
+def test_whose_lag_must_be_said_once() -> None:
+    config = KafkaConfig("127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="whose lag"):
+        lag_of(config, group=None, topics=None, pipeline=None)
+    with pytest.raises(ConfigurationError, match="leave 'g' or --pipeline out"):
+        lag_of(config, group="g", topics=None, pipeline="p")
+
+
+def test_totals_name_the_partition_that_is_furthest_behind() -> None:
+    rows = {"a": [PartitionLag("t", 0, 1, 4, 3), PartitionLag("t", 1, None, 9, 9)], "b": [PartitionLag("t", 0, 4, 4, 0)]}
+    assert lag_totals(rows) == [LagTotal("a", "t", 2, 12, 9, 1), LagTotal("b", "t", 1, 0, 0, 0)]
