@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
 __all__ = ["PreloadPlugin"]
+
+_RUNS_NO_DAG_FILES = {"api-server", "triggerer", "db", "kerberos", "users", "connections", "variables", "pools"}
 
 
 class PreloadPlugin(AirflowPlugin):
@@ -17,7 +20,9 @@ class PreloadPlugin(AirflowPlugin):
     name = "factory_preload"
 
     @classmethod
-    def on_load(cls, *args: Any, **kwargs: Any) -> None:
-        """Import the operators; whatever goes wrong shows, with its file, in the DAG that needs them."""
+    def on_load(cls, *args: Any, **kwargs: Any) -> None:  # noqa: ARG003  # Airflow's signature
+        """Import the operators where DAG files are read; whatever goes wrong shows, with its file, in the DAG that needs them."""
+        if sys.argv[1:2] and sys.argv[1] in _RUNS_NO_DAG_FILES:
+            return
         with contextlib.suppress(Exception):
             importlib.import_module("airflow_provider_factory.operators.kafka_agent")
