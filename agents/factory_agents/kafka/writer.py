@@ -142,7 +142,7 @@ class TransactionalWriter:
     def flush(self, deadline: float) -> None:
         """Wait until all that was sent stands in the log (uncommitted); ChunkAbortedError where it doesn't."""
         began = time.monotonic()
-        while self._serve(lambda: self.producer.flush(min(1.0, max(0.1, deadline - time.monotonic())))) > 0:
+        while self._serve(lambda: self.producer.flush(0.2)) > 0 and not self._errors:  # after an error the rest only waits for its end
             self._check_time(began, deadline, "writing; nothing of this chunk is committed, a retry resumes before it")
         if self._errors:
             raise self._aborted(self._errors[0][0], "writing")
