@@ -129,7 +129,7 @@ class _Planner:
         self._ledger.ensure()
         lost = 0
         while True:
-            window = planned(self._ledger.read(deadline=self._deadline), self._request, topic)
+            window = planned(self._ledger.glance(deadline=self._deadline), self._request, topic)
             if window is not None:
                 return window
             if time.monotonic() > self._deadline:
@@ -138,15 +138,17 @@ class _Planner:
                 )
             answers = self._ask()
             topic = answers.topic
-            if not self._write(answers):
-                lost += 1  # whoever took over is given time to finish, or all would fence each other for ever
-                time.sleep(random.uniform(0.05, 0.1 * min(2**lost, 30)))
+            window = self._write(answers)
+            if window is not None:
+                return window
+            lost += 1  # whoever took over is given time to finish, or all would fence each other for ever
+            time.sleep(random.uniform(0.05, 0.1 * min(2**lost, 30)))
 
     def preview(self) -> Window:
         """The window that ``plan`` would give now; writes nothing."""
         check_window_topic(self.cluster, self._request.topic)
         absent = self.cluster.find(self._ledger.topic) is None
-        view = LedgerView() if absent else self._ledger.read(deadline=self._deadline)
+        view = LedgerView() if absent else self._ledger.glance(deadline=self._deadline)
         answers = self._ask()
         window = planned(view, self._request, answers.topic)
         if window is None:
@@ -171,21 +173,25 @@ class _Planner:
             if time.monotonic() > self._deadline:
                 raise DeadlineError(f"{self._doing}: topic {name!r} kept changing for {self._timeout:.0f} s; try again")
 
-    def _write(self, answers: LogAnswers) -> bool:
-        """One try at writing what is missing; False where another planner took over, or the broker aborted: the ledger tells what now."""
+    def _write(self, answers: LogAnswers) -> Window | None:
+        """One try at writing what is missing; None where another planner took over, or the broker aborted: the ledger tells what now.
+
+        A producer of the same id that died with its transaction open is fenced first, so that nobody waits for it.
+        """
         producer = self._config.producer(self._transactional_id, transaction_timeout_ms=_TRANSACTION_MS)
         try:
             producer.init_transactions(max(1.0, self._deadline - time.monotonic()))
             view = self._ledger.read(deadline=self._deadline)
-            if planned(view, self._request, answers.topic) is not None:
-                return True
+            window = planned(view, self._request, answers.topic)
+            if window is not None:
+                return window
             self._commit(producer, decide(view, self._request, answers, int(time.time() * 1000)))
         except KafkaException as error:
             failure = kafka_error(error, self._doing)
             if isinstance(failure, FencedError) or error.args[0].txn_requires_abort():
-                return False
+                return None
             raise failure from error
-        return True
+        return planned(self._ledger.read(deadline=self._deadline), self._request, answers.topic)
 
     def _commit(self, producer: Producer, records: Iterable[LedgerRecord]) -> None:
         producer.begin_transaction()

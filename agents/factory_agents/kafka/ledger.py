@@ -212,8 +212,17 @@ class Ledger:
 
         ``deadline`` is a ``time.monotonic()`` value; raises DeadlineError past it.
         """
-        partitions = [self.partition] if self.pipeline else list(range(LEDGER_PARTITIONS))
-        ends = self._cluster.high_watermark(self.topic, partitions)
+        return self._read(start, self._cluster.high_watermark(self.topic, self._partitions()), deadline)
+
+    def glance(self, *, deadline: float) -> LedgerView:
+        """What is committed and to be seen now, waiting for nobody: enough for what never changes once it is there, as plans don't."""
+        return self._read(0, self._cluster.stable_offset(self.topic, self._partitions()), deadline)
+
+    def _partitions(self) -> list[int]:
+        return [self.partition] if self.pipeline else list(range(LEDGER_PARTITIONS))
+
+    def _read(self, start: int, ends: dict[int, int], deadline: float) -> LedgerView:
+        partitions = list(ends)
         starts = self._cluster.log_start(self.topic, partitions)
         view = LedgerView(end=ends[partitions[0]])
         todo = {p: ends[p] for p in partitions if max(start, starts[p]) < ends[p]}

@@ -59,7 +59,7 @@ class WindowReader:
         self._consumer: Consumer | None = None
         self._longest: float | None = None
         self._todo: dict[int, PartitionRange] = {}
-        self._gone = False
+        self._begun = self._gone = False
         self.positions: dict[int, int] = {}
         self.read: dict[int, int] = {}
         self.lost: list[PartitionRange] = list(window.lost)
@@ -69,10 +69,12 @@ class WindowReader:
     def check_topic(self) -> None:
         """Raise DataLossError where the topic is not the one that was planned (any more), or has fewer partitions.
 
-        Once it returns, all that was read before it is the window's: a topic id never comes back. Call it before every commit. Where
-        ``seek`` found the topic gone and that loss is accepted, nothing was read, and nothing is raised.
+        Once it returns, all that was read before it is the window's: a topic id never comes back. Call it before every commit. With
+        ``accept_loss`` a topic that was gone before ``seek`` is no error: nothing of it is read.
         """
-        why = "" if self._gone else self._topic_gone()
+        if self._gone or (self._accept_loss and not self._begun):
+            return
+        why = self._topic_gone()
         if why:
             raise DataLossError(
                 f"window {self._window.key}: {why}: its records are lost; plan anew, or go on without them with --accept-loss"
@@ -112,7 +114,7 @@ class WindowReader:
         gone = self._topic_gone()
         if gone and not self._accept_loss:
             self.check_topic()
-        self._gone = bool(gone)
+        self._begun, self._gone = True, bool(gone)
         starts = {p: r.end for p, r in self._todo.items()} if gone else self._cluster.log_start(self._window.topic, self._todo)
         for p, r in list(self._todo.items()):
             if starts[p] > self.positions[p]:
