@@ -5,7 +5,7 @@
 # Your own agents: FROM factory-agents:0.1.0, COPY my_agent.py /opt/agents/, and name them my_agent:function in the DAG.
 ARG PYTHON_IMAGE=python:3.11-slim
 
-# The tools that build, which no image keeps.
+# The tools that build, which no image keeps. Stages stand in the order of need: a classic build runs all that come before its target.
 FROM ${PYTHON_IMAGE} AS tools
 WORKDIR /build
 COPY requirements/tools.txt requirements/
@@ -20,15 +20,6 @@ RUN python -m venv --without-pip /opt/factory \
     && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --require-hashes --requirement requirements/agent.txt \
     && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --no-deps /wheels/factory_agents-*.whl
 
-FROM tools AS airflow-venv
-COPY requirements/airflow.txt requirements/
-RUN python -m venv --without-pip /opt/factory \
-    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --require-hashes --requirement requirements/airflow.txt
-COPY pyproject.toml README.md LICENSE ./
-COPY airflow_provider_factory airflow_provider_factory
-RUN uv build --quiet --no-build-isolation --python /tools/bin/python --wheel --out-dir /wheels . \
-    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --no-deps /wheels/*.whl
-
 # Unprivileged by number (runAsNonRoot can tell), and at ease with a read-only root: it writes to /tmp only.
 FROM ${PYTHON_IMAGE} AS agent
 ENV PATH=/opt/factory/bin:$PATH PYTHONPATH=/opt/agents PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
@@ -41,6 +32,15 @@ CMD ["--help"]
 FROM agent AS project
 COPY include /opt/agents/include
 ENV FACTORY_INCLUDE=/opt/agents/include
+
+FROM tools AS airflow-venv
+COPY requirements/airflow.txt requirements/
+RUN python -m venv --without-pip /opt/factory \
+    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --require-hashes --requirement requirements/airflow.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY airflow_provider_factory airflow_provider_factory
+RUN uv build --quiet --no-build-isolation --python /tools/bin/python --wheel --out-dir /wheels . \
+    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --no-deps /wheels/*.whl
 
 FROM ${PYTHON_IMAGE} AS airflow
 ENV PATH=/opt/factory/bin:$PATH PYTHONUNBUFFERED=1 AIRFLOW_HOME=/opt/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False HOME=/opt/airflow

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["AgentPodOperator"]
 
 _LOGGING_INTERVAL = 10
+_STARTUP_CHECK_INTERVAL = 1  # KubernetesPodOperator's 5 would be most of a small window's time
 
 
 class AgentPodOperator(KubernetesPodOperator):
@@ -60,10 +61,15 @@ class AgentPodOperator(KubernetesPodOperator):
         do_xcom_push: bool = True,
         log_pod_spec_on_failure: bool = False,
         logging_interval: int | None = _LOGGING_INTERVAL,
+        startup_check_interval_seconds: int = _STARTUP_CHECK_INTERVAL,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            do_xcom_push=do_xcom_push, log_pod_spec_on_failure=log_pod_spec_on_failure, logging_interval=logging_interval, **kwargs
+            do_xcom_push=do_xcom_push,
+            log_pod_spec_on_failure=log_pod_spec_on_failure,
+            logging_interval=logging_interval,
+            startup_check_interval_seconds=startup_check_interval_seconds,
+            **kwargs,
         )
         self.agent_secret = agent_secret
         self.credentials = credentials
