@@ -592,7 +592,8 @@ class TestTables:
             "columns": {"id": "text", "small": "bigint", "short": "text", "price": "numeric", "data": "json"},
         }
         bench.admin.execute(
-            f"CREATE TABLE {bench.name} (id varchar(40) PRIMARY KEY, small smallint NOT NULL, short varchar(3), price numeric(5,2), data json,"
+            f"CREATE TABLE {bench.name} (id varchar(40) PRIMARY KEY, small smallint NOT NULL, short varchar(3), price numeric(5,2),"
+            " data json,"
             " extra text, stamped timestamptz NOT NULL DEFAULT now())"
         )
         good = {"id": "a", "small": 7, "short": "äöü", "price": 999.99, "data": [1]}
@@ -644,7 +645,8 @@ class TestTables:
     def test_without_a_contract_the_table_says_columns_and_key(self, bench: Bench) -> None:
         bench.contract = None
         bench.admin.execute(
-            f"CREATE TABLE {bench.name} (id integer PRIMARY KEY, value text, at date, place point, created timestamptz NOT NULL DEFAULT now())"
+            f"CREATE TABLE {bench.name} (id integer PRIMARY KEY, value text, at date, place point,"
+            " created timestamptz NOT NULL DEFAULT now())"
         )
         sink = bench.sink()
         sink.claim(bench.claim())
