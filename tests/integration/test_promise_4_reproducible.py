@@ -1,4 +1,4 @@
-"""Promise 4: the same work is done once and found again; changed work is done anew, and readers of a manifest see only its writer's records."""
+"""Promise 4: the same work is done once and found again, changed work anew; a reader of a manifest sees only its writer's records."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from factory_agents.kafka.ledger import Ledger, StageRecord, read_result
 from factory_agents.protocol import AgentResult, AgentRun, Shard, merge_results, shard_window
 from tests.support.agents import mark, mark_anew
 from tests.support.runs import Runs, events
+from tests.support.topics import recreate
 
 
 class Watched:
@@ -150,23 +151,14 @@ def test_a_recreated_output_topic_gets_the_work_anew_whole_or_half_done(runs: Ru
     _, broken = watched(break_at=30)
     with pytest.raises(UnavailableError):
         runs.transform(run, broken)
-    recreate(runs, run.output_topic, 2)
+    recreate(runs.admin, run.output_topic, 2)
     result = runs.transform(run)
     assert not result.resumed
     assert ids(runs, result) == list(range(60))
-    recreate(runs, run.output_topic, 2)
+    recreate(runs.admin, run.output_topic, 2)
     result = runs.transform(run)
     assert not result.reused
     assert ids(runs, result) == list(range(60))
-
-
-def recreate(runs: Runs, topic: str, partitions: int) -> None:
-    from tests.support.topics import create_topic
-    from tests.support.waiting import wait_for
-
-    runs.admin.delete_topics([topic])[topic].result()
-    wait_for(lambda: runs.cluster.find(topic) is None, "the topic to be gone")
-    create_topic(runs.admin, topic, partitions)
 
 
 def test_re_runs_put_each_event_into_the_same_partition_whatever_the_chunks(runs: Runs) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -71,7 +71,7 @@ class _Broken:
     """A transform that gives fewer outputs than it was shown records."""
 
     name, version, stateful = "broken", "1", False
-    identity: dict[str, Any] = {}
+    identity: ClassVar[dict[str, Any]] = {}
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         return [b"{}"] * (len(messages) - 1)
@@ -141,7 +141,7 @@ class _Summing:
     """A stateful transform: its report is right only if it saw every record once."""
 
     name, version, stateful = "summing", "1", True
-    identity: dict[str, Any] = {}
+    identity: ClassVar[dict[str, Any]] = {}
     break_at = -1
 
     def __init__(self) -> None:

@@ -14,6 +14,13 @@ def create_topic(admin: AdminClient, name: str, partitions: int, **config: objec
     wait_for(lambda: _led(admin, name) == partitions, f"the topic {name}")
 
 
+def recreate(admin: AdminClient, name: str, partitions: int, **config: object) -> None:
+    """Delete a topic and create another of its name."""
+    admin.delete_topics([name])[name].result()
+    wait_for(lambda: name not in admin.list_topics(timeout=10).topics, f"the topic {name} to be gone")
+    create_topic(admin, name, partitions, **config)
+
+
 def _led(admin: AdminClient, name: str) -> int:
     partitions = admin.list_topics(name, timeout=10).topics[name].partitions.values()
     return sum(partition.leader >= 0 for partition in partitions)

@@ -33,7 +33,7 @@ _STOP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class RefusedRecord:
-    """A record in a batch that the broker refused. ``alone``: it was the only one refused of its partition, so it is the culprit."""
+    """A record in a batch that the broker refused. ``alone``: there was no other in its batch, so it is the culprit."""
 
     topic: str
     key: bytes | None
@@ -232,11 +232,13 @@ class TransactionalWriter:
         self._poll()
         refused = [(e, m) for e, m in self._errors if e.code() in _REFUSED]
         where = [(m.topic(), m.partition()) for _, m in refused]
-        records = [
-            RefusedRecord(str(m.topic()), _bytes(m.key()), _bytes(m.value()), e.str(), where.count((m.topic(), m.partition())) == 1)
-            for e, m in refused
-        ]
+        records = [self._refused(e, m, alone=where.count((m.topic(), m.partition())) == 1) for e, m in refused]
         return ChunkAbortedError(failure, refused=bool(records) or cause.code() in _REFUSED, records=records)
+
+    def _refused(self, error: KafkaError, message: Message, *, alone: bool) -> RefusedRecord:
+        key, value = _bytes(message.key()), _bytes(message.value())
+        fills_a_batch = len(key or b"") + len(value or b"") >= self.batch_bytes
+        return RefusedRecord(str(message.topic()), key, value, error.str(), alone or fills_a_batch)
 
     def abort(self) -> None:
         """Give the open transaction up and drop the producer. What fails here the next ``open`` of this id mends, unless it is fenced.

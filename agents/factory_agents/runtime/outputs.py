@@ -193,6 +193,8 @@ class Outputs:
     def write_new(self, key: bytes | None, value: bytes, fallback: int) -> Reject | None:
         """One record that comes from no topic; ``fallback`` chooses the partition where there is no key. Why it is refused, if it is."""
         output = self._needed_output()
+        if key is None and self._keyed:
+            key = (_id(value) or f"{self._origin.window}-{fallback}").encode()
         return self._send(output, value, key, choose_partition(key, fallback, output.partitions), self._headers)
 
     def _needed_output(self) -> TopicFacts:
@@ -316,13 +318,14 @@ def _own_key(message: Message, _: bytes) -> bytes | None:
 def _key(message: Message, value: bytes) -> bytes:
     """The input's key, else the event's id: a compacted topic takes no record without a key."""
     key = message.key()
-    if key is not None:
-        return key
+    return key if key is not None else (_id(value) or f"{message.topic()}-{message.partition()}-{message.offset()}").encode()
+
+
+def _id(value: bytes) -> str:
     try:
-        name = msgspec.json.decode(value, type=_Identified).event_id
-    except msgspec.MsgspecError:
-        name = ""
-    return (name or f"{message.topic()}-{message.partition()}-{message.offset()}").encode()
+        return msgspec.json.decode(value, type=_Identified).event_id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 class _Identified(msgspec.Struct):
