@@ -277,9 +277,10 @@ def letters_replay(
     selection = _selection(rule, stage, since, until, limit)
     with console.progress("replay", shown=sys.stderr.isatty()) as observer:
         outcome = replay_letters(config, topic, to, selection, prefix=prefix, again=again, dry_run=dry_run, stop=stop, observer=observer)
+    code = 1 if outcome.refused else 0
     if console.wants_json(json):
         console.print_json(outcome)
-        return
+        raise typer.Exit(code)
     console.say(f"{outcome.replayed:,} events {'would go' if dry_run else 'went'} from {topic} to {to}", "bold")
     if outcome.before:
         console.say(
@@ -287,6 +288,9 @@ def letters_replay(
         )
     if outcome.superseded:
         console.say(f"{outcome.superseded:,} are older letters about an event that was rejected again since")
+    for reason in outcome.refused:
+        console.say(f"refused by {to}: {reason}", "red")
+    raise typer.Exit(code)
 
 
 @sandboxes.command("up")

@@ -241,6 +241,13 @@ _AUTH = {
     KafkaError._SSL: "TLS failed",
 }
 _FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+_REFUSED = {
+    KafkaError.INVALID_CONFIG,
+    KafkaError.INVALID_PARTITIONS,
+    KafkaError.INVALID_REPLICATION_FACTOR,
+    KafkaError.INVALID_GROUP_ID,
+    KafkaError.POLICY_VIOLATION,
+}
 _PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE}
 
 
@@ -263,6 +270,8 @@ def message_error(code: int, text: str, name: str, doing: str) -> FactoryError:
         return ConfigurationError(f"{doing}: unknown topic or partition; create it (factory topics apply) or correct its name")
     if code == KafkaError.TOPIC_EXCEPTION:
         return ConfigurationError(f"{doing}: no name that a topic can have (letters, digits, '.', '_' and '-', at most 249)")
+    if code in _REFUSED:
+        return ConfigurationError(f"{doing}: {text} ({name})")
     if code in _FENCED:
         return FencedError(f"{doing}: a newer attempt at the same work has taken over; this one stops without committing")
     return UnavailableError(f"{doing}: {text} ({name})")

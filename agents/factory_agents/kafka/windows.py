@@ -151,6 +151,12 @@ def _stage(name: str, records: Sequence[StageRecord], plan: PlanRecord | None) -
     )
 
 
+def _positions(record: StageRecord) -> Iterable[tuple[int, int]]:
+    if record.result is None:
+        return () if record.progress is None else record.progress.positions.items()
+    return [(r.partition, r.end) for r in record.result.input.ranges] if record.result.input is not None else ()
+
+
 def _percent(shards: Sequence[StageRecord], plan: PlanRecord | None) -> int | None:
     """Offsets passed of those planned; None where the stage reads something else than what was planned."""
     if plan is None:
@@ -158,11 +164,7 @@ def _percent(shards: Sequence[StageRecord], plan: PlanRecord | None) -> int | No
     ranges = {r.partition: r for r in plan.ranges}
     passed = 0
     for record in shards:
-        read = None if record.result is None else record.result.input
-        if read is None and record.progress is None:
-            return None
-        positions = {r.partition: r.end for r in read.ranges} if read is not None else record.progress.positions if record.progress else {}
-        for partition, offset in positions.items():
+        for partition, offset in _positions(record):
             r = ranges.get(partition)
             if r is None or not r.start <= offset <= r.end:
                 return None

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from factory_agents.errors import ConfigurationError, StoppedError, UnavailableError
-from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.config import KafkaConfig, kafka_error
 from factory_agents.kafka.ledger import Ledger, ReplayRecord
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WRITER_HEADER, WindowReader
@@ -27,7 +27,9 @@ __all__ = ["Letter", "LetterGroup", "ReplayResult", "Selection", "group_letters"
 _READ_SECONDS = 900.0
 _BATCH = 10_000
 _CHUNK, _CHUNK_BYTES = 10_000, 64 * 1024 * 1024
-_TRIES = 5
+_TRIES, _PATIENCE = 5, 60.0
+_BIG = 1 << 30
+_STOPPED = "asked to stop; what was committed stays, and the same command goes on from there"
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,10 @@ class LetterGroup(msgspec.Struct, frozen=True):
 
 
 class ReplayResult(msgspec.Struct, frozen=True):
-    """What a replay did: letters replayed, those replayed before, and older letters about an event that was rejected again since."""
+    """What a replay did: letters replayed, those replayed before, older letters about an event that was rejected again since.
+
+    ``refused`` says which events the target did not take, and why.
+    """
 
     topic: str
     to: str
@@ -114,6 +119,7 @@ class ReplayResult(msgspec.Struct, frozen=True):
     before: int
     superseded: int
     dry_run: bool
+    refused: tuple[str, ...] = ()
 
 
 def _letter(message: Message) -> Letter:
@@ -135,14 +141,14 @@ def _read(
     config: KafkaConfig, cluster: Cluster, facts: TopicFacts, ranges: Iterable[PartitionRange], stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Letter]:
     window = Window("", facts.name, facts.id, tuple(r for r in ranges if r.start < r.end), name="dead-letters")
-    reader = WindowReader(config, cluster, window)
+    reader = WindowReader(config, cluster, window, accept_loss=True)  # retention may take letters away meanwhile
     deadline = time.monotonic() + _READ_SECONDS
     try:
         reader.seek({}, {})
         while not reader.done:
             yield from map(_letter, reader.batch(_BATCH, deadline, stop))
             if stop():
-                raise StoppedError("asked to stop; what was committed stays, and the same command goes on from there")
+                raise StoppedError(_STOPPED)
     finally:
         reader.close()
 
@@ -255,12 +261,14 @@ class _Replay:
         self.target = self.cluster.topic(to)
         self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline=f"replay.{topic}")
         self.writer = TransactionalWriter(config, f"{prefix}.replay.{topic}")
+        self.writer.batch_bytes = min(self.writer.batch_bytes, int(self.cluster.settings(to).get("max.message.bytes") or _BIG))
         self.counts = Counts()
+        self.refused: list[str] = []
 
     def run(self, selection: Selection, *, dry_run: bool, observer: Observer) -> ReplayResult:
         if not dry_run:
             self.ledger.ensure()
-            self.writer.open(time.monotonic() + 60)
+            self.writer.open(time.monotonic() + _PATIENCE)
         ranges = _ranges(self.cluster, self.facts)
         places, superseded, before = self._choose(ranges, selection)
         if not places:
@@ -269,10 +277,10 @@ class _Replay:
                 if before
                 else f"{self.facts.name}: there is no dead letter such as is meant"
             )
-        result = ReplayResult(self.facts.name, self.target.name, len(places), before, superseded, dry_run)
         if not dry_run:
             self._write(ranges, places, observer)
-        return result
+        replayed = len(places) if dry_run else self.counts.consumed
+        return ReplayResult(self.facts.name, self.target.name, replayed, before, superseded, dry_run, tuple(self.refused))
 
     def _choose(self, ranges: Sequence[PartitionRange], selection: Selection) -> tuple[set[tuple[int, int]], int, int]:
         """Where the letters lie that are to be replayed; how many are superseded, and how many events were replayed before."""
@@ -304,6 +312,8 @@ class _Replay:
                 self._chunk(chunk)
                 observer("replay", self.counts.consumed, len(places), self.counts)
                 chunk, size = [], 0
+                if self.stop():
+                    raise StoppedError(_STOPPED)
         if chunk:
             self._chunk(chunk)
 
@@ -319,34 +329,37 @@ class _Replay:
         return found
 
     def _chunk(self, letters: Sequence[Letter]) -> None:
-        """One transaction: events, and the note of which letters they were."""
-        attempt = 0
-        while True:
+        """One transaction: events, and the note of which letters they were; halves of it where the broker refuses an event."""
+        for attempt in range(1, _TRIES + 1):
             try:
                 self._try(letters)
                 self.counts.consumed += len(letters)
                 return
             except ChunkAbortedError as aborted:
-                attempt += 1
-                if aborted.refused:
-                    raise ConfigurationError(
-                        f"replay into {self.target.name!r}: {aborted.cause}; nothing of these {len(letters):,} was written"
-                    ) from None
-                if attempt >= _TRIES:
-                    raise UnavailableError(f"replay into {self.target.name!r}: {aborted.cause}") from None
                 self.writer.abort()
-                self.writer.open(time.monotonic() + 60)
+                self.writer.open(time.monotonic() + _PATIENCE)
+                if aborted.refused:
+                    self._halve(letters, aborted.cause)
+                    return
+                if attempt == _TRIES:
+                    raise UnavailableError(f"replay into {self.target.name!r}: {aborted.cause}") from None
+
+    def _halve(self, letters: Sequence[Letter], cause: Exception) -> None:
+        if len(letters) == 1:
+            self.refused.append(f"{self.facts.name} {letters[0].position}: {cause}")
+            return
+        half = len(letters) // 2
+        self._chunk(letters[:half])
+        self._chunk(letters[half:])
 
     def _try(self, letters: Sequence[Letter]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _PATIENCE
         self.writer.begin()
         offsets: dict[int, list[int]] = {}
         for letter in letters:
             refused = self.writer.send(self.target.name, letter.value, letter.key, self._partition(letter), self._headers(letter))
             if refused is not None:
-                raise ConfigurationError(
-                    f"replay of {self.facts.name}-{letter.position} into {self.target.name!r}: {refused.str()}; nothing of it was written"
-                )
+                raise ChunkAbortedError(kafka_error(refused, "writing"), refused=True)
             offsets.setdefault(letter.partition, []).append(letter.offset)
         record = ReplayRecord(
             self.ledger.pipeline, self.facts.id, self.target.name, offsets, time.time_ns() // 1_000_000, letters[0].position

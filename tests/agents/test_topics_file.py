@@ -1,0 +1,141 @@
+"""Topics as the file says: missing ones are made, what differs is told and mended on request, a mistyped file names its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.topics_file import WantedTopic, apply_topics, compare, read_topics
+from tests.support.commands import ROOT, Command
+from tests.support.runs import Runs
+
+if TYPE_CHECKING:
+    from tests.conftest import TopicFactory
+
+WEEK = str(168 * 3600 * 1000)
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "topics.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_pipelines_topics_are_as_the_seed_design_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    topics = {t.name: t for t in read_topics("include/topics.yaml")}
+    assert set(topics) == {"raw_events", "enriched_events", "validated_events"}
+    assert all((t.partitions, t.replication) == (12, 3) for t in topics.values())
+    assert all(t.settings["retention.ms"] == WEEK and t.settings["message.timestamp.type"] == "LogAppendTime" for t in topics.values())
+    for name in ("enriched_events", "validated_events"):
+        assert topics[name].settings["cleanup.policy"] == "compact,delete"
+        assert topics[name].settings["min.compaction.lag.ms"] == WEEK
+    assert topics["raw_events"].settings["cleanup.policy"] == "delete"
+
+
+def test_the_file_is_also_found_under_factory_include(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FACTORY_INCLUDE", str(ROOT / "include"))
+    assert len(read_topics("include/topics.yaml")) == 3
+
+
+def test_a_topics_own_settings_go_over_the_defaults(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "defaults: {partitions: 3, config: {retention.ms: 1, segment.ms: 2}}\ntopics:\n  a: {config: {retention.ms: 5}}\n  b:\n"
+    )
+    assert read_topics(path, replication=2) == [
+        WantedTopic("a", 3, 2, {"retention.ms": "5", "segment.ms": "2"}),
+        WantedTopic("b", 3, 2, {"retention.ms": "1", "segment.ms": "2"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("topics:\n  a: {partition: 3}\n", "topics.yaml:2:7: topics.a.partition: unknown key; did you mean 'partitions'?"),
+        ("topic: {}\n", "topics.yaml:1:1: topic: unknown key; did you mean 'topics'?"),
+        ("topics:\n  a: {partitions: none}\n", "topics.yaml:2:19: topics.a.partitions: expected a whole number from 1, got 'none'"),
+        (
+            "topics:\n  a:\n    config:\n      retention.sm: 1\n",
+            "topics.yaml:4:7: topics.a.config.retention.sm: unknown topic setting; did you mean 'retention.ms'?",
+        ),
+        ("defaults: {}\n", "topics.yaml:1:1: topics: expected a mapping of topic names, got null"),
+    ],
+)
+def test_a_mistyped_file_names_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        read_topics(write(tmp_path, text))
+    assert str(raised.value).removeprefix(f"{tmp_path}/") == message
+
+
+def test_drift_is_told_setting_by_setting_with_what_mends_it() -> None:
+    wanted = WantedTopic("t", 12, 3, {"retention.ms": "5", "cleanup.policy": "compact,delete", "no.such": "1"})
+    found = compare(wanted, TopicFacts("t", "id", 4, 1), {"retention.ms": "6", "cleanup.policy": "delete, compact"})
+    assert [(d.setting, d.wanted, d.found) for d in found] == [
+        ("partitions", "12", "4"),
+        ("replication", "3", "1"),
+        ("retention.ms", "5", "6"),
+        ("no.such", "1", "(this broker has no such setting)"),
+    ]
+    fewer = compare(WantedTopic("t", 2, 1, {}), TopicFacts("t", "id", 4, 1), {})
+    assert [d.hint for d in fewer] == ["Kafka cannot take partitions away"]
+
+
+def test_missing_topics_are_created_the_ledger_too_and_fewer_brokers_are_a_warning(runs: Runs) -> None:
+    wanted = [WantedTopic(f"{runs.prefix}.new", 12, 3, {"cleanup.policy": "compact,delete", "retention.ms": WEEK})]
+    report = apply_topics(runs.config, wanted, prefix=runs.prefix, change=True, fix=False)
+    assert [(t.name, t.state) for t in report.topics] == [(f"{runs.prefix}.new", "created"), (f"{runs.prefix}.ledger", "created")]
+    assert report.warnings[0].startswith("3 replicas are wanted and there is 1 broker")
+    facts = Cluster(runs.config).topic(f"{runs.prefix}.new")
+    assert (facts.partitions, facts.replication) == (12, 1)
+    settings = Cluster(runs.config).settings(f"{runs.prefix}.new")
+    assert (settings["cleanup.policy"], settings["retention.ms"]) == ("compact,delete", WEEK)
+    again = apply_topics(runs.config, wanted, prefix=runs.prefix, change=True, fix=False)
+    assert [t.state for t in again.topics] == ["as declared", "as declared"]
+    assert not again.differs
+    runs.admin.delete_topics([f"{runs.prefix}.new"])[f"{runs.prefix}.new"].result()
+
+
+def test_check_changes_nothing_and_fix_mends(factory: Command, topic: TopicFactory, prefix: str, tmp_path: Path) -> None:
+    name = topic(partitions=2, retention_ms=1000)
+    path = write(tmp_path, f"topics:\n  {name}: {{partitions: 3, config: {{retention.ms: 2000}}}}\n  {prefix}.missing: {{}}\n")
+    looked = factory("topics", "apply", path, "--check")
+    assert looked.code == 2
+    assert [(t["name"], t["state"]) for t in looked.data["topics"]] == [
+        (name, "differs"),
+        (f"{prefix}.missing", "missing"),
+        (f"{prefix}.ledger", "missing"),
+    ]
+    told = factory.ok("topics", "apply", path)
+    assert [(d["setting"], d["found"], d["fixed"]) for d in told.data["drift"]] == [
+        ("partitions", "2", False),
+        ("retention.ms", "1000", False),
+    ]
+    assert factory("topics", "apply", path, "--check").code == 2
+    mended = factory.ok("topics", "apply", path, "--fix")
+    assert all(d["fixed"] for d in mended.data["drift"])
+    assert factory("topics", "apply", path, "--check").code == 0
+
+
+def test_a_ledger_that_would_lose_records_is_drift(factory: Command, topic: TopicFactory, prefix: str, tmp_path: Path) -> None:
+    assert topic("ledger", partitions=12, cleanup_policy="delete") == f"{prefix}.ledger"
+    path = write(tmp_path, "topics: {}\n")
+    found = factory("topics", "apply", path, "--check")
+    assert found.code == 2
+    assert [(d["topic"], d["setting"], d["wanted"], d["found"]) for d in found.data["drift"]] == [
+        (f"{prefix}.ledger", "cleanup.policy", "compact", "delete")
+    ]
+    factory.ok("topics", "apply", path, "--fix")
+    assert factory("topics", "apply", path, "--check").code == 0
+
+
+def test_a_setting_that_the_broker_refuses_is_one_line(factory: Command, prefix: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"topics:\n  {prefix}.new: {{config: {{retention.ms: weekly}}}}\n")
+    refused = factory("topics", "apply", path)
+    assert refused.code == 1
+    assert f"topic '{prefix}.new'" in refused.error
+    assert "retention.ms" in refused.error
