@@ -1,0 +1,274 @@
+"""Promise 5, the runtime's part: what a sink committed is completed, never doubled, and the sink's own ledger decides.
+
+The sink here is a small one over SQLite, so that these tests are of the runtime alone; PostgreSQL's has tests of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import signal
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from factory_agents.errors import AccountingError, ConfigurationError, StoppedError, TooManyRejectedError, UnavailableError
+from factory_agents.kafka.ledger import read_result
+from factory_agents.protocol import AgentResult, AgentRun, Shard, merge_results, shard_window
+from factory_agents.runtime.agents import Reject, Row, SinkOutcome
+from factory_agents.runtime.session import RunContext
+from factory_agents.runtime.sink import run_sink
+from tests.support.runs import Runs, events
+from tests.support.sqlite_sink import SqliteSink
+
+EVENTS = 300
+POISON = [b"{broken", b'{"event_id": null}', None]
+
+
+class Table:
+    """The database of one test, and runs that publish to it."""
+
+    def __init__(self, runs: Runs, path: Path) -> None:
+        self.runs, self.path = runs, path
+        topic = runs.topic("in", partitions=3)
+        runs.produce(topic, [*events(EVENTS // 2), *POISON, *events(EVENTS // 2, EVENTS // 2)])
+        self.run = runs.run(runs.window(topic), name="publish", stage="publish", dead_letter_topic=f"{topic}.dead")
+
+    def rows(self) -> list[int]:
+        with sqlite3.connect(self.path) as database:
+            return [row[0] for row in database.execute("SELECT id FROM events ORDER BY id")]
+
+    def forget(self) -> None:
+        with sqlite3.connect(self.path) as database:
+            database.executescript("DELETE FROM events; DELETE FROM publishes;")
+
+    def publish(self, run: AgentRun | None = None, make: Callable[[], Any] | None = None, **context: Any) -> AgentResult:
+        return run_sink(RunContext(self.runs.config, **context), run or self.run, make or (lambda: SqliteSink(self.path)))
+
+    def attempt(self, failpoints: str = "") -> Any:
+        command = (sys.executable, "-m", "tests.support.sqlite_sink", str(self.path))
+        return self.runs.attempt(self.run, failpoints, command=command)
+
+    def check(self, result: AgentResult) -> None:
+        """Every event is in the table once, every other is a dead letter once, and both ledgers and the counts say so."""
+        counts = result.counts
+        assert self.rows() == list(range(EVENTS))
+        assert (counts.consumed, counts.forwarded, counts.rejected) == (EVENTS + 3, EVENTS, 3)
+        assert (counts.written, counts.duplicates, counts.older) == (EVENTS, 0, 0)
+        letters = self.runs.manifest(result.dead_letters)
+        assert sorted(str(r.value) for r in letters) == sorted(map(str, POISON))
+        assert len(self.runs.everything(self.run.dead_letter_topic)) == 3
+        run = self.run
+        stored = read_result(self.runs.config, run.pipeline, run.stage, run.key, run.shard, prefix=run.prefix)
+        assert stored is not None
+        assert stored.counts == counts
+
+
+@pytest.fixture
+def table(runs: Runs, tmp_path: Path) -> Table:
+    return Table(runs, tmp_path / "sink.db")
+
+
+POINTS = [
+    "start.after-init@1",
+    "chunk.before-ledger@1",
+    "chunk.before-commit@1",
+    "chunk.after-commit@1",
+    "sink.before-commit@1",
+    "sink.after-commit@1",
+    "chunk.before-ledger@2",
+    "chunk.before-commit@2",
+    "chunk.after-commit@2",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_publisher_killed_anywhere_is_completed_by_the_next_one(table: Table, point: str) -> None:
+    name, _, nth = point.partition("@")
+    attempt = table.attempt(f"{name}=kill@{nth}")
+    assert attempt.wait() == -signal.SIGKILL, attempt.log
+    committed = table.rows() != []
+    result = table.publish()
+    table.check(result)
+    assert result.reused == committed
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_publishers_killed_at_random_again_and_again_lose_and_double_nothing(table: Table, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(3):
+        name = rng.choice(POINTS).partition("@")[0]
+        attempt = table.attempt(f"{name}=kill@{rng.randint(1, 2)}")
+        assert attempt.wait() in (0, -signal.SIGKILL), attempt.log
+    table.check(table.publish())
+
+
+@pytest.mark.parametrize("point", ["chunk.before-commit", "sink.before-commit", "sink.after-commit"])
+def test_a_zombie_publisher_is_fenced(table: Table, point: str) -> None:
+    zombie = table.attempt(f"{point}=stop")
+    zombie.wait_stopped()
+    result = table.publish()
+    zombie.signal(signal.SIGCONT)
+    assert zombie.wait() == 75, zombie.log
+    table.check(result)
+
+
+def test_an_identical_run_publishes_nothing_again(table: Table) -> None:
+    table.check(table.publish())
+    again = table.publish()
+    assert again.reused
+    table.check(again)
+
+
+def test_the_sinks_ledger_decides_where_the_two_differ(table: Table) -> None:
+    """A restored or emptied database is filled again, although Kafka's ledger says that all is done."""
+    table.publish()
+    table.forget()
+    result = table.publish()
+    assert not result.reused
+    assert table.rows() == list(range(EVENTS))
+
+
+def test_a_version_that_was_overwritten_in_the_sink_is_published_anew_when_it_comes_back(table: Table) -> None:
+    class Newer(SqliteSink):
+        version = "2"
+
+    table.publish()
+    broken = Newer(table.path)
+    broken_commit = broken.commit
+
+    def commit(*, rejected: int) -> SinkOutcome:
+        broken_commit(rejected=rejected)
+        raise UnavailableError("the answer is lost")
+
+    broken.commit = commit  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError):
+        table.publish(make=lambda: broken)
+    result = table.publish()  # back to the old version, whose result is the last in Kafka's ledger
+    assert not result.reused
+    assert table.rows() == list(range(EVENTS))
+
+
+def test_a_raised_epoch_and_a_redo_publish_anew_and_replace(table: Table) -> None:
+    table.publish()
+    for changes in ({"epoch": 1}, {"rerun": "redo"}):
+        result = table.publish(msgspec.structs.replace(table.run, **changes))
+        assert not result.reused
+        assert result.counts.removed == EVENTS
+        assert table.rows() == list(range(EVENTS))
+
+
+def test_dead_letters_of_an_earlier_attempt_are_not_sent_again(table: Table) -> None:
+    class Failing(SqliteSink):
+        def commit(self, *, rejected: int) -> SinkOutcome:
+            raise UnavailableError("the database is away")
+
+    for _ in range(2):
+        with pytest.raises(UnavailableError):
+            table.publish(make=lambda: Failing(table.path))
+    assert table.rows() == []
+    table.check(table.publish())
+
+
+def test_no_kafka_transaction_is_open_while_the_sink_works(table: Table) -> None:
+    """A sink that is slower than the transaction timeout publishes all the same."""
+    runs = table.runs
+
+    class Slow(SqliteSink):
+        def write(self, rows: Sequence[Row]) -> dict[int, Reject]:
+            self.look()
+            return super().write(rows)
+
+        def commit(self, *, rejected: int) -> SinkOutcome:
+            self.look()
+            return super().commit(rejected=rejected)
+
+        def look(self) -> None:
+            dead = runs.cluster.find(table.run.dead_letter_topic)
+            if dead is not None:
+                partitions = range(dead.partitions)
+                stable, end = (ask(dead.name, partitions) for ask in (runs.cluster.stable_offset, runs.cluster.high_watermark))
+                assert stable == end
+
+    table.check(table.publish(make=lambda: Slow(table.path)))
+
+
+def test_shards_publish_side_by_side(table: Table) -> None:
+    runs = table.runs
+    assert table.run.window is not None
+    shards = shard_window(table.run.window, 3)
+    results: list[AgentResult] = []
+    threads = [
+        threading.Thread(
+            target=lambda i=i, w=w: results.append(table.publish(msgspec.structs.replace(table.run, window=w, shard=Shard(i, 3))))
+        )
+        for i, w in enumerate(shards)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert table.rows() == list(range(EVENTS))
+    assert sum(r.counts.consumed for r in results) == EVENTS + 3
+    assert len(runs.everything(table.run.dead_letter_topic)) == 3
+
+
+def test_what_does_not_add_up_at_the_sink_fails_the_run(table: Table) -> None:
+    class Miscounting(SqliteSink):
+        def commit(self, *, rejected: int) -> SinkOutcome:
+            outcome = super().commit(rejected=rejected)
+            return dataclasses.replace(outcome, written=outcome.written - 1)
+
+    with pytest.raises(AccountingError, match="300 rows went to 'events', but 299 written"):
+        table.publish(make=lambda: Miscounting(table.path))
+
+
+def test_too_many_rejected_publish_nothing_and_can_be_looked_at(table: Table) -> None:
+    with pytest.raises(TooManyRejectedError):
+        table.publish(msgspec.structs.replace(table.run, max_rejected="2"))
+    assert table.rows() == []
+    assert len(table.runs.everything(table.run.dead_letter_topic)) == 3
+    table.check(table.publish())
+
+
+def test_asked_to_stop_nothing_is_published(table: Table) -> None:
+    with pytest.raises(StoppedError):
+        table.publish(stop=lambda: True)
+    assert table.rows() == []
+    table.check(table.publish())
+
+
+def test_a_dry_run_counts_what_it_would_publish_and_touches_neither_sink_nor_ledger(table: Table) -> None:
+    shown: list[bytes | None] = []
+    run = msgspec.structs.replace(table.run, dry_run=True)
+    result = table.publish(run, show=lambda _topic, _key, value: shown.append(value))
+    assert result.counts.consumed == EVENTS + 3
+    assert len(shown) == EVENTS + 2 + 1
+    assert table.rows() == []
+    assert table.runs.cluster.find(f"{run.prefix}.ledger") is None
+
+
+def test_a_dead_letter_that_does_not_fit_fails_with_what_to_do(runs: Runs, tmp_path: Path) -> None:
+    topic = runs.topic("in", partitions=1, max_message_bytes=3_000_000)
+    runs.produce(topic, [b"x" + random.Random(1).randbytes(50_000).hex().encode()])
+    runs.topic("in.dead", max_message_bytes=2000)
+    run = runs.run(runs.window(topic), name="publish", stage="publish", dead_letter_topic=f"{topic}.dead")
+    with pytest.raises(ConfigurationError, match=r"max.message.bytes"):
+        run_sink(RunContext(runs.config), run, lambda: SqliteSink(tmp_path / "db"))
+
+
+def test_a_whole_pipeline_lands_each_event_once(runs: Runs, tmp_path: Path) -> None:
+    """enrich in two shards, then publish what their manifests name."""
+    out = runs.topic("out")
+    shards = shard_window(runs.filled(EVENTS), 2)
+    results = [runs.transform(runs.run(w, out, shard=Shard(i, 2), chunk_records=40)) for i, w in enumerate(shards)]
+    run = runs.run(merge_results(results), name="publish", stage="publish")
+    result = run_sink(RunContext(runs.config), run, lambda: SqliteSink(tmp_path / "db"))
+    assert result.counts.written == EVENTS
+    assert result.manifest is None
