@@ -11,6 +11,7 @@ from airflow.plugins_manager import AirflowPlugin
 
 __all__ = ["PreloadPlugin"]
 
+_MODULES = ("operators.kafka_agent", "operators.validation", "operators.window", "sensors.window_closed", "decorators.kafka_agent")
 _RUNS_NO_DAG_FILES = {"api-server", "triggerer", "db", "kerberos", "users", "connections", "variables", "pools"}
 
 
@@ -24,5 +25,6 @@ class PreloadPlugin(AirflowPlugin):
         """Import the operators where DAG files are read; whatever goes wrong shows, with its file, in the DAG that needs them."""
         if sys.argv[1:2] and sys.argv[1] in _RUNS_NO_DAG_FILES:
             return
-        with contextlib.suppress(Exception):
-            importlib.import_module("airflow_provider_factory.operators.kafka_agent")
+        for module in _MODULES:
+            with contextlib.suppress(Exception):
+                importlib.import_module(f"airflow_provider_factory.{module}")
