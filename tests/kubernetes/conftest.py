@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient
 
+from factory_agents.protocol import decode_result
 from factory_agents.sandbox import Sandbox, SandboxInfo
-from tests.support.airflow_env import DagRunner, airflow_home, dag_runner
+from tests.conftest import WORKER
+from tests.kubernetes.dags import one_agent
+from tests.support.airflow_env import DagOutcome, DagRunner, airflow_home, dag_runner
 from tests.support.cluster import IMAGE, TestCluster, why_not
+from tests.support.runs import Runs
 from tests.support.shared_sandbox import HOME
-from tests.support.topics import create_topic
 
 __all__ = ["airflow_home", "dag_runner"]
 
@@ -48,12 +54,30 @@ def cluster() -> Iterator[TestCluster]:
 @pytest.fixture(scope="session")
 def sandbox(cluster: TestCluster) -> Iterator[Sandbox]:
     """A broker and a database that listen where pods reach them, in place of the suite's own."""
-    own = Sandbox(HOME.parent / "kubernetes", host=cluster.host)
+    own = Sandbox(HOME.parent / f"kubernetes-{WORKER}", host=cluster.host)
     own.up()
     apply = [sys.executable, "-m", "factory_agents.cli", "topics", "apply", "include/topics.yaml"]
     subprocess.run(apply, cwd=ROOT, env={"PATH": "/usr/bin:/bin", **own.env()}, check=True, capture_output=True)
     yield own
     own.down(wipe=True)
+
+
+@pytest.fixture(scope="session")
+def sandbox_info(sandbox: Sandbox) -> SandboxInfo:
+    """Where the sandbox is that pods reach."""
+    return sandbox.info()
+
+
+@pytest.fixture(scope="session")
+def bootstrap(sandbox_info: SandboxInfo) -> str:
+    """Its broker's address."""
+    return sandbox_info.bootstrap
+
+
+@pytest.fixture(scope="session")
+def admin(bootstrap: str) -> AdminClient:
+    """An admin client of its broker."""
+    return AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
 
 
 class Pods:
@@ -90,6 +114,7 @@ def environment(cluster: TestCluster, info: SandboxInfo, database_url: str) -> d
     return {
         "AIRFLOW__FACTORY__RUNNER": "kubernetes",
         "AIRFLOW__FACTORY__IMAGE": IMAGE,
+        "AIRFLOW__FACTORY__DEADLINES": "False",  # dag.test fails on a deadline when the run succeeds (Airflow #73428)
         "AIRFLOW_CONN_KUBERNETES_DEFAULT": cluster.connection,
         "AIRFLOW_CONN_KAFKA_DEFAULT": json.dumps(kafka),
         "AIRFLOW_CONN_POSTGRES_DEFAULT": database_url,
@@ -97,25 +122,71 @@ def environment(cluster: TestCluster, info: SandboxInfo, database_url: str) -> d
     }
 
 
+class Meanwhile:
+    """Does something beside the test in a thread; its error is the test's."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._error: BaseException | None = None
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._error = error
+
+    def __enter__(self) -> Meanwhile:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._thread.join(120)
+        if self._error is not None:
+            raise self._error
+
+
+class OneAgent:
+    """Runs DAGs of one agent over a topic with so many events, and looks at what came of it."""
+
+    def __init__(self, pods: Pods, runner: DagRunner, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+        self.cluster = pods.cluster
+        self.pods = pods
+        self.runs = runs
+        self.runner = runner
+        self.dag_id = runner.dag_id
+        self._capsys = capsys
+        self.log = ""
+        self.expected: set[str] = set()
+
+    def run(
+        self, *body: str, events: int = 600, partitions: int = 4, meanwhile: Callable[[], None] | None = None, **options: Any
+    ) -> DagOutcome:
+        """One run of ``dag.test`` to its end; ``body`` and ``options`` are those of ``one_agent``."""
+        topic, output = self.runs.topic("in", partitions), self.runs.topic("out", partitions)
+        self.expected = {f"e{i}" for i in range(events)}
+        self.runs.produce(topic, (json.dumps({"event_id": f"e{i}", "n": i}).encode() for i in range(events)))
+        with Meanwhile(meanwhile) if meanwhile else contextlib.nullcontext():
+            outcome = self.runner.run(one_agent(topic, output, *body, **options), None)
+        self.log = self._capsys.readouterr().out
+        return outcome
+
+    def assert_exact(self, outcome: DagOutcome, tries: int = 1) -> None:
+        """Every event came out once, after so many tries, and no pod is left."""
+        assert outcome.state == "success", self.log[-6000:]
+        assert max(outcome.tries["work"]) == tries, self.log[-6000:]
+        written = [r.id for result in outcome.results["work"] for r in self.runs.manifest(decode_result(result).manifest)]
+        assert sorted(written) == sorted(self.expected)
+        self.cluster.wait_gone(self.dag_id)
+
+    def wait_working(self, **options: Any) -> Any:
+        """The pod, once its agent says that it works."""
+        return self.cluster.wait_pod(self.dag_id, "work", says="working", **options)
+
+
 @pytest.fixture
-def topics(pods: Pods, prefix: str) -> Any:
-    """Creates a topic of the test's own and fills it with events that arrive now; gives its name."""
-    from confluent_kafka import Producer
-    from confluent_kafka.admin import AdminClient
-
-    admin = AdminClient({"bootstrap.servers": pods.info.bootstrap, "log_level": 0})
-
-    def make(name: str, partitions: int = 4, events: int = 0) -> str:
-        topic = f"{prefix}.{name}"
-        create_topic(admin, topic, partitions)
-        producer = Producer({"bootstrap.servers": pods.info.bootstrap, "log_level": 0, "linger.ms": 50, "queue.buffering.max.messages": 2_000_000})
-        for i in range(events):
-            producer.produce(topic, json.dumps({"event_id": f"e{i}", "n": i}), partition=i % partitions)
-            if i % 10_000 == 0:
-                producer.poll(0)
-        assert producer.flush(60) == 0
-        return topic
-
-    return make
-
-
+def one(pods: Pods, dag_runner: DagRunner, topic: Any, admin: Any, prefix: str, capsys: pytest.CaptureFixture[str]) -> Iterator[OneAgent]:
+    """Runs DAGs of one agent."""
+    runs = Runs(pods.info.bootstrap, prefix, topic, admin)
+    yield OneAgent(pods, dag_runner, runs, capsys)
+    runs.close()

@@ -35,7 +35,9 @@ def table_of(pods: Pods, runner: DagRunner, name: str) -> list[tuple[object, ...
 
 
 @pytest.mark.timeout(300)
-def test_the_hourly_pipeline_lands_the_same_rows_as_with_processes(pods: Pods, dag_runner: DagRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hourly_pipeline_lands_the_same_rows_as_with_processes(
+    pods: Pods, dag_runner: DagRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_pods = table_of(pods, dag_runner, "pods")
     assert as_pods
     monkeypatch.setenv("AIRFLOW__FACTORY__RUNNER", "process")

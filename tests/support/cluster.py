@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -81,9 +80,7 @@ class TestCluster:
     def put_secret(self, name: str, values: dict[str, str]) -> None:
         """A Secret, whatever was there under its name before."""
         self.delete_secret(name)
-        self.core.create_namespaced_secret(
-            self.namespace, client.V1Secret(metadata=client.V1ObjectMeta(name=name), string_data=values)
-        )
+        self.core.create_namespaced_secret(self.namespace, client.V1Secret(metadata=client.V1ObjectMeta(name=name), string_data=values))
 
     def delete_secret(self, name: str) -> None:
         try:
@@ -101,7 +98,9 @@ class TestCluster:
         labels = {"factory-agents/dag": dag, "factory-agents/task": task}
         selector = ",".join(["app.kubernetes.io/name=factory-agent", *(f"{k}={v}" for k, v in labels.items() if v)])
         found = self.core.list_namespaced_pod(self.namespace, label_selector=selector).items
-        return sorted((p for p in found if not phase or p.status.phase in phase), key=lambda p: (p.metadata.creation_timestamp, p.metadata.name))
+        return sorted(
+            (p for p in found if not phase or p.status.phase in phase), key=lambda p: (p.metadata.creation_timestamp, p.metadata.name)
+        )
 
     def log(self, pod: Any) -> str:
         """What a pod's agent wrote so far; empty before it started and after it went."""
@@ -110,7 +109,7 @@ class TestCluster:
         except client.ApiException:
             return ""
 
-    def wait_pod(self, dag: str, task: str = "", *, says: str = "", unlike: str = "", patience: float = 60) -> Any:
+    def wait_pod(self, dag: str, task: str = "", *, says: str = "", unlike: str = "", patience: float = 150) -> Any:
         """A running pod of a DAG, once its log says something; ``unlike`` is the name of one that is not meant."""
 
         def found() -> Any:
@@ -126,9 +125,3 @@ class TestCluster:
 
     def delete(self, pod: Any, grace: int | None = None) -> None:
         self.core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=grace)
-
-    def wait_for_phase(self, pod: Any, *phases: str, patience: float = 60) -> Any:
-        """Until the pod is in one of these phases."""
-        read: Callable[[], Any] = lambda: self.core.read_namespaced_pod(pod.metadata.name, self.namespace)
-        wait_for(lambda: read().status.phase in phases, f"{pod.metadata.name} to be {' or '.join(phases)}", patience)
-        return read()
