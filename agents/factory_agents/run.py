@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,13 @@ def fit_result(result: AgentResult, limit: int) -> bytes:
     result = msgspec.structs.replace(result, report=None, notes=(), input=None, truncated=True)
     if len(data := encode(result)) > limit:
         result = msgspec.structs.replace(result, manifest=None, dead_letters=None)
-    while len(data := encode(result)) > limit and result.error is not None and result.error.message:
-        error = result.error
-        kept = max(0, len(error.message) - max(len(data) - limit, 16))
-        shorter = error.message[:kept] + "…" if kept else ""
-        result = msgspec.structs.replace(result, error=msgspec.structs.replace(error, message=shorter))
+        data = encode(result)
+    if len(data) > limit and (error := result.error) is not None:
+
+        def cut(kept: int) -> bytes:
+            return encode(msgspec.structs.replace(result, error=msgspec.structs.replace(error, message=error.message[:kept] + "…")))
+
+        data = cut(bisect_left(range(len(error.message)), True, key=lambda kept: len(cut(kept + 1)) > limit))
     return data
 
 

@@ -1,0 +1,271 @@
+"""A live agent: exactly once in a consumer group, until asked to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from factory_agents.errors import ConfigurationError, WindowError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.protocol import Counts
+from factory_agents.runtime.agents import agent
+from factory_agents.runtime.live import default_group, run_live
+from factory_agents.runtime.session import RunContext
+from tests.support.agents import mark
+from tests.support.runs import Runs, events
+from tests.support.waiting import wait_for
+
+
+class Live:
+    """A live agent in a thread of its own."""
+
+    def __init__(self, runs: Runs, source: str, out: str, function: Callable[..., Any], config: KafkaConfig | None) -> None:
+        self.stop = threading.Event()
+        self.counts: Counts | None = None
+        self.error: BaseException | None = None
+        self.commits: list[int] = []
+        context = RunContext(config or runs.config, stop=self.stop.is_set, observer=lambda _g, done, _t, _c: self.commits.append(done))
+        self._work = lambda: run_live(
+            context, agent(version="1")(function).bind({}), in_topic=source, out_topic=out, group=f"{runs.prefix}.group", prefix=runs.prefix
+        )
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.counts = self._work()
+        except BaseException as error:
+            self.error = error
+
+    def end(self) -> Counts:
+        self.stop.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        if self.error is not None:
+            raise self.error
+        assert self.counts is not None
+        return self.counts
+
+    def wait(self) -> None:
+        self._thread.join(30)
+
+
+@contextmanager
+def live(runs: Runs, source: str, out: str, function: Callable[..., Any] = mark, config: KafkaConfig | None = None) -> Iterator[Live]:
+    running = Live(runs, source, out, function, config)
+    try:
+        yield running
+    finally:
+        running.stop.set()
+        running.wait()
+
+
+def written(runs: Runs, out: str) -> list[Any]:
+    return sorted(r.id for r in runs.everything(out))
+
+
+def wait_written(runs: Runs, out: str, n: int) -> None:
+    wait_for(lambda: sum(runs.cluster.stable_offset(out, range(runs.cluster.topic(out).partitions)).values()) >= n, f"{n} records in {out}")
+    wait_for(lambda: len(runs.everything(out)) >= n, f"{n} records in {out}")
+
+
+def test_what_is_there_and_what_arrives_is_handled_once_and_a_restart_goes_on(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    runs.produce(source, events(200))
+    with live(runs, source, out) as first:
+        wait_written(runs, out, 200)
+        runs.produce(source, events(50, 200))
+        wait_written(runs, out, 250)
+        assert first.end().consumed == 250
+    runs.produce(source, events(50, 250))
+    with live(runs, source, out) as second:
+        wait_written(runs, out, 300)
+        counts = second.end()
+    assert counts == Counts(consumed=50, forwarded=50, produced=50)
+    assert written(runs, out) == list(range(300))
+    assert {r.headers["factory-writer"] for r in runs.everything(out)} == {f"live/{runs.prefix}.group/0".encode()}
+
+
+def test_an_agent_that_stops_in_the_middle_leaves_the_rest_to_the_next_start(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=1), runs.topic("out")
+    runs.produce(source, events(40))
+    reached = threading.Event()
+
+    def busy(event: dict[str, Any]) -> dict[str, Any]:
+        if event["event_id"] == 30:
+            reached.set()
+            time.sleep(1.0)
+        return event
+
+    with live(runs, source, out, busy) as first:
+        assert reached.wait(20)
+        counts = first.end()
+    assert counts.consumed < 40
+    assert written(runs, out) == list(range(counts.consumed))
+    with live(runs, source, out):
+        wait_written(runs, out, 40)
+    assert written(runs, out) == list(range(40))
+
+
+def test_members_of_a_group_share_the_partitions_and_hand_them_over(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=4), runs.topic("out")
+    runs.produce(source, events(400))
+    config = runs.configured(session_timeout_ms=6000)
+    with live(runs, source, out, config=config) as first:
+        wait_written(runs, out, 400)
+        with live(runs, source, out, config=config) as second:
+            total = 400
+            deadline = time.monotonic() + 30
+            while not second.commits and time.monotonic() < deadline:  # until the second one has its share
+                runs.produce(source, events(40, total))
+                total += 40
+                wait_written(runs, out, total)
+            assert second.commits
+            runs.produce(source, events(400, total))
+            first.end()
+            total += 400
+            wait_written(runs, out, total)
+            second.end()
+    assert written(runs, out) == list(range(total))
+
+
+def test_a_refused_record_is_dead_lettered_and_does_not_come_back_for_ever(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=1), runs.topic("out", max_message_bytes=5_000)
+    runs.topic("out.dead", max_message_bytes=1_000_000)
+
+    def growing(event: dict[str, Any]) -> dict[str, Any]:
+        return event | {"pad": random.Random(1).randbytes(10_000).hex()} if event["event_id"] in (50, 51) else event
+
+    runs.produce(source, events(100))
+    with live(runs, source, out, growing) as running:
+        wait_written(runs, out, 98)
+        counts = running.end()
+    assert (counts.consumed, counts.forwarded, counts.rejected) == (100, 98, 2)
+    assert written(runs, out) == [n for n in range(100) if n not in (50, 51)]
+    assert written(runs, f"{out}.dead") == [50, 51]
+
+
+def test_a_dead_letter_that_is_refused_ends_the_agent(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=1), runs.topic("out")
+    runs.topic("out.dead", max_message_bytes=1_000)
+    runs.produce(source, [*events(5), b"x" + random.Random(1).randbytes(10_000).hex().encode()])
+    with live(runs, source, out) as running:
+        running.wait()
+        with pytest.raises(ConfigurationError, match=r"max.message.bytes"):
+            running.end()
+
+
+def test_an_agent_slower_than_the_transaction_timeout_goes_on(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=1), runs.topic("out")
+    runs.produce(source, events(40))
+
+    def slow(event: dict[str, Any]) -> dict[str, Any]:
+        if event["event_id"] == 30:
+            time.sleep(3.5)
+        return event
+
+    with live(runs, source, out, slow, runs.configured(transaction_timeout_ms=1000)) as running:
+        wait_written(runs, out, 40)
+        assert running.end().consumed == 40
+    assert written(runs, out) == list(range(40))
+
+
+def test_partitions_added_while_it_runs_are_read_too(runs: Runs) -> None:
+    from confluent_kafka.admin import NewPartitions
+
+    source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+    runs.produce(source, events(20))
+    config = runs.configured(topic_metadata_refresh_interval_ms=200)
+    with live(runs, source, out, config=config) as running:
+        wait_written(runs, out, 20)
+        runs.admin.create_partitions([NewPartitions(source, 4)])[source].result()
+        wait_for(lambda: runs.cluster.topic(source).partitions == 4, "the new partitions")
+        for p in (2, 3):
+            runs.produce(source, events(10, p * 10), partition=p)
+        wait_written(runs, out, 40)
+        running.end()
+    assert written(runs, out) == list(range(40))
+
+
+def test_poison_is_dead_lettered_with_where_it_was(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=1), runs.topic("out")
+    runs.topic("out.dead")
+    runs.produce(source, [*events(2), b"{broken"])
+    with live(runs, source, out) as running:
+        wait_written(runs, f"{out}.dead", 1)
+        counts = running.end()
+    assert (counts.forwarded, counts.rejected) == (2, 1)
+    (letter,) = runs.everything(f"{out}.dead")
+    assert letter.value == b"{broken"
+    assert (letter.dead_letter["topic"], letter.dead_letter["offset"]) == (source, 2)
+
+
+def test_an_agent_that_judges_whole_windows_cannot_run_live(runs: Runs) -> None:
+    transform = agent(version="1")(mark).bind({})
+    transform.stateful = True
+    with pytest.raises(WindowError, match="cannot run live"):
+        run_live(RunContext(runs.config), transform, in_topic="a", out_topic="b", group="g")
+
+
+def test_the_groups_default_name_says_agent_and_topic() -> None:
+    assert default_group("enrich", "raw_events") == "factory.enrich.raw_events"
+
+
+def test_the_seeds_smoke_test(runs: Runs) -> None:
+    """``{"event_id":"test-123","payload":"sample"}`` written by anybody appears enriched."""
+    from factory_agents.enrich import build
+
+    source, out = runs.topic("raw_events"), runs.topic("enriched_events")
+    stop = threading.Event()
+    work = threading.Thread(
+        target=lambda: run_live(
+            RunContext(runs.config, stop=stop.is_set),
+            build({}),
+            in_topic=source,
+            out_topic=out,
+            group=f"{runs.prefix}.g",
+            prefix=runs.prefix,
+        )
+    )
+    work.start()
+    try:
+        runs.produce(source, [b'{"event_id":"test-123","payload":"sample"}'])
+        wait_written(runs, out, 1)
+    finally:
+        stop.set()
+        work.join(30)
+    assert [json.loads(r.value or b"") for r in runs.everything(out)] == [{"event_id": "test-123", "payload": "sample", "enriched": True}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["live.before-offsets", "chunk.before-commit", "chunk.after-commit"])
+def test_a_live_agent_killed_anywhere_loses_and_doubles_nothing(runs: Runs, point: str) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))}
+    environment |= runs.configured(session_timeout_ms=6000).to_env()
+    command = [sys.executable, "-m", "factory_agents.enrich", "--in-topic", source, "--out-topic", out]
+    runs.produce(source, events(100))
+    killed = subprocess.Popen(command, env=environment | {"FACTORY_FAILPOINTS": f"{point}=kill@2"}, stderr=subprocess.DEVNULL)
+    wait_for(lambda: runs.cluster.find(out) and runs.everything(out), "the first commit")
+    runs.produce(source, events(100, 100))
+    assert killed.wait(30) == -signal.SIGKILL
+    restarted = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        runs.produce(source, events(100, 200))
+        wait_written(runs, out, 300)
+    finally:
+        restarted.terminate()
+        restarted.wait(30)
+    assert restarted.returncode == 0
+    assert written(runs, out) == list(range(300))

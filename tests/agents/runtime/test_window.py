@@ -1,0 +1,97 @@
+"""Batches sized by how long the agent takes, and what a transform must not do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factory_agents.errors import AgentError, UnavailableError, WindowError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.protocol import AgentRef, AgentRun, Counts
+from factory_agents.runtime.session import RunContext
+from factory_agents.runtime.window import BatchSize, finish, process, run_transform
+
+
+def sizes(seconds_a_record: float, batches: int) -> list[int]:
+    size, found = BatchSize(), []
+    for _ in range(batches):
+        found.append(size.records)
+        size.took(size.records * seconds_a_record)
+    return found
+
+
+def test_the_first_batch_is_one_record_since_nothing_is_known_yet() -> None:
+    assert BatchSize().records == 1
+
+
+def test_a_fast_agent_soon_gets_large_batches() -> None:
+    assert sizes(0.00001, 20)[-1] == 10_000
+
+
+@given(st.floats(0.00001, 100))
+def test_a_batch_of_a_steady_agent_takes_about_half_a_second_or_is_one_record(seconds: float) -> None:
+    assert all(n == 1 or n * seconds <= 0.5 for n in sizes(seconds, 40))
+
+
+def test_an_agent_that_gets_slow_soon_gets_small_batches() -> None:
+    size = BatchSize()
+    size.records = 10_000
+    size.took(100.0)
+    assert size.records == 50
+
+
+class Message:
+    """The coordinates of a record."""
+
+    def topic(self) -> str:
+        return "t"
+
+    def partition(self) -> int:
+        return 3
+
+    def offset(self) -> int:
+        return 17
+
+
+class Misbehaving:
+    name, version, stateful = "mine", "1", False
+    identity: Any = None
+
+    def __init__(self, what: Any) -> None:
+        self._what = what
+
+    def process(self, messages: Any) -> Any:
+        if isinstance(self._what, Exception):
+            raise self._what
+        return self._what
+
+    finish = process
+
+    def close(self) -> None:
+        return None
+
+
+def test_what_a_transform_raises_is_one_line_with_where_it_was() -> None:
+    with pytest.raises(AgentError, match=r"agent 'mine', 2 records from t-3@17: raised KeyError: 'x'"):
+        process(Misbehaving(KeyError("x")), [Message(), Message()])  # type: ignore[list-item]
+
+
+def test_an_error_that_says_whether_to_retry_goes_through() -> None:
+    with pytest.raises(UnavailableError):
+        process(Misbehaving(UnavailableError("away")), [Message()])  # type: ignore[list-item]
+    with pytest.raises(UnavailableError):
+        finish(Misbehaving(UnavailableError("away")), Counts())
+
+
+def test_as_many_outputs_as_records_are_expected() -> None:
+    with pytest.raises(AgentError, match="gave 1 outputs, expected one each"):
+        process(Misbehaving([None]), [Message(), Message()])  # type: ignore[list-item]
+
+
+def test_an_agent_that_reads_a_topic_needs_a_window() -> None:
+    run = AgentRun("p", "s", AgentRef("enrich"))
+    with pytest.raises(WindowError, match="needs a window"):
+        run_transform(RunContext(KafkaConfig("nowhere:1")), run, lambda: Misbehaving(None))
