@@ -174,12 +174,8 @@ def make_run(agent: str, settings: AgentSettings, window: Window | None) -> Agen
     )
 
 
-def _window(config: KafkaConfig, agent: str, settings: AgentSettings) -> Window | None:
-    """The window to read: from the file, or the interval's, which is planned now if it has not been before."""
-    if agent == "ingest":
-        return None
-    if settings.window:
-        return read_window(settings.window)
+def _window(config: KafkaConfig, agent: str, settings: AgentSettings) -> Window:
+    """The interval's window on the topic, planned now if it has not been before; without an interval (a dry run) all there is."""
     interval = parse_interval(settings)
     pipeline = settings.pipeline or f"cli.{_stage_of(agent)}.{settings.in_topic}"
     if interval is None:
@@ -213,9 +209,11 @@ def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettin
     if agent != "ingest":
         # Looked at beforehand: a mistyped function, parameter or topic plans nothing.
         build_transform(AgentRef(agent), settings.params, None).close()
+    given = read_window(settings.window) if settings.window else None
     if settings.out_topic:
         Cluster(context.config).topic(settings.out_topic)
-    return execute(context, make_run(agent, settings, _window(context.config, agent, settings)))
+    window = given if given is not None or agent == "ingest" else _window(context.config, agent, settings)
+    return execute(context, make_run(agent, settings, window))
 
 
 def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> LiveResult:
