@@ -129,7 +129,7 @@ class TestALateRecord:
         for ago in (2.5, 1.5, 2.2, 1.2, 2.9, 0.5):
             writer.write([f"{ago}"], hours_ago(ago))
         windows = [hourly.values(hour(ago)) for ago in (3, 2, 1)]
-        assert sorted(sum(windows, [])) == ["0.5", "1.2", "1.5", "2.2", "2.5", "2.9"]
+        assert sorted(v for values in windows for v in values) == ["0.5", "1.2", "1.5", "2.2", "2.5", "2.9"]
         assert windows[1] == ["1.2", "1.5", "2.2", "2.9"]
 
     def test_of_a_past_hour_written_in_several_transactions_is_in_exactly_one_window(self, hourly: Pipeline, bootstrap: str) -> None:
@@ -301,7 +301,7 @@ class TestRunsWithoutAnInterval:
 
     def test_cannot_be_mixed_with_intervals(self, hourly: Pipeline) -> None:
         hourly.plan(hour(2))
-        with pytest.raises(WindowError, match="intervals.*since last.*another pipeline name"):
+        with pytest.raises(WindowError, match=r"intervals.*since last.*another pipeline name"):
             hourly.plan(None, run_key="run")
 
 
@@ -353,7 +353,7 @@ class TestRefused:
             Interval(datetime(2026, 1, 1), datetime(2026, 1, 2))  # noqa: DTZ001
 
     def test_an_unknown_topic(self, hourly: Pipeline) -> None:
-        with pytest.raises(ConfigurationError, match="nowhere.*unknown topic"):
+        with pytest.raises(ConfigurationError, match=r"nowhere.*unknown topic"):
             Pipeline(hourly.config, hourly.name, "nowhere").plan(hour(2))
 
     def test_what_is_no_topic_name(self, hourly: Pipeline) -> None:

@@ -24,6 +24,7 @@ WRITER_HEADER = "factory-writer"
 """The one header that says whose record it is: ``stage/fingerprint/generation``."""
 
 _MARGIN = 30.0
+_LEAST_WAIT = 5.0  # seconds without a record before anybody is asked how long a transaction may last
 _TOPIC_CHANGED = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.UNKNOWN_TOPIC_ID,
@@ -175,7 +176,7 @@ class WindowReader:
                 )
             if got:
                 waited_since = now if any(m.error() is None for m in got) else waited_since
-            if now - waited_since > 5.0 and now - waited_since > self._longest_transaction() + _MARGIN:
+            if now - waited_since > _LEAST_WAIT and now - waited_since > self._longest_transaction() + _MARGIN:
                 raise DeadlineError(
                     f"window {self._window.key}: {self._waiting()}: longer than any transaction may stay open; "
                     f"is a producer hanging, or the broker down?"
@@ -266,8 +267,9 @@ class WindowReader:
             self._lose(r, r.end, f"the broker lost what lay past {end}")
         if p not in self._todo:
             return True
-        if self._consumer is not None:
-            self._consumer.seek(TopicPartition(topic, p, self.positions[p]))
+        if self._consumer is not None:  # a partition in this state refuses seek()
+            self._consumer.incremental_unassign([TopicPartition(topic, p)])
+            self._consumer.incremental_assign([TopicPartition(topic, p, self.positions[p])])
         return False
 
     def _close_ranges(self, closed: Sequence[int]) -> None:
