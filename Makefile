@@ -22,16 +22,19 @@ COMPILE_ALL = $(COMPILE) --all-extras --group pyproject.toml:dev \
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench ui lock wheels clean
+.PHONY: help demo test test-kubernetes lint format bench ui lock wheels clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY) ## run two hours of the pipeline on a real broker and database, and show what landed
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
 test: $(READY) ## run the whole test suite on a real broker and database
-	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal -m 'not kubernetes' $(ARGS)
+
+test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
+	$(BIN)/pytest -n 2 --dist worksteal tests/kubernetes $(ARGS)
 
 lint: $(READY) ## check style, types and the layers
 	$(BIN)/ruff check

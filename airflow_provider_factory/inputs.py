@@ -12,7 +12,7 @@ import msgspec
 from factory_agents.errors import WindowError
 from factory_agents.protocol import AgentResult, Shard, Window, decode_result, decode_window, digest, encode, merge_results, shard_window
 
-__all__ = ["StageInput", "plain", "plan_id", "planned", "results_of", "stage_input"]
+__all__ = ["StageInput", "auto_shards", "plain", "plan_id", "planned", "results_of", "stage_input"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,15 @@ def plan_id(window: Window, shards: int) -> str:
     return digest(
         [window.key, window.topic, window.topic_id, [(r.partition, r.start, r.end) for r in window.ranges], window.writers, shards]
     )
+
+
+def auto_shards(window: Window, records_per_shard: int) -> int:
+    """How many shards a window is worth: one for every so many records, no more than partitions that hold any, at least one.
+
+    The same window always gives the same number: a retry or a later run finds its shards' results in the ledger.
+    """
+    filled = sum(1 for r in window.ranges if r.count > 0 or (r.count < 0 and r.end > r.start))
+    return max(1, min(filled, -(-window.size // max(1, records_per_shard))))
 
 
 def planned(window: Window, shards: int) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from airflow.sdk import Asset, BaseOperator
 
 from airflow_provider_factory.assets import asset_topic, topic_name
 from airflow_provider_factory.errors import airflow_errors
-from airflow_provider_factory.inputs import planned
+from airflow_provider_factory.inputs import auto_shards, planned
 from airflow_provider_factory.lineage import topic_lineage
 from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, facts_url, topic_url
 from airflow_provider_factory.runs import as_bool, data_interval, optional_interval, window_policy
@@ -28,6 +28,9 @@ AfterPause = Literal["carry", "leave"]
 NoInterval = Literal["error", "since_last"]
 
 
+RECORDS_PER_SHARD = 500_000
+
+
 class WindowOperator(BaseOperator):
     """Turns the run's data interval into offsets per partition, the same ones however often it runs, and cuts them into shards.
 
@@ -35,7 +38,8 @@ class WindowOperator(BaseOperator):
     ``expand(window=window.output)``, or give a stage the whole, ``window=window.output``.
 
     :param topic: the topic's name, or an asset ``kafka://<cluster>/<topic>``. (templated)
-    :param shards: how many shards at most; never more than partitions. (templated)
+    :param shards: how many shards at most; never more than partitions. ``auto``: one for every ``records_per_shard`` records. (templated)
+    :param records_per_shard: what ``shards="auto"`` goes by: about as many as an agent handles in ten times a pod's start. (templated)
     :param after_pause: what a scheduled run of a ``catchup=False`` DAG does with records since the last scheduled run: ``carry``
         takes them, ``leave`` leaves them to a backfill. Backfilled and manual runs read exactly their interval.
     :param no_interval: what a run without a data interval does: ``error``, or ``since_last``, which reads from the pipeline's last
@@ -45,7 +49,7 @@ class WindowOperator(BaseOperator):
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
     """
 
-    template_fields: Sequence[str] = ("topic", "shards", "accept_loss", "kafka_conn_id")
+    template_fields: Sequence[str] = ("topic", "shards", "records_per_shard", "accept_loss", "kafka_conn_id")
     operator_extra_links = (InputTopicLink(), AgentFactsLink())
     ui_color = "#dbe7f6"
 
@@ -54,6 +58,7 @@ class WindowOperator(BaseOperator):
         *,
         topic: str | Asset,
         shards: int | str = 1,
+        records_per_shard: int | str = RECORDS_PER_SHARD,
         after_pause: AfterPause = "carry",
         no_interval: NoInterval = "error",
         accept_loss: bool | str = False,
@@ -64,6 +69,7 @@ class WindowOperator(BaseOperator):
         super().__init__(**kwargs)
         self.topic = topic_name(topic)
         self.shards = shards
+        self.records_per_shard = records_per_shard
         self.after_pause = _one_of(after_pause, ("carry", "leave"), "after_pause")
         self.no_interval = _one_of(no_interval, ("error", "since_last"), "no_interval")
         self.accept_loss = accept_loss
@@ -76,11 +82,12 @@ class WindowOperator(BaseOperator):
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Plan the window and return its shards; raises AirflowFailException for what a retry cannot mend."""
         with airflow_errors():
-            shards = _count(self.shards)
+            shards = None if self.shards == "auto" else _count(self.shards, "shards")
+            per_shard = _count(self.records_per_shard, "records_per_shard")
             interval = self._interval(context)
             self.log.info("Interval %s", f"[{interval.start}, {interval.end})" if interval else "since the pipeline's last window")
             window = self._plan(context, interval)
-            plan = planned(window, shards)
+            plan = planned(window, shards or auto_shards(window, per_shard))
         self._push_facts(context, window, plan)
         return plan
 
@@ -141,11 +148,11 @@ def _one_of(value: str, allowed: Sequence[str], name: str) -> str:
     return value
 
 
-def _count(value: Any) -> int:
+def _count(value: Any, name: str) -> int:
     try:
         count = int(value)
     except (TypeError, ValueError):
-        raise ConfigurationError(f"shards: expected a number, got {value!r}") from None
+        raise ConfigurationError(f"{name}: expected a number{' or auto' if name == 'shards' else ''}, got {value!r}") from None
     if count < 1:
-        raise ConfigurationError(f"shards: expected at least 1, got {count}")
+        raise ConfigurationError(f"{name}: expected at least 1, got {count}")
     return count

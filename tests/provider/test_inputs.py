@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any, overload
 
+import msgspec
 import pytest
 
-from airflow_provider_factory.inputs import planned, stage_input
+from airflow_provider_factory.inputs import auto_shards, planned, stage_input
 from factory_agents.errors import WindowError
-from factory_agents.protocol import AgentResult, Shard, to_data
+from factory_agents.protocol import AgentResult, PartitionRange, Shard, to_data
 from tests.provider.samples import result, window
 
 
@@ -137,3 +138,16 @@ def test_the_plan_is_told_by_what_is_read_not_by_where_the_ledger_stands() -> No
 def test_decoded_results_are_taken_too() -> None:
     results: list[AgentResult] = [result(0, 2), result(1, 2)]
     assert stage_input(results).window.topic == "enriched"
+
+
+@pytest.mark.parametrize(
+    ("partitions", "size", "per_shard", "shards"),
+    [(4, 10, 100, 1), (4, 10, 50, 2), (4, 10, 1, 4), (12, 1000, 20_000, 4), (0, 0, 10, 1)],
+)
+def test_auto_shards_go_by_records_and_partitions(partitions: int, size: int, per_shard: int, shards: int) -> None:
+    assert auto_shards(window(partitions, size), per_shard) == shards
+
+
+def test_auto_shards_dont_count_empty_partitions() -> None:
+    half = msgspec.structs.replace(window(4), ranges=tuple(PartitionRange(p, 5, 5 if p % 2 else 500_005) for p in range(4)))
+    assert auto_shards(half, 1000) == 2

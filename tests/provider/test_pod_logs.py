@@ -1,0 +1,76 @@
+"""Log lines of pods: their own level, and none twice; an API server that doesn't answer is waited for."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
+from kubernetes.client import ApiException
+from urllib3.exceptions import MaxRetryError
+
+from airflow_provider_factory.pod_logs import AgentPodManager, is_outage, since_seconds
+
+LINE = '{"time":"2026-01-01T00:00:00.000+00:00","level":"warning","logger":"l","message":"slow","lag":3}'
+
+
+def manager() -> AgentPodManager:
+    return AgentPodManager(kube_client=SimpleNamespace())
+
+
+def test_a_structured_line_keeps_its_level_and_comes_once(caplog: pytest.LogCaptureFixture) -> None:
+    pods = manager()
+    pods._log = logging.getLogger("pods")  # type: ignore[assignment]  # Airflow's own doesn't reach caplog
+    with caplog.at_level(logging.INFO):
+        for line in (LINE, "plain", LINE, "plain"):
+            pods._log_message(line, "base", True, None)
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("WARNING", "slow lag=3"), ("INFO", "plain"), ("INFO", "plain")]
+    assert list(pods.last_lines) == ["slow lag=3", "plain", "plain"]
+
+
+def test_memory_of_lines_is_bounded() -> None:
+    pods = manager()
+    for i in range(10_000):
+        pods.tell(LINE.replace("slow", f"slow {i}"))
+    assert len(pods._known) == len(pods._seen) == 4096
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [
+        (ApiException(status=404), False),
+        (ApiException(status=403), False),
+        (ApiException(status=503), True),
+        (ApiException(status=429), True),
+        (MaxRetryError(None, "u", None), True),  # type: ignore[arg-type]
+        (ConnectionRefusedError(), True),
+        (ValueError("x"), False),
+    ],
+)
+def test_only_what_may_pass_is_waited_for(error: Exception, outage: bool) -> None:
+    assert is_outage(error) is outage
+
+
+def test_a_pod_is_asked_for_until_the_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [ConnectionRefusedError(), ApiException(status=503), "pod"]
+
+    def read(self: PodManager, pod: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(PodManager, "read_pod", read)
+    monkeypatch.setattr("airflow_provider_factory.pod_logs.time.sleep", lambda seconds: None)
+    assert manager().read_pod(None) == "pod"  # type: ignore[arg-type, comparison-overlap]
+
+
+def test_what_is_asked_for_reaches_back_to_the_last_line() -> None:
+    assert since_seconds("") is None
+    then = datetime.now(UTC) - timedelta(seconds=30)
+    asked = since_seconds(then.strftime("%Y-%m-%dT%H:%M:%S.123456789Z"))
+    assert asked is not None
+    assert 31 <= asked <= 35
