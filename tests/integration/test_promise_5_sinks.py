@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
 
 from factory_agents.errors import AccountingError, ConfigurationError, StoppedError, TooManyRejectedError, UnavailableError
@@ -272,3 +273,22 @@ def test_a_whole_pipeline_lands_each_event_once(runs: Runs, tmp_path: Path) -> N
     result = run_sink(RunContext(runs.config), run, lambda: SqliteSink(tmp_path / "db"))
     assert result.counts.written == EVENTS
     assert result.manifest is None
+
+
+@pytest.mark.parametrize("point", ["postgres.before-commit", "postgres.committed", "sink.after-commit"])
+def test_a_publisher_to_postgresql_killed_around_its_commit_is_completed(runs: Runs, database_url: str, point: str) -> None:
+    """The runtime and the real sink together, as an orchestrator starts them."""
+    table = f"t_{runs.prefix.replace('-', '_')}"
+    with psycopg.connect(database_url, autocommit=True) as database:
+        database.execute(f"CREATE TABLE {table} (event_id bigint PRIMARY KEY, text text)")
+    run = runs.run(runs.filled(EVENTS), name="publish", stage="publish", params={"table": table})
+    attempt = runs.attempt(run, f"{point}=kill", secrets={"DATABASE_URL": database_url})
+    assert attempt.wait() == -signal.SIGKILL, attempt.log
+    attempt = runs.attempt(run, secrets={"DATABASE_URL": database_url})
+    assert attempt.wait() == 0, attempt.log
+    result = attempt.result
+    assert (result.counts.consumed, result.counts.written) == (EVENTS, EVENTS)
+    assert result.reused == (point != "postgres.before-commit")
+    with psycopg.connect(database_url) as database:
+        rows = database.execute(f"SELECT event_id, text FROM {table} ORDER BY event_id").fetchall()
+    assert rows == [(n, f"event {n}") for n in range(EVENTS)]

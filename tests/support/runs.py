@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,10 +204,12 @@ class Runs:
 
         return run_transform(RunContext(config or self.config, **context), run, make)
 
-    def attempt(self, run: AgentRun, failpoints: str = "", command: Sequence[str] = (), **values: object) -> Attempt:
-        """Start an attempt as a process; more keywords are Kafka settings."""
+    def attempt(
+        self, run: AgentRun, failpoints: str = "", command: Sequence[str] = (), secrets: Mapping[str, str] | None = None, **values: object
+    ) -> Attempt:
+        """Start an attempt as a process; ``secrets`` go into its environment, more keywords are Kafka settings."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))}
-        environment |= self.configured(**values).to_env() | {"FACTORY_FAILPOINTS": failpoints, "PYTHONUNBUFFERED": "1"}
+        environment |= self.configured(**values).to_env() | {"FACTORY_FAILPOINTS": failpoints, "PYTHONUNBUFFERED": "1", **(secrets or {})}
         attempt = Attempt(run, environment, command or (sys.executable, "-m", "factory_agents.run"))
         self._attempts.append(attempt)
         return attempt
