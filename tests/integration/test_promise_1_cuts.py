@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -259,6 +264,41 @@ class TestTwoPlanners:
         assert values_of(hourly.config, fast) == ["a", "b"]
 
 
+class TestAKilledPlanner:
+    """In a process of its own, as a task runs it."""
+
+    CODE = """
+import sys
+from datetime import datetime
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.cuts import plan_window
+from factory_agents.protocol import Interval
+pipeline, topic, start, end = sys.argv[1:]
+interval = Interval(datetime.fromisoformat(start), datetime.fromisoformat(end))
+plan_window(KafkaConfig.from_env(), pipeline=pipeline, topic=topic, interval=interval, prefix="promises")
+"""
+
+    def killed(self, hourly: Pipeline, interval: Interval, failpoint: str) -> None:
+        arguments = [hourly.name, hourly.topic, interval.start.isoformat(), interval.end.isoformat()]
+        environment = {**os.environ, **hourly.config.to_env(), "FACTORY_FAILPOINTS": f"{failpoint}=kill"}
+        done = subprocess.run([sys.executable, "-c", self.CODE, *arguments], env=environment, check=False, timeout=60)
+        assert done.returncode == -signal.SIGKILL
+
+    def test_before_its_commit_leaves_nothing_and_holds_nobody_up(self, hourly: Pipeline, writer: Writer) -> None:
+        writer.write(["a"], hours_ago(1.5))
+        self.killed(hourly, hour(2), "plan.before-commit")
+        writer.write(["b"], hours_ago(1.5))
+        began = time.monotonic()
+        assert hourly.values(hour(2)) == ["a", "b"]
+        assert time.monotonic() - began < 10, "its transaction was waited for"
+
+    def test_after_its_commit_leaves_its_window(self, hourly: Pipeline, writer: Writer) -> None:
+        writer.write(["a"], hours_ago(1.5))
+        self.killed(hourly, hour(2), "plan.after-commit")
+        writer.write(["b"], hours_ago(1.5))
+        assert hourly.values(hour(2)) == ["a"]
+
+
 class TestAPause:
     def test_is_carried_into_the_next_scheduled_run(self, hourly: Pipeline, writer: Writer) -> None:
         for ago in (5, 4, 3, 2, 1):
@@ -418,6 +458,4 @@ def hourly_values(pipeline: Pipeline, interval: Interval) -> list[str]:
 
 
 def _soon() -> float:
-    import time
-
     return time.monotonic() + 20

@@ -16,10 +16,11 @@ from factory_agents.errors import DataLossError, DeadlineError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster
-from factory_agents.protocol import PartitionRange, Window
+from factory_agents.protocol import PartitionRange, Window, merge_results
 from factory_agents.sandbox import Sandbox
 from tests.conftest import TopicFactory
 from tests.support.log import Transaction, Writer, drain, hour, hours_ago, reading, values_of, window_over
+from tests.support.runs import Runs
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
 
@@ -379,6 +380,54 @@ class TestAManifest:
             reader.seek({0: 2}, {0: 1})
             with pytest.raises(DataLossError, match="hold 5 records"):
                 drain(reader)
+
+
+class TestARun:
+    """What the runtime makes of it, in its result."""
+
+    def test_fails_where_a_manifest_is_read_after_retention_took_some_of_it(self, runs: Runs) -> None:
+        window = runs.filled(20, partitions=2)
+        first = runs.transform(runs.run(window, runs.topic("mid", partitions=2)))
+        assert first.counts.produced == 20
+        delete_records(runs.admin, first.manifest.topic, 3)  # type: ignore[union-attr]
+        again = runs.run(merge_results([first]), runs.topic("out"), stage="next")
+        with pytest.raises(DataLossError, match="are gone"):
+            runs.transform(again)
+        result = runs.transform(msgspec.structs.replace(again, accept_loss=True))
+        assert (result.counts.consumed, result.counts.lost) == (17, 3)
+        assert any(note.startswith("lost: ") for note in result.notes)
+
+    @pytest.mark.parametrize("accept_loss", [False, True])
+    def test_over_a_recreated_topic_fails_or_says_what_is_lost(self, runs: Runs, accept_loss: bool) -> None:
+        window = runs.filled(12, partitions=2)
+        recreate(runs.admin, window.topic, 2)
+        runs.produce(window.topic, [b'{"event_id": "another"}'] * 12)
+        run = runs.run(window, runs.topic("out"), accept_loss=accept_loss)
+        if not accept_loss:
+            with pytest.raises(DataLossError, match="deleted and created again"):
+                runs.transform(run)
+            return
+        result = runs.transform(run)
+        assert (result.counts.consumed, result.counts.lost) == (0, 12)
+
+    def test_that_resumes_still_says_what_its_first_attempt_lost(self, runs: Runs) -> None:
+        window = runs.filled(30, partitions=1)
+        delete_records(runs.admin, window.topic, 5)
+        run = runs.run(window, runs.topic("out"), accept_loss=True, chunk_records=10)
+        runs.killed(run, "chunk.after-commit=kill@1")
+        result = runs.finished(run)
+        assert result.resumed
+        assert (result.counts.consumed, result.counts.lost) == (25, 5)
+
+    def test_out_of_time_is_a_failure_and_no_partial_success(self, runs: Runs, bootstrap: str) -> None:
+        window = runs.filled(3, partitions=1)
+        transaction = Transaction(bootstrap, window.topic, "open")
+        transaction.write(['{"event_id": 4}'])
+        run = runs.run(runs.window(window.topic), runs.topic("out"), deadline_seconds=1.0)
+        with pytest.raises(DeadlineError, match="waiting for the transaction to end"):
+            runs.transform(run)
+        transaction.commit()
+        assert runs.transform(msgspec.structs.replace(run, deadline_seconds=30.0)).counts.consumed == 4
 
 
 def test_records_before_the_intervals_start_are_counted_as_late(config: KafkaConfig, bootstrap: str, topic: TopicFactory) -> None:

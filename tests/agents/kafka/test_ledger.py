@@ -1,0 +1,173 @@
+"""The ledger: what one pipeline reads of it, whoever else writes there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+
+from factory_agents.errors import ConfigurationError, DeadlineError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.ledger import (
+    LEDGER_PARTITIONS,
+    CutRecord,
+    Ledger,
+    LedgerRecord,
+    PipelineRecord,
+    PlanRecord,
+    Progress,
+    StageRecord,
+    read_result,
+)
+from factory_agents.kafka.topics import Cluster
+from factory_agents.protocol import AgentResult, PartitionRange, Shard
+from tests.conftest import TopicFactory
+from tests.support.log import Transaction
+
+
+class Ledgers:
+    """A ledger of this test's own."""
+
+    def __init__(self, config: KafkaConfig, prefix: str) -> None:
+        self.config, self.prefix = config, prefix
+
+    def of(self, pipeline: str) -> Ledger:
+        return Ledger(self.config, Cluster(self.config), prefix=self.prefix, pipeline=pipeline)
+
+    def write(self, ledger: Ledger, *records: LedgerRecord) -> None:
+        producer = self.config.producer(f"{self.prefix}.{ledger.pipeline}")
+        producer.init_transactions(10)
+        producer.begin_transaction()
+        ledger.produce(producer, records)
+        producer.commit_transaction(10)
+
+    def put(self, partition: int, key: bytes | None, value: bytes | None) -> None:
+        """Any record at all."""
+        producer = Producer({"bootstrap.servers": self.config.bootstrap})
+        producer.produce(f"{self.prefix}.ledger", value, key, partition=partition)
+        assert producer.flush(10) == 0
+
+
+@pytest.fixture
+def ledgers(bootstrap: str, prefix: str, admin: AdminClient) -> Iterator[Ledgers]:
+    made = Ledgers(KafkaConfig(bootstrap), prefix)
+    made.of("p").ensure()
+    yield made
+    admin.delete_topics([f"{prefix}.ledger"])[f"{prefix}.ledger"].exception()
+
+
+def soon() -> float:
+    return time.monotonic() + 20
+
+
+def cut(pipeline: str, at: int, *offsets: int) -> CutRecord:
+    return CutRecord(pipeline, "t", "id", at, offsets)
+
+
+def sharing_partition(ledgers: Ledgers, pipeline: str) -> str:
+    """Another pipeline whose records lie in the same partition."""
+    partition = ledgers.of(pipeline).partition
+    return next(f"other-{n}" for n in range(1000) if ledgers.of(f"other-{n}").partition == partition)
+
+
+def test_gives_back_every_kind_of_record(ledgers: Ledgers) -> None:
+    records: list[LedgerRecord] = [
+        PipelineRecord("p", "intervals"),
+        cut("p", 5, 1, 2),
+        PlanRecord("p", "t", "id", "w", (PartitionRange(0, 1, 2),), carried=1, gap=2, replaces="old"),
+        StageRecord("p", "s", "w", Shard(1, 2), "f", 3, progress=Progress(positions={0: 4}, lost=(PartitionRange(0, 1, 2),))),
+        StageRecord("p", "s2", "w", Shard(), "f", 4, result=AgentResult("p", "s2", "w")),
+    ]
+    ledgers.write(ledgers.of("p"), *records)
+    view = ledgers.of("p").read(deadline=soon())
+    assert [r for type_ in (PipelineRecord, CutRecord, PlanRecord, StageRecord) for r in view.of(type_)] == records
+    assert [view.offset(r.key()) for r in records] == [0, 1, 2, 3, 4]
+    assert view.end == 6  # the marker of the transaction
+    assert read_result(ledgers.config, "p", "s2", "w", Shard(), prefix=ledgers.prefix) == records[-1].result  # type: ignore[union-attr]
+    assert read_result(ledgers.config, "p", "s", "w", Shard(1, 2), prefix=ledgers.prefix) is None, "it is not finished"
+
+
+def test_the_last_record_of_a_key_counts(ledgers: Ledgers) -> None:
+    ledgers.write(ledgers.of("p"), cut("p", 5, 1), cut("p", 6, 2), msgspec.structs.replace(cut("p", 5, 1), scheduled=True))
+    view = ledgers.of("p").read(deadline=soon())
+    assert [(c.at, c.scheduled) for c in view.of(CutRecord)] == [(6, False), (5, True)]
+
+
+def test_a_deleted_record_is_none(ledgers: Ledgers) -> None:
+    ledgers.write(ledgers.of("p"), cut("p", 5, 1), cut("p", 6, 2))
+    ledgers.put(ledgers.of("p").partition, cut("p", 5).key().encode(), None)
+    assert [c.at for c in ledgers.of("p").read(deadline=soon()).of(CutRecord)] == [6]
+
+
+def test_records_of_other_pipelines_are_passed_over(ledgers: Ledgers) -> None:
+    other = sharing_partition(ledgers, "p")
+    ledgers.write(ledgers.of(other), cut(other, 1, 1), StageRecord(other, "p", "w", Shard(), "f", 1))
+    ledgers.write(ledgers.of("p"), cut("p", 2, 2))
+    view = ledgers.of("p").read(deadline=soon())
+    assert [record.pipeline for _, record in view.records.values()] == ["p"]
+
+
+def test_what_others_write_that_nobody_can_read_is_passed_over(ledgers: Ledgers) -> None:
+    other, partition = sharing_partition(ledgers, "p"), ledgers.of("p").partition
+    for key, value in ((b"note|%s|1" % other.encode(), b'{"kind": "note"}'), (None, b"junk"), (b"\xff\xfe", b"\x00")):
+        ledgers.put(partition, key, value)
+    ledgers.write(ledgers.of("p"), cut("p", 2, 2))
+    assert len(ledgers.of("p").read(deadline=soon()).records) == 1
+
+
+@pytest.mark.parametrize("value", [b'{"kind": "note", "pipeline": "p"}', b'{"kind": "cut", "pipeline": "p"}', b"\xff"])
+def test_a_record_of_this_pipeline_that_a_newer_release_wrote_is_one_clear_error(ledgers: Ledgers, value: bytes) -> None:
+    ledgers.put(ledgers.of("p").partition, b"note|p|1", value)
+    with pytest.raises(ConfigurationError, match=rf"{ledgers.prefix}\.ledger-\d+@0: not one this version can read.*newer release"):
+        ledgers.of("p").read(deadline=soon())
+
+
+def test_fields_that_a_newer_release_added_are_passed_over(ledgers: Ledgers) -> None:
+    value = msgspec.json.encode(msgspec.to_builtins(cut("p", 5, 1)) | {"colour": "blue"})
+    ledgers.put(ledgers.of("p").partition, cut("p", 5).key().encode(), value)
+    assert ledgers.of("p").read(deadline=soon()).of(CutRecord) == [cut("p", 5, 1)]
+
+
+def test_what_is_not_committed_is_waited_for_by_a_read_and_not_by_a_glance(ledgers: Ledgers, bootstrap: str) -> None:
+    ledger = ledgers.of("p")
+    ledgers.write(ledger, cut("p", 1, 1))
+    transaction = Transaction(bootstrap, ledger.topic, "open")
+    transaction.write([msgspec.json.encode(cut("p", 2, 2)).decode()], partition=ledger.partition, key=cut("p", 2).key())
+    assert len(ledger.glance(deadline=soon()).of(CutRecord)) == 1
+    with pytest.raises(DeadlineError, match="still open"):
+        ledger.read(deadline=time.monotonic() + 0.3)
+    transaction.commit()
+    assert len(ledger.read(deadline=soon()).of(CutRecord)) == 2
+
+
+def test_what_is_aborted_is_passed_over(ledgers: Ledgers, bootstrap: str) -> None:
+    ledger = ledgers.of("p")
+    transaction = Transaction(bootstrap, ledger.topic, "open")
+    transaction.write(["not even JSON"], partition=ledger.partition, key=cut("p", 2).key())
+    transaction.abort()
+    assert ledger.read(deadline=soon()).records == {}
+
+
+def test_a_read_may_begin_at_a_known_offset(ledgers: Ledgers) -> None:
+    ledgers.write(ledgers.of("p"), cut("p", 1, 1), cut("p", 2, 2), cut("p", 3, 3))
+    view = ledgers.of("p").read(start=1, deadline=soon())
+    assert [c.at for c in view.of(CutRecord)] == [2, 3]
+    assert ledgers.of("p").read(start=view.end, deadline=soon()).records == {}
+
+
+def test_a_reader_of_all_pipelines_sees_them_all(ledgers: Ledgers) -> None:
+    names = [f"p{n}" for n in range(LEDGER_PARTITIONS)]
+    for name in names[:4]:
+        ledgers.write(ledgers.of(name), cut(name, 1, 1))
+    assert {c.pipeline for c in ledgers.of("").read(deadline=soon()).of(CutRecord)} == set(names[:4])
+
+
+def test_a_ledger_with_too_few_partitions_is_refused(bootstrap: str, prefix: str, topic: TopicFactory) -> None:
+    config = KafkaConfig(bootstrap)
+    topic("ledger", partitions=3)
+    with pytest.raises(ConfigurationError, match=r"has 3 partitions, the ledger needs 12"):
+        Ledger(config, Cluster(config), prefix=prefix, pipeline="p").ensure()

@@ -1,0 +1,93 @@
+"""Questions to a cluster: right answers, or one clear line."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.topics import Cluster
+from factory_agents.sandbox import SandboxInfo
+from tests.conftest import TopicFactory
+from tests.support.log import Transaction, Writer, hours_ago
+from tests.support.waiting import wait_for
+
+
+@pytest.fixture
+def cluster(bootstrap: str) -> Cluster:
+    return Cluster(KafkaConfig(bootstrap))
+
+
+def test_a_topic_has_another_id_once_it_is_recreated(cluster: Cluster, admin: AdminClient, prefix: str) -> None:
+    name = f"{prefix}.recreated"
+    assert cluster.create(name, 2)
+    assert not cluster.create(name, 3), "it is there already"
+    first = cluster.topic(name)
+    admin.delete_topics([name])[name].result()
+    wait_for(lambda: cluster.find(name) is None, "the topic to be gone")
+    cluster.create(name, 2)
+    again = cluster.topic(name)
+    assert (again.name, again.partitions) == (first.name, first.partitions)
+    assert again.id != first.id
+    admin.delete_topics([name])[name].result()
+
+
+def test_an_unknown_topic_is_named(cluster: Cluster) -> None:
+    assert cluster.find("nowhere") is None
+    with pytest.raises(ConfigurationError, match=r"'nowhere': unknown topic.*factory topics apply"):
+        cluster.topic("nowhere")
+
+
+def test_offsets_tell_log_start_stable_and_end_apart(cluster: Cluster, bootstrap: str, admin: AdminClient, topic: TopicFactory) -> None:
+    name = topic(partitions=2)
+    Writer(bootstrap, name).write("abc")
+    for future in admin.delete_records([TopicPartition(name, 0, 1)]).values():
+        future.result(20)
+    transaction = Transaction(bootstrap, name, "open")
+    transaction.write("de")
+    assert cluster.log_start(name, [0, 1]) == {0: 1, 1: 0}
+    assert cluster.stable_offset(name, [0, 1]) == {0: 3, 1: 0}
+    assert cluster.high_watermark(name, [0, 1]) == {0: 5, 1: 0}
+    transaction.abort()
+    assert cluster.high_watermark(name, []) == {}
+
+
+def test_the_index_gives_the_first_record_at_or_past_a_time(cluster: Cluster, bootstrap: str, topic: TopicFactory) -> None:
+    name = topic(partitions=1, message_timestamp_type="CreateTime")
+    for ago in (5, 3, 4, 1):
+        Writer(bootstrap, name).write("x", hours_ago(ago))
+
+    def at(ago: float) -> tuple[int, int]:
+        return cluster.at_time(name, [0], round(hours_ago(ago).timestamp() * 1000))[0]
+
+    assert [at(ago)[0] for ago in (6, 5, 4, 3, 2, 1, 0)] == [0, 0, 1, 1, 3, 3, -1]
+    assert at(4)[1] == round(hours_ago(3).timestamp() * 1000)
+
+
+def test_settings_hold_defaults_too(cluster: Cluster, topic: TopicFactory) -> None:
+    settings = cluster.settings(topic(retention_ms=1234567))
+    assert settings["retention.ms"] == "1234567"
+    assert settings["cleanup.policy"] == "delete"
+    assert int(cluster.broker_setting("transaction.max.timeout.ms", "0")) > 0
+
+
+def test_a_topic_with_settings_nobody_can_have_is_refused(cluster: Cluster, prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"creating topic '{prefix}.wrong'.*retention.ms"):
+        cluster.create(f"{prefix}.wrong", 1, settings={"retention.ms": "soon"})
+
+
+def test_a_wrong_password_is_not_taken_for_a_broker_that_is_down(sandbox_info: SandboxInfo) -> None:
+    config = KafkaConfig(
+        f"{sandbox_info.sasl_bootstrap}",
+        {
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": "factory",
+            "sasl.password": "correct horse battery staple",
+        },
+    )
+    with pytest.raises(ConfigurationError, match="authentication failed") as caught:
+        Cluster(config, timeout=1).topic("t")
+    assert "correct horse" not in str(caught.value)
