@@ -100,10 +100,11 @@ def test_template_fields_are_the_parents_and_its_own() -> None:
 
 
 def pod(task: KafkaAgentOperator) -> dict[str, Any]:
-    """The pod that KubernetesPodOperator would create."""
+    """The pod that KubernetesPodOperator would create, on any cluster."""
+    task.hook = SimpleNamespace(is_in_cluster=False, get_namespace=lambda: "ns")  # type: ignore[assignment]
     run_context = task_context(task)
     task._prepare_pod(task._portable(task.agent_run(run_context), run_context))  # type: ignore[arg-type]
-    made = task.build_pod_request_obj(run_context, dry_run=True)  # type: ignore[arg-type]
+    made = task.build_pod_request_obj(run_context)  # type: ignore[arg-type]
     data: dict[str, Any] = ApiClient().sanitize_for_serialization(made)
     return data
 
