@@ -123,8 +123,8 @@ def get_provider_info() -> dict[str, Any]:
         "plugins": [{"name": "factory_preload", "plugin-class": f"{_PACKAGE}.plugins.preload.PreloadPlugin"}],
         "config": {
             "factory": {
-                "description": "How the operators of ``airflow-provider-factory`` run agents. Every option may be set by its environment variable "
-                "``AIRFLOW__FACTORY__<OPTION>``.\n",
+                "description": "How the operators of ``airflow-provider-factory`` run agents. Every option may be set by its environment "
+                "variable ``AIRFLOW__FACTORY__<OPTION>``.\n",
                 "options": _OPTIONS,
             }
         },

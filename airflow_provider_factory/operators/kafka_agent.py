@@ -47,7 +47,8 @@ class KafkaAgentOperator(AgentPodOperator):
     clear does the work again; an unchanged run over the same window returns the result that stands in the ledger. Everything
     KubernetesPodOperator takes is taken; as a process, ``env_vars`` are honoured and the rest of the pod's arguments is passed over.
 
-    :param agent: a built-in (ingest, enrich, validate, publish), ``module:function``, or a name for an image with its own command. (templated)
+    :param agent: a built-in (ingest, enrich, validate, publish), ``module:function``, or a name for an image with its own command.
+        (templated)
     :param window: what to read: ``.output`` of a WindowOperator (whole, or one shard by ``expand``), or of the stage before, mapped or not.
         Without it the agent (``ingest``) reads no topic: its window is the data interval. (templated)
     :param shard: ``(index, of)`` or a planned shard: the part of ``window`` to run, for ``.partial(window=…).expand(shard=…)``. (templated)
@@ -65,7 +66,8 @@ class KafkaAgentOperator(AgentPodOperator):
     :param max_rejected: fail when more events than this are rejected: a number, or a share like ``5 %``. (templated)
     :param deadline: fail, keeping what is committed, when the window is not done in this time; a retry resumes. (templated)
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
-    :param database_conn_id: Airflow connection given as DATABASE_URL. Without it built-in agents get ``[factory] database_conn_id`` if it exists. (templated)
+    :param database_conn_id: Airflow connection given as DATABASE_URL. Without it built-in agents get ``[factory] database_conn_id``
+        if it exists. (templated)
     :param agent_secret: and ``credentials``: see AgentPodOperator.
     """
 
@@ -302,9 +304,8 @@ class KafkaAgentOperator(AgentPodOperator):
         if result.status != "success":
             raise agent_error(result)
         if run is not None and (result.stage, result.key, result.shard) != (run.stage, run.key, run.shard):
-            raise AgentCrashedError(
-                f"the agent's result is of {result.stage!r} {result.key} {result.shard.key}, expected {run.stage!r} {run.key} {run.shard.key}"
-            )
+            theirs, ours = (f"{r.stage!r} {r.key} {r.shard.key}" for r in (result, run))
+            raise AgentCrashedError(f"the agent's result is of {theirs}, expected {ours}")
         self._result = result
         self.log.info("%s", summary(result))
         for note in result.notes:

@@ -21,7 +21,7 @@ class PreloadPlugin(AirflowPlugin):
     name = "factory_preload"
 
     @classmethod
-    def on_load(cls, *args: Any, **kwargs: Any) -> None:  # noqa: ARG003  # Airflow's signature
+    def on_load(cls, *args: Any, **kwargs: Any) -> None:
         """Import the operators where DAG files are read; whatever goes wrong shows, with its file, in the DAG that needs them."""
         if sys.argv[1:2] and sys.argv[1] in _RUNS_NO_DAG_FILES:
             return

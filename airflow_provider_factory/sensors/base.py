@@ -65,7 +65,7 @@ class KafkaSensor(BaseSensorOperator):
     def trigger(self, **arguments: Any) -> KafkaTrigger:
         """The trigger that asks the same question."""
 
-    def execute(self, context: Context) -> Any:
+    def execute(self, context: Context) -> Any:  # noqa: RET503  # defer never returns
         """Ask, and wait until it holds; returns the figures."""
         with airflow_errors():
             if not self.deferrable:
@@ -83,7 +83,6 @@ class KafkaSensor(BaseSensorOperator):
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout) + _MARGIN,
         )
-        return None
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """What the trigger saw: the figures, or a timeout or an error with its reason."""
