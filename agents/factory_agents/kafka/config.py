@@ -142,9 +142,9 @@ class KafkaConfig:
             **{k if k in _CALLBACKS else k.replace("_", "."): v for k, v in extra.items()},
         }
 
-    def admin(self) -> AdminClient:
+    def admin(self, **extra: Any) -> AdminClient:
         """A new admin client; keep it until its futures are done."""
-        return _make(AdminClient, self.client())
+        return _make(AdminClient, self.client(**extra))
 
     def consumer(self, **extra: Any) -> Consumer:
         """A new consumer that reads committed records, commits nothing by itself and reports partition ends."""

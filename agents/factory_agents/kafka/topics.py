@@ -34,6 +34,8 @@ from factory_agents.kafka.config import KafkaConfig, kafka_error
 __all__ = ["Cluster", "GroupFacts", "TopicFacts"]
 
 _TIMEOUT = 15.0
+_REFUSED = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}
+_UNANSWERED = {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT_QUEUE}
 _COORDINATOR_MOVES = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -67,33 +69,46 @@ class Cluster:
         self._config = config
         self._timeout = timeout
         self._admin: AdminClient | None = None
+        self._refused: KafkaError | None = None
 
     @property
     def admin(self) -> AdminClient:
         """The admin client, made on first use."""
         if self._admin is None:
-            self._admin = self._config.admin()
+            self._admin = self._config.admin(error_cb=self._noticed)
         return self._admin
 
     def close(self) -> None:
         """Let the client go."""
         self._admin = None
 
+    def _noticed(self, error: KafkaError) -> None:
+        if error.code() in _REFUSED:
+            self._refused = error
+
+    def _wait(self, future: Any) -> Any:
+        """A future's result; what refuses us (a wrong password) is raised as soon as it is known, not when the request times out."""
+        until = time.monotonic() + self._timeout + 5
+        while True:
+            try:
+                return future.result(0.2)
+            except (FutureTimeoutError, TimeoutError):
+                self.admin.poll(0)
+                if self._refused is not None:
+                    raise KafkaException(self._refused) from None
+                if time.monotonic() > until:
+                    raise
+
     def _result(self, future: Any, doing: str) -> Any:
         try:
-            return future.result(self._timeout + 5)
-        except KafkaException as error:
-            cause = error.args[0]
-            if cause.code() in (
-                KafkaError._TIMED_OUT,
-                KafkaError._TRANSPORT,
-                KafkaError._ALL_BROKERS_DOWN,
-                KafkaError._TIMED_OUT_QUEUE,
-            ):
-                raise self._unreachable(doing) from error
-            raise kafka_error(error, doing) from error
-        except (FutureTimeoutError, TimeoutError) as error:
-            raise self._unreachable(doing) from error
+            return self._wait(future)
+        except (KafkaException, FutureTimeoutError, TimeoutError) as error:
+            raise self._failed(error, doing) from error
+
+    def _failed(self, error: Exception, doing: str) -> Exception:
+        if isinstance(error, KafkaException) and error.args[0].code() not in _UNANSWERED:
+            return kafka_error(error, doing)
+        return self._unreachable(doing)
 
     def _unreachable(self, doing: str) -> Exception:
         """Tell a wrong password from a broker that is down: librdkafka reports both as a time-out of the request."""
@@ -121,17 +136,12 @@ class Cluster:
         """A topic's facts, or None where there is none."""
         future = self.admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name]
         try:
-            described = future.result(self._timeout + 5)
+            described = self._wait(future)
         except KafkaException as error:
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return None
-            raise self._translate(error, f"topic {name!r}") from error
+            raise self._failed(error, f"topic {name!r}") from error
         return _facts(name, described)
-
-    def _translate(self, error: KafkaException, doing: str) -> Exception:
-        if error.args[0].code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
-            return self._unreachable(doing)
-        return kafka_error(error, doing)
 
     def _offsets(self, topic: str, partitions: Iterable[int], spec: OffsetSpec, isolation: IsolationLevel) -> dict[int, tuple[int, int]]:
         request = {TopicPartition(topic, p): spec for p in partitions}
@@ -208,11 +218,11 @@ class Cluster:
         while True:
             future = ask()
             try:
-                error = future.exception(self._timeout + 5)
-            except (FutureTimeoutError, TimeoutError):
-                error = None
-            if not (isinstance(error, KafkaException) and error.args[0].code() in _COORDINATOR_MOVES) or time.monotonic() > deadline:
-                return self._result(future, doing)
+                return self._wait(future)
+            except (KafkaException, FutureTimeoutError, TimeoutError) as error:
+                moves = isinstance(error, KafkaException) and error.args[0].code() in _COORDINATOR_MOVES
+                if not moves or time.monotonic() > deadline:
+                    raise self._failed(error, doing) from error
             time.sleep(0.05)
 
     def broker_setting(self, name: str, default: str) -> str:
@@ -235,10 +245,10 @@ class Cluster:
             operation_timeout=self._timeout,
         )[name]
         try:
-            future.result(self._timeout + 5)
+            self._wait(future)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise self._translate(error, f"creating topic {name!r}") from error
+                raise self._failed(error, f"creating topic {name!r}") from error
             return False
         deadline = time.monotonic() + self._timeout
         while self.find(name) is None:
