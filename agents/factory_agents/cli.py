@@ -18,11 +18,11 @@ def _group(help_: str) -> typer.Typer:
     return typer.Typer(help=help_, rich_markup_mode=None, no_args_is_help=True)
 
 
-app = _group("Agents over Kafka: run them over windows or live, and look after topics, windows, lag and dead letters.")
+app = _group("Agents over Kafka: run them, and look after topics, windows, lag and dead letters.")
 agents = _group("Run agents.")
 topics = _group("Topics as a file declares them.")
 letters = _group("Rejected events: look at them, and put them back.")
-sandboxes = _group("A real Kafka broker and PostgreSQL on this machine, for trying things out.")
+sandboxes = _group("Kafka and PostgreSQL on this machine.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
 app.add_typer(letters, name="dead-letters")
@@ -100,7 +100,9 @@ def lag(
     kafka_settings: KafkaSettings = None,
     json: Json = False,
 ) -> None:
-    """How far a consumer group is behind (or every group on a topic, or a pipeline's windows). Asking changes nothing.
+    """How far readers are behind.
+
+    Of one consumer group, of every group that reads a topic, or of a pipeline's windows. Asking joins no group and commits nothing.
 
     \b
     Examples:
@@ -146,7 +148,9 @@ def windows(
     kafka_settings: KafkaSettings = None,
     json: Json = False,
 ) -> None:
-    """What the ledger knows: every window and how far its stages are, unfinished ones first.
+    """Windows, and how far their stages are.
+
+    Unfinished ones first: those that are planned and not begun, and those that lack a stage which the pipeline's other windows have.
 
     \b
     Examples:
