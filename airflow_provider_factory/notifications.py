@@ -7,7 +7,8 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from airflow_provider_factory.settings import option
 
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 def late_after(interval: timedelta) -> DeadlineAlert | None:
     """A DAG's ``deadline``: an alert for a run that has not ended this long after it was queued.
 
-    None where ``[factory] deadlines`` is off, and in ``airflow dags test``, which fails on any deadline when the run succeeds (Airflow #73428).
+    None where ``[factory] deadlines`` is off, and in ``airflow dags test``, which fails on
+    any deadline when the run succeeds (Airflow #73428).
     """
     if option("deadlines").lower() not in ("true", "1") or sys.argv[1:3] == ["dags", "test"]:
         return None

@@ -23,7 +23,10 @@ PEERS = ROOT / "benchmarks" / "peers"
 
 
 def ours(config: KafkaConfig, window: Window, target: str) -> float:
-    """The built-in ``enrich`` without a function, run as an orchestrator runs it; the seconds that its result says, start order and ledger included."""
+    """The built-in ``enrich`` without a function, run as an orchestrator runs it.
+
+    Returns the seconds that its result says, start order and ledger included.
+    """
     run = AgentRun(pipeline=target, stage="enrich", agent=AgentRef("enrich"), window=window, output_topic=target)
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
@@ -43,7 +46,10 @@ def ours(config: KafkaConfig, window: Window, target: str) -> float:
 def peer(python: Path, script: str, config: KafkaConfig, source: str, target: str, events: int) -> float:
     """A peer's script in its environment; the seconds that it says."""
     done = subprocess.run(
-        [python, PEERS / script, config.bootstrap, source, target, str(events)], check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [python, PEERS / script, config.bootstrap, source, target, str(events)],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if done.returncode != 0:
         raise SystemExit(f"{script} failed:\n{done.stderr[-2000:]}")

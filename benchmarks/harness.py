@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -64,10 +63,14 @@ def fill(config: KafkaConfig, topic: str, events: int, partitions: int) -> None:
     producer.begin_transaction()
     padding = "x" * 90
     for i in range(events):
-        value = json.dumps({"event_id": f"event-{i:09d}", "user": i % 9973, "payload": padding, "amount": i * 0.25, "kind": "click"}).encode()
+        value = json.dumps(
+            {"event_id": f"event-{i:09d}", "user": i % 9973, "payload": padding, "amount": i * 0.25, "kind": "click"}
+        ).encode()
         while True:
             try:
-                producer.produce(topic, value, f"event-{i:09d}".encode(), partition=i % partitions, headers=[(WRITER_HEADER, b"bench/fill/0")])
+                producer.produce(
+                    topic, value, f"event-{i:09d}".encode(), partition=i % partitions, headers=[(WRITER_HEADER, b"bench/fill/0")]
+                )
                 break
             except BufferError:
                 producer.poll(0.1)
@@ -93,9 +96,11 @@ def spread(ratios: list[float]) -> dict[str, float]:
     return {"min": round(min(ratios), 3), "median": round(statistics.median(ratios), 3), "max": round(max(ratios), 3)}
 
 
-def report(title: str, seconds: Mapping[str, list[float]], ours: str, work: int, unit: str, more: Mapping[str, object] | None = None) -> None:
+def report(
+    title: str, seconds: Mapping[str, list[float]], ours: str, work: int, unit: str, more: Mapping[str, object] | None = None
+) -> None:
     """Print rates and ``ours / other`` speed ratios, pair by pair, then all of it as one JSON line."""
-    print(f"\n{title}  ({work:,} {unit}, {len(seconds[ours])} rounds, Python {platform.python_version()}, {time.strftime('%F', time.gmtime())})\n")
+    print(f"\n{title}  ({work:,} {unit}, {len(seconds[ours])} rounds, {time.strftime('%F', time.gmtime())})\n")
     print(f"| contestant | {unit}/s, median | ours ÷ it: median (min to max) |\n|---|---|---|")
     ratios = {}
     for name, took in seconds.items():

@@ -13,7 +13,7 @@ A late record is in the hour in which it arrived. After a pause, the first run c
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import Asset, CronDataIntervalTimetable, Param, dag, task
@@ -29,7 +29,7 @@ RAW, CLASSIFIED, CHECKED = (Asset(name=t, uri=f"kafka://main/{t}") for t in ("ra
 
 @dag(
     schedule=CronDataIntervalTimetable("@hourly", timezone="UTC"),
-    start_date=datetime(2026, 11, 1),
+    start_date=datetime(2026, 11, 1, tzinfo=UTC),
     catchup=False,
     tags=["factory"],
     doc_md=__doc__,

@@ -9,15 +9,15 @@ Copy this file to start a pipeline of your own: the four stages below are all th
 | `validate_events` | what `enrich_events` wrote | topic `validated_events`; what breaks the contract goes to `validated_events.dead` |
 | `publish_results` | what `validate_events` wrote | table `table`, upserted by the contract's key |
 
-A retry resumes where the last try stopped. Clearing a task does its hour again and replaces it, never doubles it. A run whose validation fails publishes nothing.
-Look closer with `factory windows`, `factory dead-letters list validated_events.dead` and each task's log.
+A retry resumes where the last try stopped. Clearing a task does its hour again and replaces it, never doubles it. A run whose validation
+fails publishes nothing. Look closer with `factory windows`, `factory dead-letters list validated_events.dead` and each task's log.
 
 Once: `factory topics apply` creates the topics, `airflow pools set software_factory 8 "agents at a time"` the pool.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import CronDataIntervalTimetable, Param, dag, task
@@ -31,7 +31,7 @@ from airflow_provider_factory.settings import retry_delay
 @dag(
     dag_id="software_factory_pipeline",
     schedule=CronDataIntervalTimetable("@hourly", timezone="UTC"),
-    start_date=datetime(2018, 5, 1),  # where the sample data begin
+    start_date=datetime(2018, 5, 1, tzinfo=UTC),  # where the sample data begin
     catchup=False,
     tags=["factory"],
     doc_md=__doc__,
@@ -68,7 +68,16 @@ def software_factory_pipeline() -> None:
 
         if not event.get("path"):
             raise Reject("the change names no file", rule="no-path")
-        languages = {"c": "C", "h": "C", "cpp": "C++", "py": "Python", "pyi": "Python", "pyx": "Cython", "md": "Markdown", "rst": "reStructuredText"}
+        languages = {
+            "c": "C",
+            "h": "C",
+            "cpp": "C++",
+            "py": "Python",
+            "pyi": "Python",
+            "pyx": "Cython",
+            "md": "Markdown",
+            "rst": "reStructuredText",
+        }
         event["language"] = languages.get(event["path"].rpartition(".")[2].lower(), "other")
         if event.get("added") is None:
             event["size_class"] = "binary"

@@ -42,7 +42,14 @@ def airflow_environment(sandbox: Sandbox) -> dict[str, str]:
 def airflow(environment: dict[str, str], *arguments: str, quiet: bool = True) -> None:
     """Run an ``airflow`` command; raises CalledProcessError, after showing what it printed."""
     command = [str(PYTHON_BIN / "airflow"), *arguments]
-    done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE if quiet else None, stderr=subprocess.STDOUT if quiet else None, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE if quiet else None,
+        stderr=subprocess.STDOUT if quiet else None,
+        check=False,
+    )
     if done.returncode != 0:
         if quiet:
             sys.stderr.buffer.write(done.stdout or b"")
@@ -51,7 +58,13 @@ def airflow(environment: dict[str, str], *arguments: str, quiet: bool = True) ->
 
 def prepare(sandbox: Sandbox, environment: dict[str, str]) -> None:
     """Bring topics, metadata schema and pool into being, each only where it is not there yet."""
-    subprocess.run([str(PYTHON_BIN / "factory"), "topics", "apply", "include/topics.yaml"], env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [str(PYTHON_BIN / "factory"), "topics", "apply", "include/topics.yaml"],
+        env=environment,
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     marker = sandbox.home / "airflow" / ".migrated"
     if not marker.exists():
         airflow(environment, "db", "migrate")

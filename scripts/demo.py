@@ -44,9 +44,21 @@ def show_stages(done: list[AgentResult]) -> None:
     table = _table("What each stage did", "hour (UTC)", "stage", "consumed", "forwarded", "rejected", "wrote")
     for r in done:
         c = r.counts
-        wrote = f"{c.written} rows of {r.table}, {c.duplicates} duplicates dropped" if r.table else f"{c.produced} to {r.manifest.topic if r.manifest else '-'}"
+        wrote = (
+            f"{c.written} rows of {r.table}, {c.duplicates} duplicates dropped"
+            if r.table
+            else f"{c.produced} to {r.manifest.topic if r.manifest else '-'}"
+        )
         hour = r.interval.start.strftime("%F %H:%M") if r.interval else ""
-        table.add_row(hour if r.stage == STAGES[0] else "", r.stage, str(c.consumed), str(c.forwarded), str(c.rejected), wrote, end_section=r.stage == STAGES[-1])
+        table.add_row(
+            hour if r.stage == STAGES[0] else "",
+            r.stage,
+            str(c.consumed),
+            str(c.forwarded),
+            str(c.rejected),
+            wrote,
+            end_section=r.stage == STAGES[-1],
+        )
     console.print(table)
 
 
@@ -55,7 +67,9 @@ def show_rejected(config: KafkaConfig, done: list[AgentResult]) -> None:
     table = _table("What was rejected, and why", "stage", "rule", "times", "letter", "reason")
     for topic in dict.fromkeys(r.dead_letters.topic for r in done if r.dead_letters is not None):
         for group in group_letters(read_letters(config, topic, Selection())):
-            table.add_row(group.stage, group.rule, str(group.count), f"{topic} {group.example}", textwrap.shorten(group.error, 60, placeholder=" …"))
+            table.add_row(
+                group.stage, group.rule, str(group.count), f"{topic} {group.example}", textwrap.shorten(group.error, 60, placeholder=" …")
+            )
     console.print(table)
 
 
@@ -64,7 +78,9 @@ def show_rows(database_url: str) -> None:
     columns = ("repo", "path", "language", "size_class", "added", "deleted")
     table = _table("Some rows of the table events", *columns)
     with psycopg.connect(database_url) as connection:
-        for row in connection.execute("SELECT repo, path, language, size_class, added, deleted FROM events ORDER BY occurred_at, event_id LIMIT 5"):
+        for row in connection.execute(
+            "SELECT repo, path, language, size_class, added, deleted FROM events ORDER BY occurred_at, event_id LIMIT 5"
+        ):
             table.add_row(*(str(v) for v in row))
         total = connection.execute("SELECT count(*), count(DISTINCT event_id) FROM events").fetchone()
     console.print(table)

@@ -1,6 +1,7 @@
 """Named points at which a test makes this process die, stop or fail; inert unless ``FACTORY_FAILPOINTS`` names one.
 
-``FACTORY_FAILPOINTS=chunk.before-commit=kill@3`` kills the process at the third pass of that point. Actions: ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``raise``.
+``FACTORY_FAILPOINTS=chunk.before-commit=kill@3`` kills the process at the third pass of that point.
+Actions: ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``raise``.
 """
 
 from __future__ import annotations

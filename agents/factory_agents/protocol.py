@@ -120,9 +120,9 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     """The records of one topic between two cuts, or those that a manifest names.
 
     ``writers`` holds the writers whose records belong to it (empty: every record). ``generation`` orders windows made from
-    the same interval: a greater one is newer. ``lost`` are ranges known to be gone and accepted as such. ``ledger_offset`` is where a reader
-    of the pipeline's ledger partition may begin. ``carried`` records arrived before the interval, in a pause, and are in this window; ``gap``
-    lay beside it in no window when it was planned (a backfill takes them). Both are upper bounds, in offsets.
+    the same interval: a greater one is newer. ``lost`` are ranges known to be gone and accepted as such. ``ledger_offset`` is where
+    a reader of the pipeline's ledger partition may begin. ``carried`` records arrived before the interval, in a pause, and are in this
+    window; ``gap`` lay beside it in no window when it was planned (a backfill takes them). Both are upper bounds, in offsets.
     """
 
     pipeline: str
@@ -217,8 +217,9 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 class Counts(msgspec.Struct, omit_defaults=True):
     """What happened to the records of a window: ``consumed = forwarded + filtered + rejected``.
 
-    ``produced`` are records written to the output topic. ``skipped`` belong to other writers and are not consumed. ``late`` came with a time before
-    the window's interval. At a sink ``forwarded = written + duplicates + older``; ``removed`` are rows an older generation had left.
+    ``produced`` are records written to the output topic. ``skipped`` belong to other writers and are not consumed. ``late`` came
+    with a time before the window's interval. At a sink ``forwarded = written + duplicates + older``; ``removed`` are rows an
+    older generation had left.
     """
 
     consumed: int = 0
@@ -255,8 +256,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one run of one shard of one stage did. ``manifest`` is None where nothing is written to a topic (sinks, dry runs).
 
-    ``run`` is the digest of the run that it answers. ``truncated`` says that it was too long for a termination message: the whole of it stands
-    in the ledger.
+    ``run`` is the digest of the run that it answers. ``truncated`` says that it was too long for a termination message: the whole of it
+    stands in the ledger.
     """
 
     pipeline: str
@@ -362,6 +363,31 @@ def merge_results(results: Sequence[AgentResult]) -> Window:
         raise WindowError(
             "expected the results of the stage before, got none; was it skipped, or marked as a success by hand? clear it so that it runs"
         )
+    _check_set(results)
+    first = results[0]
+    name = f"stage {first.stage!r}"
+    manifests = [r.manifest for r in results if r.manifest is not None]
+    if len(manifests) != len(results):
+        raise WindowError(f"{name} wrote to no topic, so nothing can read on from it; give it an output topic")
+    if len({(m.topic, m.topic_id) for m in manifests}) != 1:
+        raise WindowError(
+            f"{name}: its shards wrote to different topics ({', '.join(sorted({m.topic for m in manifests}))}), or one was recreated"
+        )
+    return Window(
+        pipeline=first.pipeline,
+        topic=manifests[0].topic,
+        topic_id=manifests[0].topic_id,
+        ranges=_merge_ranges(r for m in manifests for r in m.ranges),
+        interval=first.interval,
+        name="" if first.interval else first.key,
+        writers=tuple(sorted(m.writer for m in manifests)),
+        generation=max(r.generation for r in results),
+        ledger_offset=min(r.ledger_offset for r in results),
+    )
+
+
+def _check_set(results: Sequence[AgentResult]) -> None:
+    """Refuse results that are no complete, successful set of one plan."""
     first = results[0]
     name = f"stage {first.stage!r}"
     for r in results:
@@ -385,24 +411,6 @@ def merge_results(results: Sequence[AgentResult]) -> Window:
         raise WindowError(f"{name}: shard {missing[0] + 1} of {first.shard.of} has no result; clear it so that it runs")
     if any(r.truncated for r in results):
         raise WindowError(f"{name}: its results are too long for a termination message; take them from the ledger (read_result)")
-    manifests = [r.manifest for r in results if r.manifest is not None]
-    if len(manifests) != len(results):
-        raise WindowError(f"{name} wrote to no topic, so nothing can read on from it; give it an output topic")
-    if len({(m.topic, m.topic_id) for m in manifests}) != 1:
-        raise WindowError(
-            f"{name}: its shards wrote to different topics ({', '.join(sorted({m.topic for m in manifests}))}), or one was recreated"
-        )
-    return Window(
-        pipeline=first.pipeline,
-        topic=manifests[0].topic,
-        topic_id=manifests[0].topic_id,
-        ranges=_merge_ranges(r for m in manifests for r in m.ranges),
-        interval=first.interval,
-        name="" if first.interval else first.key,
-        writers=tuple(sorted(m.writer for m in manifests)),
-        generation=max(r.generation for r in results),
-        ledger_offset=min(r.ledger_offset for r in results),
-    )
 
 
 def _merge_ranges(ranges: Iterable[PartitionRange]) -> tuple[PartitionRange, ...]:

@@ -12,7 +12,12 @@ bootstrap, source, target, total = sys.argv[1], sys.argv[2], sys.argv[3], int(sy
 os.environ["AIRFLOW_CONN_BENCH_CONSUME"] = json.dumps(
     {
         "conn_type": "kafka",
-        "extra": {"bootstrap.servers": bootstrap, "group.id": f"bench-{target}", "enable.auto.commit": "false", "auto.offset.reset": "earliest"},
+        "extra": {
+            "bootstrap.servers": bootstrap,
+            "group.id": f"bench-{target}",
+            "enable.auto.commit": "false",
+            "auto.offset.reset": "earliest",
+        },
     }
 )
 os.environ["AIRFLOW_CONN_BENCH_PRODUCE"] = json.dumps({"conn_type": "kafka", "extra": {"bootstrap.servers": bootstrap}})

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-class Reject(Exception):
+class Reject(Exception):  # noqa: N818  # what a user raises reads as an order
     """Raise (or, in a batch agent, return) this to send the event to the dead-letter topic with a reason.
 
     ``rule`` names what was broken, for counting; ``reason`` is one line for a person.
@@ -45,7 +45,7 @@ class Reject(Exception):
 Record: TypeAlias = "bytes | tuple[bytes | None, bytes]"
 """One output value, or a ``(key, value)`` pair where the key differs from the input's."""
 
-Output: TypeAlias = "Record | None | Reject | list[Record]"
+Output: TypeAlias = "Record | Reject | list[Record] | None"
 """What became of one input record: forwarded as one or several records, filtered (None), or rejected."""
 
 
@@ -102,8 +102,8 @@ class Source(Protocol):
 class Claim:
     """Who publishes what: identity of one shard of one window at a sink.
 
-    ``window`` sorts by time (the window's key, then the pipeline). ``input_generation`` orders the manifests a window was published from; ``generation`` is
-    this attempt's own and greater than every earlier one's.
+    ``window`` sorts by time (the window's key, then the pipeline). ``input_generation`` orders the manifests a window was published from;
+    ``generation`` is this attempt's own and greater than every earlier one's.
     """
 
     pipeline: str
@@ -176,8 +176,8 @@ class AgentFunction:
     """A user's function as an agent: call it as before, or give it to the runtime as ``module:name``.
 
     ``function`` takes an event (a dict) and the declared parameters as keywords; it returns an event, None (filtered) or a list of
-    events. With ``batch`` it takes a list of events and returns one of these (or a ``Reject``) for each. ``key`` names the field whose value becomes the
-    output's key.
+    events. With ``batch`` it takes a list of events and returns one of these (or a ``Reject``) for each. ``key`` names the
+    field whose value becomes the output's key.
     """
 
     function: EventFunction
