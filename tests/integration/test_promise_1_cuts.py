@@ -159,6 +159,15 @@ class TestAWrongClock:
         writer.write(["c"], hours_ago(0.5))
         assert hourly.values(hour(1)) == ["c"]
 
+    def test_far_ahead_hides_nothing_from_the_first_window(
+        self, hourly: Pipeline, writer: Writer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        writer.write(["from 2040"], datetime(2040, 1, 1, tzinfo=UTC))
+        writer.write(["a"], hours_ago(1.5))
+        writer.write(["b"], hours_ago(0.5))
+        assert [hourly.values(hour(ago)) for ago in (2, 1)] == [["a", "b", "from 2040"], []]
+        assert "partitions [0] hold records of a clock more than 5 minutes ahead" in caplog.text
+
     def test_far_ahead_is_not_taken_for_a_partition_that_has_passed_the_end(self, hourly: Pipeline, writer: Writer) -> None:
         writer.write(["from 2040"], datetime(2040, 1, 1, tzinfo=UTC))
         assert partition_passed(hourly.config, hourly.topic, hours_ago(0)) == {0: False}

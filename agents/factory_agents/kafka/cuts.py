@@ -185,7 +185,10 @@ class _Planner:
             window = planned(view, self._request, answers.topic)
             if window is not None:
                 return window
-            self._commit(producer, decide(view, self._request, answers, int(time.time() * 1000)))
+            now_ms = int(time.time() * 1000)
+            records = decide(view, self._request, answers, now_ms)
+            _warn_of_clocks(answers, now_ms)
+            self._commit(producer, records)
         except KafkaException as error:
             failure = kafka_error(error, self._doing)
             if isinstance(failure, FencedError) or error.args[0].txn_requires_abort():
@@ -208,12 +211,23 @@ class _Planner:
         failpoints.hit("plan.after-commit")
 
 
-def partition_passed(config: KafkaConfig, topic: str, end: datetime) -> dict[int, bool]:
+def _warn_of_clocks(answers: LogAnswers, now_ms: int) -> None:
+    ahead = sorted({p for found in answers.index.values() for p, (_, stamp) in found.items() if stamp > now_ms + FUTURE_MS})
+    if ahead:
+        log.warning(
+            "topic %r: partitions %s hold records of a clock more than 5 minutes ahead, which hide later ones from the timestamp index: "
+            "windows are cut at the log's end there, and may hold more than their time",
+            answers.topic.name,
+            ahead[:20],
+        )
+
+
+def partition_passed(config: KafkaConfig, topic: str, end: datetime, *, cluster: Cluster | None = None) -> dict[int, bool]:
     """Per partition, whether a record at or past ``end`` has arrived, so that nothing before it is to be expected in order.
 
-    One that lies further ahead of now than a cut would believe does not count.
+    One that lies further ahead of now than a cut would believe does not count. ``cluster``: a client to ask with, for who asks often.
     """
-    cluster = Cluster(config)
+    cluster = cluster or Cluster(config)
     facts = cluster.topic(topic)
     found = cluster.at_time(topic, range(facts.partitions), round(end.timestamp() * 1000))
     latest = time.time() * 1000 + FUTURE_MS

@@ -18,6 +18,8 @@ __all__ = ["FUTURE_MS", "LogAnswers", "PlanRequest", "Policy", "decide", "decide
 FUTURE_MS = 5 * 60 * 1000
 """How far ahead of now a record's time may lie before the index's answer is taken for a wrong clock's."""
 
+_FOREVER_MS = 2**63
+
 Policy = Literal["carry", "index"]
 """What a missing start takes: the latest earlier scheduled cut, or the timestamp index's answer."""
 
@@ -238,7 +240,9 @@ class _CutMaker:
         found = next((c for c in self._known if c.at == at), None)
         if found is not None:
             return found
-        cut = self._new(at, scheduled=False)
+        # Behind a record from a wrong clock the index sees nothing, so the first start of all takes that record: rather more than less.
+        first = all(c.at > at for c in self._known)
+        cut = self._new(at, scheduled=False, now_ms=_FOREVER_MS if first else self._now_ms)
         if self._request.policy == "carry" and any(c.scheduled and c.at < at for c in (*self._known, *self._before)):
             held = tuple(max((_at(c, p) for c in self._known if c.at < at), default=0) for p in range(len(cut.offsets)))
             earlier = msgspec.structs.replace(cut, offsets=held)
@@ -253,13 +257,15 @@ class _CutMaker:
         found = next((c for c in self._known if c.at == at), None)
         if found is not None and (found.scheduled or not scheduled):
             return found
-        cut = msgspec.structs.replace(found, scheduled=True) if found is not None else self._new(at, scheduled=scheduled)
+        cut = (
+            msgspec.structs.replace(found, scheduled=True) if found is not None else self._new(at, scheduled=scheduled, now_ms=self._now_ms)
+        )
         self.made.append(cut)
         return cut
 
-    def _new(self, at: int, *, scheduled: bool) -> CutRecord:
+    def _new(self, at: int, *, scheduled: bool, now_ms: int) -> CutRecord:
         topic, known = self._answers.topic, (*self._known, *self.made)
-        offsets = decide_cut(known, at, self._answers.index[at], self._answers.stable, self._now_ms)
+        offsets = decide_cut(known, at, self._answers.index[at], self._answers.stable, now_ms)
         return CutRecord(self._request.pipeline, topic.name, topic.id, at, offsets, scheduled=scheduled)
 
 

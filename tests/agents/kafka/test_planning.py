@@ -149,6 +149,15 @@ class TestAnInterval:
         log.append(0, ms(2.5))
         assert ledger.plan(log, request(2, 3), ms(11)) == first
 
+    def test_that_is_the_first_loses_nothing_behind_a_record_from_a_wrong_clock(self) -> None:
+        """The index gives that record for every later time: what followed it would be before the first cut, in no window."""
+        log, ledger = self.filled(2), ModelLedger()
+        log.append(0, ms(99999))
+        log.stamps[0] += [ms(h + i / 10) for h in range(2, 10) for i in range(10)]
+        windows = [ledger.plan(log, request(h, h + 1), ms(10)) for h in (5, 6, 7)]
+        assert sum(len(offsets(w)) for w in windows) == 81
+        assert ledger.plan(log, request(1, 2), ms(10)).gap == 0
+
     def test_a_late_record_is_in_the_window_in_which_it_arrives(self) -> None:
         log, ledger = self.filled(4), ModelLedger()
         third = ledger.plan(log, request(3, 4), ms(4))
@@ -444,6 +453,15 @@ class Histories(RuleBasedStateMachine):
                 a = earlier.offsets[p] if p < len(earlier.offsets) else 0
                 b = later.offsets[p] if p < len(later.offsets) else 0
                 assert a <= b
+
+    @invariant()
+    def no_record_past_the_first_windows_start_lies_before_its_cut(self) -> None:
+        """Also where a wrong clock's record hides all that came after it from the index."""
+        cuts = [r for _, r in self.ledger.view.records.values() if isinstance(r, CutRecord)]
+        if cuts:
+            first = min(cuts, key=lambda c: c.at)
+            for p, passed in enumerate(first.offsets):
+                assert all(stamp < first.at for stamp in self.log.stamps[p][:passed])
 
     def teardown(self) -> None:
         """Once every hour between the first and the last planned one is run, nothing between their cuts is left."""
