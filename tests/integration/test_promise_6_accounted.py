@@ -95,8 +95,8 @@ def test_counts_that_do_not_add_up_fail_the_run(runs: Runs, monkeypatch: pytest.
 
     put = Outputs.put
 
-    def forgetful(self: Outputs, messages: Any, outputs: Any, counts: Counts) -> None:
-        put(self, messages, outputs, counts)
+    def forgetful(self: Outputs, messages: Any, outputs: Any, counts: Counts, **more: bool) -> None:
+        put(self, messages, outputs, counts, **more)
         counts.consumed += 1
 
     monkeypatch.setattr(Outputs, "put", forgetful)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import cast
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
@@ -24,6 +26,8 @@ WRITER_HEADER = "factory-writer"
 """The one header that says whose record it is: ``stage/fingerprint/generation``."""
 
 _MARGIN = 30.0
+
+_error, _partition = methodcaller("error"), methodcaller("partition")
 _LEAST_WAIT = 5.0  # seconds without a record before anybody is asked how long a transaction may last
 _TOPIC_CHANGED = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -66,6 +70,7 @@ class WindowReader:
         self.lost: list[PartitionRange] = list(window.lost)
         self.skipped = 0
         self.late = 0
+        self.plain = False
 
     def check_topic(self) -> None:
         """Raise DataLossError where the topic is not the one that was planned (any more), or has fewer partitions.
@@ -203,8 +208,42 @@ class WindowReader:
             return f"{where}, waiting for the transaction to end that has been open since offset {stable}"
         return f"{where}, still reading"
 
-    def _take(self, got: Sequence[Message]) -> list[Message]:
+    def _take(self, got: list[Message]) -> list[Message]:
         """The window's own records among what was consumed; closes ranges that have come to their end."""
+        return got if self._take_whole(got) else self._take_each(got)
+
+    def _take_whole(self, got: list[Message]) -> bool:
+        """The usual batch, without a look at each record's offset: every one a record of this window, none the last of its range.
+
+        A partition's records come in order, so its last one tells of all. False where anything is different; nothing is done then.
+        """
+        last = {m.partition(): m for m in got}
+        for p, m in last.items():
+            r = self._todo.get(p)
+            if r is None or m.error() is not None or m.offset() >= r.end - 1:
+                return False
+        if any(map(_error, got)) or not self._all_written(got):
+            return False
+        if late_before := self._late_before:
+            self.late += sum(m.timestamp()[1] < late_before for m in got)
+        for p, count in Counter(map(_partition, got)).items():
+            self.positions[p] = last[p].offset() + 1
+            self.read[p] = self.read.get(p, 0) + count
+        return True
+
+    def _all_written(self, got: Sequence[Message]) -> bool:
+        """Whether the writer's header is each record's only one and names a writer of this window; ``plain`` tells the same later."""
+        writers = self._writers
+        self.plain = bool(writers)
+        for m in got if writers else ():
+            headers = m.headers()
+            if not headers or len(headers) != 1 or headers[0][1] not in writers or headers[0][0] != WRITER_HEADER:
+                self.plain = False
+                return False
+        return True
+
+    def _take_each(self, got: Sequence[Message]) -> list[Message]:
+        self.plain = False
         todo, positions, writers, late_before = self._todo, self.positions, self._writers, self._late_before
         read = self.read
         records: list[Message] = []

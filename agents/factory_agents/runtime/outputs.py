@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 
 import msgspec
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from factory_agents.errors import ConfigurationError, DataLossError, UnavailableError
 from factory_agents.kafka.messages import Message
@@ -23,6 +25,8 @@ DEAD_LETTER_HEADER = "factory-dead-letter"
 """The header of a dead letter that says why, as JSON (``DeadLetter``)."""
 
 _LONGEST_REASON = 2000
+_partition = methodcaller("partition")
+
 _DEAD_SETTINGS = {"max.message.bytes": "20971520", "retention.ms": "2592000000"}
 
 Bounds = dict[int, tuple[int, int, int]]
@@ -115,8 +119,48 @@ class Outputs:
             )
         return self._dead_name or f"{base}.dead"
 
-    def put(self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts) -> None:
-        """What became of a batch of input records: forwards, filters, rejects, and counts each of them once."""
+    def put(self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts, *, plain: bool = False) -> None:
+        """What became of a batch of input records: forwards, filters, rejects, and counts each of them once.
+
+        ``plain`` says that no input has headers of its own to be passed on.
+        """
+        done = self._put_plain(messages, outputs, counts) if plain and self._is_plain() else 0
+        if done < len(messages):
+            self._put_each(messages[done:], outputs[done:], counts)
+
+    def _is_plain(self) -> bool:
+        """Whether a record goes to the partition that it came from, under its own key."""
+        output = self.output
+        return (
+            output is not None
+            and output.partitions == self._origin.input_partitions
+            and self._show is None
+            and not self._keyed
+            and not self._condemned
+        )
+
+    def _put_plain(self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts) -> int:
+        """The usual batch with as few steps a record as can be: one output each, as long as the client takes them. How many were put."""
+        output = self._needed_output()
+        sent = self._begin(output)
+        produce, topic, headers = self._writer.producer.produce, output.name, self._headers
+        done = 0
+        for message, value in zip(messages, outputs, strict=True):
+            if type(value) is not bytes:
+                break
+            try:
+                produce(topic, value, message.key(), message.partition(), headers=headers)
+            except (BufferError, KafkaException):
+                break  # the record's turn comes again, with all care
+            done += 1
+        for p, n in Counter(map(_partition, messages[:done])).items():
+            sent[p] = sent.get(p, 0) + n
+        counts.consumed += done
+        counts.forwarded += done
+        counts.produced += done
+        return done
+
+    def _put_each(self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts) -> None:
         write, keyed = self._write, self._keyed
         for message, output in zip(messages, outputs, strict=True):
             if type(output) is bytes:
@@ -212,6 +256,15 @@ class Outputs:
             return None
         if self._condemned and (reason := self._condemned.get((topic.name, key, value))) is not None:
             return Reject(reason, rule="refused")
+        sent = self._begin(topic)
+        error: KafkaError | None = self._writer.send(topic.name, value, key, partition, headers)
+        if error is not None:
+            return Reject(f"refused by the client: {error.str()}", rule="refused")
+        sent[partition] = sent.get(partition, 0) + 1
+        return None
+
+    def _begin(self, topic: TopicFacts) -> dict[int, int]:
+        """Before a record goes to a topic: a transaction is open and the topic's bounds are known. Records sent by partition."""
         if self._writer.open_since is None:
             self._writer.begin()
         sent = self._sent.get(topic.name)
@@ -219,11 +272,7 @@ class Outputs:
             sent = self._sent[topic.name] = {}
             if topic.name not in self._starts:
                 self._starts[topic.name] = self._cluster.high_watermark(topic.name, range(topic.partitions))
-        error: KafkaError | None = self._writer.send(topic.name, value, key, partition, headers)
-        if error is not None:
-            return Reject(f"refused by the client: {error.str()}", rule="refused")
-        sent[partition] = sent.get(partition, 0) + 1
-        return None
+        return sent
 
     def reject(
         self,

@@ -204,7 +204,7 @@ class _TransformRun:
         if not self.in_chunk:
             self.began = time.monotonic()
         self.in_chunk += len(messages)
-        self.session.outputs.put(messages, outputs, self.session.counts)
+        self.session.outputs.put(messages, outputs, self.session.counts, plain=self.reader.plain)
         self._mark_handled()
         failpoints.hit("chunk.after-produce")
         return took
