@@ -12,6 +12,7 @@ import msgspec
 if TYPE_CHECKING:
     from factory_agents.kafka.config import KafkaConfig
     from factory_agents.kafka.lag import PartitionLag
+    from factory_agents.kafka.topics import Cluster
 
 __all__ = ["Answer", "LagQuestion", "WindowClosedQuestion", "ask_lag", "ask_window_closed", "judge_lag"]
 
@@ -63,17 +64,19 @@ def judge_lag(question: LagQuestion, partitions: Sequence[PartitionLag]) -> Answ
     return Answer(met, reason, facts)
 
 
-def ask_lag(config: KafkaConfig, question: LagQuestion) -> Answer:
-    """Ask the cluster, joining no group and committing nothing; raises FactoryError."""
+def ask_lag(config: KafkaConfig, question: LagQuestion, *, cluster: Cluster | None = None) -> Answer:
+    """Ask the cluster (by ``cluster``, else by a client of its own), joining no group and committing nothing; raises FactoryError."""
     from factory_agents.kafka.lag import group_lag, pipeline_lag
 
     topics = list(question.topics)
     if question.group:
-        return judge_lag(question, group_lag(config, question.group, topics))
-    return judge_lag(question, pipeline_lag(config, question.pipeline, topics, prefix=question.prefix))
+        return judge_lag(question, group_lag(config, question.group, topics, cluster=cluster))
+    return judge_lag(question, pipeline_lag(config, question.pipeline, topics, prefix=question.prefix, cluster=cluster))
 
 
-def ask_window_closed(config: KafkaConfig | None, question: WindowClosedQuestion, now: datetime) -> Answer:
+def ask_window_closed(
+    config: KafkaConfig | None, question: WindowClosedQuestion, now: datetime, *, cluster: Cluster | None = None
+) -> Answer:
     """Answer from the clock where that is enough (``config`` may be None), else from the partitions; raises FactoryError."""
     waited = now.timestamp() - question.end.timestamp()
     if waited >= question.grace:
@@ -84,7 +87,7 @@ def ask_window_closed(config: KafkaConfig | None, question: WindowClosedQuestion
         return Answer(False, f"{question.topic}: not asked yet")
     from factory_agents.kafka.cuts import partition_passed
 
-    passed = partition_passed(config, question.topic, question.end)
+    passed = partition_passed(config, question.topic, question.end, cluster=cluster)
     still = sorted(p for p, done in passed.items() if not done)
     if not still:
         return Answer(True, f"{question.topic}: every partition has a record past {question.end.isoformat()}", {"by": "records"})

@@ -114,7 +114,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": [f"{_PACKAGE}.triggers.{name}" for name in ("agent_pod", "consumer_lag", "window_closed")],
+                "python-modules": [f"{_PACKAGE}.triggers.{name}" for name in ("agent_pod", "consumer_lag", "topic_ready", "window_closed")],
             }
         ],
         "hooks": [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "kafka")]}],

@@ -130,6 +130,8 @@ class WindowOperator(BaseOperator):
             "topic": window.topic,
             "records": window.size,
             "carried": window.carried,
+            "gap": window.gap,
+            "lost": sum(r.end - r.start for r in window.lost),
             "shards": len(plan),
             "plan": plan[0]["plan"],
         }

@@ -1,34 +1,38 @@
-"""A trigger that asks Kafka again and again in threads of its own, and tells what it saw last in its event."""
+"""A trigger that asks Kafka again and again, and tells what it saw last in its event."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_factory.checks import Answer
+from airflow_provider_factory.clusters import SharedCluster, shared_cluster
 from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
 from factory_agents.errors import FactoryError
 from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.topics import Cluster
 
 __all__ = ["KafkaTrigger"]
 
 log = logging.getLogger(__name__)
 
-_THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="factory-trigger")
-"""Kafka's blocking calls wait here: neither the event loop nor the threads that other triggers share are held up."""
+_SPREAD = 0.1
+"""The share of the interval by which questions are moved at random, so that triggers that began together don't ask together for ever."""
 
 
 class KafkaTrigger(BaseTrigger):
     """Fires one event: ``met`` with figures, ``timeout`` with what was seen last, or ``error`` for what trying again cannot mend.
 
-    A broker that doesn't answer is waited for. :param deadline: seconds since 1970 UTC, so that it holds over a restart of the triggerer.
+    A broker that doesn't answer is waited for. All triggers of a cluster share one client and one thread (``clusters``).
+
+    :param deadline: seconds since 1970 UTC, so that it holds over a restart of the triggerer.
     """
 
     path: ClassVar[str]
@@ -41,8 +45,12 @@ class KafkaTrigger(BaseTrigger):
         self.deadline = deadline
 
     @abstractmethod
-    def ask(self, config: KafkaConfig) -> Answer:
-        """One question to the cluster; blocks, and closes what it opens; raises FactoryError."""
+    def ask(self, config: KafkaConfig, cluster: Cluster) -> Answer:
+        """One question to the cluster; blocks; raises FactoryError."""
+
+    def known(self) -> Answer:
+        """What is known without asking the cluster."""
+        return Answer(False, "nothing was asked yet")
 
     def pause(self, now: float) -> float:
         """Seconds until the next question, at the time ``now`` (since 1970)."""
@@ -62,21 +70,32 @@ class KafkaTrigger(BaseTrigger):
         yield TriggerEvent(await self._watch())
 
     async def _watch(self) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        config: KafkaConfig | None = None
-        seen = Answer(False, "nothing was asked yet")
-        while True:
-            try:
-                config = config or await FactoryKafkaHook(self.kafka_conn_id).aconfig()
-                seen = await loop.run_in_executor(_THREADS, self.ask, config)
-            except FactoryError as error:
-                if not error.retriable:
-                    return {"status": "error", "reason": f"{type(error).__name__}: {error}", "facts": dict(seen.facts)}
-                seen = Answer(False, f"{type(error).__name__}: {error}", seen.facts)
-            if seen.met:
-                return {"status": "met", "reason": seen.reason, "facts": dict(seen.facts)}
-            now = time.time()
-            if now >= self.deadline:
-                return {"status": "timeout", "reason": seen.reason, "facts": dict(seen.facts)}
-            log.info("%s", seen.reason)
-            await asyncio.sleep(self.pause(now))
+        seen = self.known()
+        try:
+            with shared_cluster(await FactoryKafkaHook(self.kafka_conn_id).aconfig()) as cluster:
+                while not seen.met:
+                    seen = await self._look(cluster, seen)
+                    now = time.time()
+                    if not seen.met and now >= self.deadline:
+                        return {"status": "timeout", "reason": seen.reason, "facts": dict(seen.facts)}
+                    if not seen.met:
+                        log.info("%s", seen.reason)
+                        await asyncio.sleep(self._spread(self.pause(now)))
+        except FactoryError as error:
+            return {"status": "error", "reason": f"{type(error).__name__}: {error}", "facts": dict(seen.facts)}
+        return {"status": "met", "reason": seen.reason, "facts": dict(seen.facts)}
+
+    def _spread(self, pause: float) -> float:
+        return pause * random.uniform(1 - _SPREAD, 1) if pause >= self.poll_interval else pause
+
+    async def _look(self, cluster: SharedCluster, before: Answer) -> Answer:
+        """What is known, else what the cluster says; a cluster that doesn't answer now leaves the figures as they were."""
+        known = self.known()
+        if known.met:
+            return known
+        try:
+            return await cluster.ask(self.ask)
+        except FactoryError as error:
+            if not error.retriable:
+                raise
+            return Answer(False, f"{type(error).__name__}: {error}", before.facts)

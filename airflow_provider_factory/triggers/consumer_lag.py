@@ -9,6 +9,7 @@ import msgspec
 from airflow_provider_factory.checks import Answer, LagQuestion, ask_lag
 from airflow_provider_factory.triggers.base import KafkaTrigger
 from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.topics import Cluster
 
 __all__ = ["ConsumerLagTrigger"]
 
@@ -18,6 +19,6 @@ class ConsumerLagTrigger(KafkaTrigger):
 
     path: ClassVar[str] = "airflow_provider_factory.triggers.consumer_lag.ConsumerLagTrigger"
 
-    def ask(self, config: KafkaConfig) -> Answer:
+    def ask(self, config: KafkaConfig, cluster: Cluster) -> Answer:
         """See ``KafkaTrigger.ask``."""
-        return ask_lag(config, msgspec.convert(self.question, LagQuestion))
+        return ask_lag(config, msgspec.convert(self.question, LagQuestion), cluster=cluster)

@@ -10,6 +10,7 @@ import msgspec
 from airflow_provider_factory.checks import Answer, WindowClosedQuestion, ask_window_closed
 from airflow_provider_factory.triggers.base import KafkaTrigger
 from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.topics import Cluster
 
 __all__ = ["WindowClosedTrigger"]
 
@@ -19,9 +20,13 @@ class WindowClosedTrigger(KafkaTrigger):
 
     path: ClassVar[str] = "airflow_provider_factory.triggers.window_closed.WindowClosedTrigger"
 
-    def ask(self, config: KafkaConfig) -> Answer:
+    def known(self) -> Answer:
+        """See ``KafkaTrigger.known``: before the window's end, and after the grace, the clock is enough."""
+        return ask_window_closed(None, self._question(), datetime.now(UTC))
+
+    def ask(self, config: KafkaConfig, cluster: Cluster) -> Answer:
         """See ``KafkaTrigger.ask``."""
-        return ask_window_closed(config, self._question(), datetime.now(UTC))
+        return ask_window_closed(config, self._question(), datetime.now(UTC), cluster=cluster)
 
     def pause(self, now: float) -> float:
         """See ``KafkaTrigger.pause``: no longer than to the end of the grace, nor before the window's end is there."""

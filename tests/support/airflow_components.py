@@ -119,7 +119,10 @@ class RunningAirflow:
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
         """A task's log as the UI shows it."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
-        return str(self.call("GET", path, map_index=map_index, full_content=True)["content"])
+        lines = self.call("GET", path, map_index=map_index, full_content=True)["content"]
+        return "\n".join(
+            "".join([line["event"], *(f"\n{e['exc_type']}: {e['exc_value']}" for e in line.get("error_detail") or [])]) for line in lines
+        )
 
     def clear(self, dag_id: str, run_id: str) -> None:
         """Clear a whole run."""

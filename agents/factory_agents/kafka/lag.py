@@ -86,12 +86,15 @@ def topic_lag(config: KafkaConfig, topics: Sequence[str]) -> dict[str, list[Part
     return found
 
 
-def group_lag(config: KafkaConfig, group: str, topics: Sequence[str] | None = None) -> list[PartitionLag]:
+def group_lag(
+    config: KafkaConfig, group: str, topics: Sequence[str] | None = None, *, cluster: Cluster | None = None
+) -> list[PartitionLag]:
     """The lag of a consumer group on topics (None: all those it has committed offsets for or is assigned), by topic and partition.
 
-    Joins no group and commits nothing. Raises ConfigurationError for an unknown group or topic, UnavailableError without a broker.
+    Joins no group and commits nothing. ``cluster``: a client to ask with, for who asks often. Raises ConfigurationError for an unknown
+    group or topic, UnavailableError without a broker.
     """
-    cluster = Cluster(config)
+    cluster = cluster or Cluster(config)
     facts = cluster.group(group)
     if facts is None:
         raise ConfigurationError(
@@ -102,13 +105,15 @@ def group_lag(config: KafkaConfig, group: str, topics: Sequence[str] | None = No
     return _lags(cluster, names, committed)
 
 
-def pipeline_lag(config: KafkaConfig, pipeline: str, topics: Sequence[str] | None = None, *, prefix: str = "factory") -> list[PartitionLag]:
+def pipeline_lag(
+    config: KafkaConfig, pipeline: str, topics: Sequence[str] | None = None, *, prefix: str = "factory", cluster: Cluster | None = None
+) -> list[PartitionLag]:
     """What has arrived on topics (None: all that the pipeline has planned on) since the pipeline's last cut, by topic and partition.
 
-    Before the first cut the lag counts from the log's start. Raises ConfigurationError for an unknown topic, or without ``topics`` for a
-    pipeline that has planned nothing, and UnavailableError without a broker.
+    Before the first cut the lag counts from the log's start. ``cluster`` is as in ``group_lag``. Raises ConfigurationError for an unknown
+    topic, or without ``topics`` for a pipeline that has planned nothing, and UnavailableError without a broker.
     """
-    cluster = Cluster(config)
+    cluster = cluster or Cluster(config)
     cuts = _last_cuts(config, cluster, pipeline, prefix)
     names = sorted({t for t, _ in cuts}) if topics is None else list(dict.fromkeys(topics))
     if not names:

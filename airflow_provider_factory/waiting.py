@@ -1,0 +1,124 @@
+"""What waits on a topic beyond a pipeline's last window, and whether that is reason to start a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaError, Message, TopicPartition
+
+from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.kafka.lag import pipeline_lag
+from factory_agents.kafka.topics import Cluster
+
+__all__ = ["Enough", "Sizes", "Waiting", "look", "reason_to_start"]
+
+_READ_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Enough:
+    """When to start: so many ``records`` (offsets) or bytes (``size``) wait, or the oldest has waited ``age`` seconds; None: not asked."""
+
+    records: int | None = None
+    size: int | None = None
+    age: float | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """By partition: where the last window ended, where the topic ends, and up to where records are older than the age asked for.
+
+    ``size``: bytes of the records beyond the last window (or beyond the last start), as far as they were counted.
+    """
+
+    taken: Mapping[int, int] = field(default_factory=dict)
+    ends: Mapping[int, int] = field(default_factory=dict)
+    old: Mapping[int, int] = field(default_factory=dict)
+    size: int = 0
+
+    def beyond(self, begun: Mapping[int, int]) -> int:
+        """How many records (offsets) wait beyond the last window and the last start."""
+        base = _base(self.taken, begun)
+        return sum(max(0, end - base[p]) for p, end in self.ends.items())
+
+
+def _base(taken: Mapping[int, int], begun: Mapping[int, int]) -> dict[int, int]:
+    return {p: max(offset, begun.get(p, 0)) for p, offset in taken.items()}
+
+
+def reason_to_start(enough: Enough, waiting: Waiting, begun: Mapping[int, int], watched: float = 0.0) -> str:
+    """Why a run should start, or nothing. What a start was made for already (``begun``: partition to offset) doesn't count again.
+
+    ``watched``: seconds for which something has been seen to wait, since producers' times may be out of order.
+    """
+    base, count = _base(waiting.taken, begun), waiting.beyond(begun)
+    if enough.records is not None and count >= enough.records:
+        return f"{count:,} records wait, {enough.records:,} are enough"
+    if enough.size is not None and count and waiting.size >= enough.size:
+        return f"{waiting.size:,} bytes wait, {enough.size:,} are enough"
+    if enough.age is not None and count and (watched >= enough.age or any(waiting.old.get(p, 0) > o for p, o in base.items())):
+        return f"the oldest of {count:,} records has waited {enough.age:g} s"
+    return ""
+
+
+def look(
+    config: KafkaConfig, cluster: Cluster, *, topic: str, pipeline: str, prefix: str, enough: Enough, begun: Mapping[int, int], sizes: Sizes
+) -> Waiting:
+    """Ask the cluster, joining no group and committing nothing; raises FactoryError."""
+    lags = pipeline_lag(config, pipeline, [topic], prefix=prefix, cluster=cluster)
+    taken = {lag.partition: lag.end - lag.lag for lag in lags}
+    ends = {lag.partition: lag.end for lag in lags}
+    old: dict[int, int] = {}
+    if enough.age is not None and any(lag.lag for lag in lags):
+        young = cluster.at_time(topic, ends, round((time.time() - enough.age) * 1000))
+        old = {p: offset if offset >= 0 else ends[p] for p, (offset, _) in young.items()}
+    size = 0
+    if enough.size is not None:
+        size = sizes.beyond(config, _base(taken, begun), ends, enough.size)
+    return Waiting(taken, ends, old, size)
+
+
+class Sizes:
+    """Counts the bytes of a topic's keys and values from some offsets on, reading each record once and no more than is needed."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._base: dict[int, int] = {}
+        self._read: dict[int, int] = {}
+        self._total = 0
+
+    def beyond(self, config: KafkaConfig, base: Mapping[int, int], ends: Mapping[int, int], enough: int) -> int:
+        """Bytes between two offsets of each partition; stops early once there are ``enough``. Raises FactoryError."""
+        if self._base != base:
+            self._base, self._read, self._total = dict(base), dict(base), 0
+        todo = {p for p, end in ends.items() if self._read[p] < end}
+        if todo and self._total < enough:
+            self._count(config, todo, ends, enough)
+        return self._total
+
+    def _count(self, config: KafkaConfig, todo: set[int], ends: Mapping[int, int], enough: int) -> None:
+        consumer = config.consumer(auto_offset_reset="earliest", queued_max_messages_kbytes=max(1024, min(enough // 1024, 65536)))
+        until = time.monotonic() + _READ_SECONDS
+        try:
+            consumer.assign([TopicPartition(self._topic, p, self._read[p]) for p in todo])
+            while todo and self._total < enough and time.monotonic() < until:
+                for message in consumer.consume(10_000, 0.05):
+                    self._add(message, todo, ends)
+        finally:
+            consumer.close()
+
+    def _add(self, message: Message, todo: set[int], ends: Mapping[int, int]) -> None:
+        partition, offset, error = message.partition() or 0, message.offset() or 0, message.error()
+        if error is None:
+            self._total += len(message.key() or b"") + len(message.value() or b"")
+            self._read[partition] = offset + 1
+        elif error.code() == KafkaError._PARTITION_EOF:
+            self._read[partition] = max(self._read[partition], offset)
+        elif passing(error):
+            return
+        else:
+            raise kafka_error(error, f"reading {self._topic}-{partition}")
+        if error is not None or self._read[partition] >= ends[partition]:
+            todo.discard(partition)
