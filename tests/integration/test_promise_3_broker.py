@@ -1,0 +1,84 @@
+"""Promise 3 where the broker is the one that fails: restarted, killed or hanging in the middle of a window."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from factory_agents.errors import FactoryError
+from tests.integration.test_promise_3_once import check_once
+from tests.support.runs import Runs
+from tests.support.topics import create_topic
+from tests.support.waiting import wait_for
+
+if TYPE_CHECKING:
+    from factory_agents.sandbox import Sandbox
+
+pytestmark = pytest.mark.slow
+
+EVENTS = 2000
+
+
+@pytest.fixture
+def runs(own_sandbox: Sandbox, prefix: str) -> Iterator[Runs]:
+    bootstrap = own_sandbox.info().bootstrap
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+
+    def topic(name: str = "t", partitions: int = 4, **config: object) -> str:
+        create_topic(admin, f"{prefix}.{name}", partitions, **config)
+        return f"{prefix}.{name}"
+
+    own = Runs(bootstrap, prefix, topic, admin)
+    yield own
+    own.close()
+
+
+def restarted(sandbox: Sandbox) -> None:
+    sandbox.restart_kafka()
+
+
+def killed(sandbox: Sandbox) -> None:
+    pid = sandbox.kafka_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: sandbox.kafka_pid is None, "the broker's end")
+    sandbox.up()
+
+
+def hanging(sandbox: Sandbox) -> None:
+    """Longer than a transaction of the test may last, so that it is over when the broker comes back."""
+    pid = sandbox.kafka_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(8.0, os.kill, (pid, signal.SIGCONT)).start()
+
+
+@pytest.mark.parametrize("disturb", [restarted, killed, hanging])
+@pytest.mark.parametrize("timeout_ms", [5000, 60_000])
+def test_a_window_survives_its_broker(runs: Runs, own_sandbox: Sandbox, disturb: Any, timeout_ms: int) -> None:
+    run = runs.run(runs.filled(EVENTS), runs.topic("out"), chunk_records=100)
+    disturbed: list[threading.Thread] = []
+
+    def in_trouble(event: dict[str, Any]) -> dict[str, Any]:
+        if event["event_id"] == EVENTS // 2 and not disturbed:
+            disturbed.append(threading.Thread(target=disturb, args=(own_sandbox,)))
+            disturbed[0].start()
+        return event | {"seen": True}
+
+    errors: list[FactoryError] = []
+    result = None
+    while result is None and len(errors) < 5:  # as an orchestrator retries
+        try:
+            result = runs.transform(run, in_trouble, config=runs.configured(transaction_timeout_ms=timeout_ms))
+        except FactoryError as error:
+            errors.append(error)
+        disturbed[0].join()
+    assert all(error.retriable for error in errors), errors
+    assert result is not None, errors
+    check_once(runs, run, result, range(EVENTS))
