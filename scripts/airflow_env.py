@@ -11,7 +11,7 @@ from pathlib import Path
 
 from factory_agents.sandbox import Sandbox
 
-__all__ = ["PYTHON_BIN", "ROOT", "airflow", "airflow_environment", "prepare"]
+__all__ = ["PYTHON_BIN", "ROOT", "airflow", "airflow_environment", "apply_topics", "prepare"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_BIN = Path(sys.executable).parent
@@ -56,15 +56,15 @@ def airflow(environment: dict[str, str], *arguments: str, quiet: bool = True) ->
         raise subprocess.CalledProcessError(done.returncode, command)
 
 
+def apply_topics(environment: dict[str, str]) -> None:
+    """Create the topics of ``include/topics.yaml`` that are missing."""
+    command = [str(PYTHON_BIN / "factory"), "topics", "apply", "include/topics.yaml"]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
 def prepare(sandbox: Sandbox, environment: dict[str, str]) -> None:
     """Bring topics, metadata schema and pool into being, each only where it is not there yet."""
-    subprocess.run(
-        [str(PYTHON_BIN / "factory"), "topics", "apply", "include/topics.yaml"],
-        env=environment,
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    apply_topics(environment)
     marker = sandbox.home / "airflow" / ".migrated"
     if not marker.exists():
         airflow(environment, "db", "migrate")

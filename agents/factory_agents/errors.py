@@ -9,6 +9,7 @@ __all__ = [
     "ContractError",
     "DataLossError",
     "DeadlineError",
+    "DryRunError",
     "FactoryError",
     "FencedError",
     "SinkError",
@@ -40,6 +41,10 @@ class ContractError(FactoryError, ValueError):
 
 class WindowError(FactoryError, ValueError):
     """A window or a plan cannot be made or used: backwards, without an interval, overlapping, incomplete."""
+
+
+class DryRunError(WindowError):
+    """What a stage should read is the result of a dry run, which wrote nothing."""
 
 
 class DataLossError(FactoryError):

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from factory_agents.errors import ConfigurationError, WindowError
+from factory_agents.errors import ConfigurationError, DryRunError, WindowError
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -394,7 +394,7 @@ def _check_set(results: Sequence[AgentResult]) -> None:
         if r.status != "success":
             raise WindowError(f"{name} shard {r.shard.index + 1} of {r.shard.of} failed; clear it so that it runs again")
         if r.dry_run:
-            raise WindowError(f"{name}: its result is of a dry run, which writes nothing that a next stage could read; run it for real")
+            raise DryRunError(f"{name}: its result is of a dry run, which writes nothing that a next stage could read; run it for real")
         if (r.pipeline, r.stage, r.key, r.plan, r.shard.of) != (
             first.pipeline,
             first.stage,

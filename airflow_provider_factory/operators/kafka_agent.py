@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.assets import asset_topic, event_extra, topic_name
 from airflow_provider_factory.errors import AgentCrashedError, agent_error, airflow_errors
@@ -20,7 +21,7 @@ from airflow_provider_factory.operators.agent_pod import AgentPodOperator
 from airflow_provider_factory.processes import AgentProcess, child_environment
 from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, epoch, reprocess_wanted
 from airflow_provider_factory.settings import Runner, option, option_seconds, runner
-from factory_agents.errors import ConfigurationError, WindowError
+from factory_agents.errors import ConfigurationError, DryRunError, WindowError
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, to_data
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class KafkaAgentOperator(AgentPodOperator):
     :param runner: ``process`` or ``kubernetes``; by default ``[factory] runner``. (templated)
     :param rerun: ``clear``: finished work is done again when the task was cleared; ``reuse``: never; ``redo``: always.
     :param reprocess: do finished work again; by default the DAG's param ``reprocess``, if it has one. (templated)
-    :param dry_run: read and handle, write nothing; the result says what would have been. (templated)
+    :param dry_run: read and handle, write nothing; the result says what would have been. Stages after a dry run are skipped. (templated)
     :param accept_loss: go on where records are gone, and record the loss. (templated)
     :param max_rejected: fail when more events than this are rejected: a number, or a share like ``5 %``. (templated)
     :param deadline: fail, keeping what is committed, when the window is not done in this time; a retry resumes. (templated)
@@ -204,6 +205,10 @@ class KafkaAgentOperator(AgentPodOperator):
             return None
         try:
             return stage_input(self.window, self.shard)
+        except DryRunError as error:
+            if as_bool(self.agent_dry_run, "dry_run"):
+                raise AirflowSkipException("dry run: the stage before wrote nothing that this one could read") from None
+            raise WindowError(f"task {self.task_id!r}: {error}") from None
         except WindowError as error:
             raise WindowError(f"task {self.task_id!r}: {error}") from None
 

@@ -1,0 +1,99 @@
+"""The shipped pipeline, run as its users run it in CI: ``airflow dags test``, in a process of its own, on real parts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from factory_agents.sandbox import Sandbox
+from tests.support.airflow_env import migrated_database
+
+pytestmark = [pytest.mark.airflow, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPELINE = "software_factory_pipeline"
+HOUR = "2018-06-05T09:00"  # runs 08:00 to 09:00 of the sample
+
+
+@dataclass(frozen=True)
+class Repository:
+    """This repository's DAGs in an Airflow over a sandbox of the test's own."""
+
+    sandbox: Sandbox
+    environment: dict[str, str]
+
+    def dags_test(self, conf: dict[str, Any] | None = None) -> tuple[int, str]:
+        """The literal command; its exit status and everything it printed."""
+        command = [sys.executable, "-m", "airflow", "dags", "test", PIPELINE, HOUR, *(["--conf", json.dumps(conf)] if conf else [])]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, check=False
+        )
+        return done.returncode, done.stdout
+
+    def rows(self, table: str, columns: str = "t.*") -> list[tuple[Any, ...]]:
+        """A table's rows by key, and none where there is no table."""
+        with psycopg.connect(self.sandbox.info().database_url) as connection:
+            if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,):
+                return []
+            query = f"SELECT {columns} FROM {table} t ORDER BY event_id"  # the test's own names
+            return connection.execute(query).fetchall()  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture
+def repository(own_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from airflow_env import airflow_environment, apply_topics
+
+    database = tmp_path / "airflow.db"
+    database.write_bytes(migrated_database().read_bytes())
+    environment = airflow_environment(own_sandbox) | {
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{database}",
+        "AIRFLOW__FACTORY__RETRY_DELAY": "0",
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
+    }
+    apply_topics(environment)
+    return Repository(own_sandbox, environment)
+
+
+def test_an_hour_lands_once_however_often_it_runs(repository: Repository) -> None:
+    status, printed = repository.dags_test()
+    assert status == 0, printed
+    rows = repository.rows("events")
+    assert len(rows) == 137, printed
+    assert Counter(row[0] for row in repository.rows("events", "size_class"))["binary"] >= 0
+    unchanged = repository.rows("events", "event_id, xmin, ctid")
+
+    status, printed = repository.dags_test()
+    assert status == 0, printed
+    assert repository.rows("events", "event_id, xmin, ctid") == unchanged, "the finished hour was published again"
+
+    status, printed = repository.dags_test({"reprocess": True})
+    assert status == 0, printed
+    strip = "event_id, repo, path, added, deleted, language, size_class, occurred_at"
+    assert len(repository.rows("events")) == 137
+    assert {row[0] for row in repository.rows("events", strip)} == {row[0] for row in unchanged}
+    assert repository.rows("events", "event_id, xmin, ctid") != unchanged, "reprocess did nothing"
+
+
+def test_a_dry_run_writes_nothing_and_skips_what_has_nothing_to_read(repository: Repository) -> None:
+    status, printed = repository.dags_test({"dry_run": True})
+    assert status == 0, printed
+    assert "dry run: the stage before wrote nothing" in printed
+    assert repository.rows("events") == []
+
+
+def test_what_is_wrong_is_one_clear_line_and_no_ten_minutes_wait(repository: Repository) -> None:
+    status, printed = repository.dags_test({"source": "data/no-such-file.jsonl"})
+    assert status != 0
+    said = [line for line in printed.splitlines() if "no-such-file.jsonl" in line and "Error" in line]
+    assert said, printed
+    assert repository.rows("events") == []
