@@ -1,7 +1,8 @@
-"""Topics as Airflow assets: ``kafka://<cluster alias>/<topic>``, the official provider's scheme."""
+"""Topics and tables as Airflow assets, by the official providers' schemes: ``kafka://<cluster>/<topic>``, ``postgres://<database>/…``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,10 +10,11 @@ from airflow.sdk import Asset
 
 from airflow_provider_factory.inputs import plain
 from airflow_provider_factory.settings import option
+from airflow_provider_factory.version_compat import AIRFLOW_V_3_3_PLUS
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentResult
 
-__all__ = ["asset_topic", "event_extra", "topic_asset", "topic_name"]
+__all__ = ["asset_topic", "event_extra", "result_partition", "stage_assets", "table_asset", "topic_asset", "topic_name"]
 
 
 def topic_name(topic: str | Asset | None) -> str:
@@ -40,6 +42,38 @@ def asset_topic(topic: str | Asset | None) -> Asset | None:
     if not topic or "{" in topic:
         return None
     return topic_asset(topic)
+
+
+def table_asset(table: str, *, database: str | None = None) -> Asset:
+    """The asset of a table (of the schema ``public``, unless named with another), named ``schema.table``.
+
+    ``database`` is the alias in its URI, by default ``[factory] database``.
+    """
+    schema, _, name = table.rpartition(".")
+    alias = database or option("database")
+    schema = schema or "public"
+    return Asset(name=f"{schema}.{name}", uri=f"postgres://{alias}:5432/{alias}/{schema}/{name}")
+
+
+def stage_assets(arguments: Mapping[str, Any]) -> list[Asset]:
+    """What a stage writes to, by its operator's arguments: the output topic and the table of ``publish``, unless templates name them."""
+    found = [asset_topic(arguments.get("output_topic"))]
+    params = arguments.get("agent_params")
+    table = params.get("table") if arguments.get("agent") == "publish" and isinstance(params, Mapping) else None
+    if isinstance(table, str) and table and "{" not in table:
+        found.append(table_asset(table))
+    return [asset for asset in found if asset is not None]
+
+
+def result_partition(result: AgentResult) -> str | None:
+    """The partition key of a result's asset events: its interval's start; None without an interval, or where keys are not wanted.
+
+    They are asked for by ``[factory] asset_partitions``, since Airflow starts no DAG by an event with a key unless its schedule is about
+    partitions; Airflow has them from 3.3 on.
+    """
+    if result.interval is None or not AIRFLOW_V_3_3_PLUS or option("asset_partitions").lower() not in ("true", "1"):
+        return None
+    return result.interval.start.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def event_extra(result: AgentResult) -> dict[str, Any]:

@@ -50,6 +50,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         default="main",
         example="eu1",
     ),
+    "database": _option(
+        "Alias of the database in the asset URIs of tables: ``postgres://<database>:5432/<database>/<schema>/<table>``.\n",
+        default="main",
+        example="warehouse",
+    ),
+    "asset_partitions": _option(
+        "Whether asset events carry the interval's start as their partition key (Airflow 3.3 and newer). An event with a key starts only "
+        "DAGs whose schedule is about partitions, so it is for those who have such DAGs.\n",
+        type_="boolean",
+        default="False",
+        example="True",
+    ),
     "prefix": _option(
         "First part of transactional ids, and of the ledger topic's name ``<prefix>.ledger``; one per deployment on a shared cluster.\n",
         default="factory",

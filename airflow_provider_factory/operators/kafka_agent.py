@@ -12,7 +12,7 @@ import msgspec
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_provider_factory.assets import asset_topic, event_extra, topic_name
+from airflow_provider_factory.assets import event_extra, result_partition, stage_assets, topic_name
 from airflow_provider_factory.errors import AgentCrashedError, agent_error, airflow_errors
 from airflow_provider_factory.inputs import StageInput, plain, stage_input
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
@@ -143,9 +143,8 @@ class KafkaAgentOperator(AgentPodOperator):
         self.deadline = deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
         self.kafka_conn_id = kafka_conn_id
         self.database_conn_id = database_conn_id
-        asset = asset_topic(output_topic)
-        if asset is not None and asset not in self.outlets:
-            self.outlets = [*self.outlets, asset]
+        own = stage_assets({"agent": agent, "agent_params": agent_params, "output_topic": output_topic})
+        self.outlets = [*self.outlets, *(asset for asset in own if asset not in self.outlets)]
         self._process: AgentProcess | None = None
         self._run: AgentRun | None = None
         self._result: AgentResult | None = None
@@ -154,9 +153,8 @@ class KafkaAgentOperator(AgentPodOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """As for every operator; mapped tasks are labelled by their shards, and report the output topic as an asset."""
-        asset = asset_topic(kwargs.get("output_topic"))
-        if asset is not None:
-            kwargs["outlets"] = [*(o for o in kwargs.get("outlets") or [] if o != asset), asset]
+        if own := stage_assets(kwargs):
+            kwargs["outlets"] = [*(o for o in kwargs.get("outlets") or [] if o not in own), *own]
         kwargs.setdefault("map_index_template", "{{ shard_label }}")
         partial: OperatorPartial = super().partial(**kwargs)
         return partial
@@ -325,10 +323,13 @@ class KafkaAgentOperator(AgentPodOperator):
     def _report_assets(self, context: Context, result: AgentResult) -> None:
         if result.dry_run:
             return
-        extra = event_extra(result)
+        extra, partition = event_extra(result), result_partition(result)
         for outlet in self.outlets:
             if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra = extra
+                event = context["outlet_events"][outlet]
+                event.extra = extra
+                if partition is not None:
+                    event.add_partitions(partition)
 
     def _push_facts(self, context: Context, run: AgentRun, where: Runner) -> None:
         ti = context["ti"]

@@ -12,7 +12,6 @@ from confluent_kafka.admin import AdminClient
 from tests.support.airflow_components import RunningAirflow
 from tests.support.disturber import Arrival, Row, disturbed, one_pass, sample_events
 from tests.support.topics import create_topic
-from tests.support.waiting import wait_for
 
 SOAK = bool(os.environ.get("FACTORY_SOAK"))
 HOURS = 200 if SOAK else 24
@@ -44,14 +43,6 @@ class Pipeline:
         """The same of all hours, as a person types it."""
         span = ("--from-date", _hour(0), "--to-date", _hour(self.hours - 1))
         self.airflow.cli("backfill", "create", "--dag-id", self.dag_id, *span, "--max-active-runs", "8")
-
-    def wait_done(self, count: int, patience: float) -> None:
-        """Until so many runs have succeeded."""
-
-        def done() -> bool:
-            return sum(run["state"] == "success" for run in self.airflow.runs(self.dag_id)) >= count
-
-        wait_for(done, f"{count} runs to be done", patience)
 
     def table(self) -> list[Row]:
         """What is in the table."""

@@ -48,7 +48,7 @@ def test_a_backfill_leaves_what_one_pass_leaves_though_scheduler_triggerer_and_w
     airflow_running.unpause("forward")
     forward.backfill_by_cli()
     for i, trouble in enumerate(troubles(airflow_running, forward)):
-        forward.wait_done((i + 1) * HOURS // 6, PATIENCE)
+        airflow_running.wait_done("forward", (i + 1) * HOURS // 6, PATIENCE)
         trouble()
     airflow_running.wait_runs("forward", HOURS, patience=PATIENCE)
     forward.check()

@@ -112,6 +112,10 @@ class RunningAirflow:
             if len(found) >= page["total_entries"]:
                 return found
 
+    def task(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+        """One task instance of a run."""
+        return next(ti for ti in self.tasks(dag_id, run_id) if ti["task_id"] == task_id)
+
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         return self.call("GET", path, map_index=map_index, deserialize=True)["value"]
@@ -146,6 +150,18 @@ class RunningAirflow:
             return states.count("success") >= count and len(states) == states.count("success")
 
         wait_for(settled, f"{count} runs of {dag_id} to succeed", patience)
+
+    def wait_done(self, dag_id: str, count: int, patience: float = 240) -> None:
+        """Until at least ``count`` runs have succeeded."""
+
+        def done() -> bool:
+            return sum(run["state"] == "success" for run in self.runs(dag_id)) >= count
+
+        wait_for(done, f"{count} runs of {dag_id} to be done", patience)
+
+    def wait_quiet(self, dag_id: str, patience: float = 240) -> None:
+        """Until no run is under way."""
+        wait_for(lambda: all(run["state"] in ("success", "failed") for run in self.runs(dag_id)), f"the runs of {dag_id} to end", patience)
 
     def wait_run(self, dag_id: str, run_id: str, *states: str, patience: float = 120) -> str:
         """Until a run has ended (in one of ``states``, by default ``success``); returns its state."""

@@ -64,5 +64,5 @@ def make(name: str) -> None:
     pipeline()
 
 
-for pipeline_name in ("forward", "backward"):
+for pipeline_name in ("forward", "backward", "by_hand"):
     make(pipeline_name)
