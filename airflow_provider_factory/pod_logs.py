@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import KubernetesApiException
 from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager, PodManager
 
-from airflow_provider_factory.pod_troubles import fresh_lines
+from airflow_provider_factory.pod_troubles import fresh_lines, log_stamp
 from airflow_provider_factory.processes import log_line
 
 if TYPE_CHECKING:
     from kubernetes.client import models as k8s
 
-__all__ = ["OUTAGE_PATIENCE", "AgentPodManager", "AsyncAgentPodManager", "is_outage", "since_seconds"]
+__all__ = ["OUTAGE_PATIENCE", "AgentPodManager", "AsyncAgentPodManager", "is_outage", "outlast", "short", "since_seconds"]
+
+NO_ANSWER = "The Kubernetes API server doesn't answer, asking again: %s"
+_T = TypeVar("_T")
 
 OUTAGE_PATIENCE = 180.0
 """Seconds without an answer of the API server after which a task gives up (a retry takes its pod up again)."""
-
-_REMEMBERED = 4096
 
 
 def is_outage(error: BaseException) -> bool:
@@ -37,6 +40,11 @@ def is_outage(error: BaseException) -> bool:
     )
 
 
+def short(error: BaseException) -> str:
+    """An error's first line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def since_seconds(stamp: str) -> int | None:
     """How far back to ask for lines later than ``stamp``, with a margin for rounding; None for all."""
     if not stamp:
@@ -45,14 +53,26 @@ def since_seconds(stamp: str) -> int | None:
     return max(1, math.ceil((datetime.now(UTC) - then).total_seconds()) + 2)
 
 
+async def outlast(ask: Callable[[], Awaitable[_T]], log: Any) -> _T:
+    """The answer of the API server; asks for ``OUTAGE_PATIENCE`` seconds where there is none, then raises what it got."""
+    until = time.monotonic() + OUTAGE_PATIENCE
+    while True:
+        try:
+            return await ask()
+        except Exception as error:
+            if not is_outage(error) or time.monotonic() > until:
+                raise
+            log.warning(NO_ANSWER, short(error))
+            await asyncio.sleep(2)
+
+
 class AgentPodManager(PodManager):
     """Follows an agent's pod; waits out an API server that doesn't answer; keeps the last lines for an error's message."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.last_lines: deque[str] = deque(maxlen=20)
-        self._seen: deque[str] = deque(maxlen=_REMEMBERED)
-        self._known: set[str] = set()
+        self._shown: dict[tuple[str, str], str] = {}
 
     def read_pod(self, pod: k8s.V1Pod) -> k8s.V1Pod:
         """See ``PodManager``; goes on asking for ``OUTAGE_PATIENCE`` seconds where the API server doesn't answer."""
@@ -63,13 +83,26 @@ class AgentPodManager(PodManager):
             except Exception as error:
                 if not is_outage(error) or time.monotonic() > until:
                     raise
-                self.log.warning("The Kubernetes API server doesn't answer, asking again: %s", _short(error))
+                self.log.warning(NO_ANSWER, short(error))
                 time.sleep(2)
 
+    def read_pod_logs(self, pod: k8s.V1Pod, container_name: str, *args: Any, timestamps: bool = False, **kwargs: Any) -> Any:
+        """See ``PodManager``, which asks again from a whole second on after an interruption: lines that were read before are left out."""
+        lines = super().read_pod_logs(pod, container_name, *args, timestamps=timestamps, **kwargs)
+        return self._unseen((pod.metadata.name, container_name), lines) if timestamps else lines
+
+    def _unseen(self, key: tuple[str, str], lines: Iterable[bytes]) -> Iterator[bytes]:
+        fresh = True
+        for line in lines:
+            if stamp := log_stamp(line.decode("utf-8", errors="replace")):
+                fresh = stamp > self._shown.get(key, "")
+                if fresh and line.endswith(b"\n"):  # a line that was cut off is read again, whole
+                    self._shown[key] = stamp
+            if fresh:
+                yield line
+
     def tell(self, line: str) -> None:
-        """Log one line of the agent, unless a connection that was taken up again brings it a second time."""
-        if self._repeated(line):
-            return
+        """Log one line of the agent at its own level."""
         level, text = log_line(line)
         self.last_lines.append(text)
         self.log.log(level, "%s", text)
@@ -78,21 +111,13 @@ class AgentPodManager(PodManager):
         for line in message.splitlines():
             self.tell(line)
 
-    def _repeated(self, line: str) -> bool:
-        """Structured lines carry their time, so that equal ones are one; any other may stand twice for good reason."""
-        if not line.startswith('{"time":'):
-            return False
-        if line in self._known:
-            return True
-        if len(self._seen) == self._seen.maxlen:
-            self._known.discard(self._seen[0])
-        self._seen.append(line)
-        self._known.add(line)
-        return False
-
 
 class AsyncAgentPodManager(AsyncPodManager):
     """The same for a trigger: each line once, whatever second it falls in."""
+
+    async def read_pod(self, pod: k8s.V1Pod) -> k8s.V1Pod:
+        """See ``AsyncPodManager``; waits out an API server that doesn't answer."""
+        return await outlast(lambda: AsyncPodManager.read_pod(self, pod), self.log)
 
     async def fetch_container_logs_before_current_sec(self, pod: k8s.V1Pod, container_name: str, since_time: Any = None) -> Any:
         """Log the lines later than ``since_time`` (a stamp of Kubernetes') and return the last one's stamp."""
@@ -105,7 +130,3 @@ class AsyncAgentPodManager(AsyncPodManager):
             self.log.log(level, "%s", text)
             since = stamp
         return since or None
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

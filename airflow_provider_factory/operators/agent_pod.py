@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.errors import AgentCrashedError, agent_error
 from airflow_provider_factory.links import PodLink, pod_url
-from airflow_provider_factory.pod_logs import AgentPodManager, since_seconds
+from airflow_provider_factory.pod_logs import AgentPodManager, is_outage, short, since_seconds
 from airflow_provider_factory.pod_troubles import Trouble, event_lines, fresh_lines, pod_trouble, termination_message
 from airflow_provider_factory.pods import AgentPod, agent_pod, owned_secret, pod_labels, pod_template, with_secret
 from airflow_provider_factory.settings import credentials, option
@@ -307,6 +307,8 @@ class AgentPodOperator(KubernetesPodOperator):
             return self._crash(trouble)
         if isinstance(error, ApiException):
             return AgentCrashedError(f"Kubernetes answered {error.status} {error.reason}: {_api_message(error)}")
+        if error is not None and is_outage(error):
+            return AgentCrashedError(f"the Kubernetes API server doesn't answer: {short(error)}; a retry takes the pod up again")
         return error if error is not None else AgentCrashedError("the agent's pod ended, and nobody knows why")
 
     def _crash(self, trouble: Trouble) -> FactoryError:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.triggers.base import TriggerEvent
 
-from airflow_provider_factory.pod_logs import OUTAGE_PATIENCE, AsyncAgentPodManager, is_outage
+from airflow_provider_factory.pod_logs import AsyncAgentPodManager, outlast
 from airflow_provider_factory.pod_troubles import pod_trouble, termination_message
 
 if TYPE_CHECKING:
@@ -35,7 +33,8 @@ class AgentPodTrigger(KubernetesPodTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """One event, when the pod has ended, could not start, or the time is over."""
         async for event in super().run():
-            trouble = pod_trouble(self._last, self.base_container_name)
+            ended = event.payload["status"] in ("failed", "timeout") and self._last is not None
+            trouble = pod_trouble(self._last, self.base_container_name) if ended else None
             payload = {
                 **event.payload,
                 "said": termination_message(self._last, self.base_container_name),
@@ -49,15 +48,5 @@ class AgentPodTrigger(KubernetesPodTrigger):
         return AsyncAgentPodManager(async_hook=self.hook)
 
     async def _get_pod(self) -> k8s.V1Pod:  # type: ignore[override]
-        until = time.monotonic() + OUTAGE_PATIENCE
-        while True:
-            try:
-                pod = await super()._get_pod()
-            except Exception as error:
-                if not is_outage(error) or time.monotonic() > until:
-                    raise
-                self.log.warning("The Kubernetes API server doesn't answer, asking again: %s", str(error)[:200])
-                await asyncio.sleep(self.poll_interval)
-            else:
-                self._last = pod
-                return pod
+        self._last = await outlast(lambda: self.hook.get_pod(name=self.pod_name, namespace=self.pod_namespace), self.log)
+        return self._last

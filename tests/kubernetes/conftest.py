@@ -173,8 +173,8 @@ class OneAgent:
 
     def assert_exact(self, outcome: DagOutcome, tries: int = 1) -> None:
         """Every event came out once, after so many tries, and no pod is left."""
-        assert outcome.state == "success", self.log[-6000:]
-        assert max(outcome.tries["work"]) == tries, self.log[-6000:]
+        assert outcome.state == "success", self.log[-60000:]
+        assert max(outcome.tries["work"]) == tries, self.log[-60000:]
         written = [r.id for result in outcome.results["work"] for r in self.runs.manifest(decode_result(result).manifest)]
         assert sorted(written) == sorted(self.expected)
         self.cluster.wait_gone(self.dag_id)

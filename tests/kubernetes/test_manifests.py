@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ import yaml
 from kubernetes import client, utils
 
 from tests.kubernetes.conftest import OneAgent
-from tests.support.cluster import IMAGE, TestCluster
+from tests.support.cluster import IMAGE, KUBECONFIG, TestCluster
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -35,14 +35,14 @@ def documents(path: Path, namespace: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_the_api_server_accepts_every_manifest(cluster: TestCluster, path: Path) -> None:
-    for data in documents(path, cluster.namespace):
-        utils.create_from_dict(client.ApiClient(), data, dry_run="All", field_validation="Strict")
+    for data in documents(path, "default"):
+        utils.create_from_dict(cluster.api, data, dry_run="All", field_validation="Strict")
 
 
 @pytest.fixture
 def launcher(cluster: TestCluster, tmp_path: Path) -> Iterator[str]:
     """A kubeconfig of a service account with the shipped roles' rights and no others."""
-    rights = client.RbacAuthorizationV1Api()
+    rights = client.RbacAuthorizationV1Api(cluster.api)
     account = client.V1ServiceAccount(metadata=client.V1ObjectMeta(name="airflow"))
     cluster.core.create_namespaced_service_account(cluster.namespace, account)
     for data in documents(ROOT / "deploy" / "kubernetes" / "rbac.yaml", cluster.namespace):
@@ -56,17 +56,21 @@ def launcher(cluster: TestCluster, tmp_path: Path) -> Iterator[str]:
             rights.create_namespaced_role_binding(cluster.namespace, binding)
     request = client.AuthenticationV1TokenRequest(spec=client.V1TokenRequestSpec(audiences=[], expiration_seconds=3600))
     token = cluster.core.create_namespaced_service_account_token("airflow", cluster.namespace, request).status.token
-    data = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+    data = yaml.safe_load(Path(KUBECONFIG).read_text())
     context = next(c for c in data["contexts"] if c["name"] == data["current-context"])
     data["users"] = [{"name": context["context"]["user"], "user": {"token": token}}]
     path = tmp_path / "kubeconfig"
     path.write_text(yaml.safe_dump(data))
     yield str(path)
+    for name in ("factory-agent-launcher", "factory-agent-secrets"):
+        rights.delete_namespaced_role(name, cluster.namespace)
+        with contextlib.suppress(client.ApiException):  # a test took it away
+            rights.delete_namespaced_role_binding(name, cluster.namespace)
     cluster.core.delete_namespaced_service_account("airflow", cluster.namespace)
 
 
 def test_the_shipped_rights_are_enough(one: OneAgent, launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", one.cluster.connection.replace(os.environ["KUBECONFIG"], launcher))
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", one.cluster.connection.replace(KUBECONFIG, launcher))
     one.assert_exact(one.run(events=20, arguments='credentials="connections", deferrable=True, poll_interval=1'))
     assert not re.search(r"[Ff]orbidden|cannot (list|watch|get|create|patch|delete) resource", one.log)
     one.assert_exact(one.run(events=20))
@@ -74,8 +78,8 @@ def test_the_shipped_rights_are_enough(one: OneAgent, launcher: str, monkeypatch
 
 
 def test_a_right_that_is_missing_is_named(one: OneAgent, launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    client.RbacAuthorizationV1Api().delete_namespaced_role_binding("factory-agent-secrets", one.cluster.namespace)
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", one.cluster.connection.replace(os.environ["KUBECONFIG"], launcher))
+    client.RbacAuthorizationV1Api(one.cluster.api).delete_namespaced_role_binding("factory-agent-secrets", one.cluster.namespace)
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", one.cluster.connection.replace(KUBECONFIG, launcher))
     outcome = one.run(events=1, arguments='credentials="connections"', retries=0)
     assert outcome.states["work"] == ["failed"]
     assert "cannot create the Secret" in one.log

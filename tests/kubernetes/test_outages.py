@@ -11,6 +11,7 @@ import pytest
 
 from tests.kubernetes.conftest import OneAgent
 from tests.kubernetes.dags import FIRST_TRY_SLOW, TRY
+from tests.support.cluster import KUBECONFIG
 from tests.support.proxy import through_proxy
 
 pytestmark = pytest.mark.timeout(300)
@@ -23,8 +24,8 @@ RESTART_KUBELET = os.environ.get("FACTORY_TEST_RESTART_KUBELET", "")
 def test_an_api_server_that_is_away_for_half_a_minute(
     one: OneAgent, deferrable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proxy, kubeconfig = through_proxy(Path(os.environ["KUBECONFIG"]), tmp_path)
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", one.cluster.connection.replace(os.environ["KUBECONFIG"], str(kubeconfig)))
+    proxy, kubeconfig = through_proxy(Path(KUBECONFIG), tmp_path)
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", one.cluster.connection.replace(KUBECONFIG, str(kubeconfig)))
 
     def outage() -> None:
         one.wait_working()

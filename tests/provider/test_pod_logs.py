@@ -21,21 +21,26 @@ def manager() -> AgentPodManager:
     return AgentPodManager(kube_client=SimpleNamespace())
 
 
-def test_a_structured_line_keeps_its_level_and_comes_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_structured_line_keeps_its_level(caplog: pytest.LogCaptureFixture) -> None:
     pods = manager()
     pods._log = logging.getLogger("pods")  # type: ignore[assignment]  # Airflow's own doesn't reach caplog
     with caplog.at_level(logging.INFO):
-        for line in (LINE, "plain", LINE, "plain"):
-            pods._log_message(line, "base", True, None)
-    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("WARNING", "slow lag=3"), ("INFO", "plain"), ("INFO", "plain")]
-    assert list(pods.last_lines) == ["slow lag=3", "plain", "plain"]
+        pods._log_message(f"{LINE}\nplain", "base", True, None)
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("WARNING", "slow lag=3"), ("INFO", "plain")]
+    assert list(pods.last_lines) == ["slow lag=3", "plain"]
 
 
-def test_memory_of_lines_is_bounded() -> None:
-    pods = manager()
-    for i in range(10_000):
-        pods.tell(LINE.replace("slow", f"slow {i}"))
-    assert len(pods._known) == len(pods._seen) == 4096
+def test_lines_that_an_interrupted_connection_brings_again_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = [
+        [b"2026-01-01T00:00:05.1Z one\n", b"more of one\n", b"2026-01-01T00:00:05.2Z tw"],
+        [b"2026-01-01T00:00:05.1Z one\n", b"more of one\n", b"2026-01-01T00:00:05.2Z two\n", b"2026-01-01T00:00:05.2Z two\n"],
+    ]
+    monkeypatch.setattr(PodManager, "read_pod_logs", lambda *a, **k: reads.pop(0))
+    pods, pod = manager(), SimpleNamespace(metadata=SimpleNamespace(name="p"))
+    assert [list(pods.read_pod_logs(pod, "base", timestamps=True)) for _ in range(2)] == [
+        [b"2026-01-01T00:00:05.1Z one\n", b"more of one\n", b"2026-01-01T00:00:05.2Z tw"],
+        [b"2026-01-01T00:00:05.2Z two\n"],
+    ]
 
 
 @pytest.mark.parametrize(

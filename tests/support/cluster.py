@@ -14,22 +14,28 @@ from kubernetes import client, config
 
 from tests.support.waiting import wait_for
 
+KUBECONFIG = os.environ.pop("KUBECONFIG", "")
+"""Where the cluster is. Not left in the environment: a trigger refuses it beside a connection that names its own."""
+
 IMAGE = os.environ.get("FACTORY_TEST_IMAGE", "factory-agents:test")
 """The Dockerfile's target ``project``, already in the cluster."""
 
 LIVE = ("Pending", "Running")
 
 
+def _api() -> client.ApiClient:
+    """The administrator's own client: the operators load theirs into the library's default."""
+    return config.new_client_from_config(KUBECONFIG)
+
+
 def why_not() -> str:
     """Why there is no cluster to test with; empty where there is one."""
-    path = os.environ.get("KUBECONFIG", "")
-    if not path:
+    if not KUBECONFIG:
         return "no cluster: KUBECONFIG is not set"
     try:
-        config.load_kube_config(path)
-        client.VersionApi().get_code(_request_timeout=5)
+        client.VersionApi(_api()).get_code(_request_timeout=5)
     except Exception as error:
-        return f"no cluster answers at KUBECONFIG={path}: {str(error).splitlines()[0][:200]}"
+        return f"no cluster answers at KUBECONFIG={KUBECONFIG}: {str(error).splitlines()[0][:200]}"
     if not pods_reach_us_at():
         return "no address at which pods reach this machine: set FACTORY_TEST_HOST (for kind, the address of its Docker network's gateway)"
     return ""
@@ -39,7 +45,7 @@ def pods_reach_us_at() -> str:
     """``FACTORY_TEST_HOST``, else this machine's address on the way to the API server; empty where that is loopback."""
     if host := os.environ.get("FACTORY_TEST_HOST"):
         return host
-    server = urlsplit(client.Configuration.get_default_copy().host)
+    server = urlsplit(_api().configuration.host)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((server.hostname or "", server.port or 443))
         address = str(probe.getsockname()[0])
@@ -54,11 +60,12 @@ class TestCluster:
 
     namespace: str
     host: str
+    api: client.ApiClient
 
     @classmethod
     def make(cls) -> TestCluster:
         """A fresh namespace, with the default service account that pods need."""
-        made = cls(f"factory-test-{secrets.token_hex(4)}", pods_reach_us_at())
+        made = cls(f"factory-test-{secrets.token_hex(4)}", pods_reach_us_at(), _api())
         made.core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=made.namespace)))
         wait_for(lambda: made.core.list_namespaced_service_account(made.namespace).items, "the namespace's service account")
         return made
@@ -69,12 +76,12 @@ class TestCluster:
 
     @property
     def core(self) -> client.CoreV1Api:
-        return client.CoreV1Api()
+        return client.CoreV1Api(self.api)
 
     @property
     def connection(self) -> str:
         """The Airflow connection of the cluster, as JSON."""
-        extra = {"kube_config_path": os.environ["KUBECONFIG"], "namespace": self.namespace}
+        extra = {"kube_config_path": KUBECONFIG, "namespace": self.namespace}
         return json.dumps({"conn_type": "kubernetes", "extra": extra})
 
     def put_secret(self, name: str, values: dict[str, str]) -> None:

@@ -28,6 +28,7 @@ class Proxy:
         for each in self._open:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+            each.close()
         self._open.clear()
 
     def mend(self) -> None:
