@@ -22,7 +22,7 @@ COMPILE_ALL = $(COMPILE) --all-extras --group pyproject.toml:dev \
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kubernetes lint format bench ui lock wheels clean
+.PHONY: help demo test test-kubernetes soak lint format bench ui lock wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,12 @@ test: $(READY) ## run the whole test suite on a real broker and database
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
 	$(BIN)/pytest -n 2 --dist worksteal tests/kubernetes $(ARGS)
+
+soak: SEED ?= $(shell date +%s)
+soak: ROUNDS ?= 200
+soak: $(READY) ## kill a pipeline at random, ROUNDS=200 times nine, beginning with SEED (the clock by default)
+	@echo "make soak SEED=$(SEED) ROUNDS=$(ROUNDS)"
+	SOAK_SEED=$(SEED) SOAK_ROUNDS=$(ROUNDS) $(BIN)/pytest -n auto --dist worksteal --maxfail 1 tests/chaos/test_kills.py $(ARGS)
 
 lint: $(READY) ## check style, types and the layers
 	$(BIN)/ruff check

@@ -1,0 +1,18 @@
+"""The agent of the disturbed pipeline, for the processes that run it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from factory_agents.runtime.agents import Reject
+
+
+def enrich(event: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]] | None:
+    """Every kind of outcome, by the event's number: most get a size, some are filtered, some rejected, some become two."""
+    n = event["n"]
+    if n % 17 == 3:
+        return None
+    if n % 23 == 5:
+        raise Reject("a number that ends badly", rule="unlucky")
+    sized = event | {"size": "large" if n % 3 == 0 else "small"}
+    return [sized, sized] if n % 19 == 7 else sized
