@@ -31,16 +31,17 @@ demo: $(READY) ## run two hours of the pipeline on a real broker and database, a
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
 test: $(READY) ## run the whole test suite on a real broker and database
-	$(BIN)/pytest -n auto --dist worksteal -m 'not kubernetes' $(ARGS)
+	$(BIN)/pytest -n auto --dist loadgroup -m 'not kubernetes' $(ARGS)
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
 	$(BIN)/pytest -n 2 --dist worksteal tests/kubernetes $(ARGS)
 
 soak: SEED ?= $(shell date +%s)
 soak: ROUNDS ?= 200
-soak: $(READY) ## kill a pipeline at random, ROUNDS=200 times nine, beginning with SEED (the clock by default)
+soak: $(READY) ## kill a pipeline at random, ROUNDS=200 times nine, beginning with SEED (the clock by default); long runs of a whole Airflow
 	@echo "make soak SEED=$(SEED) ROUNDS=$(ROUNDS)"
 	SOAK_SEED=$(SEED) SOAK_ROUNDS=$(ROUNDS) $(BIN)/pytest -n auto --dist worksteal --maxfail 1 tests/chaos/test_kills.py $(ARGS)
+	FACTORY_SOAK=1 $(BIN)/pytest tests/airflow $(ARGS)
 
 lint: $(READY) ## check style, types and the layers
 	$(BIN)/ruff check
