@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from factory_agents.errors import AgentError, ConfigurationError, WindowError
+from factory_agents.errors import AgentError, ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_window_topic, plan_window, preview_window
 from factory_agents.kafka.topics import Cluster
@@ -32,6 +32,7 @@ from factory_agents.protocol import (
 )
 from factory_agents.run import BUILT_IN, build_transform, execute
 from factory_agents.runtime.live import default_group, run_live
+from factory_agents.runtime.live_sink import run_sink_live
 from factory_agents.runtime.session import RunContext
 
 __all__ = [
@@ -96,8 +97,6 @@ def _check_ingest(resolved: Resolved) -> None:
 
 
 def _check_live(agent: str, resolved: Resolved) -> None:
-    if agent == "publish":
-        raise WindowError("agent 'publish' writes windows, not yet live: give it one (--since and --until, or --window FILE)")
     if not resolved.settings.in_topic:
         raise ConfigurationError(f"agent {agent!r}: no topic to read; give --in-topic, or set INPUT_TOPIC")
     for name in ("shard", "rerun", "accept_loss", "max_rejected", "deadline", "pipeline"):
@@ -222,6 +221,17 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
     began = time.monotonic()
     transform: Any = build_transform(AgentRef(agent), settings.params, None)
     group = settings.group or default_group(_stage_of(agent), settings.in_topic)
+    if agent == "publish":
+        transform.close()
+        counts = run_sink_live(
+            context,
+            lambda window: make_run(agent, settings, window),
+            lambda: build_transform(AgentRef(agent), settings.params, None),
+            pipeline=group,
+            in_topic=settings.in_topic,
+            prefix=settings.prefix,
+        )
+        return LiveResult(transform.name, transform.version, group, settings.in_topic, "", counts, round(time.monotonic() - began, 3))
     counts = run_live(
         context,
         transform,

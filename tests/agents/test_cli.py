@@ -312,7 +312,6 @@ def test_lag_without_a_reader_asks_whose(offline: Command) -> None:
         (("agent", "run", "enrich", "--in-topic", "t", "--shard", "2"), 1, "--shard: expected i/n"),
         (("agent", "run", "enrich", "--in-topic", "t", "--shard", "1/2"), 1, "--shard is for a window"),
         (("agent", "run", "enrich", "--window", "none.json", "--out-topic", "t"), 1, "--window none.json: cannot be read: No such file"),
-        (("agent", "run", "publish", "--in-topic", "t"), 1, "agent 'publish' writes windows, not yet live: give it one"),
         (("agent", "run", "ingest", "--in-topic", "t"), 1, "agent 'ingest' reads a source, no topic: leave --in-topic out"),
         (("agent", "run", "ingest"), 1, "agent 'ingest': no topic to write to; give --topic, or set OUTPUT_TOPIC"),
         (("agent", "run", "validate", "--in-topic", "t"), 1, "agent 'validate': no topic for the events that are valid"),

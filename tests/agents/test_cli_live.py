@@ -143,3 +143,37 @@ def test_events_without_a_key_go_into_a_compacted_topic_under_their_id(factory: 
     wait_for(lambda: len(runs.everything(target)) == 2, "the events")
     assert live.stop().code == 0
     assert {r.key for r in runs.everything(target)} == {b"a", f"{source}-1-1".encode()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failpoint", ["plan.after-commit=kill@2", "sink.before-commit=kill@2", "sink.after-commit=kill@2"])
+def test_a_live_publisher_that_was_killed_goes_on_exactly_once(
+    factory: Command, runs: Runs, database_url: str, prefix: str, failpoint: str
+) -> None:
+    import psycopg
+
+    source, _, group = topics(runs)
+    properties = "{event_id: {type: integer}, text: {type: string}}"
+    (factory.cwd / "c.yaml").write_text(
+        f"name: c\nid: event_id\nschema: {{type: object, properties: {properties}, required: [event_id]}}\n"
+    )
+    table = prefix.replace("-", "_")
+    module = (sys.executable, "-m", "factory_agents.publish")
+    command = ("--in-topic", source, "--group", group, "--contract", "c.yaml", "--param", f"table={table}")
+
+    def rows() -> list[int]:
+        with psycopg.connect(database_url) as connection:
+            if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,):
+                return []
+            return [row[0] for row in connection.execute(f"SELECT event_id FROM {table} ORDER BY 1").fetchall()]  # type: ignore[arg-type]
+
+    killed = factory.start(*command, program=module, DATABASE_URL=database_url, FACTORY_FAILPOINTS=failpoint)
+    runs.produce(source, events(100))
+    wait_for(lambda: len(rows()) == 100, "the first events")
+    runs.produce(source, events(100, start=100))
+    assert killed.wait().code == -signal.SIGKILL
+    again = factory.start(*command, program=module, DATABASE_URL=database_url)
+    again.wait_logged('"live"')
+    wait_for(lambda: len(rows()) == 200, "all events", patience=60)
+    assert again.stop().code == 0
+    assert rows() == list(range(200))
