@@ -4,21 +4,73 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster
+from factory_agents.protocol import AgentResult, AgentRun, PartitionRange, Window, decode_result, encode
 from factory_agents.sandbox import Sandbox
 
-__all__ = ["ROOT", "arguments", "bench_sandbox", "fill", "peers_python", "report", "rounds"]
+__all__ = [
+    "ROOT",
+    "Cost",
+    "arguments",
+    "bench_sandbox",
+    "fill",
+    "filled_window",
+    "peers_python",
+    "report",
+    "rounds",
+    "run_agent",
+    "run_process",
+    "spread",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took from its start to its end: seconds on the wall, seconds of CPU, MB of memory at its most."""
+
+    wall: float
+    cpu: float
+    peak: float
+    output: str = ""
+
+
+def run_process(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> Cost:
+    """Run a command that must succeed, and say what it cost. Its output is kept, and shown where it fails."""
+    with tempfile.TemporaryFile() as output:
+        began = time.monotonic()
+        process = subprocess.Popen(command, env=environment and dict(environment), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{text[-3000:]}")
+    return Cost(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, text)
+
+
+def run_agent(config: KafkaConfig, run: AgentRun, **environment: str) -> tuple[AgentResult, Cost]:
+    """An agent run as an orchestrator runs it: a process that is given its run, and gives its result."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder) / "run.json", Path(folder) / "result.json"
+        given.write_bytes(encode(run))
+        command = [sys.executable, "-m", "factory_agents.run", "--run", given, "--result", result]
+        cost = run_process(command, {**os.environ, **config.to_env(), "FACTORY_LOG_LEVEL": "ERROR", **environment})
+        return decode_result(result.read_bytes()), cost
 
 
 def arguments(doc: str, **defaults: int) -> argparse.Namespace:
@@ -78,6 +130,16 @@ def fill(config: KafkaConfig, topic: str, events: int, partitions: int) -> None:
             producer.commit_transaction()
             producer.begin_transaction()
     producer.commit_transaction()
+
+
+def filled_window(config: KafkaConfig, topic: str, events: int, partitions: int) -> Window:
+    """A new topic with so many events, as the window that a stage before would have left."""
+    fill(config, topic, events, partitions)
+    cluster = Cluster(config)
+    ends = cluster.stable_offset(topic, range(partitions))
+    each = [events // partitions + (p < events % partitions) for p in range(partitions)]
+    ranges = tuple(PartitionRange(p, 0, ends[p], each[p]) for p in range(partitions) if each[p])
+    return Window("bench", topic, cluster.topic(topic).id, ranges, name="bench", writers=("bench/fill/0",))
 
 
 def rounds(count: int, contestants: Mapping[str, Callable[[int], float]]) -> dict[str, list[float]]:
