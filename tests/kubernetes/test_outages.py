@@ -46,6 +46,6 @@ def test_an_api_server_that_is_away_for_half_a_minute(
 def test_a_kubelet_that_is_restarted(one: OneAgent) -> None:
     def restart() -> None:
         one.wait_working()
-        subprocess.run(RESTART_KUBELET, shell=True, check=True, capture_output=True)
+        subprocess.run(RESTART_KUBELET, shell=True, check=True, capture_output=True, executable="/bin/bash")
 
     one.assert_exact(one.run(*FIRST_TRY_SLOW, arguments=TRY, events=200, meanwhile=restart))
