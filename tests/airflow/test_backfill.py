@@ -14,7 +14,7 @@ from tests.airflow.pipelines import HOURS, SOAK, Pipeline
 from tests.support.airflow_components import RunningAirflow
 from tests.support.waiting import wait_for
 
-PATIENCE = 7200 if SOAK else 400
+PATIENCE = 7200 if SOAK else 900
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * PATIENCE)]
 

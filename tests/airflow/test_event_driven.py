@@ -16,11 +16,12 @@ from tests.support.airflow_components import RunningAirflow
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200 if SOAK else 900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200 if SOAK else 3 * 900)]
 
 ENOUGH = 20  # as the DAG has it
 STARTS = 1000 if SOAK else 50
 BURST = 5 * ENOUGH
+PATIENCE = 600
 
 
 def test_every_record_is_in_exactly_one_run_though_triggerer_and_scheduler_die(
@@ -31,6 +32,7 @@ def test_every_record_is_in_exactly_one_run_though_triggerer_and_scheduler_die(
     create_topic(admin, topic, 4)
     create_topic(admin, f"{topic}.dead", 4)
     airflow.unpause("arrivals")
+    airflow.parse_again("arrivals")
     config = KafkaConfig(bootstrap)
     producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0})
     sent = 0
@@ -49,9 +51,9 @@ def test_every_record_is_in_exactly_one_run_though_triggerer_and_scheduler_die(
         if burst % 10 == 6:
             airflow.crash("scheduler")
         if burst % 2:
-            wait_for(all_planned, "a run for what has arrived", 240)
-    wait_for(all_planned, "a run for the last records", 240)
-    airflow.wait_runs("arrivals", 1, patience=400)
+            wait_for(all_planned, "a run for what has arrived", PATIENCE)
+    wait_for(all_planned, "a run for the last records", PATIENCE)
+    airflow.wait_runs("arrivals", 1, patience=PATIENCE)
     airflow.pause("arrivals")
 
     assert sorted(row[0] for row in airflow.rows("SELECT event_id FROM arrivals")) == list(range(sent))

@@ -146,7 +146,7 @@ class RunningAirflow:
         """Set a task's state by hand."""
         self.call("PATCH", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}", {"new_state": state})
 
-    def wait_runs(self, dag_id: str, count: int, patience: float = 240) -> None:
+    def wait_runs(self, dag_id: str, count: int, patience: float = 600) -> None:
         """Until at least ``count`` runs have succeeded, and no other is left; a failed one ends the wait."""
 
         def settled() -> bool:
@@ -156,7 +156,7 @@ class RunningAirflow:
 
         wait_for(settled, f"{count} runs of {dag_id} to succeed", patience)
 
-    def wait_done(self, dag_id: str, count: int, patience: float = 240) -> None:
+    def wait_done(self, dag_id: str, count: int, patience: float = 600) -> None:
         """Until at least ``count`` runs have succeeded."""
 
         def done() -> bool:
@@ -164,11 +164,11 @@ class RunningAirflow:
 
         wait_for(done, f"{count} runs of {dag_id} to be done", patience)
 
-    def wait_quiet(self, dag_id: str, patience: float = 240) -> None:
+    def wait_quiet(self, dag_id: str, patience: float = 600) -> None:
         """Until no run is under way."""
         wait_for(lambda: all(run["state"] in ("success", "failed") for run in self.runs(dag_id)), f"the runs of {dag_id} to end", patience)
 
-    def wait_run(self, dag_id: str, run_id: str, *states: str, patience: float = 120) -> str:
+    def wait_run(self, dag_id: str, run_id: str, *states: str, patience: float = 400) -> str:
         """Until a run has ended (in one of ``states``, by default ``success``); returns its state."""
         wanted = states or ("success",)
 

@@ -13,7 +13,11 @@ from airflow_provider_factory.operators.window import WindowOperator
 from airflow_provider_factory.triggers.topic_ready import TopicReadyTrigger
 
 TOPICS = os.environ["TEST_TOPICS"]
-CONTRACT = {"name": "arrivals", "id": "event_id", "schema": {"type": "object", "properties": {"event_id": {"type": "integer"}}}}
+CONTRACT = {
+    "name": "arrivals",
+    "id": "event_id",
+    "schema": {"type": "object", "required": ["event_id"], "properties": {"event_id": {"type": "integer"}}},
+}
 ENOUGH = TopicReadyTrigger(topic=f"{TOPICS}.arrivals", pipeline="arrivals", records=20, age=3, poll_interval=0.5)
 ARRIVALS = Asset(name=f"{TOPICS}.arrivals", uri=f"kafka://main/{TOPICS}.arrivals", watchers=[AssetWatcher(name="enough", trigger=ENOUGH)])
 

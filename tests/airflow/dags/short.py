@@ -12,7 +12,11 @@ from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from airflow_provider_factory.operators.window import WindowOperator
 
 TOPICS = os.environ["TEST_TOPICS"]
-CONTRACT = {"name": "ticks", "id": "event_id", "schema": {"type": "object", "properties": {"event_id": {"type": "integer"}}}}
+CONTRACT = {
+    "name": "ticks",
+    "id": "event_id",
+    "schema": {"type": "object", "required": ["event_id"], "properties": {"event_id": {"type": "integer"}}},
+}
 
 
 def make(policy: str) -> None:
