@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -51,16 +52,27 @@ class Cost:
 def run_process(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> Cost:
     """Run a command that must succeed, and say what it cost. Its output is kept, and shown where it fails."""
     with tempfile.TemporaryFile() as output:
-        began = time.monotonic()
+        began, peak = time.monotonic(), 0.0
         process = subprocess.Popen(command, env=environment and dict(environment), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(process.pid, 0)
+        with os.fdopen(os.pidfd_open(process.pid)) as ended:
+            while not select.select([ended], [], [], 0.05)[0]:  # what wait4 says of memory begins with the parent's own size
+                peak = max(peak, _peak(process.pid))
         wall = time.monotonic() - began
+        _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read().decode(errors="replace")
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{text[-3000:]}")
-    return Cost(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, text)
+    return Cost(wall, used.ru_utime + used.ru_stime, peak, text)
+
+
+def _peak(pid: int) -> float:
+    """MB of a running process at its most so far."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def run_agent(config: KafkaConfig, run: AgentRun, **environment: str) -> tuple[AgentResult, Cost]:

@@ -42,6 +42,7 @@ consumer.assign([TopicPartition(source, p, 0) for p in range(partitions)])
 producer.init_transactions()
 headers = [("writer", b"bench/0123456789abcdef/1")]
 done = in_transaction = 0
+first = 0.0
 positions: dict[int, int] = {}
 
 
@@ -60,6 +61,7 @@ while done < total:
                 continue
             raise SystemExit(str(error))
         message.headers()
+        first = first or time.monotonic()
         event = decode(message.value())
         event["enriched"] = True
         partition = message.partition()
@@ -77,4 +79,4 @@ while done < total:
         in_transaction = 0
         producer.begin_transaction()
 commit()
-print(json.dumps({"seconds": time.monotonic() - began}))
+print(json.dumps({"seconds": time.monotonic() - began, "first": first}))

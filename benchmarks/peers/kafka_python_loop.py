@@ -26,4 +26,4 @@ for done, record in enumerate(consumer, 1):
     if done == total:
         break
 producer.flush()
-print(json.dumps({"seconds": time.monotonic() - began}))
+print(json.dumps({"seconds": time.monotonic() - began, "first": began}))
