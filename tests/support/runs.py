@@ -234,7 +234,8 @@ class Runs:
             for r in self.read(manifest.topic, part.partition, part.start, part.end)
             if r.headers.get("factory-writer") == manifest.writer.encode()
         ]
-        assert len(found) == manifest.count
+        counts = {part.partition: sum(r.partition == part.partition for r in found) for part in manifest.ranges}
+        assert counts == {part.partition: part.count for part in manifest.ranges}, f"{manifest.topic} holds {counts}, not {manifest.ranges}"
         return found
 
     def everything(self, topic: str) -> list[Rec]:
