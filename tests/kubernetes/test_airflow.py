@@ -24,7 +24,7 @@ from tests.support.runs import Runs
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(420), pytest.mark.xdist_group("pods-on-airflow")]
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("pods-on-airflow")]
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
