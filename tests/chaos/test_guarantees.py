@@ -1,0 +1,25 @@
+"""``docs/guarantees.md`` names tests: all of them exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from tests.support.runs import ROOT
+
+NAMED = re.findall(r"`(tests/[\w/]+\.py)((?:::\w+)*)`", (ROOT / "docs" / "guarantees.md").read_text())
+
+
+def test_some_are_named() -> None:
+    assert len(NAMED) > 30
+
+
+@pytest.mark.parametrize(("file", "names"), NAMED)
+def test_a_test_that_the_guarantees_name_exists(file: str, names: str) -> None:
+    body: list[ast.stmt] = ast.parse((ROOT / file).read_text()).body
+    for name in filter(None, names.split("::")):
+        found = [node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name]
+        assert found, f"{file} has no {name}"
+        body = found[0].body
