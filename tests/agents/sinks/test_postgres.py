@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
 import re
 import secrets
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +31,7 @@ from factory_agents.errors import ConfigurationError, FactoryError, FencedError,
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim, Row, SinkOutcome
+from factory_agents.sinks.postgres import way
 from factory_agents.sinks.postgres.session import explain
 
 SCHEMA = {
@@ -56,7 +60,7 @@ ALL_TYPES: dict[str, Any] = {
         "date": "date",
     },
 }
-W1, W2 = "2026-11-01T00:00:00.000Z/2026-11-01T01:00:00.000Z p", "2026-11-01T01:00:00.000Z/2026-11-01T02:00:00.000Z p"
+W1, W2, W3 = (f"2026-11-01T0{hour}:00:00.000Z/2026-11-01T0{hour + 1}:00:00.000Z p" for hour in range(3))
 
 WHOLE = Shard()
 
@@ -67,6 +71,12 @@ def event(id_: str, value: str | None = "x", version: int | None = None, at: str
 
 def at(events: Sequence[dict[str, Any]], partition: int = 0) -> list[Row]:
     return [(e, partition, offset) for offset, e in enumerate(events)]
+
+
+def write_and_commit(sink: Any, rows: Sequence[Row]) -> SinkOutcome:
+    assert sink.write(rows) == {}
+    outcome: SinkOutcome = sink.commit(rejected=0)
+    return outcome
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
@@ -143,7 +153,8 @@ class Bench:
         try:
             outcome = sink.claim(claim)
             if outcome is None:
-                assert sink.write(rows) == {}
+                for start in range(0, len(rows), 3):
+                    assert sink.write(rows[start : start + 3]) == {}
                 outcome = sink.commit(rejected=0)
         finally:
             sink.close()
@@ -180,6 +191,49 @@ def bench(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]
     bench = Bench(database_url)
     yield bench
     bench.close()
+
+
+class SmallDisk:
+    """A tablespace of 1 MB, on a file system of its own."""
+
+    def __init__(self, place: Path, name: str) -> None:
+        self.place = place
+        self.name = name
+
+    def mount(self, options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.place], capture_output=True, text=True, check=False)
+
+    def grow(self) -> None:
+        assert self.mount("remount,size=64m").returncode == 0
+
+
+@pytest.fixture
+def small_disk(bench: Bench) -> Iterator[SmallDisk]:
+    [(data, pid)] = bench.admin.execute("SELECT current_setting('data_directory'), pg_backend_pid()").fetchall()
+    server = Path(f"/proc/{pid}")
+    if os.geteuid() != 0 or not server.exists():
+        pytest.skip("a full disk needs root, to mount a small file system beside the server's files")
+    name = f"small_{secrets.token_hex(4)}"
+    disk = SmallDisk(Path(data).parent / name, name)
+    disk.place.mkdir()
+    mounted = disk.mount(f"size=1m,uid={server.stat().st_uid},mode=700")
+    if mounted.returncode:
+        disk.place.rmdir()
+        pytest.skip(f"a full disk needs a small file system, and mount refuses: {mounted.stderr.strip()}")
+    try:
+        bench.admin.execute(sql.SQL("CREATE TABLESPACE {} LOCATION {}").format(sql.Identifier(name), sql.Literal(str(disk.place))))
+        yield disk
+        bench.admin.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(bench.name)))
+        bench.admin.execute(sql.SQL("DROP TABLESPACE {}").format(sql.Identifier(name)))
+    finally:
+        subprocess.run(["umount", "--lazy", disk.place], check=True)
+        disk.place.rmdir()
+
+
+@pytest.fixture(autouse=True)
+def _a_chunk_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that go straight into the table do so in many chunks, small as these windows are."""
+    monkeypatch.setattr(way, "_CHUNK_BYTES", 1)
 
 
 class TestOneWindow:
@@ -303,6 +357,106 @@ class TestTheNewestWins:
         assert bench.rows() == {"k": "second"}
 
 
+class TestStraightIn:
+    """New keys go straight into the table; one that isn't new makes all of the window be merged, and nobody sees the difference."""
+
+    @pytest.fixture
+    def merges(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        seen: list[str] = []
+
+        class Seen(way.Staged):
+            def __init__(self, connection: psycopg.Connection[Any], table: Any) -> None:
+                seen.append(table.text)
+                super().__init__(connection, table)
+
+        monkeypatch.setattr("factory_agents.sinks.postgres.merge.Staged", Seen)
+        return seen
+
+    def test_a_window_of_new_keys_needs_no_merge(self, bench: Bench, merges: list[str]) -> None:
+        for window, ids in ((W1, "abcdefgh"), (W2, "ijklmnop")):
+            outcome = bench.publish(at([event(i, i) for i in ids]), window=window)
+            assert (outcome.rows, outcome.written, outcome.duplicates, outcome.older) == (8, 8, 0, 0)
+        assert merges == []
+        assert bench.rows() == {i: i for i in "abcdefghijklmnop"}
+
+    @pytest.mark.parametrize("place", range(8))
+    def test_a_key_that_is_there_or_comes_twice_is_decided_as_ever(self, bench: Bench, merges: list[str], place: int) -> None:
+        bench.publish(at([event("there", "newer", 5), event("behind", "older", 1)]), window=W2)
+        rows = [event(f"k{i}", "x", 1) for i in range(8)]
+        rows[place:place] = [event("there", "late", 4), event("behind", "wins", 2), event("k0", "twice", 2), event("k7", "lower", 0)]
+        outcome = bench.publish(at(rows), window=W1)
+        assert merges == [f"public.{bench.name}"]
+        assert (outcome.rows, outcome.written, outcome.duplicates, outcome.older) == (12, 9, 2, 1)
+        assert bench.rows() == {f"k{i}": "x" for i in range(1, 8)} | {"k0": "twice", "there": "newer", "behind": "wins"}
+        assert bench.query("SELECT count(DISTINCT _factory_publication), count(DISTINCT _factory_offset) FROM {t}") == [(2, 10)]
+
+    def test_a_window_that_met_keys_twice_lets_the_next_one_be_merged_from_the_start(self, bench: Bench, merges: list[str]) -> None:
+        bench.publish(at([event("a"), event("a")]), window=W1)
+        bench.publish(at([event("b")]), window=W2)
+        bench.publish(at([event("c")]), window=W3)
+        assert len(merges) == 2
+
+    def test_every_type_lands_alike_on_both_ways(self, bench: Bench, merges: list[str]) -> None:
+        bench.contract = ALL_TYPES
+        full = {
+            "text": "é😀\\",
+            "bigint": -(2**63),
+            "double": 0.1,
+            "boolean": True,
+            "timestamptz": "2026-11-01T04:00:00.123456+05:30",
+            "json": {"a": ["\\u0000", None, 'x"\n']},
+            "numeric": "-12345678901234567890.1234567890",
+            "date": "2026-02-28",
+        }
+        rows = at([{"id": "full"} | full, {"id": "empty"}])
+        columns = ", ".join(f'"{c}"::text' for c in ALL_TYPES["columns"] if c != "id")
+        bench.publish(rows)
+        straight = bench.query(f"SELECT {columns} FROM {{t}} ORDER BY id")
+        assert merges == []
+        bench.query("DELETE FROM {t} RETURNING 1")
+        bench.publish(rows)
+        assert len(merges) == 1
+        assert bench.query(f"SELECT {columns} FROM {{t}} ORDER BY id") == straight
+        assert straight[1][4:7] == (
+            "2026-10-31 22:30:00.123456+00",
+            '{"a": ["\\\\u0000", null, "x\\"\\n"]}',
+            "-12345678901234567890.1234567890",
+        )
+
+    def test_two_windows_that_hold_keys_of_each_other_both_land(self, bench: Bench, merges: list[str]) -> None:
+        bench.publish([], window=W3)
+        first, second = bench.sink(), bench.sink()
+        first.claim(bench.claim(window=W1))
+        second.claim(bench.claim(window=W2))
+        first.write(at([event("a", "first")]))
+        second.write(at([event("b", "second")]))
+        first.write(at([event("c", "first")]))  # ends the chunk before: a is in the table, and held
+        second.write(at([event("d", "second")]))
+        assert not bench.waits_for_lock()
+
+        def end(sink: Any, other: str, offset: int) -> SinkOutcome:
+            sink.write([(event(other, other * 2), 0, offset)])
+            outcome: SinkOutcome = sink.commit(rejected=0)
+            return outcome
+
+        with ThreadPoolExecutor(2) as pool:
+            ends = [pool.submit(end, first, "b", 7), pool.submit(end, second, "a", 7)]
+            assert sum(e.result().rows for e in ends) == 6
+        assert merges
+        assert bench.rows() == {"a": "aa", "b": "second", "c": "first", "d": "second"}
+
+    def test_what_is_published_anew_leaves_no_numbers_behind(self, bench: Bench) -> None:
+        for _ in range(3):
+            bench.publish(at([event("a")]))
+        sink = bench.sink()
+        sink.claim(bench.claim(fingerprint="abandoned"))
+        bench.publish(at([event("a")]))
+        query = (
+            "SELECT count(*), max(publication) = (SELECT _factory_publication FROM {t}) FROM factory_publications WHERE table_name = {name}"
+        )
+        assert bench.query(query, name=bench.name) == [(1, True)]
+
+
 class TestShards:
     def test_shards_in_parallel_all_land(self, bench: Bench) -> None:
         def one(i: int) -> SinkOutcome:
@@ -415,9 +569,48 @@ class TestFencing:
         assert len(set(bench.rows().values())) == 1
         assert len(bench.rows()) == 50
 
+    def test_a_zombie_holds_no_key_against_its_successor(self, bench: Bench) -> None:
+        zombie, newer = bench.sink(), bench.sink(lock_timeout=5)
+        zombie.claim(bench.claim(fingerprint="old"))
+        for key in "abc":
+            zombie.write(at([event(key, "zombie")]))
+        newer.claim(bench.claim(fingerprint="new"))
+        newer.write(at([event("a", "newer"), event("b", "newer")]))
+        newer.commit(rejected=0)
+        with pytest.raises(FencedError, match="newer attempt took over"):
+            write_and_commit(zombie, at([event("d", "zombie")]))
+        assert bench.rows() == {"a": "newer", "b": "newer"}
+
+    def test_a_zombie_that_stands_still_before_its_commit_is_ended(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        zombie, arrived, go = bench.sink(), threading.Event(), threading.Event()
+        zombie.claim(bench.claim(fingerprint="old"))
+        zombie.write(at([event("a", "zombie")]))
+
+        def hit(name: str) -> None:
+            if name == "postgres.before-commit" and not arrived.is_set():
+                arrived.set()
+                assert go.wait(20)
+
+        monkeypatch.setattr(failpoints, "hit", hit)
+        with ThreadPoolExecutor(1) as pool:
+            end = pool.submit(zombie.commit, rejected=0)
+            assert arrived.wait(20)
+            bench.publish(at([event("a", "newer")]))
+            go.set()
+            with pytest.raises((FencedError, UnavailableError)):
+                end.result()
+        assert bench.rows() == {"a": "newer"}
+
+    def test_another_windows_publisher_is_left_alone(self, bench: Bench) -> None:
+        sinks = [(bench.sink(), w, s) for w, s in ((W1, Shard(0, 2)), (W1, Shard(1, 2)), (W2, WHOLE))]
+        for i, (sink, window, shard) in enumerate(sinks):
+            sink.claim(bench.claim(window, shard))
+            sink.write(at([event(f"k{i}")], partition=shard.index))
+        assert [sink.commit(rejected=0).written for sink, _, _ in sinks] == [1, 1, 1]
+
 
 class TestTheDatabaseFails:
-    @pytest.mark.parametrize("step", ["claimed", "copying", "written", "before-merge", "before-commit"])
+    @pytest.mark.parametrize("step", ["claimed", "copying", "written", "changing-over", "before-merge", "before-commit"])
     def test_a_connection_dropped_before_the_commit_leaves_nothing_and_a_retry_succeeds(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
     ) -> None:
@@ -428,6 +621,9 @@ class TestTheDatabaseFails:
         def publish() -> None:
             sink.claim(bench.claim())
             sink.write(at([event("a"), event("b")]))
+            sink.write(at([event("c")]))
+            if step == "changing-over":
+                sink.write(at([event("before", "again")]))
             if step == "written":
                 bench.terminate()
             sink.commit(rejected=0)
@@ -476,7 +672,7 @@ class TestTheDatabaseFails:
             assert sink.commit(rejected=0).written == 1
         assert list(bench.rows()) == ["a"]
 
-    def test_a_deadlock_is_tried_again_with_the_rows_still_staged(self, bench: Bench) -> None:
+    def test_a_deadlock_ends_whoever_is_chosen_and_the_publication_lands(self, bench: Bench) -> None:
         bench.publish(at([event("a", "0"), event("b", "0")]), window=W1)
         sink = bench.sink()
         sink.claim(bench.claim(window=W2))
@@ -486,10 +682,54 @@ class TestTheDatabaseFails:
             other.execute(sql.SQL("UPDATE {} SET value = 'other' WHERE id = 'b'").format(table))
             committing = pool.submit(sink.commit, rejected=0)
             wait_for(bench.waits_for_lock)
-            other.execute(sql.SQL("UPDATE {} SET value = 'other' WHERE id = 'a'").format(table))  # the publisher, waiting longer, gives way
-            other.commit()
+            with contextlib.suppress(psycopg.errors.DeadlockDetected):  # mostly the publisher, which waits longer, gives way
+                other.execute(sql.SQL("UPDATE {} SET value = 'other' WHERE id = 'a'").format(table))
+            other.rollback()
             assert committing.result().written == 2
         assert bench.rows() == {"a": "1", "b": "1"}
+
+    @pytest.mark.parametrize("code", ["40001", "40P01"])
+    @pytest.mark.parametrize("again", [False, True], ids=["straight in", "merged"])
+    def test_a_transaction_that_the_server_gives_up_is_tried_again(self, bench: Bench, code: str, again: bool) -> None:
+        bench.publish(at([event("a", "before")]) if again else [])
+        bench.admin.execute(f"""
+            CREATE SEQUENCE {bench.name}_tries;
+            CREATE FUNCTION {bench.name}_fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF nextval('{bench.name}_tries') <= 2 THEN RAISE 'in the way' USING ERRCODE = '{code}'; END IF;
+                RETURN new;
+            END $$;
+            CREATE TRIGGER t BEFORE INSERT ON {bench.name} FOR EACH ROW EXECUTE FUNCTION {bench.name}_fail();
+        """)
+        assert bench.publish(at([event("a", "1"), event("b", "2")]), window=W1 if again else W2).written == 2
+        assert bench.rows() == {"a": "1", "b": "2"}
+
+    def test_a_full_disk_says_so_and_a_retry_after_it_lands_all(self, bench: Bench, small_disk: SmallDisk) -> None:
+        columns = f"id text PRIMARY KEY USING INDEX TABLESPACE {small_disk.name}, value text, version int8, at timestamptz"
+        bench.admin.execute(f"CREATE TABLE {bench.name} ({columns}) TABLESPACE {small_disk.name}")
+        rows = at([event(f"k{i}", secrets.token_hex(2000)) for i in range(1000)])
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        with pytest.raises(UnavailableError, match="disk is full") as caught:
+            write_and_commit(sink, rows)
+        assert caught.value.retriable
+        assert bench.rows() == {}
+        small_disk.grow()
+        sink.claim(bench.claim())
+        assert write_and_commit(sink, rows).written == 1000
+
+    def test_a_table_locked_for_a_while_is_waited_for(self, bench: Bench) -> None:
+        bench.publish(at([event("a")]))
+        table = sql.Identifier(bench.name)
+        for window, key in ((W1, "a"), (W2, "b")):
+            sink = bench.sink()
+            sink.claim(bench.claim(window))
+            with psycopg.connect(bench.url) as other, ThreadPoolExecutor(1) as pool:
+                other.execute(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(table))
+                end = pool.submit(write_and_commit, sink, at([event(key, window)]))
+                wait_for(bench.waits_for_lock)
+                other.rollback()
+                assert end.result().written == 1
+        assert bench.rows() == {"a": W1, "b": W2}
 
     def test_a_lock_held_by_another_is_named_with_its_holder(self, bench: Bench) -> None:
         bench.publish(at([event("a")]))
@@ -582,8 +822,11 @@ class TestTables:
     def test_a_created_table_says_whose_its_rows_are(self, bench: Bench) -> None:
         outcome = bench.publish(at([event("a")], partition=3), shard=Shard(0, 1))
         assert outcome.table == f"public.{bench.name}"
-        [row] = bench.query("SELECT _factory_window, _factory_shard, _factory_generation, _factory_partition FROM {t}")
-        assert row == (f"{W1} publish", "0of1", 1, 3)
+        [row] = bench.query(
+            "SELECT window_key, shard, shards, generation, _factory_window::text, _factory_partition, _factory_offset"
+            " FROM {t} JOIN factory_publications ON publication = _factory_publication"
+        )
+        assert row == (W1, 0, 1, 1, "2026-11-01 00:00:00+00", 3, 0)
 
     def test_an_existing_table_that_fits_is_used_with_its_narrower_types_checked(self, bench: Bench) -> None:
         bench.contract = {
@@ -958,7 +1201,7 @@ EVENTS = st.builds(
     st.sampled_from([None, "2026-11-01T00:00:00Z", "2026-11-01T00:30:00Z"]),
 )
 PUBLICATIONS = st.tuples(
-    st.sampled_from(["w1", "w2", "w3"]),
+    st.sampled_from([W1, W2, W3]),
     st.integers(1, 3).flatmap(lambda of: st.tuples(st.integers(0, of - 1), st.just(of))),
     st.integers(1, 3),
     st.lists(st.tuples(EVENTS, st.integers(0, 1)), max_size=8),
@@ -967,7 +1210,7 @@ PUBLICATIONS = st.tuples(
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=st.lists(PUBLICATIONS, min_size=1, max_size=12))
-@example([("w1", (0, 1), 1, [(event("a"), 0)]), ("w2", (0, 1), 1, [(event("a"), 0)]), ("w1", (0, 1), 1, [])])
+@example([(W1, (0, 1), 1, [(event("a"), 0)]), (W2, (0, 1), 1, [(event("a"), 0)]), (W1, (0, 1), 1, [])])
 def test_any_history_of_publications_leaves_what_the_rules_say(bench: Bench, history: list[Any]) -> None:
     bench.name = f"m_{secrets.token_hex(6)}"
     model = Model()

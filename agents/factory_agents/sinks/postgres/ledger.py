@@ -1,7 +1,8 @@
-"""The sink's own ledger in the database: who may write a shard of a window, and what was committed."""
+"""The sink's own ledger in the database: who may write a shard of a window, what was committed, whose rows are whose."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,10 +21,28 @@ _THIS_SHARD = _THIS_WINDOW + " AND shard = {shard} AND shards = {shards}"
 _THIS_PLAN = "(claimed_plan IS NOT DISTINCT FROM {plan} AND shards = {shards})"
 
 
+_COMMITTED = "committed_at IS NOT NULL"
+# Those who publish now, found by the lock that each holds: only sessions of our own role, which we may end.
+_PUBLISHERS = """
+    SELECT pg_terminate_backend(l.pid)
+    FROM (SELECT hashtextextended('publish:' || {lock} || ' ' || shard || 'of' || shards, 0) AS number
+          FROM {ledger} WHERE {this_window} AND ({this_shard} OR NOT {this_plan})) AS fenced
+    JOIN pg_catalog.pg_locks l ON l.locktype = 'advisory' AND l.objsubid = 1
+        AND l.classid::bigint = (fenced.number >> 32) & 4294967295 AND l.objid::bigint = fenced.number & 4294967295
+    JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid AND a.datid = l.database
+    WHERE a.datname = current_database() AND a.usename = current_user AND a.pid <> pg_backend_pid()
+"""
+
+
 class Taken(msgspec.Struct, frozen=True):
-    """What a claim gave: our fence, and the stored outcome where nothing is left to do."""
+    """What a claim gave: our fence, the number that our rows bear, and the stored outcome where nothing is left to do.
+
+    ``fresh`` says that the rows' keys are likely new to the table, and each there once.
+    """
 
     fence: int
+    publication: int
+    fresh: bool
     outcome: SinkOutcome | None = None
 
 
@@ -37,7 +56,7 @@ class Mine(msgspec.Struct, frozen=True):
 
 
 class Ledger:
-    """The rows of ``factory_publishes`` that speak of one window at one table: a row a shard.
+    """What ``factory_publishes`` (a row a shard) and ``factory_publications`` (a row a publication) say of one window at one table.
 
     A claim raises its shard's fence. It also raises those of the window's shards that other plans claimed, and forgets what they
     committed (not its generation): two plans of a window never commit beside each other, and only a whole plan is ever reused.
@@ -48,6 +67,7 @@ class Ledger:
         self._claim = claim
         self._parts: dict[str, Any] = {
             "ledger": table.ledger,
+            "publications": table.publications,
             "lock": f"factory_publishes:{table.text}:{claim.window} {claim.stage}",
             "table": table.name,
             "pipeline": claim.pipeline,
@@ -74,6 +94,8 @@ class Ledger:
         """Claim the shard. Raises SinkError where rows of a newer manifest of the window are in the table."""
         claim = self._claim
         self._run("SELECT pg_advisory_xact_lock(hashtextextended('claim:' || {lock}, 0))")
+        self._refuse_older()
+        self.evict()
         spared = " AND NOT ({this_shard})" if claim.shard.of == 1 else ""  # one shard is a whole plan, whatever its name
         self._run(
             "UPDATE {ledger} SET fence = fence + 1, claimed_plan = NULL, plan = NULL, fingerprint = NULL"
@@ -87,28 +109,68 @@ class Ledger:
             " claimed_plan = EXCLUDED.claimed_plan, claimed_generation = EXCLUDED.claimed_generation, claimed_at = now()"
             " RETURNING fence, plan, fingerprint, epoch, outcome"
         )
-        newest = self._row("SELECT max(input_generation) FROM {ledger} WHERE {this_window} AND committed_at IS NOT NULL")[0]
-        if newest is not None and newest > claim.input_generation:
-            raise SinkError(
-                f"table {self._parts['table']}, window {claim.window}: it holds generation {newest} of its input, this manifest is of the"
-                f" older generation {claim.input_generation}; publish the newest one (clear the stages before, so that they run again)"
-            )
+        self._refuse_older()  # again: who was publishing has ended only now
         same = fingerprint == claim.fingerprint and (plan == claim.plan or claim.shard.of == 1)
         if same and claim.reuse and epoch >= claim.epoch:
-            return Taken(fence, msgspec.convert({**outcome, "reused": True}, SinkOutcome))
-        return Taken(fence)
+            return Taken(fence, 0, False, msgspec.convert({**outcome, "reused": True}, SinkOutcome))
+        self._run("DELETE FROM {publications} WHERE {this_window} AND {this_shard} AND published_at IS NULL")
+        (number,) = self._row(
+            "INSERT INTO {publications} (table_name, pipeline, stage, window_key, shard, shards, generation)"
+            " VALUES ({table}, {pipeline}, {stage}, {window}, {shard}, {shards}, {generation}) RETURNING publication"
+        )
+        return Taken(fence, number, self._fresh())
+
+    def _refuse_older(self) -> None:
+        newest = self._row("SELECT max(input_generation) FROM {ledger} WHERE {this_window} AND " + _COMMITTED)[0]
+        if newest is not None and newest > self._claim.input_generation:
+            raise SinkError(
+                f"table {self._parts['table']}, window {self._claim.window}: it holds generation {newest} of its input, this manifest is of"
+                f" the older generation {self._claim.input_generation}; publish the newest one (clear the stages before, so that they run"
+                " again)"
+            )
+
+    def _fresh(self) -> bool:
+        """Whether nothing of the window was ever published, and the publication before this one met no key twice."""
+        if self.published_before():
+            return False
+        before = self._row(
+            "SELECT (outcome->>'duplicates')::bigint + (outcome->>'older')::bigint FROM {ledger}"
+            " WHERE table_name = {table} AND pipeline = {pipeline} AND stage = {stage} AND "
+            + _COMMITTED
+            + " ORDER BY committed_at DESC LIMIT 1"
+        )
+        return before is None or not before[0]
+
+    def evict(self) -> None:
+        """End the sessions that still publish what this claim takes over, as far as they are ours to end: no lock of theirs stays."""
+        self._run(_PUBLISHERS)
+
+    def enter(self, fence: int) -> None:
+        """Begin to publish, to be found by ``evict`` until the transaction's end; raises FencedError where we were taken over."""
+        self._run("SELECT pg_advisory_xact_lock_shared(hashtextextended('publish:' || {lock} || ' ' || {shard} || 'of' || {shards}, 0))")
+        if not self.is_current(fence):
+            raise self.fenced()
+
+    def is_current(self, fence: int) -> bool:
+        """Whether nobody has claimed the shard since."""
+        row = self._row("SELECT fence FROM {ledger} WHERE {this_shard}")
+        return row is not None and row[0] == fence
+
+    def fenced(self) -> FencedError:
+        """The error of a claim that was taken over."""
+        return FencedError(
+            f"table {self._parts['table']}, window {self._claim.window}, shard {self._claim.shard.key}: a newer attempt took over;"
+            " this one stops and publishes nothing"
+        )
 
     def hold(self, fence: int) -> Mine:
         """Lock our row until the transaction's end; raises FencedError where it isn't ours any more."""
         row = self._row("SELECT fence, plan, generation, outcome FROM {ledger} WHERE {this_shard} FOR UPDATE")
         if row is None or row[0] != fence:
-            raise FencedError(
-                f"table {self._parts['table']}, window {self._claim.window}, shard {self._claim.shard.key}: a newer attempt took over;"
-                " this one stops and publishes nothing"
-            )
+            raise self.fenced()
         return Mine(*row)
 
-    def since(self) -> int:
+    def _since(self) -> int:
         """The least generation of this plan's shards: rows of this window below it were left by an earlier plan."""
         own = "least(claimed_generation, CASE WHEN plan = {plan} THEN generation END)"
         return int(self._row(f"SELECT min({own}) FROM {{ledger}} WHERE {{this_window}} AND {{this_plan}}")[0])
@@ -117,31 +179,51 @@ class Ledger:
         """Let the shards of one window end one after the other, so that the last one sees all others."""
         self._run("SELECT pg_advisory_xact_lock(hashtextextended('end:' || {lock}, 0))")
 
-    def peers(self) -> list[tuple[str, int]]:
-        """The other shards of this plan that are committed: shard and generation."""
-        rows = self._run(
-            "SELECT shard || 'of' || shards, generation FROM {ledger}"
-            " WHERE {this_window} AND {this_plan} AND plan = {plan} AND NOT ({this_shard})"
-        )
-        return [(row[0], row[1]) for row in rows]
+    def peers(self) -> list[int]:
+        """The publications of the other shards of this plan that are committed."""
+        rows = self._run("SELECT publication FROM {ledger} WHERE {this_window} AND {this_plan} AND plan = {plan} AND NOT ({this_shard})")
+        return [row[0] for row in rows]
+
+    def past(self) -> list[int]:
+        """Publications whose rows give way to ours whatever they hold: this shard's earlier ones, and all of an earlier plan."""
+        return self._publications("({this_shard} OR generation < {since})", since=self._since())
+
+    def stale(self, current: Sequence[int]) -> list[int]:
+        """Publications of this window that are none of the current ones."""
+        return self._publications("publication <> ALL ({current})", current=list(current))
+
+    def own_older(self, publication: int) -> list[int]:
+        """This shard's earlier publications."""
+        return self._publications("{this_shard} AND publication <> {publication}", publication=publication)
+
+    def _publications(self, condition: str, **more: Any) -> list[int]:
+        query = "SELECT publication FROM {publications} WHERE {this_window} AND published_at IS NOT NULL AND " + condition
+        return [row[0] for row in self._run(query, **more)]
+
+    def forget(self, publications: Sequence[int]) -> None:
+        """Drop publications of which no row is left."""
+        self._run("DELETE FROM {publications} WHERE {this_window} AND publication = ANY ({swept})", swept=list(publications))
 
     def published_before(self) -> bool:
         """Whether this shard, or another plan of the window, was ever committed: else nothing of the window can be stale."""
         row = self._row(
-            "SELECT count(*) FROM {ledger} WHERE {this_window} AND committed_at IS NOT NULL"
-            " AND ({this_shard} OR plan IS NULL OR NOT ({this_plan} AND plan = {plan}))"
+            "SELECT count(*) FROM {ledger} WHERE {this_window} AND "
+            + _COMMITTED
+            + " AND ({this_shard} OR plan IS NULL OR NOT ({this_plan} AND plan = {plan}))"
         )
         return bool(row[0])
 
-    def write(self, fence: int, outcome: SinkOutcome) -> None:
+    def write(self, fence: int, publication: int, outcome: SinkOutcome) -> None:
         """Record the commit."""
         self._run(
             "UPDATE {ledger} SET plan = {plan}, fingerprint = {fingerprint}, input_generation = {input_generation},"
-            " generation = {generation}, epoch = {epoch}, outcome = {outcome}::jsonb, committed_fence = {fence}, committed_at = now()"
-            " WHERE {this_shard}",
+            " generation = {generation}, epoch = {epoch}, publication = {publication}, outcome = {outcome}::jsonb,"
+            " committed_fence = {fence}, committed_at = now() WHERE {this_shard}",
             fence=fence,
+            publication=publication,
             outcome=msgspec.json.encode(outcome).decode(),
         )
+        self._run("UPDATE {publications} SET published_at = now() WHERE {this_window} AND publication = {mine}", mine=publication)
 
     def committed(self, fence: int) -> bool:
         """Whether the claim with this fence was committed; a server process that is still at it is waited for."""

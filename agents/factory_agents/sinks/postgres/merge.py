@@ -1,15 +1,18 @@
-"""One claimed shard on its way into the table: staged by COPY, merged in one statement, swept, recorded."""
+"""One claimed shard on its way into the table: copied, merged where it has to be, swept, recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from factory_agents import failpoints
+from factory_agents.errors import FencedError
 from factory_agents.runtime.agents import Claim, Reject, Row, SinkOutcome
-from factory_agents.sinks.postgres.ledger import Ledger, Mine
-from factory_agents.sinks.postgres.rows import RowColumn, RowReader, StagedRow
-from factory_agents.sinks.postgres.table import TargetTable, compose, names
+from factory_agents.sinks.postgres.ledger import Ledger, Mine, Taken
+from factory_agents.sinks.postgres.rows import RowReader
+from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, compose, names
+from factory_agents.sinks.postgres.way import STAGING, Direct, Staged, Way, has_met_others
 
 if TYPE_CHECKING:
     import psycopg
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Publication"]
 
-_STAGING = "factory_staging"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _ZEROS = {
     "text": "''::text",
     "bigint": "0",
@@ -31,59 +35,90 @@ _ZEROS = {
 
 
 class Publication:
-    """One claimed shard: the rows staged for it, and their merge.
+    """One claimed shard: its rows on their way, and what makes them visible.
 
     All of it happens in the connection's open transaction; whoever opened it ends it.
     """
 
-    def __init__(self, connection: psycopg.Connection[Any], table: TargetTable, claim: Claim, fence: int) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], table: TargetTable, claim: Claim, taken: Taken) -> None:
         self.connection = connection
         self.table = table
         self.claim = claim
-        self.fence = fence
-        self._reader = RowReader(table.columns)
-        self._types = [*(c.staged_type for c in table.columns), "int4", "int8"]
-        self._staged = 0
+        self.fence = taken.fence
+        self._taken = taken
+        self._reader = RowReader(table.columns, (_window_start(claim.window), taken.publication))
+        self._rows = 0
+        self._way: Way | None = None
         self._ledger = Ledger(connection, table, claim)
-        self._sql = _Statements(table, claim)
+        self._sql = _Statements(table)
 
-    def stage(self, rows: Sequence[Row]) -> dict[int, Reject]:
-        """Check the rows and copy those that fit into the staging table; the others come back by index."""
-        staged, rejected = self._reader.read(rows)
-        if staged:
-            if not self._staged:
-                self.connection.execute(self._sql.create_staging())
-            self._copy(staged)
-            self._staged += len(staged)
+    def enter(self) -> None:
+        """First in the transaction. Raises FencedError for a claim that was taken over."""
+        self._ledger.enter(self.fence)
+
+    def read(self, rows: Sequence[Row]) -> dict[int, Reject]:
+        """Check rows, and keep those that fit for ``flow``; the others come back by index."""
+        fitting, rejected = self._reader.read(rows)
+        if fitting:
+            self._rows += len(fitting)
+            if self._way is None:
+                direct = self._taken.fresh and self.table.tracked
+                self._way = Direct(self.connection, self.table, self._taken.publication) if direct else Staged(self.connection, self.table)
+            self._way.put(fitting)
         return rejected
 
-    def _copy(self, rows: Sequence[StagedRow]) -> None:
-        with self.connection.cursor() as cursor, cursor.copy(f"COPY pg_temp.{_STAGING} FROM STDIN (FORMAT binary)") as copy:
-            copy.set_types(self._types)
-            write = copy.write_row
-            for row in rows:
-                write(row)
-            failpoints.hit("postgres.copying")
+    def flow(self) -> None:
+        """Send rows on."""
+        if self._way is not None:
+            self._way.flow()
 
-    def merge(self, rejected: int) -> SinkOutcome:
-        """Everything between the first lock and the commit. Raises FencedError for a claim that was taken over."""
+    def finish(self) -> None:
+        """Send all rows that are left."""
+        if self._way is not None:
+            self._way.finish()
+
+    def may_change_over(self, error: psycopg.Error) -> bool:
+        """Whether the rows can go another way than the one on which this happened."""
+        return isinstance(self._way, Direct) and has_met_others(error)
+
+    def change_over(self, connection: psycopg.Connection[Any]) -> None:
+        """Take the rows to another connection, to be merged: for an error that ``may_change_over``."""
+        self._ledger = Ledger(connection, self.table, self.claim)
+        self.enter()
+        staged = Staged(connection, self.table)
+        if isinstance(self._way, Direct):
+            failpoints.hit("postgres.changing-over")
+            self._way.hand_over(staged)
+        self.connection, self._way = connection, staged
+
+    def fenced(self) -> FencedError:
+        """The error of a claim that was taken over."""
+        return self._ledger.fenced()
+
+    def drop(self) -> None:
+        """Let go of what is under way on a closed connection."""
+        if self._way is not None:
+            self._way.drop()
+
+    def land(self, rejected: int) -> SinkOutcome:
+        """Everything between the last row and the commit. Raises FencedError for a claim that was taken over."""
         ledger = self._ledger
         mine = ledger.hold(self.fence)
-        written = distinct = 0
-        if self._staged:
-            written = self._count(self._sql.merge(ledger.since()))
-            distinct = self._staged if written == self._staged else self._value(self._sql.count_keys())
+        written = distinct = self._rows
+        if isinstance(self._way, Staged):
+            written = self._count(self._sql.merge(ledger.past() if self.table.tracked else []))
+            distinct = self._rows if written == self._rows else self._value(self._sql.count_keys())
         outcome = SinkOutcome(
             table=self.table.text,
-            rows=self._staged,
+            rows=self._rows,
             written=written,
-            duplicates=self._staged - distinct,
+            duplicates=self._rows - distinct,
             older=distinct - written,
             removed=self._sweep(mine) if self.table.tracked else 0,
             rejected=rejected,
             notes=self.table.notes if self.table.tracked else (*self.table.notes, *self._stale(mine, distinct)),
         )
-        ledger.write(self.fence, outcome)
+        ledger.write(self.fence, self._taken.publication, outcome)
         return outcome
 
     def _sweep(self, mine: Mine) -> int:
@@ -96,10 +131,18 @@ class Publication:
         ledger.meet()
         if not ledger.published_before():
             return 0
-        current = [(claim.shard.key, claim.generation), *ledger.peers()]
+        current = [self._taken.publication, *ledger.peers()]
         if len(current) == claim.shard.of:
-            return self._count(self._sql.delete_all_but(current))
-        return self._count(self._sql.delete_own_older()) if mine.plan == claim.plan else 0
+            swept = ledger.stale(current)
+        elif mine.plan == claim.plan:
+            swept = ledger.own_older(self._taken.publication)
+        else:
+            swept = []
+        if not swept:
+            return 0
+        removed = self._count(self._sql.delete(swept))
+        ledger.forget(swept)
+        return removed
 
     def _stale(self, mine: Mine, distinct: int) -> list[str]:
         """What a person should know of a table that doesn't say whose its rows are."""
@@ -119,128 +162,75 @@ class Publication:
         return int(row[0]) if row is not None else 0
 
 
+def _window_start(window: str) -> int:
+    """Microseconds, as PostgreSQL counts them, at which an interval's window starts; 1970 for one that isn't of an interval."""
+    try:
+        start = datetime.fromisoformat(window.partition("/")[0])
+    except ValueError:
+        start = _EPOCH
+    since = (start if start.tzinfo is not None else start.replace(tzinfo=UTC)) - _POSTGRES_EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
 class _Statements:
-    """The queries over one table for one claim, composed."""
+    """The queries over one table, composed."""
 
-    def __init__(self, table: TargetTable, claim: Claim) -> None:
-        from psycopg import sql
-
+    def __init__(self, table: TargetTable) -> None:
         self._table = table
-        self._claim = claim
-        self._places = {c.name: sql.Identifier(f"c{i}") for i, c in enumerate(table.columns)}
         self._columns = {c.name: c for c in table.columns}
-        self._values = {c.name: self._cast(c, type_) for c, type_ in zip(table.columns, table.types, strict=True)}
-        self._staging = sql.SQL(f"pg_temp.{_STAGING}")
-        self._window = f"{claim.window} {claim.stage}"
 
-    def create_staging(self) -> sql.Composed:
-        """The staging table, gone with the transaction; texts compare byte by byte there."""
+    def merge(self, past: Sequence[int]) -> sql.Composed:
+        """The newest staged row of each key into the table, in key order; it counts those that stand there now.
+
+        ``past`` are the publications whose rows give way.
+        """
         from psycopg import sql
 
-        columns = [
-            compose("{name} " + c.staged_type + (' COLLATE "C"' if c.staged_type == "text" else ""), name=self._places[c.name])
-            for c in self._table.columns
-        ]
+        table = self._table
+        written = [*self._columns, *(OWN_COLUMNS if table.tracked else ())]
         return compose(
-            "CREATE TEMPORARY TABLE {staging} ({columns}, _partition int4, _offset int8) ON COMMIT DROP",
-            staging=self._staging,
-            columns=sql.SQL(", ").join(columns),
-        )
-
-    def merge(self, since: int) -> sql.Composed:
-        """The newest staged row of each key into the table, in key order; it counts those that stand there now."""
-        from psycopg import sql
-
-        table, claim = self._table, self._claim
-        parts: dict[str, Any] = {
-            "table": table.identifier,
-            "columns": names(self._places),
-            "values": sql.SQL(", ").join(self._values.values()),
-            "key": names(table.key),
-            "staging": self._staging,
-            "staged_key": self._staged_key(),
-            "newest": sql.SQL("").join(compose(", {c} DESC NULLS LAST", c=self._values[n]) for n in self._order()),
-            "set": sql.SQL(", ").join(compose("{c} = EXCLUDED.{c}", c=sql.Identifier(n)) for n in self._places),
-            "own_columns": sql.SQL(""),
-            "own_values": sql.SQL(""),
-            "own_set": sql.SQL(""),
-            "where": self._where(since),
-        }
-        if table.tracked:
-            parts["own_columns"] = sql.SQL(", _factory_window, _factory_shard, _factory_generation, _factory_partition")
-            parts["own_values"] = compose(", {w}, {s}, {g}, _partition", w=self._window, s=claim.shard.key, g=claim.generation)
-            own = ("_factory_window", "_factory_shard", "_factory_generation", "_factory_partition")
-            parts["own_set"] = sql.SQL("").join(compose(", {c} = EXCLUDED.{c}", c=sql.Identifier(n)) for n in own)
-        return compose(
-            "INSERT INTO {table} AS t ({columns}{own_columns})"
-            " SELECT DISTINCT ON ({staged_key}) {values}{own_values} FROM {staging}"
-            " ORDER BY {staged_key}{newest}, _partition DESC, _offset DESC"
-            " ON CONFLICT ({key}) DO UPDATE SET {set}{own_set}{where}",
-            **parts,
+            f"INSERT INTO {{table}} AS t ({{columns}}) SELECT DISTINCT ON ({{key}}) {{columns}} FROM {STAGING}"
+            " ORDER BY {key}{newest}, _factory_partition DESC, _factory_offset DESC"
+            " ON CONFLICT ({key}) DO UPDATE SET {set}{where}",
+            table=table.identifier,
+            columns=names(written),
+            key=names(table.key),
+            newest=sql.SQL("").join(compose(", {c} DESC NULLS LAST", c=sql.Identifier(n)) for n in self._order()),
+            set=sql.SQL(", ").join(compose("{c} = EXCLUDED.{c}", c=sql.Identifier(n)) for n in written),
+            where=self._where(past),
         )
 
     def count_keys(self) -> sql.Composed:
         """How many different keys are staged."""
-        return compose("SELECT count(*) FROM (SELECT DISTINCT {key} FROM {staging}) AS k", key=self._staged_key(), staging=self._staging)
+        return compose(f"SELECT count(*) FROM (SELECT DISTINCT {{key}} FROM {STAGING}) AS k", key=names(self._table.key))
 
-    def delete_all_but(self, current: Sequence[tuple[str, int]]) -> sql.Composed:
-        """Delete the window's rows that are of none of these shards in their generations."""
-        from psycopg import sql
-
-        kept = sql.SQL(", ").join(compose("({shard}, {generation})", shard=shard, generation=generation) for shard, generation in current)
+    def delete(self, publications: Sequence[int]) -> sql.Composed:
+        """Delete the rows of these publications."""
         return compose(
-            "DELETE FROM {table} WHERE _factory_window = {window} AND (_factory_shard, _factory_generation) NOT IN ({kept})",
-            table=self._table.identifier,
-            window=self._window,
-            kept=kept,
+            "DELETE FROM {table} WHERE _factory_publication = ANY ({swept})", table=self._table.identifier, swept=list(publications)
         )
-
-    def delete_own_older(self) -> sql.Composed:
-        """Delete the rows this shard left in earlier generations."""
-        return compose(
-            "DELETE FROM {table} WHERE _factory_window = {window} AND _factory_shard = {shard} AND _factory_generation <> {generation}",
-            table=self._table.identifier,
-            window=self._window,
-            shard=self._claim.shard.key,
-            generation=self._claim.generation,
-        )
-
-    def _staged_key(self) -> sql.Composed:
-        from psycopg import sql
-
-        return sql.SQL(", ").join(self._values[name] for name in self._table.key)
 
     def _order(self) -> list[str]:
         """What makes one row newer than another: version, then time, as far as there are such columns."""
         return [name for name in (self._table.version, self._table.time) if name is not None]
 
-    def _cast(self, column: RowColumn, type_: str) -> sql.Composable:
-        place = self._places[column.name]
-        if column.type == "timestamptz" and column.unit:
-            return compose("to_timestamp({c} / {factor})", c=place, factor=column.unit_factor)
-        return compose("{c}::" + type_, c=place) if column.type in ("json", "numeric") else place
-
-    def _where(self, since: int) -> sql.Composable:
+    def _where(self, past: Sequence[int]) -> sql.Composable:
         """The row that stands there gives way if it is of our window's past, or not newer than ours.
 
-        Rows of one window from different shards are both current, so they compare as well: by their partitions at last.
+        Rows of one window from different shards are both current, so they compare as well: by their coordinates at last.
         """
         from psycopg import sql
 
         theirs, ours = self._ranks("t"), self._ranks("EXCLUDED")
         if not self._table.tracked:
             return compose(" WHERE ROW({ours}) >= ROW({theirs})", ours=ours, theirs=theirs) if self._order() else sql.SQL("")
-        comma = sql.SQL(", " if self._order() else "")
         return compose(
-            " WHERE (t._factory_window = {window} AND (t._factory_shard = {shard} OR t._factory_generation < {since}))"
-            " OR ROW({ours}{comma}EXCLUDED._factory_window, EXCLUDED._factory_partition)"
-            " >= ROW({theirs}{comma}t._factory_window, t._factory_partition)",
-            window=self._window,
-            shard=self._claim.shard.key,
-            since=since,
+            " WHERE {past}ROW({ours}{comma}EXCLUDED._factory_window, EXCLUDED._factory_partition, EXCLUDED._factory_offset)"
+            " >= ROW({theirs}{comma}t._factory_window, t._factory_partition, t._factory_offset)",
+            past=compose("t._factory_publication = ANY ({past}) OR ", past=list(past)) if past else sql.SQL(""),
             ours=ours,
             theirs=theirs,
-            comma=comma,
+            comma=sql.SQL(", " if self._order() else ""),
         )
 
     def _ranks(self, side: str) -> sql.Composed:

@@ -1,4 +1,4 @@
-"""Events into rows of a staging table: every value checked here, so that one bad event never fails a window."""
+"""Events into rows as the table takes them: every value checked here, so that one bad event never fails a window."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal, InvalidOperation
+from operator import itemgetter
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
 from factory_agents.runtime.agents import Reject, Row
 
-__all__ = ["KEY_BYTES", "ColumnType", "RowColumn", "RowReader", "StagedRow"]
+__all__ = ["KEY_BYTES", "ColumnType", "RowColumn", "RowReader", "TableRow"]
 
 ColumnType: TypeAlias = Literal["text", "bigint", "double", "boolean", "timestamptz", "json", "numeric", "date"]
-StagedRow: TypeAlias = "tuple[Any, ...]"
-"""One value a column, as psycopg writes it, then partition and offset."""
+TableRow: TypeAlias = "tuple[Any, ...]"
+"""One value a column, as psycopg's binary COPY takes it, then the sink's own: those that all rows share, partition and offset."""
 
 KEY_BYTES = 2500
 """What the text columns of a key may take together: an index entry holds about a third of PostgreSQL's 8 KiB page."""
@@ -35,12 +36,13 @@ _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 class RowColumn(msgspec.Struct, frozen=True):
     """What a column takes.
 
-    ``low`` and ``high`` bound an integer, ``length`` the characters of a text and ``digits`` (precision, scale) a numeric, where the
-    table's type is narrower than ours. ``unit`` (s, ms, us) says that a time comes as a number.
+    ``stored`` is the table's own type, without its length. ``low`` and ``high`` bound an integer, ``length`` the characters of a text and
+    ``digits`` (precision, scale) a numeric, where that type is narrower than ours. ``unit`` (s, ms, us) says that a time comes as a number.
     """
 
     name: str
     type: ColumnType
+    stored: str
     nullable: bool = True
     key: bool = False
     low: int = -(2**63)
@@ -50,78 +52,89 @@ class RowColumn(msgspec.Struct, frozen=True):
     unit: str = ""
 
     @property
-    def staged_type(self) -> str:
-        """The type in the staging table; json and numeric travel as text and are cast when merged."""
-        if self.type == "timestamptz" and self.unit:
-            return "float8"
-        return _STAGED[self.type]
-
-    @property
-    def unit_factor(self) -> int:
-        """By what a number is divided to give seconds."""
-        return _UNITS[self.unit]
+    def copied_as(self) -> str:
+        """What psycopg is told that a value is; json goes as the bytes that PostgreSQL's binary COPY has for it, which are text."""
+        return _COPIED[self.stored]
 
 
-_STAGED: dict[str, str] = {
+_COPIED = {
     "text": "text",
+    "character varying": "text",
     "bigint": "int8",
-    "double": "float8",
+    "integer": "int4",
+    "smallint": "int2",
+    "double precision": "float8",
     "boolean": "bool",
-    "timestamptz": "timestamptz",
+    "timestamp with time zone": "timestamptz",
+    "jsonb": "text",
     "json": "text",
-    "numeric": "text",
+    "numeric": "numeric",
     "date": "date",
 }
+_JSONB_VERSION = "\x01"  # what its binary form begins with
 
 
 class RowReader:
-    """Makes staged rows of events: whole chunks at msgspec's speed, one by one where a chunk holds something unfit."""
+    """Makes rows of events: whole chunks at msgspec's speed, one by one where a chunk holds something unfit.
 
-    def __init__(self, columns: Sequence[RowColumn]) -> None:
+    ``shared`` are the integers that follow the columns' values in every row.
+    """
+
+    def __init__(self, columns: Sequence[RowColumn], shared: tuple[int, ...]) -> None:
         self._columns = tuple(columns)
         self._names = tuple(c.name for c in columns)
+        self._values: Callable[[dict[str, Any]], tuple[Any, ...]] = (
+            itemgetter(*self._names) if len(columns) > 1 else lambda event: (event[self._names[0]],)
+        )
+        self._shared = shared
         text_keys = sum(c.key and c.type == "text" for c in columns)
         self._key_bytes = KEY_BYTES // max(1, text_keys)
-        self._as_text = tuple((i, _to_text(c)) for i, c in enumerate(columns) if c.type in ("json", "numeric"))
+        self._prepared = tuple((i, prepare) for i, c in enumerate(columns) if (prepare := _prepare(c)) is not None)
         types = tuple(self._type(c) for c in columns)
-        self._row_types: Any = list[tuple[*types, int, int]]  # type: ignore[valid-type]
+        self._row_types: Any = list[tuple[*types, *(int for _ in shared), int, int]]  # type: ignore[valid-type,misc]
 
-    def read(self, rows: Sequence[Row]) -> tuple[list[StagedRow], dict[int, Reject]]:
-        """The staged rows, in order, and why the others cannot be written, by their index."""
-        staged: list[StagedRow] = []
+    def read(self, rows: Sequence[Row]) -> tuple[list[TableRow], dict[int, Reject]]:
+        """The rows that fit, in order, and why the others cannot be written, by their index."""
+        fitting: list[TableRow] = []
         rejected: dict[int, Reject] = {}
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             try:
-                staged += self._chunk(chunk)
+                fitting += self._chunk(chunk)
             except _UNFIT:
-                self._one_by_one(chunk, start, staged, rejected)
-        return staged, rejected
+                self._one_by_one(chunk, start, fitting, rejected)
+        return fitting, rejected
 
-    def _chunk(self, rows: Sequence[Row]) -> list[StagedRow]:
-        names = self._names
-        raw: list[Any] = [(*map(event.get, names), partition, offset) for event, partition, offset in rows]
-        if self._as_text:
-            raw = [self._with_texts(row) for row in raw]
-        checked: list[StagedRow] = msgspec.convert(raw, self._row_types)
+    def _chunk(self, rows: Sequence[Row]) -> list[TableRow]:
+        names, shared, values = self._names, self._shared, self._values
+        raw: list[Any]
+        try:
+            raw = [(*values(event), *shared, partition, offset) for event, partition, offset in rows]
+        except KeyError:
+            raw = [(*map(event.get, names), *shared, partition, offset) for event, partition, offset in rows]
+        if self._prepared:
+            raw = [self._with_prepared(row) for row in raw]
+        checked: list[TableRow] = msgspec.convert(raw, self._row_types)
         # Encoding the lot is the cheapest look into every string: it shows NUL, and raises for lone surrogates.
         if b"\\u0000" in _encode(checked):
             raise ValueError
         return checked
 
-    def _with_texts(self, row: StagedRow) -> list[Any]:
+    def _with_prepared(self, row: TableRow) -> list[Any]:
         values = list(row)
-        for i, to_text in self._as_text:
+        for i, prepare in self._prepared:
             if values[i] is not None:
-                values[i] = to_text(values[i])
+                values[i] = prepare(values[i])
         return values
 
-    def _one_by_one(self, rows: Sequence[Row], start: int, staged: list[StagedRow], rejected: dict[int, Reject]) -> None:
+    def _one_by_one(self, rows: Sequence[Row], start: int, fitting: list[TableRow], rejected: dict[int, Reject]) -> None:
         for i, (event, partition, offset) in enumerate(rows, start):
             try:
-                staged.append((*(self._value(c, event.get(c.name)) for c in self._columns), partition, offset))
+                row = (*(self._value(c, event.get(c.name)) for c in self._columns), *self._shared, partition, offset)
             except Reject as reject:
                 rejected[i] = reject
+            else:
+                fitting.append(row)
 
     def _type(self, column: RowColumn) -> Any:
         type_ = self._plain_type(column)
@@ -129,8 +142,6 @@ class RowReader:
 
     def _plain_type(self, column: RowColumn) -> Any:
         meta = msgspec.Meta
-        if column.type == "timestamptz" and column.unit:
-            return Annotated[float, meta(ge=_FIRST * column.unit_factor, le=_LAST * column.unit_factor)]
         if column.type == "text" and (column.key or column.length is not None):
             # In UTF-8 a character takes up to four bytes; what lies between is measured one by one.
             return Annotated[
@@ -143,7 +154,7 @@ class RowReader:
             "boolean": bool,
             "timestamptz": Annotated[datetime, meta(tz=True)],
             "json": str,
-            "numeric": str,
+            "numeric": Decimal,
             "date": date,
         }
         return types[column.type]
@@ -160,9 +171,11 @@ class RowReader:
             raise Reject(f"column {column.name!r}: {_why(error, column, value)}", rule="column") from error
 
     def _checked(self, column: RowColumn, value: Any) -> Any:
-        if column.type in ("json", "numeric"):
-            value = _to_text(column)(value)
-            if column.type == "json" and _NUL_IN_JSON.search(value):
+        prepare = _prepare(column)
+        if prepare is not None:
+            value = prepare(value)
+        if column.type == "json":
+            if _NUL_IN_JSON.search(value):
                 raise ValueError("holds a NUL character, which PostgreSQL's json cannot")
             value.encode()
             return value
@@ -170,7 +183,7 @@ class RowReader:
             return self._checked_text(column, value)
         if column.type == "bigint" and type(value) is float and value.is_integer():
             value = int(value)
-        if column.type == "timestamptz" and not column.unit and type(value) is str:
+        if column.type == "timestamptz" and type(value) is str:
             value = _time(value)
         return msgspec.convert(value, self._plain_type(column))
 
@@ -188,14 +201,27 @@ class RowReader:
 _MAX_LENGTH = 2**31
 
 
-def _to_text(column: RowColumn) -> Callable[[Any], str]:
+def _prepare(column: RowColumn) -> Callable[[Any], Any] | None:
+    """What makes a value one that is checked as the others are, for the types that need it."""
     if column.type == "json":
-        return lambda value: _encode(value).decode()
-    digits = column.digits
-    return lambda value: _numeric(value, digits)
+        version = _JSONB_VERSION if column.stored == "jsonb" else ""
+        return lambda value: version + _encode(value).decode()
+    if column.type == "numeric":
+        return lambda value: _numeric(value, column.digits)
+    if column.type == "timestamptz" and column.unit:
+        return lambda value: _from_number(value, _UNITS[column.unit])
+    return None
 
 
-def _numeric(value: Any, digits: tuple[int, int] | None) -> str:
+def _from_number(value: Any, factor: int) -> datetime:
+    if type(value) not in (int, float):
+        raise TypeError(f"expected a number, got {type(value).__name__}")
+    if not _FIRST * factor <= value <= _LAST * factor:
+        raise ValueError("not a time between the years 1 and 9999")
+    return datetime.fromtimestamp(value / factor, UTC)
+
+
+def _numeric(value: Any, digits: tuple[int, int] | None) -> Decimal:
     if type(value) not in (int, float, str):
         raise TypeError(f"expected a number or its text, got {type(value).__name__}")
     try:
@@ -209,7 +235,7 @@ def _numeric(value: Any, digits: tuple[int, int] | None) -> str:
         precision, scale = digits
         if _EXACT.quantize(number, Decimal(1).scaleb(-scale)).adjusted() >= precision - scale:
             raise ValueError(f"the column takes numeric({precision},{scale})")
-    return text
+    return number
 
 
 def _time(text: str) -> datetime:

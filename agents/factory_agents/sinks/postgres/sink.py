@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from factory_agents import failpoints
-from factory_agents.errors import SinkError, UnavailableError
+from factory_agents.errors import FactoryError, SinkError, UnavailableError
 from factory_agents.runtime.agents import Claim, Reject, Row, SinkOutcome
 from factory_agents.sinks.postgres.ledger import Ledger
 from factory_agents.sinks.postgres.merge import Publication
@@ -29,8 +29,8 @@ _IN_EACH_OTHERS_WAY = ("40001", "40P01")
 _LOCKED = "55P03"
 _ON_THE_WAY = 60.0
 """Seconds that an answer may take beyond the server's own limits."""
-_MERGE_IDLE = "60s"
-"""A publisher that stops dead in the middle of a merge holds its locks no longer than this."""
+_LAND_IDLE = "60s"
+"""A publisher that stops dead between its last row and its commit holds its locks no longer than this."""
 _RECONNECTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Pauses, in seconds, before each question whether a commit was made: a restarting server takes some."""
 
@@ -49,9 +49,11 @@ class PostgresTarget(msgspec.Struct, frozen=True):
 class PostgresSink:
     """A ``Sink`` over one table.
 
-    ``claim`` commits by itself. ``write`` copies rows into a temporary table of the transaction that ``commit`` ends: there duplicates
-    are removed by key, the rest is merged in key order (so that publishers don't deadlock), what the window no longer produces is
-    deleted, and the ledger row is written. ``identity`` enters the fingerprint. The database is not spoken to before ``claim``.
+    ``claim`` commits by itself, and ends sessions that still publish what it takes over. ``write`` copies rows in the transaction that
+    ``commit`` ends. While the window's keys are new, and nobody is in the way, they go straight into the table. Else they go into a
+    temporary one, in a new session that takes over what was copied so far: there duplicates are removed by key, and the rest is merged in
+    key order (so that publishers don't deadlock). At last what the window no longer produces is deleted, and the ledger row is written.
+    ``identity`` enters the fingerprint. The database is not spoken to before ``claim``.
     """
 
     name = "publish"
@@ -76,30 +78,36 @@ class PostgresSink:
         with self._explained(f"claiming shard {claim.shard.key} of window {claim.window}"):
             self._begin(connection)
             table = self._retried(connection, lambda: open_table(connection, target.table, target.wanted, create=target.create_table))
-            taken = self._retried(connection, Ledger(connection, table, claim).take)
+            ledger = Ledger(connection, table, claim)
+            taken = self._retried(connection, ledger.take)
+            connection.commit()
+            ledger.evict()  # who began to publish since, not knowing of this claim
             connection.commit()
         failpoints.hit("postgres.claimed")
         if taken.outcome is None:
-            self._publication = Publication(connection, table, claim, taken.fence)
+            self._publication = Publication(connection, table, claim, taken)
         return taken.outcome
 
     def write(self, rows: Sequence[Row]) -> dict[int, Reject]:
-        """See ``Sink.write``. Raises UnavailableError where the database is lost or cannot take more."""
+        """See ``Sink.write``. Raises UnavailableError where the database is lost or cannot take more, FencedError after a newer claim."""
         publication = self._claimed()
-        with self._explained(f"copying rows for {publication.table.text}"), cut_after(publication.connection, self._patience):
-            self._begin(publication.connection)
-            return publication.stage(rows)
+        with self._explained(f"copying rows for {publication.table.text}"):
+            self._enter(publication)
+            rejected = publication.read(rows)
+            self._send(publication, publication.flow)
+        return rejected
 
     def commit(self, *, rejected: int) -> SinkOutcome:
         """See ``Sink.commit``. Deadlocks and serialization failures are tried again here, with the rows still staged."""
         publication = self._claimed()
-        connection = publication.connection
         doing = f"publishing to {publication.table.text}"
         with self._explained(doing):
-            self._begin(connection)
-            connection.execute(compose("SELECT set_config('idle_in_transaction_session_timeout', {idle}, true)", idle=_MERGE_IDLE))
+            self._enter(publication)
+            self._send(publication, publication.finish)
+            connection = publication.connection
+            self._limit(connection, self._target.statement_timeout, _LAND_IDLE)
             failpoints.hit("postgres.before-merge")
-            outcome = self._retried(connection, lambda: publication.merge(rejected))
+            outcome = self._retried(connection, lambda: publication.land(rejected))
             failpoints.hit("postgres.before-commit")
         self._end(publication, doing)
         failpoints.hit("postgres.committed")
@@ -108,9 +116,12 @@ class PostgresSink:
 
     def close(self) -> None:
         """See ``Sink.close``."""
-        connection, self._connection, self._publication = self._connection, None, None
+        connection, self._connection = self._connection, None
+        publication, self._publication = self._publication, None
         if connection is not None:
             connection.close()
+        if publication is not None:
+            publication.drop()
 
     def _claimed(self) -> Publication:
         if self._publication is None:
@@ -126,20 +137,54 @@ class PostgresSink:
         return connection
 
     def _begin(self, connection: psycopg.Connection[Any]) -> None:
-        """Begin a transaction, unless one is open, with settings of its own (a connection pooler would lend a session's to others)."""
-        if connection.info.transaction_status.name != "IDLE":
-            return
-        target = self._target
+        """Begin a transaction with settings of its own (a connection pooler would lend a session's to others)."""
+        self._limit(connection, self._target.statement_timeout, "0")
+        connection.execute(
+            "SELECT set_config('timezone', 'UTC', true),"
+            # A commit that the machine's end may undo would leave Kafka's ledger ahead of the table.
+            " CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END"
+        )
+
+    def _limit(self, connection: psycopg.Connection[Any], statement: float, idle: str) -> None:
         connection.execute(
             compose(
                 "SELECT set_config('lock_timeout', {lock}, true), set_config('statement_timeout', {statement}, true),"
-                " set_config('timezone', 'UTC', true), set_config('idle_in_transaction_session_timeout', '0', true),"
-                # A commit that the machine's end may undo would leave Kafka's ledger ahead of the table.
-                " CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END",
-                lock=f"{max(1, round(target.lock_timeout * 1000))}ms",
-                statement=f"{round(target.statement_timeout * 1000)}ms",
+                " set_config('idle_in_transaction_session_timeout', {idle}, true)",
+                lock=f"{max(1, round(self._target.lock_timeout * 1000))}ms",
+                statement=f"{round(statement * 1000)}ms",
+                idle=idle,
             )
         )
+
+    def _enter(self, publication: Publication) -> None:
+        """Begin to publish, unless that was done."""
+        connection = publication.connection
+        if connection.info.transaction_status.name != "IDLE":
+            return
+        with cut_after(connection, self._patience):
+            self._begin(connection)
+            publication.enter()
+            self._limit(connection, 0, "0")  # a COPY takes as long as its rows take to come
+
+    def _send(self, publication: Publication, send: Callable[[], None]) -> None:
+        """Send rows; where they cannot go straight into the table, all of them change over to a new session to be merged."""
+        import psycopg
+
+        try:
+            with cut_after(publication.connection, self._patience):
+                send()
+            return
+        except psycopg.Error as error:
+            if not publication.may_change_over(error):
+                raise
+        with publication.connection as old, cut_after(old, self._patience):
+            fresh = self._connect(publication.claim)
+            self._begin(fresh)
+            self._limit(fresh, 0, "0")
+            publication.change_over(fresh)
+            old.rollback()
+        with cut_after(publication.connection, self._patience):
+            send()
 
     def _retried(self, connection: psycopg.Connection[Any], work: Callable[[], _T]) -> _T:
         """Work within a savepoint, again while transactions get in each other's way."""
@@ -168,15 +213,37 @@ class PostgresSink:
         """Turn psycopg's errors into ours; after any error nothing of the transaction, nor of the claim, is left."""
         import psycopg
 
+        publication = self._publication
         try:
             yield
         except psycopg.Error as error:
-            raised = self._locked(doing) if error.sqlstate == _LOCKED else explain(error, doing, self._target.database.address)
+            raised: FactoryError
+            if error.sqlstate == _LOCKED:
+                raised = self._locked(doing)
+            elif publication is not None and lost(publication.connection, error) and self._was_taken_over(publication):
+                raised = publication.fenced()
+            else:
+                raised = explain(error, doing, self._target.database.address)
             self.close()
             raise raised from error
         except BaseException:
             self.close()
             raise
+
+    def _was_taken_over(self, publication: Publication) -> bool:
+        """Whether a newer claim was made, which may have ended our session."""
+        import psycopg
+
+        self.close()
+        try:
+            connection = self._connect(publication.claim)
+            self._begin(connection)
+            with cut_after(connection, self._target.lock_timeout + _ON_THE_WAY):
+                return not Ledger(connection, publication.table, publication.claim).is_current(publication.fence)
+        except (psycopg.Error, UnavailableError):
+            return False
+        finally:
+            self.close()
 
     def _locked(self, doing: str) -> UnavailableError:
         """The error for a lock that wasn't to be had, with who may hold it as far as the server tells."""

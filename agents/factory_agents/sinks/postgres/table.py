@@ -15,18 +15,35 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg import sql
 
-__all__ = ["LEDGER", "OWN_COLUMNS", "TableName", "TargetTable", "WantedColumn", "WantedTable", "compose", "open_table"]
+__all__ = [
+    "LEDGER",
+    "OWN_COLUMNS",
+    "PUBLICATIONS",
+    "TableName",
+    "TargetTable",
+    "WantedColumn",
+    "WantedTable",
+    "compose",
+    "names",
+    "open_table",
+]
 
 LEDGER = "factory_publishes"
 """The sink's own table, in the schema of the tables it speaks of."""
 
+PUBLICATIONS = "factory_publications"
+"""Beside it: which shard of which window each number in a row's ``_factory_publication`` stands for."""
+
 OWN_COLUMNS = {
-    "_factory_window": ('text COLLATE "C"', "text"),
-    "_factory_shard": ('text COLLATE "C"', "text"),
-    "_factory_generation": ("bigint", "bigint"),
+    "_factory_window": ("timestamptz", "timestamp with time zone"),
+    "_factory_publication": ("integer", "integer"),
     "_factory_partition": ("integer", "integer"),
+    "_factory_offset": ("bigint", "bigint"),
 }
-"""What a table of ours keeps of each row: who wrote it (window and shard), in which generation, from which partition."""
+"""What a table of ours keeps of each row: its window's start, the publication that wrote it, and the record that it came from.
+
+Fixed and narrow, because every row pays for them.
+"""
 
 _LEDGER_COLUMNS = """
     table_name text COLLATE "C" NOT NULL,
@@ -44,10 +61,24 @@ _LEDGER_COLUMNS = """
     input_generation bigint,
     generation bigint,
     epoch bigint,
+    publication integer,
     outcome jsonb,
     committed_fence bigint,
     committed_at timestamptz,
     PRIMARY KEY (table_name, pipeline, stage, window_key, shard, shards)
+"""
+
+_PUBLICATIONS_COLUMNS = """
+    publication integer GENERATED ALWAYS AS IDENTITY,
+    table_name text COLLATE "C" NOT NULL,
+    pipeline text COLLATE "C" NOT NULL,
+    stage text COLLATE "C" NOT NULL,
+    window_key text COLLATE "C" NOT NULL,
+    shard integer NOT NULL,
+    shards integer NOT NULL,
+    generation bigint NOT NULL,
+    published_at timestamptz,
+    PRIMARY KEY (table_name, pipeline, stage, window_key, publication)
 """
 
 _CREATED: dict[ColumnType, str] = {"double": "double precision", "json": "jsonb"}
@@ -150,6 +181,13 @@ class TargetTable(msgspec.Struct, frozen=True):
 
         return sql.Identifier(self.schema, LEDGER)
 
+    @property
+    def publications(self) -> sql.Identifier:
+        """The table of publications beside it, in a query."""
+        from psycopg import sql
+
+        return sql.Identifier(self.schema, PUBLICATIONS)
+
 
 def compose(template: str, **parts: Any) -> sql.Composed:
     """A query: composables go in as they are, every other value as a literal (so that nothing reads a name's per cent sign)."""
@@ -186,8 +224,9 @@ def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: Wan
             raise ConfigurationError(f"table {schema}.{name.name} does not exist, and create_table is off: create it, or switch that on")
         _create(connection, schema, name.name, _definition(wanted))
         oid = _relation(connection, schema, name.name)
-    if _relation(connection, schema, LEDGER) is None:
-        _create(connection, schema, LEDGER, compose(_LEDGER_COLUMNS))
+    for own, columns in ((LEDGER, _LEDGER_COLUMNS), (PUBLICATIONS, _PUBLICATIONS_COLUMNS)):
+        if _relation(connection, schema, own) is None:
+            _create(connection, schema, own, compose(columns))
     if oid is None:
         raise SinkError(f"table {schema}.{name.name} was dropped while it was opened; retry")
     found = _columns(connection, oid)
@@ -223,17 +262,18 @@ def _create(connection: psycopg.Connection[Any], schema: str, name: str, definit
     connection.execute(compose("SELECT pg_advisory_xact_lock(hashtextextended({key}, 0))", key=f"{LEDGER}:create:{schema}"))
     table = sql.Identifier(schema, name)
     connection.execute(compose("CREATE TABLE IF NOT EXISTS {table} ({definition})", table=table, definition=definition))
-    if name != LEDGER:
+    if name not in (LEDGER, PUBLICATIONS):
         indexed = connection.execute(
             compose(
                 "SELECT 1 FROM pg_catalog.pg_indexes WHERE schemaname = {s} AND tablename = {t} AND indexdef LIKE {like}",
                 s=schema,
                 t=name,
-                like="%(_factory_window)%",
+                like="%(_factory_publication)%",
             )
         ).fetchone()
         if indexed is None:
-            connection.execute(compose("CREATE INDEX ON {table} (_factory_window)", table=table))
+            # Rows of a publication lie together, so the pages' ranges find them; a tree of them would cost more than the rows.
+            connection.execute(compose("CREATE INDEX ON {table} USING brin (_factory_publication)", table=table))
 
 
 def _definition(wanted: WantedTable) -> sql.Composable:
@@ -369,6 +409,7 @@ def _row_column(column: WantedColumn, found: _Found, key: bool) -> RowColumn:
     return RowColumn(
         name=column.name,
         type=column.type,
+        stored=found.base,
         nullable=column.nullable and not found.required and not key,
         key=key,
         low=-(2**bits),
