@@ -30,8 +30,9 @@ def test_both_distributions_have_one_version() -> None:
     assert set(pins) == {version}
 
 
-def test_there_is_a_lock_for_each_airflow_and_the_tools() -> None:
-    assert [lock.name for lock in LOCKS] == ["airflow-newest.txt", "airflow-oldest.txt", "tools.txt"]
+def test_there_is_a_lock_for_each_environment() -> None:
+    names = ["agent", "airflow", "airflow-newest", "airflow-oldest", "benchmarks", "tools"]
+    assert [lock.stem for lock in LOCKS] == names
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
@@ -47,5 +48,6 @@ def test_a_lock_names_no_host_and_no_place(lock: Path) -> None:
 
 
 def test_the_tools_are_those_of_the_newest_lock() -> None:
-    newest, _, tools = (set(re.findall(r"^uv==\S+", lock.read_text(), re.MULTILINE)) for lock in LOCKS)
-    assert newest == tools
+    uv = {lock.stem: set(re.findall(r"^uv==\S+", lock.read_text(), re.MULTILINE)) for lock in LOCKS}
+    assert uv["tools"] == uv["airflow-newest"]
+    assert uv["tools"]

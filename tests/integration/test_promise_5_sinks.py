@@ -10,8 +10,8 @@ import random
 import signal
 import sqlite3
 import sys
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -204,17 +204,9 @@ def test_shards_publish_side_by_side(table: Table) -> None:
     runs = table.runs
     assert table.run.window is not None
     shards = shard_window(table.run.window, 3)
-    results: list[AgentResult] = []
-    threads = [
-        threading.Thread(
-            target=lambda i=i, w=w: results.append(table.publish(msgspec.structs.replace(table.run, window=w, shard=Shard(i, 3))))
-        )
-        for i, w in enumerate(shards)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    runs_of_shards = [msgspec.structs.replace(table.run, window=w, shard=Shard(i, 3)) for i, w in enumerate(shards)]
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(table.publish, runs_of_shards))
     assert table.rows() == list(range(EVENTS))
     assert sum(r.counts.consumed for r in results) == EVENTS + 3
     assert len(runs.everything(table.run.dead_letter_topic)) == 3
