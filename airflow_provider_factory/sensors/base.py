@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from airflow.sdk import BaseSensorOperator
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException, TaskDeferralTimeout
 
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.settings import option
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaSensor"]
 
-_MARGIN = timedelta(seconds=60)
+_MARGIN = timedelta(minutes=10)
+"""How long after its timeout a sensor waits for a triggerer that is down: the trigger knows its deadline, and what was seen last."""
 
 
 class KafkaSensor(BaseSensorOperator):
@@ -83,6 +84,16 @@ class KafkaSensor(BaseSensorOperator):
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout) + _MARGIN,
         )
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """As for every sensor; where no triggerer took the wait up again in time, the error says so."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSensorTimeout as error:
+            if not isinstance(error.__cause__, TaskDeferralTimeout):
+                raise
+            late = self.timeout + _MARGIN.total_seconds()
+            raise AirflowSensorTimeout(f"after {late:g} s: no triggerer told what it saw; is one running?") from None
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """What the trigger saw: the figures, or a timeout or an error with its reason."""
