@@ -12,7 +12,7 @@ import airflow_provider_factory
 import factory_agents
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"), key=lambda lock: lock.stem)
 
 
 def _project(path: str) -> dict[str, object]:

@@ -17,7 +17,7 @@ from factory_agents.runtime.agents import Claim, Reject, Row, SinkOutcome
 from factory_agents.runtime.sink import run_sink
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (id PRIMARY KEY, body TEXT, window TEXT, generation INTEGER);
+CREATE TABLE IF NOT EXISTS events (id PRIMARY KEY, body TEXT, window TEXT, shard TEXT, generation INTEGER);
 CREATE TABLE IF NOT EXISTS publishes (
   window TEXT, stage TEXT, shard TEXT, fence INTEGER, fingerprint TEXT, epoch INTEGER, input_generation INTEGER, outcome TEXT,
   PRIMARY KEY (window, stage, shard));
@@ -74,9 +74,12 @@ class SqliteSink:
         if run("SELECT fence FROM publishes WHERE (window, stage, shard) = (?, ?, ?)", key).fetchone() != (self._fence,):
             run("ROLLBACK")
             raise FencedError("a newer attempt took over")
-        removed = run("DELETE FROM events WHERE window = ? AND generation < ?", (claim.window, claim.generation)).rowcount
+        removed = run(
+            "DELETE FROM events WHERE window = ? AND shard = ? AND generation < ?", (claim.window, claim.shard.key, claim.generation)
+        ).rowcount
         for event_id, (event, _, _) in self._rows.items():
-            run("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?)", (event_id, json.dumps(event), claim.window, claim.generation))
+            values = (event_id, json.dumps(event), claim.window, claim.shard.key, claim.generation)
+            run("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?)", values)
         written = len(self._rows)
         outcome = SinkOutcome(
             "events", rows=self._staged, written=written, duplicates=self._staged - written, removed=removed, rejected=rejected
