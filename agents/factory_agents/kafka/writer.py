@@ -86,9 +86,7 @@ class TransactionalWriter:
         """A new producer that fences every older one of this id and ends the transaction it left open."""
         self.close()
         extra: dict[str, Any] = {} if self.batch_bytes >= _BATCH_BYTES else {"batch_size": self.batch_bytes}
-        self._producer = self._config.producer(
-            self._id, transaction_timeout_ms=self.timeout_ms, on_delivery=self._delivered, **extra
-        )
+        self._producer = self._config.producer(self._id, transaction_timeout_ms=self.timeout_ms, on_delivery=self._delivered, **extra)
         doing = f"starting transactional id {self._id!r}"
         until = min(deadline, time.monotonic() + _OPEN_SECONDS)
         while True:
