@@ -91,9 +91,19 @@ class Components:
         return self._running[name].pid
 
     def kill(self, name: str) -> None:
-        """End a component as a crash does (SIGKILL), and leave its children to themselves."""
+        """End a component as a crash does (SIGKILL), and its own workers with it; the tasks that these run are left to themselves.
+
+        Workers outliving a LocalExecutor's scheduler hold its database connection open, and with it, if it died in its critical section,
+        the lock on the pools: no other scheduler could queue a task.
+        """
+        import psutil
+
         process = self._running.pop(name)
+        workers = psutil.Process(process.pid).children()
         process.kill()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
         process.wait()
 
     def stop(self, name: str) -> None:
