@@ -154,8 +154,8 @@ class KafkaConfig:
                 "group.id": "factory-window",
                 "fetch.wait.max.ms": 20,
                 "fetch.queue.backoff.ms": 10,
-                "queued.min.messages": 200_000,
-                "queued.max.messages.kbytes": 131_072,
+                "queued.min.messages": 50_000,
+                "queued.max.messages.kbytes": 32_768,  # four times as much is no faster, and 100 MB larger
                 **self.client(**extra),
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
