@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from harness import ROOT, bench_sandbox, filled_window, run_agent
 
+from factory_agents.errors import UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS, Ledger, StageRecord
@@ -48,7 +49,19 @@ class Growth:
         topic = f"{self.name}-{uuid.uuid4().hex[:6]}"
         self.cluster.create(topic, partitions, settings={"retention.ms": "-1"})
         self.made.append(topic)
+        self.wait_led(topic, partitions)
         return topic
+
+    def wait_led(self, topic: str, partitions: int) -> None:
+        """A busy broker takes some moments to lead hundreds of new partitions."""
+        until = time.monotonic() + 60
+        while True:
+            try:
+                self.cluster.high_watermark(topic, range(partitions))
+                return
+            except UnavailableError:
+                if time.monotonic() > until:
+                    raise
 
     def stage(self, agent: str, window: Window, partitions: int, size: int, **params: object) -> Point:
         """``agent`` over a window, as an orchestrator runs it."""
@@ -62,6 +75,7 @@ class Growth:
         name = f"{self.name}-in-{uuid.uuid4().hex[:6]}"
         self.made.append(name)
         window = filled_window(self.config, name, events, partitions)
+        self.wait_led(name, partitions)
         return msgspec.structs.replace(window, pipeline=name)
 
     def windows(self, sizes: Sequence[int]) -> dict[str, list[Point]]:

@@ -20,8 +20,8 @@ consumer = Consumer(
         "auto.offset.reset": "earliest",
         "fetch.wait.max.ms": 20,
         "fetch.queue.backoff.ms": 10,
-        "queued.min.messages": 200_000,
-        "queued.max.messages.kbytes": 131_072,
+        "queued.min.messages": 50_000,
+        "queued.max.messages.kbytes": 32_768,
     }
 )
 producer = Producer(
