@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         run = _read_run(options.run, stop)
         gc.collect()
         gc.freeze()
-        gc.set_threshold(50_000, 20, 50)  # records come and go without cycles: looking for them takes 7 % at the usual thresholds
+        gc.set_threshold(50_000, 20, 50)  # records come and go without cycles: looking for them took 7 % of the CPU
         result = execute(RunContext(KafkaConfig.from_env(), stop=stop, observer=_progress_log(10.0)), run)
         log.info(
             "done",
