@@ -48,6 +48,7 @@ class SharedCluster:
         except UnavailableError as error:
             self._trouble = str(error)
             self._rests_until = self._clock() + _REST
+            self._cluster.close()  # librdkafka's admin client may stay deaf after an outage: the next question makes a new one
             raise
         except FactoryError:
             raise
