@@ -13,7 +13,7 @@ from confluent_kafka import KafkaException, Producer
 from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, DeadlineError, FencedError, WindowError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
-from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView
+from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView, about_plans
 from factory_agents.kafka.planning import FUTURE_MS, LogAnswers, PlanRequest, Policy, decide, planned
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval, Window
@@ -129,7 +129,7 @@ class _Planner:
         self._ledger.ensure()
         lost = 0
         while True:
-            window = planned(self._ledger.glance(deadline=self._deadline), self._request, topic)
+            window = planned(self._ledger.glance(deadline=self._deadline, wanted=about_plans), self._request, topic)
             if window is not None:
                 return window
             if time.monotonic() > self._deadline:
@@ -148,7 +148,7 @@ class _Planner:
         """The window that ``plan`` would give now; writes nothing."""
         check_window_topic(self.cluster, self._request.topic)
         absent = self.cluster.find(self._ledger.topic) is None
-        view = LedgerView() if absent else self._ledger.glance(deadline=self._deadline)
+        view = LedgerView() if absent else self._ledger.glance(deadline=self._deadline, wanted=about_plans)
         answers = self._ask()
         window = planned(view, self._request, answers.topic)
         if window is None:
@@ -181,7 +181,7 @@ class _Planner:
         producer = self._config.producer(self._transactional_id, transaction_timeout_ms=_TRANSACTION_MS)
         try:
             producer.init_transactions(max(1.0, self._deadline - time.monotonic()))
-            view = self._ledger.read(deadline=self._deadline)
+            view = self._ledger.read(deadline=self._deadline, wanted=about_plans)
             window = planned(view, self._request, answers.topic)
             if window is not None:
                 return window
@@ -194,7 +194,7 @@ class _Planner:
             if isinstance(failure, FencedError) or error.args[0].txn_requires_abort():
                 return None
             raise failure from error
-        return planned(self._ledger.read(deadline=self._deadline), self._request, answers.topic)
+        return planned(self._ledger.read(deadline=self._deadline, wanted=about_plans), self._request, answers.topic)
 
     def _commit(self, producer: Producer, records: Iterable[LedgerRecord]) -> None:
         producer.begin_transaction()

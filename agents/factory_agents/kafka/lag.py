@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.ledger import CutRecord, Ledger
+from factory_agents.kafka.ledger import CutRecord, Ledger, about_plans
 from factory_agents.kafka.topics import Cluster
 
 __all__ = ["LagTotal", "PartitionLag", "group_lag", "lag_of", "lag_totals", "pipeline_lag", "topic_lag"]
@@ -129,7 +129,7 @@ def _last_cuts(config: KafkaConfig, cluster: Cluster, pipeline: str, prefix: str
     if cluster.find(ledger.topic) is None:
         return {}
     last: dict[tuple[str, str], CutRecord] = {}
-    for cut in ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS).of(CutRecord):
+    for cut in ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=about_plans).of(CutRecord):
         have = last.get((cut.topic, cut.topic_id))
         if have is None or cut.at >= have.at:
             last[cut.topic, cut.topic_id] = cut

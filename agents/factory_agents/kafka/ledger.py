@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
@@ -33,6 +33,8 @@ __all__ = [
     "Progress",
     "ReplayRecord",
     "StageRecord",
+    "Wanted",
+    "about_plans",
     "ledger_topic",
     "read_result",
 ]
@@ -163,6 +165,19 @@ def ledger_topic(prefix: str) -> str:
     return f"{prefix}.ledger"
 
 
+Wanted: TypeAlias = Callable[[bytes], bool]
+"""Which records a reader needs, by their keys: decoding one costs fifteen times as much as passing it over."""
+
+
+def _everything(_: bytes) -> bool:
+    return True
+
+
+def about_plans(key: bytes) -> bool:
+    """What planners need: cuts and plans, not what stages did, which are most of a ledger."""
+    return not key.startswith(b"stage" + _SEPARATOR.encode())
+
+
 @dataclass
 class LedgerView:
     """What a read of the ledger found, for one pipeline: the last record of each key with its offset, and the end of the read."""
@@ -207,21 +222,21 @@ class Ledger:
                 f"add partitions before anything is written to it"
             )
 
-    def read(self, *, start: int = 0, deadline: float) -> LedgerView:
+    def read(self, *, start: int = 0, deadline: float, wanted: Wanted = _everything) -> LedgerView:
         """Everything committed up to the partition's high watermark of now; waits for open transactions below it.
 
         ``deadline`` is a ``time.monotonic()`` value; raises DeadlineError past it.
         """
-        return self._read(start, self._cluster.high_watermark(self.topic, self._partitions()), deadline)
+        return self._read(start, self._cluster.high_watermark(self.topic, self._partitions()), deadline, wanted)
 
-    def glance(self, *, deadline: float) -> LedgerView:
+    def glance(self, *, deadline: float, wanted: Wanted = _everything) -> LedgerView:
         """What is committed and to be seen now, waiting for nobody: enough for what never changes once it is there, as plans don't."""
-        return self._read(0, self._cluster.stable_offset(self.topic, self._partitions()), deadline)
+        return self._read(0, self._cluster.stable_offset(self.topic, self._partitions()), deadline, wanted)
 
     def _partitions(self) -> list[int]:
         return [self.partition] if self.pipeline else list(range(LEDGER_PARTITIONS))
 
-    def _read(self, start: int, ends: dict[int, int], deadline: float) -> LedgerView:
+    def _read(self, start: int, ends: dict[int, int], deadline: float, wanted: Wanted) -> LedgerView:
         partitions = list(ends)
         starts = self._cluster.log_start(self.topic, partitions)
         view = LedgerView(end=ends[partitions[0]])
@@ -231,12 +246,12 @@ class Ledger:
         consumer = self._config.consumer(auto_offset_reset="earliest")
         try:
             consumer.assign([TopicPartition(self.topic, p, max(start, starts[p])) for p in todo])
-            self._drain(consumer, todo, view, deadline)
+            self._drain(consumer, todo, view, deadline, wanted)
         finally:
             consumer.close()
         return view
 
-    def _drain(self, consumer: Consumer, todo: dict[int, int], view: LedgerView, deadline: float) -> None:
+    def _drain(self, consumer: Consumer, todo: dict[int, int], view: LedgerView, deadline: float, wanted: Wanted) -> None:
         prefix = f"{_SEPARATOR}{self.pipeline}{_SEPARATOR}".encode() if self.pipeline else b""
         while todo:
             for message in cast("list[Message]", consumer.consume(10_000, 0.02)):
@@ -251,7 +266,7 @@ class Ledger:
                 if end is None:
                     continue
                 if message.offset() < end:
-                    self._add(view, message, prefix)
+                    self._add(view, message, prefix, wanted)
                 if message.offset() >= end - 1:
                     del todo[partition]
             if todo and time.monotonic() > deadline:
@@ -260,9 +275,9 @@ class Ledger:
                     f"open, or its broker is down; a transaction ends with its producer or after its timeout; try again then"
                 )
 
-    def _add(self, view: LedgerView, message: Message, prefix: bytes) -> None:
+    def _add(self, view: LedgerView, message: Message, prefix: bytes, wanted: Wanted) -> None:
         key = message.key() or b""
-        if prefix and prefix not in key + b"|":
+        if (prefix and prefix not in key + b"|") or not wanted(key):
             return
         value = message.value()
         if value is None:  # somebody deleted the record
@@ -292,5 +307,6 @@ def read_result(
     ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
     if cluster.find(ledger.topic) is None:
         return None
-    record = ledger.read(deadline=time.monotonic() + timeout).get(stage_key(pipeline, stage, window, shard))
+    key = stage_key(pipeline, stage, window, shard)
+    record = ledger.read(deadline=time.monotonic() + timeout, wanted=key.encode().__eq__).get(key)
     return record.result if isinstance(record, StageRecord) else None

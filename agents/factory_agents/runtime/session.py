@@ -168,9 +168,11 @@ class Session:
         failpoints.hit("start.after-init")
         window = self.run.window
         begin = window.ledger_offset if window is not None and window.pipeline == self.run.pipeline else 0
-        view = self.ledger.read(start=begin, deadline=min(self.deadline, time.monotonic() + _LEDGER_SECONDS))
+        key = stage_key(self.run.pipeline, self.run.stage, self.run.key, self.run.shard)
+        until = min(self.deadline, time.monotonic() + _LEDGER_SECONDS)
+        view = self.ledger.read(start=begin, deadline=until, wanted=key.encode().__eq__)
         self._view_end = view.end
-        found = view.get(stage_key(self.run.pipeline, self.run.stage, self.run.key, self.run.shard))
+        found = view.get(key)
         return found if isinstance(found, StageRecord) else None
 
     def _same_work(self, record: StageRecord) -> bool:
