@@ -34,7 +34,7 @@ test: $(READY) ## run the whole test suite on a real broker and database
 	$(BIN)/pytest -n auto --dist loadgroup -m 'not kubernetes' $(ARGS)
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
-	$(BIN)/pytest -n 2 --dist loadgroup tests/kubernetes $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile tests/kubernetes $(ARGS)
 
 soak: SEED ?= $(shell date +%s)
 soak: ROUNDS ?= 200

@@ -24,7 +24,7 @@ from tests.support.runs import Runs
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
 
-pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("pods-on-airflow")]
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ def airflow(
     dags = [ROOT / "dags" / "software_factory.py", folder / "as_processes.py", HERE / "dags_pods.py"]
     settings = environment(cluster, sandbox_info, url) | {
         "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
-        "AIRFLOW__FACTORY__RETRY_DELAY": "0",
+        "AIRFLOW__FACTORY__RETRY_DELAY": "5",
         "AIRFLOW__FACTORY__DEADLINES": "True",
     }
     settings.pop("AIRFLOW_CONN_POSTGRES_DEFAULT")

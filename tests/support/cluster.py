@@ -14,8 +14,8 @@ from kubernetes import client, config
 
 from tests.support.waiting import wait_for
 
-KUBECONFIG = os.environ.pop("KUBECONFIG", "")
-"""Where the cluster is. Not left in the environment: a trigger refuses it beside a connection that names its own."""
+KUBECONFIG = os.environ.setdefault("FACTORY_TEST_KUBECONFIG", os.environ.pop("KUBECONFIG", ""))
+"""Where the cluster is. Not left under its own name: a trigger refuses it beside a connection that names a file."""
 
 IMAGE = os.environ.get("FACTORY_TEST_IMAGE", "factory-agents:test")
 """The Dockerfile's target ``project``, already in the cluster."""
