@@ -10,7 +10,7 @@ from kubernetes import client
 from tests.kubernetes.conftest import OneAgent
 from tests.kubernetes.dags import FIRST_TRY_SLOW, TRY
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])

@@ -15,7 +15,7 @@ from kubernetes import client, utils
 from tests.kubernetes.conftest import OneAgent
 from tests.support.cluster import IMAGE, KUBECONFIG, TestCluster
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [*(ROOT / "include" / "pod_templates").glob("*.yaml"), *(ROOT / "deploy" / "kubernetes").glob("*.yaml")]

@@ -14,7 +14,7 @@ from tests.kubernetes.dags import FIRST_TRY_SLOW, TRY
 from tests.support.cluster import KUBECONFIG
 from tests.support.proxy import through_proxy
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 RESTART_KUBELET = os.environ.get("FACTORY_TEST_RESTART_KUBELET", "")
 """A command that kills the node's kubelet and starts it anew; only whoever runs the cluster can say it."""

@@ -34,7 +34,7 @@ def table_of(pods: Pods, runner: DagRunner, name: str) -> list[tuple[object, ...
     return rows
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_hourly_pipeline_lands_the_same_rows_as_with_processes(
     pods: Pods, dag_runner: DagRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

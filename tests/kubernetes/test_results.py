@@ -13,7 +13,7 @@ from airflow_provider_factory.triggers.agent_pod import AgentPodTrigger
 from tests.kubernetes.conftest import OneAgent
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 PASSWORD = "s3cret-of-nobody"
 

@@ -116,7 +116,7 @@ class TestCluster:
         except client.ApiException:
             return ""
 
-    def wait_pod(self, dag: str, task: str = "", *, says: str = "", unlike: str = "", patience: float = 150) -> Any:
+    def wait_pod(self, dag: str, task: str = "", *, says: str = "", unlike: str = "", patience: float = 300) -> Any:
         """A running pod of a DAG, once its log says something; ``unlike`` is the name of one that is not meant."""
 
         def found() -> Any:
