@@ -71,11 +71,24 @@ def ids(airflow: RunningAirflow, dag_id: str) -> list[int]:
 
 
 def facts(airflow: RunningAirflow, dag_id: str) -> list[dict[str, Any]]:
-    return [airflow.xcom(dag_id, run["dag_run_id"], "window", "factory_facts") for run in airflow.runs(dag_id)]
+    done = [run for run in airflow.runs(dag_id) if run["state"] == "success"]
+    return [airflow.xcom(dag_id, run["dag_run_id"], "window", "factory_facts") for run in done]
 
 
-def interval_ends(airflow: RunningAirflow, dag_id: str) -> list[str]:
-    return sorted(str(run["data_interval_end"]) for run in airflow.runs(dag_id) if run["state"] == "success")
+def last_end(airflow: RunningAirflow, dag_id: str) -> datetime:
+    """Up to where intervals have runs, whatever these have come to."""
+    return max(datetime.fromisoformat(run["data_interval_end"]) for run in airflow.runs(dag_id))
+
+
+def wait_read(airflow: RunningAirflow, dag_id: str, until: float) -> None:
+    """Until every run of an interval that begins before a time has succeeded, and one that begins after it is there."""
+
+    def read() -> bool:
+        begins = {run["dag_run_id"]: datetime.fromisoformat(run["data_interval_start"]).timestamp() for run in airflow.runs(dag_id)}
+        done = {run["dag_run_id"] for run in airflow.runs(dag_id) if run["state"] == "success"}
+        return max(begins.values()) > until and all(run in done for run, begin in begins.items() if begin <= until)
+
+    wait_for(read, f"the windows of {dag_id} to pass the last event", 600)
 
 
 def test_overlap_pause_and_resume_lose_nothing_or_say_what_they_left(airflow_running: RunningAirflow, ticker: Ticker) -> None:
@@ -83,45 +96,39 @@ def test_overlap_pause_and_resume_lose_nothing_or_say_what_they_left(airflow_run
     ticker.takes = 2 * INTERVAL  # in each pipeline, one run outlasts the next interval's beginning
     for dag_id in DAGS:
         airflow.wait_done(dag_id, 4)
-    for dag_id in DAGS:
-        airflow.pause(dag_id)
-        airflow.wait_quiet(dag_id)
-        spans = sorted((run["start_date"], run["end_date"]) for run in airflow.runs(dag_id))
-        assert any(later[0] < earlier[1] for earlier, later in pairwise(spans)), spans
 
     # The pause: two whole intervals go by with nobody to read them.
-    last = {dag_id: interval_ends(airflow, dag_id)[-1] for dag_id in DAGS}
+    for dag_id in DAGS:
+        airflow.pause(dag_id)
+    last = {dag_id: last_end(airflow, dag_id) for dag_id in DAGS}
     over = time.time() + 2.5 * INTERVAL
     wait_for(lambda: time.time() > over, "two intervals to go by", 4 * INTERVAL)
-    done = {dag_id: len(airflow.runs(dag_id)) for dag_id in DAGS}
+    paused = {dag_id: len(airflow.runs(dag_id)) for dag_id in DAGS}
     for dag_id in DAGS:
         airflow.unpause(dag_id)
     for dag_id in DAGS:
-        airflow.wait_done(dag_id, done[dag_id] + 1)
+        airflow.wait_done(dag_id, paused[dag_id] + 1)
     ticker.stop()
     stopped = time.time()
-
-    def read_past() -> bool:
-        return all(datetime.fromisoformat(interval_ends(airflow, dag_id)[-1]).timestamp() > stopped for dag_id in DAGS)
-
-    wait_for(read_past, "the windows to pass the last event", 6 * INTERVAL)
     for dag_id in DAGS:
-        airflow.pause(dag_id)
-        airflow.wait_quiet(dag_id)
+        wait_read(airflow, dag_id, stopped)
+        spans = sorted((run["start_date"], run["end_date"]) for run in airflow.runs(dag_id) if run["state"] == "success")
+        assert any(later[0] < earlier[1] for earlier, later in pairwise(spans)), spans
 
     everything = list(range(ticker.sent))
     assert ids(airflow, "short_carry") == everything
     assert sum(f["carried"] for f in facts(airflow, "short_carry")) > 0
 
-    there = ids(airflow, "short_leave")
-    missing = sorted(set(everything) - set(there))
-    assert len(there) == len(set(there))
-    assert missing
-    assert missing == list(range(missing[0], missing[-1] + 1)) or len(missing) < INTERVAL * 5 * 4
-    assert sum(f["gap"] for f in facts(airflow, "short_leave")) > 0  # and it said so
+    missing = sorted(set(everything) - set(ids(airflow, "short_leave")))
+    assert len(missing) >= 5 * INTERVAL  # one whole interval of five events a second, at least
+    assert sum(f["gap"] for f in facts(airflow, "short_leave")) > 0  # and the run after it said so
 
     # What was left is for a backfill.
-    first = min(run["data_interval_start"] for run in airflow.runs("short_leave") if run["data_interval_start"] >= last["short_leave"])
-    airflow.unpause("short_leave")
-    airflow.call("POST", "/backfills", {"dag_id": "short_leave", "from_date": last["short_leave"], "to_date": first, "max_active_runs": 4})
-    wait_for(lambda: ids(airflow, "short_leave") == everything, "the backfill to fill the gap", 180)
+    resumed = min(
+        run["data_interval_start"]
+        for run in airflow.runs("short_leave")
+        if datetime.fromisoformat(run["data_interval_start"]) >= last["short_leave"]
+    )
+    span = {"from_date": last["short_leave"].isoformat(), "to_date": resumed}
+    airflow.call("POST", "/backfills", {"dag_id": "short_leave", "max_active_runs": 4, **span})
+    wait_for(lambda: ids(airflow, "short_leave") == everything, "the backfill to fill the gap", 600)

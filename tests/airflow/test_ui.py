@@ -68,12 +68,13 @@ def set_time(page: Page, field: Locator, date: str, time: str) -> None:
     popover.get_by_placeholder("HH:mm").fill(time)
     popover.get_by_placeholder("HH:mm").press("Enter")
     page.keyboard.press("Escape")
+    popover.wait_for(state="hidden")
 
 
 def open_dialog(page: Page, airflow: RunningAirflow, dag_id: str) -> Locator:
     page.goto(f"{airflow.components.url}/dags/{dag_id}")
     page.get_by_role("button", name="Trigger").first.click()
-    dialog = page.get_by_role("dialog").filter(has_text="Trigger Dag")
+    dialog = page.get_by_role("dialog").filter(has_text="Single Run")
     dialog.get_by_text("Run Parameters").wait_for()
     return dialog
 
@@ -139,5 +140,5 @@ def test_the_log_of_a_failed_shard_says_what_was_wrong(
     airflow_running.wait_run("broken", run, "failed")
     failed = next(ti for ti in airflow_running.tasks("broken", run) if ti["state"] == "failed")
     page.goto(f"{airflow_running.components.url}/dags/broken/runs/{run}/tasks/work/mapped/{failed['map_index']}")
-    page.get_by_text("unsupported operand").first.wait_for()
+    page.get_by_text("1 of 1 events rejected").first.wait_for()
     page.screenshot(path=tmp_path / "log.png")
