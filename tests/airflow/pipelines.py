@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
@@ -12,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from tests.support.airflow_components import RunningAirflow
 from tests.support.disturber import Arrival, Row, disturbed, one_pass, sample_events
 from tests.support.topics import create_topic
+from tests.support.waiting import wait_for
 
 SOAK = bool(os.environ.get("FACTORY_SOAK"))
 HOURS = 200 if SOAK else 24
@@ -36,8 +38,13 @@ class Pipeline:
 
     def backfill(self, *, first: int = 0, last: int | None = None, **options: object) -> None:
         """Ask for a backfill of the hours from ``first`` to ``last``; ``options`` are the API's."""
+        wait_for(lambda: all(b["completed_at"] for b in self._backfills()), "the backfill before to be over", 120)
         span = {"from_date": _hour(first), "to_date": _hour(self.hours - 1 if last is None else last)}
         self.airflow.call("POST", "/backfills", {"dag_id": self.dag_id, "max_active_runs": 8, **span, **options})
+
+    def _backfills(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.airflow.call("GET", "/backfills", dag_id=self.dag_id)["backfills"]
+        return found
 
     def backfill_by_cli(self) -> None:
         """The same of all hours, as a person types it."""
