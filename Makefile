@@ -31,7 +31,7 @@ demo: $(READY) ## run two hours of the pipeline on a real broker and database, a
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
 test: $(READY) ## run the whole test suite on a real broker and database
-	$(BIN)/pytest -n auto --dist loadgroup -m 'not kubernetes' $(ARGS)
+	$(BIN)/pytest -n auto -m 'not kubernetes' $(ARGS)
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
 	$(BIN)/pytest -n 2 --dist loadfile tests/kubernetes $(ARGS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import shared_sandbox
+from tests.support.databases import own_database
 from tests.support.topics import create_topic
 
 if TYPE_CHECKING:
@@ -35,6 +36,17 @@ class TopicFactory(Protocol):
     """Creates a topic and returns its name; ``retention_ms=1`` stands for the setting ``retention.ms``."""
 
     def __call__(self, name: str = "t", partitions: int = 4, **config: object) -> str: ...
+
+
+class _OneAirflow(LoadScopeScheduling):  # type: ignore[misc]  # xdist is untyped
+    """Tests one by one to whoever is free, but those on a whole Airflow to one worker, so that there is one of it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/airflow" if nodeid.startswith("tests/airflow/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _OneAirflow | None:
+    return _OneAirflow(config, log) if config.getvalue("dist") == "load" else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -81,14 +93,8 @@ def bootstrap(sandbox_info: SandboxInfo) -> str:
 @pytest.fixture(scope="session")
 def database_url(sandbox_info: SandboxInfo) -> Iterator[str]:
     """A database of this worker's own, empty at its start."""
-    import psycopg
-
-    name = f"test_{WORKER}_{secrets.token_hex(4)}"
-    with psycopg.connect(sandbox_info.database_url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    yield re.sub(r"/\w+$", f"/{name}", sandbox_info.database_url)
-    with psycopg.connect(sandbox_info.database_url, autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    with own_database(sandbox_info.database_url, f"test_{WORKER}") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

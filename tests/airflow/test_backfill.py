@@ -56,6 +56,9 @@ def test_a_backfill_leaves_what_one_pass_leaves_though_scheduler_triggerer_and_w
 
 def test_clears_of_random_runs_and_tasks_change_nothing(airflow_running: RunningAirflow, forward: Pipeline) -> None:
     airflow_running.unpause("forward")
+    if not airflow_running.runs("forward"):  # this test alone
+        forward.backfill()
+        airflow_running.wait_runs("forward", HOURS, patience=PATIENCE)
     chance = random.Random(3)
     runs = [run["dag_run_id"] for run in airflow_running.runs("forward")]
     for run in chance.sample(runs, HOURS // 8):
@@ -82,8 +85,7 @@ def test_in_reverse_it_leaves_the_same_and_again_changes_nothing(airflow_running
     again = HOURS // 4
     backward.backfill(last=again - 1, reprocess_behavior="completed")
     airflow_running.wait_runs("backward", HOURS, patience=PATIENCE)
-    redone = {run["dag_run_id"] for run in airflow_running.runs("backward")[:]}
     published = [ti for ti in airflow_running.tasks("backward") if ti["task_id"] == "publish"]
-    assert len(redone) == HOURS
+    assert len(airflow_running.runs("backward")) == HOURS
     assert sum(ti["try_number"] > 1 for ti in published) >= again
     assert sorted(backward.table()) == before

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-import secrets
 import subprocess
 import sys
 import threading
@@ -23,6 +21,7 @@ from tests.conftest import WORKER
 from tests.kubernetes.dags import one_agent
 from tests.support.airflow_env import DagOutcome, DagRunner, airflow_home, dag_runner
 from tests.support.cluster import IMAGE, TestCluster, why_not
+from tests.support.databases import own_database
 from tests.support.runs import Runs
 from tests.support.shared_sandbox import HOME
 
@@ -96,16 +95,11 @@ class Pods:
 @pytest.fixture
 def pods(cluster: TestCluster, sandbox_info: SandboxInfo, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pods]:
     """Agents run as pods, with an empty database of the test's own; none of its pods is left when it ends."""
-    name = f"test_{secrets.token_hex(4)}"
-    with psycopg.connect(sandbox_info.database_url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]
-    url = re.sub(r"/\w+$", f"/{name}", sandbox_info.database_url)
-    for key, value in environment(cluster, sandbox_info, url).items():
-        monkeypatch.setenv(key, value)
-    cluster.put_secret(SECRET, {"KAFKA_BOOTSTRAP": sandbox_info.bootstrap, "DATABASE_URL": url})
-    yield Pods(cluster, sandbox_info, url)
-    with psycopg.connect(sandbox_info.database_url, autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]
+    with own_database(sandbox_info.database_url, "pods") as url:
+        for key, value in environment(cluster, sandbox_info, url).items():
+            monkeypatch.setenv(key, value)
+        cluster.put_secret(SECRET, {"KAFKA_BOOTSTRAP": sandbox_info.bootstrap, "DATABASE_URL": url})
+        yield Pods(cluster, sandbox_info, url)
 
 
 def environment(cluster: TestCluster, info: SandboxInfo, database_url: str) -> dict[str, str]:

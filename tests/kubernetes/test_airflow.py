@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import signal
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg
 import pytest
 from confluent_kafka.admin import AdminClient
 
@@ -20,6 +18,7 @@ from factory_agents.sandbox import Sandbox, SandboxInfo
 from tests.kubernetes.conftest import SECRET, environment
 from tests.support.airflow_components import RunningAirflow, running_airflow
 from tests.support.cluster import TestCluster
+from tests.support.databases import own_database
 from tests.support.runs import Runs
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
@@ -38,24 +37,20 @@ def airflow(
 ) -> Iterator[RunningAirflow]:
     """Airflow whose agents are pods, deferred unless their task says otherwise."""
     topics = f"pods-{secrets.token_hex(4)}"
-    url = re.sub(r"/\w+$", f"/{topics}", sandbox_info.database_url)
-    with psycopg.connect(sandbox_info.database_url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{topics}"')  # type: ignore[arg-type]
-    cluster.put_secret(SECRET, {"KAFKA_BOOTSTRAP": sandbox_info.bootstrap, "DATABASE_URL": url})
     folder = tmp_path_factory.mktemp("airflow")
     as_processes = (ROOT / "dags" / "software_factory.py").read_text().replace(f'"{PIPELINE}"', '"as_processes"')
     (folder / "as_processes.py").write_text(as_processes.replace('"owner": "data-eng"', '"owner": "data-eng", "runner": "process"'))
     dags = [ROOT / "dags" / "software_factory.py", folder / "as_processes.py", HERE / "dags_pods.py"]
-    settings = environment(cluster, sandbox_info, url) | {
-        "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
-        "AIRFLOW__FACTORY__RETRY_DELAY": "5",
-        "AIRFLOW__FACTORY__DEADLINES": "True",
-    }
-    settings.pop("AIRFLOW_CONN_POSTGRES_DEFAULT")
-    with running_airflow(sandbox, folder / "home", dags, url, topics, **settings) as running:
-        yield running
-    with psycopg.connect(sandbox_info.database_url, autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE "{topics}" WITH (FORCE)')  # type: ignore[arg-type]
+    with own_database(sandbox_info.database_url, "pods") as url:
+        cluster.put_secret(SECRET, {"KAFKA_BOOTSTRAP": sandbox_info.bootstrap, "DATABASE_URL": url})
+        settings = environment(cluster, sandbox_info, url) | {
+            "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
+            "AIRFLOW__FACTORY__RETRY_DELAY": "5",
+            "AIRFLOW__FACTORY__DEADLINES": "True",
+        }
+        settings.pop("AIRFLOW_CONN_POSTGRES_DEFAULT")
+        with running_airflow(sandbox, folder / "home", dags, url, topics, **settings) as running:
+            yield running
 
 
 class Started:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
 import subprocess
@@ -18,7 +17,8 @@ import pytest
 from airflow_components import Components, free_port, loopback_environment
 from airflow_env import PYTHON_BIN, airflow, airflow_environment
 
-from factory_agents.sandbox import Sandbox
+from factory_agents.sandbox import Sandbox, SandboxInfo
+from tests.support.databases import own_database
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,47 +225,43 @@ def running_airflow(
     sandbox: Sandbox, folder: Path, dags: Iterable[Path], database_url: str, topics: str, **settings: str
 ) -> Iterator[RunningAirflow]:
     """Airflow in ``folder`` over a sandbox, with copies of DAG files; everything it started is ended at the end."""
-    metadata = f"airflow_{secrets.token_hex(4)}"
-    info = sandbox.info()
-    _execute(info.database_url, f'CREATE DATABASE "{metadata}"')
     (folder / "dags").mkdir(parents=True)
     for path in dags:
         shutil.copy(path, folder / "dags")
-    environment = {
-        **{k: v for k, v in airflow_environment(sandbox).items() if not k.startswith("PYTEST_")},
-        **loopback_environment(free_port(), folder),
-        **_QUICK,
-        "AIRFLOW_HOME": str(folder),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": re.sub(r"/\w+(?=$|\?)", f"/{metadata}", info.airflow_database_url),
-        "AIRFLOW__FACTORY__PREFIX": topics,
-        "AIRFLOW_CONN_POSTGRES_DEFAULT": database_url,
-        "TEST_TOPICS": topics,
-        **settings,
-    }
-    airflow(environment, "db", "migrate")
-    components = Components(environment, folder / "components")
-    running = RunningAirflow(components, topics, database_url)
-    try:
-        components.start()
-        running.wait_healthy()
-        airflow(environment, "pools", "set", "software_factory", "8", "agents at a time")
-        yield running
-    finally:
-        running.close()
-        components.down()
-        _execute(info.database_url, f'DROP DATABASE "{metadata}" WITH (FORCE)')
-
-
-def _execute(url: str, statement: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement)  # type: ignore[arg-type]  # psycopg wants literals
+    with own_database(sandbox.info().database_url, "airflow") as metadata:
+        environment = {
+            **{k: v for k, v in airflow_environment(sandbox).items() if not k.startswith("PYTEST_")},
+            **loopback_environment(free_port(), folder),
+            **_QUICK,
+            "AIRFLOW_HOME": str(folder),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": metadata.replace("://", "+psycopg2://", 1),
+            "AIRFLOW__FACTORY__PREFIX": topics,
+            "AIRFLOW_CONN_POSTGRES_DEFAULT": database_url,
+            "TEST_TOPICS": topics,
+            **settings,
+        }
+        airflow(environment, "db", "migrate")
+        components = Components(environment, folder / "components")
+        running = RunningAirflow(components, topics, database_url)
+        try:
+            components.start()
+            running.wait_healthy()
+            airflow(environment, "pools", "set", "software_factory", "8", "agents at a time")
+            yield running
+        finally:
+            running.close()
+            components.down()
 
 
 @pytest.fixture(scope="session")
-def airflow_running(sandbox: Sandbox, database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAirflow]:
-    """The Airflow that all tests marked ``airflow`` share; they are one xdist group, so that there is one of it."""
+def airflow_running(sandbox: Sandbox, sandbox_info: SandboxInfo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAirflow]:
+    """The Airflow that all tests below tests/airflow share: one worker runs them all."""
     topics = f"airflow-{os.getpid()}-{secrets.token_hex(3)}"
     dags = [*DAGS.glob("*.py"), *(ROOT / "dags").glob("*.py")]
-    with running_airflow(sandbox, tmp_path_factory.mktemp("airflow") / "home", dags, database_url, topics) as running:
+    folder = tmp_path_factory.mktemp("airflow") / "home"
+    with (
+        own_database(sandbox_info.database_url, "airflow") as database_url,
+        running_airflow(sandbox, folder, dags, database_url, topics) as running,
+    ):
         yield running
