@@ -31,6 +31,7 @@ __all__ = [
     "merge_results",
     "shard_window",
     "to_data",
+    "transactional_id",
 ]
 
 PROTOCOL_VERSION = 1
@@ -160,6 +161,11 @@ class AgentRef(msgspec.Struct, frozen=True, omit_defaults=True):
     function: str = ""
 
 
+def transactional_id(prefix: str, *parts: str) -> str:
+    """A transactional id that no other parts make: none of them but a window's key, next to last, may hold the separator."""
+    return "|".join((prefix, *parts))
+
+
 class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One stage (one shard of it) to run over one window.
 
@@ -205,7 +211,7 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     @property
     def transactional_id(self) -> str:
         """Stable over attempts, versions and parameters, so that a newer attempt fences an older one."""
-        return f"{self.prefix}.{self.pipeline}.{self.stage}.{self.key}.{self.shard.key}"
+        return transactional_id(self.prefix, "stage", self.pipeline, self.stage, self.key, self.shard.key)
 
     @property
     def digest(self) -> str:

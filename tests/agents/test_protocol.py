@@ -215,10 +215,14 @@ class TestNames:
 
     def test_the_transactional_id_is_of_the_work_and_not_of_the_attempt(self) -> None:
         run = AgentRun("p", "s", AgentRef("a"), interval=Interval(NINE, TEN), shard=Shard(1, 4), run_id="1")
-        assert run.transactional_id == f"factory.p.s.{Interval(NINE, TEN).key}.1of4"
+        assert run.transactional_id == f"factory|stage|p|s|{Interval(NINE, TEN).key}|1of4"
         again = msgspec.structs.replace(run, agent=AgentRef("a", "2"), params={"x": 1}, run_id="2", epoch=3, rerun="redo")
         assert again.transactional_id == run.transactional_id
         assert msgspec.structs.replace(run, shard=Shard(2, 4)).transactional_id != run.transactional_id
+
+    def test_names_with_dots_are_not_taken_for_each_other(self) -> None:
+        one = AgentRun("a", "b.c", AgentRef("x"), name="n")
+        assert one.transactional_id != msgspec.structs.replace(one, pipeline="a.b", stage="c").transactional_id
 
 
 def test_counts_add_up_field_by_field() -> None:

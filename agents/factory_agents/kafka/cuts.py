@@ -16,7 +16,7 @@ from factory_agents.kafka.config import KafkaConfig, kafka_error
 from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView, about_plans
 from factory_agents.kafka.planning import FUTURE_MS, LogAnswers, PlanRequest, Policy, decide, planned
 from factory_agents.kafka.topics import Cluster
-from factory_agents.protocol import Interval, Window
+from factory_agents.protocol import Interval, Window, transactional_id
 from factory_agents.telemetry import fields
 
 __all__ = ["check_names", "check_window_topic", "partition_passed", "plan_window", "preview_window"]
@@ -115,7 +115,7 @@ class _Planner:
     def __init__(self, config: KafkaConfig, request: PlanRequest, prefix: str, timeout: float) -> None:
         self._config = config
         self._request = request
-        self._transactional_id = f"{prefix}.{request.pipeline}.plan"
+        self._transactional_id = transactional_id(prefix, "plan", request.pipeline)
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
         self.cluster = Cluster(config)

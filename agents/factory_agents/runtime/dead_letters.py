@@ -18,7 +18,7 @@ from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WRITER_HEADER, WindowReader
 from factory_agents.kafka.topics import Cluster, TopicFacts
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
-from factory_agents.protocol import Counts, PartitionRange, Window
+from factory_agents.protocol import Counts, PartitionRange, Window, transactional_id
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER, DeadLetter
 from factory_agents.runtime.session import Observer
 
@@ -260,7 +260,7 @@ class _Replay:
         self.facts = self.cluster.topic(topic)
         self.target = self.cluster.topic(to)
         self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline=f"replay.{topic}")
-        self.writer = TransactionalWriter(config, f"{prefix}.replay.{topic}")
+        self.writer = TransactionalWriter(config, transactional_id(prefix, "replay", topic))
         self.writer.batch_bytes = min(self.writer.batch_bytes, int(self.cluster.settings(to).get("max.message.bytes") or _BIG))
         self.counts = Counts()
         self.refused: list[str] = []

@@ -17,7 +17,7 @@ from factory_agents.kafka.cuts import check_names
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
-from factory_agents.protocol import Counts
+from factory_agents.protocol import Counts, transactional_id
 from factory_agents.runtime.agent_thread import AgentThread
 from factory_agents.runtime.agents import Transform
 from factory_agents.runtime.outputs import Origin, Outputs
@@ -84,7 +84,7 @@ class _Live:
         partitions = self.cluster.topic(in_topic).partitions
         self.writer = TransactionalWriter(
             context.config,
-            f"{prefix}.live.{group}.{uuid.uuid4().hex}",
+            transactional_id(prefix, "live", group, uuid.uuid4().hex),
             timeout_ms=int(context.config.values.get("transaction.timeout.ms", _TIMEOUT_MS)),
             stop=context.stop,
         )
