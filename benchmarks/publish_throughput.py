@@ -13,15 +13,15 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import psycopg
+from confluent_kafka import Message
 from harness import ROOT, arguments, bench_sandbox, peers_python, report, rounds, spread
 
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
-from factory_agents.runtime.agents import Claim, decode_event
+from factory_agents.runtime.agents import Claim
 
 BATCH = 10_000  # what the runtime gives a sink at a time
 COLUMNS = {"event_id": "text", "user": "bigint", "payload": "text", "amount": "double", "kind": "text"}
@@ -45,23 +45,22 @@ def make_files(folder: Path, rows: int, *, ordered: bool) -> tuple[Path, Path]:
 
 
 def ours(url: str, lines: Path, table: str, generation: int) -> float:
-    """Claim, decode, write, commit; the garbage collector as the agent's start leaves it."""
+    """Claim, decode, write, commit; records and the garbage collector as the consumer and the agent's start leave them."""
     os.environ["DATABASE_URL"] = url
+    with lines.open("rb") as file:
+        records = [Message(value=line, partition=0, offset=n) for n, line in enumerate(file)]
     gc.collect()
     gc.freeze()
     began = time.monotonic()
     sink = build({"table": table, "contract": CONTRACT})
     sink.claim(Claim(table, "publish", WINDOW, Shard(), "plan", f"f{generation}", 1, generation))
-    offset = 0
-    with lines.open("rb") as file:
-        while batch := list(islice(file, BATCH)):
-            sink.write([(decode_event(line), 0, n) for n, line in enumerate(batch, offset)])
-            offset += len(batch)
+    for start in range(0, len(records), BATCH):
+        sink.write(records[start : start + BATCH])  # type: ignore[arg-type]  # confluent-kafka's type leaves more open
     outcome = sink.commit(rejected=0)
     sink.close()
     took = time.monotonic() - began
-    if outcome.written != offset:
-        raise SystemExit(f"expected {offset} rows, {outcome.written} were written")
+    if outcome.written != len(records):
+        raise SystemExit(f"expected {len(records)} rows, {outcome.written} were written")
     return took
 
 

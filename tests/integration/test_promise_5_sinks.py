@@ -21,8 +21,9 @@ import pytest
 
 from factory_agents.errors import AccountingError, ConfigurationError, StoppedError, TooManyRejectedError, UnavailableError
 from factory_agents.kafka.ledger import read_result
+from factory_agents.kafka.messages import Message
 from factory_agents.protocol import AgentResult, AgentRun, Shard, merge_results, shard_window
-from factory_agents.runtime.agents import Reject, Row, SinkOutcome
+from factory_agents.runtime.agents import Reject, SinkOutcome
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from tests.support.runs import Runs, events
@@ -183,9 +184,9 @@ def test_no_kafka_transaction_is_open_while_the_sink_works(table: Table) -> None
     runs = table.runs
 
     class Slow(SqliteSink):
-        def write(self, rows: Sequence[Row]) -> dict[int, Reject]:
+        def write(self, messages: Sequence[Message]) -> dict[int, Reject]:
             self.look()
-            return super().write(rows)
+            return super().write(messages)
 
         def commit(self, *, rejected: int) -> SinkOutcome:
             self.look()

@@ -13,7 +13,8 @@ import msgspec
 
 from factory_agents import run as run_module
 from factory_agents.errors import FencedError, SinkError
-from factory_agents.runtime.agents import Claim, Reject, Row, SinkOutcome
+from factory_agents.kafka.messages import Message
+from factory_agents.runtime.agents import Claim, Reject, SinkOutcome, decode_event
 from factory_agents.runtime.sink import run_sink
 
 _SCHEMA = """
@@ -35,7 +36,7 @@ class SqliteSink:
         self._database.executescript(_SCHEMA)
         self._claim: Claim | None = None
         self._fence = 0
-        self._rows: dict[Any, Row] = {}
+        self._events: dict[Any, dict[str, Any]] = {}
         self._staged = 0
 
     def claim(self, claim: Claim) -> SinkOutcome | None:
@@ -55,13 +56,18 @@ class SqliteSink:
             return msgspec.convert(json.loads(outcome) | {"reused": True}, SinkOutcome)
         return None
 
-    def write(self, rows: Sequence[Row]) -> dict[int, Reject]:
+    def write(self, messages: Sequence[Message]) -> dict[int, Reject]:
         rejected = {}
-        for i, row in enumerate(rows):
-            if row[0].get("event_id") is None:
+        for i, message in enumerate(messages):
+            try:
+                event = decode_event(message.value())
+            except Reject as reject:
+                rejected[i] = reject
+                continue
+            if event.get("event_id") is None:
                 rejected[i] = Reject("no event_id", rule="key")
             else:
-                self._rows[row[0]["event_id"]] = row
+                self._events[event["event_id"]] = event
                 self._staged += 1
         return rejected
 
@@ -77,10 +83,10 @@ class SqliteSink:
         removed = run(
             "DELETE FROM events WHERE window = ? AND shard = ? AND generation < ?", (claim.window, claim.shard.key, claim.generation)
         ).rowcount
-        for event_id, (event, _, _) in self._rows.items():
+        for event_id, event in self._events.items():
             values = (event_id, json.dumps(event), claim.window, claim.shard.key, claim.generation)
             run("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?)", values)
-        written = len(self._rows)
+        written = len(self._events)
         outcome = SinkOutcome(
             "events", rows=self._staged, written=written, duplicates=self._staged - written, removed=removed, rejected=rejected
         )

@@ -20,7 +20,6 @@ __all__ = [
     "FunctionTransform",
     "Output",
     "Reject",
-    "Row",
     "Sink",
     "SinkOutcome",
     "Source",
@@ -134,10 +133,6 @@ class SinkOutcome:
     result: dict[str, Any] = field(default_factory=dict)
 
 
-Row: TypeAlias = "tuple[dict[str, Any], int, int]"
-"""A decoded event with the partition and offset it came from."""
-
-
 class Sink(Protocol):
     """Where ``publish`` writes to, exactly: rows, ledger row and fence in one transaction of the sink's own."""
 
@@ -152,8 +147,11 @@ class Sink(Protocol):
         """
         ...
 
-    def write(self, rows: Sequence[Row]) -> dict[int, Reject]:
-        """Stage rows; those that cannot be written are returned by their index, with the reason. Nothing is visible before ``commit``."""
+    def write(self, messages: Sequence[Message]) -> dict[int, Reject]:
+        """Stage the events of records; those that cannot be written are returned by their index, with the reason.
+
+        Nothing is visible before ``commit``.
+        """
         ...
 
     def commit(self, *, rejected: int) -> SinkOutcome:

@@ -13,7 +13,7 @@ from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun, Counts, Window
-from factory_agents.runtime.agents import Claim, Reject, Row, Sink, SinkOutcome, decode_event
+from factory_agents.runtime.agents import Claim, Reject, Sink, SinkOutcome, decode_event
 from factory_agents.runtime.session import RunContext, Session
 
 __all__ = ["run_sink"]
@@ -155,24 +155,23 @@ class _SinkRun:
 
     def _stage(self, messages: Sequence[Message]) -> None:
         counts = self.session.counts
-        rows: list[Row] = []
-        of_row: list[Message] = []
-        for message in messages:
-            try:
-                event = decode_event(message.value())
-            except Reject as error:
-                self._reject(message, error)
-                continue
-            rows.append((event, message.partition(), message.offset()))
-            of_row.append(message)
-        rejected = {} if self.session.run.dry_run else self.sink.write(rows)
+        rejected = self._show(messages) if self.session.run.dry_run else self.sink.write(messages)
         for i, reject in rejected.items():
-            self._reject(of_row[i], reject)
-        if self.session.run.dry_run:
-            for message in of_row:
-                self.session.context.show("", message.key(), message.value())
+            self._reject(messages[i], reject)
         counts.consumed += len(messages)
-        counts.forwarded += len(rows) - len(rejected)
+        counts.forwarded += len(messages) - len(rejected)
+
+    def _show(self, messages: Sequence[Message]) -> dict[int, Reject]:
+        """A dry run: what there is of events, and what is none, by index."""
+        rejected = {}
+        for i, message in enumerate(messages):
+            try:
+                decode_event(message.value())
+            except Reject as reject:
+                rejected[i] = reject
+            else:
+                self.session.context.show("", message.key(), message.value())
+        return rejected
 
     def _reject(self, message: Message, reject: Reject) -> None:
         self.session.counts.rejected += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import json
 import os
 import random
 import re
@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from confluent_kafka import Message
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
@@ -30,7 +31,7 @@ from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, FactoryError, FencedError, SinkError, UnavailableError
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
-from factory_agents.runtime.agents import Claim, Row, SinkOutcome
+from factory_agents.runtime.agents import Claim, SinkOutcome
 from factory_agents.sinks.postgres import way
 from factory_agents.sinks.postgres.session import explain
 
@@ -69,11 +70,15 @@ def event(id_: str, value: str | None = "x", version: int | None = None, at: str
     return {"id": id_, "value": value, "version": version, "at": at}
 
 
-def at(events: Sequence[dict[str, Any]], partition: int = 0) -> list[Row]:
-    return [(e, partition, offset) for offset, e in enumerate(events)]
+def record(e: dict[str, Any], partition: int, offset: int) -> Message:
+    return Message(value=json.dumps(e).encode(), partition=partition, offset=offset)
 
 
-def write_and_commit(sink: Any, rows: Sequence[Row]) -> SinkOutcome:
+def at(events: Sequence[dict[str, Any]], partition: int = 0) -> list[Message]:
+    return [record(e, partition, offset) for offset, e in enumerate(events)]
+
+
+def write_and_commit(sink: Any, rows: Sequence[Message]) -> SinkOutcome:
     assert sink.write(rows) == {}
     outcome: SinkOutcome = sink.commit(rejected=0)
     return outcome
@@ -146,7 +151,7 @@ class Bench:
         values = {"plan": "plan", "fingerprint": "f", "input_generation": 1, "generation": self.generation} | changes
         return Claim(self.pipeline, "publish", window, shard, **values)
 
-    def publish(self, rows: Sequence[Row], window: str = W1, shard: Shard = WHOLE, **changes: Any) -> SinkOutcome:
+    def publish(self, rows: Sequence[Message], window: str = W1, shard: Shard = WHOLE, **changes: Any) -> SinkOutcome:
         """All of it; without another fingerprint each publication is a new one."""
         claim = self.claim(window, shard, **({"fingerprint": f"f{self.generation}"} | changes))
         sink = self.sink()
@@ -300,7 +305,7 @@ class TestTheNewestWins:
         rows = [
             *at([event("v", "v1", 1, "2026-11-01T09:00:00Z"), event("v", "v2", 2, "2026-11-01T01:00:00Z"), event("v", "null", None, None)]),
             *at([event("t", "late", 1, "2026-11-01T09:00:00Z"), event("t", "early", 1, "2026-11-01T01:00:00Z"), event("t", "null", 1)]),
-            *[(event("c", "p1o0"), 1, 0), (event("c", "p0o9"), 0, 9), (event("c", "p1o1"), 1, 1)],
+            *[record(event("c", "p1o0"), 1, 0), record(event("c", "p0o9"), 0, 9), record(event("c", "p1o1"), 1, 1)],
         ]
         outcome = bench.publish(rows)
         assert (outcome.rows, outcome.written, outcome.duplicates, outcome.older) == (9, 3, 6, 0)
@@ -435,7 +440,7 @@ class TestStraightIn:
         assert not bench.waits_for_lock()
 
         def end(sink: Any, other: str, offset: int) -> SinkOutcome:
-            sink.write([(event(other, other * 2), 0, offset)])
+            sink.write([record(event(other, other * 2), 0, offset)])
             outcome: SinkOutcome = sink.commit(rejected=0)
             return outcome
 
@@ -465,7 +470,7 @@ class TestShards:
                 sink.claim(Claim(bench.pipeline, "publish", W1, Shard(i, 8), "plan", "f", 1, 1))
                 keys = [f"k{n}" for n in range(300)]
                 random.Random(i).shuffle(keys)
-                sink.write([(event(k, str(i)), i, n) for n, k in enumerate(keys)])
+                sink.write([record(event(k, str(i)), i, n) for n, k in enumerate(keys)])
                 return sink.commit(rejected=0)
             finally:
                 sink.close()
@@ -992,7 +997,7 @@ class TestHostileInput:
         for generation in (1, 2):
             sink = bench.sink(table=f"{quoted[1]}.{quoted[0]}")
             sink.claim(bench.claim(window="w'; --\\ %s {x}", input_generation=generation, fingerprint=f"f'{generation}"))
-            assert sink.write([(one | {"version": v}, 0, v) for v in range(3)]) == {}
+            assert sink.write([record(one | {"version": v}, 0, v) for v in range(3)]) == {}
             outcome = sink.commit(rejected=0)
             assert (outcome.written, outcome.duplicates) == (1, 2)
         query = sql.SQL("SELECT {}, version FROM {}").format(
@@ -1013,33 +1018,24 @@ class TestHostileInput:
 
     def test_values_that_postgresql_cannot_hold_are_rejected_with_column_and_reason(self, bench: Bench) -> None:
         bench.contract = ALL_TYPES
-        deep: Any = []
-        for _ in range(3000):
-            deep = [deep]
         cases: list[tuple[str, Any, str]] = [
             ("text", "a\0b", "NUL"),
-            ("text", "\ud800", "surrogate"),
             ("text", 5, "got `int`"),
             ("id", "k" * 3000, "3000 bytes"),
             ("id", None, "missing"),
             ("bigint", 2**63, "<= 9223372036854775807"),
             ("bigint", 1.5, "got `float`"),
             ("bigint", True, "got `bool`"),
-            ("double", math.inf, "double"),
-            ("double", math.nan, "double"),
             ("double", 10**400, "double"),
             ("boolean", "true", "got `str`"),
             ("timestamptz", "yesterday", "timestamptz"),
             ("timestamptz", "infinity", "timestamptz"),
             ("timestamptz", 12, "timestamptz"),
             ("json", {"a": ["\0"]}, "NUL"),
-            ("json", {"\ud800": 1}, "surrogate"),
-            ("json", deep, "nested too deeply"),
             ("numeric", "NaN", "numeric"),
             ("numeric", "1e9999", "numeric"),
             ("numeric", [1], "numeric"),
             ("numeric", "0." + "1" * 3000, "numeric"),
-            ("numeric", 10**5000, "numeric"),
             ("date", "2026-13-01", "date"),
         ]
         sink = bench.sink()
@@ -1050,6 +1046,31 @@ class TestHostileInput:
             assert reason in rejected[i].reason, rejected[i].reason
             assert len(rejected[i].reason) < 300
         assert sink.commit(rejected=len(cases)).rows == 0
+
+    @pytest.mark.parametrize(
+        ("value", "reason"),
+        [
+            (None, "no value"),
+            (b"[]", "got `array`"),
+            (b'{"id": "a", "text": "\xff"}', "utf-8"),
+            (b'{"id": "a", "unknown": "\xff"}', "utf-8"),
+            (b'{"id": "a", "text": "\\ud800 and more"}', "surrogate"),
+            (b'{"id": "a", "unknown": "\\ud800 and more"}', "malformed"),
+            (b'{"id": "a", "double": Infinity}', "malformed"),
+            (b'{"id": "a", "numeric": 1' + b"0" * 5000 + b"}", "out of range"),
+            (b'{"id": "a", "json": ' + b"[" * 3000 + b"]" * 3000 + b"}", "recursion"),
+            (b'{"id": "a"} {}', "trailing"),
+        ],
+    )
+    def test_what_is_no_event_is_rejected_alone(self, bench: Bench, value: bytes | None, reason: str) -> None:
+        bench.contract = ALL_TYPES
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        good = [Message(value=b'{"id": "%d"}' % i, partition=0, offset=i) for i in range(2)]
+        rejected = sink.write([good[0], Message(value=value, partition=0, offset=2), good[1]])
+        assert {i: r.rule for i, r in rejected.items()} == {1: "decode"}
+        assert reason in rejected[1].reason
+        assert sink.commit(rejected=1).written == 2
 
     def test_values_that_look_hostile_arrive_as_they_are(self, bench: Bench) -> None:
         bench.contract = ALL_TYPES
@@ -1225,9 +1246,9 @@ def test_any_history_of_publications_leaves_what_the_rules_say(bench: Bench, his
         }
         if expected is None:
             with pytest.raises(SinkError, match="older generation"):
-                bench.publish(rows, window, Shard(index, of), **changes)
+                bench.publish([record(*row) for row in rows], window, Shard(index, of), **changes)
             continue
-        outcome = bench.publish(rows, window, Shard(index, of), **changes)
+        outcome = bench.publish([record(*row) for row in rows], window, Shard(index, of), **changes)
         assert (outcome.written, outcome.duplicates, outcome.older, outcome.removed) == expected
         found = bench.query(
             "SELECT id, value, version, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM {t} ORDER BY id"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from factory_agents import failpoints
 from factory_agents.errors import FencedError
-from factory_agents.runtime.agents import Claim, Reject, Row, SinkOutcome
+from factory_agents.kafka.messages import Message
+from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
 from factory_agents.sinks.postgres.ledger import Ledger, Mine, Taken
 from factory_agents.sinks.postgres.rows import RowReader
 from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, compose, names
@@ -56,9 +57,9 @@ class Publication:
         """First in the transaction. Raises FencedError for a claim that was taken over."""
         self._ledger.enter(self.fence)
 
-    def read(self, rows: Sequence[Row]) -> dict[int, Reject]:
-        """Check rows, and keep those that fit for ``flow``; the others come back by index."""
-        fitting, rejected = self._reader.read(rows)
+    def read(self, messages: Sequence[Message]) -> dict[int, Reject]:
+        """Make rows of records, and keep those that fit for ``flow``; the others come back by index."""
+        fitting, rejected = self._reader.read(messages)
         if fitting:
             self._rows += len(fitting)
             if self._way is None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal, InvalidOperation
-from operator import itemgetter
+from operator import methodcaller
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+from msgspec.structs import astuple
 
-from factory_agents.runtime.agents import Reject, Row
+from factory_agents.kafka.messages import Message
+from factory_agents.runtime.agents import Reject
 
 __all__ = ["KEY_BYTES", "ColumnType", "RowColumn", "RowReader", "TableRow"]
 
@@ -30,6 +32,8 @@ _UNFIT = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, Recursio
 _NUMERIC_DIGITS = 2000
 _EXACT = Context(prec=2 * _NUMERIC_DIGITS)
 _encode = msgspec.json.Encoder().encode
+_ESCAPED = re.compile(r'["\\\x00-\x1f]')
+_value, _partition, _offset = map(methodcaller, ("value", "partition", "offset"))
 _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -74,51 +78,69 @@ _COPIED = {
 _JSONB_VERSION = "\x01"  # what its binary form begins with
 
 
-class RowReader:
-    """Makes rows of events: whole chunks at msgspec's speed, one by one where a chunk holds something unfit.
+class _Fields:
+    """What events have in the columns' places. ``typed``: readers check types; they can't for names that have to be escaped in JSON."""
 
-    ``shared`` are the integers that follow the columns' values in every row.
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self.typed = not any(map(_ESCAPED.search, names))
+
+    def reader(self, types: Sequence[tuple[Any, Any]]) -> Callable[[Iterable[bytes]], Iterator[TableRow]]:
+        """Reads events; ``types`` are each column's type and default."""
+        names = self._names
+        if not self.typed:
+            decode = msgspec.json.Decoder(dict[str, Any]).decode
+            return lambda values: (tuple(map(event.get, names)) for event in map(decode, values))
+        fields = [(f"c{i}", *type_) for i, type_ in enumerate(types)]
+        event = msgspec.defstruct("Event", fields, rename={f"c{i}": name for i, name in enumerate(names)}, gc=False, kw_only=True)
+        decode_fields = msgspec.json.Decoder(event).decode
+        return lambda values: map(astuple, map(decode_fields, values))
+
+
+class RowReader:
+    """Makes rows of records: whole chunks at msgspec's speed, one by one where a chunk holds something unfit.
+
+    ``shared`` are the integers that follow the columns' values in every row. Of an event's other fields nothing is looked at but that they
+    are JSON.
     """
 
     def __init__(self, columns: Sequence[RowColumn], shared: tuple[int, ...]) -> None:
         self._columns = tuple(columns)
-        self._names = tuple(c.name for c in columns)
-        self._values: Callable[[dict[str, Any]], tuple[Any, ...]] = (
-            itemgetter(*self._names) if len(columns) > 1 else lambda event: (event[self._names[0]],)
-        )
         self._shared = shared
         text_keys = sum(c.key and c.type == "text" for c in columns)
         self._key_bytes = KEY_BYTES // max(1, text_keys)
         self._prepared = tuple((i, prepare) for i, c in enumerate(columns) if (prepare := _prepare(c)) is not None)
         types = tuple(self._type(c) for c in columns)
         self._row_types: Any = list[tuple[*types, *(int for _ in shared), int, int]]  # type: ignore[valid-type,misc]
+        decoded = [Any if _prepare(c) is not None else t for t, c in zip(types, columns, strict=True)]
+        fields = _Fields(tuple(c.name for c in columns))
+        self._typed = fields.reader([(t, None if c.nullable else msgspec.NODEFAULT) for t, c in zip(decoded, columns, strict=True)])
+        self._untyped = fields.reader([(Any, None) for _ in columns])
+        self._is_typed = fields.typed and not self._prepared
 
-    def read(self, rows: Sequence[Row]) -> tuple[list[TableRow], dict[int, Reject]]:
-        """The rows that fit, in order, and why the others cannot be written, by their index."""
+    def read(self, messages: Sequence[Message]) -> tuple[list[TableRow], dict[int, Reject]]:
+        """The rows of records that fit, in order, and why the others cannot be written, by their index."""
         fitting: list[TableRow] = []
         rejected: dict[int, Reject] = {}
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
+        for start in range(0, len(messages), _CHUNK):
+            chunk = messages[start : start + _CHUNK]
             try:
                 fitting += self._chunk(chunk)
             except _UNFIT:
                 self._one_by_one(chunk, start, fitting, rejected)
         return fitting, rejected
 
-    def _chunk(self, rows: Sequence[Row]) -> list[TableRow]:
-        names, shared, values = self._names, self._shared, self._values
-        raw: list[Any]
-        try:
-            raw = [(*values(event), *shared, partition, offset) for event, partition, offset in rows]
-        except KeyError:
-            raw = [(*map(event.get, names), *shared, partition, offset) for event, partition, offset in rows]
-        if self._prepared:
-            raw = [self._with_prepared(row) for row in raw]
-        checked: list[TableRow] = msgspec.convert(raw, self._row_types)
-        # Encoding the lot is the cheapest look into every string: it shows NUL, and raises for lone surrogates.
-        if b"\\u0000" in _encode(checked):
+    def _chunk(self, messages: Sequence[Message]) -> list[TableRow]:
+        values = list(map(_value, messages))
+        together = b"\n".join(values)
+        if not together.isascii():
+            together.decode()  # the decoder doesn't look into what it passes over
+        if b"\\u0000" in together:
             raise ValueError
-        return checked
+        shared = self._shared
+        places = zip(self._typed(values), map(_partition, messages), map(_offset, messages), strict=True)
+        rows: list[Any] = [(*row, *shared, partition, offset) for row, partition, offset in places]
+        return rows if self._is_typed else msgspec.convert([self._with_prepared(row) for row in rows], self._row_types)
 
     def _with_prepared(self, row: TableRow) -> list[Any]:
         values = list(row)
@@ -127,14 +149,25 @@ class RowReader:
                 values[i] = prepare(values[i])
         return values
 
-    def _one_by_one(self, rows: Sequence[Row], start: int, fitting: list[TableRow], rejected: dict[int, Reject]) -> None:
-        for i, (event, partition, offset) in enumerate(rows, start):
+    def _one_by_one(self, messages: Sequence[Message], start: int, fitting: list[TableRow], rejected: dict[int, Reject]) -> None:
+        for i, message in enumerate(messages, start):
             try:
-                row = (*(self._value(c, event.get(c.name)) for c in self._columns), *self._shared, partition, offset)
+                values = map(self._value, self._columns, self._fields(message.value()))
+                fitting.append((*values, *self._shared, message.partition(), message.offset()))
             except Reject as reject:
                 rejected[i] = reject
-            else:
-                fitting.append(row)
+
+    def _fields(self, value: bytes | None) -> tuple[Any, ...]:
+        """What an event has in the columns' places; raises Reject for what is not a JSON object."""
+        if value is None:
+            raise Reject("the record has no value (a tombstone), expected a JSON object", rule="decode")
+        try:
+            value.decode()
+            return next(self._untyped([value]))
+        except msgspec.ValidationError as error:
+            raise Reject(f"not an event: {error}", rule="decode") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Reject(f"not JSON: {error}", rule="decode") from error
 
     def _type(self, column: RowColumn) -> Any:
         type_ = self._plain_type(column)
@@ -177,7 +210,6 @@ class RowReader:
         if column.type == "json":
             if _NUL_IN_JSON.search(value):
                 raise ValueError("holds a NUL character, which PostgreSQL's json cannot")
-            value.encode()
             return value
         if column.type == "text":
             return self._checked_text(column, value)
@@ -245,8 +277,6 @@ def _time(text: str) -> datetime:
 
 
 def _why(error: BaseException, column: RowColumn, value: Any) -> str:
-    if isinstance(error, UnicodeEncodeError):
-        return "holds half of a surrogate pair, which is no character"
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, msgspec.ValidationError):

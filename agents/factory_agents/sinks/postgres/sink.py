@@ -12,7 +12,8 @@ import msgspec
 
 from factory_agents import failpoints
 from factory_agents.errors import FactoryError, SinkError, UnavailableError
-from factory_agents.runtime.agents import Claim, Reject, Row, SinkOutcome
+from factory_agents.kafka.messages import Message
+from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
 from factory_agents.sinks.postgres.ledger import Ledger
 from factory_agents.sinks.postgres.merge import Publication
 from factory_agents.sinks.postgres.session import Database, cut_after, explain, lost
@@ -88,12 +89,12 @@ class PostgresSink:
             self._publication = Publication(connection, table, claim, taken)
         return taken.outcome
 
-    def write(self, rows: Sequence[Row]) -> dict[int, Reject]:
+    def write(self, messages: Sequence[Message]) -> dict[int, Reject]:
         """See ``Sink.write``. Raises UnavailableError where the database is lost or cannot take more, FencedError after a newer claim."""
         publication = self._claimed()
         with self._explained(f"copying rows for {publication.table.text}"):
             self._enter(publication)
-            rejected = publication.read(rows)
+            rejected = publication.read(messages)
             self._send(publication, publication.flow)
         return rejected
 
