@@ -118,14 +118,14 @@ def test_a_dag_is_whole_after_serialisation(file: Path, airflow_home: Path) -> N
             assert all(asset.uri in str(again.task_dict[task_id].outlets) for asset in task.outlets)
 
 
-def test_topics_are_assets_of_the_tasks_that_write_them(airflow_home: Path) -> None:
+def test_topics_and_tables_are_assets_of_the_tasks_that_write_them(airflow_home: Path) -> None:
     from airflow.dag_processing.dagbag import DagBag
 
     dag = DagBag(HERE / "clicks.py").dags["clicks"]
     assert {t: [a.uri for a in dag.task_dict[t].outlets] for t in ("enrich", "validate", "publish")} == {
         "enrich": ["kafka://main/enriched_events"],
         "validate": ["kafka://main/valid_events"],
-        "publish": [],
+        "publish": ["postgres://main:5432/main/public/events"],
     }
     assert dag.task_dict["window"].inlets[0].uri == "kafka://main/raw_events"
     assert dag.task_dict["enrich"].map_index_template == "{{ shard_label }}"

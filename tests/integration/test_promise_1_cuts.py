@@ -423,6 +423,7 @@ class TestRefused:
     def test_nothing_but_create_time_is_warned_of(
         self, hourly: Pipeline, config: KafkaConfig, prefix: str, topic: TopicFactory, caplog: pytest.LogCaptureFixture
     ) -> None:
+        caplog.set_level(logging.WARNING, "factory_agents")  # whatever a test before has set
         hourly.plan(hour(2))
         assert "LogAppendTime makes windows follow arrival" in caplog.text
         caplog.clear()
