@@ -28,10 +28,10 @@ def write(folder: Path, text: str) -> str:
 def test_the_pipelines_topics_are_as_the_seed_design_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     topics = {t.name: t for t in read_topics("include/topics.yaml")}
-    assert set(topics) == {"raw_events", "enriched_events", "validated_events"}
+    assert set(topics) == {"raw_events", "enriched_events", "validated_events", "classified_events", "checked_events"}
     assert all((t.partitions, t.replication) == (12, 3) for t in topics.values())
     assert all(t.settings["retention.ms"] == WEEK and t.settings["message.timestamp.type"] == "LogAppendTime" for t in topics.values())
-    for name in ("enriched_events", "validated_events"):
+    for name in set(topics) - {"raw_events"}:
         assert topics[name].settings["cleanup.policy"] == "compact,delete"
         assert topics[name].settings["min.compaction.lag.ms"] == WEEK
     assert topics["raw_events"].settings["cleanup.policy"] == "delete"
