@@ -40,7 +40,7 @@ def test_the_pipelines_topics_are_as_the_seed_design_has_them(monkeypatch: pytes
 def test_the_file_is_also_found_under_factory_include(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FACTORY_INCLUDE", str(ROOT / "include"))
-    assert len(read_topics("include/topics.yaml")) == 3
+    assert len(read_topics("include/topics.yaml")) == 5
 
 
 def test_a_topics_own_settings_go_over_the_defaults(tmp_path: Path) -> None:
