@@ -161,6 +161,8 @@ class Runs:
         for i, value in enumerate(values):
             p = i % partitions if partition is None else partition
             producer.produce(topic, value, partition=p, on_delivery=delivered, **more)
+            if i % 10_000 == 9_999:
+                producer.flush(30)
         assert producer.flush(30) == 0
         assert not failed, failed
 
