@@ -24,6 +24,7 @@ __all__ = ["OUTAGE_PATIENCE", "AgentPodManager", "AsyncAgentPodManager", "is_out
 
 NO_ANSWER = "The Kubernetes API server doesn't answer, asking again: %s"
 _QUICK_LOOKS = 20
+_QUICK_LOOK = 0.1
 _T = TypeVar("_T")
 
 OUTAGE_PATIENCE = 180.0
@@ -68,6 +69,16 @@ async def outlast(ask: Callable[[], Awaitable[_T]], log: Any) -> _T:
             await asyncio.sleep(2)
 
 
+def _all_succeeded(pod: k8s.V1Pod) -> bool:
+    """Whether every container of a pod that restarts none has ended well: then so has the pod, though its phase doesn't say so yet."""
+    ends = [status.state and status.state.terminated for status in pod.status.container_statuses or []]
+    return (
+        pod.spec.restart_policy == "Never"
+        and len(ends) == len(pod.spec.containers)
+        and all(end is not None and end.exit_code == 0 for end in ends)
+    )
+
+
 class AgentPodManager(PodManager):
     """Follows an agent's pod; waits out an API server that doesn't answer; keeps the last lines for an error's message."""
 
@@ -88,15 +99,26 @@ class AgentPodManager(PodManager):
                 self.log.warning(NO_ANSWER, short(error))
                 time.sleep(2)
 
+    def container_is_running(self, pod: k8s.V1Pod, container_name: str) -> bool:
+        """See ``PodManager``; asked when the log ended, which the kubelet reports as the container's end within a second or so."""
+        for _ in range(_QUICK_LOOKS):
+            if not super().container_is_running(pod, container_name):
+                return False
+            time.sleep(_QUICK_LOOK)
+        return True
+
     def await_pod_completion(self, pod: k8s.V1Pod, istio_enabled: bool = False, container_name: str = "base", *args: Any) -> k8s.V1Pod:
-        """See ``PodManager``, which looks every two seconds; a pod's phase follows its container's end within one."""
+        """See ``PodManager``, which looks every two seconds, for a phase that follows its containers' end by one."""
         for _ in range(_QUICK_LOOKS):
             remote: k8s.V1Pod = self.read_pod(pod)
             if remote.status.phase in PodPhase.terminal_states:
                 return remote
+            if _all_succeeded(remote):
+                remote.status.phase = PodPhase.SUCCEEDED
+                return remote
             if not container_is_completed(remote, container_name):
                 break
-            time.sleep(0.2)
+            time.sleep(_QUICK_LOOK)
         return super().await_pod_completion(pod, istio_enabled, container_name, *args)
 
     def read_pod_logs(self, pod: k8s.V1Pod, container_name: str, *args: Any, timestamps: bool = False, **kwargs: Any) -> Any:

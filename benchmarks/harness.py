@@ -148,7 +148,10 @@ def filled_window(config: KafkaConfig, topic: str, events: int, partitions: int)
     """A new topic with so many events, as the window that a stage before would have left."""
     fill(config, topic, events, partitions)
     cluster = Cluster(config)
-    ends = cluster.stable_offset(topic, range(partitions))
+    ends = cluster.high_watermark(topic, range(partitions))
+    while cluster.stable_offset(topic, range(partitions)) != ends:  # a commit is answered before its markers stand in the log
+        time.sleep(0.01)
+        ends = cluster.high_watermark(topic, range(partitions))
     each = [events // partitions + (p < events % partitions) for p in range(partitions)]
     ranges = tuple(PartitionRange(p, 0, ends[p], each[p]) for p in range(partitions) if each[p])
     return Window("bench", topic, cluster.topic(topic).id, ranges, name="bench", writers=("bench/fill/0",))
