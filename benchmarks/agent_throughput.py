@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import uuid
 from collections import defaultdict
@@ -74,6 +75,8 @@ def main() -> None:
         "kafka-python": scripted("seed", peers, "kafka_python_loop.py"),
         "official operators": scripted("official", here, "official_operators.py"),
     }
+    if shutil.which("cc"):
+        contestants["batches in C (experiment)"] = scripted("native", here, "native_batch.py")
     seconds = rounds(options.rounds, {name: contestant(name, run) for name, run in contestants.items()})
     ratios = {
         name: spread([theirs / mine for theirs, mine in zip(used, cpu["factory"], strict=True)])
