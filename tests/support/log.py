@@ -15,11 +15,12 @@ from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval, PartitionRange, Window
 
 HOUR = timedelta(hours=1)
+_THIS_HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def hours_ago(hours: float) -> datetime:
-    """A time so many hours before the current full hour."""
-    return datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - hours * HOUR
+    """A time so many hours before the full hour in which the tests began."""
+    return _THIS_HOUR - hours * HOUR
 
 
 def hour(ago: float) -> Interval:

@@ -156,6 +156,11 @@ class Ledger:
         row = self._row("SELECT fence FROM {ledger} WHERE {this_shard}")
         return row is not None and row[0] == fence
 
+    def was_taken_over(self, fence: int) -> bool:
+        """The opposite, once a claim that is being made now, and ended a session of ours before it was, has been."""
+        self._run("SELECT pg_advisory_xact_lock_shared(hashtextextended('claim:' || {lock}, 0))")
+        return not self.is_current(fence)
+
     def fenced(self) -> FencedError:
         """The error of a claim that was taken over."""
         return FencedError(

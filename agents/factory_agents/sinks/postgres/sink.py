@@ -240,7 +240,7 @@ class PostgresSink:
             connection = self._connect(publication.claim)
             self._begin(connection)
             with cut_after(connection, self._target.lock_timeout + _ON_THE_WAY):
-                return not Ledger(connection, publication.table, publication.claim).is_current(publication.fence)
+                return Ledger(connection, publication.table, publication.claim).was_taken_over(publication.fence)
         except (psycopg.Error, UnavailableError):
             return False
         finally:
