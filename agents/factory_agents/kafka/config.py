@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -16,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from factory_agents.errors import ConfigurationError, FactoryError, FencedError, UnavailableError
 
-__all__ = ["KafkaConfig", "kafka_error", "message_error", "passing"]
+__all__ = ["KafkaConfig", "connect", "kafka_error", "message_error", "passing"]
 
 _Client = TypeVar("_Client")
 
@@ -138,6 +139,7 @@ class KafkaConfig:
             "bootstrap.servers": self.bootstrap,
             "log_level": 0,
             "socket.keepalive.enable": True,
+            "reconnect.backoff.ms": 20,  # half of it passes before the first connection, too; it doubles up to reconnect.backoff.max.ms
             **self.values,
             **{k if k in _CALLBACKS else k.replace("_", "."): v for k, v in extra.items()},
         }
@@ -180,6 +182,17 @@ class KafkaConfig:
                 "delivery.report.only.error": True,
             },
         )
+
+
+def connect(producer: Producer, topic: str) -> None:
+    """Have a new client connected: ``init_transactions`` that comes before that waits half a second for its next try.
+
+    It takes two questions about a topic that exists: the first one is answered by the bootstrap address, whose connection is then dropped.
+    A broker that doesn't answer is for ``init_transactions`` to find.
+    """
+    with contextlib.suppress(KafkaException):
+        for _ in range(2):
+            producer.list_topics(topic, 1.0)
 
 
 def _make(make: Callable[[dict[str, Any]], _Client], settings: dict[str, Any]) -> _Client:

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaException, Producer
 
 from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, DeadlineError, FencedError, WindowError
-from factory_agents.kafka.config import KafkaConfig, kafka_error
+from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
 from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView, about_plans
 from factory_agents.kafka.planning import FUTURE_MS, LogAnswers, PlanRequest, Policy, decide, planned
 from factory_agents.kafka.topics import Cluster
@@ -179,6 +179,7 @@ class _Planner:
         A producer of the same id that died with its transaction open is fenced first, so that nobody waits for it.
         """
         producer = self._config.producer(self._transactional_id, transaction_timeout_ms=_TRANSACTION_MS)
+        connect(producer, self._ledger.topic)
         try:
             producer.init_transactions(max(1.0, self._deadline - time.monotonic()))
             view = self._ledger.read(deadline=self._deadline, wanted=about_plans)

@@ -260,7 +260,7 @@ class _Replay:
         self.facts = self.cluster.topic(topic)
         self.target = self.cluster.topic(to)
         self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline=f"replay.{topic}")
-        self.writer = TransactionalWriter(config, transactional_id(prefix, "replay", topic))
+        self.writer = TransactionalWriter(config, transactional_id(prefix, "replay", topic), known_topic=topic)
         self.writer.batch_bytes = min(self.writer.batch_bytes, int(self.cluster.settings(to).get("max.message.bytes") or _BIG))
         self.counts = Counts()
         self.refused: list[str] = []

@@ -85,6 +85,7 @@ class _Live:
         self.writer = TransactionalWriter(
             context.config,
             transactional_id(prefix, "live", group, uuid.uuid4().hex),
+            known_topic=in_topic,
             timeout_ms=int(context.config.values.get("transaction.timeout.ms", _TIMEOUT_MS)),
             stop=context.stop,
         )

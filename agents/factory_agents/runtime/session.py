@@ -93,7 +93,7 @@ class Session:
         self.deadline = time.monotonic() + (run.deadline_seconds or _FOREVER)
         self.cluster = Cluster(context.config)
         self.ledger = Ledger(context.config, self.cluster, prefix=run.prefix, pipeline=run.pipeline)
-        self.writer = TransactionalWriter(context.config, run.transactional_id, stop=context.stop)
+        self.writer = TransactionalWriter(context.config, run.transactional_id, known_topic=self.ledger.topic, stop=context.stop)
         self.generation = 0
         self._epoch = run.epoch
         self._view_end = 0
