@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal, InvalidOperation
-from operator import methodcaller
-from typing import Annotated, Any, Literal, TypeAlias
+from itertools import repeat
+from operator import add
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec.structs import astuple
@@ -33,7 +34,6 @@ _NUMERIC_DIGITS = 2000
 _EXACT = Context(prec=2 * _NUMERIC_DIGITS)
 _encode = msgspec.json.Encoder().encode
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
-_value, _partition, _offset = map(methodcaller, ("value", "partition", "offset"))
 _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -131,15 +131,15 @@ class RowReader:
         return fitting, rejected
 
     def _chunk(self, messages: Sequence[Message]) -> list[TableRow]:
-        values = list(map(_value, messages))
+        kind = type(messages[0])
+        values = cast("list[bytes]", list(map(kind.value, messages)))
         together = b"\n".join(values)
         if not together.isascii():
             together.decode()  # the decoder doesn't look into what it passes over
         if b"\\u0000" in together:
             raise ValueError
-        shared = self._shared
-        places = zip(self._typed(values), map(_partition, messages), map(_offset, messages), strict=True)
-        rows: list[Any] = [(*row, *shared, partition, offset) for row, partition, offset in places]
+        own = zip(*map(repeat, self._shared), map(kind.partition, messages), map(kind.offset, messages), strict=False)
+        rows: list[Any] = list(map(add, self._typed(values), own))
         return rows if self._is_typed else msgspec.convert([self._with_prepared(row) for row in rows], self._row_types)
 
     def _with_prepared(self, row: TableRow) -> list[Any]:
