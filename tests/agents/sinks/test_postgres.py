@@ -33,6 +33,7 @@ from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim, SinkOutcome
 from factory_agents.sinks.postgres import way
+from factory_agents.sinks.postgres.ledger import Ledger, Taken
 from factory_agents.sinks.postgres.session import explain
 
 SCHEMA = {
@@ -605,6 +606,29 @@ class TestFencing:
             with pytest.raises((FencedError, UnavailableError)):
                 end.result()
         assert bench.rows() == {"a": "newer"}
+
+    def test_a_session_that_a_claim_under_way_has_ended_waits_to_be_told_so(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        zombie, newer = bench.sink(), bench.sink()
+        zombie.claim(bench.claim(fingerprint="old"))
+        zombie.write(at([event("a", "zombie")]))
+        take, taken, go = Ledger.take, threading.Event(), threading.Event()
+
+        def slowly(ledger: Ledger) -> Taken:
+            outcome = take(ledger)
+            taken.set()
+            assert go.wait(30)
+            return outcome
+
+        monkeypatch.setattr(Ledger, "take", slowly)
+        with ThreadPoolExecutor(2) as pool:
+            claiming = pool.submit(newer.claim, bench.claim(fingerprint="new"))
+            assert taken.wait(30)
+            ending = pool.submit(zombie.commit, rejected=0)
+            wait_for(bench.waits_for_lock)
+            go.set()
+            with pytest.raises(FencedError):
+                ending.result()
+            assert claiming.result() is None
 
     def test_another_windows_publisher_is_left_alone(self, bench: Bench) -> None:
         sinks = [(bench.sink(), w, s) for w, s in ((W1, Shard(0, 2)), (W1, Shard(1, 2)), (W2, WHOLE))]
