@@ -55,7 +55,7 @@ def test_what_cannot_be_run_fails_with_1_and_one_line(given: bytes, says: str) -
 
 
 def test_a_missing_broker_setting_is_named() -> None:
-    done = started(given=encode(AgentRun("p", "s", AgentRef("enrich"), interval=HOUR)) + b"\n")
+    done = started(given=encode(AgentRun("p", "s", AgentRef("enrich"), interval=HOUR)) + b"\n", KAFKA_BOOTSTRAP="", KAFKA_CONFIG="")
     assert done.returncode == 1
     assert "KAFKA_BOOTSTRAP" in lines(done)[-1]["message"]
 
