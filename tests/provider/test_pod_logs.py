@@ -12,7 +12,7 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
 from kubernetes.client import ApiException
 from urllib3.exceptions import MaxRetryError
 
-from airflow_provider_factory.pod_logs import AgentPodManager, is_outage, since_seconds
+from airflow_provider_factory.pod_logs import AgentPodManager, _all_succeeded, is_outage, since_seconds
 
 LINE = '{"time":"2026-01-01T00:00:00.000+00:00","level":"warning","logger":"l","message":"slow","lag":3}'
 
@@ -79,3 +79,22 @@ def test_what_is_asked_for_reaches_back_to_the_last_line() -> None:
     asked = since_seconds(then.strftime("%Y-%m-%dT%H:%M:%S.123456789Z"))
     assert asked is not None
     assert 31 <= asked <= 35
+
+
+@pytest.mark.parametrize(
+    ("exits", "policy", "succeeded"),
+    [
+        ([0], "Never", True),
+        ([0, 0], "Never", True),
+        ([0, None], "Never", False),  # a sidecar still runs
+        ([1], "Never", False),  # its phase, and why, are for Kubernetes to say
+        ([], "Never", False),
+        ([0], "OnFailure", False),
+    ],
+)
+def test_a_pod_has_succeeded_once_all_its_containers_have(exits: list[int | None], policy: str, succeeded: bool) -> None:
+    states = [{"terminated": None if code is None else SimpleNamespace(exit_code=code)} for code in exits]
+    statuses = [SimpleNamespace(state=SimpleNamespace(**state)) for state in states]
+    spec = SimpleNamespace(restart_policy=policy, containers=[object()] * max(1, len(exits)))
+    pod: Any = SimpleNamespace(status=SimpleNamespace(container_statuses=statuses), spec=spec)
+    assert _all_succeeded(pod) is succeeded

@@ -142,11 +142,6 @@ class TestClients:
     def test_that_cannot_connect_leave_it_to_the_next_step_to_say_so(self) -> None:
         connect(KafkaConfig("127.0.0.1:1").producer("id"), "nothing")
 
-    def test_asked_to_connect_make_no_topic(self, bootstrap: str, prefix: str) -> None:
-        producer = KafkaConfig(bootstrap).producer(prefix)
-        connect(producer, f"{prefix}.none")
-        assert f"{prefix}.none" not in producer.list_topics(timeout=10).topics
-
 
 @pytest.mark.parametrize(
     ("code", "kind", "text"),

@@ -157,7 +157,7 @@ class Ledger:
         return row is not None and row[0] == fence
 
     def was_taken_over(self, fence: int) -> bool:
-        """The opposite, once a claim that is being made now, and ended a session of ours before it was, has been."""
+        """Whether somebody has claimed the shard since. A claim ends our session before it stands: one that is being made is waited for."""
         self._run("SELECT pg_advisory_xact_lock_shared(hashtextextended('claim:' || {lock}, 0))")
         return not self.is_current(fence)
 
