@@ -22,7 +22,7 @@ COMPILE_ALL = $(COMPILE) --all-extras --group pyproject.toml:dev \
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kubernetes soak lint format bench ui lock wheels clean
+.PHONY: help demo test unit test-kubernetes soak lint format bench ui lock wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ demo: $(READY) ## run two hours of the pipeline on a real broker and database, a
 
 test: $(READY) ## run the whole test suite on a real broker and database
 	$(BIN)/pytest -n auto -m 'not kubernetes' $(ARGS)
+
+unit: $(READY) ## run what needs no broker, no database and no Airflow: under a minute
+	$(BIN)/pytest -n auto -m 'not parts and not airflow and not kubernetes and not slow' $(ARGS)
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
 	$(BIN)/pytest -n 2 --dist loadfile tests/kubernetes $(ARGS)

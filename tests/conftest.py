@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.support import shared_sandbox
+from tests.support import closing, shared_sandbox
 from tests.support.databases import own_database
 from tests.support.topics import create_topic
 
@@ -49,9 +49,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _OneAirfl
     return _OneAirflow(config, log) if config.getvalue("dist") == "load" else None
 
 
+PARTS = {"sandbox", "own_sandbox", "airflow_home", "airflow_running", "cluster", "components"}
+"""Fixtures that start a broker, a database or an Airflow: who asks for one is no unit test."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if PARTS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.parts)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    closing.pytest_configure(config)
     if not hasattr(config, "workerinput"):  # the session, not one of its workers
         shared_sandbox.take_lease()
+
+
+pytest_sessionfinish = closing.pytest_sessionfinish
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -111,6 +111,7 @@ class TestRunning:
         assert read_info(sandbox.home) == sandbox_info
 
 
+@pytest.mark.parts
 class TestStartingAndEnding:
     def test_a_killed_broker_comes_back_with_its_data_on_its_port(self, own_sandbox: Sandbox) -> None:
         before = own_sandbox.info()
