@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 THIRD_PARTY = {
-    "airflow-busy": "Airflow's API server answers a request with 5xx while it is busy (its own database session timed out); a client asks again",
+    "airflow-busy": "Airflow's API server answers 5xx while it is busy (a database session of its own timed out); a client asks again",
 }
 """What others do at random, and what the tests do about it. The only place where a test may put up with something."""
 
