@@ -1,4 +1,4 @@
-"""``docs/guarantees.md`` names tests: all of them exist."""
+"""``docs/guarantees.md`` and ``docs/security.md`` name tests: all of them exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.runs import ROOT
 
-NAMED = re.findall(r"`(tests/[\w/]+\.py)((?:::\w+)*)`", (ROOT / "docs" / "guarantees.md").read_text())
+PAGES = ("guarantees.md", "security.md")
+NAMED = sorted({named for page in PAGES for named in re.findall(r"`(tests/[\w/]+\.py)((?:::\w+)*)`", (ROOT / "docs" / page).read_text())})
 
 
 def test_some_are_named() -> None:
@@ -17,7 +18,7 @@ def test_some_are_named() -> None:
 
 
 @pytest.mark.parametrize(("file", "names"), NAMED)
-def test_a_test_that_the_guarantees_name_exists(file: str, names: str) -> None:
+def test_a_test_that_a_page_names_exists(file: str, names: str) -> None:
     body: list[ast.stmt] = ast.parse((ROOT / file).read_text()).body
     for name in filter(None, names.split("::")):
         found = [node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name]
