@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from airflow_provider_factory.settings import option
 from factory_agents.protocol import AgentResult
@@ -47,8 +47,11 @@ def result_lineage(result: AgentResult, *, input_topic: str = "", database_url: 
 
 def _table(table: str, database_url: str) -> tuple[str, str]:
     """Namespace ``postgres://host:port`` and name ``database.schema.table``, as OpenLineage names Postgres."""
-    parts = urlsplit(database_url)
     schema = table if "." in table else f"public.{table}"
     if not database_url:
         return "postgres", schema
-    return f"postgres://{parts.hostname or 'localhost'}:{parts.port or 5432}", f"{parts.path.strip('/')}.{schema}"
+    parts = urlsplit(database_url)
+    query = dict(parse_qsl(parts.query))  # where several hosts stand, or a socket's folder: the first one names them all
+    host = parts.hostname or query.get("host", "localhost").partition(",")[0]
+    port = parts.port or query.get("port", "5432").partition(",")[0]
+    return f"postgres://{f'[{host}]' if ':' in host else host}:{port}", f"{parts.path.strip('/')}.{schema}"

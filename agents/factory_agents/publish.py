@@ -9,10 +9,11 @@ import msgspec
 
 from factory_agents.contracts import Contract, load_contract
 from factory_agents.contracts.documents import did_you_mean
+from factory_agents.databases.postgres import database_from_env
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentRun
 from factory_agents.runtime.agents import Sink
-from factory_agents.sinks.postgres import PostgresSink, PostgresTarget, TableName, WantedColumn, WantedTable, database_from_env
+from factory_agents.sinks.postgres import PostgresSink, PostgresTarget, TableName, WantedColumn, WantedTable
 
 __all__ = ["PublishParams", "build"]
 

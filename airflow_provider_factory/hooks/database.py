@@ -2,51 +2,84 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from airflow.sdk import BaseHook
-from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from factory_agents.errors import ConfigurationError
 
 __all__ = ["database_environment", "database_url"]
 
-_NOT_LIBPQ = {
+NOT_LIBPQ = {
+    "aws_conn_id",
+    "azure_conn_id",
+    "cluster-identifier",
     "cursor",
     "iam",
     "redshift",
-    "azure_conn_id",
-    "aws_conn_id",
-    "cluster-identifier",
-    "workgroup-name",
-    "sqlalchemy_scheme",
+    "redshift-serverless",
     "sqlalchemy_query",
+    "sqlalchemy_scheme",
+    "workgroup-name",
 }
+"""What the official hook keeps to itself; everything else in the extra is a parameter of libpq's."""
 
 
 def database_url(connection: Any) -> str:
-    """A libpq URL from a connection's parts and extra; a host that begins with ``/`` is a socket's folder.
+    """A libpq URL from a connection's parts and extra: the session that the official hook opens, several hosts and IAM tokens included.
 
-    Raises ConfigurationError for a connection of another type.
+    Raises ConfigurationError for a connection of another type, for an extra that libpq can't take, and where a token can't be had.
     """
     if connection.conn_type not in ("postgres", "postgresql"):
         raise ConfigurationError(f"connection {connection.conn_id!r}: expected the type postgres, got {connection.conn_type!r}")
     extra: Mapping[str, Any] = connection.extra_dejson or {}
-    query = {k: str(v) for k, v in extra.items() if k not in _NOT_LIBPQ and not isinstance(v, (dict, list, bool)) and v is not None}
-    host = connection.host or ""
+    login, password, port = connection.login, connection.password, connection.port
+    if extra.get("iam"):
+        login, password, port = _iam_token(connection)
     netloc = ""
-    if connection.login:
-        netloc = quote(connection.login, safe="") + (f":{quote(connection.password, safe='')}" if connection.password else "") + "@"
-    if host.startswith("/"):
-        query["host"] = host
-        if connection.port:
-            query["port"] = str(connection.port)
-    else:
-        netloc += host + (f":{connection.port}" if connection.port else "")
-    return f"postgresql://{netloc}/{quote(connection.schema or '', safe='')}" + (f"?{urlencode(query)}" if query else "")
+    if login:
+        netloc = quote(login, safe="") + (f":{quote(password, safe='')}" if password else "") + "@"
+    place = _place(connection.host or "", port)
+    if isinstance(place, str):
+        netloc, place = netloc + place, {}
+    given = {name: value for name, value in extra.items() if name not in NOT_LIBPQ and value is not None}
+    query = place | {name: _parameter(connection, name, value) for name, value in given.items()}
+    return f"postgresql://{netloc}/{quote(connection.schema or '', safe='')}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
+
+
+def _place(host: str, port: int | None) -> str | dict[str, str]:
+    """``host:port`` for one host; parameters for a socket's folder, and for several hosts, which share a port."""
+    after = f":{port}" if port else ""
+    if re.fullmatch(r"[\w.-]*", host) and (host or not port):
+        return host + after
+    if re.fullmatch(r"[0-9A-Fa-f:.]+", host):
+        return f"[{host}]{after}"  # an IPv6 address
+    return ({"host": host} if host else {}) | ({"port": str(port)} if port else {})
+
+
+def _parameter(connection: Any, name: str, value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        raise ConfigurationError(f"connection {connection.conn_id!r}: extra {name!r}: expected a text or a number, as libpq takes it")
+    return str(int(value) if isinstance(value, bool) else value)
+
+
+def _iam_token(connection: Any) -> tuple[str, str, int]:
+    """User, token and port for ``iam: true``, as the official hook gets them."""
+    try:
+        from airflow.providers.postgres.hooks.postgres import PostgresHook
+
+        login, token, port = PostgresHook(postgres_conn_id=connection.conn_id).get_iam_token(connection)
+    except (ImportError, AirflowException) as error:
+        raise ConfigurationError(
+            f"connection {connection.conn_id!r}: its extra asks for iam, and there is no token to be had: {error}"
+        ) from error
+    mask_secret(token)
+    return login, token, port
 
 
 def database_environment(conn_id: str, *, required: bool) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.databases.postgres import database_from_env, explain
+from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval
 from factory_agents.runtime.agents import Reject, SourceRecord
 from factory_agents.sources.rows import (
@@ -36,8 +36,6 @@ __all__ = ["Relation", "TableSource", "connect", "describe", "querying"]
 
 _TIMESTAMP, _TIMESTAMPTZ, _DATE, _BYTEA, _NUMERIC = 1114, 1184, 1082, 17, 1700
 _INTEGERS, _FRACTIONS = (20, 21, 23), (700, 701, _NUMERIC)
-_REFUSALS = ("authentication failed", "no password supplied", "does not exist")
-"""What a server says to credentials and names that a retry doesn't mend; psycopg gives no code for a connection that failed."""
 _PER_MICROSECOND: dict[TimeUnit, Decimal] = {"s": Decimal("1e-6"), "ms": Decimal("1e-3"), "us": Decimal(1), "ns": Decimal(1000)}
 _MAGNITUDES: dict[TimeUnit, tuple[Decimal, Decimal]] = {
     "s": (Decimal(0), Decimal(10) ** 11),
@@ -53,29 +51,11 @@ def connect(database_env: str) -> psycopg.Connection[Any]:
 
     Raises ConfigurationError where it is not set or not understood, UnavailableError where the database doesn't answer.
     """
-    try:
-        import psycopg
-    except ImportError as error:
-        raise ConfigurationError("a table needs psycopg; pip install 'factory-agents[postgres]'") from error
-    url = os.environ.get(database_env, "")
-    if not url:
-        raise ConfigurationError(f"a table needs a database: set {database_env} to its URL, for example postgresql://user@host:5432/name")
-    try:
-        settings = {"connect_timeout": "10", "fallback_application_name": "factory-agents"} | psycopg.conninfo.conninfo_to_dict(url)
-        connection = psycopg.connect(**settings, autocommit=True)  # type: ignore[arg-type]
-        connection.execute("SET TIME ZONE 'UTC'")
-        connection.autocommit = False
-        return connection
-    except psycopg.ProgrammingError as error:
-        raise ConfigurationError(f"{database_env} is not a database URL: {error}") from error
-    except psycopg.OperationalError as error:
-        if any(sign in str(error) for sign in _REFUSALS):
-            raise ConfigurationError(f"the database of {database_env} refuses: {_line(error)}; correct {database_env}") from error
-        raise UnavailableError(f"the database of {database_env} doesn't answer: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    connection = database_from_env(database_env).connect("factory-agents")
+    connection.autocommit = True
+    connection.execute("SET TIME ZONE 'UTC'")
+    connection.autocommit = False
+    return connection
 
 
 @contextmanager
@@ -85,10 +65,8 @@ def querying(what: str) -> Iterator[None]:
 
     try:
         yield
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise UnavailableError(f"{what}: the database failed while it was read: {_line(error)}") from error
     except psycopg.Error as error:
-        raise ConfigurationError(f"{what}: {_line(error)}") from error
+        raise explain(error, what, ConfigurationError) from error
 
 
 class Relation(msgspec.Struct, frozen=True):

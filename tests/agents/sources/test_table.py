@@ -152,10 +152,10 @@ def test_a_database_that_is_not_there_may_come_back_and_a_wrong_name_does_not(
     database_url: str, table: type[TableSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DATABASE_URL", raising=False)
-    with pytest.raises(ConfigurationError, match="set DATABASE_URL to its URL"):
+    with pytest.raises(ConfigurationError, match="DATABASE_URL is not set"):
         read(table("e"), hour(0))
     monkeypatch.setenv("ELSEWHERE", "postgresql://127.0.0.1:1/x")
-    with pytest.raises(UnavailableError, match="ELSEWHERE doesn't answer"):
+    with pytest.raises(UnavailableError, match=r"/x does not answer.*ELSEWHERE"):
         read(table("e", env="ELSEWHERE"), hour(0))
     monkeypatch.setenv("ELSEWHERE", database_url.rpartition("/")[0] + "/no_such_database")
     with pytest.raises(ConfigurationError, match="correct ELSEWHERE"):
@@ -170,7 +170,7 @@ def test_a_connection_that_breaks_while_reading_may_be_tried_again(database: psy
     batches = table("e").read(seconds(0, 40_000), 0)
     next(batches)
     database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'factory-agents'")
-    with pytest.raises(UnavailableError, match="the database failed while it was read"):
+    with pytest.raises(UnavailableError, match="table 'e': the connection was lost"):
         for _ in batches:
             pass
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from factory_agents.sinks.postgres.session import Database, database_from_env
 from factory_agents.sinks.postgres.sink import PostgresSink, PostgresTarget
 from factory_agents.sinks.postgres.table import TableName, WantedColumn, WantedTable
 
-__all__ = ["Database", "PostgresSink", "PostgresTarget", "TableName", "WantedColumn", "WantedTable", "database_from_env"]
+__all__ = ["PostgresSink", "PostgresTarget", "TableName", "WantedColumn", "WantedTable"]

@@ -14,7 +14,7 @@ from factory_agents.sinks.postgres.table import TargetTable, compose
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["Ledger", "Mine", "Taken"]
+__all__ = ["Acquired", "Ledger", "Mine"]
 
 _THIS_WINDOW = "table_name = {table} AND pipeline = {pipeline} AND stage = {stage} AND window_key = {window}"
 _THIS_SHARD = _THIS_WINDOW + " AND shard = {shard} AND shards = {shards}"
@@ -34,7 +34,7 @@ _PUBLISHERS = """
 """
 
 
-class Taken(msgspec.Struct, frozen=True):
+class Acquired(msgspec.Struct, frozen=True):
     """What a claim gave: our fence, the number that our rows bear, and the stored outcome where nothing is left to do.
 
     ``fresh`` says that the rows' keys are likely new to the table, and each there once.
@@ -90,7 +90,7 @@ class Ledger:
     def _row(self, query: str) -> Any:
         return self._run(query).fetchone()
 
-    def take(self) -> Taken:
+    def acquire(self) -> Acquired:
         """Claim the shard. Raises SinkError where rows of a newer manifest of the window are in the table."""
         claim = self._claim
         self._run("SELECT pg_advisory_xact_lock(hashtextextended('claim:' || {lock}, 0))")
@@ -112,13 +112,13 @@ class Ledger:
         self._refuse_older()  # again: who was publishing has ended only now
         same = fingerprint == claim.fingerprint and (plan == claim.plan or claim.shard.of == 1)
         if same and claim.reuse and epoch >= claim.epoch:
-            return Taken(fence, 0, False, msgspec.convert({**outcome, "reused": True}, SinkOutcome))
+            return Acquired(fence, 0, False, msgspec.convert({**outcome, "reused": True}, SinkOutcome))
         self._run("DELETE FROM {publications} WHERE {this_window} AND {this_shard} AND published_at IS NULL")
         (number,) = self._row(
             "INSERT INTO {publications} (table_name, pipeline, stage, window_key, shard, shards, generation)"
             " VALUES ({table}, {pipeline}, {stage}, {window}, {shard}, {shards}, {generation}) RETURNING publication"
         )
-        return Taken(fence, number, self._fresh())
+        return Acquired(fence, number, self._fresh())
 
     def _refuse_older(self) -> None:
         newest = self._row("SELECT max(input_generation) FROM {ledger} WHERE {this_window} AND " + _COMMITTED)[0]
@@ -145,7 +145,7 @@ class Ledger:
         """End the sessions that still publish what this claim takes over, as far as they are ours to end: no lock of theirs stays."""
         self._run(_PUBLISHERS)
 
-    def enter(self, fence: int) -> None:
+    def begin(self, fence: int) -> None:
         """Begin to publish, to be found by ``evict`` until the transaction's end; raises FencedError where we were taken over."""
         self._run("SELECT pg_advisory_xact_lock_shared(hashtextextended('publish:' || {lock} || ' ' || {shard} || 'of' || {shards}, 0))")
         if not self.is_current(fence):

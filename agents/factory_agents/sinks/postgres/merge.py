@@ -1,4 +1,4 @@
-"""One claimed shard on its way into the table: copied, merged where it has to be, swept, recorded."""
+"""One claimed shard: its rows copied, merged where they have to be, older ones removed, the commit recorded."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from factory_agents import failpoints
 from factory_agents.errors import FencedError
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
-from factory_agents.sinks.postgres.ledger import Ledger, Mine, Taken
+from factory_agents.sinks.postgres.copy import STAGING, Copy, Direct, Staged, has_met_others
+from factory_agents.sinks.postgres.ledger import Acquired, Ledger, Mine
 from factory_agents.sinks.postgres.rows import RowReader
 from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, compose, names
-from factory_agents.sinks.postgres.way import STAGING, Direct, Staged, Way, has_met_others
 
 if TYPE_CHECKING:
     import psycopg
@@ -36,77 +36,79 @@ _ZEROS = {
 
 
 class Publication:
-    """One claimed shard: its rows on their way, and what makes them visible.
+    """One claimed shard: its rows, and what makes them visible.
 
     All of it happens in the connection's open transaction; whoever opened it ends it.
     """
 
-    def __init__(self, connection: psycopg.Connection[Any], table: TargetTable, claim: Claim, taken: Taken) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], table: TargetTable, claim: Claim, acquired: Acquired) -> None:
         self.connection = connection
         self.table = table
         self.claim = claim
-        self.fence = taken.fence
-        self._taken = taken
-        self._reader = RowReader(table.columns, (_window_start(claim.window), taken.publication))
+        self.fence = acquired.fence
+        self._acquired = acquired
+        self._reader = RowReader(table.columns, (_window_start(claim.window), acquired.publication))
         self._rows = 0
-        self._way: Way | None = None
+        self._copy: Copy | None = None
         self._ledger = Ledger(connection, table, claim)
         self._sql = _Statements(table)
 
-    def enter(self) -> None:
-        """First in the transaction. Raises FencedError for a claim that was taken over."""
-        self._ledger.enter(self.fence)
+    def begin(self) -> None:
+        """First in the transaction. Raises FencedError for a claim that was acquired over."""
+        self._ledger.begin(self.fence)
 
     def read(self, messages: Sequence[Message]) -> dict[int, Reject]:
         """Make rows of records, and keep those that fit for ``flow``; the others come back by index."""
         fitting, rejected = self._reader.read(messages)
         if fitting:
             self._rows += len(fitting)
-            if self._way is None:
-                direct = self._taken.fresh and self.table.tracked
-                self._way = Direct(self.connection, self.table, self._taken.publication) if direct else Staged(self.connection, self.table)
-            self._way.put(fitting)
+            if self._copy is None:
+                if self._acquired.fresh and self.table.tracked:
+                    self._copy = Direct(self.connection, self.table, self._acquired.publication)
+                else:
+                    self._copy = Staged(self.connection, self.table)
+            self._copy.put(fitting)
         return rejected
 
     def flow(self) -> None:
         """Send rows on."""
-        if self._way is not None:
-            self._way.flow()
+        if self._copy is not None:
+            self._copy.flow()
 
     def finish(self) -> None:
         """Send all rows that are left."""
-        if self._way is not None:
-            self._way.finish()
+        if self._copy is not None:
+            self._copy.finish()
 
     def may_change_over(self, error: psycopg.Error) -> bool:
-        """Whether the rows can go another way than the one on which this happened."""
-        return isinstance(self._way, Direct) and has_met_others(error)
+        """Whether the rows can be copied otherwise than they were when this happened."""
+        return isinstance(self._copy, Direct) and has_met_others(error)
 
     def change_over(self, connection: psycopg.Connection[Any]) -> None:
         """Take the rows to another connection, to be merged: for an error that ``may_change_over``."""
         self._ledger = Ledger(connection, self.table, self.claim)
-        self.enter()
+        self.begin()
         staged = Staged(connection, self.table)
-        if isinstance(self._way, Direct):
+        if isinstance(self._copy, Direct):
             failpoints.hit("postgres.changing-over")
-            self._way.hand_over(staged)
-        self.connection, self._way = connection, staged
+            self._copy.hand_over(staged)
+        self.connection, self._copy = connection, staged
 
     def fenced(self) -> FencedError:
-        """The error of a claim that was taken over."""
+        """The error of a claim that was acquired over."""
         return self._ledger.fenced()
 
     def drop(self) -> None:
-        """Let go of what is under way on a closed connection."""
-        if self._way is not None:
-            self._way.drop()
+        """Let go of a COPY whose connection is closed."""
+        if self._copy is not None:
+            self._copy.drop()
 
-    def land(self, rejected: int) -> SinkOutcome:
-        """Everything between the last row and the commit. Raises FencedError for a claim that was taken over."""
+    def apply(self, rejected: int) -> SinkOutcome:
+        """Everything between the last row and the commit. Raises FencedError for a claim that was acquired over."""
         ledger = self._ledger
         mine = ledger.hold(self.fence)
         written = distinct = self._rows
-        if isinstance(self._way, Staged):
+        if isinstance(self._copy, Staged):
             written = self._count(self._sql.merge(ledger.past() if self.table.tracked else []))
             distinct = self._rows if written == self._rows else self._value(self._sql.count_keys())
         outcome = SinkOutcome(
@@ -119,24 +121,24 @@ class Publication:
             rejected=rejected,
             notes=self.table.notes if self.table.tracked else (*self.table.notes, *self._stale(mine, distinct)),
         )
-        ledger.write(self.fence, self._taken.publication, outcome)
+        ledger.write(self.fence, self._acquired.publication, outcome)
         return outcome
 
     def _sweep(self, mine: Mine) -> int:
         """Delete what this window has in the table and no longer produces; the number of rows.
 
         Partitions may move between the shards of two plans, so an earlier plan's rows go when the whole of this plan is there, not
-        before: no reader misses a row on its way from one shard to another.
+        before: no reader misses a row that moves from one shard to another.
         """
         ledger, claim = self._ledger, self.claim
         ledger.meet()
         if not ledger.published_before():
             return 0
-        current = [self._taken.publication, *ledger.peers()]
+        current = [self._acquired.publication, *ledger.peers()]
         if len(current) == claim.shard.of:
             swept = ledger.stale(current)
         elif mine.plan == claim.plan:
-            swept = ledger.own_older(self._taken.publication)
+            swept = ledger.own_older(self._acquired.publication)
         else:
             swept = []
         if not swept:

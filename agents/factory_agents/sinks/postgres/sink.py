@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from factory_agents import failpoints
+from factory_agents.databases.postgres import Database, cut_after, explain, lost
 from factory_agents.errors import FactoryError, SinkError, UnavailableError
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
 from factory_agents.sinks.postgres.ledger import Ledger
 from factory_agents.sinks.postgres.merge import Publication
-from factory_agents.sinks.postgres.session import Database, cut_after, explain, lost
 from factory_agents.sinks.postgres.table import LEDGER, TableName, WantedTable, check_wanted, compose, open_table
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _IN_EACH_OTHERS_WAY = ("40001", "40P01")
 _LOCKED = "55P03"
 _ON_THE_WAY = 60.0
 """Seconds that an answer may take beyond the server's own limits."""
-_LAND_IDLE = "60s"
+_APPLY_IDLE = "60s"
 """A publisher that stops dead between its last row and its commit holds its locks no longer than this."""
 _RECONNECTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Pauses, in seconds, before each question whether a commit was made: a restarting server takes some."""
@@ -77,23 +77,23 @@ class PostgresSink:
         connection = self._connect(claim)
         target = self._target
         with self._explained(f"claiming shard {claim.shard.key} of window {claim.window}"):
-            self._begin(connection)
+            self._open_transaction(connection)
             table = self._retried(connection, lambda: open_table(connection, target.table, target.wanted, create=target.create_table))
             ledger = Ledger(connection, table, claim)
-            taken = self._retried(connection, ledger.take)
+            acquired = self._retried(connection, ledger.acquire)
             connection.commit()
             ledger.evict()  # who began to publish since, not knowing of this claim
             connection.commit()
         failpoints.hit("postgres.claimed")
-        if taken.outcome is None:
-            self._publication = Publication(connection, table, claim, taken)
-        return taken.outcome
+        if acquired.outcome is None:
+            self._publication = Publication(connection, table, claim, acquired)
+        return acquired.outcome
 
     def write(self, messages: Sequence[Message]) -> dict[int, Reject]:
         """See ``Sink.write``. Raises UnavailableError where the database is lost or cannot take more, FencedError after a newer claim."""
         publication = self._claimed()
         with self._explained(f"copying rows for {publication.table.text}"):
-            self._enter(publication)
+            self._begin(publication)
             rejected = publication.read(messages)
             self._send(publication, publication.flow)
         return rejected
@@ -103,12 +103,12 @@ class PostgresSink:
         publication = self._claimed()
         doing = f"publishing to {publication.table.text}"
         with self._explained(doing):
-            self._enter(publication)
+            self._begin(publication)
             self._send(publication, publication.finish)
             connection = publication.connection
-            self._limit(connection, self._target.statement_timeout, _LAND_IDLE)
+            self._limit(connection, self._target.statement_timeout, _APPLY_IDLE)
             failpoints.hit("postgres.before-merge")
-            outcome = self._retried(connection, lambda: publication.land(rejected))
+            outcome = self._retried(connection, lambda: publication.apply(rejected))
             failpoints.hit("postgres.before-commit")
         self._end(publication, doing)
         failpoints.hit("postgres.committed")
@@ -137,7 +137,7 @@ class PostgresSink:
             raise SinkError(f"the database {self._target.database.address} is encoded in {encoding}; events need one in UTF8")
         return connection
 
-    def _begin(self, connection: psycopg.Connection[Any]) -> None:
+    def _open_transaction(self, connection: psycopg.Connection[Any]) -> None:
         """Begin a transaction with settings of its own (a connection pooler would lend a session's to others)."""
         self._limit(connection, self._target.statement_timeout, "0")
         connection.execute(
@@ -157,14 +157,14 @@ class PostgresSink:
             )
         )
 
-    def _enter(self, publication: Publication) -> None:
+    def _begin(self, publication: Publication) -> None:
         """Begin to publish, unless that was done."""
         connection = publication.connection
         if connection.info.transaction_status.name != "IDLE":
             return
         with cut_after(connection, self._patience):
-            self._begin(connection)
-            publication.enter()
+            self._open_transaction(connection)
+            publication.begin()
             self._limit(connection, 0, "0")  # a COPY takes as long as its rows take to come
 
     def _send(self, publication: Publication, send: Callable[[], None]) -> None:
@@ -180,7 +180,7 @@ class PostgresSink:
                 raise
         with publication.connection as old, cut_after(old, self._patience):
             fresh = self._connect(publication.claim)
-            self._begin(fresh)
+            self._open_transaction(fresh)
             self._limit(fresh, 0, "0")
             publication.change_over(fresh)
             old.rollback()
@@ -224,7 +224,7 @@ class PostgresSink:
             elif publication is not None and lost(publication.connection, error) and self._was_taken_over(publication):
                 raised = publication.fenced()
             else:
-                raised = explain(error, doing, self._target.database.address)
+                raised = explain(error, f"{doing} ({self._target.database.address})")
             self.close()
             raise raised from error
         except BaseException:
@@ -238,7 +238,7 @@ class PostgresSink:
         self.close()
         try:
             connection = self._connect(publication.claim)
-            self._begin(connection)
+            self._open_transaction(connection)
             with cut_after(connection, self._target.lock_timeout + _ON_THE_WAY):
                 return Ledger(connection, publication.table, publication.claim).was_taken_over(publication.fence)
         except (psycopg.Error, UnavailableError):
@@ -276,7 +276,7 @@ class PostgresSink:
             gone = lost(connection, error)
             self.close()
             if not gone:
-                raise explain(error, doing, address) from error
+                raise explain(error, f"{doing} ({address})") from error
             if not self._was_committed(publication, doing):
                 raise UnavailableError(
                     f"{doing} ({address}): the connection was lost at the commit, which was not made; a retry publishes again"
@@ -291,7 +291,7 @@ class PostgresSink:
             time.sleep(pause)
             try:
                 connection = self._connect(publication.claim)
-                self._begin(connection)
+                self._open_transaction(connection)
                 with cut_after(connection, self._target.lock_timeout + _ON_THE_WAY):
                     return Ledger(connection, publication.table, publication.claim).committed(publication.fence)
             except (psycopg.Error, UnavailableError) as error:

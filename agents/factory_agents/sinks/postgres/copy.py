@@ -1,4 +1,4 @@
-"""The two ways of rows into a table: straight in while all their keys are new, else by a staging table to merge from.
+"""The two ways to copy rows: straight into the table while all their keys are new, else into a staging table to merge from.
 
 Both hold a COPY open between batches, so that the server works on one while the next is made.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from psycopg.abc import Buffer
     from psycopg.copy import Writer
 
-__all__ = ["STAGING", "Direct", "Staged", "Way", "has_met_others"]
+__all__ = ["STAGING", "Copy", "Direct", "Staged", "has_met_others"]
 
 STAGING = "factory_staging"
 
@@ -27,17 +27,17 @@ _OWN_COPIED_AS = ("int8", "int4", "int4", "int8")  # of OWN_COLUMNS; a timestamp
 _CHUNK_BYTES = 16_000_000
 _WAIT_LITTLE = """
     SELECT set_config('lock_timeout', '1s', true) FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting::int > 1000
-"""  # on the straight way: the other one waits in its merge, with less in its hands
+"""  # a direct copy: a merge waits longer, with fewer locks in its hands
 _MET_OTHERS = frozenset({"23505", "40P01", "40001", "55P03", "0A000"})
 """Keys that are there already, others in the way, and tables that take no COPY (row-level security)."""
 
 
 def has_met_others(error: psycopg.Error) -> bool:
-    """Whether the straight way has come to an end that the staged one need not come to."""
+    """Whether a direct copy has failed where a staged one need not."""
     return error.sqlstate in _MET_OTHERS
 
 
-class _Copy:
+class _OpenCopy:
     """One COPY into a table, open until it is ended; ``sent`` is all that went, for another to send again (or None: not kept)."""
 
     def __init__(
@@ -67,7 +67,7 @@ class _Copy:
 
 
 def _keeping(cursor: psycopg.Cursor[Any], sent: list[Buffer] | None) -> Writer:
-    """psycopg's own way to the server, with a second look at what goes."""
+    """psycopg's own writer, with a second look at what it sends."""
     from psycopg.copy import LibpqWriter
 
     class Keeping(LibpqWriter):
@@ -83,14 +83,14 @@ class Direct:
     """Rows copied straight into the table, a savepoint a chunk.
 
     It holds for new keys only. At the first that is not (or when another holds one) the COPY fails, and ``hand_over`` gives all rows to
-    the staged way in a session of its own: nothing of this one, nor its locks, is left then.
+    a staged copy in a session of its own: nothing of this one, nor its locks, is left then.
     """
 
     def __init__(self, connection: psycopg.Connection[Any], table: TargetTable, publication: int) -> None:
         self._connection = connection
         self._table = table
         self._publication = publication
-        self._copy: _Copy | None = None
+        self._copy: _OpenCopy | None = None
         self._waiting: list[TableRow] = []
         self._sent: list[Buffer] = []
         self._landed = False
@@ -115,12 +115,12 @@ class Direct:
         self.flow()
         self._end_chunk()
 
-    def _begin_chunk(self) -> _Copy:
+    def _begin_chunk(self) -> _OpenCopy:
         self._connection.execute("SAVEPOINT factory_chunk")
         if not self._landed:
             self._connection.execute(_WAIT_LITTLE)
         query = compose("COPY {table} ({columns}) FROM STDIN (FORMAT binary)", table=self._table.identifier, columns=_columns(self._table))
-        return _Copy(self._connection, query, self._table, self._sent)
+        return _OpenCopy(self._connection, query, self._table, self._sent)
 
     def _end_chunk(self) -> None:
         copy, self._copy = self._copy, None
@@ -132,7 +132,7 @@ class Direct:
         self._sent.clear()
 
     def hand_over(self, staged: Staged) -> None:
-        """Give all rows to a staged way on another connection, those that landed too."""
+        """Give all rows to a staged copy on another connection, those that the table has already too."""
         self._connection.execute("ROLLBACK TO SAVEPOINT factory_chunk")
         if self._landed:
             query = compose(
@@ -161,7 +161,7 @@ class Staged:
 
         self._connection = connection
         self._table = table
-        self._copy: _Copy | None = None
+        self._copy: _OpenCopy | None = None
         self._waiting: list[TableRow] = []
         columns = [
             compose("{name} " + type_ + (' COLLATE "C"' if c.type == "text" else ""), name=sql.Identifier(c.name))
@@ -179,7 +179,7 @@ class Staged:
         """Send what came."""
         rows, self._waiting = self._waiting, []
         if rows and self._copy is None:
-            self._copy = _Copy(self._connection, compose(f"COPY {STAGING} FROM STDIN (FORMAT binary)"), self._table)
+            self._copy = _OpenCopy(self._connection, compose(f"COPY {STAGING} FROM STDIN (FORMAT binary)"), self._table)
         if rows and self._copy is not None:
             self._copy.write(rows)
 
@@ -202,7 +202,7 @@ class Staged:
             self._copy.drop()
 
 
-Way: TypeAlias = Direct | Staged
+Copy: TypeAlias = Direct | Staged
 
 
 def _columns(table: TargetTable) -> sql.Composed:

@@ -1,0 +1,1 @@
+"""Databases that sinks, sources and lookups connect to."""

@@ -1,0 +1,185 @@
+"""One table of a test's own in PostgreSQL, and publishers to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+from confluent_kafka import Message
+from psycopg import sql
+
+from factory_agents.protocol import Shard
+from factory_agents.publish import build
+from factory_agents.runtime.agents import Claim, SinkOutcome
+from tests.support.waiting import wait_for
+
+SCHEMA = {
+    "type": "object",
+    "required": ["id"],
+    "properties": {
+        "id": {"type": "string"},
+        "version": {"type": ["integer", "null"]},
+        "at": {"type": ["string", "null"], "format": "date-time"},
+        "value": {"type": ["string", "null"]},
+    },
+}
+CONTRACT: dict[str, Any] = {"name": "events", "id": "id", "time": "at", "version_field": "version", "schema": SCHEMA}
+ALL_TYPES: dict[str, Any] = {
+    "name": "all",
+    "id": "id",
+    "columns": {
+        "id": "text",
+        "text": "text",
+        "bigint": "bigint",
+        "double": "double",
+        "boolean": "boolean",
+        "timestamptz": "timestamptz",
+        "json": "json",
+        "numeric": "numeric",
+        "date": "date",
+    },
+}
+W1, W2, W3 = (f"2026-11-01T0{hour}:00:00.000Z/2026-11-01T0{hour + 1}:00:00.000Z p" for hour in range(3))
+
+WHOLE = Shard()
+
+
+def event(id_: str, value: str | None = "x", version: int | None = None, at: str | None = None) -> dict[str, Any]:
+    return {"id": id_, "value": value, "version": version, "at": at}
+
+
+def record(e: dict[str, Any], partition: int, offset: int) -> Message:
+    return Message(value=json.dumps(e).encode(), partition=partition, offset=offset)
+
+
+def at(events: Sequence[dict[str, Any]], partition: int = 0) -> list[Message]:
+    return [record(e, partition, offset) for offset, e in enumerate(events)]
+
+
+def write_and_commit(sink: Any, rows: Sequence[Message]) -> SinkOutcome:
+    assert sink.write(rows) == {}
+    outcome: SinkOutcome = sink.commit(rejected=0)
+    return outcome
+
+
+@contextmanager
+def holding_proxy(url: str) -> Iterator[tuple[str, threading.Event]]:
+    """A way to the database, and what makes its first connection hold all further answers."""
+    parts = urlsplit(url)
+    hold, listener = threading.Event(), socket.create_server(("127.0.0.1", 0))
+    opened = contextlib.ExitStack()
+
+    def forward(source: socket.socket, target: socket.socket, held: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not held.is_set():
+                    target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def serve() -> None:
+        held = hold
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = opened.enter_context(socket.create_connection((parts.hostname, parts.port)))
+                opened.enter_context(client)
+                threading.Thread(target=forward, args=(client, server, threading.Event()), daemon=True).start()
+                threading.Thread(target=forward, args=(server, client, held), daemon=True).start()
+                held = threading.Event()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield url.replace(f":{parts.port}/", f":{listener.getsockname()[1]}/"), hold
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    opened.close()
+
+
+class Bench:
+    """One table of this test's own, and publishers to it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.name = f"t_{secrets.token_hex(4)}"
+        self.pipeline = f"p_{secrets.token_hex(4)}"
+        self.contract: dict[str, Any] | None = CONTRACT
+        self.admin = psycopg.connect(url, autocommit=True)
+        self.generation = 0
+        self.sinks: list[Any] = []
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+        self.admin.close()
+
+    def sink(self, **params: Any) -> Any:
+        sink = build({"table": self.name, "contract": self.contract, "lock_timeout": 20} | params)
+        self.sinks.append(sink)
+        return sink
+
+    def claim(self, window: str = W1, shard: Shard = WHOLE, **changes: Any) -> Claim:
+        self.generation += 1
+        values = {"plan": "plan", "fingerprint": "f", "input_generation": 1, "generation": self.generation} | changes
+        return Claim(self.pipeline, "publish", window, shard, **values)
+
+    def publish(self, rows: Sequence[Message], window: str = W1, shard: Shard = WHOLE, **changes: Any) -> SinkOutcome:
+        """All of it; without another fingerprint each publication is a new one."""
+        claim = self.claim(window, shard, **({"fingerprint": f"f{self.generation}"} | changes))
+        sink = self.sink()
+        try:
+            outcome = sink.claim(claim)
+            if outcome is None:
+                for start in range(0, len(rows), 3):
+                    assert sink.write(rows[start : start + 3]) == {}
+                outcome = sink.commit(rejected=0)
+        finally:
+            sink.close()
+        return outcome
+
+    def query(self, template: str, **parts: Any) -> list[tuple[Any, ...]]:
+        query = sql.SQL(template).format(t=sql.Identifier(self.name), **{k: sql.Literal(v) for k, v in parts.items()})
+        return self.admin.execute(query).fetchall()
+
+    def rows(self) -> dict[str, str]:
+        return dict(self.query("SELECT id, value FROM {t} ORDER BY id"))
+
+    def content(self) -> list[tuple[Any, ...]]:
+        return self.query("SELECT id, value, version, at::text FROM {t} ORDER BY id")
+
+    def backends(self) -> list[int]:
+        name = f"factory {self.pipeline}/publish"
+        return [r[0] for r in self.admin.execute("SELECT pid FROM pg_stat_activity WHERE application_name = %s", [name]).fetchall()]
+
+    def terminate(self) -> None:
+        for pid in self.backends():
+            self.admin.execute("SELECT pg_terminate_backend(%s)", [pid])
+        wait_for(lambda: not self.backends(), "its sessions to end")
+
+    def waits_for_lock(self) -> bool:
+        name = f"factory {self.pipeline}/publish"
+        query = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+        return self.admin.execute(query, [name]).fetchone() is not None
+
+
+class SmallDisk:
+    """A tablespace of 1 MB, on a file system of its own."""
+
+    def __init__(self, place: Path, name: str) -> None:
+        self.place = place
+        self.name = name
+
+    def mount(self, options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.place], capture_output=True, text=True, check=False)
+
+    def grow(self) -> None:
+        assert self.mount("remount,size=64m").returncode == 0
