@@ -184,8 +184,9 @@ def _apply(cluster: Cluster, topic: WantedTopic, *, change: bool, fix: bool, at_
         return "missing", []
     if facts is None:
         settings = {**LEDGER_SETTINGS, **topic.settings} if at_least else topic.settings
-        cluster.create(topic.name, topic.partitions, replication=topic.replication, settings=settings)
-        return "created", []
+        if cluster.create(topic.name, topic.partitions, replication=topic.replication, settings=settings):
+            return "created", []
+        facts = cluster.topic(topic.name)  # somebody else was faster
     drift = compare(topic, facts, cluster.settings(topic.name), at_least=at_least)
     if not drift:
         return "as declared", []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
@@ -71,9 +72,10 @@ def plan_window(
     """
     check_names(pipeline=pipeline, prefix=prefix, **({} if interval else {"run_key": run_key}))
     _check_past(interval)
-    planner = _Planner(config, PlanRequest(pipeline, topic, interval, run_key, policy, accept_loss), prefix, timeout)
-    window = planner.plan()
-    if interval is not None and planner.cluster.settings(topic).get("message.timestamp.type") == "CreateTime":
+    with Cluster(config) as cluster:
+        window = _Planner(config, cluster, PlanRequest(pipeline, topic, interval, run_key, policy, accept_loss), prefix, timeout).plan()
+        stamped = cluster.settings(topic).get("message.timestamp.type")
+    if interval is not None and stamped == "CreateTime":
         log.warning("topic %r stamps records with the producer's time (CreateTime); LogAppendTime makes windows follow arrival", topic)
     facts = fields(
         pipeline=pipeline,
@@ -99,7 +101,8 @@ def preview_window(
     """
     check_names(pipeline=pipeline, prefix=prefix)
     _check_past(interval)
-    return _Planner(config, PlanRequest(pipeline, topic, interval), prefix, timeout).preview()
+    with Cluster(config) as cluster:
+        return _Planner(config, cluster, PlanRequest(pipeline, topic, interval), prefix, timeout).preview()
 
 
 def _check_past(interval: Interval | None) -> None:
@@ -112,20 +115,20 @@ def _check_past(interval: Interval | None) -> None:
 class _Planner:
     """One planner at work: reads the ledger, asks the log, writes what is missing, and begins again when another took over."""
 
-    def __init__(self, config: KafkaConfig, request: PlanRequest, prefix: str, timeout: float) -> None:
+    def __init__(self, config: KafkaConfig, cluster: Cluster, request: PlanRequest, prefix: str, timeout: float) -> None:
         self._config = config
+        self._cluster = cluster
         self._request = request
         self._transactional_id = transactional_id(prefix, "plan", request.pipeline)
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
-        self.cluster = Cluster(config)
-        self._ledger = Ledger(config, self.cluster, prefix=prefix, pipeline=request.pipeline)
+        self._ledger = Ledger(config, cluster, prefix=prefix, pipeline=request.pipeline)
         self._doing = f"planning {request.window} of {request.pipeline!r}"
 
     def plan(self) -> Window:
         """The window, from the ledger or newly written there."""
-        topic = self.cluster.topic(self._request.topic)
-        check_window_topic(self.cluster, topic.name)
+        topic = self._cluster.topic(self._request.topic)
+        check_window_topic(self._cluster, topic.name)
         self._ledger.ensure()
         lost = 0
         while True:
@@ -146,8 +149,8 @@ class _Planner:
 
     def preview(self) -> Window:
         """The window that ``plan`` would give now; writes nothing."""
-        check_window_topic(self.cluster, self._request.topic)
-        absent = self.cluster.find(self._ledger.topic) is None
+        check_window_topic(self._cluster, self._request.topic)
+        absent = self._cluster.find(self._ledger.topic) is None
         view = LedgerView() if absent else self._ledger.glance(deadline=self._deadline, wanted=about_plans)
         answers = self._ask()
         window = planned(view, self._request, answers.topic)
@@ -163,12 +166,12 @@ class _Planner:
         """What the log says now, all of it about one topic id and number of partitions."""
         name, interval = self._request.topic, self._request.interval
         while True:
-            topic = self.cluster.topic(name)
+            topic = self._cluster.topic(name)
             partitions = range(topic.partitions)
-            start, stable = self.cluster.log_start(name, partitions), self.cluster.stable_offset(name, partitions)
+            start, stable = self._cluster.log_start(name, partitions), self._cluster.stable_offset(name, partitions)
             times = () if interval is None else (interval.start_ms, interval.end_ms)
-            index = {at: self.cluster.at_time(name, partitions, at) for at in times}
-            if self.cluster.topic(name) == topic:
+            index = {at: self._cluster.at_time(name, partitions, at) for at in times}
+            if self._cluster.topic(name) == topic:
                 return LogAnswers(topic, start, stable, index)
             if time.monotonic() > self._deadline:
                 raise DeadlineError(f"{self._doing}: topic {name!r} kept changing for {self._timeout:.0f} s; try again")
@@ -195,6 +198,8 @@ class _Planner:
             if isinstance(failure, FencedError) or error.args[0].txn_requires_abort():
                 return None
             raise failure from error
+        finally:
+            del producer  # an error's traceback would keep it, with its threads and sockets
         return planned(self._ledger.read(deadline=self._deadline, wanted=about_plans), self._request, answers.topic)
 
     def _commit(self, producer: Producer, records: Iterable[LedgerRecord]) -> None:
@@ -228,8 +233,9 @@ def partition_passed(config: KafkaConfig, topic: str, end: datetime, *, cluster:
 
     One that lies further ahead of now than a cut would believe does not count. ``cluster``: a client to ask with, for who asks often.
     """
-    cluster = cluster or Cluster(config)
-    facts = cluster.topic(topic)
-    found = cluster.at_time(topic, range(facts.partitions), round(end.timestamp() * 1000))
+    with contextlib.ExitStack() as stack:
+        cluster = cluster or stack.enter_context(Cluster(config))
+        facts = cluster.topic(topic)
+        found = cluster.at_time(topic, range(facts.partitions), round(end.timestamp() * 1000))
     latest = time.time() * 1000 + FUTURE_MS
     return {p: offset >= 0 and stamp <= latest for p, (offset, stamp) in found.items()}

@@ -211,15 +211,18 @@ class Ledger:
         self.partition = zlib.crc32(pipeline.encode()) % LEDGER_PARTITIONS
 
     def ensure(self) -> None:
-        """Create the topic if it is absent; ConfigurationError where it has fewer partitions than it must."""
-        facts = self._cluster.find(self.topic)
-        if facts is None:
-            self._cluster.create(self.topic, LEDGER_PARTITIONS, settings=LEDGER_SETTINGS)
-            facts = self._cluster.topic(self.topic)
+        """Create the topic if it is absent; ConfigurationError where it has too few partitions, or a policy that deletes records."""
+        facts = self._cluster.ensure(self.topic, LEDGER_PARTITIONS, settings=LEDGER_SETTINGS)
         if facts.partitions < LEDGER_PARTITIONS:
             raise ConfigurationError(
                 f"topic {self.topic!r} has {facts.partitions} partitions, the ledger needs {LEDGER_PARTITIONS}; "
                 f"add partitions before anything is written to it"
+            )
+        policy = self._cluster.settings(self.topic).get("cleanup.policy", "compact")
+        if policy != LEDGER_SETTINGS["cleanup.policy"]:
+            raise ConfigurationError(
+                f"topic {self.topic!r} has cleanup.policy={policy}, the ledger needs compact: what was planned and done would be deleted, "
+                f"and done again; set it (factory topics apply --fix, or kafka-configs)"
             )
 
     def read(self, *, start: int = 0, deadline: float, wanted: Wanted = _everything) -> LedgerView:
@@ -303,10 +306,10 @@ def read_result(
     config: KafkaConfig, pipeline: str, stage: str, window: str, shard: Shard, *, prefix: str = "factory", timeout: float = 60.0
 ) -> AgentResult | None:
     """The finished result that stands in the ledger for one shard of a stage over a window (by its key), or None."""
-    cluster = Cluster(config)
-    ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
-    if cluster.find(ledger.topic) is None:
-        return None
-    key = stage_key(pipeline, stage, window, shard)
-    record = ledger.read(deadline=time.monotonic() + timeout, wanted=key.encode().__eq__).get(key)
-    return record.result if isinstance(record, StageRecord) else None
+    with Cluster(config) as cluster:
+        ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+        if cluster.find(ledger.topic) is None:
+            return None
+        key = stage_key(pipeline, stage, window, shard)
+        record = ledger.read(deadline=time.monotonic() + timeout, wanted=key.encode().__eq__).get(key)
+        return record.result if isinstance(record, StageRecord) else None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Self, TypeVar
 
 from confluent_kafka import (
     ConsumerGroupState,
@@ -29,12 +30,19 @@ from confluent_kafka.admin import (
 )
 
 from factory_agents.errors import ConfigurationError, UnavailableError
-from factory_agents.kafka.config import KafkaConfig, kafka_error
+from factory_agents.kafka.config import KafkaConfig, kafka_error, message_error
 
 __all__ = ["Cluster", "GroupFacts", "TopicFacts"]
 
 _TIMEOUT = 15.0
+_SPREAD_SECONDS = 2.0
+"""How long a topic that no broker asked has heard of is looked for, where the controller may not be asked."""
+_Answer = TypeVar("_Answer")
+
+_NO_ANSWER = (KafkaException, FutureTimeoutError, TimeoutError)
+
 _REFUSED = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}
+_UNAUTHORIZED = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}
 _UNANSWERED = {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT_QUEUE}
 _COORDINATOR_MOVES = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -63,28 +71,35 @@ class GroupFacts:
 
 
 class Cluster:
-    """Questions to one cluster, each answered or refused with one clear line. Holds one admin client; thread-safe."""
+    """Questions to one cluster, each answered or refused with one clear line. Holds one admin client, until ``close``; thread-safe.
+
+    A topic that was created a moment ago is found: brokers learn of it one after the other, so one that doesn't know a topic yet is asked
+    again for as long as the controller has it.
+    """
 
     def __init__(self, config: KafkaConfig, *, timeout: float = _TIMEOUT) -> None:
         self._config = config
         self._timeout = timeout
         self._admin: AdminClient | None = None
-        self._refused: KafkaError | None = None
+        self._refused: list[KafkaError] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def admin(self) -> AdminClient:
         """The admin client, made on first use."""
         if self._admin is None:
-            self._admin = self._config.admin(error_cb=self._noticed)
+            # a callback that knew this object would keep the client, its threads and its sockets until the next garbage collection
+            self._admin = self._config.admin(error_cb=partial(_note_refusal, self._refused))
         return self._admin
 
     def close(self) -> None:
-        """Let the client go."""
+        """Let the client go, with its threads and sockets; a later question makes a new one."""
         self._admin = None
-
-    def _noticed(self, error: KafkaError) -> None:
-        if error.code() in _REFUSED:
-            self._refused = error
 
     def _wait(self, future: Any) -> Any:
         """A future's result; what refuses us (a wrong password) is raised as soon as it is known, not when the request times out."""
@@ -94,15 +109,15 @@ class Cluster:
                 return future.result(0.2)
             except (FutureTimeoutError, TimeoutError):
                 self.admin.poll(0)
-                if self._refused is not None:
-                    raise KafkaException(self._refused) from None
+                if self._refused:
+                    raise KafkaException(self._refused[-1]) from None
                 if time.monotonic() > until:
                     raise
 
     def _result(self, future: Any, doing: str) -> Any:
         try:
             return self._wait(future)
-        except (KafkaException, FutureTimeoutError, TimeoutError) as error:
+        except _NO_ANSWER as error:
             raise self._failed(error, doing) from error
 
     def _failed(self, error: Exception, doing: str) -> Exception:
@@ -121,27 +136,63 @@ class Cluster:
 
     def topic(self, name: str) -> TopicFacts:
         """A topic's facts; ConfigurationError where there is none."""
-        return self.topics([name])[name]
+        found = self.find(name)
+        if found is None:
+            raise message_error(KafkaError.UNKNOWN_TOPIC_OR_PART, "", "", f"topic {name!r}")
+        return found
 
-    def topics(self, names: Sequence[str]) -> dict[str, TopicFacts]:
+    def topics(self, names: Iterable[str]) -> dict[str, TopicFacts]:
         """Several topics' facts; ConfigurationError naming the first that does not exist."""
-        futures = self.admin.describe_topics(TopicCollection(list(names)), request_timeout=self._timeout)
-        facts = {}
-        for name, future in futures.items():
-            described = self._result(future, f"topic {name!r}")
-            facts[name] = _facts(name, described)
-        return facts
+        return {name: self.topic(name) for name in names}
 
     def find(self, name: str) -> TopicFacts | None:
         """A topic's facts, or None where there is none."""
-        future = self.admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name]
+
+        def ask() -> TopicFacts:
+            return _facts(name, self._wait(self.admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name]))
+
         try:
-            described = self._wait(future)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return self._spread(name, ask)
+        except _NO_ANSWER as error:
+            if _is_unknown(error):
                 return None
             raise self._failed(error, f"topic {name!r}") from error
-        return _facts(name, described)
+
+    def _spread(self, topic: str, ask: Callable[[], _Answer]) -> _Answer:
+        """Ask about one topic, again while the broker that answers doesn't know it and the controller does."""
+        began = time.monotonic()
+        patience: float | None = None
+        while True:
+            try:
+                return ask()
+            except KafkaException as error:
+                if not _is_unknown(error):
+                    raise
+                patience = self._patience(topic) if patience is None else patience
+                if time.monotonic() > began + patience:
+                    if patience == self._timeout:
+                        raise UnavailableError(
+                            f"topic {topic!r} exists, but a broker has not heard of it in {patience:.0f} s; is it behind the controller?"
+                        ) from error
+                    raise
+            time.sleep(0.02)
+
+    def _patience(self, topic: str) -> float:
+        """Seconds for which it is worth asking for a topic again.
+
+        Only the controller knows for certain what there is: it is asked to validate the topic's creation, which creates nothing.
+        """
+        future = self.admin.create_topics([NewTopic(topic, 1)], request_timeout=self._timeout, validate_only=True)[topic]
+        try:
+            self._wait(future)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code == KafkaError.TOPIC_ALREADY_EXISTS:
+                return self._timeout
+            return _SPREAD_SECONDS if code in _UNAUTHORIZED else 0.0
+        except (FutureTimeoutError, TimeoutError):
+            return _SPREAD_SECONDS
+        return 0.0
 
     def _offsets(self, topic: str, partitions: Iterable[int], spec: OffsetSpec, isolation: IsolationLevel) -> dict[int, tuple[int, int]]:
         request = {TopicPartition(topic, p): spec for p in partitions}
@@ -183,8 +234,13 @@ class Cluster:
     def settings(self, topic: str) -> dict[str, str]:
         """A topic's configuration, defaults included."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
-        future = self.admin.describe_configs([resource], request_timeout=self._timeout)[resource]
-        return {name: entry.value or "" for name, entry in self._result(future, f"settings of topic {topic!r}").items()}
+        try:
+            entries = self._spread(
+                topic, lambda: self._wait(self.admin.describe_configs([resource], request_timeout=self._timeout)[resource])
+            )
+        except _NO_ANSWER as error:
+            raise self._failed(error, f"settings of topic {topic!r}") from error
+        return {name: entry.value or "" for name, entry in entries.items()}
 
     def group(self, name: str) -> GroupFacts | None:
         """A consumer group's facts, or None where it has neither members nor committed offsets."""
@@ -219,7 +275,7 @@ class Cluster:
             future = ask()
             try:
                 return self._wait(future)
-            except (KafkaException, FutureTimeoutError, TimeoutError) as error:
+            except _NO_ANSWER as error:
                 moves = isinstance(error, KafkaException) and error.args[0].code() in _COORDINATOR_MOVES
                 if not moves or time.monotonic() > deadline:
                     raise self._failed(error, doing) from error
@@ -237,8 +293,16 @@ class Cluster:
             return default
         return entry.value if entry is not None and entry.value is not None else default
 
+    def ensure(self, name: str, partitions: int, *, settings: Mapping[str, str] | None = None) -> TopicFacts:
+        """A topic's facts; it is created first where there is none."""
+        found = self.find(name)
+        if found is None:
+            self.create(name, partitions, settings=settings)
+            found = self.topic(name)
+        return found
+
     def create(self, name: str, partitions: int, *, replication: int = -1, settings: Mapping[str, str] | None = None) -> bool:
-        """Create a topic; False where it is there already. Returns when its metadata can be read."""
+        """Create a topic; False where it is there already, whoever created it. Returns when its metadata can be read."""
         future = self.admin.create_topics(
             [NewTopic(name, partitions, replication, config=dict(settings or {}))],
             request_timeout=self._timeout,
@@ -250,11 +314,7 @@ class Cluster:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise self._failed(error, f"creating topic {name!r}") from error
             return False
-        deadline = time.monotonic() + self._timeout
-        while self.find(name) is None:
-            time.sleep(0.02)
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"topic {name!r} was created but is not to be seen after {self._timeout:.0f} s")
+        self.topic(name)
         return True
 
     def brokers(self) -> int:
@@ -272,6 +332,15 @@ class Cluster:
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
         future = self.admin.incremental_alter_configs([resource], request_timeout=self._timeout)[resource]
         self._result(future, f"altering topic {name!r}")
+
+
+def _note_refusal(refused: list[KafkaError], error: KafkaError) -> None:
+    if error.code() in _REFUSED:
+        refused.append(error)
+
+
+def _is_unknown(error: BaseException | None) -> bool:
+    return isinstance(error, KafkaException) and error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART
 
 
 def _facts(name: str, described: Any) -> TopicFacts:

@@ -89,11 +89,11 @@ def read_windows(config: KafkaConfig, *, pipeline: str = "", prefix: str = "fact
 
     Raises UnavailableError without a broker.
     """
-    cluster = Cluster(config)
-    ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
-    if cluster.find(ledger.topic) is None:
-        return []
-    return windows_of(ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS))
+    with Cluster(config) as cluster:
+        ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+        if cluster.find(ledger.topic) is None:
+            return []
+        return windows_of(ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS))
 
 
 def windows_of(view: LedgerView) -> list[WindowStatus]:

@@ -315,12 +315,8 @@ class Outputs:
             )
 
     def _dead_topic(self) -> TopicFacts:
-        found = self._cluster.find(self.dead_name)
-        if found is None:
-            partitions = self.output.partitions if self.output else self._origin.input_partitions
-            self._cluster.create(self.dead_name, max(1, partitions), settings=_DEAD_SETTINGS)
-            found = self._cluster.topic(self.dead_name)
-        return found
+        partitions = self.output.partitions if self.output else self._origin.input_partitions
+        return self._cluster.ensure(self.dead_name, max(1, partitions), settings=_DEAD_SETTINGS)
 
     def bounds(self, topic: TopicFacts | None, have: Bounds) -> Bounds:
         """``have`` and what this chunk has sent to a topic, once it is flushed."""

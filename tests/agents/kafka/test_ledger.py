@@ -174,6 +174,15 @@ def test_a_ledger_with_too_few_partitions_is_refused(bootstrap: str, prefix: str
         Ledger(config, Cluster(config), prefix=prefix, pipeline="p").ensure()
 
 
+@pytest.mark.parametrize("policy", ["delete", "compact,delete"])
+def test_a_ledger_that_would_forget_is_refused(bootstrap: str, prefix: str, topic: TopicFactory, policy: str) -> None:
+    config = KafkaConfig(bootstrap)
+    topic("ledger", partitions=LEDGER_PARTITIONS, cleanup_policy=policy)
+    with pytest.raises(ConfigurationError, match=rf"cleanup\.policy={policy}, the ledger needs compact.*--fix") as caught:
+        Ledger(config, Cluster(config), prefix=prefix, pipeline="p").ensure()
+    assert "\n" not in str(caught.value)
+
+
 def test_passes_over_what_its_reader_does_not_need(ledgers: Ledgers) -> None:
     stage = StageRecord("p", "s", "w", Shard(), "f", 3, result=AgentResult("p", "s", "w"))
     ledgers.write(ledgers.of("p"), PipelineRecord("p", "intervals"), cut("p", 5, 1), stage)

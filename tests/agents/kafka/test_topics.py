@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.ledger import LEDGER_PARTITIONS, Ledger
 from factory_agents.kafka.topics import Cluster
 from factory_agents.sandbox import SandboxInfo
 from tests.conftest import TopicFactory
 from tests.support.log import Transaction, Writer, hours_ago
+from tests.support.process_resources import tasks_and_sockets
 from tests.support.waiting import wait_for
 
 
@@ -32,6 +40,96 @@ def test_a_topic_has_another_id_once_it_is_recreated(cluster: Cluster, admin: Ad
     assert (again.name, again.partitions) == (first.name, first.partitions)
     assert again.id != first.id
     admin.delete_topics([name])[name].result()
+
+
+class FirstUsers:
+    """Eight threads, each with a client that is connected, that do the same thing at once; round after round for some seconds."""
+
+    def __init__(self, config: KafkaConfig, admin: AdminClient) -> None:
+        self.clusters = [Cluster(config) for _ in range(8)]
+        self.admin = admin
+
+    def rounds(self, prefix: str, act: Callable[[Cluster, str], object], *, before: Callable[[str], object] = lambda name: None) -> int:
+        """``act`` by all on a new name, 40 times or as often as it can be in 20 seconds; ``before`` comes just before it."""
+        for cluster in self.clusters:
+            cluster.brokers()
+        gate, until, names = threading.Barrier(len(self.clusters)), time.monotonic() + 20, []
+
+        def one(cluster: Cluster, name: str) -> None:
+            if gate.wait() == 0:
+                before(name)
+            gate.wait()
+            act(cluster, name)
+
+        with ThreadPoolExecutor(len(self.clusters)) as pool:
+            while len(names) < 40 and time.monotonic() < until:
+                names.append(f"{prefix}-{len(names)}")
+                for done in [pool.submit(one, cluster, names[-1]) for cluster in self.clusters]:
+                    done.result()
+        return len(names)
+
+
+@pytest.fixture
+def first_users(bootstrap: str, admin: AdminClient, prefix: str) -> Iterator[FirstUsers]:
+    yield FirstUsers(KafkaConfig(bootstrap), admin)
+    made = [name for name in admin.list_topics(timeout=20).topics if name.startswith(prefix)]
+    for future in admin.delete_topics(made).values():
+        future.exception()
+
+
+def test_first_users_of_a_prefix_all_find_the_ledger_that_one_of_them_made(first_users: FirstUsers, prefix: str) -> None:
+    def ensure(cluster: Cluster, name: str) -> None:
+        Ledger(KafkaConfig("unused"), cluster, prefix=name, pipeline="p").ensure()
+        assert len(cluster.high_watermark(f"{name}.ledger", range(LEDGER_PARTITIONS))) == LEDGER_PARTITIONS
+
+    assert first_users.rounds(prefix, ensure) >= 5
+
+
+def test_first_users_of_a_topic_all_read_its_settings(first_users: FirstUsers, prefix: str) -> None:
+    def ensure(cluster: Cluster, name: str) -> None:
+        assert cluster.ensure(name, 3, settings={"retention.ms": "1234567"}).partitions == 3
+        assert cluster.settings(name)["retention.ms"] == "1234567"
+
+    assert first_users.rounds(prefix, ensure) >= 5
+
+
+def test_a_topic_that_another_client_created_a_moment_ago_is_found(first_users: FirstUsers, admin: AdminClient, prefix: str) -> None:
+    def create(name: str) -> None:
+        admin.create_topics([NewTopic(name, 2)])[name].result(20)
+
+    def look(cluster: Cluster, name: str) -> None:
+        assert cluster.find(name) is not None
+        assert cluster.topic(name).partitions == 2
+
+    assert first_users.rounds(prefix, look, before=create) >= 5
+
+
+def test_an_unknown_topic_is_told_at_once(cluster: Cluster) -> None:
+    cluster.brokers()
+    began = time.monotonic()
+    assert cluster.find("nowhere") is None
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("end", ["closed", "left", "dropped"])
+def test_a_client_goes_with_its_threads_and_sockets_without_the_garbage_collector(bootstrap: str, end: str) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        before = tasks_and_sockets()
+        for _ in range(5):
+            cluster = Cluster(KafkaConfig(bootstrap))
+            if end == "left":
+                with cluster:
+                    cluster.brokers()
+            else:
+                cluster.brokers()
+            if end == "closed":
+                cluster.close()
+            del cluster
+        wait_for(lambda: tasks_and_sockets() <= before, "the clients' threads to end")
+    finally:
+        gc.enable()
 
 
 def test_an_unknown_topic_is_named(cluster: Cluster) -> None:
