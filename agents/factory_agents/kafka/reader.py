@@ -18,7 +18,7 @@ from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import PartitionRange, Window
 from factory_agents.telemetry import fields
 
-__all__ = ["WRITER_HEADER", "WindowReader"]
+__all__ = ["TOPIC_CHANGED", "WRITER_HEADER", "WindowReader"]
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _MARGIN = 30.0
 
 _error, _partition = methodcaller("error"), methodcaller("partition")
 _LEAST_WAIT = 5.0  # seconds without a record before anybody is asked how long a transaction may last
-_TOPIC_CHANGED = {
+TOPIC_CHANGED = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.UNKNOWN_TOPIC_ID,
     KafkaError.INCONSISTENT_TOPIC_ID,
@@ -289,7 +289,7 @@ class WindowReader:
             return False
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             return self._out_of_range(r)
-        if error.code() in _TOPIC_CHANGED:
+        if error.code() in TOPIC_CHANGED:
             self.check_topic()  # where it is only the client's metadata that are behind, it goes on by itself
             return False
         if passing(error):

@@ -118,6 +118,11 @@ class TransactionalWriter:
         return self._producer
 
     @property
+    def is_open(self) -> bool:
+        """Whether there is a producer; there is none after an abort."""
+        return self._producer is not None
+
+    @property
     def age(self) -> float:
         """Seconds since the open transaction began; 0 where none is open."""
         return 0.0 if self.open_since is None else time.monotonic() - self.open_since

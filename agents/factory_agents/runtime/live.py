@@ -6,15 +6,11 @@ import contextlib
 import logging
 import time
 import uuid
-from typing import cast
-
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from factory_agents import failpoints
-from factory_agents.errors import ConfigurationError, FencedError, StoppedError, WindowError
-from factory_agents.kafka.config import kafka_error, passing
+from factory_agents.errors import ConfigurationError, FencedError, StoppedError, UnavailableError, WindowError
 from factory_agents.kafka.cuts import check_names
-from factory_agents.kafka.messages import Message
+from factory_agents.kafka.group import GroupReader
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import Counts, transactional_id
@@ -50,16 +46,18 @@ def run_live(
     group: str,
     dead_letter_topic: str = "",
     prefix: str = "factory",
+    accept_loss: bool = False,
 ) -> Counts:
     """Handle what arrives, from the group's position (at first: the earliest record), outputs and positions in one transaction.
 
-    Returns the counts when ``context.stop`` says so. Raises a FactoryError where it cannot go on; nothing is lost or doubled by starting
-    it again.
+    Returns the counts when ``context.stop`` says so. Raises DataLossError where records that the group has not read are gone (the topic was
+    recreated, retention was faster), unless ``accept_loss``; and another FactoryError where it cannot go on. Nothing is lost or doubled by
+    starting it again.
     """
     check_names(group=group, prefix=prefix)
     if transform.stateful:
         raise WindowError(f"agent {transform.name!r} judges a whole window and cannot run live; give it a window (--since, --until)")
-    live = _Live(context, transform, in_topic, out_topic, group, dead_letter_topic, prefix)
+    live = _Live(context, transform, in_topic, out_topic, group, dead_letter_topic, prefix, accept_loss=accept_loss)
     try:
         return live.run()
     finally:
@@ -67,7 +65,7 @@ def run_live(
 
 
 class _Live:
-    """One member of the group. An aborted transaction takes a new producer and goes back to the group's committed position."""
+    """One member of the group. An aborted transaction takes a new producer and goes back to where the group stands."""
 
     def __init__(
         self,
@@ -78,10 +76,12 @@ class _Live:
         group: str,
         dead_letter_topic: str,
         prefix: str,
+        *,
+        accept_loss: bool,
     ) -> None:
-        self.context, self.transform, self.in_topic, self.group = context, transform, in_topic, group
+        self.context, self.transform, self.group = context, transform, group
         self.cluster = Cluster(context.config)
-        partitions = self.cluster.topic(in_topic).partitions
+        self.reader = GroupReader(context.config, self.cluster, in_topic, group, accept_loss=accept_loss)
         self.writer = TransactionalWriter(
             context.config,
             transactional_id(prefix, "live", group, uuid.uuid4().hex),
@@ -92,46 +92,39 @@ class _Live:
         self.outputs = Outputs(
             self.cluster,
             self.writer,
-            Origin(group, "live", transform.name, transform.version, input_topic=in_topic, input_partitions=partitions),
+            Origin(group, "live", transform.name, transform.version, input_topic=in_topic, input_partitions=self.reader.topic.partitions),
             output=out_topic,
             dead=dead_letter_topic,
         )
         self.outputs.sign(f"live/{group}/0")
         self.counts, self.uncommitted = Counts(), Counts()
         self.positions: dict[int, int] = {}
-        self.committed: dict[int, int] = {}
-        self.ends: dict[int, int] = {}  # where partitions ended when read to their end: past the last transaction's marker
-        self.assigned: set[int] = set()
         self.batch = BatchSize()
         self.chunk = _LARGEST_CHUNK
         self.aborts = 0
         self.began = 0.0
         self.in_chunk = 0
         self.thread = AgentThread(transform.name)
-        self.consumer: Consumer = context.config.consumer(
-            group_id=group, auto_offset_reset="earliest", partition_assignment_strategy="cooperative-sticky"
-        )
 
     def close(self) -> None:
         """Leave the group; an open transaction is ended without its outputs."""
+        self._forget()
         with contextlib.suppress(FencedError):
             self.writer.abort()
-        self.positions = {}
-        self.consumer.close()
+        self.reader.close()
         self.thread.close(self.transform.close)
         self.cluster.close()
 
     def run(self) -> Counts:
         """Until asked to stop."""
         self.outputs.resolve()
-        self.writer.open(time.monotonic() + _PATIENCE)
-        self.consumer.subscribe([self.in_topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        self.reader.subscribe(came=self._on_assign, going=self._on_revoke, gone=self._on_lost)
         log.info(
             "live",
             extra=fields(
                 agent=self.transform.name,
                 group=self.group,
-                topic=self.in_topic,
+                topic=self.reader.topic.name,
                 output=self.outputs.output and self.outputs.output.name,
             ),
         )
@@ -146,11 +139,15 @@ class _Live:
             self._commit()
         except (ChunkAbortedError, FencedError, StoppedError) as error:
             log.warning("the last records are not committed; the next start reads them again", extra=fields(reason=str(error)))
+        self.counts.lost = self.reader.lost
         return self.counts
 
     def _step(self) -> None:
-        size = max(1, min(self.batch.records, self.chunk - self.in_chunk))
-        messages = [m for m in cast("list[Message]", self.consumer.consume(size, _POLL)) if self._is_record(m)]
+        if not self.writer.is_open:
+            self.writer.open(time.monotonic() + _PATIENCE)
+        if self.reader.waiting:
+            self._commit()  # what is handled is not read again
+        messages = self.reader.batch(max(1, min(self.batch.records, self.chunk - self.in_chunk)), _POLL)
         if messages:
             if not self.positions:
                 self.began = time.monotonic()
@@ -160,16 +157,9 @@ class _Live:
             self.in_chunk += len(messages)
             self.outputs.put(messages, outputs, self.uncommitted)
             self.positions |= {m.partition(): m.offset() + 1 for m in messages}
-        self._pass_markers()
+        self.positions |= self.reader.passed(self.positions)  # so that the lag is none when all is read
         if not messages or time.monotonic() - self.began > _COMMIT_SECONDS or self.in_chunk >= self.chunk:
             self._commit()
-
-    def _pass_markers(self) -> None:
-        """Go past the markers that end a partition, so that its lag is none when all is read."""
-        for partition, end in self.ends.items():
-            if partition in self.assigned and end > max(self.committed.get(partition, 0), self.positions.get(partition, 0)):
-                self.positions[partition] = end
-        self.ends = {}
 
     def _meanwhile(self) -> None:
         """While the agent is busy: commit what is handled, and leave what it has in hand to the next start when asked to stop."""
@@ -177,17 +167,6 @@ class _Live:
             self._commit()
         if self.context.stop():
             raise StoppedError(f"group {self.group!r}: asked to stop")
-
-    def _is_record(self, message: Message) -> bool:
-        error = message.error()
-        if error is None:
-            return message.partition() in self.assigned  # a rebalance may take partitions away within one call of consume
-        if error.code() == KafkaError._PARTITION_EOF:
-            self.ends[message.partition()] = message.offset()
-            return False
-        if passing(error):
-            return False
-        raise kafka_error(error, f"reading {self.in_topic}")
 
     def _commit(self) -> None:
         """Outputs and positions become visible together."""
@@ -197,30 +176,39 @@ class _Live:
         self.writer.begin()
         self.writer.flush(deadline)
         failpoints.hit("live.before-offsets")
-        offsets = [TopicPartition(self.in_topic, p, o) for p, o in self.positions.items()]
-        self.writer.send_offsets(offsets, self.consumer.consumer_group_metadata())
+        self._check_topic(deadline)
+        self.writer.send_offsets(self.reader.offsets(self.positions), self.reader.membership)
         self.writer.commit(deadline)
+        self.reader.committed(self.positions)
         self.counts.add(self.uncommitted)
-        self.committed |= self.positions
         self._forget()
         self.aborts = 0
         self.chunk = min(_LARGEST_CHUNK, self.chunk * 2)
         self.context.observer(self.group, self.counts.consumed, -1, self.counts)
+
+    def _check_topic(self, deadline: float) -> None:
+        """See ``GroupReader.check_topic``; a broker that is away is waited for."""
+        while True:
+            try:
+                self.reader.check_topic()
+                return
+            except UnavailableError:
+                if time.monotonic() > deadline or self.context.stop():
+                    raise
 
     def _forget(self) -> None:
         self.outputs.forget()
         self.uncommitted, self.positions, self.in_chunk = Counts(), {}, 0
 
     def _drop(self) -> None:
-        """End the open transaction without its outputs and take a new producer.
+        """End the open transaction without its outputs; all that was read and not committed is read again, by whoever has it then.
 
-        A fenced one has outlived its timeout: nobody else has this transactional id.
+        A fenced producer has outlived its timeout: nobody else has this transactional id.
         """
+        self._forget()
+        self.reader.rewind()
         with contextlib.suppress(FencedError):
             self.writer.abort()
-        self._forget()
-        self.ends = {}
-        self.writer.open(time.monotonic() + _PATIENCE)
 
     def _recover(self, error: ChunkAbortedError | FencedError) -> None:
         """Go back to the committed position; a refused record is halved down to, and dead-lettered, as in a window."""
@@ -234,36 +222,21 @@ class _Live:
             raise error.cause if isinstance(error, ChunkAbortedError) else error
         log.warning("transaction aborted, going back to the committed position", extra=fields(reason=str(error), records=self.chunk))
         self._drop()
-        try:
-            positions = self.consumer.committed(self.consumer.assignment(), timeout=_TIMEOUT_MS / 1000 * 2)
-            for tp in positions:
-                start = tp.offset if tp.offset >= 0 else self.cluster.log_start(tp.topic, [tp.partition])[tp.partition]
-                self._seek(TopicPartition(tp.topic, tp.partition, start))
-        except KafkaException as failure:
-            raise kafka_error(failure, f"group {self.group!r}: going back to the committed position") from failure
 
-    def _seek(self, to: TopicPartition) -> None:
-        try:
-            self.consumer.seek(to)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError._STATE:  # not begun to be read: it begins at the committed position by itself
-                raise
+    def _on_assign(self, partitions: set[int]) -> None:
+        log.info("partitions assigned", extra=fields(group=self.group, partitions=sorted(partitions)))
 
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.assigned |= {tp.partition for tp in partitions}
-        self.committed = {p: o for p, o in self.committed.items() if p not in {tp.partition for tp in partitions}}
-        log.info("partitions assigned", extra=fields(group=self.group, partitions=[tp.partition for tp in partitions]))
-
-    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_revoke(self, partitions: set[int]) -> None:
         """Commit before another member goes on from the committed positions."""
-        self.assigned -= {tp.partition for tp in partitions}
         try:
             self._commit()
         except (ChunkAbortedError, FencedError) as error:
             log.warning("not committed before the partitions went; their new owner reads those records", extra=fields(reason=str(error)))
             self._drop()
+        except BaseException:
+            self._drop()  # the partitions go all the same: nothing may commit a position of theirs any more
+            raise
 
-    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def _on_lost(self, partitions: set[int]) -> None:
         """Partitions went without asking: what is not committed is their new owner's."""
-        self.assigned -= {tp.partition for tp in partitions}
         self._drop()

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from factory_agents.errors import ConfigurationError, WindowError
+from factory_agents.errors import ConfigurationError, FencedError, UnavailableError, WindowError
 from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import Counts
 from factory_agents.runtime.agents import agent
-from factory_agents.runtime.live import default_group, run_live
+from factory_agents.runtime.live import _Live, default_group, run_live
 from factory_agents.runtime.session import RunContext
 from tests.support.agents import mark
 from tests.support.runs import Runs, events
@@ -30,14 +31,22 @@ from tests.support.waiting import wait_for
 class Live:
     """A live agent in a thread of its own."""
 
-    def __init__(self, runs: Runs, source: str, out: str, function: Callable[..., Any], config: KafkaConfig | None) -> None:
+    def __init__(
+        self, runs: Runs, source: str, out: str, function: Callable[..., Any], config: KafkaConfig | None, *, accept_loss: bool = False
+    ) -> None:
         self.stop = threading.Event()
         self.counts: Counts | None = None
         self.error: BaseException | None = None
         self.commits: list[int] = []
         context = RunContext(config or runs.config, stop=self.stop.is_set, observer=lambda _g, done, _t, _c: self.commits.append(done))
         self._work = lambda: run_live(
-            context, agent(version="1")(function).bind({}), in_topic=source, out_topic=out, group=f"{runs.prefix}.group", prefix=runs.prefix
+            context,
+            agent(version="1")(function).bind({}),
+            in_topic=source,
+            out_topic=out,
+            group=f"{runs.prefix}.group",
+            prefix=runs.prefix,
+            accept_loss=accept_loss,
         )
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -62,8 +71,10 @@ class Live:
 
 
 @contextmanager
-def live(runs: Runs, source: str, out: str, function: Callable[..., Any] = mark, config: KafkaConfig | None = None) -> Iterator[Live]:
-    running = Live(runs, source, out, function, config)
+def live(
+    runs: Runs, source: str, out: str, function: Callable[..., Any] = mark, config: KafkaConfig | None = None, **more: Any
+) -> Iterator[Live]:
+    running = Live(runs, source, out, function, config, **more)
     try:
         yield running
     finally:
@@ -246,6 +257,120 @@ def test_the_seeds_smoke_test(runs: Runs) -> None:
         stop.set()
         work.join(30)
     assert [json.loads(r.value or b"") for r in runs.everything(out)] == [{"event_id": "test-123", "payload": "sample", "enriched": True}]
+
+
+class Steady:
+    """Events written steadily from a thread of their own, until the block ends."""
+
+    def __init__(self, runs: Runs, source: str) -> None:
+        self.total = 0
+        self._runs, self._source = runs, source
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+
+    def _write(self) -> None:
+        while not self._end.wait(0.02):
+            self._runs.produce(self._source, events(8, self.total))
+            self.total += 8
+
+    def __enter__(self) -> Steady:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+Break = Callable[[Any, set[int]], None]
+
+
+def _abort_the_commit(live: Any, partitions: set[int]) -> None:
+    def refuse(*_: object) -> None:
+        live.writer.send_offsets = send
+        raise ChunkAbortedError(UnavailableError("the coordinator was away for a moment"), refused=False)
+
+    send, live.writer.send_offsets = live.writer.send_offsets, refuse
+    _Live._on_revoke(live, partitions)
+
+
+def _fence_the_commit(live: Any, partitions: set[int]) -> None:
+    def refuse(*_: object) -> None:
+        live.writer.commit = commit
+        raise FencedError("the transaction outlived its timeout")
+
+    commit, live.writer.commit = live.writer.commit, refuse
+    _Live._on_revoke(live, partitions)
+
+
+def _lose_them(live: Any, partitions: set[int]) -> None:
+    live._on_lost(partitions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("break_it", [_abort_the_commit, _fence_the_commit, _lose_them])
+def test_a_chunk_that_is_dropped_when_some_partitions_go_is_read_again_on_those_that_stay(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, break_it: Break
+) -> None:
+    broken: list[set[int]] = []
+
+    class Fragile(_Live):
+        def _on_revoke(self, partitions: set[int]) -> None:
+            if not broken and self.positions.keys() - partitions:
+                broken.append(self.positions.keys() - partitions)
+                break_it(self, partitions)
+            else:
+                super()._on_revoke(partitions)
+
+    monkeypatch.setattr("factory_agents.runtime.live._Live", Fragile)
+    monkeypatch.setattr("factory_agents.runtime.live._COMMIT_SECONDS", 1.0)  # there is always something that is not committed yet
+    source, out = runs.topic("in"), runs.topic("out")
+    config = runs.configured(session_timeout_ms=6000, heartbeat_interval_ms=500)
+    with Steady(runs, source) as steady, live(runs, source, out, config=config) as first:
+        wait_written(runs, out, 100)
+        while not broken:
+            with live(runs, source, out, config=config) as second:
+                wait_for(lambda: second.commits, "the second one's share")
+    with live(runs, source, out, config=config):
+        wait_written(runs, out, steady.total)
+        first.end()
+    assert written(runs, out) == list(range(steady.total))
+
+
+def test_a_commit_that_fails_for_good_when_partitions_go_ends_the_agent_and_the_next_start_goes_on(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(live: Any, partitions: set[int]) -> None:
+        if live.positions and not failed.is_set():
+            failed.set()
+
+            def refuse(*_: object) -> None:
+                raise UnavailableError("the broker is away")
+
+            monkeypatch.setattr(live.writer, "flush", refuse)
+        _Live._on_revoke(live, partitions)
+
+    class Fragile(_Live):
+        def _on_revoke(self, partitions: set[int]) -> None:
+            fail(self, partitions)
+
+    monkeypatch.setattr("factory_agents.runtime.live._Live", Fragile)
+    monkeypatch.setattr("factory_agents.runtime.live._COMMIT_SECONDS", 1.0)
+    source, out = runs.topic("in"), runs.topic("out")
+    config = runs.configured(session_timeout_ms=6000, heartbeat_interval_ms=500)
+    with Steady(runs, source) as steady, live(runs, source, out, config=config) as first:
+        wait_written(runs, out, 100)
+        while not failed.is_set():
+            with live(runs, source, out, config=config) as second:
+                wait_for(lambda: second.commits, "the second one's share")
+        first.wait()
+        with pytest.raises(UnavailableError, match="the broker is away"):
+            first.end()
+    with live(runs, source, out, config=config):
+        wait_written(runs, out, steady.total)
+    assert written(runs, out) == list(range(steady.total))
 
 
 @pytest.mark.slow

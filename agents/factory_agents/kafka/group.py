@@ -1,0 +1,298 @@
+"""Reads a topic as a member of a consumer group: each partition from where the group stands, if that was said of this very topic."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from operator import methodcaller
+from typing import TypeAlias, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from factory_agents.errors import DataLossError, UnavailableError
+from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.kafka.messages import Message
+from factory_agents.kafka.reader import TOPIC_CHANGED
+from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.writer import ChunkAbortedError
+from factory_agents.telemetry import fields
+
+__all__ = ["GroupReader", "OnPartitions", "Start", "decide_start"]
+
+log = logging.getLogger(__name__)
+
+_ASK_SECONDS = 0.3
+_CHECK_SECONDS = 5.0
+_TAG = "topic-id:"
+_error, _partition = methodcaller("error"), methodcaller("partition")
+
+OnPartitions: TypeAlias = Callable[[set[int]], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a partition is read from.
+
+    ``committed`` is where the group stands by its own word, -1 where it has said nothing of this topic. ``lost`` says what is gone before
+    ``offset``, empty for nothing; ``records`` how many records that were, at most and as far as anybody can know.
+    """
+
+    offset: int
+    committed: int = -1
+    lost: str = ""
+    records: int = 0
+
+
+def decide_start(offset: int, metadata: str, topic_id: str, log_start: int, *, end: int | None = None, replaced: bool = False) -> Start:
+    """Where to read on, from a group's committed offset (negative: none) and the metadata beside it.
+
+    ``end`` is the log's end, given where the broker has no record at the offset. ``replaced`` says that the topic was replaced by another
+    of its name meanwhile, so that a position which names no topic is about the former one.
+    """
+    if offset < 0:
+        return Start(log_start)
+    named = metadata.removeprefix(_TAG) if metadata.startswith(_TAG) else ""
+    if (named or ("" if replaced else topic_id)) != topic_id:
+        return Start(log_start, lost="the topic was deleted and created again")
+    if offset < log_start:
+        return Start(log_start, lost=f"offsets {offset} to {log_start} were deleted by retention", records=log_start - offset)
+    if end is not None and offset > end:
+        return Start(end if named else log_start, lost=f"the log ends at {end}, the group stands at {offset}")
+    return Start(offset, committed=offset if named else -1)
+
+
+class GroupReader:
+    """A member of a consumer group on one topic.
+
+    A partition that comes, or that goes back (``rewind``), is read once it is known where the group stands: an open transaction may hide
+    that for a while, and the other partitions go on meanwhile. The topic's id is remembered beside every position (``offsets``), so that a
+    topic which was deleted and created again is told from the one that was read. What is lost is an error, or with ``accept_loss`` passed
+    over and counted in ``lost``.
+    """
+
+    def __init__(self, config: KafkaConfig, cluster: Cluster, topic: str, group: str, *, accept_loss: bool = False) -> None:
+        self._cluster = cluster
+        self._group = group
+        self._accept_loss = accept_loss
+        self.topic = cluster.topic(topic)
+        self.assigned: set[int] = set()
+        self.reading: set[int] = set()
+        self.ends: dict[int, int] = {}
+        self.lost = 0
+        self._committed: dict[int, int] = {}
+        self._fetched: set[int] = set()
+        self._out_of_range: set[int] = set()
+        self._replaced = self._topic_gone = False
+        self._begin_at = 0.0
+        self._check_at = time.monotonic() + _CHECK_SECONDS
+        self._consumer: Consumer = config.consumer(group_id=group, partition_assignment_strategy="cooperative-sticky")
+
+    def subscribe(self, *, came: OnPartitions, going: OnPartitions, gone: OnPartitions) -> None:
+        """Join the group. ``going`` is called while partitions are still this member's, ``gone`` when they were taken without asking.
+
+        All three are called from within ``batch`` and ``close``.
+        """
+
+        def on_assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            consumer.incremental_assign([])  # taken; they are read when it is known from where
+            self.assigned |= _numbers(partitions)
+            came(_numbers(partitions))
+
+        def on_revoke(_: Consumer, partitions: list[TopicPartition]) -> None:
+            try:
+                going(_numbers(partitions))
+            finally:
+                self._let_go(_numbers(partitions))
+
+        def on_lost(_: Consumer, partitions: list[TopicPartition]) -> None:
+            try:
+                gone(_numbers(partitions))
+            finally:
+                self._let_go(_numbers(partitions))
+
+        self._consumer.subscribe([self.topic.name], on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
+
+    def _let_go(self, partitions: set[int]) -> None:
+        self._consumer.incremental_unassign(self._named(partitions & self._fetched))
+        for mine in (self.assigned, self.reading, self._fetched, self._out_of_range):
+            mine -= partitions
+        self._committed = {p: o for p, o in self._committed.items() if p not in partitions}
+
+    def _named(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        return [TopicPartition(self.topic.name, p) for p in sorted(partitions)]
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are partitions that ``batch`` will begin to read from where the group stands: commit before it what is handled."""
+        return self.assigned != self.reading
+
+    def rewind(self) -> None:
+        """What was read and not committed is read again, on every partition; nothing read before counts any more."""
+        self.reading = set()
+        self.ends = {}
+
+    def batch(self, size: int, timeout: float) -> list[Message]:
+        """Up to ``size`` records within ``timeout`` seconds; ``ends`` tells which partitions were read to their end, and where that is.
+
+        Raises DataLossError for what is lost, and ChunkAbortedError where the topic was replaced while it was read (``rewind`` then).
+        """
+        if time.monotonic() >= self._check_at:
+            self._check_now_and_then()
+        if (self.waiting or self._topic_gone) and time.monotonic() >= self._begin_at:
+            self._begin()
+        self.ends = {}
+        got = cast("list[Message]", self._consumer.consume(size, timeout))
+        if self.reading.issuperset(map(_partition, got)) and not any(map(_error, got)):
+            return got
+        return [m for m in got if self._is_record(m)]
+
+    def _is_record(self, message: Message) -> bool:
+        """Whether it is a record of a partition that is being read: a rebalance may take some away within one call of ``consume``."""
+        error, partition = message.error(), message.partition()
+        if error is None:
+            return partition in self.reading
+        if error.code() == KafkaError._PARTITION_EOF:
+            if partition in self.reading:
+                self.ends[partition] = message.offset()
+        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            self.reading.discard(partition)
+            self._out_of_range.add(partition)
+        elif error.code() in TOPIC_CHANGED:
+            self._check_at = 0.0
+        elif not passing(error):
+            raise kafka_error(error, f"reading {self.topic.name}")
+        return False
+
+    def _check_now_and_then(self) -> None:
+        """Where nothing arrives, nothing else would tell that the topic was replaced."""
+        try:
+            self.check_topic()
+        except UnavailableError as error:
+            log.info("the topic's id cannot be looked at now", extra=fields(topic=self.topic.name, reason=str(error)))
+
+    def check_topic(self) -> None:
+        """Raise ChunkAbortedError where the topic isn't the one any more that was read; call it before every commit.
+
+        Once it returns, all that was read before it was of this topic: an id never comes back.
+        """
+        self._check_at = time.monotonic() + _CHECK_SECONDS
+        found = self._cluster.find(self.topic.name)
+        if found is None or found.id != self.topic.id:
+            self._topic_gone = True
+            raise ChunkAbortedError(self._replaced_by(found), refused=False)
+        self.topic = found  # it may have more partitions by now
+
+    def _replaced_by(self, found: TopicFacts | None) -> DataLossError:
+        name = self.topic.name
+        if found is None:
+            return DataLossError(f"group {self._group!r}: topic {name!r} does not exist any more: what it held and was not read is lost")
+        return DataLossError(
+            f"group {self._group!r}: topic {name!r} was deleted and created again while it was read (topic id {found.id}, was "
+            f"{self.topic.id}): what it held and was not read is lost; to go on with the new one: --accept-loss"
+        )
+
+    def _begin(self) -> None:
+        """Begin to read the partitions that wait for it, each where the group stands; ask again in a moment where that is not to be had."""
+        self._begin_at = time.monotonic() + _ASK_SECONDS
+        if stale := self._fetched - self.reading:
+            self._consumer.incremental_unassign(self._named(stale))
+            self._fetched -= stale
+        try:
+            if self._topic_gone:
+                self._go_over()
+            self.check_topic()
+            starts = self._starts(sorted(p for p in self.assigned - self.reading if p < self.topic.partitions))
+        except UnavailableError as error:
+            log.info("where the group stands cannot be read now", extra=fields(group=self._group, reason=str(error)))
+            return
+        except KafkaException as error:
+            if not passing(error.args[0]):
+                raise kafka_error(error, f"group {self._group!r}: reading its positions") from error
+            return  # a transaction is open that may move the group on
+        for p, start in starts.items():
+            if start.lost:
+                self._lose(p, start)
+        self._consumer.incremental_assign([TopicPartition(self.topic.name, p, start.offset) for p, start in starts.items()])
+        self._committed |= {p: start.committed for p, start in starts.items()}
+        self._fetched |= starts.keys()
+        self.reading |= starts.keys()
+        self._out_of_range -= starts.keys()
+        self._begin_at = 0.0
+
+    def _go_over(self) -> None:
+        """Go over to the topic that bears the name now, if the loss of the former one's records is accepted."""
+        found = self._cluster.find(self.topic.name)
+        if found is None or (found.id != self.topic.id and not self._accept_loss):
+            raise self._replaced_by(found)
+        if found.id != self.topic.id:
+            log.warning("loss accepted", extra=fields(group=self._group, topic=found.name, topic_id=found.id, was=self.topic.id))
+            self.topic, self._replaced = found, True
+        self._topic_gone = False
+
+    def _starts(self, partitions: list[int]) -> dict[int, Start]:
+        """Where each is to be read from. Raises KafkaException while an open transaction hides where the group stands."""
+        if not partitions:
+            return {}
+        stands = self._consumer.committed(self._named(partitions), timeout=_ASK_SECONDS)
+        first = self._cluster.log_start(self.topic.name, partitions)
+        beyond = self._out_of_range & set(partitions)
+        ends = self._cluster.high_watermark(self.topic.name, beyond) if beyond else {}
+        for tp in stands:
+            if tp.error is not None:
+                raise KafkaException(tp.error)
+        return {
+            tp.partition: decide_start(
+                tp.offset,
+                tp.metadata or "",
+                self.topic.id,
+                first[tp.partition],
+                end=ends.get(tp.partition),
+                replaced=self._replaced,
+            )
+            for tp in stands
+        }
+
+    def _lose(self, partition: int, start: Start) -> None:
+        where = f"{self.topic.name}-{partition}"
+        if not self._accept_loss:
+            raise DataLossError(
+                f"group {self._group!r}: {where}: {start.lost}: records that were not read are lost; to go on without them: --accept-loss"
+            )
+        log.warning("loss accepted", extra=fields(group=self._group, partition=where, why=start.lost, going_on_at=start.offset))
+        self.lost += start.records
+
+    def passed(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """Where partitions ended (past the marker of the last transaction) further on than the group, or what was handled, stands."""
+        return {p: end for p, end in self.ends.items() if end > max(self._committed.get(p, -1), positions.get(p, -1), 0)}
+
+    def offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
+        """Positions as they are committed: each with the id of the topic that it is about."""
+        return [TopicPartition(self.topic.name, p, offset, _TAG + self.topic.id) for p, offset in positions.items()]
+
+    def committed(self, positions: Mapping[int, int]) -> None:
+        """Take note of what was committed."""
+        self._committed |= positions
+
+    @property
+    def membership(self) -> object:
+        """What fences a former owner of the partitions, for a transaction that commits positions."""
+        return self._consumer.consumer_group_metadata()
+
+    def lag(self) -> dict[int, int]:
+        """How far each partition's end is past what was committed, as far as the last fetch tells; asks nobody."""
+        behind = {}
+        for p in self.reading:
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic.name, p), cached=True)
+            if high >= 0:
+                behind[p] = max(0, high - max(0, self._committed.get(p, 0)))
+        return behind
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+
+def _numbers(partitions: Iterable[TopicPartition]) -> set[int]:
+    return {tp.partition for tp in partitions}
