@@ -99,7 +99,7 @@ def _check_ingest(resolved: Resolved) -> None:
 def _check_live(agent: str, resolved: Resolved) -> None:
     if not resolved.settings.in_topic:
         raise ConfigurationError(f"agent {agent!r}: no topic to read; give --in-topic, or set INPUT_TOPIC")
-    for name in ("shard", "rerun", "accept_loss", "max_rejected", "deadline", "pipeline"):
+    for name in ("shard", "rerun", "max_rejected", "deadline", "pipeline"):
         if resolved.by_flag(name):
             raise ConfigurationError(
                 f"{resolved.origins[name]} is for a window: give one (--since and --until, or --window FILE), or leave it out"
@@ -240,6 +240,7 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
         group=group,
         dead_letter_topic=settings.dead_letter_topic,
         prefix=settings.prefix,
+        accept_loss=settings.accept_loss,
     )
     return LiveResult(
         transform.name, transform.version, group, settings.in_topic, settings.out_topic, counts, round(time.monotonic() - began, 3)

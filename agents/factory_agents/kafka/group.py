@@ -224,8 +224,10 @@ class GroupReader:
     def _go_over(self) -> None:
         """Go over to the topic that bears the name now, if the loss of the former one's records is accepted."""
         found = self._cluster.find(self.topic.name)
-        if found is None or (found.id != self.topic.id and not self._accept_loss):
+        if (found is None or found.id != self.topic.id) and not self._accept_loss:
             raise self._replaced_by(found)
+        if found is None:
+            raise UnavailableError(f"topic {self.topic.name!r} does not exist; waiting for it to be created again")
         if found.id != self.topic.id:
             log.warning("loss accepted", extra=fields(group=self._group, topic=found.name, topic_id=found.id, was=self.topic.id))
             self.topic, self._replaced = found, True

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 
-from factory_agents.errors import ConfigurationError, FencedError, UnavailableError, WindowError
+from factory_agents.errors import ConfigurationError, DataLossError, FencedError, UnavailableError, WindowError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import Counts
@@ -25,6 +26,7 @@ from factory_agents.runtime.live import _Live, default_group, run_live
 from factory_agents.runtime.session import RunContext
 from tests.support.agents import mark
 from tests.support.runs import Runs, events
+from tests.support.topics import recreate
 from tests.support.waiting import wait_for
 
 
@@ -371,6 +373,122 @@ def test_a_commit_that_fails_for_good_when_partitions_go_ends_the_agent_and_the_
     with live(runs, source, out, config=config):
         wait_written(runs, out, steady.total)
     assert written(runs, out) == list(range(steady.total))
+
+
+class TestATopicThatIsRecreated:
+    """Of 100 old events and 300 new ones none of the new may be passed over."""
+
+    @pytest.mark.parametrize("size", [100, 300])
+    def test_while_it_is_read_is_an_error_and_the_next_start_reads_all_of_it(self, runs: Runs, size: int) -> None:
+        source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+        runs.produce(source, events(100))
+        config = runs.configured(topic_metadata_refresh_interval_ms=500)
+        with live(runs, source, out, config=config) as running:
+            wait_written(runs, out, 100)
+            recreate(runs.admin, source, 2)
+            runs.produce(source, events(size, 100))
+            running.wait()
+            with pytest.raises(DataLossError, match=r"deleted and created again|does not exist any more"):
+                running.end()
+        with live(runs, source, out, accept_loss=True):
+            wait_written(runs, out, 100 + size)
+        assert written(runs, out) == list(range(100 + size))
+
+    def test_is_gone_over_to_where_that_is_accepted(self, runs: Runs) -> None:
+        source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+        runs.produce(source, events(100))
+        config = runs.configured(topic_metadata_refresh_interval_ms=500)
+        with live(runs, source, out, config=config, accept_loss=True) as running:
+            wait_written(runs, out, 100)
+            recreate(runs.admin, source, 2)
+            runs.produce(source, events(300, 100))
+            wait_written(runs, out, 400)
+            running.end()
+        assert written(runs, out) == list(range(400))
+
+    @pytest.mark.parametrize("size", [25, 50, 100])
+    def test_under_a_position_that_was_committed_late_is_an_error_until_it_is_accepted(self, runs: Runs, size: int) -> None:
+        """A member that commits just after the topic was replaced puts the old topic's position on the new one."""
+        source, out, group = runs.topic("in", partitions=1), runs.topic("out", partitions=1), f"{runs.prefix}.group"
+        runs.produce(source, events(50))
+        with live(runs, source, out):
+            wait_written(runs, out, 50)
+        (position,) = committed(runs, group, source)
+        recreate(runs.admin, source, 1)
+        runs.produce(source, events(size, 50))
+        commit(runs, group, [position])
+        with live(runs, source, out) as refused:
+            refused.wait()
+            with pytest.raises(DataLossError, match=r"deleted and created again.*--accept-loss"):
+                refused.end()
+        with live(runs, source, out, accept_loss=True):
+            wait_written(runs, out, 50 + size)
+        with live(runs, source, out) as again:  # once accepted, it is the new topic's position that stands
+            runs.produce(source, events(10, 50 + size))
+            wait_written(runs, out, 60 + size)
+            assert again.end().consumed == 10
+        assert written(runs, out) == list(range(60 + size))
+
+
+class TestRetention:
+    def test_that_was_faster_than_the_agent_is_an_error_until_it_is_accepted_and_counted(self, runs: Runs) -> None:
+        source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+        runs.produce(source, events(20))
+        with live(runs, source, out):
+            wait_written(runs, out, 20)
+        runs.produce(source, events(40, 20))
+        runs.admin.delete_records([TopicPartition(source, 0, 25)])[TopicPartition(source, 0)].result()
+        with live(runs, source, out) as refused:
+            refused.wait()
+            with pytest.raises(DataLossError, match=r"-0: offsets 10 to 25 were deleted by retention.*--accept-loss"):
+                refused.end()
+        with live(runs, source, out, accept_loss=True) as running:
+            wait_written(runs, out, 45)
+            counts = running.end()
+        assert (counts.consumed, counts.lost) == (25, 15)
+        assert written(runs, out) == sorted([*range(20), *range(21, 60, 2), *range(50, 60, 2)])
+
+    def test_that_deletes_what_is_being_read_is_told_too(self, runs: Runs) -> None:
+        source, out = runs.topic("in", partitions=1), runs.topic("out", partitions=1)
+        runs.produce(source, [e + b" " * 1000 for e in events(2000)])
+        reached, go_on = threading.Event(), threading.Event()
+
+        def slow(event: dict[str, Any]) -> dict[str, Any]:
+            if event["event_id"] == 20:
+                reached.set()
+                go_on.wait(30)
+            return event
+
+        config = runs.configured(queued_max_messages_kbytes=16, fetch_message_max_bytes=16_000, queued_min_messages=1)
+        with live(runs, source, out, slow, config) as running:
+            assert reached.wait(30)
+            runs.admin.delete_records([TopicPartition(source, 0, 1500)])[TopicPartition(source, 0)].result()
+            go_on.set()
+            running.wait()
+            with pytest.raises(DataLossError, match="deleted by retention"):
+                running.end()
+        with live(runs, source, out, accept_loss=True) as again:
+            wait_for(lambda: 1999 in written(runs, out), "the rest")
+            counts = again.end()
+        done = written(runs, out)
+        assert len(done) == len(set(done))
+        assert len(done) + counts.lost == 2000
+
+
+def committed(runs: Runs, group: str, topic: str) -> list[TopicPartition]:
+    reader = runs.config.consumer(group_id=group)
+    try:
+        return list(reader.committed([TopicPartition(topic, p) for p in range(runs.cluster.topic(topic).partitions)], timeout=10))
+    finally:
+        reader.close()
+
+
+def commit(runs: Runs, group: str, positions: list[TopicPartition]) -> None:
+    reader = runs.config.consumer(group_id=group)
+    try:
+        reader.commit(offsets=positions, asynchronous=False)
+    finally:
+        reader.close()
 
 
 @pytest.mark.slow
