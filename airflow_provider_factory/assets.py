@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow.sdk import Asset
+from airflow.sdk.definitions._internal.mixins import ResolveMixin
 
 from airflow_provider_factory.inputs import plain
 from airflow_provider_factory.settings import option
@@ -14,11 +15,11 @@ from airflow_provider_factory.version_compat import AIRFLOW_V_3_3_PLUS
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentResult
 
-__all__ = ["asset_topic", "event_extra", "result_partition", "stage_assets", "table_asset", "topic_asset", "topic_name"]
+__all__ = ["asset_topic", "event_extra", "result_partition", "stage_assets", "table_asset", "topic_argument", "topic_asset", "topic_name"]
 
 
-def topic_name(topic: str | Asset | None) -> str:
-    """The name of a topic given as a name or as an asset with a ``kafka://`` URI; raises ConfigurationError for another asset."""
+def topic_name(topic: Any) -> str:
+    """The name of a topic given as a name or as an asset with a ``kafka://`` URI; raises ConfigurationError for anything else."""
     if topic is None:
         return ""
     if isinstance(topic, Asset):
@@ -27,7 +28,14 @@ def topic_name(topic: str | Asset | None) -> str:
         if parts.scheme != "kafka" or not name:
             raise ConfigurationError(f"topic: expected an asset with a URI kafka://<cluster>/<topic>, got {topic.uri!r}")
         return name
+    if not isinstance(topic, str):
+        raise ConfigurationError(f"topic: expected a name or an asset kafka://<cluster>/<topic>, got {topic!r}")
     return topic
+
+
+def topic_argument(topic: Any) -> Any:
+    """A topic argument as an operator keeps it: a name, or what will be one when it is rendered (another task's output, a parameter)."""
+    return topic if isinstance(topic, ResolveMixin) else topic_name(topic)
 
 
 def topic_asset(topic: str, *, cluster: str | None = None) -> Asset:
@@ -35,11 +43,11 @@ def topic_asset(topic: str, *, cluster: str | None = None) -> Asset:
     return Asset(name=topic, uri=f"kafka://{cluster or option('cluster')}/{topic}")
 
 
-def asset_topic(topic: str | Asset | None) -> Asset | None:
+def asset_topic(topic: Any) -> Asset | None:
     """The asset to report for a topic argument; None where there is none, or where its name is only known when templates are rendered."""
     if isinstance(topic, Asset):
         return topic
-    if not topic or "{" in topic:
+    if not isinstance(topic, str) or not topic or "{" in topic:
         return None
     return topic_asset(topic)
 

@@ -8,14 +8,13 @@ import builtins
 import dis
 import hashlib
 import inspect
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import update_wrapper
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-from airflow.sdk.bases.decorator import get_unique_task_id
+from airflow.sdk import TriggerRule
+from airflow.sdk.bases.decorator import _TaskDecorator, get_unique_task_id
 from airflow.sdk.definitions.xcom_arg import XComArg
 
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
@@ -41,12 +40,17 @@ class FunctionSource:
 def function_source(function: Callable[..., Any]) -> FunctionSource:
     """The source of a function without its decorators, ready to be run elsewhere.
 
-    Raises ConfigurationError, with file and line, for what has no source of its own (a lambda, a method, a coroutine) and for
-    names that the function uses but doesn't define: what it needs it has to import in its body.
+    Raises ConfigurationError, with file and line, for what has no source of its own (a lambda, a method, a coroutine), for a
+    function that another one wraps, and for names that the function uses but doesn't define: what it needs it has to import in its body.
     """
     where = _where(function)
     if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
         raise ConfigurationError(f"{where}: @task.kafka_agent takes a function made by def, got {type(function).__name__}")
+    if hasattr(function, "__wrapped__"):
+        raise ConfigurationError(
+            f"{where}: a decorator below @task.kafka_agent wraps {function.__name__!r}; only the function's own source travels, so the "
+            "wrapper would be lost: do its work in the function's body"
+        )
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise ConfigurationError(f"{where}: @task.kafka_agent takes a plain function; {function.__name__!r} is a coroutine or a generator")
     try:
@@ -63,15 +67,44 @@ def _where(function: Any) -> str:
 
 
 def _without_decorators(text: str) -> tuple[str, int]:
-    """The dedented ``def`` and its body, and how many lines of decorators stood before it."""
-    dedented = textwrap.dedent(text)
-    node = ast.parse(dedented).body[0]
-    offset = node.lineno - 1
-    return "".join(dedented.splitlines(keepends=True)[offset : node.end_lineno]).rstrip("\n") + "\n", offset
+    """The ``def`` and its body without the margin that they stood at, and how many lines of decorators stood before it.
+
+    What stands inside a text of several lines is the text's own: it keeps its margin.
+    """
+    margin = text[: len(text) - len(text.lstrip())]
+    head = "if 1:\n" if margin else ""
+    tree = ast.parse(head + text)
+    node = tree.body[0].body[0] if isinstance(tree.body[0], ast.If) else tree.body[0]
+    inside = _lines_inside_texts(node)
+    lines = (head + text).split("\n")  # not splitlines: a form feed ends no line of Python's
+    kept = (
+        line if number in inside else _without_margin(line, margin)
+        for number, line in enumerate(lines[node.lineno - 1 : node.end_lineno], node.lineno)
+    )
+    return "\n".join(kept) + "\n", node.lineno - 1 - bool(head)
+
+
+def _lines_inside_texts(tree: ast.AST) -> set[int]:
+    """The numbers of lines that begin inside a literal (or among the parts of one, where indentation means nothing)."""
+    inside: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant | ast.JoinedStr) or type(node).__name__ == "TemplateStr":
+            inside.update(range(node.lineno + 1, (node.end_lineno or node.lineno) + 1))  # type: ignore[attr-defined]  # expressions have them
+    return inside
+
+
+def _without_margin(line: str, margin: str) -> str:
+    return line.removeprefix(margin) if line.startswith(margin) else line.lstrip(" \t")
 
 
 def _complete(text: str, function: FunctionType, file: str, first: int) -> str:
-    code = compile(text, file, "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
+    try:
+        code = compile(text, file, "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
+    except SyntaxError as error:  # what only makes sense where the function stands: nonlocal, for one
+        raise ConfigurationError(
+            f"{file}:{first + (error.lineno or 1) - 1}: agent {function.__name__!r} cannot stand alone, and only its own source travels: "
+            f"{error.msg}"
+        ) from None
     imports = []
     for name, line in _undefined(code, {function.__name__}):
         if name not in _PROVIDED:
@@ -103,7 +136,7 @@ class DecoratedKafkaAgentOperator(KafkaAgentOperator):
     custom_operator_name = "@task.kafka_agent"
 
 
-class AgentTask:
+class AgentTask(_TaskDecorator[..., Any, KafkaAgentOperator]):  # so that @task.skip_if, @setup and their like find what they expect
     """A function as an agent's task: call it to make a task, or map it with ``expand``; ``function`` is the plain function, for unit tests.
 
     What it takes are KafkaAgentOperator's arguments (``window``, ``shard``, ``agent_params`` …): the function's own are the event and
@@ -114,19 +147,27 @@ class AgentTask:
         for name in _OWN:
             if name in arguments:
                 raise ConfigurationError(f"{_where(function)}: @task.kafka_agent sets {name} from the function; leave it out")
-        self.function = function
         self._source = function_source(function)
-        self._arguments = {"task_id": self._source.name, **arguments}
-        update_wrapper(self, function)
+        super().__init__(
+            function=function,
+            operator_class=DecoratedKafkaAgentOperator,
+            multiple_outputs=False,
+            kwargs={"task_id": self._source.name, **arguments},
+        )
 
     def __call__(self, window: Any = None, **arguments: Any) -> XComArg:
         """One task over a window, a result or mapped results; returns its output."""
         operator = DecoratedKafkaAgentOperator(**self._ready({"window": window, **arguments}))
+        for name, value in self._marks().items():
+            setattr(operator, name, value)
         return XComArg(operator)
 
     def override(self, **arguments: Any) -> AgentTask:
         """The same function with other arguments, for example another ``task_id``."""
-        return AgentTask(self.function, {**self._arguments, **arguments})
+        other = AgentTask(self.function, {**self.kwargs, **arguments})
+        for name, value in self._marks().items():
+            setattr(other, name, value)
+        return other
 
     def partial(self, **arguments: Any) -> AgentTask:
         """The same for every mapped task: ``partial(window=…).expand(shard=…)``."""
@@ -141,11 +182,21 @@ class AgentTask:
         return XComArg(self._partial().expand_kwargs(mapped, strict=strict))
 
     def _partial(self) -> Any:
-        return DecoratedKafkaAgentOperator.partial(**self._ready({}))
+        partial = DecoratedKafkaAgentOperator.partial(**self._ready({}))
+        partial.kwargs.update(self._marks())
+        return partial
+
+    def _marks(self) -> dict[str, bool]:
+        """What ``@setup`` and ``@teardown`` have said of the task."""
+        return {name: getattr(self, name) for name in ("is_setup", "is_teardown", "on_failure_fail_dagrun")}
 
     def _ready(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        arguments = {**self._arguments, **more}
+        arguments = {**self.kwargs, **more}
         arguments["task_id"] = get_unique_task_id(arguments["task_id"], arguments.get("dag"), arguments.get("task_group"))
+        if self.is_teardown:
+            if "trigger_rule" in arguments:
+                raise ConfigurationError(f"{_where(self.function)}: a teardown task has a trigger_rule of its own; leave it out")
+            arguments["trigger_rule"] = TriggerRule.ALL_DONE_SETUP_SUCCESS
         if self.function.__doc__ and not any(arguments.get(name) for name in ("doc", "doc_md", "doc_json", "doc_rst", "doc_yaml")):
             arguments["doc_md"] = inspect.cleandoc(self.function.__doc__)
         return {**arguments, "agent": self._source.name, "agent_source": self._source.text, "agent_version": self._source.version}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,7 +14,7 @@ import msgspec
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_provider_factory.assets import event_extra, result_partition, stage_assets, topic_name
+from airflow_provider_factory.assets import event_extra, result_partition, stage_assets, topic_argument, topic_name
 from airflow_provider_factory.errors import AgentCrashedError, agent_error, airflow_errors
 from airflow_provider_factory.inputs import StageInput, plain, stage_input
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
@@ -115,6 +117,7 @@ class KafkaAgentOperator(AgentPodOperator):
         rerun: Rerun = "clear",
         reprocess: bool | str | None = None,
         dry_run: bool | str = False,
+        agent_dry_run: bool | str | None = None,
         accept_loss: bool | str = False,
         max_rejected: str | int = "50 %",
         deadline: timedelta | float | str | None = None,
@@ -128,16 +131,16 @@ class KafkaAgentOperator(AgentPodOperator):
         self.agent = agent
         self.window = window
         self.shard = shard
-        self.output_topic = topic_name(output_topic)
-        self.dead_letter_topic = topic_name(dead_letter_topic)
-        self.agent_params = dict(agent_params or {})
+        self.output_topic = topic_argument(output_topic)
+        self.dead_letter_topic = topic_argument(dead_letter_topic)
+        self.agent_params = dict(agent_params or {}) if agent_params is None or isinstance(agent_params, Mapping) else agent_params
         self.agent_version = agent_version
         self.agent_source = agent_source
         self.contract = contract
         self.runner = runner
         self.rerun = rerun
         self.reprocess = reprocess
-        self.agent_dry_run = dry_run
+        self.agent_dry_run = dry_run if agent_dry_run is None else agent_dry_run  # ``dry_run`` is a method of every operator
         self.accept_loss = accept_loss
         self.max_rejected = max_rejected
         self.deadline = deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
@@ -156,6 +159,8 @@ class KafkaAgentOperator(AgentPodOperator):
         if own := stage_assets(kwargs):
             kwargs["outlets"] = [*(o for o in kwargs.get("outlets") or [] if o not in own), *own]
         kwargs.setdefault("map_index_template", "{{ shard_label }}")
+        if "dry_run" in kwargs:  # Airflow looks for template fields by their own names here
+            kwargs["agent_dry_run"] = kwargs.pop("dry_run")
         partial: OperatorPartial = super().partial(**kwargs)
         return partial
 
@@ -183,8 +188,8 @@ class KafkaAgentOperator(AgentPodOperator):
             interval=None if given else interval,
             shard=given.shard if given else Shard(),
             plan=given.plan if given else "",
-            output_topic=self.output_topic,
-            dead_letter_topic=self.dead_letter_topic,
+            output_topic=topic_name(self.output_topic),
+            dead_letter_topic=topic_name(self.dead_letter_topic),
             run_id=str(context["run_id"]),
             rerun="redo" if self.rerun == "redo" or reprocess_wanted(context, self.reprocess) else "reuse",
             epoch=epoch(context) if self.rerun == "clear" else 0,
@@ -211,9 +216,9 @@ class KafkaAgentOperator(AgentPodOperator):
             raise WindowError(f"task {self.task_id!r}: {error}") from None
 
     def _params(self) -> dict[str, Any]:
-        params = dict(self.agent_params)
+        params = _mapping(self.agent_params, "agent_params")
         if self.contract is not None:
-            params["contract"] = self.contract if isinstance(self.contract, str) else dict(self.contract)
+            params["contract"] = self.contract if isinstance(self.contract, str) else _mapping(self.contract, "contract")
         return params
 
     # Running it
@@ -381,6 +386,16 @@ def summary(result: AgentResult) -> str:
 def _label(run: AgentRun) -> str:
     """What a mapped task is called in the UI: its shard, partitions and records, or its interval."""
     return StageInput(run.window, run.shard, run.plan).label if run.window else run.key
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    """A rendered argument as the mapping that it has to be: an object, or JSON where a template made text of it."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = json.loads(value)
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name}: expected a mapping, or JSON of one, got {value!r:.80}")
+    return dict(value)
 
 
 def _seconds(deadline: float | str | None) -> float:

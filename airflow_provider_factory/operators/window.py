@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import Asset, BaseOperator
 
-from airflow_provider_factory.assets import asset_topic, topic_name
+from airflow_provider_factory.assets import asset_topic, topic_argument, topic_name
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.inputs import auto_shards, planned
 from airflow_provider_factory.lineage import topic_lineage
@@ -67,7 +67,7 @@ class WindowOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.topic = topic_name(topic)
+        self.topic = topic_argument(topic)
         self.shards = shards
         self.records_per_shard = records_per_shard
         self.after_pause = _one_of(after_pause, ("carry", "leave"), "after_pause")
@@ -101,7 +101,7 @@ class WindowOperator(BaseOperator):
         return plan_window(
             FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).config(),
             pipeline=self.dag_id,
-            topic=self.topic,
+            topic=topic_name(self.topic),
             interval=interval,
             run_key="" if interval else str(context["run_id"]),
             prefix=option("prefix"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from airflow.sdk import Asset
 
-from airflow_provider_factory.assets import topic_name
+from airflow_provider_factory.assets import topic_argument, topic_name
 from airflow_provider_factory.checks import Answer, LagQuestion, ask_lag
 from airflow_provider_factory.sensors.base import KafkaSensor
 from airflow_provider_factory.settings import option
@@ -49,7 +49,7 @@ class ConsumerLagSensor(KafkaSensor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.topics = [topic_name(t) for t in ([topics] if isinstance(topics, (str, Asset)) else topics)]
+        self.topics = [topic_argument(topic) for topic in _each(topics)]
         self.threshold = threshold
         self.group = group
         self.condition = condition
@@ -59,7 +59,7 @@ class ConsumerLagSensor(KafkaSensor):
     def question(self, context: Context) -> LagQuestion:
         """See ``KafkaSensor.question``; raises ConfigurationError naming the argument."""
         data = {
-            "topics": list(self.topics),
+            "topics": [topic_name(topic) for given in self.topics for topic in _each(given)],
             "threshold": self.threshold,
             "group": self.group or "",
             "pipeline": "" if self.group else self.pipeline or self.dag_id,
@@ -81,3 +81,8 @@ class ConsumerLagSensor(KafkaSensor):
         from airflow_provider_factory.triggers.consumer_lag import ConsumerLagTrigger
 
         return ConsumerLagTrigger(**arguments)
+
+
+def _each(topics: Any) -> list[Any]:
+    """One topic or several, as a list; what will be either when it is rendered counts as one."""
+    return list(topics) if isinstance(topics, Sequence | Set) and not isinstance(topics, str) else [topics]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset
 
-from airflow_provider_factory.assets import topic_name
+from airflow_provider_factory.assets import topic_argument, topic_name
 from airflow_provider_factory.checks import Answer, WindowClosedQuestion, ask_window_closed
 from airflow_provider_factory.runs import data_interval
 from airflow_provider_factory.sensors.base import KafkaSensor
@@ -35,12 +35,12 @@ class WindowClosedSensor(KafkaSensor):
 
     def __init__(self, *, topic: str | Asset, grace: timedelta | float = timedelta(minutes=2), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.topic = topic_name(topic)
+        self.topic = topic_argument(topic)
         self.grace = grace.total_seconds() if isinstance(grace, timedelta) else float(grace)
 
     def question(self, context: Context) -> WindowClosedQuestion:
         """See ``KafkaSensor.question``."""
-        return WindowClosedQuestion(topic=self.topic, end=data_interval(context).end, grace=self.grace)
+        return WindowClosedQuestion(topic=topic_name(self.topic), end=data_interval(context).end, grace=self.grace)
 
     def ask(self, config: KafkaConfig | None, question: WindowClosedQuestion) -> Answer:
         """See ``KafkaSensor.ask``."""

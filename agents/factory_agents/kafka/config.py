@@ -16,8 +16,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from factory_agents.errors import ConfigurationError, FactoryError, FencedError, UnavailableError
+from factory_agents.kafka.oauth import CALLBACK, token_source
 
-__all__ = ["KafkaConfig", "connect", "kafka_error", "message_error", "passing"]
+__all__ = ["KafkaConfig", "connect", "is_secret", "kafka_error", "message_error", "passing"]
 
 _Client = TypeVar("_Client")
 
@@ -31,6 +32,13 @@ _RESERVED = {
     "enable.idempotence": "transactions need it",
 }
 _CALLBACKS = {"error_cb", "stats_cb", "on_delivery", "logger"}
+_REFUSED_KEYS = {
+    "default.topic.config": "its keys stand beside all others nowadays",
+    **dict.fromkeys(
+        ("error_cb", "throttle_cb", "stats_cb", "log_cb", "on_commit", "on_delivery", "logger"),
+        "it names a Python callback, which agents in processes of their own cannot call",
+    ),
+}
 _ALIASES = {
     "bootstrap": "bootstrap.servers",
     "bootstrap_servers": "bootstrap.servers",
@@ -59,11 +67,25 @@ _COMMON = (
 )  # fmt: skip
 
 
+def is_secret(key: str) -> bool:
+    """Whether a setting of this name holds what nobody may see."""
+    return any(word in key for word in _SECRETS) and not key.endswith(".location")
+
+
+class _Settings(dict[str, Any]):
+    """Settings that show themselves with their secrets masked."""
+
+    def __repr__(self) -> str:
+        return repr({key: "***" if is_secret(key) else value for key, value in self.items()})
+
+
 def _check(key: str, where: str) -> str:
     key = _ALIASES.get(key, key)
     if key in _RESERVED:
         raise ConfigurationError(f"{where}: {key!r} is set by the factory ({_RESERVED[key]}); leave it out")
-    if key not in _COMMON and not _is_known(key):
+    if key in _REFUSED_KEYS:
+        raise ConfigurationError(f"{where}: {key!r} cannot be used: {_REFUSED_KEYS[key]}")
+    if key not in _COMMON and key != CALLBACK and not _is_known(key):
         near = difflib.get_close_matches(key, _COMMON, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigurationError(f"{where}: {key!r} is no librdkafka configuration key{hint}")
@@ -84,6 +106,7 @@ class KafkaConfig:
         """Refuse an empty bootstrap."""
         if not self.bootstrap.strip():
             raise ConfigurationError("Kafka: no broker named; set KAFKA_BOOTSTRAP (host:port[,host:port]) or give --bootstrap")
+        object.__setattr__(self, "values", _Settings(self.values))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, where: str = "Kafka configuration") -> KafkaConfig:
@@ -126,7 +149,7 @@ class KafkaConfig:
 
     def __repr__(self) -> str:
         """Settings with secrets masked."""
-        shown = ", ".join(f"{k}={'***' if any(s in k for s in _SECRETS) else v}" for k, v in sorted(self.values.items()))
+        shown = ", ".join(f"{k}={'***' if is_secret(k) else v}" for k, v in sorted(self.values.items()))
         return f"KafkaConfig({self.bootstrap}{', ' + shown if shown else ''})"
 
     def to_env(self) -> dict[str, str]:
@@ -135,14 +158,19 @@ class KafkaConfig:
 
     def client(self, **extra: Any) -> dict[str, Any]:
         """librdkafka's settings for one client; keywords stand for keys with dots as underscores."""
-        return {
-            "bootstrap.servers": self.bootstrap,
-            "log_level": 0,
-            "socket.keepalive.enable": True,
-            "reconnect.backoff.ms": 20,  # half of it passes before the first connection, too; it doubles up to reconnect.backoff.max.ms
-            **self.values,
-            **{k if k in _CALLBACKS else k.replace("_", "."): v for k, v in extra.items()},
-        }
+        settings = _Settings(
+            {
+                "bootstrap.servers": self.bootstrap,
+                "log_level": 0,
+                "socket.keepalive.enable": True,
+                "reconnect.backoff.ms": 20,  # half of it passes before the first connection, too; it doubles up to reconnect.backoff.max.ms
+                **self.values,
+                **{k if k in _CALLBACKS else k.replace("_", "."): v for k, v in extra.items()},
+            }
+        )
+        if tokens := token_source(self.bootstrap, self.values):
+            settings[CALLBACK] = tokens
+        return settings
 
     def admin(self, **extra: Any) -> AdminClient:
         """A new admin client; keep it until its futures are done."""
@@ -202,7 +230,9 @@ def _make(make: Callable[[dict[str, Any]], _Client], settings: dict[str, Any]) -
         raise ConfigurationError(f"Kafka client for {settings['bootstrap.servers']}: {error.args[0].str()}") from error
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, key: str, where: str) -> str:
+    if isinstance(value, dict | list):
+        raise ConfigurationError(f"{where}: {key!r}: expected text, a number, true or false, got {type(value).__name__}")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -220,7 +250,7 @@ def _parse_object(text: str, where: str) -> dict[str, str]:
 
 
 def _checked(values: Mapping[str, Any], where: str) -> dict[str, str]:
-    return {_check(str(k), where): _text(v) for k, v in values.items() if v is not None}
+    return {(key := _check(str(k), where)): _text(v, key, where) for k, v in values.items() if v is not None}
 
 
 def _read_file(path: Path) -> dict[str, str]:

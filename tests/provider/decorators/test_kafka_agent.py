@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, Asset, task
+from airflow.sdk import DAG, Asset, TriggerRule, setup, task, teardown
 from airflow.sdk.definitions.mappedoperator import MappedOperator
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.decorators.kafka_agent import AgentTask, function_source
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
@@ -25,7 +26,7 @@ def from_file(tmp_path: Path, body: str) -> Callable[..., Any]:
     import importlib.util
 
     path = tmp_path / "my_dag.py"
-    path.write_text(textwrap.dedent(body))
+    path.write_text(body)
     spec = importlib.util.spec_from_file_location("my_dag", path)
     assert spec
     assert spec.loader
@@ -79,6 +80,129 @@ def test_imports_nested_functions_classes_and_comprehensions_of_its_own_are_fine
         return {"hosts": inner([event["url"]])}
 
     assert run_source(agent, {"url": "https://a/b"}) == {"hosts": ["a", "H", '{"url":"https://a/b"}'.replace(":", ": ", 1)]}
+
+
+NESTED = '''
+def outer():
+    if True:
+        @(lambda f: f)
+        def agent(event, n=1):
+            """Says:
+
+            what it does
+        at two margins
+            """
+            text = """
+at the left
+    indented
+          more"""
+            query = (
+    "select 1"
+        " from t"
+            )
+# a comment at the left
+            odd = "a\x0cb" + "c\u2028d" + \\
+    "e"
+            more = f"""
+{n
++ 1} and {text!r}
+            end"""; raw = rb"""
+            \\x"""
+            return [text, query, odd, more, raw.decode(), agent.__doc__, event]
+        return agent
+agent = outer()
+'''
+
+
+def test_a_nested_function_is_the_same_one_whatever_its_texts_look_like(tmp_path: Path) -> None:
+    agent = from_file(tmp_path, NESTED)
+    assert run_source(agent, {"a": 1}) == agent({"a": 1})
+
+
+@pytest.mark.parametrize("margin", ["\t", "    ", " ", "\t  "])
+def test_a_function_is_the_same_one_wherever_it_stands(tmp_path: Path, margin: str) -> None:
+    body = 'def agent(event):\n    """Doc."""\n    return {**event, "a": """\nb\n"""}\n'
+    head, *rest = body.splitlines()
+    inside = {"b", '"""}'}
+    moved = "if True:\n" + "\n".join(line if line in inside else margin + line for line in [head, *rest]) + "\n"
+    assert function_source(from_file(tmp_path, moved)).text == function_source(from_file(tmp_path, body)).text
+
+
+def test_a_function_that_cannot_stand_alone_is_refused_with_file_and_line(tmp_path: Path) -> None:
+    body = "def outer():\n    n = 0\n    def agent(event):\n        nonlocal n\n        return event\n    return agent\nagent = outer()\n"
+    with pytest.raises(ConfigurationError, match=r"^my_dag.py:4: agent 'agent' cannot stand alone.*nonlocal"):
+        function_source(from_file(tmp_path, body))
+
+
+def test_a_function_that_a_decorator_wraps_is_refused(tmp_path: Path) -> None:
+    head = (
+        "import functools\ndef shout(f):\n    @functools.wraps(f)\n    def inner(event):\n        return f(event) | {}\n    return inner\n"
+    )
+    with pytest.raises(ConfigurationError, match=r"^my_dag.py:\d+: a decorator below @task.kafka_agent wraps 'agent'"):
+        function_source(from_file(tmp_path, head + "@shout\ndef agent(event):\n    return event\n"))
+
+
+def test_a_decorator_above_it_decorates_the_making_of_the_task() -> None:
+    calls = []
+
+    def counted(make):
+        @functools.wraps(make)
+        def inner(*args, **kwargs):
+            calls.append(kwargs)
+            return make(*args, **kwargs)
+
+        return inner
+
+    with DAG("d", schedule=None):
+        window = WindowOperator(task_id="window", topic="raw")
+
+        @counted
+        @task.kafka_agent(output_topic="out")
+        def enrich(event):
+            return event
+
+        made = enrich(window=window.output)
+    assert isinstance(made.operator, KafkaAgentOperator)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_condition_above_it_is_asked_before_it_runs(mapped: bool) -> None:
+    with DAG("d", schedule=None):
+        window = WindowOperator(task_id="window", topic="raw")
+
+        @task.skip_if(lambda context: context["skip"])
+        @task.kafka_agent(output_topic="out")
+        def enrich(event):
+            return event
+
+        made = (enrich.expand(window=window.output) if mapped else enrich.override(task_id="other")(window.output)).operator
+    hook = made.partial_kwargs["pre_execute"] if mapped else made._pre_execute_hook
+    hook({"skip": False})
+    with pytest.raises(AirflowSkipException):
+        hook({"skip": True})
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_setup_and_teardown_above_it_are_what_the_task_is(mapped: bool) -> None:
+    with DAG("d", schedule=None):
+        window = WindowOperator(task_id="window", topic="raw")
+
+        @setup
+        @task.kafka_agent(output_topic="out")
+        def prepare(event):
+            return event
+
+        @teardown(on_failure_fail_dagrun=True)
+        @task.kafka_agent(output_topic="out")
+        def tidy(event):
+            return event
+
+        first, last = ((f.expand if mapped else f)(window=window.output).operator for f in (prepare, tidy))
+    assert (first.is_setup, first.is_teardown) == (True, False)
+    assert (last.is_setup, last.is_teardown) == (False, True)
+    assert last.partial_kwargs["on_failure_fail_dagrun"] if mapped else last.on_failure_fail_dagrun
+    assert last.trigger_rule == TriggerRule.ALL_DONE_SETUP_SUCCESS
 
 
 def test_reject_needs_no_import() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
 from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.config import KafkaConfig
+from tests.support import tokens
 
 
 @pytest.fixture
@@ -45,11 +48,38 @@ def test_librdkafkas_keys_pass_and_a_consumers_own_are_left_out(connection: Any)
     assert json.loads(hook.environment()["KAFKA_CONFIG"])["sasl.password"] == "hush-hush"
 
 
-def test_secrets_are_masked_in_logs(connection: Any) -> None:
+@pytest.mark.parametrize("key", ["sasl.password", "ssl.key.pem", "sasl.oauthbearer.client.secret"])
+@pytest.mark.parametrize("in_a_trigger", [False, True])
+def test_secrets_are_masked_in_logs_and_wherever_the_settings_are_shown(connection: Any, key: str, in_a_trigger: bool) -> None:
     from airflow.sdk.log import redact
 
-    connection(**{"bootstrap.servers": "b:9092", "sasl.password": "correct-horse-battery"}).config()
-    assert "correct-horse-battery" not in str(redact("the password is correct-horse-battery"))
+    secret = f"correct-horse-{key}-{in_a_trigger}"
+    hook = connection(**{"bootstrap.servers": "b:9092", "client.id": "shown", key: secret})
+    config = asyncio.run(hook.aconfig()) if in_a_trigger else hook.config()
+    assert secret not in str(redact(f"the secret is {secret}"))
+    for shown in (config, config.values, config.client(), {"settings": config.client()}, [config]):
+        assert secret not in f"{shown} {shown!r}"
+        assert "shown" in str(shown)
+    assert config.client()[key] == secret
+
+
+def test_null_leaves_a_key_unset(connection: Any) -> None:
+    config = connection(**{"bootstrap.servers": "b:9092", "sasl.password": None, "client.id": None, "linger.ms": 5}).config()
+    assert config.values == {"linger.ms": "5"}
+    with pytest.raises(ConfigurationError, match="names no broker"):
+        connection(**{"bootstrap.servers": None}).config()
+
+
+def test_a_callback_for_tokens_has_to_be_on_airflows_list(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = {"bootstrap.servers": "b:9092", "sasl.mechanism": "OAUTHBEARER", "oauth_cb": "tests.support.tokens.unsecured"}
+    with pytest.raises(
+        ConfigurationError, match=r"oauth_cb 'tests.support.tokens.unsecured' is not in \[apache_kafka\] callback_allowlist"
+    ):
+        connection(**extra).config()
+    monkeypatch.setenv("AIRFLOW__APACHE_KAFKA__CALLBACK_ALLOWLIST", "other.function, tests.support.tokens.unsecured")
+    config = connection(**extra).config()
+    assert config.client()["oauth_cb"] is tokens.unsecured
+    assert KafkaConfig.from_env(config.to_env()).client()["oauth_cb"] is tokens.unsecured, "the agent has it too"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +90,12 @@ def test_secrets_are_masked_in_logs(connection: Any) -> None:
             {"bootstrap.servers": "b:1", "sasl.pasword": "x"},
             r"connection 'kafka_test': 'sasl.pasword' is no librdkafka configuration key; did you mean 'sasl.password'",
         ),
-        ({"bootstrap.servers": "b:1", "oauth_cb": "my.cb"}, "oauth_cb names a Python callback"),
+        ({"bootstrap.servers": "b:1", "error_cb": "my.cb"}, "'error_cb' cannot be used: it names a Python callback"),
+        (
+            {"bootstrap.servers": "b:1", "default.topic.config": {"acks": "all"}},
+            r"connection 'kafka_test': 'default.topic.config' cannot be used: its keys stand beside all others nowadays",
+        ),
+        ({"bootstrap.servers": "b:1", "linger.ms": [1]}, "'linger.ms': expected text, a number, true or false, got list"),
     ],
 )
 def test_what_cannot_be_used_is_named(connection: Any, extra: dict[str, Any], says: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.sdk import DAG, Asset
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 from kubernetes.client import ApiClient
 from kubernetes.client import models as k8s
@@ -17,7 +18,11 @@ from kubernetes.client import models as k8s
 from airflow_provider_factory.errors import AgentCrashedError
 from airflow_provider_factory.inputs import plain
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+from airflow_provider_factory.operators.validation import ValidationOperator
+from airflow_provider_factory.operators.window import WindowOperator
 from airflow_provider_factory.pods import ANNOTATION
+from airflow_provider_factory.sensors.consumer_lag import ConsumerLagSensor
+from airflow_provider_factory.sensors.window_closed import WindowClosedSensor
 from factory_agents.errors import ConfigurationError, UnavailableError, WindowError
 from factory_agents.protocol import AgentRun, ErrorInfo, Shard, decode_run, encode
 from tests.provider.samples import INTERVAL, context, result, window
@@ -52,6 +57,65 @@ def test_the_agent_is_told_who_what_where_and_over_what() -> None:
     assert (run.agent.name, run.agent.version, run.params) == ("enrich", "v2", {"n": 1})
     assert (run.window, run.interval, run.shard) == (window(), None, Shard())
     assert (run.output_topic, run.dead_letter_topic, run.deadline_seconds, run.max_rejected) == ("enriched", "dead", 300.0, "1 %")
+
+
+NEEDED: dict[type[BaseOperator], dict[str, Any]] = {
+    KafkaAgentOperator: {"agent": "enrich"},
+    ValidationOperator: {},
+    WindowOperator: {"topic": "raw"},
+    ConsumerLagSensor: {"topics": "raw"},
+    WindowClosedSensor: {"topic": "raw"},
+}
+MAPPED = {
+    KafkaAgentOperator: {"labels": [{}]},
+    ValidationOperator: {"labels": [{}]},
+    WindowOperator: {"after_pause": ["leave"]},
+    ConsumerLagSensor: {"condition": ["above"]},
+    WindowClosedSensor: {"grace": [1]},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(kind, field) for kind in NEEDED for field in kind.template_fields if field not in KubernetesPodOperator.template_fields],
+)
+@pytest.mark.parametrize("partial", [False, True])
+def test_every_templated_argument_may_be_another_tasks_output_or_a_param(kind: type[BaseOperator], field: str, partial: bool) -> None:
+    argument = "dry_run" if field == "agent_dry_run" else field
+    with DAG("clicks", schedule=None) as dag:
+        before = EmptyOperator(task_id="before")
+        for number, value in enumerate((before.output, before.output["key"], dag.param("given", "x"))):
+            arguments = {**NEEDED[kind], "task_id": f"t{number}", argument: value}
+            if partial:
+                mapped = kind.partial(**arguments).expand(**MAPPED[kind])
+                assert mapped.upstream_task_ids == ({"before"} if number < 2 else set())
+            else:
+                task = kind(**arguments)
+                assert task.upstream_task_ids == ({"before"} if number < 2 else set())
+
+
+@pytest.mark.parametrize("given", [{"n": 1}, '{"n": 1}'])
+def test_rendered_parameters_are_a_mapping_or_json_of_one(given: Any) -> None:
+    task = operator()
+    task.agent_params, task.output_topic, task.deadline = given, "made", "90"
+    run = task.agent_run(task_context(task))  # type: ignore[arg-type]
+    assert (run.params, run.output_topic, run.deadline_seconds) == ({"n": 1}, "made", 90.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("agent_params", "n=1", "agent_params: expected a mapping, or JSON of one, got 'n=1'"),
+        ("agent_params", [1], r"agent_params: expected a mapping, or JSON of one, got \[1\]"),
+        ("output_topic", {"a": 1}, "topic: expected a name or an asset kafka://<cluster>/<topic>, got {'a': 1}"),
+        ("contract", 7, "contract: expected a mapping, or JSON of one, got 7"),
+    ],
+)
+def test_what_was_rendered_to_something_else_is_named(field: str, value: Any, says: str) -> None:
+    task = operator()
+    setattr(task, field, value)
+    with pytest.raises(ConfigurationError, match=says):
+        task.agent_run(task_context(task))  # type: ignore[arg-type]
 
 
 def test_ingest_runs_over_the_data_interval() -> None:
