@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 from airflow.sdk import Asset
+from airflow.sdk.definitions._internal.mixins import ResolveMixin
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.assets import event_extra, result_partition, stage_assets, topic_argument, topic_name
@@ -109,7 +110,7 @@ class KafkaAgentOperator(AgentPodOperator):
         shard: Any = None,
         output_topic: str | Asset | None = None,
         dead_letter_topic: str | Asset | None = None,
-        agent_params: Mapping[str, Any] | None = None,
+        agent_params: Mapping[str, Any] | str | ResolveMixin | None = None,
         agent_version: str = "",
         agent_source: str = "",
         contract: str | Mapping[str, Any] | None = None,
@@ -133,7 +134,7 @@ class KafkaAgentOperator(AgentPodOperator):
         self.shard = shard
         self.output_topic = topic_argument(output_topic)
         self.dead_letter_topic = topic_argument(dead_letter_topic)
-        self.agent_params = dict(agent_params or {}) if agent_params is None or isinstance(agent_params, Mapping) else agent_params
+        self.agent_params = dict(agent_params) if isinstance(agent_params, Mapping) else agent_params or {}
         self.agent_version = agent_version
         self.agent_source = agent_source
         self.contract = contract
