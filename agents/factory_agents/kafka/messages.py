@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from confluent_kafka import KafkaError
 
-__all__ = ["Message"]
+__all__ = ["UNREADABLE_HEADERS", "Headers", "Message", "drop_headers", "readable_headers"]
+
+Headers: TypeAlias = "list[tuple[str, bytes | None]]"
 
 
 class Message(Protocol):
@@ -32,8 +34,12 @@ class Message(Protocol):
         """The record's value; None is a tombstone."""
         ...
 
-    def headers(self) -> list[tuple[str, bytes | None]] | None:
-        """The record's headers, or None for none."""
+    def headers(self) -> Headers | None:
+        """The record's headers, or None for none; see UNREADABLE_HEADERS for hostile ones."""
+        ...
+
+    def set_headers(self, value: Headers) -> None:
+        """Put others in their place."""
         ...
 
     def timestamp(self) -> tuple[int, int]:
@@ -43,3 +49,21 @@ class Message(Protocol):
     def error(self) -> KafkaError | None:
         """What happened instead of a record."""
         ...
+
+
+UNREADABLE_HEADERS = (SystemError, UnicodeDecodeError)
+"""What ``Message.headers`` raises where a name is no UTF-8. ``drop_headers`` comes next: a second look would crash."""
+
+
+def drop_headers(message: Message) -> None:
+    """Leave a record without headers: what the client made of unreadable ones holds null pointers."""
+    message.set_headers([])
+
+
+def readable_headers(message: Message) -> Headers:
+    """A record's headers; none where a name is no UTF-8."""
+    try:
+        return message.headers() or []
+    except UNREADABLE_HEADERS:
+        drop_headers(message)
+        return []

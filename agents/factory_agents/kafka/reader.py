@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from factory_agents.errors import DataLossError, DeadlineError, FactoryError, WindowError
 from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
-from factory_agents.kafka.messages import Message
+from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, readable_headers
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import PartitionRange, Window
 from factory_agents.telemetry import fields
@@ -234,12 +234,16 @@ class WindowReader:
     def _all_written(self, got: Sequence[Message]) -> bool:
         """Whether the writer's header is each record's only one and names a writer of this window; ``plain`` tells the same later."""
         writers = self._writers
+        self.plain = False
+        try:
+            for m in got if writers else ():
+                headers = m.headers()
+                if not headers or len(headers) != 1 or headers[0][1] not in writers or headers[0][0] != WRITER_HEADER:
+                    return False
+        except UNREADABLE_HEADERS:
+            drop_headers(m)
+            return False
         self.plain = bool(writers)
-        for m in got if writers else ():
-            headers = m.headers()
-            if not headers or len(headers) != 1 or headers[0][1] not in writers or headers[0][0] != WRITER_HEADER:
-                self.plain = False
-                return False
         return True
 
     def _take_each(self, got: Sequence[Message]) -> list[Message]:
@@ -262,7 +266,7 @@ class WindowReader:
             offset = m.offset()
             if offset < r.end:
                 positions[partition] = offset + 1
-                if writers and not _written_by(m.headers(), writers):
+                if writers and not _written_by(m, writers):
                     self.skipped += 1
                 else:
                     append(m)
@@ -340,9 +344,8 @@ class WindowReader:
             self._consumer = None
 
 
-def _written_by(headers: Sequence[tuple[str, bytes | None]] | None, writers: frozenset[bytes]) -> bool:
-    if headers:
-        for name, value in headers:
-            if name == WRITER_HEADER:
-                return value in writers
+def _written_by(message: Message, writers: frozenset[bytes]) -> bool:
+    for name, value in readable_headers(message):
+        if name == WRITER_HEADER:
+            return value in writers
     return False

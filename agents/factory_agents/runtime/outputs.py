@@ -12,7 +12,7 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException
 
 from factory_agents.errors import ConfigurationError, DataLossError, UnavailableError
-from factory_agents.kafka.messages import Message
+from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, readable_headers
 from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster, TopicFacts
 from factory_agents.kafka.writer import ChunkAbortedError, RefusedRecord, TransactionalWriter, choose_partition
@@ -229,8 +229,12 @@ class Outputs:
         else:
             partition = choose_partition(key, fallback, output.partitions)
         headers = self._headers
-        own = message.headers()
-        if own is not None and (len(own) > 1 or own[0][0] != WRITER_HEADER):
+        try:
+            own = message.headers()
+        except UNREADABLE_HEADERS:
+            drop_headers(message)
+            return Reject("the name of a header is no UTF-8: the event can't be passed on with its headers", rule="headers")
+        if own and (len(own) > 1 or own[0][0] != WRITER_HEADER):
             headers = [h for h in own if h[0] != WRITER_HEADER and h[0] != DEAD_LETTER_HEADER] + headers
         return self._send(output, value, key, partition, headers)
 
@@ -378,7 +382,7 @@ class _Identified(msgspec.Struct):
 
 
 def _of_message(letter: DeadLetter, message: Message) -> tuple[DeadLetter, list[tuple[str, Any]]]:
-    own = message.headers() or []
+    own = readable_headers(message)
     return msgspec.structs.replace(
         letter,
         topic=message.topic(),

@@ -25,6 +25,7 @@ from factory_agents.runtime.agents import agent
 from factory_agents.runtime.live import _Live, default_group, run_live
 from factory_agents.runtime.session import RunContext
 from tests.support.agents import mark
+from tests.support.raw_records import Raw, batch, put
 from tests.support.runs import Runs, events
 from tests.support.topics import recreate
 from tests.support.waiting import wait_for
@@ -108,6 +109,19 @@ def test_what_is_there_and_what_arrives_is_handled_once_and_a_restart_goes_on(ru
     assert counts == Counts(consumed=50, forwarded=50, produced=50)
     assert written(runs, out) == list(range(300))
     assert {r.headers["factory-writer"] for r in runs.everything(out)} == {f"live/{runs.prefix}.group/0".encode()}
+
+
+def test_a_header_whose_name_is_no_utf8_costs_that_record_its_headers_and_stops_nothing(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=1), runs.topic("out", partitions=1)
+    runs.topic("out.dead", partitions=1)
+    put(runs.bootstrap, source, 0, batch([Raw(b'{"event_id": 0}', b"k", [(b"ok", b"1"), (b"\xff\xfe", b"2")])]))
+    runs.produce(source, events(2, 1))
+    with live(runs, source, out) as running:
+        wait_written(runs, out, 2)
+        assert running.end() == Counts(consumed=3, forwarded=2, rejected=1, produced=2)
+    (letter,) = runs.everything(f"{out}.dead")
+    assert (letter.key, letter.id, letter.dead_letter["rule"]) == (b"k", 0, "headers")
+    assert "ok" not in letter.headers
 
 
 def test_an_agent_that_stops_in_the_middle_leaves_the_rest_to_the_next_start(runs: Runs) -> None:

@@ -1,0 +1,31 @@
+"""Headers of records, hostile ones included."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.messages import Message, readable_headers
+from tests.conftest import TopicFactory
+from tests.support.log import reading, window_over
+from tests.support.raw_records import Raw, batch, put
+
+
+def test_names_that_are_no_utf8_cost_a_record_its_headers_and_nothing_else(bootstrap: str, topic: TopicFactory) -> None:
+    name, config = topic(partitions=1), KafkaConfig(bootstrap)
+    hostile = [
+        Raw(b"1", b"k", [(b"ok", b"a"), (b"\xff\xfe", b"b"), (b"\x80", None)]),
+        Raw(b"2", None, [(b"\xed\xa0\x80", b"half a surrogate")]),
+    ]
+    fine = [Raw(b"3", None, [(b"\xc3\xa9", b"\xff"), (b"", None), (b"a\0b", b"")]), Raw(b"4")]
+    put(bootstrap, name, 0, batch(hostile + fine))
+    messages: list[Message] = []
+    with reading(config, window_over(config, name, {0: 4})) as reader:
+        reader.seek({}, {})
+        while not reader.done:
+            messages += reader.batch(10, time.monotonic() + 30, lambda: False)
+    for _ in range(3):  # a second look at what the client made of them would crash
+        assert [readable_headers(m) for m in messages] == [[], [], [("é", b"\xff"), ("", None), ("a", b"")], []]
+        gc.collect()
+    assert [(m.key(), m.value()) for m in messages] == [(b"k", b"1"), (None, b"2"), (None, b"3"), (None, b"4")]
