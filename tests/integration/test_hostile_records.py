@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -10,9 +9,8 @@ import msgspec
 import pytest
 
 from factory_agents.protocol import AgentResult, AgentRun, merge_results
-from tests.support.measured import peak_of
 from tests.support.raw_records import Raw, batch, put
-from tests.support.runs import Attempt, Rec, Runs, events
+from tests.support.runs import Rec, Runs, events
 
 MEASURED = (sys.executable, "-m", "tests.support.measured")
 CONTRACT = {
