@@ -46,7 +46,7 @@ FROM ${PYTHON_IMAGE} AS airflow
 ENV PATH=/opt/factory/bin:$PATH PYTHONUNBUFFERED=1 AIRFLOW_HOME=/opt/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False HOME=/opt/airflow
 COPY --from=airflow-venv /opt/factory /opt/factory
 WORKDIR /opt/airflow
-RUN chown 50000:0 /opt/airflow && chmod 775 /opt/airflow
+RUN mkdir logs /run/factory && chown 50000:0 . logs /run/factory && chmod 775 . logs
 USER 50000:0
 ENTRYPOINT ["airflow"]
 CMD ["version"]
