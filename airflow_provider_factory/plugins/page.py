@@ -1,0 +1,30 @@
+"""Puts the Factory page into Airflow's navigation."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+__all__ = ["FactoryPagePlugin"]
+
+
+def _apps() -> list[dict[str, Any]]:
+    """The app where pages are served, nothing in other processes: they only want the plugin's name."""
+    if sys.argv[1:2] and sys.argv[1] in {"scheduler", "dag-processor", "triggerer", "dags", "tasks", "db"}:
+        return []
+    from airflow_provider_factory.page.app import create_app
+
+    return [{"app": create_app(), "url_prefix": "/factory", "name": "Factory"}]
+
+
+_VIEW = {"name": "Factory", "href": "factory/", "destination": "nav", "category": "browse", "url_route": "factory"}
+
+
+class FactoryPagePlugin(AirflowPlugin):
+    """A navigation entry over an app of our own; addresses are relative, so any base URL will do."""
+
+    name = "factory_page"
+    fastapi_apps = _apps()  # an instance variable by Airflow's declaration
+    external_views = [_VIEW]  # noqa: RUF012  # an instance variable by Airflow's declaration

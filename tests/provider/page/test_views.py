@@ -1,0 +1,61 @@
+"""What the page says of a snapshot."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_factory.page.snapshot import Snapshot
+from airflow_provider_factory.page.views import SHOWN, freshness, overview, pipeline
+from factory_agents.kafka.windows import StageStatus, WindowStatus
+from factory_agents.protocol import Counts
+
+NOW = datetime(2026, 11, 1, 6, tzinfo=UTC)
+
+
+def window(hour: int, state: str = "finished", pipeline: str = "p", **counts: int) -> WindowStatus:
+    start = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(hours=hour)
+    key = f"{start:%FT%H}:00:00.000Z/{start + timedelta(hours=1):%FT%H}:00:00.000Z"
+    stages = (StageStatus("enrich", "done" if state == "finished" else "running", counts=Counts(**counts)),) if counts else ()
+    return WindowStatus(pipeline, key, state, "t", records=100, stages=stages, updated=NOW)  # type: ignore[arg-type]
+
+
+def test_one_sentence_says_what_is_left_since_when_and_how_much_waits() -> None:
+    found = overview(Snapshot((window(4, "planned"), window(5, "unfinished", consumed=10, forwarded=10), window(3))), ["p"])
+    assert [p.sentence for p in found] == ["2 windows not whole since 2026-11-01 04:00 → 05:00; 200 events wait."]
+
+
+def test_a_pipeline_that_is_whole_says_so_and_how_many_were_rejected() -> None:
+    found = overview(Snapshot((window(3, consumed=10, forwarded=9, rejected=1),)), ["p"])
+    assert found[0].sentence == "All 1 window whole; 1 event rejected."
+
+
+def test_only_what_the_user_may_read_is_there_and_work_left_comes_first() -> None:
+    snapshot = Snapshot((window(3, pipeline="a"), window(3, "planned", pipeline="b"), window(3, pipeline="secret")))
+    assert [p.name for p in overview(snapshot, ["a", "b", "unknown"])] == ["b", "a"]
+
+
+def test_a_page_is_bounded_and_says_what_it_leaves_out() -> None:
+    found = pipeline(Snapshot(tuple(window(h) for h in range(SHOWN + 5))), "p")
+    assert (len(found.windows), found.more) == (SHOWN, 5)
+
+
+def test_a_pipeline_that_the_ledger_does_not_know_is_empty() -> None:
+    assert pipeline(Snapshot(), "p").sentence == "No window has been planned."
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**9))
+def test_the_parts_of_a_stage_add_up_to_what_it_read(forwarded: int, filtered: int, rejected: int) -> None:
+    counts = {"consumed": forwarded + filtered + rejected, "forwarded": forwarded, "filtered": filtered, "rejected": rejected}
+    cell = pipeline(Snapshot((window(3, **counts),)), "p").windows[0].stages[0]
+    assert sum(n for _, n in cell.parts) == cell.consumed
+
+
+def test_figures_say_how_old_they_are_and_why_there_are_none_newer() -> None:
+    assert freshness(Snapshot(), NOW).text == "Reading the ledger …"
+    assert freshness(Snapshot(taken_at=NOW), NOW + timedelta(seconds=3)).text == "As of 3 s ago"
+    down = freshness(Snapshot(taken_at=NOW, error="no broker answered", down_since=NOW + timedelta(minutes=12)), NOW)
+    assert down.stale
+    assert down.text == "Kafka cannot be read since 06:12:00 UTC; figures from 06:00:00 UTC. no broker answered"
