@@ -127,7 +127,9 @@ def _row(window: WindowStatus) -> WindowRow:
 
 def _cell(stage: StageStatus) -> StageCell:
     c = stage.counts
-    parts = (("forwarded", c.forwarded), ("filtered", c.filtered), ("rejected", c.rejected))
+    landed = (("written", c.written), ("duplicates", c.duplicates), ("older", c.older))
+    forwarded = landed if any(n for _, n in landed) else (("forwarded", c.forwarded),)
+    parts = (*forwarded, ("filtered", c.filtered), ("rejected", c.rejected))
     return StageCell(stage.stage, stage.state, c.consumed, tuple(p for p in parts if p[1]), stage.summary)
 
 

@@ -53,6 +53,12 @@ def test_the_parts_of_a_stage_add_up_to_what_it_read(forwarded: int, filtered: i
     assert sum(n for _, n in cell.parts) == cell.consumed
 
 
+def test_a_sink_says_what_it_wrote_and_what_it_dropped() -> None:
+    counts = {"consumed": 10, "forwarded": 9, "rejected": 1, "written": 6, "duplicates": 2, "older": 1}
+    cell = pipeline(Snapshot((window(3, **counts),)), "p").windows[0].stages[0]
+    assert cell.parts == (("written", 6), ("duplicates", 2), ("older", 1), ("rejected", 1))
+
+
 def test_figures_say_how_old_they_are_and_why_there_are_none_newer() -> None:
     assert freshness(Snapshot(), NOW).text == "Reading the ledger …"
     assert freshness(Snapshot(taken_at=NOW), NOW + timedelta(seconds=3)).text == "As of 3 s ago"
