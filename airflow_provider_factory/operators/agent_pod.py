@@ -149,7 +149,10 @@ class AgentPodOperator(KubernetesPodOperator):
     def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
         """The pod: a live one that does just this run, else a new one. Live pods of other runs of the task instance are deleted."""
         self._end_others(pod_request_obj.metadata.namespace, context)
-        pod = super().get_or_create_pod(pod_request_obj, context)
+        self.pod = pod = super().get_or_create_pod(pod_request_obj, context)  # from here on ``on_kill`` knows it
+        if self._killed:
+            self._delete(pod, "the task was stopped while it was created")
+            raise AgentCrashedError("the task was stopped; a retry resumes")
         if credentials(self.credentials) == "connections":
             self._give_secret(pod)
         context["ti"].xcom_push(key=PodLink.key, value=pod_url(pod.metadata.namespace or "", pod.metadata.name or ""))

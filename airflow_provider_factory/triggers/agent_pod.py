@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,14 @@ class AgentPodTrigger(KubernetesPodTrigger):
             }
             yield TriggerEvent(payload)
 
+    async def on_kill(self) -> None:
+        """Delete the pod of a task that was marked or cleared while it waited here (from Airflow 3.3 on)."""
+        await _to_its_end(super().on_kill())
+
+    async def cleanup(self) -> None:
+        """The same on Airflow 3.2."""
+        await _to_its_end(super().cleanup())
+
     @cached_property
     def pod_manager(self) -> AsyncAgentPodManager:
         """Reads the pod's log."""
@@ -50,3 +59,16 @@ class AgentPodTrigger(KubernetesPodTrigger):
     async def _get_pod(self) -> k8s.V1Pod:  # type: ignore[override]
         self._last = await outlast(lambda: self.hook.get_pod(name=self.pod_name, namespace=self.pod_namespace), self.log)
         return self._last
+
+
+_deletions: set[asyncio.Task[None]] = set()
+
+
+async def _to_its_end(deletion: Coroutine[Any, Any, None]) -> None:
+    """Wait for a deletion that goes on though the waiting is cancelled: a triggerer cancels a trigger again every second until it is gone,
+    and the API server may take longer than that to answer.
+    """
+    task = asyncio.create_task(deletion)
+    _deletions.add(task)  # the event loop alone would not keep it
+    task.add_done_callback(_deletions.discard)
+    await asyncio.shield(task)

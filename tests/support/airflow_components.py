@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,10 @@ _QUICK = {
 """What makes the loss of a component noticed in seconds, not minutes."""
 
 
+_BUSY_PATIENCE = 30.0
+"""Seconds for which a question is asked again that the API server answers with an error of its own."""
+
+
 class RunningAirflow:
     """The components, and what a user does with them. ``topics`` and ``database_url`` are where the tests' DAGs read and write."""
 
@@ -63,6 +68,10 @@ class RunningAirflow:
             self._token = answer.raise_for_status().json()["access_token"]
         headers = {"Authorization": f"Bearer {self._token}"}
         answer = self._http.request(method, f"/api/v2{path}", json=json, params=query, headers=headers)
+        until = time.monotonic() + _BUSY_PATIENCE
+        while method == "GET" and answer.status_code >= 500 and time.monotonic() < until:  # a busy server's "not yet"
+            time.sleep(1)
+            answer = self._http.request(method, f"/api/v2{path}", params=query, headers=headers)
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 

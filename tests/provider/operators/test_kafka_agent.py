@@ -12,8 +12,9 @@ from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperato
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
-from kubernetes.client import ApiClient
+from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.client import models as k8s
+from kubernetes.config import new_client_from_config_dict
 
 from airflow_provider_factory.errors import AgentCrashedError
 from airflow_provider_factory.inputs import plain
@@ -26,6 +27,7 @@ from airflow_provider_factory.sensors.window_closed import WindowClosedSensor
 from factory_agents.errors import ConfigurationError, UnavailableError, WindowError
 from factory_agents.protocol import AgentRun, ErrorInfo, Shard, decode_run, encode
 from tests.provider.samples import INTERVAL, context, result, window
+from tests.support.kube_api import kube_api
 
 
 class TaskInstance(SimpleNamespace):
@@ -338,6 +340,32 @@ def test_a_result_of_another_run_in_the_ledger_is_not_taken_for_this_ones(monkey
     task, run_context = pod_task(monkeypatch, "")
     with pytest.raises(AgentCrashedError, match="left no result"):
         task.execute(run_context)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("told", ["before the pod is asked for", "while it is created", "once it is there"])
+def test_a_task_that_is_stopped_leaves_no_pod(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop is a signal: it comes in the middle of anything, also of the call that creates the pod."""
+    with kube_api() as api:
+        task = operator(runner="kubernetes", config_file=None, in_cluster=False)
+        client = CoreV1Api(new_client_from_config_dict(api.config))
+        monkeypatch.setattr(KafkaAgentOperator, "client", client)
+        run_context = task_context(task)
+        task._prepare_pod(task.agent_run(run_context))  # type: ignore[arg-type]
+        request = k8s.V1Pod(metadata=k8s.V1ObjectMeta(name="pod", namespace="ns", labels={}), spec=k8s.V1PodSpec(containers=[]))
+        moment = {"before the pod is asked for": "GET", "while it is created": "POST"}.get(told)
+
+        def stop(method: str, path: str) -> None:
+            if method == moment and not task._killed:
+                task.on_kill()
+
+        api.answer = stop
+        if moment:
+            with pytest.raises(AgentCrashedError, match="the task was stopped"):
+                task.get_or_create_pod(request, run_context)  # type: ignore[arg-type]
+        else:
+            task.get_or_create_pod(request, run_context)  # type: ignore[arg-type]
+            task.on_kill()
+        assert api.deleted() == ["/api/v1/namespaces/ns/pods/pod"]
 
 
 def test_lineage_names_topics_and_counts() -> None:

@@ -1,0 +1,82 @@
+"""As much of a Kubernetes API server as one pod's life needs, on loopback: what it is asked is kept, what it answers a test may change."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+POD: dict[str, Any] = {
+    "kind": "Pod",
+    "apiVersion": "v1",
+    "metadata": {"name": "pod", "namespace": "ns", "uid": "u", "labels": {}},
+    "spec": {"containers": [{"name": "base", "image": "i"}], "restartPolicy": "Never"},
+    "status": {
+        "phase": "Running",
+        "containerStatuses": [{"name": "base", "image": "i", "imageID": "i", "ready": True, "restartCount": 0, "state": {"running": {}}}],
+    },
+}
+
+
+class KubeApi:
+    """``asked``: method and path of each request, in order; ``answer`` gives a status for one in place of 200, or None."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.asked: list[tuple[str, str]] = []
+        self.answer: Callable[[str, str], int | None] = lambda method, path: None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A kubeconfig that names it."""
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": self.address}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "ns"}}],
+        }
+
+    def deleted(self) -> list[str]:
+        """Paths of what it was told to delete."""
+        return [path for method, path in self.asked if method == "DELETE"]
+
+
+@contextmanager
+def kube_api() -> Iterator[KubeApi]:
+    """A running one, in which a pod runs whenever somebody looks."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            path = self.path.partition("?")[0]
+            api.asked.append((self.command, path))
+            status = api.answer(self.command, path) or 200
+            listing = self.command == "GET" and path.endswith(("/pods", "/events"))
+            body = json.dumps({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": []} if listing else POD).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815  # the library's names
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    api = KubeApi(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield api
+    finally:
+        server.shutdown()
+        server.server_close()
