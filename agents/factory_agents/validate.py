@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from factory_agents.protocol import AgentRun, Counts
 from factory_agents.runtime.agents import Output, Reject, decode_event
 
 __all__ = ["ValidateParams", "ValidateTransform", "build"]
+
+log = logging.getLogger(__name__)
 
 _REASONS = 10
 
@@ -30,7 +33,10 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> ValidateTra
 
     Raises ConfigurationError for parameters it doesn't take and ContractError for a contract that can't be read.
     """
-    return ValidateTransform(load_contract(_params(params).contract), run)
+    contract = load_contract(_params(params).contract)
+    for note in contract.notes:
+        log.info("%s", note)
+    return ValidateTransform(contract, run)
 
 
 def _params(params: Mapping[str, Any]) -> ValidateParams:

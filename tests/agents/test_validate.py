@@ -60,6 +60,16 @@ def test_valid_events_pass_byte_for_byte() -> None:
     assert (report["rows"], report["valid"], report["freshness_seconds"]) == (3, 3, 1800)
 
 
+@pytest.mark.parametrize("rule", ["max(tags) > 0", "tags[0] / 0 > 1", "tags.lower() == 'a'", "len(added) > 0", "path.matches('a')"])
+def test_a_rule_that_cannot_be_decided_is_named(rule: str) -> None:
+    validate = build({"contract": {"name": "e", "rules": {"by_name": rule, "other": "added == 1"}}}, RUN)
+    (reject,) = validate.process([message(b'{"event_id": "a", "tags": [], "added": 1, "path": 3}')])
+    assert isinstance(reject, Reject)
+    assert reject.rule == "by_name"
+    assert reject.reason.startswith("rule by_name: cannot be decided (")
+    assert validate.finish(Counts(consumed=1))["rules"] == {"by_name": 1, "other": 0}
+
+
 def test_outputs_keep_the_order_of_the_messages() -> None:
     values = [b'{"event_id":"%d"%s}' % (i, b',"added":-1' if i % 3 == 0 else b"") for i in range(10)]
     outputs = transform().process([message(v, i) for i, v in enumerate(values)])

@@ -66,7 +66,8 @@ class Contract:
     """A checked data contract.
 
     ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
-    counted in (``iso``: ISO-8601 text). ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it.
+    counted in (``iso``: ISO-8601 text). ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it. ``notes``
+    say what in it checks nothing.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Contract:
     nulls: tuple[str, ...]
     source: str
     digest: str
+    notes: tuple[str, ...]
     _columns: tuple[Column, ...] = field(repr=False)
     _schema: Schema = field(repr=False)
     _expressions: tuple[Expression, ...] = field(repr=False)
@@ -101,7 +103,7 @@ class Contract:
         def check(event: dict[str, Any]) -> bool:
             try:
                 return is_valid(event) and bool(rules(event.get))
-            except (TypeError, AttributeError, ArithmeticError):
+            except Exception:  # a rule of these values cannot be decided: that is theirs, whatever was raised
                 return False
 
         return check
@@ -138,7 +140,7 @@ def _why_broken(expression: Expression, event: dict[str, Any], *, undecided_coun
         if expression.test(event.get):
             return ""
         verb = "expected"
-    except (TypeError, AttributeError, ArithmeticError) as error:
+    except Exception as error:
         if not undecided_counts:
             return ""
         verb = f"cannot be decided ({error}): expected"
@@ -216,6 +218,7 @@ class _Builder:
             nulls=nulls,
             source=self._document.name,
             digest=digest(meaning),
+            notes=schema.notes,
             _columns=columns,
             _schema=schema,
             _expressions=expressions,

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 import msgspec
 import yaml
 
+from factory_agents.contracts.json_text import JsonError, JsonReader
 from factory_agents.errors import ContractError
 
 __all__ = ["Document", "KeyPath", "did_you_mean", "inline_document", "one_of", "parse_document", "read_document", "show"]
@@ -19,6 +20,13 @@ KeyPath: TypeAlias = "tuple[str | int, ...]"
 """Where a value stands in a document: keys and indexes from the root."""
 
 _Position: TypeAlias = "tuple[int, int]"
+
+_MOST_YAML = 256 << 10
+_MOST_JSON = 16 << 20
+"""Characters: reading YAML takes up to a minute a mebibyte, JSON some seconds."""
+_MOST_BYTES = 4 * _MOST_JSON + 4
+_COPIES = 10_000
+"""How many values aliases may repeat: a text of some hundred bytes can mean more than any memory holds."""
 
 
 def show(value: Any, limit: int = 60) -> str:
@@ -128,7 +136,8 @@ def read_document(path: Path, name: str = "") -> Document:
     """Read a YAML or JSON file; raises ContractError naming the place of what is wrong."""
     name = name or str(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise ContractError(f"{name}:1:1: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -144,8 +153,27 @@ def inline_document(data: Mapping[str, Any], name: str = "inline contract") -> D
 
 def parse_document(text: str, name: str) -> Document:
     """Parse YAML or JSON text; raises ContractError naming the place of what is wrong."""
+    like_json = text.lstrip()[:1] in ("{", "[")
+    if len(text) > (_MOST_JSON if like_json else _MOST_YAML):
+        most = f"{_MOST_JSON >> 20} MiB of JSON, {_MOST_YAML >> 10} KiB of YAML"
+        raise ContractError(f"{name}:1:1: {len(text):,} characters are too many; expected at most {most}")
+    if not like_json:
+        return _parse_yaml(text, name)
+    try:
+        reader = JsonReader(text)
+        return Document(name, reader.read(), text, reader.values, reader.keys)
+    except JsonError as error:
+        if len(text) > _MOST_YAML or "\t" in text or name.endswith(".json"):  # YAML would complain of the tabs
+            line, column = error.at
+            raise ContractError(f"{name}:{line}:{column}: not JSON: {error}") from None
+    return _parse_yaml(text, name)
+
+
+def _parse_yaml(text: str, name: str) -> Document:
+    reader = _Reader(name)
     try:
         node = yaml.compose(text, Loader=_Loader)
+        data = None if node is None else reader.read(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
@@ -153,10 +181,10 @@ def parse_document(text: str, name: str) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ContractError(f"{name}:{line}:1: not YAML: {error.reason} (character {error.character!r})") from error
+    except RecursionError:
+        raise ContractError(f"{name}:1:1: nested too deeply") from None
     if node is None:
         raise ContractError(f"{name}:1:1: expected a contract, got an empty file")
-    reader = _Reader(name)
-    data = reader.read(node, ())
     return Document(name, data, text, reader.values, reader.keys)
 
 
@@ -168,13 +196,16 @@ class _Reader:
         self.values: dict[KeyPath, _Position] = {}
         self.keys: dict[KeyPath, _Position] = {}
         self._open: set[int] = set()
+        self._seen: set[int] = set()
+        self._copies = 0
 
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
+        self._count(node)
         self.values[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
-            self._fail(node, f"expected plain YAML, got the tag {node.tag!r}")
+            self._fail(node, f"expected plain YAML, got the tag {node.tag[:80]!r}")
         if id(node) in self._open:
             self._fail(node, "an alias that holds itself")
         self._open.add(id(node))
@@ -185,6 +216,12 @@ class _Reader:
         finally:
             self._open.discard(id(node))
 
+    def _count(self, node: yaml.Node) -> None:
+        self._copies += id(node) in self._seen
+        self._seen.add(id(node))
+        if self._copies > _COPIES:
+            self._fail(node, f"aliases repeat more than {_COPIES:,} values")
+
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -192,7 +229,7 @@ class _Reader:
             if not isinstance(key, str):
                 self._fail(key_node, f"expected a name as key, got {show(key)}; quote it")
             if key in result:
-                self._fail(key_node, f"the key {key!r} stands here twice")
+                self._fail(key_node, f"the key {key[:80]!r} stands here twice")
             self.keys[(*path, key)] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             result[key] = self.read(value_node, (*path, key))
         return result
@@ -206,11 +243,14 @@ class _Reader:
             if kind == "bool":
                 return text.lower() == "true"
             if kind in ("int", "float"):
-                return int(text) if kind == "int" else float(text)
+                number = int(text) if kind == "int" else float(text)
+                if abs(number) < float("inf"):
+                    return number
+                raise ValueError
         except ValueError:
-            self._fail(node, f"expected a value of type {kind}, got {text!r}")
+            self._fail(node, f"expected a value of type {kind}, got {show(text)}")
         if kind != "str":
-            self._fail(node, f"expected plain YAML, got the tag {node.tag!r}")
+            self._fail(node, f"expected plain YAML, got the tag {node.tag[:80]!r}")
         return text
 
     def _fail(self, node: yaml.Node, message: str) -> NoReturn:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 from factory_agents.contracts.documents import one_of
+from factory_agents.contracts.patterns import PatternError, compile_search
 
 __all__ = ["Expression", "ExpressionError", "Getter", "compile_all", "parse_expression"]
 
@@ -242,9 +243,9 @@ class _Compiler:
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
             self._fail(node, 'matches() takes a regular expression in quotes, such as path.matches("[.]py$")')
         try:
-            search = re.compile(node.value).search
-        except re.error as error:
-            self._fail(node, f"not a regular expression: {error}")
+            search = compile_search(node.value)
+        except PatternError as error:
+            self._fail(node, str(error))
         name = f"_search{len(self._environment)}"
         self._environment[name] = search
         return name

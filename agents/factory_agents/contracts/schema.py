@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
-from urllib.request import url2pathname
+from urllib.parse import urldefrag
 
-from factory_agents.contracts.documents import Document, KeyPath, did_you_mean, one_of, read_document, show
+from factory_agents.contracts.documents import Document, KeyPath, did_you_mean, one_of, show
+from factory_agents.contracts.patterns import PatternError, bounded, check_pattern, engine
+from factory_agents.contracts.references import Place, References
 
 __all__ = ["FieldType", "Schema", "Violation", "compile_schema"]
 
@@ -36,11 +38,16 @@ class FieldType(NamedTuple):
 
 @dataclass(frozen=True)
 class Schema:
-    """A compiled schema: ``is_valid`` for the many, ``violations`` for the few, ``fields`` in the order of their declaration."""
+    """A compiled schema: ``is_valid`` for the many, ``violations`` for the few, ``fields`` in the order of their declaration.
+
+    ``texts`` are the files that it refers to, by their names relative to its folder; ``notes`` what it says that is not checked.
+    """
 
     is_valid: Callable[[Any], bool]
     fields: Mapping[str, FieldType]
     content: Any
+    texts: Mapping[str, str]
+    notes: tuple[str, ...]
     _errors: Callable[[Any], Iterator[Any]] = field(repr=False)
 
     def violations(self, event: Any) -> list[Violation]:
@@ -94,27 +101,10 @@ def _wording(error: Any) -> str:
             kind, facts = "type", {"types": [t for o in options for t in o.kind.as_dict()["types"]]}
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind](facts)}, got {show(error.instance)}"
+    if kind == "not" and list(facts["schema"]) == ["pattern", "type"]:
+        return f"expected text not matching {facts['schema']['pattern']}, got {show(error.instance)}"
     message: str = error.message
     return message if len(message) <= 200 else message[:199] + "…"
-
-
-class _Place(NamedTuple):
-    """A subschema: in which document, under which root (``#`` of its references), at which path."""
-
-    document: Document
-    uri: str
-    root: KeyPath
-    path: KeyPath
-
-    @property
-    def data(self) -> Any:
-        value: Any = self.document.data
-        for key in self.path:
-            value = value[key]
-        return value
-
-    def inner(self, *keys: str | int) -> _Place:
-        return self._replace(path=(*self.path, *keys))
 
 
 _IN_MAPPINGS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -146,21 +136,27 @@ _KEYWORDS = (
 )
 
 
-def compile_schema(document: Document, path: KeyPath, folder: Path) -> Schema:
+def compile_schema(document: Document, path: KeyPath, folder: Path, texts: Mapping[str, str] | None = None) -> Schema:
     """Compile the schema that stands at ``path`` of a contract whose relative references start at ``folder``.
 
-    Raises ContractError with file, line and column: a broken schema, a near miss of a keyword, a reference that leads nowhere
-    or to the network.
+    With ``texts`` it refers to these, by their names relative to the folder, and no file is read. Raises ContractError with file, line and
+    column: a broken schema, a near miss of a keyword, a reference that leads nowhere or to the network.
     """
-    return _Compiler(document, path, folder).compile()
+    return _Compiler(References(document, path, folder, texts)).compile()
 
 
 class _Compiler:
-    def __init__(self, document: Document, path: KeyPath, folder: Path) -> None:
-        self._folder = folder
-        self._uri = (folder / "contract").as_uri()
-        self._top = _Place(document, self._uri, path, path)
-        self._files: dict[str, Document] = {}
+    """Checks every subschema that can apply, and makes of them what the validator is given.
+
+    That is a copy in which references are addresses of places (whatever ``$id`` says), patterns have a bound and formats that nobody checks
+    are left out.
+    """
+
+    def __init__(self, references: References) -> None:
+        self._references = references
+        self._top = references.top
+        self._plain: dict[str, Any] = {}
+        self._notes: dict[str, None] = {}
 
     def compile(self) -> Schema:
         import jsonschema_rs
@@ -171,38 +167,36 @@ class _Compiler:
         self._walk(top, set())
         try:
             validator = jsonschema_rs.validator_for(
-                _without_id(top.data),
+                self._plain[top.uri],
                 validate_formats=True,
                 ignore_unknown_formats=False,
                 retriever=self._retrieve,
-                base_uri=self._uri,
+                base_uri=top.uri,
+                pattern_options=engine(),
             )
         except ValueError as error:
             top.document.fail((*top.path, *getattr(error, "instance_path", ())), _short(error))
-        content = [top.data, {self._relative(uri): d.data for uri, d in self._files.items()}]
-        return Schema(validator.is_valid, self._fields(), content, validator.iter_errors)
+        files = {self._references.relative(uri): document for uri, document in self._references.files.items()}
+        content = [top.data, {name: document.data for name, document in files.items()}]
+        texts = {name: document.text for name, document in files.items()}
+        return Schema(validator.is_valid, self._fields(), content, texts, tuple(self._notes), validator.iter_errors)
 
     def _retrieve(self, uri: str) -> Any:
         base = urldefrag(uri).url
-        if base not in self._files:
+        if base not in self._plain:
             raise ValueError(f"{uri}: only files beside the contract are read")
-        return _without_id(self._files[base].data)
+        return self._plain[base]
 
-    def _relative(self, uri: str) -> str:
-        """A reference's name in the digest: the same on every machine."""
-        import os.path
-
-        return Path(os.path.relpath(url2pathname(urlsplit(uri).path), self._folder)).as_posix()
-
-    def _check_meta(self, place: _Place) -> None:
+    def _check_meta(self, place: Place) -> None:
         """Is it a schema at all? The schema of schemas knows, and where not."""
         import jsonschema_rs
 
-        dialect = place.data.get("$schema", _DIALECTS[0]) if isinstance(place.data, dict) else _DIALECTS[0]
-        if not isinstance(dialect, str) or dialect.rstrip("#") not in _DIALECTS:
-            place.document.fail((*place.path, "$schema"), f"unknown dialect {show(dialect)}{one_of('', _DIALECTS)}")
+        given = place.data.get("$schema", _DIALECTS[0]) if isinstance(place.data, dict) else _DIALECTS[0]
+        dialect = _dialect(given)
+        if dialect is None:
+            place.document.fail((*place.path, "$schema"), f"unknown dialect {show(given)}{one_of('', _DIALECTS)}")
         try:
-            jsonschema_rs.meta.validate(_without_id(place.data))
+            jsonschema_rs.meta.validate({**place.data, "$schema": dialect} if isinstance(place.data, dict) else place.data)
         except ValueError as error:
             path = (*place.path, *getattr(error, "instance_path", ()))
             value = getattr(error, "instance", None)
@@ -211,76 +205,99 @@ class _Compiler:
             message = _wording(error) if isinstance(error, jsonschema_rs.ValidationError) else _short(error)
             place.document.fail(path, f"not JSON Schema: {message}")
 
-    def _walk(self, place: _Place, seen: set[tuple[str, KeyPath]]) -> None:
+    def _walk(self, place: Place, seen: set[tuple[str, KeyPath]]) -> None:
         """Visit every subschema that can apply, across files, once."""
-        if not isinstance(place.data, dict) or (place.uri, place.path) in seen:
+        if not isinstance(place.data, dict):
+            self._copy(place)
+            return
+        if (place.uri, place.path) in seen:
             return
         seen.add((place.uri, place.path))
         self._check_keywords(place)
+        target = self._references.target(place)
+        self._simplify(place, target)
         for child in _children(place):
             self._walk(child, seen)
-        target = self._target(place)
         if target is not None:
             if target.uri != place.uri:
                 self._check_meta(target)
             self._walk(target, seen)
 
-    def _check_keywords(self, place: _Place) -> None:
-        import jsonschema_rs
-
-        data = place.data
+    def _check_keywords(self, place: Place) -> None:
+        data, fail = place.data, place.document.fail
         if "$schema" in data:
             self._check_meta(place)
         for key in data:
+            if key == "nullable":
+                fail((*place.path, key), "no keyword of JSON Schema (but of OpenAPI 3.0): expected null among the types", key=True)
             near = "" if key in _KEYWORDS or key.startswith("x-") else did_you_mean(key, _KEYWORDS, 0.75)
             if near:
-                message = f"not a keyword of JSON Schema{near} (own annotations begin with x-)"
-                place.document.fail((*place.path, key), message, key=True)
-        if isinstance(data.get("format"), str):
+                fail((*place.path, key), f"not a keyword of JSON Schema{near} (own annotations begin with x-)", key=True)
+        patterns = data.get("patternProperties")
+        for path, pattern in (
+            (("pattern",), data.get("pattern")),
+            *((("patternProperties", name), name) for name in (patterns if isinstance(patterns, dict) else ())),
+        ):
             try:
-                jsonschema_rs.validator_for({"format": data["format"]}, validate_formats=True, ignore_unknown_formats=False)
-            except ValueError:
-                message = f"unknown format {data['format']!r}{did_you_mean(data['format'], _FORMATS)}"
-                place.document.fail((*place.path, "format"), f"{message} (it would check nothing)")
+                if isinstance(pattern, str):
+                    check_pattern(pattern, whole=path == ("pattern",))
+            except PatternError as error:
+                fail((*place.path, *path), str(error), key=path != ("pattern",))
+        self._check_format(place)
 
-    def _target(self, place: _Place) -> _Place | None:
-        """Where ``$ref`` leads, None without one (or where it names an anchor, which is left to the validator)."""
-        reference = place.data.get("$ref")
-        if not isinstance(reference, str):
-            return None
-        uri, fragment = urldefrag(urljoin(place.uri, reference))
-        at = place.inner("$ref")
-        target = place._replace(path=place.root)
-        if uri != place.uri:
-            target = _Place(self._load(uri, reference, at), uri, (), ())
-        if fragment and not fragment.startswith("/"):
-            return None
-        for part in unquote(fragment).split("/")[1:]:
-            data = target.data
-            names: dict[str, str | int] = {str(i): i for i in range(len(data))} if isinstance(data, list) else {}
-            names = {k: k for k in data} if isinstance(data, dict) else names
-            name = part.replace("~1", "/").replace("~0", "~")
-            if name not in names:
-                where = f"{name!r} in {target.document.name}{did_you_mean(name, names)}"
-                at.document.fail(at.path, f"{reference!r} leads nowhere: there is no {where}")
-            target = target.inner(names[name])
-        return target
+    def _check_format(self, place: Place) -> None:
+        name = place.data.get("format")
+        if not isinstance(name, str) or self._is_checked(place, name):
+            return
+        near = "" if name in (*_UNCHECKED, *_FORMATS) else did_you_mean(name, _FORMATS, 0.8)
+        if near:
+            place.document.fail((*place.path, "format"), f"unknown format {name!r}{near} (it would check nothing)")
+        where = place.document.where((*place.path, "format"))
+        self._notes[f"{where}: the format {name!r} checks nothing"] = None
 
-    def _load(self, uri: str, reference: str, at: _Place) -> Document:
-        if uri not in self._files:
-            parts = urlsplit(uri)
-            if parts.scheme != "file":
-                message = f"expected a reference to a local file, got {reference!r}; nothing is fetched from the network"
-                at.document.fail(at.path, message)
-            file = Path(url2pathname(parts.path))
-            if not file.is_file():
-                at.document.fail(at.path, f"expected a file, got {reference!r}, but there is no {file}")
-            self._files[uri] = read_document(file, self._relative(uri))
-        return self._files[uri]
+    def _is_checked(self, place: Place, format_: str) -> bool:
+        """Whether the dialect of the file, each of which knows more formats than the one before, checks this one."""
+        import jsonschema_rs
+
+        top = place._replace(path=self._references.start(place.uri)).data
+        dialect = _dialect(top["$schema"]) if isinstance(top, dict) and "$schema" in top else _DIALECTS[0]
+        try:
+            schema = {"$schema": dialect, "format": format_}
+            jsonschema_rs.validator_for(schema, validate_formats=True, ignore_unknown_formats=False)
+        except ValueError:
+            return False
+        return True
+
+    def _copy(self, place: Place) -> Any:
+        """The copy of what stands at a place."""
+        start = self._references.start(place.uri)
+        if place.uri not in self._plain:
+            self._plain[place.uri] = deepcopy(place._replace(path=start).data)
+        value = self._plain[place.uri]
+        for key in place.path[len(start) :]:
+            value = value[key]
+        return value
+
+    def _simplify(self, place: Place, target: Place | None) -> None:
+        """What the validator is given in the place of this subschema."""
+        data, copy = place.data, self._copy(place)
+        for key in (place.id_key, "$anchor", "$schema"):
+            if isinstance(data.get(key), str):
+                copy.pop(key, None)
+        if "$schema" in data and place.path == self._references.start(place.uri):
+            copy["$schema"] = _dialect(data["$schema"])
+        if target is not None:
+            copy["$ref"] = self._references.canonical(target)
+        if isinstance(data.get("format"), str) and not self._is_checked(place, data["format"]):
+            copy.pop("format", None)
+        parts = bounded(data["pattern"]) if isinstance(data.get("pattern"), str) else {}
+        if "allOf" in parts:
+            copy.pop("pattern", None)
+            copy["allOf"] = [*copy.get("allOf", ()), *parts["allOf"]]
 
     def _fields(self) -> dict[str, FieldType]:
         """Top-level fields in the order of their declaration."""
-        places: dict[str, _Place] = {}
+        places: dict[str, Place] = {}
         required: set[str] = set()
         for place, always in self._parts(self._top):
             for name in place.data.get("properties", {}):
@@ -289,12 +306,12 @@ class _Compiler:
                 required.update(place.data.get("required", ()))
         return {name: FieldType(*self._types(place), name in required) for name, place in places.items()}
 
-    def _parts(self, place: _Place, always: bool = True, depth: int = 0) -> Iterator[tuple[_Place, bool]]:
+    def _parts(self, place: Place, always: bool = True, depth: int = 0) -> Iterator[tuple[Place, bool]]:
         """The subschemas that speak of the same value, each with whether it always applies."""
         if not isinstance(place.data, dict) or depth > 50:
             return
         yield place, always
-        target = self._target(place)
+        target = self._references.target(place)
         if target is not None:
             yield from self._parts(target, always, depth + 1)
         for key in ("allOf", "anyOf", "oneOf"):
@@ -304,7 +321,7 @@ class _Compiler:
             if key in place.data:
                 yield from self._parts(place.inner(key), False, depth + 1)
 
-    def _types(self, place: _Place) -> tuple[frozenset[str], str]:
+    def _types(self, place: Place) -> tuple[frozenset[str], str]:
         types: set[str] = set()
         format_ = ""
         for part, _ in self._parts(place):
@@ -313,7 +330,15 @@ class _Compiler:
         return frozenset(types), format_
 
 
-_FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uri-reference", "uuid", "regex")
+_FORMATS = (
+    *("date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6", "uri", "uri-reference"),
+    *("iri", "iri-reference", "uri-template", "json-pointer", "relative-json-pointer", "uuid", "regex"),
+)
+_UNCHECKED = (
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float", "double", "double-int", "decimal", "decimal128"),
+    *("byte", "binary", "base64url", "char", "password", "html", "commonmark", "media-range", "http-date"),
+)
+"""Formats that tools write (OpenAPI's registry has them) and that no validator checks."""
 
 _TYPES = ("string", "integer", "number", "boolean", "object", "array", "null")
 _DIALECTS = (
@@ -325,9 +350,12 @@ _DIALECTS = (
 )
 
 
-def _without_id(schema: Any) -> Any:
-    """References are relative to the file they stand in, not to the address that a schema claims to have."""
-    return {k: v for k, v in schema.items() if k != "$id"} if isinstance(schema, dict) else schema
+def _dialect(given: Any) -> str | None:
+    """A dialect by its address, however it is written: http or https, with or without a final ``#``."""
+    name = given.removesuffix("#").partition("://")[2] if isinstance(given, str) else ""
+    if name == "json-schema.org/schema":  # the newest, whichever that is
+        return _DIALECTS[0]
+    return next((known for known in _DIALECTS if name and known.endswith(f"://{name}")), None)
 
 
 def _short(error: Exception) -> str:
@@ -335,7 +363,7 @@ def _short(error: Exception) -> str:
     return message.splitlines()[0]
 
 
-def _children(place: _Place) -> Iterator[_Place]:
+def _children(place: Place) -> Iterator[Place]:
     data = place.data
     for key in _IN_MAPPINGS:
         if isinstance(data.get(key), dict):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
 
 from factory_agents.contracts.documents import parse_document, read_document
 from factory_agents.errors import ContractError
+from tests.support.bounded import cost_of
 
 
 def test_plain_words_stay_text_as_json_schema_means_them() -> None:
@@ -59,3 +62,97 @@ def test_a_file_that_is_not_text_or_not_readable_is_one_line(tmp_path: Path) -> 
         read_document(tmp_path / "f.yaml")
     with pytest.raises(ContractError, match="cannot be read: Is a directory"):
         read_document(tmp_path)
+
+
+def test_json_may_be_indented_by_tabs() -> None:
+    document = parse_document('{\n\t"a":\t{\n\t\t"b": "x\\ty"\n\t}\n}\n', "f.json")
+    assert document.data == {"a": {"b": "x\ty"}}
+    assert document.where(("a", "b")) == "f.json:3:8"
+    assert document.where(("a", "b"), key=True) == "f.json:3:3"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": "\\ud83d\\ude00\\/"}',
+        '{"a":1e3,"b":-0.5,"c":[],"d":{}}',
+        '[true, false, null, ""]',
+        '{"' + "k" * 2000 + '": 1}',
+        '{"a"\n:\n1}',
+        '{"": 0}',
+    ],
+)
+def test_json_is_read_as_json_has_it(text: str) -> None:
+    assert parse_document(text, "f").data == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{\t"a": 1,}', "f.json:1:10: not JSON: expected something after the comma"),
+        ('{"a": 1 "b": 2}', "f.json:1:9: not JSON: expected a comma or }"),
+        ('{"a": tru}', "f.json:1:7: not JSON: expected a value"),
+        ('{"a": 1} x', "f.json:1:10: not JSON: something follows the value"),
+        ('{"a": "x\n"}', "f.json:1:9: not JSON: "),
+        ('{"a": 1, "a": 2}', "f.json:1:10: not JSON: the key 'a' stands here twice"),
+        ('{"a": 1e999}', "f.json:1:7: not JSON: a number that is too large"),
+        ('{"a": 1' + "0" * 5000 + "}", "f.json:1:7: not JSON: a number of too many digits"),
+        ("[" * 100_000, "f.json:1:202: not JSON: nested too deeply"),
+        ("[0" + ",0" * 600_000 + "]", "f.json:1:1000000: not JSON: more than 500,000 values"),
+    ],
+)
+def test_what_is_no_json_is_said_with_line_and_column(text: str, message: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        parse_document(text, "f.json")
+    assert str(caught.value).startswith(message)
+
+
+def bomb(levels: int) -> str:
+    """Some hundred bytes that mean ten to the power of ``levels`` values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(9), "aliases repeat more than 10,000 values"),
+        ("a: " + "[" * 10_000, "nested too deeply"),
+        ("- " * 10_000, "nested too deeply"),
+        ("a: " + "x" * (256 << 10), "characters are too many"),
+        ("{" + "x" * (16 << 20), "characters are too many"),
+        ("a: 1" + "0" * 5000, "expected a value of type int"),
+        ("a: 1e999", "expected a value of type float"),
+    ],
+)
+def test_a_text_that_means_more_than_it_is_costs_little_and_is_one_line(text: str, message: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ContractError, match=message) as caught:
+        parse_document(text, "f.yaml")
+    assert time.process_time() - began < 10
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("text", [bomb(9), "[0" + ",0" * 5_000_000 + "]", "a: [0" + ",0" * 60_000 + "]"])
+def test_no_text_takes_much_memory(text: str, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text(text)
+    cost = cost_of(
+        """
+from pathlib import Path
+from factory_agents.contracts.documents import read_document
+from factory_agents.errors import ContractError
+try:
+    read_document(Path(sys.argv[1]))
+    answer = "read"
+except ContractError as error:
+    answer = str(error)
+""",
+        str(tmp_path / "f"),
+    )
+    assert cost.mebibytes < 300, cost
+
+
+def test_of_a_file_without_an_end_no_more_is_read_than_fits() -> None:
+    with pytest.raises(ContractError, match="characters are too many"):
+        read_document(Path("/dev/zero"))

@@ -30,6 +30,13 @@ def contract(properties: str, more: str = "") -> Contract:
         ("{anyOf: [{type: string}, {typ: integer}]}", "6:34: schema.properties.a.anyOf.1.typ", "did you mean 'type'?"),
         ("{$schema: 'http://example.org/own'}", "6:18: schema.properties.a.$schema", "unknown dialect"),
         ("[1]", "6:8: schema.properties.a", "not JSON Schema"),
+        ("{type: string, nullable: true}", "6:23: schema.properties.a.nullable", "no keyword of JSON Schema (but of OpenAPI 3.0)"),
+        ("{pattern: '(?<=a)b'}", "6:18: schema.properties.a.pattern", "look-around"),
+        ("{patternProperties: {'^(?!x)': true}}", "6:29: schema.properties.a.patternProperties.^(?!x)", "look-around"),
+        ("{$ref: 'file:///etc/hostname'}", "6:15: schema.properties.a.$ref", "expected a reference to a file, relative to this one"),
+        ("{$ref: '/etc/hostname'}", "6:15: schema.properties.a.$ref", "expected a reference to a file, relative to this one"),
+        ("{$ref: '//host/a.json'}", "6:15: schema.properties.a.$ref", "expected a reference to a file, relative to this one"),
+        ("{$ref: '#nowhere'}", "6:15: schema.properties.a.$ref", "leads nowhere: there is no 'nowhere'"),
     ],
 )
 def test_a_mistake_in_a_schema_is_said_at_its_place(field: str, where: str, message: str) -> None:
@@ -165,3 +172,92 @@ def test_fields_of_branches_are_declared_too() -> None:
         ("a", "bigint", True),
         ("b", "text", True),
     ]
+
+
+def wild(schema: dict[str, Any]) -> Contract:
+    """A contract of a schema as other tools write it."""
+    return load_contract({"name": "e", "id": None, "schema": schema})
+
+
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        "https://json-schema.org/draft-07/schema",
+        "https://json-schema.org/draft-07/schema#",
+        "http://json-schema.org/draft-07/schema#",
+        "https://json-schema.org/draft/2019-09/schema",
+        "https://json-schema.org/draft/2019-09/schema#",
+        "http://json-schema.org/draft/2020-12/schema",
+        "http://json-schema.org/draft-04/schema#",
+        "http://json-schema.org/schema#",
+    ],
+)
+def test_a_dialect_is_known_by_any_of_its_addresses(dialect: str) -> None:
+    ours = wild({"$schema": dialect, "properties": {"a": {"type": "integer"}}})
+    assert [v.rule for v in ours.violations({"a": "x"})] == ["schema:a"]
+
+
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+ID = "https://example.org/schemas/order.json"
+
+
+@pytest.mark.parametrize(
+    ("more", "reference"),
+    [
+        ({"$id": ID}, f"{ID}#/$defs/size"),
+        ({"$id": ID}, "order.json#/$defs/size"),
+        ({"$id": ID}, "/schemas/order.json#/$defs/size"),
+        ({"$id": f"{ID}#"}, f"{ID}#/$defs/size"),
+        ({"$id": "urn:example:order"}, "#/$defs/size"),
+        ({"$id": "urn:example:order"}, "urn:example:order#/$defs/size"),
+        ({}, "#/%24defs/size"),
+        ({"$id": ID, "$defs": {"size": {"$anchor": "s", "minimum": 1}}}, "#s"),
+        ({"$id": ID, "$defs": {"size": {"$anchor": "s", "minimum": 1}}}, f"{ID}#s"),
+        ({"$schema": DRAFT_7, "$defs": {"size": {"$id": "#s", "minimum": 1}}}, "#s"),
+        ({"$schema": "http://json-schema.org/draft-04/schema#", "id": ID}, f"{ID}#/$defs/size"),
+        ({"$id": ID, "$defs": {"size": {"$id": "size.json", "minimum": 1}}}, "size.json"),
+        ({"$id": ID, "$defs": {"size": {"$id": "size.json", "minimum": 1}}}, "https://example.org/schemas/size.json"),
+        ({"$id": ID, "$defs": {"size": {"$id": "https://example.com/size", "minimum": 1}}}, "https://example.com/size"),
+        ({"$defs": {"size": {"$id": "https://example.com/size", "$ref": "#/$defs/n", "$defs": {"n": {"minimum": 1}}}}}, "#/$defs/size"),
+        ({"$schema": DRAFT_7, "$defs": {"size": {"$id": "#/p", "$ref": "#/$defs/n"}, "n": {"minimum": 1}}}, "#/$defs/size"),
+        ({"$defs": {"size": {"$id": "/properties/size", "$ref": "#/$defs/n"}, "n": {"minimum": 1}}}, "#/$defs/size"),
+    ],
+)
+def test_a_schema_refers_to_itself_and_to_what_it_bundles_by_any_address(more: dict[str, Any], reference: str) -> None:
+    ours = wild({"$defs": {"size": {"minimum": 1}}, "properties": {"a": {"$ref": reference}}} | more)
+    assert ours.violations({"a": 1}) == ()
+    assert [v.reason for v in ours.violations({"a": 0})] == ["a: expected at least 1, got 0"]
+
+
+def test_a_name_for_people_is_no_address_of_files(folder: Path) -> None:
+    """``$id: https://…`` in a file leaves its relative references to the files beside it."""
+    (folder / "schemas" / "types.json").write_text(
+        '{"$id": "https://example.org/v1/types.json", "definitions": {"size": {"$ref": "more.json"}}}'
+    )
+    (folder / "schemas" / "more.json").write_text('{"$id": "https://example.org/v1/more.json", "type": "integer", "minimum": 0}')
+    (broken,) = load_contract(folder / "events.yaml").violations({"event_id": "1", "size": -1})
+    assert broken.reason == "size: expected at least 0, got -1"
+
+
+def test_formats_that_nobody_checks_are_passed_over_with_a_note() -> None:
+    ours = contract("    a: {type: integer, format: int64}\n    b: {type: number, format: double}\n    c: {format: colour}\n")
+    assert ours.notes == (
+        "inline contract:6:32: the format 'int64' checks nothing",
+        "inline contract:7:31: the format 'double' checks nothing",
+        "inline contract:8:17: the format 'colour' checks nothing",
+    )
+    assert ours.violations({"event_id": "1", "a": 2**70, "b": 1.5, "c": "x"}) == ()
+
+
+def test_a_format_that_is_newer_than_the_dialect_is_noted_too() -> None:
+    old = wild({"$schema": "http://json-schema.org/draft-04/schema#", "properties": {"a": {"format": "uuid"}}})
+    assert len(old.notes) == 1
+    assert old.violations({"a": "x"}) == ()
+
+
+def test_a_pattern_with_look_ahead_keeps_its_reason() -> None:
+    ours = contract("    a: {pattern: '^(?!x-)[a-z-]+$', allOf: [{maxLength: 4}]}\n")
+    assert ours.violations({"event_id": "1", "a": "y-x"}) == ()
+    assert ours.violations({"event_id": "1", "a": 3}) == ()
+    reasons = [v.reason for v in ours.violations({"event_id": "1", "a": "x-abc"})]
+    assert reasons == ['a: expected at most 4 characters, got "x-abc"', 'a: expected text not matching ^(?:x-), got "x-abc"']
