@@ -46,11 +46,16 @@ soak: $(READY) ## kill a pipeline at random, ROUNDS=200 times nine, beginning wi
 	SOAK_SEED=$(SEED) SOAK_ROUNDS=$(ROUNDS) $(BIN)/pytest -n auto --dist worksteal --maxfail 1 tests/chaos/test_kills.py $(ARGS)
 	FACTORY_SOAK=1 $(BIN)/pytest tests/airflow $(ARGS)
 
-lint: $(READY) ## check style, types and the layers
+SPELLED = *.md docs agents airflow_provider_factory benchmarks/*.py dags deploy include/*.yaml plugins scripts
+lint: $(READY) ## check style, types, layers, spelling, scripts, the Dockerfile and workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell $(SPELLED)
+	$(BIN)/shellcheck .ci/run
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 format: $(READY) ## put the code in order
 	$(BIN)/ruff check --fix-only --quiet
