@@ -230,6 +230,7 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
             pipeline=group,
             in_topic=settings.in_topic,
             prefix=settings.prefix,
+            accept_loss=settings.accept_loss,
         )
         return LiveResult(transform.name, transform.version, group, settings.in_topic, "", counts, round(time.monotonic() - began, 3))
     counts = run_live(

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.lag import group_lag
@@ -146,34 +146,92 @@ def test_events_without_a_key_go_into_a_compacted_topic_under_their_id(factory: 
 
 
 @pytest.mark.slow
+def test_what_one_of_three_live_publishers_planned_before_it_was_killed_a_peer_publishes(
+    factory: Command, runs: Runs, database_url: str, prefix: str
+) -> None:
+    source, _, group = topics(runs)
+    (factory.cwd / "c.yaml").write_text(PUBLISHED)
+    table = prefix.replace("-", "_")
+    module = (sys.executable, "-m", "factory_agents.publish")
+    command = ("--in-topic", source, "--group", group, "--contract", "c.yaml", "--param", f"table={table}", "-X", "session.timeout.ms=6000")
+    runs.produce(source, events(100))
+    killed = factory.start(*command, program=module, DATABASE_URL=database_url, FACTORY_FAILPOINTS="plan.after-commit=kill")
+    peers = [factory.start(*command, program=module, DATABASE_URL=database_url) for _ in range(2)]
+    written = 0
+    while killed.process.poll() is None:  # until it is its turn
+        wait_for(lambda: killed.process.poll() is not None or rows(database_url, table) == list(range(100 + written)), "the events")  # noqa: B023
+        written += 10
+        runs.produce(source, events(10, start=90 + written))
+    assert killed.wait().code == -signal.SIGKILL
+    wait_for(lambda: rows(database_url, table) == list(range(100 + written)), "all events", patience=60)
+    for peer in peers:
+        stopped = peer.stop()
+        assert stopped.code == 0, stopped.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["enrich", "publish"])
+def test_a_live_agent_down_for_longer_than_retention_goes_on_with_the_flag_that_its_error_names(
+    factory: Command, runs: Runs, database_url: str, prefix: str, agent: str
+) -> None:
+    source, target, group = topics(runs, partitions=1)
+    (factory.cwd / "c.yaml").write_text(PUBLISHED)
+    table = prefix.replace("-", "_")
+    more = ("--out-topic", target) if agent == "enrich" else ("--contract", "c.yaml", "--param", f"table={table}")
+    command = ("--in-topic", source, "--group", group, *more)
+    module = (sys.executable, "-m", f"factory_agents.{agent}")
+
+    def done() -> list[int]:
+        return ids(runs.everything(target)) if agent == "enrich" else rows(database_url, table)
+
+    runs.produce(source, events(20))
+    first = factory.start(*command, program=module, DATABASE_URL=database_url)
+    wait_for(lambda: done() == list(range(20)), "the first events")
+    assert first.stop().code == 0
+    runs.produce(source, events(40, start=20))
+    runs.admin.delete_records([TopicPartition(source, 0, 30)])[TopicPartition(source, 0)].result()
+    refused = factory.start(*command, program=module, DATABASE_URL=database_url).wait()
+    assert refused.code == 1
+    assert "--accept-loss" in refused.err
+    again = factory.start(*command, "--accept-loss", program=module, DATABASE_URL=database_url)
+    wait_for(lambda: len(done()) >= 50 or again.process.poll() is not None, "the rest")
+    stopped = again.stop()
+    assert stopped.code == 0, stopped.err
+    assert stopped.data["counts"]["lost"] == 10
+    assert done() == [*range(20), *range(30, 60)]
+
+
+PUBLISHED = (
+    "name: c\nid: event_id\nschema: {type: object, properties: {event_id: {type: integer}, text: {type: string}}, required: [event_id]}\n"
+)
+
+
+def rows(database_url: str, table: str) -> list[int]:
+    import psycopg
+
+    with psycopg.connect(database_url) as connection:
+        if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,):
+            return []
+        return [row[0] for row in connection.execute(f"SELECT event_id FROM {table} ORDER BY 1").fetchall()]  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("failpoint", ["plan.after-commit=kill@2", "sink.before-commit=kill@2", "sink.after-commit=kill@2"])
 def test_a_live_publisher_that_was_killed_goes_on_exactly_once(
     factory: Command, runs: Runs, database_url: str, prefix: str, failpoint: str
 ) -> None:
-    import psycopg
-
     source, _, group = topics(runs)
-    properties = "{event_id: {type: integer}, text: {type: string}}"
-    (factory.cwd / "c.yaml").write_text(
-        f"name: c\nid: event_id\nschema: {{type: object, properties: {properties}, required: [event_id]}}\n"
-    )
+    (factory.cwd / "c.yaml").write_text(PUBLISHED)
     table = prefix.replace("-", "_")
     module = (sys.executable, "-m", "factory_agents.publish")
     command = ("--in-topic", source, "--group", group, "--contract", "c.yaml", "--param", f"table={table}")
-
-    def rows() -> list[int]:
-        with psycopg.connect(database_url) as connection:
-            if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,):
-                return []
-            return [row[0] for row in connection.execute(f"SELECT event_id FROM {table} ORDER BY 1").fetchall()]  # type: ignore[arg-type]
-
     killed = factory.start(*command, program=module, DATABASE_URL=database_url, FACTORY_FAILPOINTS=failpoint)
     runs.produce(source, events(100))
-    wait_for(lambda: len(rows()) == 100, "the first events")
+    wait_for(lambda: len(rows(database_url, table)) == 100, "the first events")
     runs.produce(source, events(100, start=100))
     assert killed.wait().code == -signal.SIGKILL
     again = factory.start(*command, program=module, DATABASE_URL=database_url)
     again.wait_logged('"live"')
-    wait_for(lambda: len(rows()) == 200, "all events", patience=60)
+    wait_for(lambda: len(rows(database_url, table)) == 200, "all events", patience=60)
     assert again.stop().code == 0
-    assert rows() == list(range(200))
+    assert rows(database_url, table) == list(range(200))

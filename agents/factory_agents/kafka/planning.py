@@ -13,7 +13,7 @@ from factory_agents.kafka.ledger import CutRecord, LedgerRecord, LedgerView, Pip
 from factory_agents.kafka.topics import TopicFacts
 from factory_agents.protocol import Interval, PartitionRange, Window
 
-__all__ = ["FUTURE_MS", "LogAnswers", "PlanRequest", "Policy", "decide", "decide_cut", "planned"]
+__all__ = ["FUTURE_MS", "LogAnswers", "PlanRequest", "Policy", "decide", "decide_cut", "planned", "window_of"]
 
 FUTURE_MS = 5 * 60 * 1000
 """How far ahead of now a record's time may lie before the index's answer is taken for a wrong clock's."""
@@ -94,9 +94,13 @@ def planned(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> Window
     plan = view.get(key)
     if not isinstance(plan, PlanRecord) or (plan.interval is None) != (request.interval is None) or _unmarked(view, request, topic):
         return None
-    offset = view.offset(key) or 0
+    return window_of(plan, view.offset(key) or 0)
+
+
+def window_of(plan: PlanRecord, offset: int) -> Window:
+    """A plan as a window; ``offset`` is where it lies in the ledger."""
     return Window(
-        pipeline=request.pipeline,
+        pipeline=plan.pipeline,
         topic=plan.topic,
         topic_id=plan.topic_id,
         ranges=plan.ranges,

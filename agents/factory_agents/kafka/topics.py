@@ -63,11 +63,12 @@ class TopicFacts:
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """A consumer group's name, how many members it has now, and what they are assigned."""
+    """A consumer group's name, how many members it has now, what they are assigned, and their client ids."""
 
     name: str
     members: int
     assigned: frozenset[tuple[str, int]]
+    clients: frozenset[str] = frozenset()
 
 
 class Cluster:
@@ -252,7 +253,7 @@ class Cluster:
         )
         if described.state == ConsumerGroupState.DEAD and not described.members and not self.committed(name):
             return None
-        return GroupFacts(name, len(described.members), assigned)
+        return GroupFacts(name, len(described.members), assigned, frozenset(m.client_id for m in described.members))
 
     def groups(self) -> list[str]:
         """The names of all consumer groups."""

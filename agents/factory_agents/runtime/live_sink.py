@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 
 from factory_agents.errors import FencedError, StoppedError
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.ledger import Ledger, PlanRecord, StageRecord
+from factory_agents.kafka.planning import window_of
+from factory_agents.kafka.presence import Presence
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import AgentRun, Counts, Window
 from factory_agents.runtime.agents import Sink
@@ -33,23 +36,22 @@ def run_sink_live(
     in_topic: str,
     prefix: str = "factory",
     every: float = 5.0,
+    accept_loss: bool = False,
 ) -> Counts:
     """Publish what arrives, from the topic's beginning at the first start, until ``context.stop`` says so; returns the counts.
 
     A database has no place in a consumer group's transaction. So positions are cuts in the ledger, a window since the last one at most
-    each ``every`` seconds, and the sink's own ledger row makes it once. A window that an earlier start left unfinished is finished first.
-    Several of one pipeline may run side by side. Raises a FactoryError where it cannot go on; starting it again loses and doubles nothing.
+    each ``every`` seconds, and the sink's own ledger row makes it once. Several of one pipeline may run side by side: what one of them
+    planned and did not live to publish, another one publishes. Raises DataLossError where records that were not published are gone, unless
+    ``accept_loss`` (which ``make_run`` has to pass on), and another FactoryError where it cannot go on; starting it again loses and doubles
+    nothing.
     """
-    live = _Live(context, make_run, make, pipeline, in_topic, prefix)
+    live = _Live(context, make_run, make, pipeline, in_topic, prefix, accept_loss=accept_loss)
     log.info("live", extra=fields(pipeline=pipeline, topic=in_topic))
-    for key in live.unfinished():
-        live.publish(key)
-    looked = -every
-    while not context.stop():
-        if time.monotonic() - looked >= every and live.has_new():
-            looked = time.monotonic()
-            live.publish(f"live-{time.time_ns()}")
-        time.sleep(_LOOK_SECONDS)
+    try:
+        live.run(every)
+    finally:
+        live.close()
     return live.counts
 
 
@@ -62,42 +64,89 @@ class _Live:
         pipeline: str,
         in_topic: str,
         prefix: str,
+        *,
+        accept_loss: bool,
     ) -> None:
         self.context, self.make_run, self.make = context, make_run, make
-        self.pipeline, self.in_topic, self.prefix = pipeline, in_topic, prefix
+        self.pipeline, self.in_topic, self.prefix, self.accept_loss = pipeline, in_topic, prefix, accept_loss
         self.cluster = Cluster(context.config)
-        self.partitions = self.cluster.topic(in_topic).partitions
+        self.cluster.topic(in_topic)
+        self.ledger = Ledger(context.config, self.cluster, prefix=prefix, pipeline=pipeline)
+        self.ledger.ensure()
+        self.presence = Presence(context.config, self.cluster, group=f"{pipeline}.members", topic=in_topic)
+        self.read_to = 0
+        self.unfinished: dict[str, Window] = {}
         self.seen: dict[int, int] = {}
         self.counts = Counts()
 
-    def unfinished(self) -> Iterator[str]:
-        """Keys of the windows that are planned and not published, oldest first."""
-        ledger = Ledger(self.context.config, self.cluster, prefix=self.prefix, pipeline=self.pipeline)
-        ledger.ensure()
-        view = ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS)
-        finished = {record.window for record in view.of(StageRecord) if record.result is not None}
-        yield from (plan.window for plan in view.of(PlanRecord) if plan.window not in finished and plan.ranges)
+    def close(self) -> None:
+        """Leave the others to it."""
+        self.presence.leave()
+        self.cluster.close()
+
+    def run(self, every: float) -> None:
+        """Until asked to stop: what nobody else will publish, and what is new; each looked for ``every`` seconds at most."""
+        inherited = published = -every
+        while not self.context.stop():
+            now = time.monotonic()
+            if now - inherited >= every and (peers := self.presence.peers()):
+                inherited = now
+                for window in self.abandoned(peers):
+                    self.publish(window)
+            if inherited >= 0 and now - published >= every and self.has_new():
+                published = now
+                self.publish(self.plan())
+            time.sleep(_LOOK_SECONDS)
+
+    def abandoned(self, peers: list[str]) -> list[Window]:
+        """Windows that are planned, and that nobody is publishing: this member left off, or who planned them is not there any more.
+
+        Oldest first. Each falls to one of the peers, the same whichever of them asks.
+        """
+        view = self.ledger.read(start=self.read_to, deadline=time.monotonic() + _LEDGER_SECONDS)
+        self.read_to = view.end
+        for offset, record in sorted(view.records.values(), key=lambda found: found[0]):
+            if isinstance(record, PlanRecord) and record.ranges:
+                self.unfinished[record.window] = window_of(record, offset)
+            elif isinstance(record, StageRecord) and record.result is not None:
+                self.unfinished.pop(record.window, None)
+        return [w for w in self.unfinished.values() if _heir(w, peers) == self.presence.me]
 
     def has_new(self) -> bool:
         """Whether anything was committed to the topic since it was last looked at."""
-        ends = self.cluster.stable_offset(self.in_topic, range(self.partitions))
+        ends = self.cluster.stable_offset(self.in_topic, range(self.cluster.topic(self.in_topic).partitions))
         changed = ends != self.seen
         self.seen = ends
         return changed
 
-    def publish(self, key: str) -> None:
-        """Plan the window of this key (or take its plan) and publish it, unless another member does."""
+    def plan(self) -> Window:
+        """The window of what has arrived since the last one; its name says who is going to publish it."""
+        return plan_window(
+            self.context.config,
+            pipeline=self.pipeline,
+            topic=self.in_topic,
+            interval=None,
+            run_key=f"live-{time.time_ns()}-{self.presence.me}",
+            prefix=self.prefix,
+            accept_loss=self.accept_loss,
+        )
+
+    def publish(self, window: Window) -> None:
+        """Publish a window, unless another member took it over."""
+        if not window.ranges:
+            return
         try:
-            window = plan_window(
-                self.context.config, pipeline=self.pipeline, topic=self.in_topic, interval=None, run_key=key, prefix=self.prefix
-            )
-            if not window.ranges:
-                return
             result = run_sink(self.context, self.make_run(window), self.make)
         except FencedError as error:
-            log.warning("another member took this window over", extra=fields(window=key, reason=str(error)))
+            log.warning("another member took this window over", extra=fields(window=window.key, reason=str(error)))
             return
         except StoppedError:
-            return  # nothing of it is published; the next start finishes it
+            return  # nothing of it is published; the next start, or a peer, finishes it
         self.counts.add(result.counts)
         self.context.observer(self.pipeline, self.counts.consumed, -1, self.counts)
+
+
+def _heir(window: Window, peers: list[str]) -> str:
+    """Who is to publish a window: who planned it, else one of those who are there."""
+    planner = window.name.rpartition("-")[2]
+    return planner if planner in peers else peers[zlib.crc32(window.name.encode()) % len(peers)]

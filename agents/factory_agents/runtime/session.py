@@ -20,7 +20,7 @@ from factory_agents.kafka.cuts import check_names, check_window_topic
 from factory_agents.kafka.ledger import Ledger, Progress, StageRecord, stage_key
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
-from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, PartitionRange, digest
+from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, PartitionRange, Window, digest
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.telemetry import fields
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _FOREVER = 10 * 365 * 24 * 3600.0
 _LEDGER_SECONDS = 900.0
 _MOST_ABORTS = 5
+_MOST_NOTES = 20
 
 Observer = Callable[[str, int, int, Counts], None]
 """Called as work proceeds: stage, records done, records in all (-1: unknown), counts so far."""
@@ -48,6 +49,10 @@ class RunContext:
     stop: Callable[[], bool] = lambda: False
     observer: Observer = _silent
     show: Callable[[str, bytes | None, bytes | None], None] = lambda topic, key, value: None
+
+
+def _loss_notes(window: Window, lost: Sequence[PartitionRange]) -> tuple[str, ...]:
+    return tuple(f"lost: {window.topic}-{r.partition} offsets {r.start} to {r.end}" for r in lost[:_MOST_NOTES])
 
 
 def fingerprint(run: AgentRun, name: str, version: str, identity: dict[str, Any], output_id: str = "") -> str:
@@ -314,6 +319,8 @@ class Session:
     def _result(self, progress: Progress, report: dict[str, Any] | None, **more: Any) -> AgentResult:
         run = self.run
         window = run.window
+        if window is not None and progress.lost:
+            more["notes"] = (*_loss_notes(window, progress.lost), *more.get("notes", ()))
         return AgentResult(
             pipeline=run.pipeline,
             stage=run.stage,

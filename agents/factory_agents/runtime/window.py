@@ -234,8 +234,7 @@ class _TransformRun:
         session, done = self.session, self.handled
         self.reader.check_topic()
         report = self.thread.call(lambda: finish(self.transform, session.counts.copy()), self._meanwhile)
-        notes = tuple(f"lost: {self.window.topic}-{r.partition} offsets {r.start} to {r.end}" for r in done.lost[:20])
-        result = session.commit(done.positions, done.read, lost=done.lost, finished=True, report=report, notes=notes)
+        result = session.commit(done.positions, done.read, lost=done.lost, finished=True, report=report)
         self._observe()
         return result
 

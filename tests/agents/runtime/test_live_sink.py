@@ -1,0 +1,230 @@
+"""A live sink: window after window, exactly once, whoever of several members lives to publish them."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from factory_agents.errors import DataLossError
+from factory_agents.kafka.ledger import Ledger, PlanRecord, StageRecord
+from factory_agents.protocol import AgentRef, AgentRun, Counts, Window
+from factory_agents.runtime.live_sink import run_sink_live
+from factory_agents.runtime.session import RunContext
+from tests.support.runs import Runs, events
+from tests.support.sqlite_sink import SqliteSink
+from tests.support.topics import recreate
+from tests.support.waiting import wait_for
+
+
+class Publisher:
+    """A member in a thread of its own."""
+
+    def __init__(self, runs: Runs, source: str, database: Path, make: Callable[[Path], Any], *, accept_loss: bool) -> None:
+        self.stop = threading.Event()
+        self.counts: Counts | None = None
+        self.error: BaseException | None = None
+        pipeline = f"{runs.prefix}.publish"
+
+        def make_run(window: Window) -> AgentRun:
+            return AgentRun(pipeline, "publish", AgentRef("publish"), window=window, prefix=runs.prefix, accept_loss=accept_loss)
+
+        def work() -> None:
+            try:
+                self.counts = run_sink_live(
+                    RunContext(runs.configured(session_timeout_ms=6000), stop=self.stop.is_set),
+                    make_run,
+                    lambda: make(database),
+                    pipeline=pipeline,
+                    in_topic=source,
+                    prefix=runs.prefix,
+                    every=0.3,
+                    accept_loss=accept_loss,
+                )
+            except BaseException as error:
+                self.error = error
+
+        self._thread = threading.Thread(target=work)
+        self._thread.start()
+
+    def wait(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def end(self) -> Counts:
+        self.stop.set()
+        self.wait()
+        if self.error is not None:
+            raise self.error
+        assert self.counts is not None
+        return self.counts
+
+
+@contextmanager
+def publisher(
+    runs: Runs, source: str, database: Path, make: Callable[[Path], Any] = SqliteSink, *, accept_loss: bool = False
+) -> Iterator[Publisher]:
+    running = Publisher(runs, source, database, make, accept_loss=accept_loss)
+    try:
+        yield running
+    finally:
+        running.stop.set()
+        running.wait()
+
+
+def rows(database: Path) -> list[int]:
+    if not database.exists():
+        return []
+    with sqlite3.connect(database) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone():
+            return []
+        return [row[0] for row in connection.execute("SELECT id FROM events ORDER BY 1")]
+
+
+def wait_rows(database: Path, expected: list[int]) -> None:
+    wait_for(lambda: rows(database) == expected, f"{len(expected)} rows", patience=60)
+
+
+def ledger_records(runs: Runs, kind: type[Any]) -> list[Any]:
+    import time
+
+    ledger = Ledger(runs.config, runs.cluster, prefix=runs.prefix, pipeline=f"{runs.prefix}.publish")
+    return ledger.read(deadline=time.monotonic() + 30).of(kind)
+
+
+class DiesError(Exception):
+    """What a test makes a member end with, without a word to anybody."""
+
+
+def test_members_share_the_work_and_a_restart_goes_on(runs: Runs, tmp_path: Path) -> None:
+    source, database = runs.topic("in"), tmp_path / "d.sqlite"
+    runs.produce(source, events(100))
+    with publisher(runs, source, database) as one, publisher(runs, source, database) as two:
+        wait_rows(database, list(range(100)))
+        runs.produce(source, events(100, 100))
+        wait_rows(database, list(range(200)))
+        assert one.end().written + two.end().written == 200
+    with publisher(runs, source, database) as again:
+        runs.produce(source, events(50, 200))
+        wait_rows(database, list(range(250)))
+        assert again.end().written == 50
+
+
+def test_a_window_whose_planner_died_is_published_by_one_of_its_peers(runs: Runs, tmp_path: Path) -> None:
+    source, database = runs.topic("in"), tmp_path / "d.sqlite"
+    died = threading.Event()
+
+    class Mortal(SqliteSink):
+        def claim(self, claim: Any) -> Any:
+            if not died.is_set():
+                died.set()
+                raise DiesError
+            return super().claim(claim)
+
+    with ExitStack() as stack:
+        members = [stack.enter_context(publisher(runs, source, database, Mortal)) for _ in range(3)]
+        runs.produce(source, events(100))
+        assert died.wait(30)
+        wait_rows(database, list(range(100)))
+        assert sum(isinstance(m.error, DiesError) for m in members) == 1
+    (result,) = [r.result for r in ledger_records(runs, StageRecord) if r.result and r.result.counts.written]
+    assert result.counts.written == 100
+
+
+def test_a_window_that_a_member_was_fenced_from_without_need_is_taken_up_again(runs: Runs, tmp_path: Path) -> None:
+    from factory_agents.errors import FencedError
+
+    source, database = runs.topic("in"), tmp_path / "d.sqlite"
+    fenced = threading.Event()
+
+    class Fenced(SqliteSink):
+        def commit(self, *, rejected: int) -> Any:
+            if not fenced.is_set():
+                fenced.set()
+                raise FencedError("the session was ended")
+            return super().commit(rejected=rejected)
+
+    with publisher(runs, source, database, Fenced):
+        runs.produce(source, events(100))
+        wait_rows(database, list(range(100)))
+    assert fenced.is_set()
+
+
+class TestLoss:
+    def test_to_retention_is_an_error_until_it_is_accepted_and_recorded(self, runs: Runs, tmp_path: Path) -> None:
+        source, database = runs.topic("in", partitions=1), tmp_path / "d.sqlite"
+        runs.produce(source, events(20))
+        with publisher(runs, source, database):
+            wait_rows(database, list(range(20)))
+        runs.produce(source, events(40, 20))
+        runs.admin.delete_records([TopicPartition(source, 0, 30)])[TopicPartition(source, 0)].result()
+        for _ in range(2):
+            with publisher(runs, source, database) as refused:
+                refused.wait()
+                with pytest.raises(DataLossError, match=r"offsets 20 to 30 are gone.*--accept-loss"):
+                    refused.end()
+        with publisher(runs, source, database, accept_loss=True) as going_on:
+            wait_rows(database, [*range(20), *range(30, 60)])
+            assert going_on.end().lost == 10
+        results = [r.result for r in ledger_records(runs, StageRecord) if r.result is not None]
+        assert sum(r.counts.lost for r in results) == 10
+        assert any("offsets 20 to 30" in note for r in results for note in r.notes)
+        with publisher(runs, source, database):
+            runs.produce(source, events(5, 60))
+            wait_rows(database, [*range(20), *range(30, 65)])
+
+    def test_of_the_whole_topic_is_an_error_until_it_is_accepted_and_recorded(self, runs: Runs, tmp_path: Path) -> None:
+        source, database = runs.topic("in"), tmp_path / "d.sqlite"
+        runs.produce(source, events(20))
+        with publisher(runs, source, database):
+            wait_rows(database, list(range(20)))
+        recreate(runs.admin, source, 2)
+        runs.produce(source, events(40, 20))
+        with publisher(runs, source, database) as refused:
+            refused.wait()
+            with pytest.raises(DataLossError, match=r"deleted and created again.*--accept-loss"):
+                refused.end()
+        with publisher(runs, source, database, accept_loss=True):
+            wait_rows(database, list(range(60)))
+        assert [bool(plan.replaces) for plan in ledger_records(runs, PlanRecord) if plan.ranges] == [False, True]
+
+    def test_of_a_window_that_was_planned_and_not_published_is_recorded_with_it(self, runs: Runs, tmp_path: Path) -> None:
+        source, database = runs.topic("in", partitions=1), tmp_path / "d.sqlite"
+
+        class Dying(SqliteSink):
+            def claim(self, claim: Any) -> Any:
+                raise DiesError
+
+        runs.produce(source, events(20))
+        with publisher(runs, source, database, Dying) as died:
+            died.wait()
+        recreate(runs.admin, source, 1)
+        runs.produce(source, events(40, 20))
+        with publisher(runs, source, database) as refused:
+            refused.wait()
+            with pytest.raises(DataLossError, match=r"deleted and created again.*--accept-loss"):
+                refused.end()
+        with publisher(runs, source, database, accept_loss=True) as going_on:
+            wait_rows(database, list(range(20, 60)))
+            assert going_on.end().lost == 20
+        results = [r.result for r in ledger_records(runs, StageRecord) if r.result is not None]
+        assert [r.counts.lost for r in results if r.counts.lost] == [20]
+
+
+def test_partitions_added_while_it_runs_are_published_too(runs: Runs, tmp_path: Path) -> None:
+    from confluent_kafka.admin import NewPartitions
+
+    source, database = runs.topic("in", partitions=1), tmp_path / "d.sqlite"
+    runs.produce(source, events(10))
+    with publisher(runs, source, database):
+        wait_rows(database, list(range(10)))
+        runs.admin.create_partitions([NewPartitions(source, 2)])[source].result()
+        wait_for(lambda: runs.cluster.topic(source).partitions == 2, "the new partition")
+        runs.produce(source, events(10, 10), partition=1)
+        wait_rows(database, list(range(20)))
