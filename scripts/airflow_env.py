@@ -27,6 +27,7 @@ def airflow_environment(sandbox: Sandbox) -> dict[str, str]:
         "PATH": f"{PYTHON_BIN}{os.pathsep}{os.environ.get('PATH', '')}",
         "AIRFLOW_HOME": str(sandbox.home / "airflow"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",  # the operators' first import on a slow or busy machine
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "8",

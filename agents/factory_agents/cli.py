@@ -150,7 +150,8 @@ def windows(
 ) -> None:
     """Windows, and how far their stages are.
 
-    Unfinished ones first: those that are planned and not begun, and those that lack a stage which the pipeline's other windows have.
+    Failed ones first, with the reason; then unfinished ones (planned and not begun, or without a stage which the pipeline's other windows
+    have); then intervals between windows that no run covers. "≤" before a number of records: markers of transactions are counted too.
 
     \b
     Examples:
@@ -166,11 +167,15 @@ def windows(
         return
     console.print_table(
         ["window (UTC)", "pipeline", "records", "state", "stages", "age"],
-        [[w.when, w.pipeline, w.records, w.state, "\n".join(s.summary for s in w.stages), w.age_text] for w in shown],
+        [[w.when, w.pipeline, w.records_text, _state_of(w.state), "\n".join(s.summary for s in w.stages), w.age_text] for w in shown],
         right=["records"],
     )
     if len(shown) < len(found):
         console.say(f"{len(found) - len(shown):,} more: --limit 0 shows all")
+
+
+def _state_of(state: str) -> str:
+    return "no run" if state == "uncovered" else state
 
 
 @letters.command("list")

@@ -20,6 +20,7 @@ import msgspec
 
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.failures import leave_failure
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Counts, ErrorInfo, Shard, decode_run, encode
 from factory_agents.runtime.loading import load_agent_ref
 from factory_agents.runtime.session import RunContext
@@ -55,9 +56,16 @@ def build_transform(ref: AgentRef, params: dict[str, Any], run: AgentRun | None)
 
 
 def execute(context: RunContext, run: AgentRun) -> AgentResult:
-    """Run it to its end; raises a FactoryError where it cannot."""
+    """Run it to its end; raises a FactoryError where it cannot, and leaves word of it in the ledger."""
     runner = BUILT_IN.get(run.agent.name, run_transform) if not run.agent.source else run_transform
-    return runner(context, run, lambda: build_transform(run.agent, run.params, run))
+    began = time.time()
+    try:
+        return runner(context, run, lambda: build_transform(run.agent, run.params, run))
+    except Exception as error:
+        if not run.dry_run:
+            names = (run.prefix, run.pipeline, run.stage, run.key, run.shard)
+            leave_failure(context.config, *names, error=error, began=began, run_id=run.run_id)
+        raise
 
 
 def _failed(run: AgentRun | None, error: Exception) -> AgentResult:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -24,7 +25,7 @@ from airflow_provider_factory.operators.agent_pod import AgentPodOperator
 from airflow_provider_factory.processes import AgentProcess, child_environment
 from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, epoch, reprocess_wanted
 from airflow_provider_factory.settings import Runner, option, option_seconds, runner
-from factory_agents.errors import ConfigurationError, DryRunError, WindowError
+from factory_agents.errors import ConfigurationError, DryRunError, FactoryError, WindowError
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, to_data
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class KafkaAgentOperator(AgentPodOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the agent and return its result; raises AirflowFailException for what a retry cannot mend."""
-        with airflow_errors():
+        with airflow_errors(), self._word_of_failure():
             self._check_arguments()
             self._run = run = self.agent_run(context)
             where = runner(self.runner)
@@ -238,10 +239,25 @@ class KafkaAgentOperator(AgentPodOperator):
         """Take up again after deferral: logs, result and clean-up of the pod, then the same end as without deferral."""
         if self._run is not None:  # not deferred: the pod had ended before; ``execute`` concludes
             return super().trigger_reentry(context, event)
-        with airflow_errors():
+        with airflow_errors(), self._word_of_failure():
             self._run = run = self.agent_run(context)
             context["shard_label"] = _label(run)  # type: ignore[typeddict-unknown-key]
             return self._conclude(context, self.resume_pod(context, self._portable(run, context), event))
+
+    @contextmanager
+    def _word_of_failure(self) -> Iterator[None]:
+        """Word in the ledger of a failure that the agent could not tell of itself: it was killed, or never started."""
+        began = time.time()
+        try:
+            yield
+        except AgentCrashedError as error:
+            if (run := self._run) is not None and not run.dry_run:
+                from factory_agents.kafka.failures import leave_failure
+
+                with suppress(FactoryError):  # the connection itself may be what is wrong
+                    names = (run.prefix, run.pipeline, run.stage, run.key, run.shard)
+                    leave_failure(self.ledger_config(), *names, error=error, began=began, run_id=run.run_id)
+            raise
 
     def on_kill(self) -> None:
         """Stop the agent: its process (SIGTERM, then SIGKILL), or its pod."""

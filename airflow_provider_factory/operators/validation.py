@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.inputs import plain, results_of
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError, ValidationFailedError
-from factory_agents.protocol import AgentResult, merge_results
+from factory_agents.protocol import AgentResult, Shard, merge_results
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -90,9 +92,23 @@ class ValidationOperator(KafkaAgentOperator):
         show = self.log.error if verdict.outcome == "fail" else self.log.warning if verdict.outcome == "warn" else self.log.info
         for line in verdict.lines:
             show("%s", line)
-        if verdict.outcome == "fail":
-            broken = "; ".join(str(c["rule"]) for c in verdict.checks if c["outcome"] == "fail")
-            raise ValidationFailedError(f"{verdict.lines[0]}; broken: {broken}")
+        broken = "; ".join(str(c["rule"]) for c in verdict.checks if c["outcome"] == "fail")
+        error = ValidationFailedError(f"{verdict.lines[0]}; broken: {broken}") if verdict.outcome == "fail" else None
+        self._tell_ledger(context, results[0], error)
+        if error is not None:
+            raise error
+
+    def _tell_ledger(self, context: Context, result: AgentResult, error: ValidationFailedError | None) -> None:
+        """Word in the ledger of a judgement: the agent itself succeeded, and where it did nothing again it takes no older word back."""
+        if result.dry_run or (error is None and not (self._judges or result.reused)):
+            return
+        from factory_agents.kafka.failures import forget_failure, leave_failure
+
+        names = (option("prefix"), self.dag_id, self.task_id, result.key, Shard())
+        if error is None:
+            forget_failure(self.ledger_config(), *names, start=result.ledger_offset)
+        else:
+            leave_failure(self.ledger_config(), *names, error=error, began=time.time(), run_id=str(context["run_id"]))
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """See ``KafkaAgentOperator``; a judge alone reads and writes no topic."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.windows import read_windows
 from tests.conftest import TopicFactory
 from tests.dags.test_clicks import START, connections, event, produce
 from tests.support.airflow_env import DagRunner
@@ -36,7 +38,7 @@ def text(body: str, **names: str) -> str:
 
 
 def test_a_mapped_validation_is_judged_as_one_and_later_stages_shard_again(
-    dag_runner: DagRunner, topic: TopicFactory, produce: Any, capfd: pytest.CaptureFixture[str]
+    dag_runner: DagRunner, topic: TopicFactory, produce: Any, capfd: pytest.CaptureFixture[str], bootstrap: str
 ) -> None:
     raw = topic("raw", partitions=4)
     body = """
@@ -70,6 +72,14 @@ last(judged.output)
     ran = dag_runner.run(text(body, fail="rejected >= 1", **names))
     assert (ran.states["judge"], ran.states["last"]) == (["failed"], ["upstream_failed"])
     assert "ValidationFailedError: FAIL: clicks version 1: 60 rows" in capfd.readouterr().out
+    (window,) = read_windows(KafkaConfig(bootstrap), pipeline=dag_runner.dag_id)
+    assert window.state == "failed"
+    (reason,) = [stage.error for stage in window.stages if stage.state == "failed"]
+    assert reason.startswith("ValidationFailedError: FAIL: clicks version 1: 60 rows")
+
+    dag_runner.run(text(body, fail="rejected > 5 %", **names))
+    (window,) = read_windows(KafkaConfig(bootstrap), pipeline=dag_runner.dag_id)
+    assert window.state == "finished", window.stages
 
 
 def test_a_skipped_stage_never_means_nothing_to_read(dag_runner: DagRunner, topic: TopicFactory, capfd: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ os.environ.update(
     {
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{DATABASE}",
         "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",  # the operators' first import on a busy machine
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__FACTORY__RETRY_DELAY": "0",
         "AIRFLOW__FACTORY__STOP_GRACE": "10",

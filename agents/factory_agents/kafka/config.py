@@ -211,6 +211,10 @@ class KafkaConfig:
             },
         )
 
+    def plain_producer(self, **extra: Any) -> Producer:
+        """A new producer without transactions, for what is said beside the work."""
+        return _make(Producer, {"linger.ms": 0, **self.client(**extra), "enable.idempotence": True})
+
 
 def connect(producer: Producer, topic: str) -> None:
     """Have a new client connected: ``init_transactions`` that comes before that waits half a second for its next try.

@@ -25,6 +25,7 @@ __all__ = [
     "LEDGER_PARTITIONS",
     "LEDGER_SETTINGS",
     "CutRecord",
+    "FailureRecord",
     "Ledger",
     "LedgerRecord",
     "LedgerView",
@@ -35,6 +36,7 @@ __all__ = [
     "StageRecord",
     "Wanted",
     "about_plans",
+    "failure_key",
     "ledger_topic",
     "read_result",
 ]
@@ -151,12 +153,40 @@ class ReplayRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="replay"
         return _SEPARATOR.join(("replay", self.pipeline, self.topic_id, f"{self.at}.{self.first}"))
 
 
+class FailureRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="failure", tag_field="kind"):
+    """The last attempt at a stage's shard failed: why, when it began and when it ended (milliseconds).
+
+    For whoever looks, no more: what is done or to be resumed stands in StageRecords. One of these that began before the shard was
+    finished says nothing any more.
+    """
+
+    pipeline: str
+    stage: str
+    window: str
+    shard: Shard
+    began: int
+    at: int
+    error: str
+    message: str
+    retriable: bool = False
+    run_id: str = ""
+
+    def key(self) -> str:
+        """The record key."""
+        return failure_key(self.pipeline, self.stage, self.window, self.shard)
+
+
+def failure_key(pipeline: str, stage: str, window: str, shard: Shard) -> str:
+    """The record key of the last failure of a stage's shard over a window."""
+    return _SEPARATOR.join(("failure", pipeline, stage, window, shard.key))
+
+
 def stage_key(pipeline: str, stage: str, window: str, shard: Shard) -> str:
     """The record key of a stage's shard over a window."""
     return _SEPARATOR.join(("stage", pipeline, stage, window, shard.key))
 
 
-LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | StageRecord | ReplayRecord
+LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | StageRecord | ReplayRecord | FailureRecord
 _decoder = msgspec.json.Decoder(LedgerRecord)
 
 
@@ -175,7 +205,7 @@ def _everything(_: bytes) -> bool:
 
 def about_plans(key: bytes) -> bool:
     """What planners need: cuts and plans, not what stages did, which are most of a ledger."""
-    return not key.startswith(b"stage" + _SEPARATOR.encode())
+    return not key.startswith((b"stage" + _SEPARATOR.encode(), b"failure" + _SEPARATOR.encode()))
 
 
 @dataclass

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
 
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.ledger import Ledger, LedgerView, PlanRecord, StageRecord
+from factory_agents.kafka.ledger import FailureRecord, Ledger, LedgerView, PlanRecord, StageRecord
 from factory_agents.kafka.topics import Cluster
-from factory_agents.protocol import Counts
+from factory_agents.protocol import Counts, Interval
 
 __all__ = ["StageStatus", "WindowStatus", "read_windows", "windows_of"]
 
 _LEDGER_SECONDS = 120.0
+_QUIET_SECONDS = 180.0
+"""An attempt commits several times a minute, unless it waits for another's open transaction: after so long nobody may be at work."""
+
+_ORDER = {"failed": 0, "unfinished": 1, "planned": 1, "uncovered": 2, "finished": 3}
 
 
 class StageStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """How far one stage over one window is, its shards taken together.
 
-    ``state``: ``waiting`` where the pipeline's other windows have this stage and this one does not yet. ``percent`` is of the window's
-    offsets, where the stage reads what was planned. ``generation`` is the newest shard's.
+    ``state``: ``failed`` where the last attempt at a shard did, with its ``error``; ``stalled`` where an unfinished one has committed
+    nothing for minutes, so that nobody may be at work; ``waiting`` where the pipeline's other windows have this stage and this one does
+    not yet. ``percent`` is of the window's offsets, where the stage reads what was planned. ``generation`` is the newest shard's.
     """
 
     stage: str
-    state: Literal["done", "running", "waiting"]
+    state: Literal["done", "running", "stalled", "failed", "waiting"]
     shards: int = 0
     of: int = 0
     percent: int | None = None
     counts: Counts = msgspec.field(default_factory=Counts)
     generation: int = 0
     updated: datetime | None = None
+    error: str = ""
 
     @property
     def summary(self) -> str:
@@ -41,19 +49,25 @@ class StageStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.state == "waiting":
             return f"{self.stage}: not begun"
         shards = f" ({self.shards} of {self.of} shards)" if self.of > 1 and self.state != "done" else ""
-        percent = f" {self.percent} %" if self.percent is not None and self.state == "running" else ""
+        percent = f" {self.percent} %" if self.percent is not None and self.state != "done" else ""
         rejected = f", {self.counts.rejected:,} rejected" if self.counts.rejected else ""
-        return f"{self.stage}: {self.state}{percent}{shards}, {self.counts.consumed:,} read{rejected}"
+        why = f": {self.error}" if self.error else f"; nothing was committed for {_age(self.updated)}" if self.state == "stalled" else ""
+        return f"{self.stage}: {self.state}{percent}{shards}, {self.counts.consumed:,} read{rejected}{why}"
 
 
 class WindowStatus(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One window of a pipeline. ``records`` is an upper bound (offsets) where it was planned on a topic, else what its first stage read."""
+    """One window of a pipeline, or (``uncovered``) an interval between its windows that no run covers.
+
+    ``records`` is what the stage that reads it read; until that is done, an upper bound: offsets, which markers of transactions take too
+    (``exact`` says which).
+    """
 
     pipeline: str
     window: str
-    state: Literal["planned", "unfinished", "finished"]
+    state: Literal["failed", "unfinished", "planned", "uncovered", "finished"]
     topic: str = ""
     records: int = 0
+    exact: bool = False
     carried: int = 0
     stages: tuple[StageStatus, ...] = ()
     updated: datetime | None = None
@@ -71,13 +85,22 @@ class WindowStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def age_text(self) -> str:
         """How long ago something happened to it."""
-        if self.updated is None:
-            return ""
-        seconds = max(0, int((datetime.now(UTC) - self.updated).total_seconds()))
-        for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-            if seconds >= 2 * size:
-                return f"{seconds // size} {unit}"
-        return f"{seconds} s"
+        return _age(self.updated)
+
+    @property
+    def records_text(self) -> str:
+        """How many records it has, or has at most."""
+        return f"{'' if self.exact else '≤ '}{self.records:,}"
+
+
+def _age(moment: datetime | None) -> str:
+    if moment is None:
+        return ""
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
 
 
 def _short(time_: datetime) -> str:
@@ -85,7 +108,8 @@ def _short(time_: datetime) -> str:
 
 
 def read_windows(config: KafkaConfig, *, pipeline: str = "", prefix: str = "factory") -> list[WindowStatus]:
-    """Every window (of one pipeline) that the ledger knows, unfinished ones first, each part newest first; none where there is no ledger.
+    """Every window (of one pipeline) that the ledger knows: failed ones first, then unfinished ones, then intervals that no run covers,
+    then the rest, each part newest first; none where there is no ledger.
 
     Raises UnavailableError without a broker.
     """
@@ -96,59 +120,130 @@ def read_windows(config: KafkaConfig, *, pipeline: str = "", prefix: str = "fact
         return windows_of(ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS))
 
 
+@dataclass
+class _Told:
+    """What the ledger says of one window."""
+
+    plan: PlanRecord | None = None
+    records: dict[str, list[StageRecord]] = field(default_factory=dict)
+    failures: dict[str, list[FailureRecord]] = field(default_factory=dict)
+
+    @property
+    def updated(self) -> datetime | None:
+        """When something happened to it last."""
+        moments = [r.updated_at for of in self.records.values() for r in of] + [f.at for of in self.failures.values() for f in of]
+        return _moment(max([self.plan.planned_at if self.plan else 0, *moments]))
+
+
 def windows_of(view: LedgerView) -> list[WindowStatus]:
     """See ``read_windows``: from what was read of the ledger."""
-    plans: dict[tuple[str, str], PlanRecord] = {(p.pipeline, p.window): p for p in view.of(PlanRecord)}
-    records: dict[tuple[str, str], dict[str, list[StageRecord]]] = {key: {} for key in plans}
+    told: dict[tuple[str, str], _Told] = {}
     stages_of: dict[str, dict[str, None]] = {}
+    for plan in view.of(PlanRecord):
+        told.setdefault((plan.pipeline, plan.window), _Told()).plan = plan
     for record in view.of(StageRecord):
-        records.setdefault((record.pipeline, record.window), {}).setdefault(record.stage, []).append(record)
+        told.setdefault((record.pipeline, record.window), _Told()).records.setdefault(record.stage, []).append(record)
         stages_of.setdefault(record.pipeline, {})[record.stage] = None
-    found = [_window(*key, plans.get(key), of, stages_of.get(key[0], {})) for key, of in records.items()]
-    return sorted(sorted(found, key=lambda w: w.window, reverse=True), key=lambda w: w.state == "finished")
+    for failure in view.of(FailureRecord):
+        told.setdefault((failure.pipeline, failure.window), _Told()).failures.setdefault(failure.stage, []).append(failure)
+        stages_of.setdefault(failure.pipeline, {})[failure.stage] = None
+    found = [_window(*key, of, stages_of.get(key[0], {})) for key, of in told.items()]
+    found += _uncovered(told)
+    return sorted(sorted(found, key=lambda w: w.window, reverse=True), key=lambda w: _ORDER[w.state])
 
 
-def _window(
-    pipeline: str, window: str, plan: PlanRecord | None, begun: dict[str, list[StageRecord]], stages: Iterable[str]
-) -> WindowStatus:
-    statuses = tuple(_stage(name, begun[name], plan) if name in begun else StageStatus(name, "waiting") for name in stages)
-    finished = bool(begun) and all(s.state == "done" for s in statuses)
-    updated = max([0 if plan is None else plan.planned_at, *(r.updated_at for of in begun.values() for r in of)])
-    first = next((s.counts.consumed for s in statuses if s.state != "waiting"), 0)
+def _window(pipeline: str, window: str, told: _Told, stages: Iterable[str]) -> WindowStatus:
+    plan = told.plan
+    statuses = tuple(_stage(name, told.records.get(name, ()), told.failures.get(name, ()), plan) for name in stages)
+    finished = bool(told.records) and all(s.state == "done" for s in statuses)
+    failed = any(s.state == "failed" for s in statuses)
+    planned = sum(max(0, r.end - r.start) for r in plan.ranges) if plan is not None else 0
+    sources = {stage for stage, of in told.records.items() if any(r.result is not None and r.result.input is None for r in of)}
+    reader = next((s for s in statuses if s.state == "done" and (s.percent is not None if plan else s.stage in sources)), None)
+    begun = next((s.counts.consumed for s in statuses if s.state != "waiting"), 0)
     return WindowStatus(
         pipeline=pipeline,
         window=window,
-        state="finished" if finished else "unfinished" if begun else "planned",
+        state="failed" if failed else "finished" if finished else "unfinished" if told.records else "planned",
         topic=plan.topic if plan is not None else "",
-        records=sum(max(0, r.end - r.start) for r in plan.ranges) if plan is not None else first,
+        records=reader.counts.consumed if reader is not None else planned if plan is not None else begun,
+        exact=reader is not None,
         carried=plan.carried if plan is not None else 0,
         stages=statuses,
-        updated=datetime.fromtimestamp(updated / 1000, UTC) if updated else None,
+        updated=told.updated,
     )
 
 
-def _stage(name: str, records: Sequence[StageRecord], plan: PlanRecord | None) -> StageStatus:
-    of = max(records, key=lambda r: r.updated_at).shard.of
+def _moment(milliseconds: int) -> datetime | None:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
+
+
+def _stage(name: str, records: Sequence[StageRecord], failures: Sequence[FailureRecord], plan: PlanRecord | None) -> StageStatus:
+    if not records and not failures:
+        return StageStatus(name, "waiting")
+    of = max([*((r.updated_at, r.shard.of) for r in records), *((f.at, f.shard.of) for f in failures)])[1]
     shards = [r for r in records if r.shard.of == of]
-    done = [r for r in shards if r.result is not None]
+    failure = max((f for f in failures if f.shard.of == of and _still_true(f, shards)), key=lambda f: f.at, default=None)
     counts = Counts()
     for r in shards:
         if r.result is not None:
             counts.add(r.result.counts)
         elif r.progress is not None:
             counts.add(r.progress.counts)
-    finished = len(done) == of
-    updated = max(r.updated_at for r in shards)
+    done = sum(r.result is not None for r in shards)
+    updated = _moment(max([r.updated_at for r in shards] + ([failure.at] if failure else []), default=0))
+    finished = done == of and failure is None
     return StageStatus(
         stage=name,
-        state="done" if finished else "running",
-        shards=len(done),
+        state="failed" if failure else "done" if finished else "stalled" if _stalled(updated) else "running",
+        shards=done,
         of=of,
-        percent=100 if finished else _percent(shards, plan),
+        percent=_percent(shards, plan, of),
         counts=counts,
-        generation=max(r.generation for r in shards),
-        updated=datetime.fromtimestamp(updated / 1000, UTC) if updated else None,
+        generation=max((r.generation for r in shards), default=0),
+        updated=updated,
+        error=f"{failure.error}: {failure.message}" if failure else "",
     )
+
+
+def _still_true(failure: FailureRecord, shards: Sequence[StageRecord]) -> bool:
+    """Whether nothing has happened to the failure's shard since: neither a commit after it, nor an end by an attempt beside it."""
+    record = next((r for r in shards if r.shard == failure.shard), None)
+    return record is None or record.updated_at < (failure.began if record.result is not None else failure.at)
+
+
+def _stalled(updated: datetime | None) -> bool:
+    return updated is not None and (datetime.now(UTC) - updated).total_seconds() > _QUIET_SECONDS
+
+
+def _uncovered(told: Mapping[tuple[str, str], _Told]) -> Iterator[WindowStatus]:
+    """Intervals between a pipeline's windows that hold something and belong to none of them."""
+    lanes: dict[tuple[str, str], list[tuple[Interval, PlanRecord | None]]] = {}
+    for (pipeline, _), of in told.items():
+        interval = _interval(of)
+        if interval is not None:
+            lanes.setdefault((pipeline, of.plan.topic_id if of.plan else ""), []).append((interval, of.plan))
+    for (pipeline, _), lane in lanes.items():
+        lane.sort(key=lambda entry: entry[0].start)
+        for (before, plan), (after, next_plan) in pairwise(lane):
+            waiting = _between(plan, next_plan)
+            if after.start > before.end and waiting != 0:
+                topic = plan.topic if plan else ""
+                key = Interval(before.end, after.start).key
+                yield WindowStatus(pipeline, key, "uncovered", topic=topic, records=waiting or 0, updated=None)
+
+
+def _interval(told: _Told) -> Interval | None:
+    results = (r.result for of in told.records.values() for r in of if r.result is not None)
+    return told.plan.interval if told.plan is not None else next((result.interval for result in results), None)
+
+
+def _between(plan: PlanRecord | None, after: PlanRecord | None) -> int | None:
+    """How many offsets lie between two plans on one topic (a run after a pause carries on: none); None where nobody knows."""
+    if plan is None or after is None:
+        return None
+    ends = {r.partition: r.end for r in plan.ranges}
+    return sum(max(0, r.start - ends[r.partition]) for r in after.ranges if r.partition in ends)
 
 
 def _positions(record: StageRecord) -> Iterable[tuple[int, int]]:
@@ -157,9 +252,9 @@ def _positions(record: StageRecord) -> Iterable[tuple[int, int]]:
     return [(r.partition, r.end) for r in record.result.input.ranges] if record.result.input is not None else ()
 
 
-def _percent(shards: Sequence[StageRecord], plan: PlanRecord | None) -> int | None:
+def _percent(shards: Sequence[StageRecord], plan: PlanRecord | None, of: int) -> int | None:
     """Offsets passed of those planned; None where the stage reads something else than what was planned."""
-    if plan is None:
+    if plan is None or not shards:
         return None
     ranges = {r.partition: r for r in plan.ranges}
     passed = 0
@@ -169,5 +264,7 @@ def _percent(shards: Sequence[StageRecord], plan: PlanRecord | None) -> int | No
             if r is None or not r.start <= offset <= r.end:
                 return None
             passed += offset - r.start
+    if len(shards) == of and all(r.result is not None for r in shards):
+        return 100
     size = sum(r.end - r.start for r in ranges.values())
     return min(99, 100 * passed // size) if size else None

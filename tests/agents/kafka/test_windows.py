@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
-from factory_agents.kafka.ledger import LedgerRecord, LedgerView, PlanRecord, Progress, StageRecord
+import pytest
+
+from factory_agents.kafka.ledger import FailureRecord, LedgerRecord, LedgerView, PlanRecord, Progress, StageRecord
 from factory_agents.kafka.windows import read_windows, windows_of
 from factory_agents.protocol import AgentResult, Counts, Interval, Manifest, PartitionRange, Shard
 from tests.support.runs import Runs
 
 WHOLE = Shard()
+NOW = int(time.time() * 1000)
+MINUTE = 60_000
 
 
 def at(hour: int) -> Interval:
@@ -21,15 +26,21 @@ def plan(hour: int, pipeline: str = "p") -> PlanRecord:
     return PlanRecord(pipeline, "t", "id", at(hour).key, ranges, interval=at(hour), planned_at=1_793_505_600_000)
 
 
-def done(hour: int, stage: str = "enrich", shard: Shard = WHOLE, consumed: int = 200) -> StageRecord:
+def done(hour: int, stage: str = "enrich", shard: Shard = WHOLE, consumed: int = 200, updated_at: int = NOW) -> StageRecord:
     read = Manifest("t", "id", "", (PartitionRange(shard.index, 100, 200),) if shard.of > 1 else plan(hour).ranges)
-    result = AgentResult("p", stage, at(hour).key, input=read, counts=Counts(consumed=consumed, forwarded=consumed))
-    return StageRecord("p", stage, at(hour).key, shard, "f", 7, updated_at=1_793_505_700_000, result=result)
+    if stage != "enrich":
+        read = None if stage == "ingest" else Manifest("t2", "id2", "w", (PartitionRange(0, 5, 300),))
+    result = AgentResult("p", stage, at(hour).key, input=read, interval=at(hour), counts=Counts(consumed=consumed, forwarded=consumed))
+    return StageRecord("p", stage, at(hour).key, shard, "f", 7, updated_at=updated_at, result=result)
 
 
-def running(hour: int, positions: dict[int, int], stage: str = "enrich", shard: Shard = WHOLE) -> StageRecord:
+def running(hour: int, positions: dict[int, int], stage: str = "enrich", shard: Shard = WHOLE, updated_at: int = NOW - 5000) -> StageRecord:
     progress = Progress(positions=positions, counts=Counts(consumed=50, forwarded=49, rejected=1))
-    return StageRecord("p", stage, at(hour).key, shard, "f", 7, updated_at=1_793_505_700_000, progress=progress)
+    return StageRecord("p", stage, at(hour).key, shard, "f", 7, updated_at=updated_at, progress=progress)
+
+
+def failed(hour: int, stage: str = "enrich", shard: Shard = WHOLE, began: int = NOW - MINUTE, ended: int = NOW) -> FailureRecord:
+    return FailureRecord("p", stage, at(hour).key, shard, began, ended, "SinkError", "the table has no column b")
 
 
 def view(*records: LedgerRecord) -> LedgerView:
@@ -69,6 +80,76 @@ def test_a_stage_that_other_windows_have_and_this_one_has_not_is_waited_for() ->
 def test_a_window_without_a_plan_is_one_that_ingest_wrote() -> None:
     (window,) = windows_of(view(done(1, "ingest", consumed=12)))
     assert (window.state, window.topic, window.records) == ("finished", "", 12)
+
+
+def test_a_failed_window_comes_first_with_the_reason() -> None:
+    found = windows_of(view(plan(1), failed(1), plan(2), running(2, {0: 150}), plan(3), done(3)))
+    assert [(w.window[:13], w.state) for w in found] == [
+        ("2026-11-01T01", "failed"),
+        ("2026-11-01T02", "unfinished"),
+        ("2026-11-01T03", "finished"),
+    ]
+    assert found[0].stages[0].summary == "enrich: failed, 0 read: SinkError: the table has no column b"
+
+
+def test_the_first_window_of_a_pipeline_is_not_finished_where_its_last_stage_failed_before_it_began() -> None:
+    (window,) = windows_of(view(done(1, "ingest"), done(1, "validate"), failed(1, "publish")))
+    assert (window.state, [s.state for s in window.stages]) == ("failed", ["done", "done", "failed"])
+
+
+@pytest.mark.parametrize(
+    ("record", "failure", "state"),
+    [
+        (running(1, {0: 150}, updated_at=NOW - 2000), failed(1, ended=NOW - 1000), "failed"),
+        (running(1, {0: 150}, updated_at=NOW - 1000), failed(1, ended=NOW - 2000), "running"),
+        (done(1, updated_at=NOW), failed(1, ended=NOW - 1000), "done"),
+        (done(1, updated_at=NOW - 2 * MINUTE), failed(1), "failed"),
+        (done(1, updated_at=NOW - 1000), failed(1), "done"),
+    ],
+    ids=[
+        "died after its last commit",
+        "a retry goes on",
+        "a retry is done",
+        "done before, cleared, failed",
+        "an older attempt wakes and fails",
+    ],
+)
+def test_a_failure_counts_until_something_newer_is_known(record: StageRecord, failure: FailureRecord, state: str) -> None:
+    (window,) = windows_of(view(plan(1), record, failure))
+    assert window.stages[0].state == state
+
+
+def test_one_failed_shard_fails_its_stage() -> None:
+    half = done(1, shard=Shard(0, 2))
+    (window,) = windows_of(view(plan(1), half, failed(1, shard=Shard(1, 2))))
+    assert (window.state, window.stages[0].state, window.stages[0].shards, window.stages[0].of) == ("failed", "failed", 1, 2)
+
+
+def test_an_attempt_that_says_nothing_for_minutes_is_not_called_running() -> None:
+    (window,) = windows_of(view(plan(1), running(1, {0: 199, 1: 99}, updated_at=NOW - 7 * MINUTE)))
+    assert window.stages[0].summary == "enrich: stalled 99 %, 50 read, 1 rejected; nothing was committed for 7 min"
+
+
+def test_the_number_of_records_is_what_was_read_once_that_is_known() -> None:
+    (planned,) = windows_of(view(plan(1)))
+    assert planned.records_text == "≤ 200"
+    (read,) = windows_of(view(plan(1), done(1, "publish", consumed=190), done(1, consumed=196)))
+    assert read.records_text == "196"
+    (ingested,) = windows_of(view(done(1, "validate", consumed=11), done(1, "ingest", consumed=12)))
+    assert ingested.records_text == "12"
+
+
+def test_an_interval_that_no_run_covers_is_named() -> None:
+    def beside(hour: int, start: int) -> PlanRecord:
+        return PlanRecord("p", "t", "id", at(hour).key, (PartitionRange(0, start, start + 100),), interval=at(hour))
+
+    found = windows_of(view(beside(1, 100), beside(2, 200), beside(5, 330), done(5)))
+    (hole,) = [w for w in found if w.state == "uncovered"]
+    assert (hole.when, hole.topic, hole.records) == ("2026-11-01 03:00 → 05:00", "t", 30)
+    assert found.index(hole) == 2, "after what is unfinished, before what is finished"
+    assert not [w for w in windows_of(view(beside(1, 100), beside(5, 200))) if w.state == "uncovered"], "a run after a pause carries on"
+    sources = windows_of(view(done(1, "ingest"), done(4, "ingest")))
+    assert [w.when for w in sources if w.state == "uncovered"] == ["2026-11-01 02:00 → 04:00"]
 
 
 def test_a_window_says_when_in_few_words() -> None:

@@ -315,8 +315,20 @@ def test_a_failed_pods_error_is_the_agents_own(monkeypatch: pytest.MonkeyPatch) 
         task.execute(run_context)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def word(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was left in the ledger of failures: names and error, since the broker of these tests is nowhere."""
+    import factory_agents.kafka.failures
+
+    left: list[Any] = []
+    monkeypatch.setattr(factory_agents.kafka.failures, "leave_failure", lambda config, *names, error, **_: left.append((names, str(error))))
+    return left
+
+
 @pytest.mark.parametrize("message", ["", "garbage", "{", encode(result(truncated=True)).decode()])
-def test_without_a_whole_message_the_ledger_is_asked_and_else_it_fails(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+def test_without_a_whole_message_the_ledger_is_asked_and_else_it_fails(
+    monkeypatch: pytest.MonkeyPatch, word: list[Any], message: str
+) -> None:
     import factory_agents.kafka.ledger
 
     monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", '{"conn_type": "kafka", "extra": {"bootstrap.servers": "b:1"}}')
@@ -328,11 +340,12 @@ def test_without_a_whole_message_the_ledger_is_asked_and_else_it_fails(monkeypat
     assert asked[0][0][1:] == ("clicks", "enrich", INTERVAL.key, Shard())
     monkeypatch.setattr(factory_agents.kafka.ledger, "read_result", lambda *a, **k: None)
     task, run_context = pod_task(monkeypatch, message)
-    with pytest.raises(AgentCrashedError, match="left no result"):
+    with pytest.raises(AgentCrashedError, match="left no result") as error:
         task.execute(run_context)  # type: ignore[arg-type]
+    assert word == [(("factory", "clicks", "enrich", INTERVAL.key, Shard()), str(error.value))]
 
 
-def test_a_result_of_another_run_in_the_ledger_is_not_taken_for_this_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_of_another_run_in_the_ledger_is_not_taken_for_this_ones(monkeypatch: pytest.MonkeyPatch, word: list[Any]) -> None:
     import factory_agents.kafka.ledger
 
     monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", '{"conn_type": "kafka", "extra": {"bootstrap.servers": "b:1"}}')

@@ -1,0 +1,79 @@
+"""Leaves word in the ledger that an attempt failed, for ``factory windows`` and the Factory page; never in the way of the work itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+from confluent_kafka import KafkaException
+
+from factory_agents.errors import FactoryError, FencedError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.ledger import FailureRecord, Ledger, failure_key
+from factory_agents.kafka.topics import Cluster
+from factory_agents.protocol import Shard
+
+__all__ = ["forget_failure", "leave_failure"]
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 3.0
+_LONGEST = 1000
+
+
+def leave_failure(
+    config: KafkaConfig,
+    prefix: str,
+    pipeline: str,
+    stage: str,
+    window: str,
+    shard: Shard,
+    *,
+    error: Exception,
+    began: float,
+    run_id: str = "",
+) -> None:
+    """Say in the ledger why an attempt that began at ``began`` (seconds since 1970) failed.
+
+    Raises nothing: without a ledger, or a broker that answers soon, nothing is said. Nor is it where a newer attempt has taken over,
+    whose word counts.
+    """
+    if isinstance(error, FencedError):
+        return
+    message = str(error).partition("\n")[0][:_LONGEST]
+    retriable = isinstance(error, FactoryError) and error.retriable
+    record = FailureRecord(
+        pipeline, stage, window, shard, int(began * 1000), int(time.time() * 1000), type(error).__name__, message, retriable, run_id
+    )
+    with _unheard(), Cluster(config, timeout=_PATIENCE) as cluster:
+        ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+        if cluster.find(ledger.topic) is not None:
+            _say(config, ledger, record.key(), msgspec.json.encode(record))
+
+
+def forget_failure(config: KafkaConfig, prefix: str, pipeline: str, stage: str, window: str, shard: Shard, *, start: int = 0) -> None:
+    """Take back what was left, for a stage that succeeds without a record of its own; ``start``: where to begin to look. Raises nothing."""
+    key = failure_key(pipeline, stage, window, shard)
+    with _unheard(), Cluster(config, timeout=_PATIENCE) as cluster:
+        ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+        if cluster.find(ledger.topic) is not None:
+            found = ledger.read(start=start, deadline=time.monotonic() + _PATIENCE, wanted=key.encode().__eq__)
+            if found.get(key) is not None:
+                _say(config, ledger, key, None)
+
+
+def _say(config: KafkaConfig, ledger: Ledger, key: str, value: bytes | None) -> None:
+    producer = config.plain_producer(message_timeout_ms=int(_PATIENCE * 1000))
+    producer.produce(ledger.topic, value, key.encode(), partition=ledger.partition)
+    producer.flush(_PATIENCE)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    try:
+        yield
+    except (FactoryError, KafkaException) as error:
+        log.debug("no word of the failure is left: %s", error)
