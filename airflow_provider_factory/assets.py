@@ -9,11 +9,10 @@ from urllib.parse import urlsplit
 from airflow.sdk import Asset
 from airflow.sdk.definitions._internal.mixins import ResolveMixin
 
-from airflow_provider_factory.inputs import plain
 from airflow_provider_factory.settings import option
 from airflow_provider_factory.version_compat import AIRFLOW_V_3_3_PLUS
 from factory_agents.errors import ConfigurationError
-from factory_agents.protocol import AgentResult
+from factory_agents.protocol import AgentResult, plain
 
 __all__ = ["asset_topic", "event_extra", "result_partition", "stage_assets", "table_asset", "topic_argument", "topic_asset", "topic_name"]
 

@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from factory_agents.errors import ConfigurationError, WindowError
-from factory_agents.protocol import Interval
+from factory_agents.protocol import Interval, Order
 
-__all__ = ["as_bool", "bundle_root", "data_interval", "epoch", "optional_interval", "reprocess_wanted", "window_policy"]
+__all__ = [
+    "as_bool",
+    "bundle_root",
+    "data_interval",
+    "instance",
+    "mapped",
+    "optional_interval",
+    "order",
+    "reprocess_wanted",
+    "window_policy",
+]
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +60,72 @@ def window_policy(context: Mapping[str, Any], after_pause: str) -> str:
     return "carry" if scheduled and not catchup and after_pause == "carry" else "index"
 
 
-def epoch(context: Mapping[str, Any]) -> int:
-    """How often the task was told to run again: 0 at first and in its retries, greater after each clear.
+def order(context: Mapping[str, Any]) -> Order:
+    """What this task instance has been told so far, to be compared with what it was told before.
 
-    A clear raises ``max_tries`` to the tries so far plus ``retries``; a retry leaves it alone.
+    A clear sets ``max_tries`` to the tries so far plus ``retries`` and counts up the run's ``clear_number``; a retry leaves both alone.
     """
-    tries = getattr(context["ti"], "max_tries", None)
-    retries = getattr(context["task"], "retries", 0) or 0
-    return max(0, int(tries if tries is not None else 0) - int(retries))
+    ti, map_index = context["ti"], _map_index(context)
+    tries = int(getattr(ti, "max_tries", None) or 0)
+    retries = int(getattr(context["task"], "retries", 0) or 0)
+    clears = int(getattr(context.get("dag_run"), "clear_number", None) or 0)
+    task = str(context["run_id"]) + (f"[{map_index}]" if map_index >= 0 else "")
+    return Order(task, tries, clears, again=tries > retries)
+
+
+def _map_index(context: Mapping[str, Any]) -> int:
+    index = getattr(context["ti"], "map_index", None)
+    return -1 if index is None else int(index)
+
+
+def instance(context: Mapping[str, Any], *, inherited: int, sharded: bool) -> int:
+    """Which of the tasks that are mapped beside each other this is, so that the work of each is its own.
+
+    The shards of one plan are one work, and those that are mapped over windows or results alone are told apart by these (``inherited``).
+    Raises ConfigurationError for a task that is mapped over shards and something else at once: each would do the same shards.
+    """
+    index = _map_index(context)
+    if index < 0:
+        return inherited
+    others = sorted(_mapped_arguments(context) - {"window", "shard"})
+    if not sharded:
+        return index if others else inherited
+    if others and _is_product(context):
+        raise ConfigurationError(
+            f"mapped over shards and {', '.join(others)} at once, so that several tasks would do the same shard; give the whole window: "
+            f"partial(window=….output).expand({others[0]}=…), or put each into a set of its own with expand_kwargs"
+        )
+    return inherited
+
+
+def _expand_input(context: Mapping[str, Any]) -> Any:
+    """What the task itself is mapped over; None for one that is in a mapped group."""
+    task = context["task"]
+    original = getattr(context.get("dag"), "task_dict", {}).get(task.task_id)
+    return getattr(original, "expand_input", None)
+
+
+def _is_product(context: Mapping[str, Any]) -> bool:
+    return isinstance(getattr(_expand_input(context), "value", None), Mapping)
+
+
+def _mapped_arguments(context: Mapping[str, Any]) -> set[str]:
+    """Names of the arguments that differ between the mapped tasks; ``group`` where a task group is mapped, or nobody can tell."""
+    value = getattr(_expand_input(context), "value", None)
+    if isinstance(value, Mapping):  # expand(a=…, b=…)
+        return set(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value):  # expand_kwargs([{…}, …])
+        return {name for item in value for name in item}
+    return {"group"}
+
+
+def mapped(context: Mapping[str, Any]) -> int:
+    """How many tasks this one's stage is mapped to; 0 where it isn't mapped, or nobody can tell."""
+    ti = context["ti"]
+    if _map_index(context) < 0 or not hasattr(ti, "get_ti_count"):
+        return 0
+    of = {"dag_id": ti.dag_id, "task_ids": [ti.task_id], "run_ids": [ti.run_id]}
+    return int(ti.get_ti_count(**of) - ti.get_ti_count(**of, states=["removed"]))
 
 
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off", "", "none"}

@@ -78,7 +78,7 @@ def overhead(cluster: Any, bootstrap: str, image: str, count: int) -> None:
     from airflow_provider_factory.pods import pod_template
     from factory_agents.kafka.config import KafkaConfig
     from factory_agents.kafka.topics import Cluster
-    from factory_agents.protocol import to_data
+    from factory_agents.protocol import plain
 
     config = KafkaConfig(bootstrap)
     window = filled_window(config, "bench-in", 12, PARTITIONS)
@@ -104,7 +104,7 @@ def overhead(cluster: Any, bootstrap: str, image: str, count: int) -> None:
     def ours(n: int) -> float:
         task = KafkaAgentOperator(
             task_id=f"ours-{n}", agent="enrich", image=image, namespace=cluster.namespace, runner="kubernetes",
-            window=to_data(window) | {"name": f"w{n}"}, output_topic="bench-out",
+            window=plain(window) | {"name": f"w{n}"}, output_topic="bench-out",
         )  # fmt: skip
         return run(task)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.params import read_params
-from factory_agents.protocol import AgentRun
+from factory_agents.protocol import AgentRun, digest
 from factory_agents.runtime.agents import Source
 from factory_agents.sources.rows import ReadOptions
 
-__all__ = ["IngestParams", "build"]
+__all__ = ["IngestParams", "build", "source_name"]
 
 
 class IngestParams(ReadOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,14 +45,27 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Source:
         from factory_agents.sources.table import TableSource
 
         return TableSource(settings.table, settings.query, settings.database_env, settings)
-    source = settings.source or os.environ.get("FACTORY_SOURCE", "")
-    if not source:
+    files = _files(settings)
+    if not any(files):
         raise ConfigurationError(
             "agent 'ingest': nothing to read; set source (or FACTORY_SOURCE) to a file or URL, or table to a table's name"
         )
     from factory_agents.sources.files import FileSource
 
-    return FileSource([source] if isinstance(source, str) else source, settings)
+    return FileSource(files, settings)
+
+
+def source_name(params: Mapping[str, Any]) -> str:
+    """Names what these parameters read, so that work over different sources is told apart: the files, table or query as they are given."""
+    settings = read_params("ingest", params, IngestParams)
+    if settings.table or settings.query:
+        return digest([settings.table, settings.query, settings.database_env])
+    return digest(_files(settings))
+
+
+def _files(settings: IngestParams) -> list[str]:
+    source = settings.source or os.environ.get("FACTORY_SOURCE", "")
+    return [source] if isinstance(source, str) else source
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from factory_agents.errors import AgentError, ConfigurationError
+from factory_agents.ingest import source_name
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_window_topic, plan_window, preview_window
 from factory_agents.kafka.topics import Cluster
@@ -24,16 +25,12 @@ from factory_agents.protocol import (
     PartitionRange,
     Shard,
     Window,
-    decode_result,
-    decode_window,
-    digest,
-    merge_results,
-    shard_window,
 )
 from factory_agents.run import BUILT_IN, build_transform, execute
 from factory_agents.runtime.live import default_group, run_live
 from factory_agents.runtime.live_sink import run_sink_live
 from factory_agents.runtime.session import RunContext
+from factory_agents.stage_plan import StageInput, stage_input
 
 __all__ = [
     "WHOLE_SOURCE",
@@ -44,7 +41,6 @@ __all__ = [
     "read_window",
     "run_agent_live",
     "run_agent_over_window",
-    "shard_of",
 ]
 
 WHOLE_SOURCE = "all"
@@ -119,10 +115,11 @@ def _prepare(settings: AgentSettings) -> None:
         sys.path.insert(0, here)
 
 
-def read_window(path: str) -> Window:
-    """The window in a file (``-``: standard input): a ``Window``, or the ``AgentResult`` or list of them of the stage before.
+def read_window(path: str, shard: Shard) -> StageInput:
+    """One shard of what a file holds (``-``: standard input): a ``Window``, a plan or one shard of it, results of the stage before.
 
-    Raises ConfigurationError where the file holds neither, WindowError for results that are no complete set.
+    A planned shard names its place itself. Raises ConfigurationError where the file holds none of these, WindowError for results that are
+    no complete set.
     """
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
@@ -132,35 +129,29 @@ def read_window(path: str) -> Window:
         value = msgspec.json.decode(data)
     except msgspec.DecodeError as error:
         raise ConfigurationError(f"--window {path}: not JSON: {error}") from None
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return merge_results([decode_result(item) for item in value])
-    if isinstance(value, dict) and "stage" in value:
-        return merge_results([decode_result(value)])
-    if isinstance(value, dict) and "ranges" in value:
-        return decode_window(value)
-    raise ConfigurationError(f"--window {path}: expected a Window, an AgentResult or a list of AgentResults as JSON")
+    known = ("ranges", "stage", "window")
+    if not all(isinstance(item, dict) and any(name in item for name in known) for item in (value if isinstance(value, list) else [value])):
+        raise ConfigurationError(f"--window {path}: expected a Window, a plan, an AgentResult or a list of AgentResults as JSON")
+    return stage_input(value, shard if shard.of > 1 else None)
 
 
-def shard_of(window: Window, shard: Shard) -> Window:
-    """One shard's part of a window; an empty one where there are more shards than partitions with records."""
-    parts = shard_window(window, shard.of)
-    return parts[shard.index] if shard.index < len(parts) else msgspec.structs.replace(window, ranges=(), lost=())
-
-
-def make_run(agent: str, settings: AgentSettings, window: Window | None) -> AgentRun:
-    """What is to be done, as an orchestrator would say it. ``window`` is None for ``ingest``."""
-    interval = parse_interval(settings) if window is None else None
+def make_run(agent: str, settings: AgentSettings, given: StageInput | None) -> AgentRun:
+    """What is to be done, as an orchestrator would say it. ``given`` is None for ``ingest``, whose source is part of what the work is."""
+    interval = parse_interval(settings) if given is None else None
+    window = given.window if given is not None else None
     target = settings.out_topic if window is None else window.topic
     return AgentRun(
         pipeline=settings.pipeline or (window.pipeline if window is not None else "") or f"cli.{_stage_of(agent)}.{target}",
         stage=settings.stage or _stage_of(agent),
         agent=AgentRef(agent),
         params=settings.params,
-        window=None if window is None else shard_of(window, settings.shard),
+        window=window,
         interval=interval,
         name=WHOLE_SOURCE if window is None and interval is None else "",
-        shard=settings.shard,
-        plan="" if window is None else digest([window.key, window.ranges, window.writers, settings.shard.of]),
+        shard=given.shard if given is not None else settings.shard,
+        plan=given.plan if given is not None else "",
+        origin=window.origin if window is not None else source_name(settings.params),
+        instance=window.instance if window is not None else 0,
         output_topic=settings.out_topic,
         dead_letter_topic=settings.dead_letter_topic,
         rerun=settings.rerun,
@@ -199,7 +190,7 @@ def _everything(config: KafkaConfig, pipeline: str, topic: str) -> Window:
     partitions = range(facts.partitions)
     starts, ends = cluster.log_start(topic, partitions), cluster.stable_offset(topic, partitions)
     ranges = tuple(PartitionRange(p, starts[p], ends[p]) for p in partitions if starts[p] < ends[p])
-    return Window(pipeline, topic, facts.id, ranges, name="everything")
+    return Window(pipeline, topic, facts.id, ranges, name="everything", origin=topic)
 
 
 def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettings) -> AgentResult:
@@ -208,11 +199,12 @@ def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettin
     if agent != "ingest":
         # Looked at beforehand: a mistyped function, parameter or topic plans nothing.
         build_transform(AgentRef(agent), settings.params, None).close()
-    given = read_window(settings.window) if settings.window else None
+    given = read_window(settings.window, settings.shard) if settings.window else None
     if settings.out_topic:
         Cluster(context.config).topic(settings.out_topic)
-    window = given if given is not None or agent == "ingest" else _window(context.config, agent, settings)
-    return execute(context, make_run(agent, settings, window))
+    if given is None and agent != "ingest":
+        given = stage_input(_window(context.config, agent, settings), settings.shard)
+    return execute(context, make_run(agent, settings, given))
 
 
 def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> LiveResult:
@@ -225,7 +217,7 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
         transform.close()
         counts = run_sink_live(
             context,
-            lambda window: make_run(agent, settings, window),
+            lambda window: make_run(agent, settings, stage_input(window, settings.shard)),
             lambda: build_transform(AgentRef(agent), settings.params, None),
             pipeline=group,
             in_topic=settings.in_topic,

@@ -20,17 +20,21 @@ __all__ = [
     "ErrorInfo",
     "Interval",
     "Manifest",
+    "Order",
     "PartitionRange",
     "Shard",
     "Window",
+    "Work",
     "decode_result",
     "decode_run",
     "decode_window",
     "digest",
     "encode",
     "merge_results",
+    "plain",
+    "scope_of",
+    "shard_output",
     "shard_window",
-    "to_data",
     "transactional_id",
 ]
 
@@ -43,6 +47,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def _to_ms(moment: datetime) -> int:
     return -((_EPOCH - moment) // timedelta(milliseconds=1))
+
+
+def _text(moment: datetime) -> str:
+    digits = "microseconds" if moment.microsecond % 1000 else "milliseconds"
+    return moment.astimezone(UTC).isoformat(timespec=digits).replace("+00:00", "Z")
 
 
 class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,11 +84,11 @@ class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def key(self) -> str:
-        """Canonical text, equal for equal instants and sorting by start: used in ledger keys and transactional ids."""
-        return "/".join(
-            (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            for ms in (self.start_ms, self.end_ms)
-        )
+        """Canonical text, equal for equal instants only: used in ledger keys and transactional ids.
+
+        Milliseconds, and microseconds where there are any: rows of a source are told apart by them.
+        """
+        return f"{_text(self.start)}/{_text(self.end)}"
 
 
 class PartitionRange(msgspec.Struct, frozen=True, array_like=True):
@@ -116,6 +125,11 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
         """Records written."""
         return sum(r.count for r in self.ranges)
 
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Whose records count; empty for everybody's."""
+        return tuple(filter(None, self.writer.split(",")))
+
 
 class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     """The records of one topic between two cuts, or those that a manifest names.
@@ -124,6 +138,7 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     the same interval: a greater one is newer. ``lost`` are ranges known to be gone and accepted as such. ``ledger_offset`` is where
     a reader of the pipeline's ledger partition may begin. ``carried`` records arrived before the interval, in a pause, and are in this
     window; ``gap`` lay beside it in no window when it was planned (a backfill takes them). Both are upper bounds, in offsets.
+    ``origin`` is the topic on which the pipeline's window was planned, and ``instance`` tells mapped tasks apart: stages hand both on.
     """
 
     pipeline: str
@@ -138,6 +153,8 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     lost: tuple[PartitionRange, ...] = ()
     carried: int = 0
     gap: int = 0
+    origin: str = ""
+    instance: int = 0
 
     @property
     def key(self) -> str:
@@ -166,13 +183,45 @@ def transactional_id(prefix: str, *parts: str) -> str:
     return "|".join((prefix, *parts))
 
 
+def scope_of(origin: str, instance: int) -> str:
+    """What tells a pipeline's works over one interval apart: where their records came from, and which mapped task's they are."""
+    return f"{origin}[{instance}]" if instance else origin
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What a piece of work is: who fences whom, what is resumed, returned again or replaced goes by this and by nothing else.
+
+    ``window`` is the window's key, ``scope`` as in ``scope_of``.
+    """
+
+    pipeline: str
+    stage: str
+    window: str
+    shard: Shard = Shard()
+    scope: str = ""
+
+
+class Order(msgspec.Struct, frozen=True, array_like=True):
+    """What an orchestrator has told one task instance so far, by that task instance's own counters.
+
+    A clear raises ``tries`` (the try that is to be its last) and ``clears`` (of its run), a retry neither. They are compared with what
+    the ledger remembers of the same ``task`` alone; where it doesn't know the task yet, ``again`` says whether it was cleared before.
+    """
+
+    task: str
+    tries: int = 0
+    clears: int = 0
+    again: bool = False
+
+
 class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One stage (one shard of it) to run over one window.
 
     ``window`` is None for ``ingest``, whose window is ``interval`` over the source's time column, or all rows under ``name``. ``plan``
-    names the whole plan that the shard is a part of. ``rerun``: ``reuse`` returns the finished result of the same fingerprint, ``redo``
-    does the work anew; ``epoch`` (greater than the one that stands in the ledger beside a finished result) redoes it too. ``limits`` and
-    ``accept_loss`` don't enter the fingerprint.
+    names the whole plan that the shard is a part of. ``origin`` and ``instance`` are as in Window: they and pipeline, stage, window and
+    shard are what the work *is*. ``mapped``: how many tasks the stage is mapped to (0: it isn't, or nobody can tell). ``rerun``:
+    ``reuse`` returns the finished result of the same fingerprint, ``redo`` does the work again; so does an ``order`` that was given
+    since. Limits and ``accept_loss`` don't enter the fingerprint.
     """
 
     pipeline: str
@@ -185,11 +234,14 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     name: str = ""
     shard: Shard = Shard()
     plan: str = ""
+    origin: str = ""
+    instance: int = 0
+    mapped: int = 0
     output_topic: str = ""
     dead_letter_topic: str = ""
     run_id: str = ""
     rerun: Literal["reuse", "redo"] = "reuse"
-    epoch: int = 0
+    order: Order | None = None
     accept_loss: bool = False
     dry_run: bool = False
     max_rejected: str = "50 %"
@@ -209,9 +261,15 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
         return self.name
 
     @property
+    def work(self) -> Work:
+        """What is run, whoever runs it and however often."""
+        return Work(self.pipeline, self.stage, self.key, self.shard, scope_of(self.origin, self.instance))
+
+    @property
     def transactional_id(self) -> str:
         """Stable over attempts, versions and parameters, so that a newer attempt fences an older one."""
-        return transactional_id(self.prefix, "stage", self.pipeline, self.stage, self.key, self.shard.key)
+        work = self.work
+        return transactional_id(self.prefix, "stage", work.pipeline, work.stage, work.scope, work.window, work.shard.key)
 
     @property
     def digest(self) -> str:
@@ -262,6 +320,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one run of one shard of one stage did. ``manifest`` is None where nothing is written to a topic (sinks, dry runs).
 
+    ``origin``, ``instance`` and ``mapped`` are the run's. ``input_generation`` is where a sink placed its input among others. ``epoch``
+    counts how often the work was done again because it was told to.
     ``run`` is the digest of the run that it answers. ``truncated`` says that it was too long for a termination message: the whole of it
     stands in the ledger.
     """
@@ -276,9 +336,13 @@ class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     interval: Interval | None = None
     shard: Shard = Shard()
     plan: str = ""
+    origin: str = ""
+    instance: int = 0
+    mapped: int = 0
     fingerprint: str = ""
     generation: int = 0
     epoch: int = 0
+    input_generation: int = 0
     input: Manifest | None = None
     manifest: Manifest | None = None
     dead_letters: Manifest | None = None
@@ -301,9 +365,9 @@ def encode(value: msgspec.Struct) -> bytes:
     return msgspec.json.encode(value)
 
 
-def to_data(value: msgspec.Struct) -> dict[str, Any]:
-    """Any of this module's values as JSON-able builtins (what XCom holds)."""
-    data: dict[str, Any] = msgspec.to_builtins(value)
+def plain(value: msgspec.Struct) -> dict[str, Any]:
+    """Any of this module's values as XCom and asset events hold it: nothing but JSON's types."""
+    data: dict[str, Any] = msgspec.json.decode(encode(value))
     return data
 
 
@@ -361,24 +425,47 @@ def shard_window(window: Window, shards: int) -> tuple[Window, ...]:
 
 
 def merge_results(results: Sequence[AgentResult]) -> Window:
-    """The next stage's window: what all shards of one stage wrote.
+    """The next stage's window: what all shards of a stage wrote, or of several stages and instances that wrote to one topic.
 
-    Raises WindowError unless the results are one complete, successful set of one plan with manifests on one topic.
+    Raises WindowError unless each of them is one complete, successful set of one plan, all over the same window of one pipeline.
     """
     if not results:
         raise WindowError(
             "expected the results of the stage before, got none; was it skipped, or marked as a success by hand? clear it so that it runs"
         )
-    _check_set(results)
-    first = results[0]
-    name = f"stage {first.stage!r}"
+    sets: dict[tuple[str, str], list[AgentResult]] = {}
+    for r in results:
+        sets.setdefault((r.stage, scope_of(r.origin, r.instance)), []).append(r)
+    for of_one in sets.values():
+        _check_set(of_one)
+    windows = sorted({f"{r.key} of pipeline {r.pipeline!r}" for r in results})
+    if len(windows) != 1:
+        raise WindowError(
+            f"{_stages(results)}: results of different windows cannot be merged ({', '.join(windows)}); clear the whole stage"
+        )
+    return _window_of(results)
+
+
+def shard_output(result: AgentResult) -> Window:
+    """What one shard of a stage wrote, for the same shard of the next stage; raises WindowError where that cannot be read."""
+    _check_result(result)
+    return _window_of([result])
+
+
+def _window_of(results: Sequence[AgentResult]) -> Window:
+    name = _stages(results)
     manifests = [r.manifest for r in results if r.manifest is not None]
     if len(manifests) != len(results):
         raise WindowError(f"{name} wrote to no topic, so nothing can read on from it; give it an output topic")
-    if len({(m.topic, m.topic_id) for m in manifests}) != 1:
+    topics = sorted({m.topic for m in manifests})
+    if len(topics) != 1:
         raise WindowError(
-            f"{name}: its shards wrote to different topics ({', '.join(sorted({m.topic for m in manifests}))}), or one was recreated"
+            f"{name}: results on different topics ({', '.join(topics)}), and a stage reads one: let them write to one topic, or read each "
+            f"by a task of its own (a mapped stage: expand(window=…))"
         )
+    if len({m.topic_id for m in manifests}) != 1:
+        raise WindowError(f"{name}: topic {topics[0]!r} was deleted and created again between its results; clear the whole stage")
+    first = min(results, key=lambda r: (r.instance, r.origin))
     return Window(
         pipeline=first.pipeline,
         topic=manifests[0].topic,
@@ -389,25 +476,32 @@ def merge_results(results: Sequence[AgentResult]) -> Window:
         writers=tuple(sorted(m.writer for m in manifests)),
         generation=max(r.generation for r in results),
         ledger_offset=min(r.ledger_offset for r in results),
+        origin=first.origin,
+        instance=first.instance,
     )
 
 
+def _stages(results: Sequence[AgentResult]) -> str:
+    names = sorted({repr(r.stage) for r in results})
+    return f"stage{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def _check_result(r: AgentResult) -> None:
+    """Refuse the result of a run that gave the next stage nothing to read."""
+    name = f"stage {r.stage!r}"
+    if r.status != "success":
+        raise WindowError(f"{name} shard {r.shard.index + 1} of {r.shard.of} failed; clear it so that it runs again")
+    if r.dry_run:
+        raise DryRunError(f"{name}: its result is of a dry run, which writes nothing that a next stage could read; run it for real")
+
+
 def _check_set(results: Sequence[AgentResult]) -> None:
-    """Refuse results that are no complete, successful set of one plan."""
+    """Refuse results of one stage that are no complete, successful set of one plan."""
     first = results[0]
-    name = f"stage {first.stage!r}"
+    name = f"stage {first.stage!r}" + (f" (mapped task {first.instance})" if first.instance else "")
     for r in results:
-        if r.status != "success":
-            raise WindowError(f"{name} shard {r.shard.index + 1} of {r.shard.of} failed; clear it so that it runs again")
-        if r.dry_run:
-            raise DryRunError(f"{name}: its result is of a dry run, which writes nothing that a next stage could read; run it for real")
-        if (r.pipeline, r.stage, r.key, r.plan, r.shard.of) != (
-            first.pipeline,
-            first.stage,
-            first.key,
-            first.plan,
-            first.shard.of,
-        ):
+        _check_result(r)
+        if (r.pipeline, r.key, r.plan, r.shard.of) != (first.pipeline, first.key, first.plan, first.shard.of):
             raise WindowError(f"{name}: results of different plans ({first.plan}, {r.plan}) cannot be merged; clear the whole stage")
     have = {r.shard.index for r in results}
     if len(have) != len(results) or max(have) >= first.shard.of:

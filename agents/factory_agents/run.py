@@ -63,8 +63,7 @@ def execute(context: RunContext, run: AgentRun) -> AgentResult:
         return runner(context, run, lambda: build_transform(run.agent, run.params, run))
     except Exception as error:
         if not run.dry_run:
-            names = (run.prefix, run.pipeline, run.stage, run.key, run.shard)
-            leave_failure(context.config, *names, error=error, began=began, run_id=run.run_id)
+            leave_failure(context.config, run.work, error=error, began=began, run_id=run.run_id, prefix=run.prefix)
         raise
 
 

@@ -336,7 +336,7 @@ class AgentPodOperator(KubernetesPodOperator):
             return said
         from factory_agents.kafka.ledger import read_result
 
-        result = read_result(self.ledger_config(), run.pipeline, run.stage, run.key, run.shard, prefix=run.prefix)
+        result = read_result(self.ledger_config(), run.work, prefix=run.prefix)
         if result is not None and (result.run == run.digest or (said is not None and said.fingerprint == result.fingerprint)):
             return result
         if self._trouble is not None:

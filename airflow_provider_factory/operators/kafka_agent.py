@@ -18,15 +18,15 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.assets import event_extra, result_partition, stage_assets, topic_argument, topic_name
 from airflow_provider_factory.errors import AgentCrashedError, agent_error, airflow_errors
-from airflow_provider_factory.inputs import StageInput, plain, stage_input
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
 from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, OutputTopicLink, PodLink, facts_url, topic_url
 from airflow_provider_factory.operators.agent_pod import AgentPodOperator
 from airflow_provider_factory.processes import AgentProcess, child_environment
-from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, epoch, reprocess_wanted
+from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, instance, mapped, order, reprocess_wanted
 from airflow_provider_factory.settings import Runner, option, option_seconds, runner
 from factory_agents.errors import ConfigurationError, DryRunError, FactoryError, WindowError
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, to_data
+from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, plain
+from factory_agents.stage_plan import StageInput, stage_input
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -190,11 +190,14 @@ class KafkaAgentOperator(AgentPodOperator):
             interval=None if given else interval,
             shard=given.shard if given else Shard(),
             plan=given.plan if given else "",
+            origin=given.window.origin if given else "",
+            instance=instance(context, inherited=given.window.instance if given else 0, sharded=given.sharded if given else False),
+            mapped=mapped(context),
             output_topic=topic_name(self.output_topic),
             dead_letter_topic=topic_name(self.dead_letter_topic),
             run_id=str(context["run_id"]),
             rerun="redo" if self.rerun == "redo" or reprocess_wanted(context, self.reprocess) else "reuse",
-            epoch=epoch(context) if self.rerun == "clear" else 0,
+            order=order(context) if self.rerun == "clear" else None,
             accept_loss=as_bool(self.accept_loss, "accept_loss"),
             dry_run=as_bool(self.agent_dry_run, "dry_run"),
             max_rejected=str(self.max_rejected),
@@ -255,8 +258,7 @@ class KafkaAgentOperator(AgentPodOperator):
                 from factory_agents.kafka.failures import leave_failure
 
                 with suppress(FactoryError):  # the connection itself may be what is wrong
-                    names = (run.prefix, run.pipeline, run.stage, run.key, run.shard)
-                    leave_failure(self.ledger_config(), *names, error=error, began=began, run_id=run.run_id)
+                    leave_failure(self.ledger_config(), run.work, error=error, began=began, run_id=run.run_id, prefix=run.prefix)
             raise
 
     def on_kill(self) -> None:
@@ -331,6 +333,8 @@ class KafkaAgentOperator(AgentPodOperator):
         if run is not None and (result.stage, result.key, result.shard) != (run.stage, run.key, run.shard):
             theirs, ours = (f"{r.stage!r} {r.key} {r.shard.key}" for r in (result, run))
             raise AgentCrashedError(f"the agent's result is of {theirs}, expected {ours}")
+        if run is not None:  # an image with a program of its own need not know of these
+            result = msgspec.structs.replace(result, origin=run.origin, instance=run.instance, mapped=run.mapped)
         self._result = result
         self.log.info("%s", summary(result))
         for note in result.notes:
@@ -365,7 +369,8 @@ class KafkaAgentOperator(AgentPodOperator):
             "input_topic": topic,
             "output_topic": run.output_topic,
             "transactional_id": run.transactional_id,
-            "epoch": run.epoch,
+            "origin": run.origin,
+            "instance": run.instance,
             "rerun": run.rerun,
         }
         context["shard_label"] = _label(run)  # type: ignore[typeddict-unknown-key]
@@ -387,7 +392,7 @@ class KafkaAgentOperator(AgentPodOperator):
 
 def summary(result: AgentResult) -> str:
     """One line on what a run did."""
-    counts = ", ".join(f"{name} {value:,}" for name, value in to_data(result.counts).items()) or "nothing to do"
+    counts = ", ".join(f"{name} {value:,}" for name, value in plain(result.counts).items()) or "nothing to do"
     how = (
         " (already done: the result in the ledger stands)"
         if result.reused

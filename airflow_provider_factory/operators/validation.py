@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_factory.errors import airflow_errors
-from airflow_provider_factory.inputs import plain, results_of
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError, ValidationFailedError
-from factory_agents.protocol import AgentResult, Shard, merge_results
+from factory_agents.protocol import AgentResult, Work, plain, scope_of
+from factory_agents.stage_plan import merged
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -62,8 +62,7 @@ class ValidationOperator(KafkaAgentOperator):
             return super().execute(context)
         with airflow_errors():
             self._check_arguments()
-            results = results_of(self.results)
-            merge_results(results)
+            results, _ = merged(self.results)
             self._judge(context, results)
             return [plain(result) for result in results]
 
@@ -104,11 +103,12 @@ class ValidationOperator(KafkaAgentOperator):
             return
         from factory_agents.kafka.failures import forget_failure, leave_failure
 
-        names = (option("prefix"), self.dag_id, self.task_id, result.key, Shard())
+        work = Work(self.dag_id, self.task_id, result.key, scope=scope_of(result.origin, result.instance))
+        config, prefix = self.ledger_config(), option("prefix")
         if error is None:
-            forget_failure(self.ledger_config(), *names, start=result.ledger_offset)
+            forget_failure(config, work, start=result.ledger_offset, prefix=prefix)
         else:
-            leave_failure(self.ledger_config(), *names, error=error, began=time.time(), run_id=str(context["run_id"]))
+            leave_failure(config, work, error=error, began=time.time(), run_id=str(context["run_id"]), prefix=prefix)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """See ``KafkaAgentOperator``; a judge alone reads and writes no topic."""

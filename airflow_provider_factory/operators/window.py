@@ -10,13 +10,13 @@ from airflow.sdk import Asset, BaseOperator
 
 from airflow_provider_factory.assets import asset_topic, topic_argument, topic_name
 from airflow_provider_factory.errors import airflow_errors
-from airflow_provider_factory.inputs import auto_shards, planned
 from airflow_provider_factory.lineage import topic_lineage
 from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, facts_url, topic_url
 from airflow_provider_factory.runs import as_bool, data_interval, optional_interval, window_policy
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval, Window, decode_window
+from factory_agents.stage_plan import auto_shards, plan_shards
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -87,7 +87,7 @@ class WindowOperator(BaseOperator):
             interval = self._interval(context)
             self.log.info("Interval %s", f"[{interval.start}, {interval.end})" if interval else "since the pipeline's last window")
             window = self._plan(context, interval)
-            plan = planned(window, shards or auto_shards(window, per_shard))
+            plan = plan_shards(window, shards or auto_shards(window, per_shard))
         self._push_facts(context, window, plan)
         return plan
 

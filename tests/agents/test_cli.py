@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import psycopg
 import pytest
 
 from factory_agents import __version__
@@ -213,6 +214,41 @@ def test_ingest_reads_a_file_whole_and_by_interval(factory: Command, runs: Runs)
     hour = ("--since", "2026-11-01T02:00", "--until", "2026-11-01T03:00", "--time-field", "at")
     part = factory.ok("--topic", target, "--source", "rows.jsonl", "--pipeline", "hourly", *hour, program=module)
     assert part.data["counts"] == {"consumed": 1, "forwarded": 1, "produced": 1}
+
+
+def test_ingest_of_one_source_between_those_of_another_is_done_once(factory: Command, runs: Runs) -> None:
+    target = runs.topic("raw", partitions=1)
+    for name in ("a", "b"):
+        (factory.cwd / f"{name}.jsonl").write_text(f'{{"event_id": "{name}"}}\n')
+    ingest = ("agent", "run", "ingest", "--topic", target)
+    results = [factory.ok(*ingest, "--source", f"{name}.jsonl").data for name in ("a", "b", "a", "b")]
+    assert [r.get("reused", False) for r in results] == [False, False, True, True]
+    assert results[2]["manifest"] == results[0]["manifest"] != results[1]["manifest"]
+    assert [r.id for r in runs.everything(target)] == ["a", "b"]
+    (factory.cwd / "a.jsonl").write_text('{"event_id": "c"}\n')
+    assert "reused" not in factory.ok(*ingest, "--source", "a.jsonl").data, "other rows under the same name"
+
+
+def test_one_pipeline_over_two_topics_keeps_both(factory: Command, runs: Runs, database_url: str, prefix: str) -> None:
+    topics = [runs.topic(name, partitions=2, message_timestamp_type="LogAppendTime") for name in ("one", "other")]
+    for i, name in enumerate(topics):
+        runs.produce(name, events(10, 10 * i))
+    (factory.cwd / "c.yaml").write_text(
+        "name: c\nid: event_id\nschema: {type: object, required: [event_id], properties: {event_id: {type: integer}}}\n"
+    )
+    table, hour = f"both_{prefix.replace('-', '_')}", last_hour()
+
+    def publish(topic: str, *more: str) -> Any:
+        publish = ("agent", "run", "publish", "--pipeline", "both", "--in-topic", topic, "--table", table, "--contract", "c.yaml")
+        return factory.ok(*publish, *hour, *more, DATABASE_URL=database_url).data
+
+    for topic in topics:
+        assert publish(topic)["counts"] == {"consumed": 10, "forwarded": 10, "written": 10}
+    for topic in topics:
+        assert publish(topic)["reused"] is True
+        assert publish(topic, "--rerun", "redo")["counts"] == {"consumed": 10, "forwarded": 10, "written": 10}
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute(f"SELECT event_id FROM {table} ORDER BY 1").fetchall() == [(i,) for i in range(20)]
 
 
 def test_validate_and_publish_follow_by_window(factory: Command, runs: Runs, database_url: str, prefix: str) -> None:

@@ -19,6 +19,7 @@ from factory_agents.protocol import (
     Counts,
     Interval,
     Manifest,
+    Order,
     PartitionRange,
     Shard,
     Window,
@@ -27,8 +28,8 @@ from factory_agents.protocol import (
     decode_window,
     encode,
     merge_results,
+    plain,
     shard_window,
-    to_data,
 )
 
 NINE, TEN = datetime(2026, 11, 1, 9, tzinfo=UTC), datetime(2026, 11, 1, 10, tzinfo=UTC)
@@ -52,9 +53,10 @@ def weight(r: PartitionRange) -> int:
 
 
 def result(index: int = 0, of: int = 1, *rs: PartitionRange, **more: object) -> AgentResult:
-    fixed: dict[str, object] = {"plan": "plan", "generation": index, "ledger_offset": 100 + index}
+    fixed: dict[str, object] = {"pipeline": "p", "stage": "s", "key": "w", "shard": Shard(index, of), "plan": "plan", "generation": index}
+    fixed["ledger_offset"] = 100 + index
     fixed["manifest"] = Manifest("out", "id", f"s/f/{index}", rs)
-    return AgentResult("p", "s", "w", shard=Shard(index, of), **(fixed | more))  # type: ignore[arg-type]
+    return AgentResult(**(fixed | more))  # type: ignore[arg-type]
 
 
 class TestAnInterval:
@@ -65,7 +67,7 @@ class TestAnInterval:
         assert Interval(NINE, TEN).key < Interval(TEN, TEN + timedelta(hours=1)).key
 
     @given(st.integers(0, 4 * 10**15), st.integers(1, 10**9))
-    def test_has_its_key_and_its_milliseconds_say_the_same(self, since_1970: int, micros: int) -> None:
+    def test_has_a_key_that_says_just_its_ends_and_milliseconds_rounded_up(self, since_1970: int, micros: int) -> None:
         start = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=since_1970)
         try:
             interval = Interval(start, start + timedelta(microseconds=micros))
@@ -76,8 +78,9 @@ class TestAnInterval:
         for text, ms, moment in zip(
             interval.key.split("/"), (interval.start_ms, interval.end_ms), (interval.start, interval.end), strict=True
         ):
-            assert datetime.fromisoformat(text) == datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=ms)
-            assert timedelta(0) <= datetime.fromisoformat(text) - moment < timedelta(milliseconds=1), "rounded up: the first record in it"
+            assert datetime.fromisoformat(text) == moment
+            rounded = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=ms)
+            assert timedelta(0) <= rounded - moment < timedelta(milliseconds=1), "the first record in it"
 
     @pytest.mark.parametrize(("start", "end"), [(TEN, NINE), (NINE, NINE), (NINE, NINE + timedelta(microseconds=0))])
     def test_backwards_or_empty_is_refused(self, start: datetime, end: datetime) -> None:
@@ -89,14 +92,14 @@ class TestJson:
     @given(windows)
     def test_of_a_window_gives_it_back_as_text_and_as_xcom_has_it(self, window: Window) -> None:
         assert decode_window(encode(window)) == window
-        assert decode_window(json.loads(json.dumps(to_data(window)))) == window
+        assert decode_window(json.loads(json.dumps(plain(window)))) == window
 
     def test_of_a_run_and_a_result_gives_them_back(self) -> None:
         run = AgentRun("p", "s", AgentRef("enrich"), interval=Interval(NINE, TEN), shard=Shard(1, 4), params={"a": [1, None]})
         assert decode_run(encode(run)) == run
         done = result(1, 4, PartitionRange(0, 1, 2, 1), counts=Counts(consumed=3, forwarded=3), interval=Interval(NINE, TEN))
         assert decode_result(encode(done)) == done
-        assert decode_result(json.loads(json.dumps(to_data(done)))) == done
+        assert decode_result(json.loads(json.dumps(plain(done)))) == done
 
     @pytest.mark.parametrize(
         ("decode", "data", "text"),
@@ -179,6 +182,18 @@ class TestMerging:
         assert (merged.topic, merged.topic_id, merged.name) == ("out", "id", "w")
         assert (merged.generation, merged.ledger_offset) == (2, 100), "the newest writer, and where all of them can be found"
 
+    def test_joins_what_mapped_tasks_and_several_stages_wrote_to_one_topic(self) -> None:
+        merged = merge_results(
+            [
+                result(1, 2, PartitionRange(1, 5, 9, 4), stage="enrich", origin="a", plan="x"),
+                result(0, 1, PartitionRange(0, 3, 6, 2), stage="enrich", origin="b", instance=1, plan="y"),
+                result(0, 2, stage="enrich", origin="a", plan="x"),
+                result(0, 1, PartitionRange(1, 0, 6, 6), stage="correct", origin="a", plan="z"),
+            ]
+        )
+        assert merged.ranges == (PartitionRange(0, 3, 6, 2), PartitionRange(1, 0, 9, 10))
+        assert (merged.origin, merged.instance) == ("a", 0), "the first one's, however many are mapped beside it"
+
     def test_keeps_the_interval(self) -> None:
         merged = merge_results([result(interval=Interval(NINE, TEN))])
         assert (merged.interval, merged.name, merged.key) == (Interval(NINE, TEN), "", Interval(NINE, TEN).key)
@@ -197,7 +212,14 @@ class TestMerging:
             ([result(dry_run=True)], "dry run"),
             ([result(manifest=None)], "wrote to no topic"),
             ([result(manifest=None, truncated=True)], "take them from the ledger"),
-            ([result(0, 2), result(1, 2, manifest=Manifest("out", "another id", "w"))], "one was recreated"),
+            ([result(0, 2), result(1, 2, manifest=Manifest("out", "another id", "w"))], "was deleted and created again between"),
+            ([result(0, 2), result(1, 2), result(0, 2, instance=1)], "stage 's' \\(mapped task 1\\): shard 2 of 2 has no result"),
+            ([result(), result(stage="t", plan="x", key="another")], "stages 's', 't': results of different windows cannot be merged"),
+            ([result(), result(stage="t", plan="x", pipeline="q")], "of pipeline 'q'"),
+            (
+                [result(), result(stage="t", plan="x", manifest=Manifest("o2", "i", "w"))],
+                "topics .o2, out., and a stage reads one",
+            ),
         ],
     )
     def test_of_anything_but_one_complete_set_is_refused(self, results: list[AgentResult], text: str) -> None:
@@ -215,10 +237,15 @@ class TestNames:
 
     def test_the_transactional_id_is_of_the_work_and_not_of_the_attempt(self) -> None:
         run = AgentRun("p", "s", AgentRef("a"), interval=Interval(NINE, TEN), shard=Shard(1, 4), run_id="1")
-        assert run.transactional_id == f"factory|stage|p|s|{Interval(NINE, TEN).key}|1of4"
-        again = msgspec.structs.replace(run, agent=AgentRef("a", "2"), params={"x": 1}, run_id="2", epoch=3, rerun="redo")
+        assert run.transactional_id == f"factory|stage|p|s||{Interval(NINE, TEN).key}|1of4"
+        again = msgspec.structs.replace(run, agent=AgentRef("a", "2"), params={"x": 1}, run_id="2", order=Order("2", 3), rerun="redo")
         assert again.transactional_id == run.transactional_id
         assert msgspec.structs.replace(run, shard=Shard(2, 4)).transactional_id != run.transactional_id
+
+    def test_works_over_one_interval_are_told_apart_by_origin_and_instance(self) -> None:
+        run = AgentRun("p", "s", AgentRef("a"), interval=Interval(NINE, TEN))
+        others = [{"origin": "raw"}, {"origin": "raw", "instance": 1}, {"instance": 1}, {"instance": 2}]
+        assert len({msgspec.structs.replace(run, **other).transactional_id for other in ({}, *others)}) == 5
 
     def test_names_with_dots_are_not_taken_for_each_other(self) -> None:
         one = AgentRun("a", "b.c", AgentRef("x"), name="n")

@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Interval, Shard, Window, merge_results, shard_window
+from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Interval, Order, Shard, Window, merge_results, shard_window
 from tests.chaos.agents import enrich
 from tests.support.runs import Attempt, Rec, Runs
 
@@ -117,7 +117,7 @@ class Pipeline:
         self.topics = {s: runs.topic(s, partitions=_PARTITIONS) for s in STAGES[:-1]}
         self.shards = rng.choice([1, 2])
         self.chunk = rng.choice([7, 25, 100])
-        self.epoch = 0
+        self.clears = 0
         self.results: dict[str, list[AgentResult]] = {}
         self.tally.tell(f"{len(self.expected.ingested)} events, {self.shards} shards, chunks of {self.chunk}")
 
@@ -143,7 +143,7 @@ class Pipeline:
             if self.tally.kills >= kills:
                 return
             first = self.rng.randrange(len(STAGES))
-            self.epoch += 1
+            self.clears += 1
             self.tally.tell(f"cleared from {STAGES[first]} on")
 
     def _stage(self, stage: str) -> None:
@@ -167,7 +167,7 @@ class Pipeline:
             output_topic=self.topics.get(stage, ""),
             prefix=self.runs.prefix,
             chunk_records=self.chunk,
-            epoch=self.epoch,
+            order=Order("run", tries=self.clears, clears=self.clears),
             max_rejected="100 %",
         )
         if stage == "ingest":

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
 
 from factory_agents.errors import UnavailableError
 from factory_agents.kafka.ledger import Ledger, StageRecord, read_result
-from factory_agents.protocol import AgentResult, AgentRun, Shard, merge_results, shard_window
+from factory_agents.protocol import AgentResult, AgentRun, Order, Shard, merge_results, shard_window
 from tests.support.agents import mark, mark_anew
 from tests.support.runs import Runs, events
 from tests.support.topics import recreate
+
+_T = TypeVar("_T", AgentRun, Order)
 
 
 class Watched:
@@ -43,7 +45,7 @@ def ids(runs: Runs, result: AgentResult) -> list[int]:
     return sorted(r.id for r in runs.manifest(result.manifest))
 
 
-def again(run: AgentRun, **changes: Any) -> AgentRun:
+def again(run: _T, **changes: Any) -> _T:
     return msgspec.structs.replace(run, **changes)
 
 
@@ -78,7 +80,7 @@ def test_a_changed_version_is_done_anew_and_the_older_output_is_in_no_manifest(r
     assert {r.event["seen"] for r in runs.manifest(second.manifest)} == {2}
     assert ids(runs, second) == list(range(100))
     assert len(runs.everything(run.output_topic)) == 200
-    assert read_result(runs.config, run.pipeline, run.stage, run.key, run.shard, prefix=run.prefix) == second
+    assert read_result(runs.config, run.work, prefix=run.prefix) == second
     # and a stage that reads the manifest reads only what its writer wrote, though both lie in the same ranges
     next_run = runs.run(merge_results([second]), runs.topic("next"), stage="next")
     third = runs.transform(next_run, lambda e: e)
@@ -105,25 +107,56 @@ def test_a_default_given_by_name_is_the_same_work(runs: Runs) -> None:
     assert runs.transform(again(run, params={"factor": "1"}), with_factor).reused
 
 
-def test_a_raised_epoch_is_done_anew_and_the_same_one_is_not(runs: Runs) -> None:
-    run = runs.run(runs.filled(20), runs.topic("out"))
-    first = runs.transform(run)
-    cleared = runs.transform(again(run, epoch=2))
-    assert (cleared.reused, cleared.epoch) == (False, 2)
-    assert cleared.generation > first.generation
-    assert ids(runs, cleared) == list(range(20))
-    assert runs.transform(again(run, epoch=2)).reused
-    assert runs.transform(again(run, epoch=1)).reused
+class TestAClear:
+    """Scheduled and manual runs, backfills: each has counters of its own, and only its own are compared."""
 
+    def test_does_the_work_again_once(self, runs: Runs) -> None:
+        run = runs.run(runs.filled(20), runs.topic("out"), order=Order("scheduled", tries=2))
+        first = runs.transform(run)
+        assert runs.transform(run).reused, "a retry"
+        cleared = runs.transform(again(run, order=Order("scheduled", tries=3, clears=1, again=True)))
+        assert (cleared.reused, cleared.epoch) == (False, 1)
+        assert cleared.generation > first.generation
+        assert ids(runs, cleared) == list(range(20))
+        assert runs.transform(again(run, order=Order("scheduled", tries=3, clears=1, again=True))).reused, "its retry"
+        assert runs.transform(run).reused, "an attempt from before the clear, late"
 
-def test_an_older_retry_that_resumes_a_cleared_run_does_not_lower_its_epoch(runs: Runs) -> None:
-    run = runs.run(runs.filled(60, partitions=1), runs.topic("out"), chunk_records=10)
-    _, broken = watched(break_at=30)
-    with pytest.raises(UnavailableError):
-        runs.transform(again(run, epoch=3), broken)
-    resumed = runs.transform(again(run, epoch=1))
-    assert (resumed.resumed, resumed.epoch) == (True, 3)
-    assert runs.transform(again(run, epoch=3)).reused
+    def test_of_each_run_of_the_interval_does_it_again(self, runs: Runs) -> None:
+        scheduled, manual = Order("scheduled", tries=2), Order("manual", tries=2)
+        run = runs.run(runs.filled(10), runs.topic("out"), order=scheduled)
+        runs.transform(run)
+        assert runs.transform(again(run, order=manual)).reused
+        for order in (
+            again(manual, tries=3, clears=1, again=True),
+            again(scheduled, tries=3, clears=1, again=True),
+            again(manual, tries=4, clears=2, again=True),
+            again(scheduled, tries=4, clears=2, again=True),
+        ):
+            assert not runs.transform(again(run, order=order)).reused, order
+            assert runs.transform(again(run, order=order)).reused, order
+
+    @pytest.mark.parametrize("tries", [1, 2, 5], ids=["to less", "to what comes out equal", "to more"])
+    def test_after_the_retries_were_edited_does_it_again(self, runs: Runs, tries: int) -> None:
+        run = runs.run(runs.filled(10), runs.topic("out"), order=Order("scheduled", tries=2))
+        runs.transform(run)
+        assert not runs.transform(again(run, order=Order("scheduled", tries=tries, clears=1))).reused
+
+    def test_of_another_task_of_the_run_lets_a_retry_resume(self, runs: Runs) -> None:
+        run = runs.run(runs.filled(60, partitions=1), runs.topic("out"), chunk_records=10, order=Order("scheduled", tries=2))
+        _, broken = watched(break_at=30)
+        with pytest.raises(UnavailableError):
+            runs.transform(run, broken)
+        assert runs.transform(again(run, order=Order("scheduled", tries=2, clears=1))).resumed
+
+    def test_that_was_resumed_by_another_run_counts_as_obeyed(self, runs: Runs) -> None:
+        cleared = Order("scheduled", tries=3, clears=1, again=True)
+        run = runs.run(runs.filled(60, partitions=1), runs.topic("out"), chunk_records=10, order=cleared)
+        _, broken = watched(break_at=30)
+        with pytest.raises(UnavailableError):
+            runs.transform(run, broken)
+        resumed = runs.transform(again(run, order=Order("manual", tries=2)))
+        assert (resumed.resumed, resumed.epoch) == (True, 1)
+        assert runs.transform(run).reused
 
 
 def test_a_run_told_to_redo_does_it_anew_and_its_own_retry_resumes(runs: Runs) -> None:
@@ -168,7 +201,7 @@ def test_re_runs_put_each_event_into_the_same_partition_whatever_the_chunks(runs
         runs.produce(topic, events(1, 100 + n), key=f"k{n}".encode())
     run = runs.run(runs.window(topic), runs.topic("out", partitions=5))
     first = runs.transform(run)
-    second = runs.transform(again(run, epoch=1, chunk_records=3))
+    second = runs.transform(again(run, order=Order("r", again=True), chunk_records=3))
     assert {(r.id, r.partition) for r in runs.manifest(first.manifest)} == {(r.id, r.partition) for r in runs.manifest(second.manifest)}
     keyed = [r for r in runs.manifest(second.manifest) if r.key]
     assert len(keyed) == 20
@@ -212,7 +245,7 @@ def test_generations_are_ordered_by_the_ledger_and_survive_a_resume(runs: Runs) 
     (record,) = view.of(StageRecord)
     result = runs.transform(run)
     assert result.generation == record.generation
-    generations = [runs.transform(again(run, epoch=n)).generation for n in (1, 2, 3)]
+    generations = [runs.transform(again(run, order=Order("r", n, n, again=True))).generation for n in (1, 2, 3)]
     assert generations == sorted({result.generation, *generations})[1:]
 
 
@@ -236,6 +269,6 @@ def test_a_result_found_again_belongs_to_the_plan_that_asks(runs: Runs) -> None:
 
 def test_the_same_input_gives_the_same_bytes(runs: Runs) -> None:
     run = runs.run(runs.filled(50), runs.topic("out"))
-    first, second = runs.transform(run, mark), runs.transform(again(run, epoch=1), mark)
+    first, second = runs.transform(run, mark), runs.transform(again(run, order=Order("r", again=True)), mark)
     one, other = ([(r.partition, r.key, r.value) for r in runs.manifest(result.manifest)] for result in (first, second))
     assert one == other

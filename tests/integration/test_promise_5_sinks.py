@@ -22,7 +22,7 @@ import pytest
 from factory_agents.errors import AccountingError, ConfigurationError, StoppedError, TooManyRejectedError, UnavailableError
 from factory_agents.kafka.ledger import read_result
 from factory_agents.kafka.messages import Message
-from factory_agents.protocol import AgentResult, AgentRun, Shard, merge_results, shard_window
+from factory_agents.protocol import AgentResult, AgentRun, Order, Shard, merge_results, shard_window
 from factory_agents.runtime.agents import Reject, SinkOutcome
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
@@ -68,7 +68,7 @@ class Table:
         assert sorted(str(r.value) for r in letters) == sorted(map(str, POISON))
         assert len(self.runs.everything(self.run.dead_letter_topic)) == 3
         run = self.run
-        stored = read_result(self.runs.config, run.pipeline, run.stage, run.key, run.shard, prefix=run.prefix)
+        stored = read_result(self.runs.config, run.work, prefix=run.prefix)
         assert stored is not None
         assert stored.counts == counts
 
@@ -158,9 +158,9 @@ def test_a_version_that_was_overwritten_in_the_sink_is_published_anew_when_it_co
     assert table.rows() == list(range(EVENTS))
 
 
-def test_a_raised_epoch_and_a_redo_publish_anew_and_replace(table: Table) -> None:
+def test_a_clear_and_a_redo_publish_anew_and_replace(table: Table) -> None:
     table.publish()
-    for changes in ({"epoch": 1}, {"rerun": "redo"}):
+    for changes in ({"order": Order("r", again=True)}, {"rerun": "redo"}):
         result = table.publish(msgspec.structs.replace(table.run, **changes))
         assert not result.reused
         assert result.counts.removed == EVENTS

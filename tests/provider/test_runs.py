@@ -8,8 +8,19 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, epoch, optional_interval, reprocess_wanted, window_policy
+from airflow_provider_factory.runs import (
+    as_bool,
+    bundle_root,
+    data_interval,
+    instance,
+    mapped,
+    optional_interval,
+    order,
+    reprocess_wanted,
+    window_policy,
+)
 from factory_agents.errors import ConfigurationError, WindowError
+from factory_agents.protocol import Order
 from tests.provider.samples import INTERVAL, context
 
 
@@ -46,10 +57,72 @@ def test_only_scheduled_runs_without_catchup_carry_a_pause(run_type: str, catchu
 
 
 @pytest.mark.parametrize(
-    ("max_tries", "retries", "expected"), [(2, 2, 0), (3, 2, 1), (5, 2, 3), (0, 0, 0), (1, 0, 1), (2, 5, 0), (None, 2, 0)]
+    ("max_tries", "retries", "again"), [(2, 2, False), (3, 2, True), (0, 0, False), (1, 0, True), (2, 5, False), (None, 2, False)]
 )
-def test_a_clear_raises_the_epoch_and_a_retry_does_not(max_tries: int | None, retries: int, expected: int) -> None:
-    assert epoch(context(ti=SimpleNamespace(max_tries=max_tries), task=SimpleNamespace(retries=retries))) == expected
+def test_an_order_is_what_the_task_instance_was_told_so_far(max_tries: int | None, retries: int, again: bool) -> None:
+    ti, run = SimpleNamespace(max_tries=max_tries), SimpleNamespace(clear_number=4)
+    assert order(context(ti=ti, task=SimpleNamespace(retries=retries), dag_run=run)) == Order("manual__1", max_tries or 0, 4, again)
+
+
+def test_mapped_tasks_have_orders_of_their_own() -> None:
+    assert order(context(ti=SimpleNamespace(max_tries=0, map_index=3), task=SimpleNamespace(retries=0))).task == "manual__1[3]"
+
+
+def mapped_task(index: int, over: Any = None) -> dict[str, Any]:
+    """The context of a task that is mapped over ``over``: a mapping (expand), a list (expand_kwargs), or a group's (None)."""
+    original = SimpleNamespace() if over is None else SimpleNamespace(expand_input=SimpleNamespace(value=over))
+    dag = SimpleNamespace(task_dict={"enrich": original})
+    return context(ti=SimpleNamespace(map_index=index), dag=dag, task=SimpleNamespace(task_id="enrich", retries=0))
+
+
+@pytest.mark.parametrize(
+    ("run", "sharded", "expected"),
+    [
+        (mapped_task(-1), False, 7),
+        (mapped_task(2), False, 2),
+        (mapped_task(2), True, 7),
+        (mapped_task(2, {"agent_params": []}), False, 2),
+        (mapped_task(2, {"window": [], "output_topic": []}), False, 2),
+        (mapped_task(2, {"window": []}), False, 7),
+        (mapped_task(2, {"window": []}), True, 7),
+        (mapped_task(2, {"shard": []}), True, 7),
+        (mapped_task(2, [{"window": 1, "agent_params": {}}]), False, 2),
+        (mapped_task(2, [{"window": 1, "agent_params": {}}]), True, 7),
+        (mapped_task(2, [{"window": 1}, {"window": 2}]), False, 7),
+        (mapped_task(2, object()), False, 2),
+    ],
+    ids=[
+        "not mapped",
+        "in a group",
+        "in a group over shards",
+        "over parameters",
+        "over windows and topics",
+        "over windows or results",
+        "over planned shards",
+        "over shards",
+        "over sets of arguments",
+        "over sets of arguments, a shard each",
+        "over sets of a window each",
+        "over what nobody knows yet",
+    ],
+)
+def test_a_mapped_task_is_told_apart_unless_what_it_reads_does_that(run: dict[str, Any], sharded: bool, expected: int) -> None:
+    assert instance(run, inherited=7, sharded=sharded) == expected
+
+
+def test_shards_times_parameters_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="mapped over shards and agent_params at once"):
+        instance(mapped_task(1, {"shard": [], "agent_params": []}), inherited=0, sharded=True)
+
+
+def test_mapped_tasks_are_counted_without_those_that_a_clear_removed() -> None:
+    def count(states: Any = (), **_: Any) -> int:
+        return 2 if "removed" in states else 5
+
+    ti = SimpleNamespace(map_index=0, dag_id="d", task_id="t", run_id="r", get_ti_count=count)
+    assert mapped(context(ti=ti)) == 3
+    assert mapped(context(ti=SimpleNamespace(map_index=-1, get_ti_count=count))) == 0
+    assert mapped(context(ti=SimpleNamespace(map_index=0))) == 0
 
 
 def test_reprocess_is_the_argument_else_the_param() -> None:

@@ -14,7 +14,7 @@ from factory_agents.errors import FactoryError, FencedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import FailureRecord, Ledger, failure_key
 from factory_agents.kafka.topics import Cluster
-from factory_agents.protocol import Shard
+from factory_agents.protocol import Work
 
 __all__ = ["forget_failure", "leave_failure"]
 
@@ -24,18 +24,7 @@ _PATIENCE = 3.0
 _LONGEST = 1000
 
 
-def leave_failure(
-    config: KafkaConfig,
-    prefix: str,
-    pipeline: str,
-    stage: str,
-    window: str,
-    shard: Shard,
-    *,
-    error: Exception,
-    began: float,
-    run_id: str = "",
-) -> None:
+def leave_failure(config: KafkaConfig, work: Work, *, error: Exception, began: float, run_id: str = "", prefix: str = "factory") -> None:
     """Say in the ledger why an attempt that began at ``began`` (seconds since 1970) failed.
 
     Raises nothing: without a ledger, or a broker that answers soon, nothing is said. Nor is it where a newer attempt has taken over,
@@ -46,19 +35,29 @@ def leave_failure(
     message = str(error).partition("\n")[0][:_LONGEST]
     retriable = isinstance(error, FactoryError) and error.retriable
     record = FailureRecord(
-        pipeline, stage, window, shard, int(began * 1000), int(time.time() * 1000), type(error).__name__, message, retriable, run_id
+        work.pipeline,
+        work.stage,
+        work.window,
+        work.shard,
+        int(began * 1000),
+        int(time.time() * 1000),
+        type(error).__name__,
+        message,
+        retriable,
+        run_id,
+        work.scope,
     )
     with _unheard(), Cluster(config, timeout=_PATIENCE) as cluster:
-        ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+        ledger = Ledger(config, cluster, prefix=prefix, pipeline=work.pipeline)
         if cluster.find(ledger.topic) is not None:
             _say(config, ledger, record.key(), msgspec.json.encode(record))
 
 
-def forget_failure(config: KafkaConfig, prefix: str, pipeline: str, stage: str, window: str, shard: Shard, *, start: int = 0) -> None:
+def forget_failure(config: KafkaConfig, work: Work, *, start: int = 0, prefix: str = "factory") -> None:
     """Take back what was left, for a stage that succeeds without a record of its own; ``start``: where to begin to look. Raises nothing."""
-    key = failure_key(pipeline, stage, window, shard)
+    key = failure_key(work)
     with _unheard(), Cluster(config, timeout=_PATIENCE) as cluster:
-        ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+        ledger = Ledger(config, cluster, prefix=prefix, pipeline=work.pipeline)
         if cluster.find(ledger.topic) is not None:
             found = ledger.read(start=start, deadline=time.monotonic() + _PATIENCE, wanted=key.encode().__eq__)
             if found.get(key) is not None:

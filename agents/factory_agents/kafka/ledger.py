@@ -19,7 +19,7 @@ from factory_agents.errors import ConfigurationError, DeadlineError
 from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.topics import Cluster
-from factory_agents.protocol import AgentResult, Counts, Interval, PartitionRange, Shard
+from factory_agents.protocol import AgentResult, Counts, Interval, Order, PartitionRange, Shard, Work
 
 __all__ = [
     "LEDGER_PARTITIONS",
@@ -115,7 +115,9 @@ class Progress(msgspec.Struct, omit_defaults=True):
 class StageRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="stage", tag_field="kind"):
     """A shard of a stage over a window: in progress, or finished with its result.
 
-    ``redo`` is the run that told the work in progress to be done anew: its own retries resume it.
+    ``scope`` tells works over the same window apart (``AgentRun.scope``). ``redo`` is the run that told the work in progress to be done
+    again: its own retries resume it. ``orders`` are those that the work obeyed, by task instance; ``epoch`` counts how many of them
+    told it to begin again.
     """
 
     pipeline: str
@@ -124,15 +126,17 @@ class StageRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="stage", 
     shard: Shard
     fingerprint: str
     generation: int
+    scope: str = ""
     epoch: int = 0
     updated_at: int = 0
     redo: str = ""
+    orders: tuple[Order, ...] = ()
     progress: Progress | None = None
     result: AgentResult | None = None
 
     def key(self) -> str:
         """The record key."""
-        return stage_key(self.pipeline, self.stage, self.window, self.shard)
+        return stage_key(Work(self.pipeline, self.stage, self.window, self.shard, self.scope))
 
 
 class ReplayRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="replay", tag_field="kind"):
@@ -170,20 +174,30 @@ class FailureRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="failur
     message: str
     retriable: bool = False
     run_id: str = ""
+    scope: str = ""
 
     def key(self) -> str:
         """The record key."""
-        return failure_key(self.pipeline, self.stage, self.window, self.shard)
+        return failure_key(Work(self.pipeline, self.stage, self.window, self.shard, self.scope))
 
 
-def failure_key(pipeline: str, stage: str, window: str, shard: Shard) -> str:
-    """The record key of the last failure of a stage's shard over a window."""
-    return _SEPARATOR.join(("failure", pipeline, stage, window, shard.key))
+def _work_key(kind: str, work: Work) -> str:
+    return _SEPARATOR.join((kind, work.pipeline, work.stage, work.scope, work.window, ""))
 
 
-def stage_key(pipeline: str, stage: str, window: str, shard: Shard) -> str:
-    """The record key of a stage's shard over a window."""
-    return _SEPARATOR.join(("stage", pipeline, stage, window, shard.key))
+def shards_key(work: Work) -> str:
+    """What the record keys of all shards of a work's stage over its window begin with (and those of windows with a longer name)."""
+    return _work_key("stage", work)
+
+
+def stage_key(work: Work) -> str:
+    """The record key of what was done."""
+    return shards_key(work) + work.shard.key
+
+
+def failure_key(work: Work) -> str:
+    """The record key of the last failure."""
+    return _work_key("failure", work) + work.shard.key
 
 
 LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | StageRecord | ReplayRecord | FailureRecord
@@ -332,14 +346,12 @@ class Ledger:
             producer.produce(self.topic, msgspec.json.encode(record), record.key().encode(), partition=self.partition)
 
 
-def read_result(
-    config: KafkaConfig, pipeline: str, stage: str, window: str, shard: Shard, *, prefix: str = "factory", timeout: float = 60.0
-) -> AgentResult | None:
-    """The finished result that stands in the ledger for one shard of a stage over a window (by its key), or None."""
+def read_result(config: KafkaConfig, work: Work, *, prefix: str = "factory", timeout: float = 60.0) -> AgentResult | None:
+    """The finished result that stands in the ledger for a piece of work, or None."""
     with Cluster(config) as cluster:
-        ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+        ledger = Ledger(config, cluster, prefix=prefix, pipeline=work.pipeline)
         if cluster.find(ledger.topic) is None:
             return None
-        key = stage_key(pipeline, stage, window, shard)
+        key = stage_key(work)
         record = ledger.read(deadline=time.monotonic() + timeout, wanted=key.encode().__eq__).get(key)
         return record.result if isinstance(record, StageRecord) else None

@@ -111,6 +111,7 @@ def window_of(plan: PlanRecord, offset: int) -> Window:
         lost=plan.lost,
         carried=plan.carried,
         gap=plan.gap,
+        origin=plan.topic,
     )
 
 

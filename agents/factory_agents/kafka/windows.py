@@ -124,7 +124,7 @@ def read_windows(config: KafkaConfig, *, pipeline: str = "", prefix: str = "fact
 class _Told:
     """What the ledger says of one window."""
 
-    plan: PlanRecord | None = None
+    plans: list[PlanRecord] = field(default_factory=list)
     records: dict[str, list[StageRecord]] = field(default_factory=dict)
     failures: dict[str, list[FailureRecord]] = field(default_factory=dict)
 
@@ -132,7 +132,7 @@ class _Told:
     def updated(self) -> datetime | None:
         """When something happened to it last."""
         moments = [r.updated_at for of in self.records.values() for r in of] + [f.at for of in self.failures.values() for f in of]
-        return _moment(max([self.plan.planned_at if self.plan else 0, *moments]))
+        return _moment(max([*(plan.planned_at for plan in self.plans), *moments], default=0))
 
 
 def windows_of(view: LedgerView) -> list[WindowStatus]:
@@ -140,7 +140,7 @@ def windows_of(view: LedgerView) -> list[WindowStatus]:
     told: dict[tuple[str, str], _Told] = {}
     stages_of: dict[str, dict[str, None]] = {}
     for plan in view.of(PlanRecord):
-        told.setdefault((plan.pipeline, plan.window), _Told()).plan = plan
+        told.setdefault((plan.pipeline, plan.window), _Told()).plans.append(plan)
     for record in view.of(StageRecord):
         told.setdefault((record.pipeline, record.window), _Told()).records.setdefault(record.stage, []).append(record)
         stages_of.setdefault(record.pipeline, {})[record.stage] = None
@@ -153,22 +153,22 @@ def windows_of(view: LedgerView) -> list[WindowStatus]:
 
 
 def _window(pipeline: str, window: str, told: _Told, stages: Iterable[str]) -> WindowStatus:
-    plan = told.plan
-    statuses = tuple(_stage(name, told.records.get(name, ()), told.failures.get(name, ()), plan) for name in stages)
+    plans = told.plans
+    statuses = tuple(_stage(name, told.records.get(name, ()), told.failures.get(name, ()), plans) for name in stages)
     finished = bool(told.records) and all(s.state == "done" for s in statuses)
     failed = any(s.state == "failed" for s in statuses)
-    planned = sum(max(0, r.end - r.start) for r in plan.ranges) if plan is not None else 0
+    planned = sum(max(0, r.end - r.start) for plan in plans for r in plan.ranges)
     sources = {stage for stage, of in told.records.items() if any(r.result is not None and r.result.input is None for r in of)}
-    reader = next((s for s in statuses if s.state == "done" and (s.percent is not None if plan else s.stage in sources)), None)
+    reader = next((s for s in statuses if s.state == "done" and (s.percent is not None if plans else s.stage in sources)), None)
     begun = next((s.counts.consumed for s in statuses if s.state != "waiting"), 0)
     return WindowStatus(
         pipeline=pipeline,
         window=window,
         state="failed" if failed else "finished" if finished else "unfinished" if told.records else "planned",
-        topic=plan.topic if plan is not None else "",
-        records=reader.counts.consumed if reader is not None else planned if plan is not None else begun,
+        topic=", ".join(sorted({plan.topic for plan in plans})),
+        records=reader.counts.consumed if reader is not None else planned if plans else begun,
         exact=reader is not None,
-        carried=plan.carried if plan is not None else 0,
+        carried=sum(plan.carried for plan in plans),
         stages=statuses,
         updated=told.updated,
     )
@@ -178,9 +178,36 @@ def _moment(milliseconds: int) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
 
 
-def _stage(name: str, records: Sequence[StageRecord], failures: Sequence[FailureRecord], plan: PlanRecord | None) -> StageStatus:
-    if not records and not failures:
+def _stage(name: str, records: Sequence[StageRecord], failures: Sequence[FailureRecord], plans: Sequence[PlanRecord]) -> StageStatus:
+    """One stage over one window: all that it does of different topics, sources or mapped tasks, taken together."""
+    scopes = sorted({r.scope for r in records} | {f.scope for f in failures})
+    if not scopes:
         return StageStatus(name, "waiting")
+    statuses = []
+    for scope in scopes:
+        plan = next((p for p in plans if len(plans) == 1 or p.topic == scope.partition("[")[0]), None)
+        statuses.append(_part(name, [r for r in records if r.scope == scope], [f for f in failures if f.scope == scope], plan))
+    return statuses[0] if len(statuses) == 1 else _together(statuses)
+
+
+def _together(parts: Sequence[StageStatus]) -> StageStatus:
+    worst = next(part for state in ("failed", "stalled", "running", "done") for part in parts if part.state == state)
+    percents = [part.percent for part in parts if part.percent is not None]
+    counts = Counts()
+    for part in parts:
+        counts.add(part.counts)
+    return msgspec.structs.replace(
+        worst,
+        shards=sum(part.shards for part in parts),
+        of=sum(part.of for part in parts),
+        percent=min(percents) if len(percents) == len(parts) else None,
+        counts=counts,
+        generation=max(part.generation for part in parts),
+        updated=max((part.updated for part in parts if part.updated is not None), default=None),
+    )
+
+
+def _part(name: str, records: Sequence[StageRecord], failures: Sequence[FailureRecord], plan: PlanRecord | None) -> StageStatus:
     of = max([*((r.updated_at, r.shard.of) for r in records), *((f.at, f.shard.of) for f in failures)])[1]
     shards = [r for r in records if r.shard.of == of]
     failure = max((f for f in failures if f.shard.of == of and _still_true(f, shards)), key=lambda f: f.at, default=None)
@@ -220,22 +247,23 @@ def _uncovered(told: Mapping[tuple[str, str], _Told]) -> Iterator[WindowStatus]:
     """Intervals between a pipeline's windows that hold something and belong to none of them."""
     lanes: dict[tuple[str, str], list[tuple[Interval, PlanRecord | None]]] = {}
     for (pipeline, _), of in told.items():
-        interval = _interval(of)
-        if interval is not None:
-            lanes.setdefault((pipeline, of.plan.topic_id if of.plan else ""), []).append((interval, of.plan))
+        for plan in of.plans:
+            if plan.interval is not None:
+                lanes.setdefault((pipeline, plan.topic_id), []).append((plan.interval, plan))
+        if not of.plans and (interval := _interval(of)) is not None:
+            lanes.setdefault((pipeline, ""), []).append((interval, None))
     for (pipeline, _), lane in lanes.items():
         lane.sort(key=lambda entry: entry[0].start)
-        for (before, plan), (after, next_plan) in pairwise(lane):
-            waiting = _between(plan, next_plan)
+        for (before, earlier), (after, later) in pairwise(lane):
+            waiting = _between(earlier, later)
             if after.start > before.end and waiting != 0:
-                topic = plan.topic if plan else ""
+                topic = earlier.topic if earlier else ""
                 key = Interval(before.end, after.start).key
                 yield WindowStatus(pipeline, key, "uncovered", topic=topic, records=waiting or 0, updated=None)
 
 
 def _interval(told: _Told) -> Interval | None:
-    results = (r.result for of in told.records.values() for r in of if r.result is not None)
-    return told.plan.interval if told.plan is not None else next((result.interval for result in results), None)
+    return next((r.result.interval for of in told.records.values() for r in of if r.result is not None), None)
 
 
 def _between(plan: PlanRecord | None, after: PlanRecord | None) -> int | None:

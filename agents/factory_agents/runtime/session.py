@@ -17,14 +17,14 @@ from factory_agents import failpoints
 from factory_agents.errors import AccountingError, ConfigurationError, DeadlineError, FencedError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_names, check_window_topic
-from factory_agents.kafka.ledger import Ledger, Progress, StageRecord, stage_key
+from factory_agents.kafka.ledger import Ledger, Progress, StageRecord, shards_key, stage_key
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
-from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, PartitionRange, Window, digest
+from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, Order, PartitionRange, Window, digest
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.telemetry import fields
 
-__all__ = ["Observer", "RunContext", "Session", "fingerprint", "parse_limit"]
+__all__ = ["Observer", "RunContext", "Session", "fingerprint", "parse_limit", "told_again"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ _FOREVER = 10 * 365 * 24 * 3600.0
 _LEDGER_SECONDS = 900.0
 _MOST_ABORTS = 5
 _MOST_NOTES = 20
+_MOST_ORDERS = 50
 
 Observer = Callable[[str, int, int, Counts], None]
 """Called as work proceeds: stage, records done, records in all (-1: unknown), counts so far."""
@@ -56,13 +57,14 @@ def _loss_notes(window: Window, lost: Sequence[PartitionRange]) -> tuple[str, ..
 
 
 def fingerprint(run: AgentRun, name: str, version: str, identity: dict[str, Any], output_id: str = "") -> str:
-    """Equal for equal work: pipeline, stage, window, shard, agent with version and resolved parameters, output topic (and its id)."""
+    """Equal for equal work: what it is, agent with version and resolved parameters, output topic (and its id)."""
     window = run.window
     ranges = None if window is None else [window.topic_id, [(r.partition, r.start, r.end) for r in window.ranges], window.writers]
     return digest(
         {
             "pipeline": run.pipeline,
             "stage": run.stage,
+            "scope": run.work.scope,
             "key": run.key,
             "shard": run.shard,
             "window": ranges,
@@ -70,6 +72,30 @@ def fingerprint(run: AgentRun, name: str, version: str, identity: dict[str, Any]
             "output": [run.output_topic, output_id],
         }
     )
+
+
+def told_again(order: Order | None, record: StageRecord | None) -> bool:
+    """Whether a task instance was told to run again since it obeyed the last time, by what the ledger remembers of just this one.
+
+    A clear of another task of its run raises ``clears`` alone: work that is under way goes on then. Finished work is done again all the
+    same, as ``tries`` may come out equal where the task's retries were edited in between. An older attempt than the last is told nothing.
+    """
+    if order is None:
+        return False
+    before = next((o for o in record.orders if o.task == order.task), None) if record is not None else None
+    if record is None or before is None:
+        return order.again
+    if order.clears == before.clears:
+        return order.tries > before.tries
+    return order.clears > before.clears and (record.result is not None or order.tries != before.tries)
+
+
+def _remembered(orders: Sequence[Order], order: Order | None) -> tuple[Order, ...]:
+    """The orders that were obeyed, the newest last."""
+    before = next((o for o in orders if order is not None and o.task == order.task), None)
+    if order is None or (before is not None and order.clears < before.clears):
+        return tuple(orders)
+    return (*(o for o in orders if o.task != order.task), order)[-_MOST_ORDERS:]
 
 
 def parse_limit(text: str) -> tuple[float, bool]:
@@ -92,7 +118,7 @@ class Session:
         check_names(pipeline=run.pipeline, stage=run.stage, prefix=run.prefix)
         self.run = run
         self.context = context
-        self.agent, self.version = name, version
+        self.agent, self.version = name, run.agent.version or version
         self._identity = identity
         self.fingerprint = ""
         self.deadline = time.monotonic() + (run.deadline_seconds or _FOREVER)
@@ -100,8 +126,10 @@ class Session:
         self.ledger = Ledger(context.config, self.cluster, prefix=run.prefix, pipeline=run.pipeline)
         self.writer = TransactionalWriter(context.config, run.transactional_id, known_topic=self.ledger.topic, stop=context.stop)
         self.generation = 0
-        self._epoch = run.epoch
+        self.epoch = 0
         self._view_end = 0
+        self._orders: tuple[Order, ...] = ()
+        self._shards: list[StageRecord] = []
         self.resumed = False
         self.progress = Progress()
         self.counts = Counts()
@@ -155,9 +183,11 @@ class Session:
 
     def _decide(self, record: StageRecord | None) -> AgentResult | None:
         self.generation = self._view_end
+        again = told_again(self.run.order, record)
+        self.epoch = (record.epoch if record is not None else 0) + again
+        self._orders = _remembered(record.orders if record is not None else (), self.run.order)
         done = None
-        if record is not None and self._same_work(record):
-            self._epoch = record.epoch
+        if record is not None and not again and self._same_work(record):
             done = record.result if self.run.rerun == "reuse" else None
             if record.progress is not None and self._may_resume(record):
                 self.resumed = True
@@ -166,22 +196,29 @@ class Session:
                 log.info("resuming", extra=fields(stage=self.run.stage, done=self.progress.counts.consumed))
         self.counts = self.progress.counts.copy()
         self.outputs.sign(self.writer_id)
-        return None if done is None else msgspec.structs.replace(done, plan=self.run.plan, run=self.run.digest, reused=True)
+        if done is None:
+            return None
+        return msgspec.structs.replace(done, plan=self.run.plan, mapped=self.run.mapped, run=self.run.digest, reused=True)
 
     def _claim(self) -> StageRecord | None:
         self.writer.open(self.deadline)
         failpoints.hit("start.after-init")
         window = self.run.window
         begin = window.ledger_offset if window is not None and window.pipeline == self.run.pipeline else 0
-        key = stage_key(self.run.pipeline, self.run.stage, self.run.key, self.run.shard)
+        shards = shards_key(self.run.work).encode()
         until = min(self.deadline, time.monotonic() + _LEDGER_SECONDS)
-        view = self.ledger.read(start=begin, deadline=until, wanted=key.encode().__eq__)
+        view = self.ledger.read(start=begin, deadline=until, wanted=lambda key: key.startswith(shards))
         self._view_end = view.end
-        found = view.get(key)
+        self._shards = [record for record in view.of(StageRecord) if record.window == self.run.key]
+        found = view.get(stage_key(self.run.work))
         return found if isinstance(found, StageRecord) else None
 
+    def earlier_results(self) -> list[AgentResult]:
+        """The results of this stage's shards over this window, of whatever plan."""
+        return [record.result for record in self._shards if record.result is not None]
+
     def _same_work(self, record: StageRecord) -> bool:
-        return record.fingerprint == self.fingerprint and self.run.epoch <= record.epoch and not self._identity.get("volatile")
+        return record.fingerprint == self.fingerprint and not self._identity.get("volatile")
 
     def _may_resume(self, record: StageRecord) -> bool:
         """A run that is told to do the work anew resumes only what it began itself."""
@@ -275,9 +312,11 @@ class Session:
             self.run.shard,
             self.fingerprint,
             self.generation,
-            epoch=self._epoch,
+            scope=self.run.work.scope,
+            epoch=self.epoch,
             updated_at=int(time.time() * 1000),
             redo=self.run.run_id if self.run.rerun == "redo" else "",
+            orders=self._orders,
             progress=None if finished else progress,
             result=result,
         )
@@ -330,10 +369,13 @@ class Session:
             interval=run.interval or (window.interval if window is not None else None),
             shard=run.shard,
             plan=run.plan,
+            origin=run.origin,
+            instance=run.instance,
+            mapped=run.mapped,
             run=run.digest,
             fingerprint=self.fingerprint,
             generation=self.generation,
-            epoch=self._epoch,
+            epoch=self.epoch,
             input=None if window is None else Manifest(window.topic, window.topic_id, ",".join(window.writers), window.ranges),
             manifest=self.outputs.manifest(progress.outputs, self.writer_id),
             dead_letters=self.outputs.dead_manifest(progress.dead, self.writer_id),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -58,6 +58,7 @@ class _SinkRun:
         self.sink = sink
         self.sent: dict[int, int] = {}
         self.pending: list[tuple[Message, Reject]] = []
+        self.input_generation = window.generation
         self.reader = WindowReader(session.context.config, session.cluster, window, accept_loss=session.run.accept_loss)
 
     def to_end(self) -> AgentResult:
@@ -65,6 +66,7 @@ class _SinkRun:
         session = self.session
         done = session.start()
         self.sent = dict(session.progress.positions)
+        self.input_generation = self._input_generation()
         try:
             if session.run.dry_run:
                 self._read_all()
@@ -99,15 +101,29 @@ class _SinkRun:
         return Claim(
             pipeline=session.run.pipeline,
             stage=session.run.stage,
-            window=f"{window.key} {session.run.pipeline}",
+            window=" ".join(filter(None, (window.key, session.run.pipeline, session.run.work.scope))),
             shard=session.run.shard,
             plan=session.run.plan,
             fingerprint=session.fingerprint,
-            input_generation=window.generation,
+            input_generation=self.input_generation,
             generation=session.generation,
-            epoch=session.run.epoch,
+            epoch=session.epoch,
             reuse=reuse and session.run.rerun == "reuse",
         )
+
+    def _input_generation(self) -> int:
+        """Our manifest's place among those that the sink holds: older only than newer ones of the same stages.
+
+        What other stages wrote is no newer making of it: a stage that was between us was taken out, or put in.
+        """
+        window = self.window
+        generation = window.generation
+        for result in self.session.earlier_results():
+            writers = result.input.writers if result.input is not None else ()
+            if window.writers and _stages(writers) == _stages(window.writers) and max(map(_generation, writers)) > window.generation:
+                return window.generation
+            generation = max(generation, result.input_generation)
+        return generation
 
     def _read_all(self) -> None:
         session, reader = self.session, self.reader
@@ -194,7 +210,17 @@ class _SinkRun:
             )
         positions = dict(self.reader.positions) or self.sent
         lost = tuple(self.reader.lost)
-        result = self._in_kafka(lambda: session.commit(positions, {}, lost=lost, finished=True, table=outcome.table, notes=outcome.notes))
+        more: dict[str, Any] = {"table": outcome.table, "notes": outcome.notes, "input_generation": self.input_generation}
+        result = self._in_kafka(lambda: session.commit(positions, {}, lost=lost, finished=True, **more))
         if result is None:
             raise AccountingError(f"stage {session.run.stage!r}: finished without a result")
         return msgspec.structs.replace(result, reused=outcome.reused)
+
+
+def _stages(writers: Sequence[str]) -> set[str]:
+    return {writer.rsplit("/", 2)[0] for writer in writers}
+
+
+def _generation(writer: str) -> int:
+    number = writer.rpartition("/")[2]
+    return int(number) if number.isdecimal() else 0

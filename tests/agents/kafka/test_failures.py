@@ -12,7 +12,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.failures import forget_failure, leave_failure
 from factory_agents.kafka.ledger import FailureRecord, Ledger
 from factory_agents.kafka.windows import WindowStatus, read_windows
-from factory_agents.protocol import Shard
+from factory_agents.protocol import Work
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
 from tests.support.runs import Runs
@@ -55,29 +55,28 @@ def test_a_dry_run_and_a_fenced_attempt_say_nothing(runs: Runs, dry: bool) -> No
         with pytest.raises(FactoryError):
             execute(RunContext(runs.config), msgspec.structs.replace(good, params={"no": "such"}, dry_run=True))
     else:
-        names = (runs.prefix, good.pipeline, good.stage, good.key, good.shard)
-        leave_failure(runs.config, *names, error=FencedError("taken over"), began=time.time())
+        leave_failure(runs.config, good.work, error=FencedError("taken over"), began=time.time(), prefix=runs.prefix)
     assert only_window(runs).state == "finished"
 
 
 def test_without_a_ledger_or_a_broker_nothing_is_said_and_nothing_made(runs: Runs) -> None:
-    error = FactoryError("why")
-    leave_failure(runs.config, runs.prefix, runs.prefix, "stage", "w", Shard(), error=error, began=time.time())
+    error, work = FactoryError("why"), Work(runs.prefix, "stage", "w")
+    leave_failure(runs.config, work, error=error, began=time.time(), prefix=runs.prefix)
     assert runs.cluster.find(f"{runs.prefix}.ledger") is None
     began = time.monotonic()
-    leave_failure(KafkaConfig("127.0.0.1:1"), runs.prefix, runs.prefix, "stage", "w", Shard(), error=error, began=time.time())
+    leave_failure(KafkaConfig("127.0.0.1:1"), work, error=error, began=time.time(), prefix=runs.prefix)
     assert time.monotonic() - began < 15
 
 
 def test_what_was_said_can_be_taken_back(runs: Runs) -> None:
     ledger = Ledger(runs.config, runs.cluster, prefix=runs.prefix, pipeline=runs.prefix)
     ledger.ensure()
-    names = (runs.prefix, runs.prefix, "judge", "w", Shard())
+    work = Work(runs.prefix, "judge", "w")
 
     def said() -> list[FailureRecord]:
         return list(ledger.read(deadline=time.monotonic() + 30).of(FailureRecord))
 
-    leave_failure(runs.config, *names, error=FactoryError("first\nsecond line"), began=time.time(), run_id="r1")
+    leave_failure(runs.config, work, error=FactoryError("first\nsecond line"), began=time.time(), run_id="r1", prefix=runs.prefix)
     assert [(f.message, f.run_id) for f in said()] == [("first", "r1")]
-    forget_failure(runs.config, *names)
+    forget_failure(runs.config, work, prefix=runs.prefix)
     assert not said()

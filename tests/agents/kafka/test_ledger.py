@@ -25,7 +25,7 @@ from factory_agents.kafka.ledger import (
     read_result,
 )
 from factory_agents.kafka.topics import Cluster
-from factory_agents.protocol import AgentResult, PartitionRange, Shard
+from factory_agents.protocol import AgentResult, PartitionRange, Shard, Work
 from tests.conftest import TopicFactory
 from tests.support.log import Transaction
 
@@ -88,8 +88,9 @@ def test_gives_back_every_kind_of_record(ledgers: Ledgers) -> None:
     assert [r for type_ in (PipelineRecord, CutRecord, PlanRecord, StageRecord) for r in view.of(type_)] == records
     assert [view.offset(r.key()) for r in records] == [0, 1, 2, 3, 4]
     assert view.end in (5, 6)  # with the transaction's marker, which may come some moments late
-    assert read_result(ledgers.config, "p", "s2", "w", Shard(), prefix=ledgers.prefix) == records[-1].result  # type: ignore[union-attr]
-    assert read_result(ledgers.config, "p", "s", "w", Shard(1, 2), prefix=ledgers.prefix) is None, "it is not finished"
+    done, unfinished = Work("p", "s2", "w"), Work("p", "s", "w", Shard(1, 2))
+    assert read_result(ledgers.config, done, prefix=ledgers.prefix) == records[-1].result  # type: ignore[union-attr]
+    assert read_result(ledgers.config, unfinished, prefix=ledgers.prefix) is None
 
 
 def test_the_last_record_of_a_key_counts(ledgers: Ledgers) -> None:

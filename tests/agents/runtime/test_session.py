@@ -10,7 +10,7 @@ import pytest
 
 from factory_agents.errors import AccountingError, ConfigurationError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.protocol import AgentRef, AgentRun, Counts, Interval, PartitionRange, Shard, Window
+from factory_agents.protocol import AgentRef, AgentRun, Counts, Interval, Order, PartitionRange, Shard, Window
 from factory_agents.runtime.session import RunContext, Session, fingerprint, parse_limit
 from tests.support.runs import Runs
 
@@ -41,6 +41,8 @@ def window(**changes: Any) -> AgentRun:
         of(changed(stage="t")),
         of(changed(pipeline="q")),
         of(changed(shard=Shard(0, 2))),
+        of(changed(origin="raw")),
+        of(changed(instance=1)),
         of(window(topic_id="recreated")),
         of(window(ranges=(PartitionRange(0, 0, 11), PartitionRange(1, 5, 9)))),
         of(window(writers=("s/f/1",))),
@@ -54,7 +56,7 @@ def test_other_work_has_another_fingerprint(other: str) -> None:
 @pytest.mark.parametrize(
     "same",
     [
-        of(changed(run_id="r", rerun="redo", epoch=7, plan="p2")),
+        of(changed(run_id="r", rerun="redo", order=Order("r", 7), plan="p2")),
         of(changed(accept_loss=True, max_rejected="1", deadline_seconds=5.0, chunk_records=1, dry_run=True)),
         of(window(generation=9, ledger_offset=5, carried=3)),
         of(window(ranges=(PartitionRange(0, 0, 10, 7), PartitionRange(1, 5, 9, 4)))),

@@ -17,7 +17,6 @@ from kubernetes.client import models as k8s
 from kubernetes.config import new_client_from_config_dict
 
 from airflow_provider_factory.errors import AgentCrashedError
-from airflow_provider_factory.inputs import plain
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from airflow_provider_factory.operators.validation import ValidationOperator
 from airflow_provider_factory.operators.window import WindowOperator
@@ -25,7 +24,7 @@ from airflow_provider_factory.pods import ANNOTATION
 from airflow_provider_factory.sensors.consumer_lag import ConsumerLagSensor
 from airflow_provider_factory.sensors.window_closed import WindowClosedSensor
 from factory_agents.errors import ConfigurationError, UnavailableError, WindowError
-from factory_agents.protocol import AgentRun, ErrorInfo, Shard, decode_run, encode
+from factory_agents.protocol import AgentRun, ErrorInfo, Order, Shard, decode_run, encode, plain
 from tests.provider.samples import INTERVAL, context, result, window
 from tests.support.kube_api import kube_api
 
@@ -132,17 +131,17 @@ def test_any_other_agent_without_a_window_fails_and_says_why() -> None:
 
 def test_a_clear_runs_again_a_retry_does_not() -> None:
     task = operator(retries=2)
-    assert task.agent_run(task_context(task)).epoch == 0  # type: ignore[arg-type]
+    assert task.agent_run(task_context(task)).order == Order("manual__1", 2, 0)  # type: ignore[arg-type]
     cleared = task_context(task)
     cleared["ti"].max_tries = 3
-    assert task.agent_run(cleared).epoch == 1  # type: ignore[arg-type]
+    assert task.agent_run(cleared).order == Order("manual__1", 3, 0, again=True)  # type: ignore[arg-type]
 
 
 def test_rerun_and_reprocess_decide_otherwise() -> None:
     assert told(rerun="redo").rerun == "redo"
     assert told(reprocess="True").rerun == "redo"
     task = operator(rerun="reuse", retries=0)
-    assert task.agent_run(task_context(task)).epoch == 0  # type: ignore[arg-type]
+    assert task.agent_run(task_context(task)).order is None  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="rerun: expected one of clear, reuse, redo, got 'maybe'"):
         operator(rerun="maybe")
 
@@ -337,12 +336,12 @@ def test_without_a_whole_message_the_ledger_is_asked_and_else_it_fails(
     asked: list[Any] = []
     monkeypatch.setattr(factory_agents.kafka.ledger, "read_result", lambda *a, **k: asked.append((a, k)) or result(run=digest))
     assert task.execute(run_context)["manifest"]  # type: ignore[arg-type]
-    assert asked[0][0][1:] == ("clicks", "enrich", INTERVAL.key, Shard())
+    assert asked[0][0][1] == task.agent_run(run_context).work  # type: ignore[arg-type]
     monkeypatch.setattr(factory_agents.kafka.ledger, "read_result", lambda *a, **k: None)
     task, run_context = pod_task(monkeypatch, message)
     with pytest.raises(AgentCrashedError, match="left no result") as error:
         task.execute(run_context)  # type: ignore[arg-type]
-    assert word == [(("factory", "clicks", "enrich", INTERVAL.key, Shard()), str(error.value))]
+    assert word == [((task.agent_run(run_context).work,), str(error.value))]  # type: ignore[arg-type]
 
 
 def test_a_result_of_another_run_in_the_ledger_is_not_taken_for_this_ones(monkeypatch: pytest.MonkeyPatch, word: list[Any]) -> None:
