@@ -66,7 +66,7 @@ class _Block:
         else:
             key = row[id_index] if id_index >= 0 else None
             try:
-                micros = to_micros(row[time_index], options.time_unit) if time_index >= 0 else 0
+                micros = to_micros(row[time_index], options.time_unit, options.time_format) if time_index >= 0 else 0
             except ValueError as error:
                 reject = time_reject(options.time_field, error)
         if reject is not None:

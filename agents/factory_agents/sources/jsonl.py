@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, BinaryIO
 
 import msgspec
@@ -58,7 +59,7 @@ def _pass_over_line(file: BinaryIO) -> None:
 
 def jsonl_blocks(file: BinaryIO, name: str, options: ReadOptions) -> Iterator[Rows]:
     """Blocks of rows; a line that is no JSON object is rejected by rule ``decode``, one without a readable time by ``time``."""
-    decoder = msgspec.json.Decoder(_row_type(options.time_field, options.id_field))
+    decoder = msgspec.json.Decoder(_row_type(options.time_field, options.id_field), float_hook=Decimal)
     number = 1
     for lines, overlong in read_lines(file, options.max_line_bytes):
         yield _block(name, number, lines, overlong, decoder, options)
@@ -87,7 +88,11 @@ def _block(
                 for line in lines:
                     line.decode()  # msgspec doesn't look into the strings that it passes over
             decoded = [decoder.decode(line) for line in lines]
-            times = all_to_micros([row.time for row in decoded], options.time_unit) if options.time_field else [0] * len(lines)
+            times = (
+                all_to_micros([row.time for row in decoded], options.time_unit, options.time_format)
+                if options.time_field
+                else [0] * len(lines)
+            )
             return Rows(name, as_is, range(first, first + len(lines)), times, [row.id for row in decoded], lines)
         except (msgspec.DecodeError, RecursionError, ValueError):
             pass
@@ -98,7 +103,7 @@ def _careful_block(
     name: str, first: int, lines: list[bytes], overlong: dict[int, Reject], decoder: msgspec.json.Decoder[Any], options: ReadOptions
 ) -> Rows:
     """Line by line, where there is something amiss with one of them."""
-    timed, unit = bool(options.time_field), options.time_unit
+    timed, unit, format_ = bool(options.time_field), options.time_unit, options.time_format
     numbers: list[int] = []
     times: list[int | None] = []
     keys: list[Any] = []
@@ -115,7 +120,7 @@ def _careful_block(
             line.decode()
             row = decoder.decode(line)
             key = row.id
-            micros = to_micros(row.time, unit) if timed else 0
+            micros = to_micros(row.time, unit, format_) if timed else 0
         except (Reject, msgspec.DecodeError, RecursionError, ValueError) as error:
             rejects[len(times)] = _reject(error, options.time_field)
         numbers.append(number)

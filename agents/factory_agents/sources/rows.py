@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -17,6 +18,7 @@ from factory_agents.runtime.agents import Reject, SourceRecord
 
 __all__ = [
     "BATCH_RECORDS",
+    "DATE_LIKE",
     "Block",
     "ColumnType",
     "ReadOptions",
@@ -40,6 +42,9 @@ BATCH_RECORDS = 5_000
 TimeUnit: TypeAlias = Literal["auto", "s", "ms", "us", "ns"]
 ColumnType: TypeAlias = Literal["string", "integer", "number", "boolean"]
 
+DATE_LIKE = ((1900, 2100), (190001, 209913), (19000101, 20991232), (190001010000, 209912312360), (19000101000000, 20991231235960))
+"""Ranges of numbers that are more likely a year, month, day, minute or second as people write it than a count since 1970."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
@@ -50,7 +55,8 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How rows are read, whatever the system.
 
     ``time_field`` names the time by which rows belong to intervals (needed whenever there is one); ``time_unit`` is the unit of numeric
-    times: ``auto`` goes by magnitude (below 1e11 seconds, below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds).
+    times: ``auto`` goes by magnitude (below 1e11 seconds, below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds), and takes no
+    number that looks like a date (2024, 20240102): say its ``time_format``, as ``strptime`` has it (``%Y%m%d``; UTC without a zone).
     ``id_field`` names the field that becomes the record's key. ``rate_limit`` is in records a second, 0 for none.
 
     For files: ``format`` (``auto`` goes by the name), ``delimiter`` and column ``types`` of CSV (every value is a string otherwise; an
@@ -59,12 +65,21 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     time_field: str = ""
     time_unit: TimeUnit = "auto"
+    time_format: str = ""
     id_field: Annotated[str, msgspec.Meta(min_length=1)] = "event_id"
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
     delimiter: Annotated[str, msgspec.Meta(max_length=1)] = ""
     types: dict[str, ColumnType] = {}
     max_line_bytes: Annotated[int, msgspec.Meta(ge=1)] = 10 * 1024 * 1024
     rate_limit: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a ``time_format`` that ``strptime`` doesn't understand."""
+        try:
+            datetime.strptime("", self.time_format or "%Y")  # noqa: DTZ007
+        except ValueError as error:
+            if "does not match" not in str(error):
+                raise ValueError(f"time_format {self.time_format!r}: {error}; expected directives as strptime has them") from None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -120,16 +135,16 @@ def as_is(value: bytes) -> bytes:
     return value
 
 
-def to_micros(value: Any, unit: TimeUnit = "auto") -> int:
+def to_micros(value: Any, unit: TimeUnit = "auto", format_: str = "") -> int:
     """A time as microseconds since 1970 UTC, rounded down; raises ValueError saying what is wrong with it.
 
-    Takes numbers (also as text), ISO-8601 text, datetimes and dates; what has no time zone is UTC.
+    Takes numbers (also as text), ISO-8601 text, datetimes and dates; what has no time zone is UTC; ``format_`` is for texts and numbers.
     """
     kind = type(value)
-    if kind is int or kind is float:
-        return _number_to_micros(value, unit)
+    if kind in _NUMBERS:
+        return _formatted_to_micros(str(value).removesuffix(".0"), format_) if format_ else _number_to_micros(value, unit)
     if kind is str:
-        return _text_to_micros(value, unit)
+        return _formatted_to_micros(value, format_) if format_ else _text_to_micros(value, unit)
     if isinstance(value, datetime):
         return (value.replace(tzinfo=UTC) - _EPOCH if value.tzinfo is None else value - _EPOCH) // _MICROSECOND
     if isinstance(value, date):
@@ -139,42 +154,62 @@ def to_micros(value: Any, unit: TimeUnit = "auto") -> int:
     raise ValueError(f"is a {kind.__name__}, expected a number or an ISO-8601 text")
 
 
-def all_to_micros(values: Sequence[Any], unit: TimeUnit = "auto") -> list[int]:
-    """``to_micros`` of each, faster where all are whole seconds or milliseconds."""
-    if values and set(map(type, values)) == {int}:
+def all_to_micros(values: Sequence[Any], unit: TimeUnit = "auto", format_: str = "") -> list[int]:
+    """``to_micros`` of each, faster where all are seconds (whole, or decimals), or whole milliseconds or microseconds."""
+    kinds = set(map(type, values)) if not format_ else set()
+    if kinds == {int} or kinds == {Decimal}:
         least, most = min(values), max(values)
-        if unit in ("auto", "s") and least >= 0 and most < 10**11:
-            return [value * 1_000_000 for value in values]
-        if unit in ("auto", "ms") and least >= 10**11 and most < 10**14:
+        if unit in ("auto", "s") and least >= (_FIRST_SECOND if unit == "auto" else 0) and most < 10**11:
+            return [int(_FLOOR.multiply(value, 1_000_000)) for value in values] if Decimal in kinds else [v * 1_000_000 for v in values]
+        if int in kinds and unit in ("auto", "ms") and least >= _FIRST_MILLISECOND and most < 10**13:
             return [value * 1_000 for value in values]
-    return [to_micros(value, unit) for value in values]
+        if int in kinds and unit == "us" and least >= _FIRST and most <= _LAST:
+            return list(values)
+    return [to_micros(value, unit, format_) for value in values]
 
 
-def _number_to_micros(value: float, unit: TimeUnit) -> int:
+_FIRST_SECOND, _FIRST_MILLISECOND = DATE_LIKE[2][1], DATE_LIKE[3][1]
+"""From here on no number of seconds, or of milliseconds up to the year 2286, looks like a date."""
+_NUMBERS = (int, float, Decimal)
+_MOST_DIGITS, _LONGEST_NUMBER = 30, 60
+_FLOOR = Context(prec=60, rounding=ROUND_FLOOR)
+_PLACES: dict[str, int] = {"s": 6, "ms": 3, "us": 0, "ns": -3}
+
+
+def _number_to_micros(value: int | float | Decimal, unit: TimeUnit) -> int:
+    number: int | Decimal = value if isinstance(value, (int, Decimal)) else Decimal(repr(value))
+    if isinstance(number, Decimal) and (not number.is_finite() or number.adjusted() > _MOST_DIGITS):
+        raise ValueError(f"is {number:.6g}, not a time")
     if unit == "auto":
-        size = abs(value)
-        unit = "s" if size < 1e11 else "ms" if size < 1e14 else "us" if size < 1e17 else "ns"
-    try:
-        if unit == "ns":
-            micros = math.floor(value // 1000)
-        else:
-            micros = math.floor(value * (1_000_000 if unit == "s" else 1_000 if unit == "ms" else 1))
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"is {value}, not a time") from error
+        if any(low <= number < high for low, high in DATE_LIKE):
+            raise ValueError(f"is {value}, which looks like a date: set time_format to its form, such as %Y%m%d, or time_unit to its unit")
+        size = max(number, -number)
+        unit = "s" if size < 10**11 else "ms" if size < 10**14 else "us" if size < 10**17 else "ns"
+    if isinstance(number, Decimal):
+        micros = math.floor(number.scaleb(_PLACES[unit], _FLOOR))
+    else:
+        micros = number // 1000 if unit == "ns" else number * 10 ** _PLACES[unit]
     if not _FIRST <= micros <= _LAST:
-        raise ValueError(f"is {value} {unit}, outside of the years 1 to 9999")
+        raise ValueError(f"is {Decimal(number):.20g} {unit}, outside of the years 1 to 9999")
     return micros
 
 
 def _text_to_micros(text: str, unit: TimeUnit) -> int:
     text = text.strip()
     unsigned = text[1:] if text[:1] in ("-", "+") else text
+    if len(text) <= _LONGEST_NUMBER and unsigned.isascii() and unsigned.replace(".", "", 1).isdigit():
+        return _number_to_micros(Decimal(text), unit)
     try:
-        if unsigned.isascii() and unsigned.replace(".", "", 1).isdigit():
-            return _number_to_micros(float(text) if "." in text else int(text), unit)
         return to_micros(datetime.fromisoformat(text))
     except (ValueError, OverflowError) as error:
         raise ValueError(f"is {text[:40]!r}, expected ISO-8601 or a number within the years 1 to 9999") from error
+
+
+def _formatted_to_micros(text: str, format_: str) -> int:
+    try:
+        return to_micros(datetime.strptime(text.strip(), format_))  # noqa: DTZ007  # what has no zone is UTC
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"is {text[:40]!r}, expected the form {format_}") from error
 
 
 def window_micros(interval: Interval | None) -> tuple[int, int]:
@@ -237,8 +272,10 @@ def encode_key(value: Any) -> bytes | None:
     """An id as a record's key: text as it is, anything else as JSON; None for a missing, null or empty one."""
     if type(value) is str:
         return value.encode() or None
-    return None if value is None else encode_row(value)
+    return None if value is None else _encode_key(value)
 
+
+_encode_key = msgspec.json.Encoder(enc_hook=str, decimal_format="number").encode
 
 encode_row = msgspec.json.Encoder(enc_hook=str).encode
 """A row as JSON: decimals as text (exact), times as ISO-8601, bytes as base64; numbers that JSON lacks (NaN, infinities) become null."""

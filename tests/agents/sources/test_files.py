@@ -28,6 +28,7 @@ from factory_agents.protocol import Interval
 from factory_agents.sources.files import FileSource
 from factory_agents.sources.rows import ReadOptions
 from tests.agents.sources.reading import EPOCH, hour, read, seconds, values
+from tests.support.bounded import cost_of
 
 TIMED = ReadOptions(time_field="t")
 
@@ -346,11 +347,117 @@ class TestParquet:
         record = read(source(path), hour(0))[1]
         assert (record.value, record.reject.rule if record.reject else "") == (b'{"t":null,"a":"y"}', "time")
 
+    @pytest.mark.parametrize(
+        ("column", "text"),
+        [
+            (pa.array([1, 253_402_300_800_000_000, 2], pa.timestamp("us")), "10000-01-01 00:00:00.000000"),
+            (pa.array([1, 253_402_300_800_000, 2], pa.timestamp("ms", "UTC")), "10000-01-01 00:00:00.000Z"),
+            (pa.array([1, 3_000_000, 2], pa.date32()), "10183-09-21"),
+            (pa.array([1, 2**62, 2], pa.duration("s")), "4611686018427387904"),
+            (pa.array([[1], [2, 2**62], [3]], pa.list_(pa.timestamp("us"))), "a list<element: timestamp[us]>"),
+        ],
+    )
+    def test_a_value_that_json_has_no_form_for_rejects_its_row(self, tmp_path: Path, column: pa.Array, text: str) -> None:
+        path = self.write(tmp_path / "f.parquet", t=pa.array([1, 2, 3]), a=column)
+        records = read(source(path), hour(0))
+        assert [r.reject.rule if r.reject else "" for r in records] == ["", "type", ""]
+        assert json.loads(records[1].value) == {"t": 2, "a": text}
+        assert records[1].reject is not None
+        assert records[1].reject.reason.startswith("column 'a': ")
+
+    @pytest.mark.parametrize("unit", ["s", "ms", "us"])
+    def test_a_time_past_the_year_9999_rejects_its_row(self, tmp_path: Path, unit: str) -> None:
+        scale = {"s": 1, "ms": 10**3, "us": 10**6}[unit]
+        times = pa.array([3600 * scale, 253_402_300_800 * scale, 253_402_300_799 * scale], pa.timestamp(unit))
+        path = self.write(tmp_path / "f.parquet", t=times)
+        assert [r.reject.rule if r.reject else "" for r in read(source(path), hour(1))] == ["", "time"]
+        (last,) = read(source(path), Interval(datetime(9999, 12, 31, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)))
+        assert (last.where, last.reject) == (f"{path}:3", None)
+
+    def test_what_rows_share_comes_out_as_if_they_did_not(self, tmp_path: Path) -> None:
+        """Texts of a dictionary, plain or within lists, structs and maps."""
+        texts = pa.array(["a", "b", None, "a"]).dictionary_encode()
+        columns = {
+            "plain": texts,
+            "list": pa.ListArray.from_arrays(pa.array([0, 1, 1, 3, 4], pa.int32()), texts),
+            "struct": pa.StructArray.from_arrays([texts], names=["x"]),
+            "time": pa.array(["1970-01-01", "1970-01-01T01:00", None, "x"]).dictionary_encode(),
+        }
+        records = read(source(self.write(tmp_path / "f.parquet", **columns), ReadOptions(time_field="time")), None)
+        assert [json.loads(r.value) for r in records] == [
+            {"plain": "a", "list": ["a"], "struct": {"x": "a"}, "time": "1970-01-01"},
+            {"plain": "b", "list": [], "struct": {"x": "b"}, "time": "1970-01-01T01:00"},
+            {"plain": None, "list": ["b", None], "struct": {"x": None}, "time": None},
+            {"plain": "a", "list": ["a"], "struct": {"x": "a"}, "time": "x"},
+        ]
+        assert [r.reject.rule if r.reject else "" for r in records] == ["", "", "time", "time"]
+
+    def test_a_row_that_would_not_fit_into_a_record_is_rejected_with_its_small_columns(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path / "f.parquet", event_id=pa.array(["a", "b"]), t=pa.array([1, 2]), x=pa.array(["y" * 5000, "z"]))
+        first, second = read(source(path, ReadOptions(time_field="t", max_line_bytes=5000)), hour(0))
+        assert first.reject is not None
+        assert (first.key, first.reject.rule, json.loads(first.value)) == (b"a", "length", {"event_id": "a", "t": 1})
+        assert second.reject is None
+
     def test_a_missing_time_column_and_a_file_that_is_no_parquet_are_errors(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="did you mean 'tt'"):
             read(source(self.write(tmp_path / "f.parquet", tt=pa.array([1]))), None)
         with pytest.raises(DataLossError, match="damaged or incomplete"):
             read(source(write(tmp_path / "g.parquet", "no")), None)
+
+
+_READ = """
+import json
+from factory_agents.errors import ConfigurationError
+from factory_agents.sources.files import FileSource
+from factory_agents.sources.rows import ReadOptions
+largest, answer = 0, 0
+try:
+    for batch in FileSource([sys.argv[1]], ReadOptions(time_field=sys.argv[2])).read(None, 0):
+        largest = max(largest, sum(len(record.value) for record in batch))
+        answer += len(batch)
+except ConfigurationError as error:
+    answer = str(error)
+answer = [answer, largest]
+"""
+_LONG = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), ["x" * 1_200_000])
+
+
+class TestSmallFilesThatMeanMuch:
+    """Each is some hundred bytes, or some thousand, and means gigabytes."""
+
+    @pytest.mark.parametrize(
+        ("column", "time_field"),
+        [
+            (_LONG, ""),
+            (_LONG, "a"),
+            (pa.ListArray.from_arrays(pa.array(range(301), pa.int32()), _LONG), ""),
+            (pa.StructArray.from_arrays([_LONG], names=["b"]), ""),
+            (pa.array([b"x" * 1_000_000] * 40, pa.binary(1_000_000)), ""),
+        ],
+        ids=["text", "text as time", "in lists", "in structs", "bytes of one width"],
+    )
+    def test_batches_are_bounded_in_bytes(self, tmp_path: Path, column: pa.Array, time_field: str) -> None:
+        pq.write_table(pa.table({"a": column}), tmp_path / "f.parquet", compression="zstd", store_schema=False)
+        cost = cost_of(_READ, str(tmp_path / "f.parquet"), time_field)
+        assert cost.mebibytes < 250, cost
+        records, largest = cost.answer
+        assert isinstance(records, str) if time_field else records == len(column)
+        assert largest < 20_000_000
+
+    @pytest.mark.parametrize(
+        "column",
+        [
+            pa.array(["x" * 1_000_000] * 280),
+            pa.ListArray.from_arrays(pa.array([0, 50_000_000], pa.int32()), pa.nulls(50_000_000, pa.int8())),
+        ],
+        ids=["texts", "one list"],
+    )
+    def test_a_column_that_would_not_fit_into_memory_is_refused(self, tmp_path: Path, column: pa.Array) -> None:
+        pq.write_table(pa.table({"a": column}), tmp_path / "f.parquet", use_dictionary=False, compression="zstd", store_schema=False)
+        cost = cost_of(_READ, str(tmp_path / "f.parquet"), "")
+        assert cost.mebibytes < 300, cost
+        assert "row group 1, column 'a" in cost.answer[0]
 
 
 class TestFinding:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from factory_agents.runtime.agents import SourceRecord
 from factory_agents.sources.rows import (
     BATCH_RECORDS,
+    ReadOptions,
     Rows,
     TimeUnit,
     TokenBucket,
@@ -84,14 +85,68 @@ class TestTimes:
             "1.5.2",
             "٣",
             -(10**20),
-            Decimal(1),
+            10**4000,
+            Decimal("1e999999999"),
+            Decimal("NaN"),
         ],
     )
     def test_anything_else_is_unreadable(self, value: object) -> None:
         with pytest.raises(ValueError, match="is "):
             to_micros(value)
 
-    @given(st.lists(st.integers(-(10**12), 10**15) | st.floats(0, 10**10), max_size=5), st.sampled_from(["auto", "s", "ms", "us"]))
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            (253_402_300_799, "9999-12-31T23:59:59Z"),
+            (-62_135_596_800, "0001-01-01T00:00:00Z"),
+            (Decimal("253402300799.999999"), "9999-12-31T23:59:59.999999Z"),
+            ("253402300799.999999", "9999-12-31T23:59:59.999999Z"),
+            ("-62135596799.999999", "0001-01-01T00:00:00.000001Z"),
+            (1_700_000_000.123457, "2023-11-14T22:13:20.123457Z"),
+            (Decimal("1700000000.1234569999999999999999999999999999999999"), "2023-11-14T22:13:20.123456Z"),
+        ],
+    )
+    def test_seconds_mean_just_the_microsecond_of_their_text(self, value: object, text: str) -> None:
+        assert to_micros(value, "s") == to_micros(text)
+        assert all_to_micros([value, value], "s") == [to_micros(text)] * 2
+
+    @pytest.mark.parametrize("value", [2024, 202401, 20240102, 202401020304, 20240102030405, "2024", "20240102", " 20240102 ", 20240102.0])
+    def test_what_looks_like_a_date_is_asked_about(self, value: object) -> None:
+        for read in (to_micros, lambda v: all_to_micros([v, v])):
+            with pytest.raises(ValueError, match=r"looks like a date: set time_format to its form, such as %Y%m%d, or time_unit"):
+                read(value)
+        assert to_micros(value, "us") == int(float(str(value)))
+
+    @pytest.mark.parametrize(
+        ("value", "form", "text"),
+        [
+            ("20240102", "%Y%m%d", "2024-01-02"),
+            (20240102, "%Y%m%d", "2024-01-02"),
+            (20240102.0, "%Y%m%d", "2024-01-02"),
+            ("02.01.2024 03:04", "%d.%m.%Y %H:%M", "2024-01-02T03:04:00"),
+            ("2024-01-02 03:04 +0200", "%Y-%m-%d %H:%M %z", "2024-01-02T01:04:00Z"),
+            (AT, "%Y%m%d", AT.isoformat()),
+        ],
+    )
+    def test_a_form_of_its_own_reads_texts_and_whole_numbers(self, value: object, form: str, text: str) -> None:
+        assert to_micros(value, "auto", form) == to_micros(text)
+        assert all_to_micros([value], "auto", form) == [to_micros(text)]
+
+    @pytest.mark.parametrize("value", ["2024-01-02", "20241302", 1.5e8, None, "x" * 10_000])
+    def test_what_has_another_form_is_unreadable(self, value: object) -> None:
+        with pytest.raises(ValueError, match=r"^is .{0,200}$"):
+            to_micros(value, "auto", "%Y%m%d")
+
+    def test_a_form_that_is_none_is_refused_at_once(self) -> None:
+        with pytest.raises(ValueError, match="time_format '%Q': 'Q' is a bad directive"):
+            ReadOptions(time_format="%Q")
+
+    @given(
+        st.lists(st.integers(-(10**12), 10**15) | st.floats(0, 10**10) | st.decimals(0, 10**11), max_size=5)
+        | st.lists(st.integers(0, 10**11), max_size=5)
+        | st.lists(st.decimals(0, 10**11), max_size=5),
+        st.sampled_from(["auto", "s", "ms", "us"]),
+    )
     def test_all_at_once_gives_what_each_gives(self, times: list[float], unit: TimeUnit) -> None:
         def outcome(function: object) -> object:
             try:
