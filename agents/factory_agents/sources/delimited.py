@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeAlias
@@ -24,16 +26,17 @@ def delimited_blocks(file: BinaryIO, name: str, options: ReadOptions, delimiter:
     """Blocks of rows; one that doesn't fit the header is rejected by rule ``decode``, one without a readable time by ``time``.
 
     Of several lines that an open quote has run together and that are no row, only the first is rejected: reading goes on at the second.
-    Raises ConfigurationError for a header with an empty or a repeated name, or without the time field or a field of ``types``.
+    Raises ConfigurationError for a header with an empty or a repeated name (unless they are renamed), or without the time field or a field
+    of ``types``.
     """
     csv.field_size_limit(max(csv.field_size_limit(), options.max_line_bytes))
-    reader = _Reader(file, delimiter, options.max_line_bytes)
+    reader = _Reader(file, name, delimiter, options)
     header = _header(reader, name, options)
     if not header:
         return
     time_index = header.index(options.time_field) if options.time_field else -1
     id_index = header.index(options.id_field) if options.id_field in header else -1
-    encode = _encoder(header, options.types)
+    encode = _encoder(header, options.types, frozenset(options.nulls))
     block = _Block()
     while (row := reader.row(len(header))) is not None:
         if row == []:
@@ -64,9 +67,9 @@ class _Block:
         if isinstance(row, Reject):
             reject = row
         else:
-            key = row[id_index] if id_index >= 0 else None
+            key = _value(row, id_index, options)
             try:
-                micros = to_micros(row[time_index], options.time_unit, options.time_format) if time_index >= 0 else 0
+                micros = to_micros(_value(row, time_index, options), options.time_unit, options.time_format) if time_index >= 0 else 0
             except ValueError as error:
                 reject = time_reject(options.time_field, error)
         if reject is not None:
@@ -81,6 +84,10 @@ class _Block:
         return Rows(name, encode, self._numbers, self.times, self._keys, self._values, self._rejects)
 
 
+def _value(row: list[str], index: int, options: ReadOptions) -> str | None:
+    return None if index < 0 or row[index] in options.nulls else row[index]
+
+
 def _header(reader: _Reader, name: str, options: ReadOptions) -> list[str]:
     header: list[str] | Reject | None = []
     while header == []:
@@ -89,8 +96,11 @@ def _header(reader: _Reader, name: str, options: ReadOptions) -> list[str]:
         return []
     if isinstance(header, Reject):
         raise ConfigurationError(f"{name}:{reader.number}: the header line cannot be read: {header.reason}")
+    if options.header == "rename":
+        header = _renamed(header)
     if "" in header or len(set(header)) < len(header):
-        raise ConfigurationError(f"{name}:{reader.number}: the header has an empty or a repeated name: {', '.join(map(repr, header))}")
+        names = ", ".join(map(repr, header))
+        raise ConfigurationError(f"{name}:{reader.number}: the header has an empty or a repeated name; header: rename takes it ({names})")
     for column in options.types:
         check_field(column, "column of types", header, name)
     if options.time_field:
@@ -98,8 +108,21 @@ def _header(reader: _Reader, name: str, options: ReadOptions) -> list[str]:
     return header
 
 
-def _encoder(header: list[str], types: dict[str, ColumnType]) -> Callable[[list[str]], bytes]:
-    if not types:
+def _renamed(header: list[str]) -> list[str]:
+    """Each name once: an empty one says which column it is, a repeated one how often it came; those given as they are stay."""
+    given, names = set(header), list[str]()
+    for i, name in enumerate(header, 1):
+        n, stem = (2, name) if name else (i, "column")
+        unique = name if name and name not in names else f"{stem}_{n}"
+        while unique in names or (unique in given and unique != name):
+            n += 1
+            unique = f"{stem}_{n}"
+        names.append(unique)
+    return names
+
+
+def _encoder(header: list[str], types: dict[str, ColumnType], nulls: frozenset[str]) -> Callable[[list[str]], bytes]:
+    if not types and not nulls:
         return lambda row: encode_row(dict(zip(header, row, strict=True)))
     columns = [(name, _CONVERTERS[types.get(name, "string")]) for name in header]
 
@@ -107,7 +130,7 @@ def _encoder(header: list[str], types: dict[str, ColumnType]) -> Callable[[list[
         event = {}
         for (name, convert), text in zip(columns, row, strict=True):
             try:
-                event[name] = convert(text)
+                event[name] = None if text in nulls else convert(text)
             except ValueError as error:
                 raise Reject(f"column {name!r}: expected {types[name]}, got {text[:40]!r}", rule="type") from error
         return encode_row(event)
@@ -115,21 +138,24 @@ def _encoder(header: list[str], types: dict[str, ColumnType]) -> Callable[[list[
     return encode
 
 
-def _number(text: str) -> int | float | None:
+def _number(text: str) -> int | msgspec.Raw | None:
+    """A number with its digits as they stand."""
     if not text:
         return None
     try:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from error
-    if type(value) in (int, float):
-        return value  # type: ignore[no-any-return]
+    if type(value) is int:
+        return value
+    if type(value) is float:
+        return msgspec.Raw(text.encode())
     raise ValueError(text)
 
 
 def _integer(text: str) -> int | None:
     value = _number(text)
-    if isinstance(value, float):
+    if isinstance(value, msgspec.Raw):
         raise ValueError(text)
     return value
 
@@ -149,8 +175,12 @@ _CONVERTERS: dict[str, Callable[[str], Any]] = {"string": str, "integer": _integ
 class _Reader:
     """Rows of a CSV file, each with the lines it was read from; after a bad row of several lines goes on at the second."""
 
-    def __init__(self, file: BinaryIO, delimiter: str, limit: int) -> None:
-        self._lines = ((line, rejects.get(i)) for lines, rejects in read_lines(file, limit) for i, line in enumerate(lines))
+    def __init__(self, file: BinaryIO, name: str, delimiter: str, options: ReadOptions) -> None:
+        limit = options.max_line_bytes
+        lines_apart = _SYNTAX.decode("ascii").encode(options.encoding) == _SYNTAX
+        self._encoding = options.encoding if lines_apart else "utf-8"
+        stream = file if lines_apart else io.BufferedReader(_Utf8(file, name, options.encoding), 1 << 18)
+        self._lines = ((line, rejects.get(i)) for lines, rejects in read_lines(stream, limit) for i, line in enumerate(lines))
         self._given_back: deque[_Line] = deque()
         self._taken: list[_Line] = []
         self._limit = limit
@@ -173,7 +203,7 @@ class _Reader:
             raise reject
         if self.size > self._limit + 2:
             raise Reject(f"the row is longer than max_line_bytes={self._limit}", rule="length")
-        return line.decode() + "\n"
+        return line.decode(self._encoding) + "\n"
 
     def row(self, width: int) -> list[str] | Reject | None:
         """The next row's values (``[]`` for a blank line), why it is none, or None at the end; ``width`` 0 takes any number of values."""
@@ -196,3 +226,34 @@ class _Reader:
     def raw(self) -> bytes:
         """The lines of the row last read."""
         return b"\n".join(line for line, _ in self._taken).removesuffix(b"\r")
+
+
+_SYNTAX = b'\n\r\t ",;|0A'
+"""Where an encoding has these bytes as ASCII has them, a file's lines are told apart before they are decoded, one by one."""
+
+
+class _Utf8(io.RawIOBase):
+    """A file of another encoding, UTF-16 for example, as UTF-8."""
+
+    def __init__(self, file: BinaryIO, name: str, encoding: str) -> None:
+        self._file, self._name, self._encoding = file, name, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer; raises ConfigurationError where the file is not in this encoding."""
+        while not self._ready:
+            data = self._file.read(1 << 16)
+            try:
+                self._ready = memoryview(self._decoder.decode(data, final=not data).encode())
+            except UnicodeError as error:
+                raise ConfigurationError(f"{self._name}: not {self._encoding}: {error}; correct encoding") from error
+            if not data:
+                break
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count

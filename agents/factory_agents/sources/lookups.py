@@ -13,7 +13,7 @@ import msgspec
 from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.agents import Reject, decode_event
 from factory_agents.sources.files import FileSource
-from factory_agents.sources.rows import ColumnType, ReadOptions, check_field
+from factory_agents.sources.rows import ColumnType, Header, ReadOptions, check_field
 from factory_agents.sources.table import Relation, connect, describe, querying
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ class Lookup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """One reference, and what of it is added to an event.
 
     The event's field ``on`` is looked up in the column ``key`` (the same name by default; values are compared as text) of a ``file`` (any
-    that ingest reads, with its ``format`` and ``types``) or of a ``table`` in the database of the environment variable ``database_env``.
-    ``fields`` of the row found (all but the key by default) are added, their names after ``prefix``, replacing what has these names.
+    that ingest reads, with its ``format`` and how its CSV is written) or of a ``table`` in the database of the environment variable
+    ``database_env``. ``fields`` of the row found (all but the key by default) are added, their names after ``prefix``, replacing what has
+    these names.
     Where there is no row: ``null`` adds nulls, ``skip`` leaves the event as it is, ``reject`` dead-letters it. ``cache_size`` rows of a
     table are kept.
     """
@@ -43,7 +44,11 @@ class Lookup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     on: Annotated[str, msgspec.Meta(min_length=1)]
     file: str = ""
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    delimiter: Annotated[str, msgspec.Meta(max_length=1)] = ""
+    encoding: str = "utf-8"
     types: dict[str, ColumnType] = {}
+    nulls: tuple[str, ...] = ()
+    header: Header = "strict"
     table: str = ""
     database_env: str = "DATABASE_URL"
     key: str = ""
@@ -161,7 +166,8 @@ class _FileReference:
     """All of a file in memory."""
 
     def __init__(self, lookup: Lookup, key: str) -> None:
-        source = FileSource([lookup.file], ReadOptions(id_field=key, format=lookup.format, types=lookup.types))
+        how = {name: getattr(lookup, name) for name in ("format", "delimiter", "encoding", "types", "nulls", "header")}
+        source = FileSource([lookup.file], ReadOptions(id_field=key, **how))
         self.what = f"file {lookup.file!r}"
         self.identity = {"files": source.identity["files"]}
         self._rows: dict[str, dict[str, Any]] = {}

@@ -21,6 +21,7 @@ __all__ = [
     "DATE_LIKE",
     "Block",
     "ColumnType",
+    "Header",
     "ReadOptions",
     "Rows",
     "TimeUnit",
@@ -41,6 +42,7 @@ __all__ = [
 BATCH_RECORDS = 5_000
 TimeUnit: TypeAlias = Literal["auto", "s", "ms", "us", "ns"]
 ColumnType: TypeAlias = Literal["string", "integer", "number", "boolean"]
+Header: TypeAlias = Literal["strict", "rename"]
 
 DATE_LIKE = ((1900, 2100), (190001, 209913), (19000101, 20991232), (190001010000, 209912312360), (19000101000000, 20991231235960))
 """Ranges of numbers that are more likely a year, month, day, minute or second as people write it than a count since 1970."""
@@ -59,8 +61,10 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     number that looks like a date (2024, 20240102): say its ``time_format``, as ``strptime`` has it (``%Y%m%d``; UTC without a zone).
     ``id_field`` names the field that becomes the record's key. ``rate_limit`` is in records a second, 0 for none.
 
-    For files: ``format`` (``auto`` goes by the name), ``delimiter`` and column ``types`` of CSV (every value is a string otherwise; an
-    empty value of another type is null), ``max_line_bytes``, past which a line is rejected.
+    For files: ``format`` (``auto`` goes by the name) and ``max_line_bytes``, past which a row is rejected. For CSV: ``delimiter``,
+    ``encoding``, column ``types`` (every value is a string otherwise; an empty value of another type is null), ``nulls``, the words that
+    mean null in any column, and ``header``, which says what becomes of empty and repeated names: ``strict`` refuses them, ``rename`` makes
+    them ``column_3`` (the third) and ``name_2`` (the second ``name``).
     """
 
     time_field: str = ""
@@ -69,12 +73,19 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     id_field: Annotated[str, msgspec.Meta(min_length=1)] = "event_id"
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = "auto"
     delimiter: Annotated[str, msgspec.Meta(max_length=1)] = ""
+    encoding: str = "utf-8"
     types: dict[str, ColumnType] = {}
+    nulls: tuple[str, ...] = ()
+    header: Header = "strict"
     max_line_bytes: Annotated[int, msgspec.Meta(ge=1)] = 10 * 1024 * 1024
     rate_limit: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a ``time_format`` that ``strptime`` doesn't understand."""
+        """Refuse a ``time_format`` that ``strptime`` doesn't understand, and an ``encoding`` that is not known."""
+        try:
+            "".encode(self.encoding)
+        except LookupError as error:
+            raise ValueError(f"encoding {self.encoding!r}: {error}; expected one that Python knows, such as utf-16 or cp1252") from None
         try:
             datetime.strptime("", self.time_format or "%Y")  # noqa: DTZ007
         except ValueError as error:

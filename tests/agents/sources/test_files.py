@@ -252,9 +252,9 @@ class TestCsv:
         path = write(tmp_path / "f.csv", "t,x,b,s", "1,1.50,true,", "2,,,2", "3,1e3,0,x", "4,nan,,", "5,1,maybe,")
         records = read(source(path, options), None)
         assert [r.value for r in records[:3]] == [
-            b'{"t":1,"x":1.5,"b":true,"s":""}',
+            b'{"t":1,"x":1.50,"b":true,"s":""}',
             b'{"t":2,"x":null,"b":null,"s":"2"}',
-            b'{"t":3,"x":1000.0,"b":false,"s":"x"}',
+            b'{"t":3,"x":1e3,"b":false,"s":"x"}',
         ]
         assert [r.reject.reason for r in records[3:] if r.reject] == [
             "column 'x': expected number, got 'nan'",
@@ -285,6 +285,78 @@ class TestCsv:
     def test_a_header_that_cannot_be_used_is_an_error(self, tmp_path: Path, header: str, message: str) -> None:
         with pytest.raises(ConfigurationError, match=message):
             read(source(write(tmp_path / "f.csv", header, "1,2")), None)
+
+    @pytest.mark.parametrize(
+        "encoding", ["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32", "shift_jis", "gb18030", "cp037", "utf-8-sig"]
+    )
+    def test_any_encoding_is_read_by_option(self, tmp_path: Path, encoding: str) -> None:
+        word = {"shift_jis": "日本", "gb18030": "中文"}.get(encoding, "é")
+        path = tmp_path / "f.csv"
+        path.write_bytes(f't,a\r\n1,{word}\r\n2,"x\n{word}, y"\r\n'.encode(encoding))
+        records = read(source(path, ReadOptions(time_field="t", encoding=encoding)), None)
+        assert [json.loads(r.value) for r in records] == [{"t": "1", "a": word}, {"t": "2", "a": f"x\n{word}, y"}]
+
+    def test_what_is_not_in_the_encoding_is_rejected_by_its_line_or_is_one_clear_error(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "f.csv", "t,a", b"1,\x81", b"2,\xe9")
+        first, second = read(source(path, ReadOptions(time_field="t", encoding="cp1252")), None)
+        assert first.reject is not None
+        assert (first.reject.rule, first.value, json.loads(second.value)) == ("decode", b"1,\x81", {"t": "2", "a": "é"})
+        (tmp_path / "g.csv").write_bytes("t,a\n1,x\n".encode("utf-16-le") + b"\x00")
+        with pytest.raises(ConfigurationError, match=r"g\.csv: not utf-16-le: .*; correct encoding"):
+            read(source(tmp_path / "g.csv", ReadOptions(time_field="t", encoding="utf-16-le")), None)
+        with pytest.raises(ValueError, match="encoding 'utf-99': unknown encoding"):
+            ReadOptions(encoding="utf-99")
+        with pytest.raises(ValueError, match="encoding 'base64'"):
+            ReadOptions(encoding="base64")
+
+    def test_words_that_mean_null_do_so_in_any_column(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "f.csv", "event_id,t,n,s", "a,1,NA,NA", "\\N,2,3,x", "c,NA,1,y")
+        options = ReadOptions(time_field="t", nulls=("NA", "\\N"), types={"n": "integer"})
+        records = read(source(path, options), None)
+        assert [json.loads(r.value) for r in records[:2]] == [
+            {"event_id": "a", "t": "1", "n": None, "s": None},
+            {"event_id": None, "t": "2", "n": 3, "s": "x"},
+        ]
+        assert [r.key for r in records] == [b"a", None, b"c"]
+        assert records[2].reject is not None
+        assert records[2].reject.reason == "the time 't' is missing or null"
+
+    @pytest.mark.parametrize(
+        ("header", "names"),
+        [
+            ("t,a,a,a", ["t", "a", "a_2", "a_3"]),
+            ("t,,a,", ["t", "column_2", "a", "column_4"]),
+            ("t,a,a,a_2", ["t", "a", "a_3", "a_2"]),
+            ("t,column_3,,x", ["t", "column_3", "column_4", "x"]),
+            ("t,a_2,a,a", ["t", "a_2", "a", "a_3"]),
+        ],
+    )
+    def test_empty_and_repeated_names_are_renamed_by_option(self, tmp_path: Path, header: str, names: list[str]) -> None:
+        path = write(tmp_path / "f.csv", header, "1,2,3,4")
+        (record,) = read(source(path, ReadOptions(time_field="t", header="rename")), None)
+        assert json.loads(record.value) == dict(zip(names, "1234", strict=True))
+
+    def test_numbers_keep_their_digits(self, tmp_path: Path) -> None:
+        numbers = ["12345678901234567.89", "100000000000000000000000.5", "1e-400", "0.10", "123456789012345678901234567890"]
+        path = write(tmp_path / "f.csv", "n", *numbers, "1e400")
+        records = read(source(path, ReadOptions(types={"n": "number"})), None)
+        assert values(records[:-1]) == [b'{"n":%s}' % n.encode() for n in numbers]
+        assert records[-1].reject is not None
+
+    @pytest.mark.parametrize("time", ["20240102", "2024"])
+    @pytest.mark.parametrize("name", ["f.csv", "f.jsonl", "f.parquet"])
+    def test_times_that_look_like_dates_are_asked_about(self, tmp_path: Path, time: str, name: str) -> None:
+        path = tmp_path / name
+        if name.endswith("parquet"):
+            pq.write_table(pa.table({"t": [int(time)] * 2}), path)
+        else:
+            write(path, "t", time, time) if name.endswith("csv") else write(path, f'{{"t":"{time}"}}', f'{{"t":{time}}}')
+        with pytest.raises(ConfigurationError, match=r"readable time in 't'; .* looks like a date: set time_format to its form") as caught:
+            read(source(path), hour(0))
+        assert "\n" not in str(caught.value)
+        day = Interval(datetime(2024, 1, 2, tzinfo=UTC), datetime(2024, 1, 3, tzinfo=UTC))
+        if time == "20240102":
+            assert len(read(source(path, ReadOptions(time_field="t", time_format="%Y%m%d")), day)) == 2
 
     @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=5), max_size=12), st.integers(1, 3))
     def test_every_line_is_in_a_row_or_rejected(self, tmp_path_factory: pytest.TempPathFactory, lines: list[str], bound: int) -> None:
