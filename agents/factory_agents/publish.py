@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from factory_agents.contracts import Contract, load_contract
+from factory_agents.contracts import ColumnType, Contract, load_contract
 from factory_agents.contracts.documents import did_you_mean
 from factory_agents.databases.postgres import database_from_env
 from factory_agents.errors import ConfigurationError
@@ -77,9 +77,11 @@ def _params(params: Mapping[str, Any]) -> PublishParams:
 
 def _wanted(contract: Contract) -> WantedTable:
     """The contract's columns as a table; where the event time is a number it is read in the contract's unit."""
+    unit = contract.time_unit if contract.time_unit != "iso" else ""
     columns = tuple(
-        WantedColumn(c.name, c.type, c.nullable, contract.time_unit if c.name == contract.time and contract.time_unit != "iso" else "")
+        WantedColumn(c.name, type_, c.nullable, unit if c.name == contract.time else "")
         for c in contract.columns()
+        if (type_ := ColumnType.parse(c.type)) is not None
     )
     if not columns:
         raise ConfigurationError(

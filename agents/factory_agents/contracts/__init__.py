@@ -1,8 +1,9 @@
 """Data contracts: what an event and a window of events must be, checked and judged."""
 
 from factory_agents.contracts.conditions import Condition, Verdict, judge, parse_condition, parse_conditions
-from factory_agents.contracts.contract import Column, ColumnType, Contract, Rule, load_contract
+from factory_agents.contracts.contract import Contract, Rule, load_contract
 from factory_agents.contracts.schema import Violation
+from factory_agents.contracts.table import Column, ColumnType
 from factory_agents.contracts.window_rules import WindowStatistics, merge_reports
 
 __all__ = [

@@ -25,13 +25,13 @@ from factory_agents.contracts.documents import (
 )
 from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, parse_expression
 from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
+from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnType
 from factory_agents.errors import ConfigurationError
 from factory_agents.paths import resolve_path
 from factory_agents.protocol import digest
 
-__all__ = ["Column", "ColumnType", "Contract", "Rule", "load_contract"]
+__all__ = ["Contract", "Rule", "load_contract"]
 
-ColumnType = Literal["text", "bigint", "double", "boolean", "timestamptz", "json", "numeric", "date"]
 TimeUnit = Literal["s", "ms", "us", "iso"]
 
 _KEYS = (
@@ -43,15 +43,6 @@ _RESERVED = ("schema", "decode", "time")
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _FIRST_US = int(datetime(1, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 _LAST_US = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()) * 1_000_000
-
-
-class Column(msgspec.Struct, frozen=True):
-    """One column of the table that a contract makes; its name is the field's."""
-
-    name: str
-    type: ColumnType
-    nullable: bool
-    primary_key: bool
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -357,23 +348,23 @@ class _Builder:
         given = self._document.mapping(("columns",), self._data.get("columns") or {}, what)
         for name, type_ in given.items():
             self._declared(name, ("columns", name))
-            if type_ is not None and type_ not in get_args(ColumnType):
-                self._fail(("columns", name), f"unknown type {show(type_)}{one_of(str(type_), get_args(ColumnType))}")
+            if type_ is not None and (not isinstance(type_, str) or ColumnType.parse(type_) is None):
+                self._fail(("columns", name), f"unknown type {show(type_)}{one_of(str(type_), COLUMN_TYPES)}")
         names = list(given or self._fields)
         missing = [k for k in key if k not in names]
         if missing and names:
             self._fail(("columns",), f"expected the key field {missing[0]!r} among the columns")
         return tuple(self._column(name, given.get(name), name in key) for name in names)
 
-    def _column(self, name: str, type_: ColumnType | None, primary_key: bool) -> Column:
+    def _column(self, name: str, type_: str | None, primary_key: bool) -> Column:
         field_ = self._fields.get(name, FieldType(frozenset(), "", False))
         return Column(name, type_ or _column_type(field_), field_.nullable and not primary_key, primary_key)
 
 
-def _column_type(field_: FieldType) -> ColumnType:
+def _column_type(field_: FieldType) -> str:
     types = field_.types - {"null"}
     if types == {"string"}:
-        formats: dict[str, ColumnType] = {"date-time": "timestamptz", "date": "date"}
+        formats = {"date-time": "timestamptz", "date": "date"}
         return formats.get(field_.format, "text")
     if types and types <= {"integer", "number"}:
         return "double" if "number" in types else "bigint"

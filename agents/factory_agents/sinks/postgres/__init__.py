@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from factory_agents.sinks.postgres.names import TableName
 from factory_agents.sinks.postgres.sink import PostgresSink, PostgresTarget
-from factory_agents.sinks.postgres.table import TableName, WantedColumn, WantedTable
+from factory_agents.sinks.postgres.table import WantedColumn, WantedTable
 
 __all__ = ["PostgresSink", "PostgresTarget", "TableName", "WantedColumn", "WantedTable"]

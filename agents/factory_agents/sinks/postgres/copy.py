@@ -10,8 +10,9 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from factory_agents import failpoints
+from factory_agents.sinks.postgres.names import compose, names
 from factory_agents.sinks.postgres.rows import TableRow
-from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, compose, names
+from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable
 
 if TYPE_CHECKING:
     import psycopg
@@ -46,7 +47,7 @@ class _OpenCopy:
         self._open = ExitStack()
         cursor = self._open.enter_context(connection.cursor())
         copy = self._open.enter_context(cursor.copy(query, writer=_keeping(cursor, sent)))
-        copy.set_types([*(c.copied_as for c in table.columns), *_OWN_COPIED_AS])
+        copy.set_types([*(c.kind.copied_as for c in table.columns), *_OWN_COPIED_AS])
         self._write = copy.write_row
 
     def write(self, rows: Iterable[TableRow]) -> None:
@@ -164,8 +165,8 @@ class Staged:
         self._copy: _OpenCopy | None = None
         self._waiting: list[TableRow] = []
         columns = [
-            compose("{name} " + type_ + (' COLLATE "C"' if c.type == "text" else ""), name=sql.Identifier(c.name))
-            for c, type_ in zip(table.columns, table.types, strict=True)
+            compose("{name} " + type_ + (' COLLATE "C"' if c.kind.text else ""), name=sql.Identifier(c.name))
+            for c, type_ in zip(table.columns, table.staged, strict=True)
         ]
         columns += [compose("{name} " + type_, name=sql.Identifier(name)) for name, (type_, _) in OWN_COLUMNS.items()]
         query = "CREATE TEMPORARY TABLE {staging} ({columns}) ON COMMIT DROP"

@@ -9,7 +9,8 @@ import msgspec
 
 from factory_agents.errors import FencedError, SinkError
 from factory_agents.runtime.agents import Claim, SinkOutcome
-from factory_agents.sinks.postgres.table import TargetTable, compose
+from factory_agents.sinks.postgres.names import compose
+from factory_agents.sinks.postgres.table import TargetTable
 
 if TYPE_CHECKING:
     import psycopg

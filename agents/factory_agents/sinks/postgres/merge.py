@@ -12,8 +12,9 @@ from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
 from factory_agents.sinks.postgres.copy import STAGING, Copy, Direct, Staged, has_met_others
 from factory_agents.sinks.postgres.ledger import Acquired, Ledger, Mine
+from factory_agents.sinks.postgres.names import compose, identifier, names
 from factory_agents.sinks.postgres.rows import RowReader
-from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, compose, names
+from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable
 
 if TYPE_CHECKING:
     import psycopg
@@ -23,16 +24,6 @@ __all__ = ["Publication"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_ZEROS = {
-    "text": "''::text",
-    "bigint": "0",
-    "double": "0::double precision",
-    "boolean": "false",
-    "timestamptz": "'epoch'::timestamptz",
-    "numeric": "0",
-    "date": "'epoch'::date",
-}
-"""Any value of the type: it stands where a null is compared, beside a flag that says which of both it is."""
 
 
 class Publication:
@@ -224,27 +215,23 @@ class _Statements:
         """
         from psycopg import sql
 
-        theirs, ours = self._ranks("t"), self._ranks("EXCLUDED")
-        if not self._table.tracked:
-            return compose(" WHERE ROW({ours}) >= ROW({theirs})", ours=ours, theirs=theirs) if self._order() else sql.SQL("")
+        if not self._table.tracked and not self._order():
+            return sql.SQL("")
+        newer: sql.Composable = sql.SQL("true")
+        if self._table.tracked:
+            place = sql.SQL("ROW({0}._factory_window, {0}._factory_partition, {0}._factory_offset)")
+            newer = sql.SQL("{} >= {}").format(place.format(sql.SQL("EXCLUDED")), place.format(sql.SQL("t")))
+        for name in reversed(self._order()):
+            newer = self._by(name, newer)
         return compose(
-            " WHERE {past}ROW({ours}{comma}EXCLUDED._factory_window, EXCLUDED._factory_partition, EXCLUDED._factory_offset)"
-            " >= ROW({theirs}{comma}t._factory_window, t._factory_partition, t._factory_offset)",
+            " WHERE {past}{newer}",
             past=compose("t._factory_publication = ANY ({past}) OR ", past=list(past)) if past else sql.SQL(""),
-            ours=ours,
-            theirs=theirs,
-            comma=sql.SQL(", " if self._order() else ""),
+            newer=newer,
         )
 
-    def _ranks(self, side: str) -> sql.Composed:
-        """Version and time of one side for a row comparison, nulls lowest, texts byte by byte."""
-        from psycopg import sql
-
-        ranks = []
-        for name in self._order():
-            column = self._columns[name]
-            collate = ' COLLATE "C"' if column.type == "text" else ""
-            value = f"{side}.{{c}}{collate}"
-            template = f"{side}.{{c}} IS NOT NULL, coalesce({value}, {_ZEROS[column.type]}{collate})" if column.nullable else value
-            ranks.append(compose(template, c=sql.Identifier(name)))
-        return sql.SQL(", ").join(ranks)
+    def _by(self, name: str, then: sql.Composable) -> sql.Composed:
+        """Whether ours is newer by a column, nulls lowest, texts byte by byte; where both are equal, what follows decides."""
+        collate = ' COLLATE "C"' if self._columns[name].kind.text else ""
+        ours, theirs = f"EXCLUDED.{{c}}{collate}", f"t.{{c}}{collate}"
+        template = f"CASE WHEN {ours} IS NOT DISTINCT FROM {theirs} THEN {{then}} ELSE coalesce({ours} > {theirs}, {theirs} IS NULL) END"
+        return compose(template, c=identifier(name), then=then)

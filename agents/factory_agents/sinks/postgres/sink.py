@@ -17,7 +17,8 @@ from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
 from factory_agents.sinks.postgres.ledger import Ledger
 from factory_agents.sinks.postgres.merge import Publication
-from factory_agents.sinks.postgres.table import LEDGER, TableName, WantedTable, check_wanted, compose, open_table
+from factory_agents.sinks.postgres.names import TableName, compose
+from factory_agents.sinks.postgres.table import LEDGER, WantedTable, check_wanted, open_table
 
 if TYPE_CHECKING:
     import psycopg

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from factory_agents.contracts import ColumnType
 from factory_agents.errors import ConfigurationError, SinkError
-from factory_agents.sinks.postgres.rows import ColumnType, RowColumn
+from factory_agents.sinks.postgres.catalog import FoundColumn, UniqueIndex, columns, unique_indexes
+from factory_agents.sinks.postgres.names import TableName, check_name, compose, names
+from factory_agents.sinks.postgres.rows import RowColumn
+from factory_agents.sinks.postgres.types import KEY_BYTES, fits, kind_of, natural_type
 
 if TYPE_CHECKING:
     import psycopg
     from psycopg import sql
 
-__all__ = [
-    "LEDGER",
-    "OWN_COLUMNS",
-    "PUBLICATIONS",
-    "TableName",
-    "TargetTable",
-    "WantedColumn",
-    "WantedTable",
-    "compose",
-    "names",
-    "open_table",
-]
+__all__ = ["LEDGER", "OWN_COLUMNS", "PUBLICATIONS", "TargetTable", "WantedColumn", "WantedTable", "check_wanted", "open_table"]
 
 LEDGER = "factory_publishes"
 """The sink's own table, in the schema of the tables it speaks of."""
@@ -81,53 +73,8 @@ _PUBLICATIONS_COLUMNS = """
     PRIMARY KEY (table_name, pipeline, stage, window_key, publication)
 """
 
-_CREATED: dict[ColumnType, str] = {"double": "double precision", "json": "jsonb"}
-_INTEGERS = {"bigint": 63, "integer": 31, "smallint": 15}
-_FITTING: Mapping[str, ColumnType] = {
-    "text": "text",
-    "character varying": "text",
-    "double precision": "double",
-    "boolean": "boolean",
-    "timestamp with time zone": "timestamptz",
-    "jsonb": "json",
-    "json": "json",
-    "numeric": "numeric",
-    "date": "date",
-    "bigint": "bigint",
-    "integer": "bigint",
-    "smallint": "bigint",
-}
-"""PostgreSQL's types that take a contract's type (values are checked where theirs is narrower)."""
-
-
-class TableName(msgspec.Struct, frozen=True):
-    """A table's name, taken literally (case and all), with its schema ("" for the session's first)."""
-
-    schema: str
-    name: str
-
-    @classmethod
-    def parse(cls, text: str) -> TableName:
-        """Read ``table``, ``schema.table`` or either part in double quotes; raises ConfigurationError for anything else."""
-        parts = [quoted.replace('""', '"') or plain for quoted, plain in re.findall(r'(?:"((?:[^"]|"")+)"|([^."]+))(?:\.|$)', text)]
-        shown = ".".join(parts)
-        if not 1 <= len(parts) <= 2 or len(shown) != len(re.sub(r'"((?:[^"]|"")+)"', lambda m: m[1].replace('""', '"'), text)):
-            raise ConfigurationError(
-                f'table {text!r}: expected table or schema.table (a part with a dot or a quote in it in "double quotes")'
-            )
-        for part in parts:
-            check_name(part, "table")
-        return cls(*(parts if len(parts) == 2 else ["", *parts]))
-
-
-def check_name(name: str, what: str) -> None:
-    """Refuse a name that PostgreSQL would cut or cannot hold, with ConfigurationError."""
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        size = 0
-    if not 1 <= size <= 63 or "\0" in name:
-        raise ConfigurationError(f"{what} {name!r}: PostgreSQL takes names of 1 to 63 bytes in UTF-8, without NUL")
+_CREATED = {"double": "double precision", "json": "jsonb"}
+"""What PostgreSQL calls a contract's types, where it isn't the same."""
 
 
 class WantedColumn(msgspec.Struct, frozen=True):
@@ -149,12 +96,15 @@ class WantedTable(msgspec.Struct, frozen=True):
 
 
 class TargetTable(msgspec.Struct, frozen=True):
-    """The table as it is: the columns that are written with the types they have, and whether it keeps each row's window (``tracked``)."""
+    """The table as it is: the columns that are written, and whether it keeps each row's window (``tracked``).
+
+    ``staged`` are the columns' types for a table without the checks of domains.
+    """
 
     schema: str
     name: str
     columns: tuple[RowColumn, ...]
-    types: tuple[str, ...]
+    staged: tuple[str, ...]
     key: tuple[str, ...]
     time: str | None
     version: str | None
@@ -189,27 +139,6 @@ class TargetTable(msgspec.Struct, frozen=True):
         return sql.Identifier(self.schema, PUBLICATIONS)
 
 
-def compose(template: str, **parts: Any) -> sql.Composed:
-    """A query: composables go in as they are, every other value as a literal (so that nothing reads a name's per cent sign)."""
-    from psycopg import sql
-
-    filled = {name: part if isinstance(part, sql.Composable) else sql.Literal(part) for name, part in parts.items()}
-    return sql.SQL(template).format(**filled)
-
-
-class _Found(msgspec.Struct, frozen=True):
-    """A column of an existing table, as the catalogue has it."""
-
-    name: str
-    type: str
-    base: str
-    modifier: int
-    required: bool
-    supplied: bool
-    generated: bool
-    deterministic: bool
-
-
 def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: WantedTable, *, create: bool) -> TargetTable:
     """Find or create the table and the sink's ledger beside it, and compare it with what is wanted.
 
@@ -224,13 +153,12 @@ def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: Wan
             raise ConfigurationError(f"table {schema}.{name.name} does not exist, and create_table is off: create it, or switch that on")
         _create(connection, schema, name.name, _definition(wanted))
         oid = _relation(connection, schema, name.name)
-    for own, columns in ((LEDGER, _LEDGER_COLUMNS), (PUBLICATIONS, _PUBLICATIONS_COLUMNS)):
+    for own, definition in ((LEDGER, _LEDGER_COLUMNS), (PUBLICATIONS, _PUBLICATIONS_COLUMNS)):
         if _relation(connection, schema, own) is None:
-            _create(connection, schema, own, compose(columns))
+            _create(connection, schema, own, compose(definition))
     if oid is None:
         raise SinkError(f"table {schema}.{name.name} was dropped while it was opened; retry")
-    found = _columns(connection, oid)
-    return _fit(connection, schema, name.name, oid, found, wanted)
+    return _fit(schema, name.name, oid, columns(connection, oid), unique_indexes(connection, oid), wanted)
 
 
 def _default_schema(connection: psycopg.Connection[Any]) -> str:
@@ -276,13 +204,18 @@ def _create(connection: psycopg.Connection[Any], schema: str, name: str, definit
             connection.execute(compose("CREATE INDEX ON {table} USING brin (_factory_publication)", table=table))
 
 
+def _created(type_: ColumnType) -> str:
+    """A contract's type as PostgreSQL has it."""
+    return msgspec.structs.replace(type_, name=_CREATED.get(type_.name, type_.name)).text
+
+
 def _definition(wanted: WantedTable) -> sql.Composable:
     from psycopg import sql
 
     lines: list[sql.Composable] = []
     for column in wanted.columns:
-        type_ = _CREATED.get(column.type, column.type)
-        if column.name in wanted.key and column.type == "text":
+        type_ = _created(column.type)
+        if column.name in wanted.key and column.type == ColumnType("text"):
             type_ += ' COLLATE "C"'  # ids are compared byte by byte: faster to sort and to look up
         null = "" if column.nullable and column.name not in wanted.key else " NOT NULL"
         lines.append(compose("{name} " + type_ + null, name=sql.Identifier(column.name)))
@@ -291,67 +224,30 @@ def _definition(wanted: WantedTable) -> sql.Composable:
     return sql.SQL(", ").join(lines)
 
 
-def names(of: Iterable[str]) -> sql.Composed:
-    """Names in a query, with commas between them."""
-    from psycopg import sql
-
-    return sql.SQL(", ").join(sql.Identifier(name) for name in of)
-
-
-def _columns(connection: psycopg.Connection[Any], oid: int) -> dict[str, _Found]:
-    rows = connection.execute(
-        """
-        SELECT a.attname, format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, NULL), a.atttypmod, a.attnotnull,
-               a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' OR a.attidentity = 'a', coalesce(l.collisdeterministic, true)
-        FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
-        WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
-        """,
-        [oid],
-    ).fetchall()
-    return {row[0]: _Found(*row) for row in rows}
-
-
-def _unique_keys(connection: psycopg.Connection[Any], oid: int) -> list[tuple[bool, tuple[str, ...]]]:
-    """Columns of every index that an upsert can go by; primary keys first."""
-    rows = connection.execute(
-        """
-        SELECT i.indisprimary, array_agg(a.attname::text ORDER BY k.n)
-        FROM pg_catalog.pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n), pg_catalog.pg_attribute a
-        WHERE i.indrelid = %s AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
-              AND k.n <= i.indnkeyatts AND a.attrelid = i.indrelid AND a.attnum = k.attnum
-        GROUP BY i.indexrelid, i.indisprimary ORDER BY i.indisprimary DESC, i.indexrelid
-        """,
-        [oid],
-    ).fetchall()
-    return [(row[0], tuple(row[1])) for row in rows]
-
-
 def _fit(
-    connection: psycopg.Connection[Any], schema: str, name: str, oid: int, found: Mapping[str, _Found], wanted: WantedTable
+    schema: str,
+    name: str,
+    oid: int,
+    found: Mapping[str, FoundColumn],
+    indexes: Sequence[UniqueIndex],
+    wanted: WantedTable,
 ) -> TargetTable:
-    keys = _unique_keys(connection, oid)
-    key = wanted.key or (keys[0][1] if keys and (keys[0][0] or len(keys) == 1) else ())
+    usable = [index for index in indexes if not index.flaw]
+    key = wanted.key or (usable[0].columns if usable and (usable[0].primary or len(usable) == 1) else ())
     columns, notes = (wanted.columns, ()) if wanted.columns else _inferred(f"{schema}.{name}", found, key)
     misfits = [m for c in columns if (m := _misfit(c, found.get(c.name), c.name in key))]
     own = [n for n in OWN_COLUMNS if n in found]
     misfits += _own_misfits(found) if own else []
-    given = {c.name for c in columns} | set(OWN_COLUMNS)
-    misfits += [
-        f"column {f.name!r}: NOT NULL without a default, and no event has it"
-        for f in found.values()
-        if f.required and not f.supplied and f.name not in given
-    ]
-    if not key:
-        misfits.append("no primary key or single unique constraint to upsert by; add one")
-    elif not any(set(columns_) == set(key) for _, columns_ in keys):
-        misfits.append(f"no unique constraint on the key ({', '.join(key)}); add one")
+    misfits += _unfilled(columns, found, key)
+    misfits += _key_misfits(key, indexes)
     if misfits:
         raise SinkError(f"table {schema}.{name} does not fit:\n  " + "\n  ".join(misfits))
+    text_keys = sum(c.name in key and kind_of(c.type, found[c.name].type).text for c in columns)
     return TargetTable(
         schema=schema,
         name=name,
-        columns=tuple(_row_column(c, found[c.name], c.name in key) for c in columns),
-        types=tuple(found[c.name].type for c in columns),
+        columns=tuple(_row_column(c, found[c.name], KEY_BYTES // max(1, text_keys) if c.name in key else 0) for c in columns),
+        staged=tuple(found[c.name].type.staged for c in columns),
         key=key,
         time=wanted.time,
         version=wanted.version,
@@ -361,68 +257,80 @@ def _fit(
     )
 
 
-def _inferred(table: str, found: Mapping[str, _Found], key: Sequence[str]) -> tuple[tuple[WantedColumn, ...], tuple[str, ...]]:
+def _inferred(table: str, found: Mapping[str, FoundColumn], key: Sequence[str]) -> tuple[tuple[WantedColumn, ...], tuple[str, ...]]:
     """A table's own columns as those wanted; those that the database fills in, or of types not written here, are left out with a note."""
     columns, left_out = [], []
     for f in found.values():
-        type_ = _FITTING.get(f.base)
+        type_ = natural_type(f.type)
         if f.name in OWN_COLUMNS or f.generated:
             continue
         if type_ is None or (f.required and f.supplied and f.name not in key):
-            left_out.append(f"{f.name} ({f.type}{', has a default' if type_ else ''})")
+            left_out.append(f"{f.name} ({f.type.shown}{', has a default' if type_ else ''})")
         else:
             columns.append(WantedColumn(f.name, type_, not f.required))
     notes = (f"{table}: without a contract these columns are not written: {', '.join(left_out)}",) if left_out else ()
     return tuple(columns), notes
 
 
-def _misfit(column: WantedColumn, found: _Found | None, key: bool) -> str:
+def _misfit(column: WantedColumn, found: FoundColumn | None, key: bool) -> str:
     """Why a column cannot take what the contract gives, or ""."""
-    expected = _CREATED.get(column.type, column.type)
+    expected = _created(column.type)
     if found is None:
         return f"column {column.name!r}: expected {expected}, found no such column"
     if found.generated:
         return f"column {column.name!r}: expected {expected}, found one that PostgreSQL generates"
-    if _FITTING.get(found.base) != column.type:
-        return f"column {column.name!r}: expected {expected}, found {found.type}"
-    if key and column.type == "json":
-        return f"column {column.name!r}: expected a key that can be compared, found {found.type}"
+    if not fits(column.type, found.type):
+        return f"column {column.name!r}: expected {expected}, found {found.type.shown}"
+    if key and not column.type.ordered:
+        return f"column {column.name!r}: expected a key that can be compared, found {found.type.shown}"
     if key and not found.deterministic:
         return f"column {column.name!r}: expected a key that is compared byte by byte, found a collation that calls different texts equal"
     return ""
 
 
-def _own_misfits(found: Mapping[str, _Found]) -> list[str]:
+def _unfilled(columns: Sequence[WantedColumn], found: Mapping[str, FoundColumn], key: Sequence[str]) -> list[str]:
+    """What no event fills: columns of the key that can't be written, and others that must not be null."""
+    given = {c.name for c in columns} | set(OWN_COLUMNS)
+    misfits = []
+    for f in found.values():
+        if f.name in given:
+            continue
+        if f.name in key:
+            why = "PostgreSQL generates it, so no event has it" if f.generated else f"a key of type {f.type.shown} is not written"
+            misfits.append(f"column {f.name!r} of the key: {why}; give a contract with another key, and a unique constraint on it")
+        elif f.required and not f.supplied:
+            misfits.append(f"column {f.name!r}: NOT NULL without a default, and no event has it")
+    return misfits
+
+
+def _key_misfits(key: Sequence[str], indexes: Sequence[UniqueIndex]) -> list[str]:
+    flawed = [f"{i.name} ({', '.join(i.columns)}) {i.flaw}" for i in indexes if i.flaw and (not key or set(i.columns) == set(key))]
+    others = [f"there is one on ({', '.join(i.columns)})" for i in indexes if not i.flaw]
+    if not key:
+        return [
+            "; ".join(["no primary key or single unique constraint to upsert by; add one, or give a contract with a key", *flawed, *others])
+        ]
+    if any(set(i.columns) == set(key) for i in indexes if not i.flaw):
+        return []
+    return ["; ".join([f"no unique constraint on the key ({', '.join(key)}); add one", *flawed, *others])]
+
+
+def _own_misfits(found: Mapping[str, FoundColumn]) -> list[str]:
     misfits = []
     for name, (_, type_) in OWN_COLUMNS.items():
         if name not in found:
             misfits.append(f"column {name!r}: expected {type_} beside the other _factory_ columns, found no such column")
-        elif found[name].type != type_:
-            misfits.append(f"column {name!r}: expected {type_}, found {found[name].type}")
+        elif found[name].type.base != type_:
+            misfits.append(f"column {name!r}: expected {type_}, found {found[name].type.shown}")
     return misfits
 
 
-def _row_column(column: WantedColumn, found: _Found, key: bool) -> RowColumn:
-    bits = _INTEGERS.get(found.base, 63)
-    modifier = found.modifier - 4  # PostgreSQL's own way to store lengths and precisions
-    has_modifier = found.modifier >= 4
+def _row_column(column: WantedColumn, found: FoundColumn, key_bytes: int) -> RowColumn:
     return RowColumn(
         name=column.name,
-        type=column.type,
-        stored=found.base,
-        nullable=column.nullable and not found.required and not key,
-        key=key,
-        low=-(2**bits),
-        high=2**bits - 1,
-        length=modifier if has_modifier and found.base == "character varying" else None,
-        digits=_digits(modifier) if has_modifier and found.base == "numeric" and column.type == "numeric" else None,
-        unit=column.unit,
+        kind=kind_of(column.type, found.type, key_bytes=key_bytes, unit=column.unit),
+        nullable=column.nullable and not found.required and not key_bytes,
     )
-
-
-def _digits(modifier: int) -> tuple[int, int]:
-    scale = modifier & 0x7FF
-    return modifier >> 16 & 0xFFFF, scale - 2048 if scale >= 1024 else scale
 
 
 def check_wanted(wanted: WantedTable) -> None:
@@ -439,6 +347,6 @@ def _check_order(columns: Sequence[WantedColumn], wanted: WantedTable) -> None:
     if columns and not wanted.key:
         raise ConfigurationError("the contract names no key: publish upserts by it; add key: or id: to the contract")
     for what, name in (("time", wanted.time), ("version_field", wanted.version), *(("key", name) for name in wanted.key)):
-        if name is not None and types.get(name, "json") == "json":
+        if name is not None and not (name in types and types[name].ordered):
             why = "has no order (it is json)" if name in types else "is not among its columns"
             raise ConfigurationError(f"the contract's {what} {name!r} {why}: rows are compared by it; change its columns")

@@ -34,6 +34,7 @@ class TestValues:
             ("numeric", "1e9999", "numeric"),
             ("numeric", [1], "numeric"),
             ("numeric", "0." + "1" * 3000, "numeric"),
+            ("numeric", 10**4000, "numeric"),
             ("date", "2026-13-01", "date"),
         ]
         sink = bench.sink()
@@ -52,10 +53,9 @@ class TestValues:
             (b"[]", "got `array`"),
             (b'{"id": "a", "text": "\xff"}', "utf-8"),
             (b'{"id": "a", "unknown": "\xff"}', "utf-8"),
-            (b'{"id": "a", "text": "\\ud800 and more"}', "surrogate"),
+            (b'{"id": "a", "text": "\\ud800 and more"}', "malformed"),
             (b'{"id": "a", "unknown": "\\ud800 and more"}', "malformed"),
             (b'{"id": "a", "double": Infinity}', "malformed"),
-            (b'{"id": "a", "numeric": 1' + b"0" * 5000 + b"}", "out of range"),
             (b'{"id": "a", "json": ' + b"[" * 3000 + b"]" * 3000 + b"}", "recursion"),
             (b'{"id": "a"} {}', "trailing"),
         ],
@@ -138,7 +138,7 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(events=st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(ALL_TYPES["columns"], VALUES)), max_size=8))
+@given(events=st.lists(st.dictionaries(st.sampled_from(list(ALL_TYPES["columns"])), VALUES, max_size=5), max_size=8))
 def test_any_event_is_written_or_rejected_and_the_window_lands(bench: Bench, events: list[dict[str, Any]]) -> None:
     bench.contract = ALL_TYPES
     events = [{"id": f"k{i}"} | e for i, e in enumerate(events)]

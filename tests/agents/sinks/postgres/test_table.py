@@ -72,6 +72,44 @@ class TestTables:
         with pytest.raises(SinkError, match="no unique constraint on the key"):
             bench.sink().claim(bench.claim())
 
+    @pytest.mark.parametrize(
+        ("definition", "says"),
+        [
+            ("id text UNIQUE DEFERRABLE", r"on the key \(id\); add one; t_\w+_id_key \(id\) is deferrable"),
+            ("id text, UNIQUE (id, value)", r"on the key \(id\); add one; there is one on \(id, value\)"),
+        ],
+    )
+    def test_what_the_keys_constraint_lacks_is_said(self, bench: Bench, definition: str, says: str) -> None:
+        bench.admin.execute(f"CREATE TABLE {bench.name} (value text, version int8, at timestamptz, {definition})")
+        with pytest.raises(SinkError, match=says):
+            bench.sink().claim(bench.claim())
+
+    @pytest.mark.parametrize(
+        ("index", "says"), [("(id) WHERE value IS NULL", "is partial"), ("(lower(id))", "no unique constraint on the key")]
+    )
+    def test_an_index_that_an_upsert_cannot_go_by_is_named(self, bench: Bench, index: str, says: str) -> None:
+        bench.admin.execute(f"CREATE TABLE {bench.name} (id text, value text, version int8, at timestamptz)")
+        bench.admin.execute(f"CREATE UNIQUE INDEX ON {bench.name} {index}")
+        with pytest.raises(SinkError, match=says):
+            bench.sink().claim(bench.claim())
+
+    @pytest.mark.parametrize(
+        ("key", "says"),
+        [
+            ("id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "column 'id' of the key: PostgreSQL generates it, so no event has it"),
+            ("id xml, k int GENERATED ALWAYS AS (1) STORED, PRIMARY KEY (k)", "column 'k' of the key: PostgreSQL generates it"),
+            ("id macaddr PRIMARY KEY", "column 'id' of the key: a key of type macaddr is not written"),
+            ("id int, UNIQUE (id) DEFERRABLE", "no primary key or single unique constraint to upsert by.*is deferrable"),
+            ("id int UNIQUE, k int UNIQUE", r"no primary key or single unique constraint.*there is one on \(id\); there is one on \(k\)"),
+            ("id jsonb PRIMARY KEY", "column 'id': expected a key that can be compared, found jsonb"),
+        ],
+    )
+    def test_without_a_contract_what_the_key_lacks_is_said(self, bench: Bench, key: str, says: str) -> None:
+        bench.contract = None
+        bench.admin.execute(f"CREATE TABLE {bench.name} (value text, {key})")
+        with pytest.raises(SinkError, match=says):
+            bench.sink().claim(bench.claim())
+
     def test_a_table_without_our_columns_is_upserted_and_says_what_is_stale(self, bench: Bench) -> None:
         bench.admin.execute(f"CREATE TABLE {bench.name} (id text PRIMARY KEY, value text, version integer, at timestamptz)")
         assert bench.publish(at([event("a"), event("b"), event("c", "kept", 5)])).notes == ()

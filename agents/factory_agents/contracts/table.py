@@ -1,0 +1,68 @@
+"""The columns that a contract gives a table, and the types that they may have."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+__all__ = ["COLUMN_TYPES", "Column", "ColumnType"]
+
+COLUMN_TYPES = {
+    "text": 0,
+    "bigint": 0,
+    "double": 0,
+    "boolean": 0,
+    "timestamptz": 0,
+    "json": 0,
+    "numeric": 2,
+    "date": 0,
+    "char": 1,
+    "varchar": 1,
+    "integer": 0,
+    "smallint": 0,
+    "real": 0,
+    "timestamp": 0,
+    "time": 0,
+    "interval": 0,
+    "uuid": 0,
+    "bytea": 0,
+    "inet": 0,
+}
+"""The names of column types, with how many arguments each takes at most: ``numeric(10,2)``, ``char(3)``."""
+
+
+class ColumnType(msgspec.Struct, frozen=True):
+    """A column's type: its name, its arguments (length, or precision and scale), and whether it is a list of such values (``text[]``)."""
+
+    name: str
+    arguments: tuple[int, ...] = ()
+    array: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> ColumnType | None:
+        """Read ``name``, ``name(n)`` or ``name(p,s)``, each perhaps followed by ``[]``; None for anything else."""
+        found = re.fullmatch(r"(\w+)\s*(?:\(\s*(\d{1,8})\s*(?:,\s*(\d{1,4})\s*)?\))?\s*(\[\])?", text)
+        if found is None or found[1] not in COLUMN_TYPES:
+            return None
+        arguments = tuple(int(a) for a in found.group(2, 3) if a is not None)
+        return cls(found[1], arguments, found[4] is not None) if len(arguments) <= COLUMN_TYPES[found[1]] else None
+
+    @property
+    def text(self) -> str:
+        """As it stands in a contract."""
+        return self.name + (f"({','.join(map(str, self.arguments))})" if self.arguments else "") + ("[]" if self.array else "")
+
+    @property
+    def ordered(self) -> bool:
+        """Whether rows can be compared by it."""
+        return self.array or self.name != "json"
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One column of the table that a contract makes; its name is the field's, its type as ``ColumnType`` reads it."""
+
+    name: str
+    type: str
+    nullable: bool
+    primary_key: bool

@@ -1,0 +1,111 @@
+"""What the catalogue says of a table: its columns with their types, and the unique keys that an upsert can go by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from factory_agents.sinks.postgres.types import FoundType
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["FoundColumn", "UniqueIndex", "columns", "unique_indexes"]
+
+
+class FoundColumn(msgspec.Struct, frozen=True):
+    """A column as it is. ``supplied``: it has a default; ``generated``: nobody may write it; ``deterministic``: equal is equal bytes."""
+
+    name: str
+    type: FoundType
+    required: bool
+    supplied: bool
+    generated: bool
+    deterministic: bool
+
+
+class UniqueIndex(msgspec.Struct, frozen=True):
+    """A unique index, by its columns; ``flaw`` says why an upsert can't go by it, if so."""
+
+    name: str
+    primary: bool
+    columns: tuple[str, ...]
+    flaw: str
+
+
+def columns(connection: psycopg.Connection[Any], oid: int) -> dict[str, FoundColumn]:
+    """A table's columns by their names, in their order."""
+    rows = connection.execute(
+        """
+        SELECT a.attname, a.atttypid::bigint, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull OR t.typnotnull,
+               a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' OR a.attidentity = 'a', coalesce(l.collisdeterministic, true)
+        FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+             LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
+        WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+        """,
+        [oid],
+    ).fetchall()
+    types = _types(connection, oid)
+    return {row[0]: FoundColumn(row[0], _found_type(types, *row[1:4]), *row[4:]) for row in rows}
+
+
+class _Type(msgspec.Struct, frozen=True):
+    """A row of pg_type."""
+
+    kind: str
+    name: str
+    base: int
+    base_modifier: int
+    base_shown: str
+    element: int
+    labels: list[str]
+
+
+def _types(connection: psycopg.Connection[Any], oid: int) -> dict[int, _Type]:
+    """The types of a table's columns, and those that domains and lists are made of."""
+    rows = connection.execute(
+        """
+        WITH RECURSIVE known AS (
+            SELECT atttypid AS oid FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped
+            UNION
+            SELECT CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END
+            FROM known JOIN pg_catalog.pg_type t USING (oid) WHERE t.typtype = 'd' OR t.typcategory = 'A'
+        )
+        SELECT t.oid::bigint, t.typtype::text, format_type(t.oid, NULL), t.typbasetype::bigint, t.typtypmod,
+               CASE t.typtype WHEN 'd' THEN format_type(t.typbasetype, t.typtypmod) ELSE '' END,
+               CASE t.typcategory WHEN 'A' THEN t.typelem::bigint ELSE 0 END,
+               ARRAY(SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder)
+        FROM known JOIN pg_catalog.pg_type t USING (oid)
+        """,
+        [oid],
+    ).fetchall()
+    return {row[0]: _Type(*row[1:]) for row in rows}
+
+
+def _found_type(types: Mapping[int, _Type], oid: int, modifier: int, shown: str, staged: str = "") -> FoundType:
+    type_ = types[oid]
+    if type_.kind == "d":
+        return _found_type(types, type_.base, type_.base_modifier, shown, type_.base_shown)
+    element = _found_type(types, type_.element, modifier, types[type_.element].name) if type_.element else None
+    base = "enum" if type_.kind == "e" else type_.name.rpartition(".")[2]
+    return FoundType(shown, staged or shown, base, modifier, tuple(type_.labels), element, type_.element)
+
+
+def unique_indexes(connection: psycopg.Connection[Any], oid: int) -> list[UniqueIndex]:
+    """Every unique index of a table; primary keys first."""
+    rows = connection.execute(
+        """
+        SELECT c.relname, i.indisprimary,
+               ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, n)
+                     JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                     WHERE k.n <= i.indnkeyatts ORDER BY k.n),
+               CASE WHEN NOT i.indimmediate THEN 'is deferrable' WHEN i.indpred IS NOT NULL THEN 'is partial'
+                    WHEN i.indexprs IS NOT NULL THEN 'is on an expression' WHEN NOT i.indisvalid THEN 'is not valid' ELSE '' END
+        FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+        WHERE i.indrelid = %s AND i.indisunique ORDER BY i.indisprimary DESC, i.indexrelid
+        """,
+        [oid],
+    ).fetchall()
+    return [UniqueIndex(name, primary, tuple(columns), flaw) for name, primary, columns, flaw in rows]
