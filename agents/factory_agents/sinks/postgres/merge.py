@@ -123,8 +123,6 @@ class Publication:
         """
         ledger, claim = self._ledger, self.claim
         ledger.meet()
-        if not ledger.published_before():
-            return 0
         current = [self._acquired.publication, *ledger.peers()]
         if len(current) == claim.shard.of:
             swept = ledger.stale(current)

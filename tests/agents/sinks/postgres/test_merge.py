@@ -156,6 +156,7 @@ PUBLICATIONS = st.tuples(
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=st.lists(PUBLICATIONS, min_size=1, max_size=12))
 @example([(W1, (0, 1), 1, [(event("a"), 0)]), (W2, (0, 1), 1, [(event("a"), 0)]), (W1, (0, 1), 1, [])])
+@example([(W1, (1, 2), 2, [(event("a"), 0)]), (W1, (1, 2), 3, []), (W1, (0, 2), 3, [])])
 def test_any_history_of_publications_leaves_what_the_rules_say(bench: Bench, history: list[Any]) -> None:
     bench.name = f"m_{secrets.token_hex(6)}"
     model = Model()
