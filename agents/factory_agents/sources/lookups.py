@@ -14,7 +14,7 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.agents import Reject, decode_event
 from factory_agents.sources.files import FileSource
 from factory_agents.sources.rows import ColumnType, Header, ReadOptions, check_field
-from factory_agents.sources.table import Relation, connect, describe, querying
+from factory_agents.sources.table import Relation, connect, describe, in_utc, querying
 
 if TYPE_CHECKING:
     import psycopg
@@ -255,7 +255,8 @@ class _TableReference:
         ).format(key=sql.Identifier(self._key), rows=relation.as_json, keys=sql.Placeholder())
         rows: dict[str, dict[str, Any]] = {}
         try:
-            with querying(self.what):
+            with querying(self.what), connection.transaction():
+                in_utc(connection)
                 fetched = connection.execute(query, [keys]).fetchall()
         except BaseException:
             self.close()

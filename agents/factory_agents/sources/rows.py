@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_FLOOR, Context, Decimal
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -21,6 +21,7 @@ __all__ = [
     "DATE_LIKE",
     "Block",
     "ColumnType",
+    "DateLike",
     "Header",
     "ReadOptions",
     "Rows",
@@ -44,8 +45,25 @@ TimeUnit: TypeAlias = Literal["auto", "s", "ms", "us", "ns"]
 ColumnType: TypeAlias = Literal["string", "integer", "number", "boolean"]
 Header: TypeAlias = Literal["strict", "rename"]
 
-DATE_LIKE = ((1900, 2100), (190001, 209913), (19000101, 20991232), (190001010000, 209912312360), (19000101000000, 20991231235960))
-"""Ranges of numbers that are more likely a year, month, day, minute or second as people write it than a count since 1970."""
+
+class DateLike(NamedTuple):
+    """Numbers from ``low`` to below ``high`` whose rest by ``modulus`` lies from ``first`` to ``last``."""
+
+    low: int
+    high: int
+    modulus: int
+    first: int
+    last: int
+
+
+DATE_LIKE = (
+    DateLike(1900, 2100, 1, 0, 0),
+    DateLike(190001, 209913, 10**2, 1, 12),
+    DateLike(19000101, 20991232, 10**4, 101, 1231),
+    DateLike(190001010000, 209912312360, 10**8, 1010000, 12312359),
+    DateLike(19000101000000, 20991231235960, 10**10, 101000000, 1231235959),
+)
+"""What is more likely a year, month, day, minute or second as people write it than a count since 1970."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -179,7 +197,7 @@ def all_to_micros(values: Sequence[Any], unit: TimeUnit = "auto", format_: str =
     return [to_micros(value, unit, format_) for value in values]
 
 
-_FIRST_SECOND, _FIRST_MILLISECOND = DATE_LIKE[2][1], DATE_LIKE[3][1]
+_FIRST_SECOND, _FIRST_MILLISECOND = DATE_LIKE[2].high, DATE_LIKE[3].high
 """From here on no number of seconds, or of milliseconds up to the year 2286, looks like a date."""
 _NUMBERS = (int, float, Decimal)
 _MOST_DIGITS, _LONGEST_NUMBER = 30, 60
@@ -192,7 +210,7 @@ def _number_to_micros(value: int | float | Decimal, unit: TimeUnit) -> int:
     if isinstance(number, Decimal) and (not number.is_finite() or number.adjusted() > _MOST_DIGITS):
         raise ValueError(f"is {number:.6g}, not a time")
     if unit == "auto":
-        if any(low <= number < high for low, high in DATE_LIKE):
+        if any(like.low <= number < like.high and like.first <= number % like.modulus < like.last + 1 for like in DATE_LIKE):
             raise ValueError(f"is {value}, which looks like a date: set time_format to its form, such as %Y%m%d, or time_unit to its unit")
         size = max(number, -number)
         unit = "s" if size < 10**11 else "ms" if size < 10**14 else "us" if size < 10**17 else "ns"

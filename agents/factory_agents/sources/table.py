@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from factory_agents.databases.postgres import database_from_env, explain
+from factory_agents.databases.statements import one_statement, table_name
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval
 from factory_agents.runtime.agents import Reject, SourceRecord
 from factory_agents.sources.rows import (
     BATCH_RECORDS,
+    DATE_LIKE,
     ReadOptions,
     TimeUnit,
     check_field,
@@ -25,6 +27,8 @@ from factory_agents.sources.rows import (
     paced,
     require_time_field,
     select,
+    time_reject,
+    to_micros,
     window_micros,
 )
 
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg import sql
 
-__all__ = ["Relation", "TableSource", "connect", "describe", "querying"]
+__all__ = ["Relation", "TableSource", "connect", "describe", "in_utc", "querying"]
 
 _TIMESTAMP, _TIMESTAMPTZ, _DATE, _BYTEA, _NUMERIC = 1114, 1184, 1082, 17, 1700
 _INTEGERS, _FRACTIONS = (20, 21, 23), (700, 701, _NUMERIC)
@@ -47,15 +51,17 @@ _MAGNITUDES: dict[TimeUnit, tuple[Decimal, Decimal]] = {
 
 
 def connect(database_env: str) -> psycopg.Connection[Any]:
-    """Connect to the database whose URL stands in an environment variable, with times in UTC.
+    """Connect to the database whose URL stands in an environment variable. Nothing is set for the session, since a transaction pooler may
+    lie between: begin each transaction with ``in_utc``.
 
     Raises ConfigurationError where it is not set or not understood, UnavailableError where the database doesn't answer.
     """
-    connection = database_from_env(database_env).connect("factory-agents")
-    connection.autocommit = True
-    connection.execute("SET TIME ZONE 'UTC'")
-    connection.autocommit = False
-    return connection
+    return database_from_env(database_env).connect("factory-agents")
+
+
+def in_utc(connection: psycopg.Connection[Any]) -> None:
+    """Have times in UTC until the transaction ends."""
+    connection.execute("SET LOCAL TIME ZONE 'UTC'")
 
 
 @contextmanager
@@ -97,11 +103,13 @@ _AS = {
 
 
 def describe(connection: psycopg.Connection[Any], table: str, query: str) -> Relation:
-    """Look at a table (``name`` or ``schema.name``) or a query; raises ConfigurationError where it is not there or has a column twice."""
+    """Look at a table (``name`` or ``schema.name``, as publish takes it) or a query; raises ConfigurationError where it is not there or
+    has a column twice.
+    """
     from psycopg import sql
 
     what = f"table {table!r}" if table else "query"
-    body: sql.Composable = sql.Identifier(*table.split(".")) if table else sql.SQL("({})").format(sql.SQL(query.strip().rstrip(";")))
+    body: sql.Composable = sql.Identifier(*table_name(table)) if table else sql.SQL("({})").format(sql.SQL(one_statement(query)))
     with querying(what), connection.cursor() as cursor:
         cursor.execute(sql.SQL("SELECT * FROM {} AS q LIMIT 0").format(body))
         columns = [(column.name, column.type_code) for column in cursor.description or ()]
@@ -121,7 +129,11 @@ def _bounds(relation: Relation, time_field: str, unit: TimeUnit, interval: Inter
     if kind == _DATE:
         days = [(time + timedelta(days=1, microseconds=-1)).date() for time in times]
         return [(days[0], days[1])]
-    ranges = _numeric_ranges(*window_micros(interval), unit)
+    return _numbers(relation, time_field, _numeric_ranges(*window_micros(interval), unit))
+
+
+def _numbers(relation: Relation, time_field: str, ranges: list[tuple[Decimal, Decimal]]) -> list[tuple[Any, Any]]:
+    kind = relation.columns[time_field]
     if kind in _INTEGERS:
         return [(math.ceil(low), math.ceil(high)) for low, high in ranges]
     if kind in _FRACTIONS:
@@ -130,6 +142,45 @@ def _bounds(relation: Relation, time_field: str, unit: TimeUnit, interval: Inter
         f"{relation.what}: the time column {time_field!r} is no time, date or number; give a query that makes it one, "
         f"for example SELECT *, {time_field}::timestamptz AS at FROM …"
     )
+
+
+def _within(time: sql.Identifier, ranges: Sequence[tuple[Any, Any]]) -> sql.Composable:
+    from psycopg import sql
+
+    parts: list[sql.Composable] = [
+        sql.SQL("({0} >= {1} AND {0} < {2})").format(time, sql.Literal(low), sql.Literal(high)) for low, high in ranges
+    ]
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(parts or [sql.SQL("false")]))
+
+
+def _readable(relation: Relation, time_field: str, unit: TimeUnit) -> sql.Composable:
+    """Whether the time column's value is a time within the years 1 to 9999, as ``rows.to_micros`` has it: true or false, never null."""
+    from psycopg import sql
+
+    time = sql.Identifier(time_field)
+    if relation.columns[time_field] in (_TIMESTAMPTZ, _TIMESTAMP, _DATE):
+        # '4714-11-24 BC' to infinity are the database's; Python's years end before its own
+        return sql.SQL("({0} >= '0001-01-01' AND {0} < '10000-01-01') IS TRUE").format(time)
+    readable = _within(time, _numbers(relation, time_field, _numeric_ranges(*window_micros(None), unit)))
+    if unit != "auto":
+        return sql.SQL("({}) IS TRUE").format(readable)
+    likes = [
+        sql.SQL(
+            "CASE WHEN {0} >= {1} AND {0} < {2} THEN mod({0}::numeric, {3}) >= {4} AND mod({0}::numeric, {3}) < {5} ELSE false END"
+        ).format(time, *map(sql.Literal, (like.low, like.high, like.modulus, like.first, like.last + 1)))
+        for like in DATE_LIKE
+    ]
+    return sql.SQL("({} AND NOT ({})) IS TRUE").format(readable, sql.SQL(" OR ").join(likes))
+
+
+def _why_unreadable(text: str, unit: TimeUnit) -> str:
+    """What is wrong with a time, given as the database writes it ("" for null)."""
+    with suppress(InvalidOperation):  # a date or a timestamp
+        try:
+            to_micros(Decimal(text) if text else None, unit)
+        except ValueError as error:
+            return str(error)
+    return f"is {text[:40]}, outside of the years 1 to 9999"
 
 
 def _numeric_ranges(start: int, end: int, unit: TimeUnit) -> list[tuple[Decimal, Decimal]]:
@@ -144,25 +195,28 @@ def _numeric_ranges(start: int, end: int, unit: TimeUnit) -> list[tuple[Decimal,
 
 
 class _Fetched:
-    """Rows as the cursor gave them: time is null, id, JSON."""
+    """Rows as the cursor gave them: a time that cannot be read (else null), id, JSON."""
 
-    def __init__(self, what: str, first: int, rows: Sequence[tuple[bool, Any, str]], time_field: str) -> None:
-        self._what, self._first, self._rows, self._time_field = what, first, rows, time_field
+    def __init__(self, what: str, first: int, rows: Sequence[tuple[str | None, Any, str]], options: ReadOptions) -> None:
+        self._what, self._first, self._rows, self._options = what, first, rows, options
         self.times = [0] * len(rows)
 
     def records(self, indices: Sequence[int]) -> list[SourceRecord]:
         """See ``Block.records``."""
-        reject = Reject(f"the time {self._time_field!r} is null", rule="time")
         return [
-            SourceRecord(encode_key(key), value.encode(), f"{self._what}:{self._first + i}", reject if untimed else None)
-            for i, (untimed, key, value) in ((i, self._rows[i]) for i in indices)
+            SourceRecord(encode_key(key), value.encode(), f"{self._what}:{self._first + i}", None if time is None else self._reject(time))
+            for i, (time, key, value) in ((i, self._rows[i]) for i in indices)
         ]
+
+    def _reject(self, time: str) -> Reject:
+        return time_reject(self._options.time_field, ValueError(_why_unreadable(time, self._options.time_unit)))
 
 
 class TableSource:
     """The rows of a PostgreSQL table or query, ordered by time, then id; each becomes a JSON object.
 
-    Rows without a time come first, so they belong to the interval of the table's first time. Nothing cheap tells whether a table has
+    Rows without a time within the years 1 to 9999 (null, infinite) come first and are rejected: they belong to the interval of the table's
+    first time. Nothing cheap tells whether a table has
     changed: ``identity["volatile"]`` says so, and a run takes up neither a finished nor a half-finished result.
     """
 
@@ -170,6 +224,11 @@ class TableSource:
     version = "1"
 
     def __init__(self, table: str, query: str, database_env: str, options: ReadOptions) -> None:
+        if options.time_format:
+            raise ConfigurationError(
+                "ingest: time_format is for files; give a query that makes the column a time, "
+                "for example SELECT *, to_timestamp(day::text, 'YYYYMMDD') AS at FROM …"
+            )
         self._table, self._query, self._env, self._options = table, query, database_env, options
         self._connection: psycopg.Connection[Any] | None = None
         self.identity: dict[str, Any] = {
@@ -204,12 +263,14 @@ class TableSource:
 
     def _blocks(self, interval: Interval | None, skip: int) -> Iterator[_Fetched]:
         connection = self._open()
+        with querying(f"table {self._table!r}" if self._table else "query"):
+            in_utc(connection)
         relation = describe(connection, self._table, self._query)
         number = skip + 1
         with querying(relation.what), connection.cursor(f"factory_{secrets.token_hex(4)}") as cursor:
             cursor.execute(self._select(connection, relation, interval, skip))
             while rows := cursor.fetchmany(BATCH_RECORDS):
-                yield _Fetched(relation.what, number, rows, self._options.time_field)
+                yield _Fetched(relation.what, number, rows, self._options)
                 number += len(rows)
 
     def _select(self, connection: psycopg.Connection[Any], relation: Relation, interval: Interval | None, skip: int) -> sql.Composed:
@@ -217,7 +278,7 @@ class TableSource:
 
         time_field, id_field = self._options.time_field, self._options.id_field
         key: sql.Composable = sql.SQL("NULL::text")
-        untimed: sql.Composable = sql.SQL("false")
+        unreadable: sql.Composable = sql.SQL("NULL::text")
         where: sql.Composable = sql.SQL("true")
         order: list[sql.Composable] = [sql.SQL("factory_row")]
         if id_field in relation.columns:
@@ -225,27 +286,32 @@ class TableSource:
             order.insert(0, key)
         if time_field:
             check_field(time_field, "time_field", list(relation.columns), relation.what)
-            untimed = sql.SQL("{} IS NULL").format(sql.Identifier(time_field))
-            order.insert(0, sql.SQL("{} NULLS FIRST").format(sql.Identifier(time_field)))
-            where = self._where(connection, relation, interval) if interval is not None else where
+            time, readable = sql.Identifier(time_field), _readable(relation, time_field, self._options.time_unit)
+            unreadable = sql.SQL("CASE WHEN {} THEN NULL ELSE coalesce({}::text, '') END").format(readable, time)
+            order = [readable, sql.SQL("{} NULLS FIRST").format(time), *order]
+            where = self._where(connection, relation, interval, readable) if interval is not None else where
         return sql.SQL("SELECT {}, {}, factory_row FROM ({}) AS r WHERE {} ORDER BY {} OFFSET {}").format(
-            untimed, key, relation.as_json, where, sql.SQL(", ").join(order), sql.Literal(skip)
+            unreadable, key, relation.as_json, where, sql.SQL(", ").join(order), sql.Literal(skip)
         )
 
-    def _where(self, connection: psycopg.Connection[Any], relation: Relation, interval: Interval) -> sql.Composable:
+    def _where(
+        self, connection: psycopg.Connection[Any], relation: Relation, interval: Interval, readable: sql.Composable
+    ) -> sql.Composable:
+        """The interval's rows, and those without a readable time if the first time is in it: each row is in exactly one interval."""
         from psycopg import sql
 
-        time = sql.Identifier(self._options.time_field)
-        bounds = _bounds(relation, self._options.time_field, self._options.time_unit, interval)
-        ranges: list[sql.Composable] = [
-            sql.SQL("({0} >= {1} AND {0} < {2})").format(time, sql.Literal(low), sql.Literal(high)) for low, high in bounds
-        ]
-        inside = sql.SQL("({})").format(sql.SQL(" OR ").join(ranges or [sql.SQL("false")]))
-        names = {"inside": inside, "body": relation.body, "time": time}
+        field, unit = self._options.time_field, self._options.time_unit
+        time = sql.Identifier(field)
+        inside = _within(time, _bounds(relation, field, unit, interval))
+        names = {"inside": inside, "readable": readable, "body": relation.body, "time": time}
         with querying(relation.what):
             first = connection.execute(
-                sql.SQL("SELECT {inside} FROM {body} AS q WHERE {time} IS NOT NULL ORDER BY {time} LIMIT 1").format(**names)
+                sql.SQL("SELECT {inside} FROM {body} AS q WHERE {readable} ORDER BY {time} LIMIT 1").format(**names)
             ).fetchone()
-            if first is None and connection.execute(sql.SQL("SELECT 1 FROM {body} AS q LIMIT 1").format(**names)).fetchone():
-                raise ConfigurationError(f"{relation.what}: every row's time {self._options.time_field!r} is null")
-        return sql.SQL("({inside} OR {time} IS NULL)").format(**names) if first is not None and first[0] else inside
+            if first is None:
+                example = sql.SQL("SELECT coalesce({time}::text, '') FROM {body} AS q ORDER BY {time} NULLS LAST LIMIT 1")
+                if (found := connection.execute(example.format(**names)).fetchone()) is not None:
+                    why = f"the first {_why_unreadable(found[0], unit)}" if found[0] else f"every row's time {field!r} is null"
+                    raise ConfigurationError(f"{relation.what}: no row has a readable time in {field!r}; {why}")
+        within = sql.SQL("({inside} AND {readable})").format(**names)
+        return sql.SQL("({} OR NOT ({}))").format(within, readable) if first is not None and first[0] else within

@@ -180,3 +180,94 @@ def test_an_interval_before_its_time_zone_is_taken_as_utc(database: psycopg.Conn
     berlin = hour(0)
     shifted = type(berlin)((EPOCH).astimezone(), (EPOCH + timedelta(hours=1)).astimezone())
     assert len(read(table("e"), shifted)) == 1
+
+
+UNREADABLE = [
+    ("timestamptz", ["null", "'infinity'", "'-infinity'", "'10000-01-01'", "'0044-03-15 BC'"], "to_timestamp(n)"),
+    ("timestamp", ["null", "'infinity'", "'-infinity'", "'10000-01-01'", "'0044-03-15 BC'"], "to_timestamp(n) AT TIME ZONE 'UTC'"),
+    ("date", ["null", "'infinity'", "'-infinity'", "'10000-01-01'", "'0044-03-15 BC'"], "date '1970-01-01'"),
+    ("double precision", ["null", "'NaN'", "'Infinity'", "'-Infinity'", "1e30", "-1e30"], "n"),
+    ("numeric", ["null", "'NaN'", "'Infinity'", "'-Infinity'", "1e30", "-1e30", "20240102"], "n"),
+    ("bigint", ["null", "20240102", "2024", "20240102030405"], "n"),
+]
+
+
+@pytest.mark.parametrize(("kind", "times", "expression"), UNREADABLE, ids=[kind for kind, _, _ in UNREADABLE])
+def test_a_row_whose_time_cannot_be_read_is_rejected_in_just_one_interval(
+    database: psycopg.Connection, table: type[TableSource], kind: str, times: list[str], expression: str
+) -> None:
+    database.execute(f"CREATE TABLE e (event_id text, t {kind})")
+    database.execute(f"INSERT INTO e SELECT 'good' || n, {expression} FROM generate_series(0, 5400, 1800) AS n")
+    for i, time in enumerate(times):
+        database.execute(f"INSERT INTO e VALUES ('bad{i}', {time})")
+    parts = [read(table("e"), hour(n)) for n in (-1, 0, 1, 2)]
+    everything = [r for part in parts for r in part]
+    assert len(everything) == 4 + len(times)
+    bad = [r for r in everything if r.reject is not None]
+    assert sorted(r.key or b"" for r in bad) == [b"bad%d" % i for i in range(len(times))]
+    assert bad == [r for r in parts[1] if r.reject is not None], "they belong to the interval of the first time"
+    assert all(r.reject is not None and r.reject.rule == "time" and r.reject.reason.startswith("the time 't' is ") for r in bad)
+    assert [r.reject is None for r in read(table("e"), None)] == [False] * len(times) + [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "time", "message"),
+    [
+        ("bigint", "20240102", "the first is 20240102, which looks like a date: set time_format to its form, such as %Y%m%d, or time_unit"),
+        ("timestamptz", "'infinity'", "the first is Infinity, not a time"),
+        ("timestamptz", "'10000-01-01'", "the first is 10000-01-01 00:00:00+00, outside of the years 1 to 9999"),
+        ("timestamptz", "null", "every row's time 't' is null"),
+    ],
+)
+def test_a_table_without_any_readable_time_is_an_error(
+    database: psycopg.Connection, table: type[TableSource], kind: str, time: str, message: str
+) -> None:
+    database.execute(f"CREATE TABLE e (t {kind}); INSERT INTO e VALUES ({time})")
+    with pytest.raises(ConfigurationError, match="no row has a readable time in 't'; ") as caught:
+        read(table("e"), hour(0))
+    assert message in str(caught.value)
+
+
+def test_a_number_that_looks_like_a_date_is_a_time_by_its_unit(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute("CREATE TABLE e (t bigint); INSERT INTO e VALUES (20240102)")
+    (record,) = read(table("e", ReadOptions(time_field="t", time_unit="s")), seconds(20240102, 20240103))
+    assert record.reject is None
+    with pytest.raises(ConfigurationError, match="time_format is for files; give a query"):
+        table("e", ReadOptions(time_field="t", time_format="%Y%m%d"))
+
+
+@pytest.mark.parametrize("end", [" -- by hand", ";", "; -- by hand\n", " /* by hand */ ;"])
+def test_a_query_may_end_as_people_end_them(database: psycopg.Connection, table: type[TableSource], end: str) -> None:
+    database.execute("CREATE TABLE e (t timestamptz); INSERT INTO e VALUES ('epoch')")
+    assert len(read(table(query=f"SELECT * FROM e{end}"), hour(0))) == 1
+
+
+def test_a_table_is_named_as_publish_takes_it(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute('CREATE TABLE "Mixed Case" (t timestamptz); INSERT INTO "Mixed Case" VALUES (\'epoch\')')
+    for name in ('source."Mixed Case"', '"source"."Mixed Case"', "source.Mixed Case", '"Mixed Case"'):
+        assert len(read(table(name), hour(0))) == 1
+
+
+def test_json_and_numeric_columns_keep_their_digits(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute("CREATE TABLE e (t timestamptz, n numeric, j json, jb jsonb)")
+    number = "100000000000000000000000.5"
+    database.execute(f"INSERT INTO e VALUES ('epoch', {number}, '[{number}]', '[{number}]')")
+    (record,) = read(table("e"), hour(0))
+    assert f'"n":"{number}"'.encode() in record.value
+    assert record.value.count(b"[100000000000000000000000.5]") == 2
+
+
+def test_a_session_is_left_as_it_was_found(database: psycopg.Connection, database_url: str) -> None:
+    """Behind a transaction pooler the next one who gets it would find what was set or prepared."""
+    from factory_agents.sources.table import connect, describe, in_utc
+
+    database.execute("CREATE TABLE e (t timestamptz); INSERT INTO e VALUES ('epoch')")
+    with connect("DATABASE_URL") as connection:
+        before = connection.execute("SHOW timezone").fetchone()
+        connection.commit()
+        for _ in range(10):
+            in_utc(connection)
+            connection.execute(describe(connection, "e", "").as_json).fetchall()
+            connection.commit()
+        assert connection.execute("SHOW timezone").fetchone() == before
+        assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)

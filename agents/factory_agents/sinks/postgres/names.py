@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from factory_agents.databases.statements import table_name
 from factory_agents.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,15 +25,10 @@ class TableName(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> TableName:
         """Read ``table``, ``schema.table`` or either part in double quotes; raises ConfigurationError for anything else."""
-        parts = [quoted.replace('""', '"') or plain for quoted, plain in re.findall(r'(?:"((?:[^"]|"")+)"|([^."]+))(?:\.|$)', text)]
-        shown = ".".join(parts)
-        if not 1 <= len(parts) <= 2 or len(shown) != len(re.sub(r'"((?:[^"]|"")+)"', lambda m: m[1].replace('""', '"'), text)):
-            raise ConfigurationError(
-                f'table {text!r}: expected table or schema.table (a part with a dot or a quote in it in "double quotes")'
-            )
+        parts = table_name(text)
         for part in parts:
             check_name(part, "table")
-        return cls(*(parts if len(parts) == 2 else ["", *parts]))
+        return cls(*(parts if len(parts) == 2 else ("", *parts)))
 
 
 def check_name(name: str, what: str) -> None:
