@@ -22,7 +22,7 @@ COMPILE_ALL = $(COMPILE) --all-extras --group pyproject.toml:dev \
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit test-kubernetes soak lint format bench ui lock wheels clean
+.PHONY: help demo test unit test-kubernetes soak lint format bench shell try ui lock wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,12 @@ format: $(READY) ## put the code in order
 
 bench: $(READY) ## run every benchmark in its small size
 	@for benchmark in $(wildcard benchmarks/[a-z]*.py); do echo "== $$benchmark"; $(BIN)/python $$benchmark --smoke $(ARGS) || exit 1; done
+
+shell: $(READY) ## a shell in which airflow, factory and psql use the sandbox and the metadata of make ui
+	@$(BIN)/python scripts/shell.py $(ARGS)
+
+try: $(READY) ## one run of DAG=my_dag over the interval that ends AT=2026-11-01T05:00, beside any scheduler
+	@$(BIN)/python scripts/try_dag.py $(DAG) $(AT) $(ARGS)
 
 ui: $(READY) ## run the whole of Airflow on loopback, over the sandbox
 	@$(BIN)/python scripts/ui.py $(ARGS)

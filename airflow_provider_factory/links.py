@@ -13,11 +13,11 @@ from airflow.sdk.execution_time.xcom import XCom
 
 from airflow_provider_factory.settings import option
 
-__all__ = ["AgentFactsLink", "InputTopicLink", "OutputTopicLink", "PodLink", "facts_url", "pod_url", "topic_url"]
+__all__ = ["AgentFactsLink", "InputTopicLink", "OutputTopicLink", "PodLink", "facts_url", "pod_url", "push_links", "topic_url"]
 
 
 class _PushedLink(BaseOperatorLink):
-    """A link whose target the operator pushes under ``xcom_key``; an empty target shows no link."""
+    """A link whose target ``push_links`` pushes under ``xcom_key``; an empty target shows no link."""
 
     key: ClassVar[str]
 
@@ -28,6 +28,9 @@ class _PushedLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """The target, or an empty text where none was pushed."""
+        known: Mapping[str, str] | None = getattr(operator, "known_links", None)
+        if known is not None:
+            return known.get(self.key, "")
         value = XCom.get_value(key=self.key, ti_key=ti_key)
         return value if isinstance(value, str) else ""
 
@@ -62,6 +65,17 @@ class PodLink(_PushedLink):
 
     name: str = "Pod"
     key: ClassVar[str] = "factory_pod_link"
+
+
+def push_links(operator: Any, ti: Any, links: Mapping[str, str]) -> None:
+    """Push the targets of a task's links for whoever looks while it runs.
+
+    They are also kept with the operator: at the task's end Airflow asks for every link, and where one was not pushed it would log an error.
+    """
+    operator.known_links = {**getattr(operator, "known_links", {}), **links}
+    for key, target in links.items():
+        if target:
+            ti.xcom_push(key=key, value=target)
 
 
 def topic_url(topic: str) -> str:

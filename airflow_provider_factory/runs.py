@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _HOW = (
     "schedule the DAG with CronDataIntervalTimetable('@hourly', timezone='UTC') (a bare cron expression has an empty interval in "
-    "Airflow 3), trigger it with a logical date, or plan windows without one: WindowOperator(no_interval='since_last')"
+    "Airflow 3), or plan windows without one: WindowOperator(no_interval='since_last')"
 )
 
 
@@ -50,7 +50,10 @@ def data_interval(context: Mapping[str, Any]) -> Interval:
         return interval
     run_id, start = context.get("run_id", ""), context.get("data_interval_start")
     what = "has no data interval" if start is None else f"has an empty data interval (both ends {start})"
-    raise WindowError(f"run {run_id!r} {what}: {_HOW}")
+    if start is None:
+        dag_id = getattr(context.get("ti"), "dag_id", "DAG")
+        what += f": a run by hand gets one with airflow dags trigger {dag_id} --logical-date {datetime.now(UTC):%Y-%m-%dT%H}:00"
+    raise WindowError(f"run {run_id!r} {what}; or {_HOW}" if start is None else f"run {run_id!r} {what}: {_HOW}")
 
 
 def window_policy(context: Mapping[str, Any], after_pause: str) -> str:

@@ -94,7 +94,7 @@ def software_factory_pipeline() -> None:
         contract="{{ params.contract }}",
         output_topic="validated_events",
         fail_if="rejected > 10 %",
-        warn_if="rejected > 0",
+        warn_if="rejected > 2 %",
         dry_run="{{ params.dry_run }}",
     )
 

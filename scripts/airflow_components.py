@@ -10,9 +10,11 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from airflow_env import PYTHON_BIN, ROOT
 
@@ -137,6 +139,19 @@ class Components:
     def ended(self) -> dict[str, int]:
         """Components that ended by themselves, with their exit codes."""
         return {name: code for name, process in self._running.items() if (code := process.poll()) is not None}
+
+    def ensure_pool(self, name: str, slots: str, description: str) -> None:
+        """Create a pool of the running Airflow where there is none of this name."""
+        pool = {"name": name, "slots": int(slots), "description": description}
+        with contextlib.suppress(urllib.error.HTTPError):  # 409: it is there
+            self._post("/api/v2/pools", pool, self._post("/auth/token", {"username": "admin", "password": self.password})["access_token"])
+
+    def _post(self, path: str, body: Mapping[str, object], token: str = "") -> dict[str, Any]:
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
 
     def unhealthy(self) -> list[str]:
         """Components that don't report themselves as healthy (yet); none: all is well."""

@@ -93,13 +93,12 @@ def main() -> int:
     began = time.monotonic()
     sandbox = Sandbox(ROOT / ".factory")
     sandbox.up()
-    environment = airflow_environment(sandbox)
-    console.print("[bold]Preparing[/] topics, Airflow's metadata and its pool …")
-    prepare(sandbox, environment)
+    environment = airflow_environment(sandbox, trial=True)
+    prepare(environment)
     for hour in HOURS:
-        command = ("dags", "test", PIPELINE, (hour + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M"))
-        console.print(f"\n[bold]$ airflow {' '.join(command)}[/]   (runs the hour from {hour:%H:%M})")
-        airflow(environment, *command, quiet=False)
+        at = (hour + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
+        console.print(f"\n[bold]$ make try DAG={PIPELINE} AT={at}[/]   (airflow dags test: the hour from {hour:%H:%M})")
+        airflow(environment, "dags", "test", PIPELINE, at, quiet=False)
     config = KafkaConfig(sandbox.info().bootstrap)
     done = results(config)
     console.print()
@@ -111,7 +110,8 @@ def main() -> int:
         '. .venv/bin/activate && eval "$(factory sandbox env)"',
         "factory windows; factory dead-letters list validated_events.dead",
         'psql "$DATABASE_URL" -c "select language, count(*) from events group by 1 order by 2 desc"',
-        "make ui   # Airflow's web UI with these runs",
+        "make try DAG=software_factory_pipeline AT=2018-06-05T11:00   # one more hour",
+        "make ui   # the whole of Airflow, with these windows on its Factory page",
     ):
         console.print(f"  {line}", highlight=False, markup=False)
     console.print(f"\n{time.monotonic() - began:.0f} s")

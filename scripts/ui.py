@@ -11,6 +11,14 @@ from airflow_components import Components, free_port, loopback_environment
 from airflow_env import ROOT, airflow_environment, prepare
 
 from factory_agents.sandbox import Sandbox
+from factory_agents.sandbox.airflow import POOL
+
+_SOON = {
+    "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "3",  # a new DAG file is there within seconds
+    "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
+}
 
 
 def main() -> int:
@@ -24,9 +32,8 @@ def main() -> int:
     sandbox = Sandbox(ROOT / ".factory")
     sandbox.up()
     home = sandbox.home / "airflow"
-    environment = airflow_environment(sandbox) | loopback_environment(port, home) | {"AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO"}
-    print("preparing topics and metadata …", file=sys.stderr)
-    prepare(sandbox, environment)
+    environment = airflow_environment(sandbox) | loopback_environment(port, home) | _SOON
+    prepare(environment)
     components = Components(environment, home / "components")
     try:
         components.start()
@@ -43,6 +50,7 @@ def _watch(components: Components, stop: threading.Event) -> int:
             return 1
         if not said and not components.unhealthy():
             said = True
+            components.ensure_pool(*POOL)
             print(f"\nAirflow: {components.url}   user admin, password {components.password}", file=sys.stderr)
             print(f"logs: {components.logs}\nCtrl-C ends it.", file=sys.stderr)
     return 0

@@ -178,6 +178,38 @@ def _state_of(state: str) -> str:
     return "no run" if state == "uncovered" else state
 
 
+@app.command("doctor")
+def doctor(
+    topics_file: Annotated[str, typer.Option("--topics", help="the topics file", metavar="FILE")] = "include/topics.yaml",
+    prefix: _Prefix = "factory",
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """What a factory needs, part by part: Kafka, topics, database, clocks, and Airflow where one is configured; exit status 1 if one fails.
+
+    \b
+    Examples:
+      factory doctor
+      eval "$(factory sandbox env --airflow)" && factory doctor
+    """
+    from factory_agents.doctor import examine
+
+    found = examine(lambda: kafka_config(bootstrap, kafka_settings or ()), topics=topics_file, prefix=prefix)
+    if console.wants_json(json):
+        console.print_json(found)
+    else:
+        for finding in found:
+            console.say(f"{_MARKS[finding.state]} {finding.part}: {finding.text}", _STYLES[finding.state])
+            if finding.todo:
+                console.say(f"    {finding.todo}")
+    raise typer.Exit(1 if any(finding.state == "fail" for finding in found) else 0)
+
+
+_MARKS = {"ok": "✓", "warn": "!", "fail": "✗", "skip": "-"}
+_STYLES = {"ok": "", "warn": "yellow", "fail": "red", "skip": "dim"}
+
+
 @letters.command("list")
 def letters_list(
     topic: _DeadTopic,
@@ -362,19 +394,26 @@ def sandbox_env(
     shell: Annotated[
         str, typer.Option(help="sh (bash, zsh too), fish, or env (KEY=value lines, as --env-file reads)", metavar="SHELL")
     ] = "sh",
+    airflow: Annotated[
+        bool, typer.Option("--airflow", help="also all that airflow needs: the DAGs of this folder, metadata, a pool")
+    ] = False,
+    trial: Annotated[
+        bool, typer.Option("--trial", help="the same with metadata of their own, for airflow dags test beside a scheduler")
+    ] = False,
 ) -> None:
     """The variables that make a shell use the running sandbox.
 
     \b
     Examples:
       eval "$(factory sandbox env)"
+      eval "$(factory sandbox env --airflow)" && airflow dags list
+      eval "$(factory sandbox env --trial)" && airflow dags test my_dag 2026-11-01T05:00
       factory sandbox env --shell fish | source
     """
     from factory_agents.options import export_lines
     from factory_agents.sandbox import Sandbox
 
-    lines = export_lines(Sandbox().env(), shell)
-    typer.echo("\n".join(lines))
+    typer.echo("\n".join(export_lines(Sandbox().shell_env(airflow=airflow or trial, trial=trial), shell)))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import OnFinishAction, 
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.errors import AgentCrashedError, agent_error
-from airflow_provider_factory.links import PodLink, pod_url
+from airflow_provider_factory.links import PodLink, pod_url, push_links
 from airflow_provider_factory.pod_logs import AgentPodManager, is_outage, short, since_seconds
 from airflow_provider_factory.pod_troubles import Trouble, event_lines, fresh_lines, pod_trouble, termination_message
 from airflow_provider_factory.pods import AgentPod, agent_pod, owned_secret, pod_labels, pod_template, with_secret
@@ -97,6 +97,7 @@ class AgentPodOperator(KubernetesPodOperator):
     def resume_pod(self, context: Context, run: AgentRun, event: Mapping[str, Any]) -> AgentResult:
         """Take up again after deferral: the log's rest, the clean-up, and the same end as ``run_pod``."""
         self._prepare_pod(run)
+        push_links(self, context["ti"], {PodLink.key: pod_url(str(event.get("namespace") or ""), str(event.get("name") or ""))})
         self._message = str(event.get("said") or "")
         self._trouble = Trouble(str(event["trouble"])) if event.get("trouble") else None
         with self._agent_errors(run):
@@ -155,7 +156,7 @@ class AgentPodOperator(KubernetesPodOperator):
             raise AgentCrashedError("the task was stopped; a retry resumes")
         if credentials(self.credentials) == "connections":
             self._give_secret(pod)
-        context["ti"].xcom_push(key=PodLink.key, value=pod_url(pod.metadata.namespace or "", pod.metadata.name or ""))
+        push_links(self, context["ti"], {PodLink.key: pod_url(pod.metadata.namespace or "", pod.metadata.name or "")})
         return pod
 
     def find_pod(self, namespace: str, context: Context, *, exclude_checked: bool = True) -> k8s.V1Pod | None:

@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_provider_factory.assets import event_extra, result_partition, stage_assets, topic_argument, topic_name
 from airflow_provider_factory.errors import AgentCrashedError, agent_error, airflow_errors
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
-from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, OutputTopicLink, PodLink, facts_url, topic_url
+from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, OutputTopicLink, PodLink, facts_url, push_links, topic_url
 from airflow_provider_factory.operators.agent_pod import AgentPodOperator
 from airflow_provider_factory.processes import AgentProcess, child_environment
 from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, instance, mapped, order, reprocess_wanted
@@ -149,6 +149,7 @@ class KafkaAgentOperator(AgentPodOperator):
         self.kafka_conn_id = kafka_conn_id
         self.database_conn_id = database_conn_id
         own = stage_assets({"agent": agent, "agent_params": agent_params, "output_topic": output_topic})
+        self.known_links: dict[str, str] = {}
         self.outlets = [*self.outlets, *(asset for asset in own if asset not in self.outlets)]
         self._process: AgentProcess | None = None
         self._run: AgentRun | None = None
@@ -245,6 +246,7 @@ class KafkaAgentOperator(AgentPodOperator):
         with airflow_errors(), self._word_of_failure():
             self._run = run = self.agent_run(context)
             context["shard_label"] = _label(run)  # type: ignore[typeddict-unknown-key]
+            self._push_links(context, run)
             return self._conclude(context, self.resume_pod(context, self._portable(run, context), event))
 
     @contextmanager
@@ -375,10 +377,12 @@ class KafkaAgentOperator(AgentPodOperator):
         }
         context["shard_label"] = _label(run)  # type: ignore[typeddict-unknown-key]
         ti.xcom_push(key="factory_facts", value=facts)
-        ti.xcom_push(key=AgentFactsLink.key, value=facts_url(ti))
-        ti.xcom_push(key=InputTopicLink.key, value=topic_url(topic))
-        ti.xcom_push(key=OutputTopicLink.key, value=topic_url(run.output_topic))
-        ti.xcom_push(key=PodLink.key, value="")
+        self._push_links(context, run)
+
+    def _push_links(self, context: Context, run: AgentRun) -> None:
+        ti, topic = context["ti"], run.window.topic if run.window else ""
+        links = {InputTopicLink.key: topic_url(topic), OutputTopicLink.key: topic_url(run.output_topic)}
+        push_links(self, ti, {AgentFactsLink.key: facts_url(ti), **links})
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """The topics and the table that the run read and wrote, with counts."""

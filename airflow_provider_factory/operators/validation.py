@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -88,9 +89,9 @@ class ValidationOperator(KafkaAgentOperator):
         report = merge_reports([result.report or {} for result in results])
         verdict = judge(report, _conditions(self.fail_if), _conditions(self.warn_if))
         context["ti"].xcom_push(key="report", value={**report, "checks": [dict(c) for c in verdict.checks], "outcome": verdict.outcome})
-        show = self.log.error if verdict.outcome == "fail" else self.log.warning if verdict.outcome == "warn" else self.log.info
+        level = {"fail": logging.ERROR, "warn": logging.WARNING}.get(verdict.outcome, logging.INFO)
         for line in verdict.lines:
-            show("%s", line)
+            self.log.log(logging.DEBUG if line.startswith("  pass ") else level, "%s", line)
         broken = "; ".join(str(c["rule"]) for c in verdict.checks if c["outcome"] == "fail")
         error = ValidationFailedError(f"{verdict.lines[0]}; broken: {broken}") if verdict.outcome == "fail" else None
         self._tell_ledger(context, results[0], error)

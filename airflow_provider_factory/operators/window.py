@@ -11,7 +11,7 @@ from airflow.sdk import Asset, BaseOperator
 from airflow_provider_factory.assets import asset_topic, topic_argument, topic_name
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.lineage import topic_lineage
-from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, facts_url, topic_url
+from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, facts_url, push_links, topic_url
 from airflow_provider_factory.runs import as_bool, data_interval, optional_interval, window_policy
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError
@@ -75,6 +75,7 @@ class WindowOperator(BaseOperator):
         self.accept_loss = accept_loss
         self.timeout = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
         self.kafka_conn_id = kafka_conn_id
+        self.known_links: dict[str, str] = {}
         asset = asset_topic(topic)
         if asset is not None and asset not in self.inlets:
             self.inlets = [*self.inlets, asset]
@@ -136,8 +137,7 @@ class WindowOperator(BaseOperator):
             "plan": plan[0]["plan"],
         }
         ti.xcom_push(key="factory_facts", value=facts)
-        ti.xcom_push(key=InputTopicLink.key, value=topic_url(window.topic))
-        ti.xcom_push(key=AgentFactsLink.key, value=facts_url(ti))
+        push_links(self, ti, {InputTopicLink.key: topic_url(window.topic), AgentFactsLink.key: facts_url(ti)})
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """The topic as input."""

@@ -146,7 +146,7 @@ def test_a_run_without_an_interval_fails_at_once_and_says_what_to_do(
     ran = dag_runner.run(text, logical_date=None)
     assert ran.states["window"] == ["failed"]
     assert ran.tries["window"] == [1]
-    assert "has no data interval: schedule the DAG with CronDataIntervalTimetable" in capfd.readouterr().out
+    assert "has no data interval: a run by hand gets one with airflow dags trigger" in capfd.readouterr().out
 
 
 def test_an_unreachable_broker_is_retried(

@@ -30,10 +30,13 @@ def test_the_interval_is_the_runs_data_interval() -> None:
 
 @pytest.mark.parametrize(
     ("start", "end", "says"),
-    [(None, None, "has no data interval"), (datetime(2026, 3, 1, tzinfo=UTC),) * 2 + ("has an empty data interval",)],
+    [
+        (None, None, "has no data interval: a run by hand gets one with airflow dags trigger clicks --logical-date 20"),
+        (datetime(2026, 3, 1, tzinfo=UTC),) * 2 + ("has an empty data interval",),
+    ],
 )
 def test_a_run_without_an_interval_is_told_how_to_get_one(start: Any, end: Any, says: str) -> None:
-    run = context(data_interval_start=start, data_interval_end=end)
+    run = context(data_interval_start=start, data_interval_end=end, ti=SimpleNamespace(dag_id="clicks"))
     with pytest.raises(WindowError, match=says) as error:
         data_interval(run)
     assert "CronDataIntervalTimetable" in str(error.value)

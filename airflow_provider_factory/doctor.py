@@ -1,0 +1,126 @@
+"""Airflow's part of ``factory doctor``: metadata, connections, pool, components, DAG files. Looks only where an Airflow is configured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from factory_agents.doctor import Finding
+from factory_agents.errors import FactoryError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+__all__ = ["examine_airflow"]
+
+_COMPONENTS = {"scheduler": "SchedulerJob", "triggerer": "TriggererJob", "DAG processor": "DagProcessorJob"}
+_POOL = "software_factory"
+_MOST = 3
+
+
+def examine_airflow() -> list[Finding]:
+    """Every finding of the Airflow that this environment names."""
+    if not any(name == "AIRFLOW_HOME" or name.startswith("AIRFLOW__") for name in os.environ):
+        todo = 'eval "$(factory sandbox env --airflow)", or run it where Airflow runs'
+        return [Finding("Airflow", "skip", "no AIRFLOW_HOME is set here: not looked at", todo)]
+    return list(_examine())
+
+
+def _examine() -> Iterator[Finding]:
+    from airflow import __version__ as airflow_version
+    from airflow.utils.session import create_session
+    from sqlalchemy.exc import SQLAlchemyError
+
+    import airflow_provider_factory
+    import factory_agents
+
+    ours, theirs = airflow_provider_factory.__version__, factory_agents.__version__
+    if ours == theirs:
+        yield Finding("Airflow", "ok", f"Airflow {airflow_version}, airflow-provider-factory {ours}")
+    else:
+        text = f"airflow-provider-factory {ours} beside factory-agents {theirs}"
+        yield Finding("Airflow", "fail", text, f"pip install factory-agents=={ours}: they are of one version")
+    yield from _connections()
+    try:
+        with create_session() as session:
+            yield from (_pool(session), _dags(session), *_components(session))
+    except SQLAlchemyError as error:
+        said = str(error).partition("\n")[0]
+        yield Finding("Airflow's metadata", "fail", f"cannot be read: {said}", "airflow db migrate; check [database] sql_alchemy_conn")
+
+
+def _connection(conn_id: str) -> Any:
+    from airflow.models import Connection
+
+    return Connection.get_connection_from_secrets(conn_id)
+
+
+def _connections() -> Iterator[Finding]:
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from airflow_provider_factory.hooks.database import database_url
+    from airflow_provider_factory.hooks.kafka import kafka_config
+    from airflow_provider_factory.settings import option
+    from factory_agents.databases.postgres import database_from_url
+    from factory_agents.kafka.topics import Cluster
+
+    for kind, conn_id, needed in (("kafka", option("kafka_conn_id"), True), ("postgres", option("database_conn_id"), False)):
+        part = f"connection {conn_id}"
+        try:
+            connection = _connection(conn_id)
+            if kind == "kafka":
+                config = kafka_config(connection.extra_dejson, conn_id)
+                with Cluster(config) as cluster:
+                    cluster.brokers()
+                where = config.bootstrap
+            else:
+                database = database_from_url(database_url(connection), part)
+                database.connect("factory-doctor").close()
+                where = database.address
+        except AirflowNotFoundException:
+            todo = f"airflow connections add {conn_id} --conn-type {kind} …, or AIRFLOW_CONN_{conn_id.upper()}"
+            yield Finding(part, "fail" if needed else "warn", "there is none", todo)
+        except FactoryError as error:
+            yield Finding(part, "fail", str(error), f"airflow connections get {conn_id}, and correct it")
+        else:
+            yield Finding(part, "ok", where)
+
+
+def _pool(session: Session) -> Finding:
+    from airflow.models.dagwarning import DagWarning
+    from airflow.models.pool import Pool
+    from sqlalchemy import select
+
+    warnings = [w for w in session.scalars(select(DagWarning)) if "pool" in str(w.warning_type)]
+    pool = session.scalar(select(Pool).where(Pool.pool == _POOL))
+    if warnings:
+        todo = f"airflow pools set {_POOL} 8 'agents at a time' (or the name that the DAG gives): until then its tasks wait for ever"
+        return Finding("pool", "fail", f"DAG {warnings[0].dag_id}: {warnings[0].message}", todo)
+    if pool is None:
+        todo = f"airflow pools set {_POOL} 8 'agents at a time', if your DAGs name it as the examples do: else their tasks wait for ever"
+        return Finding("pool", "warn", f"there is no pool {_POOL!r}", todo)
+    return Finding("pool", "ok", f"{_POOL!r} has {pool.slots} slots")
+
+
+def _dags(session: Session) -> Finding:
+    from airflow.models.errors import ParseImportError
+    from sqlalchemy import select
+
+    errors = list(session.scalars(select(ParseImportError)))
+    if errors:
+        names = ", ".join(str(e.filename) for e in errors[:_MOST])
+        last = (errors[0].stacktrace or "").strip().splitlines()[-1:]
+        return Finding("DAG files", "fail", f"{len(errors)} cannot be read: {names}: {' '.join(last)}", "airflow dags list-import-errors")
+    return Finding("DAG files", "ok", "all that were read are sound")
+
+
+def _components(session: Session) -> Iterator[Finding]:
+    from airflow.jobs.job import most_recent_job
+
+    for name, kind in _COMPONENTS.items():
+        job = most_recent_job(kind, session=session)
+        if job is not None and job.is_alive():
+            yield Finding(name, "ok", f"alive, last heard of at {job.latest_heartbeat:%H:%M:%S} UTC")
+        else:
+            yield Finding(name, "warn", "none is running", f"make ui here, or airflow {name.lower().replace(' ', '-')}")

@@ -1,0 +1,25 @@
+"""``make shell``: a shell in which ``airflow``, ``factory`` and ``psql`` use the sandbox and the metadata of ``make ui``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from airflow_env import ROOT, airflow_environment, prepare
+
+from factory_agents.sandbox import Sandbox
+
+
+def main() -> None:
+    """Set up, and become the user's shell (with this program's arguments, ``-c 'airflow dags list'`` for one)."""
+    sandbox = Sandbox(ROOT / ".factory")
+    sandbox.up()
+    os.chdir(ROOT)
+    environment = airflow_environment(sandbox)
+    prepare(environment)
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    os.execvpe(shell, [shell, *sys.argv[1:]], environment | {"VIRTUAL_ENV": sys.prefix})
+
+
+if __name__ == "__main__":
+    main()
