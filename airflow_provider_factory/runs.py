@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_factory.version_compat import previous_run
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.protocol import Interval, Order
 
@@ -15,6 +16,7 @@ __all__ = [
     "as_bool",
     "bundle_root",
     "data_interval",
+    "follows",
     "instance",
     "mapped",
     "optional_interval",
@@ -29,6 +31,13 @@ _HOW = (
     "schedule the DAG with CronDataIntervalTimetable('@hourly', timezone='UTC') (a bare cron expression has an empty interval in "
     "Airflow 3), or plan windows without one: WindowOperator(no_interval='since_last')"
 )
+
+
+_MOST_RUNS_BEFORE = 100
+
+
+def _run_type(run: Any) -> str:
+    return str(getattr(run, "run_type", "")).rpartition(".")[2].lower()
 
 
 def _utc(value: Any) -> datetime:
@@ -58,9 +67,24 @@ def data_interval(context: Mapping[str, Any]) -> Interval:
 
 def window_policy(context: Mapping[str, Any], after_pause: str) -> str:
     """``carry`` for a scheduled run of a ``catchup=False`` DAG that carries pauses, else ``index``: each cut is the timestamp index's."""
-    scheduled = str(getattr(context.get("dag_run"), "run_type", "")).rpartition(".")[2].lower() == "scheduled"
+    scheduled = _run_type(context.get("dag_run")) == "scheduled"
     catchup = bool(getattr(context.get("dag"), "catchup", False))
     return "carry" if scheduled and not catchup and after_pause == "carry" else "index"
+
+
+def follows(context: Mapping[str, Any], interval: Interval) -> bool:
+    """Whether another scheduled run is there for the time right before the interval, done or not: else there was a pause.
+
+    Runs by hand and backfills in between are passed over. False where Airflow doesn't know of an earlier scheduled run.
+    """
+    before = context.get("dag_run")
+    for _ in range(_MOST_RUNS_BEFORE):
+        before = previous_run(before)
+        if before is None or before.data_interval_end is None:
+            return False
+        if _run_type(before) == "scheduled":
+            return bool(_utc(before.data_interval_end) >= interval.start)
+    return False
 
 
 def order(context: Mapping[str, Any]) -> Order:

@@ -12,7 +12,7 @@ from airflow_provider_factory.assets import asset_topic, topic_argument, topic_n
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.lineage import topic_lineage
 from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, facts_url, push_links, topic_url
-from airflow_provider_factory.runs import as_bool, data_interval, optional_interval, window_policy
+from airflow_provider_factory.runs import as_bool, data_interval, follows, optional_interval, window_policy
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval, Window, decode_window
@@ -99,6 +99,7 @@ class WindowOperator(BaseOperator):
         from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
         from factory_agents.kafka.cuts import plan_window
 
+        carry = window_policy(context, self.after_pause) == "carry"
         return plan_window(
             FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).config(),
             pipeline=self.dag_id,
@@ -106,7 +107,8 @@ class WindowOperator(BaseOperator):
             interval=interval,
             run_key="" if interval else str(context["run_id"]),
             prefix=option("prefix"),
-            policy="carry" if window_policy(context, self.after_pause) == "carry" else "index",
+            policy="carry" if carry else "index",
+            follows=carry and interval is not None and follows(context, interval),
             accept_loss=as_bool(self.accept_loss, "accept_loss"),
             timeout=self.timeout,
         )

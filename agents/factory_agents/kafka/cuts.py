@@ -6,23 +6,28 @@ import contextlib
 import logging
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Generic, TypeVar
 
+import msgspec
 from confluent_kafka import KafkaException, Producer
 
 from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, DeadlineError, FencedError, WindowError
 from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
-from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView, about_plans
-from factory_agents.kafka.planning import FUTURE_MS, LogAnswers, PlanRequest, Policy, decide, planned
+from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView, PlanRecord, about_plans
+from factory_agents.kafka.planning import FUTURE_MS, LogAnswers, PlanRequest, Policy, check_source, decide, planned, source_plan
 from factory_agents.kafka.topics import Cluster
-from factory_agents.protocol import Interval, Window, transactional_id
+from factory_agents.protocol import Interval, Window, Work, transactional_id
 from factory_agents.telemetry import fields
 
-__all__ = ["check_names", "check_window_topic", "partition_passed", "plan_window", "preview_window"]
+__all__ = ["check_names", "check_window_topic", "partition_passed", "plan_source", "plan_window", "preview_window"]
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _CLOCK_SKEW_MS = 60 * 1000
 _TRANSACTION_MS = 20_000  # a plan's transaction lasts milliseconds; a killed planner's holds the ledger's readers this long at most
@@ -61,19 +66,22 @@ def plan_window(
     run_key: str = "",
     prefix: str = "factory",
     policy: Policy = "index",
+    follows: bool = False,
     accept_loss: bool = False,
     timeout: float = 120.0,
 ) -> Window:
     """The window of an interval on a topic (or, without one, since the pipeline's last cut), planned once and then always the same.
 
     ``policy`` says what a missing start cut takes: ``carry`` the latest earlier scheduled cut (scheduled runs: a pause is carried into the
-    next run), ``index`` the timestamp index. Raises WindowError (mixed modes, overlap, an interval that is not over), DataLossError (a
-    recreated topic), UnavailableError, and DeadlineError after ``timeout`` seconds.
+    next run), ``index`` the timestamp index; and so does ``carry`` where the run ``follows`` another scheduled one, planned yet or not,
+    whose interval ends where this one begins. Raises WindowError (mixed modes, overlap, an interval that is not over), DataLossError
+    (a recreated topic), UnavailableError, and DeadlineError after ``timeout`` seconds.
     """
     check_names(pipeline=pipeline, prefix=prefix, **({} if interval else {"run_key": run_key}))
     _check_past(interval)
+    request = PlanRequest(pipeline, topic, interval, run_key, policy, accept_loss, follows)
     with Cluster(config) as cluster:
-        window = _Planner(config, cluster, PlanRequest(pipeline, topic, interval, run_key, policy, accept_loss), prefix, timeout).plan()
+        window = _WindowPlanner(config, cluster, request, prefix, timeout).plan()
         stamped = cluster.settings(topic).get("message.timestamp.type")
     if interval is not None and stamped == "CreateTime":
         log.warning("topic %r stamps records with the producer's time (CreateTime); LogAppendTime makes windows follow arrival", topic)
@@ -88,7 +96,11 @@ def plan_window(
     )
     log.info("window planned", extra=facts)
     if window.gap:
-        log.warning("%d offsets beside this window are in no window; a backfill of that time takes them", window.gap, extra=facts)
+        log.warning(
+            "%d offsets beside this window are in no window yet; the runs of that time, or a backfill of it, take them",
+            window.gap,
+            extra=facts,
+        )
     return window
 
 
@@ -102,7 +114,23 @@ def preview_window(
     check_names(pipeline=pipeline, prefix=prefix)
     _check_past(interval)
     with Cluster(config) as cluster:
-        return _Planner(config, cluster, PlanRequest(pipeline, topic, interval), prefix, timeout).preview()
+        return _WindowPlanner(config, cluster, PlanRequest(pipeline, topic, interval), prefix, timeout).preview()
+
+
+def plan_source(
+    config: KafkaConfig, work: Work, interval: Interval | None, *, prefix: str = "factory", dry_run: bool = False, timeout: float = 120.0
+) -> None:
+    """Say in the ledger that a stage reads an interval of its source (None: all of it), so that no other one reads the same rows again.
+
+    A dry run says nothing. Raises WindowError where the interval overlaps another one of the stage, UnavailableError, and DeadlineError
+    after ``timeout`` seconds.
+    """
+    with Cluster(config) as cluster:
+        planner = _SourcePlanner(config, cluster, work, interval, prefix, timeout)
+        if dry_run:
+            planner.preview()
+        else:
+            planner.plan()
 
 
 def _check_past(interval: Interval | None) -> None:
@@ -112,109 +140,151 @@ def _check_past(interval: Interval | None) -> None:
         )
 
 
-class _Planner:
-    """One planner at work: reads the ledger, asks the log, writes what is missing, and begins again when another took over."""
+class _Planner(ABC, Generic[_T]):
+    """One planner at work: reads the ledger, writes what is missing, and begins again when another took over."""
 
-    def __init__(self, config: KafkaConfig, cluster: Cluster, request: PlanRequest, prefix: str, timeout: float) -> None:
-        self._config = config
-        self._cluster = cluster
-        self._request = request
-        self._transactional_id = transactional_id(prefix, "plan", request.pipeline)
-        self._timeout = timeout
-        self._deadline = time.monotonic() + timeout
-        self._ledger = Ledger(config, cluster, prefix=prefix, pipeline=request.pipeline)
-        self._doing = f"planning {request.window} of {request.pipeline!r}"
+    def __init__(self, config: KafkaConfig, cluster: Cluster, pipeline: str, doing: str, prefix: str, timeout: float) -> None:
+        self.config = config
+        self.cluster = cluster
+        self.timeout = timeout
+        self.deadline = time.monotonic() + timeout
+        self.doing = doing
+        self.ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+        self._transactional_id = transactional_id(prefix, "plan", pipeline)
 
-    def plan(self) -> Window:
-        """The window, from the ledger or newly written there."""
-        topic = self._cluster.topic(self._request.topic)
-        check_window_topic(self._cluster, topic.name)
-        self._ledger.ensure()
+    @abstractmethod
+    def found(self, view: LedgerView) -> _T | None:
+        """The plan, where the ledger has it."""
+
+    @abstractmethod
+    def missing(self, view: LedgerView, now_ms: int) -> list[LedgerRecord]:
+        """What the ledger lacks for it; raises WindowError and DataLossError for a plan that must not be made."""
+
+    def ask(self) -> None:
+        """Ask whatever ``missing`` has to know, before the transaction begins."""
+
+    def plan(self) -> _T:
+        """The plan, from the ledger or newly written there."""
+        self.ledger.ensure()
         lost = 0
         while True:
-            window = planned(self._ledger.glance(deadline=self._deadline, wanted=about_plans), self._request, topic)
-            if window is not None:
-                return window
-            if time.monotonic() > self._deadline:
-                raise DeadlineError(
-                    f"{self._doing} on {self._request.topic!r}: other planners kept taking over for {self._timeout:.0f} s; try again"
-                )
-            answers = self._ask()
-            topic = answers.topic
-            window = self._write(answers)
-            if window is not None:
-                return window
+            found = self.found(self.ledger.glance(deadline=self.deadline, wanted=about_plans))
+            if found is not None:
+                return found
+            if time.monotonic() > self.deadline:
+                raise DeadlineError(f"{self.doing}: other planners kept taking over for {self.timeout:.0f} s; try again")
+            self.ask()
+            found = self._write()
+            if found is not None:
+                return found
             lost += 1  # whoever took over is given time to finish, or all would fence each other for ever
             time.sleep(random.uniform(0.05, 0.1 * min(2**lost, 30)))
 
-    def preview(self) -> Window:
-        """The window that ``plan`` would give now; writes nothing."""
-        check_window_topic(self._cluster, self._request.topic)
-        absent = self._cluster.find(self._ledger.topic) is None
-        view = LedgerView() if absent else self._ledger.glance(deadline=self._deadline, wanted=about_plans)
-        answers = self._ask()
-        window = planned(view, self._request, answers.topic)
-        if window is None:
-            records = decide(view, self._request, answers, int(time.time() * 1000))
-            would_be = LedgerView({**view.records, **{record.key(): (view.end, record) for record in records}}, view.end)
-            window = planned(would_be, self._request, answers.topic)
-        if window is None:
-            raise WindowError(f"{self._doing}: no window came of it")
-        return window
+    def preview(self) -> _T:
+        """The plan that would be made now; writes nothing."""
+        absent = self.cluster.find(self.ledger.topic) is None
+        view = LedgerView() if absent else self.ledger.glance(deadline=self.deadline, wanted=about_plans)
+        self.ask()
+        found = self.found(view)
+        if found is None:
+            records = self.missing(view, int(time.time() * 1000))
+            found = self.found(LedgerView({**view.records, **{record.key(): (view.end, record) for record in records}}, view.end))
+        if found is None:
+            raise WindowError(f"{self.doing}: no plan came of it")
+        return found
 
-    def _ask(self) -> LogAnswers:
-        """What the log says now, all of it about one topic id and number of partitions."""
-        name, interval = self._request.topic, self._request.interval
-        while True:
-            topic = self._cluster.topic(name)
-            partitions = range(topic.partitions)
-            start, stable = self._cluster.log_start(name, partitions), self._cluster.stable_offset(name, partitions)
-            times = () if interval is None else (interval.start_ms, interval.end_ms)
-            index = {at: self._cluster.at_time(name, partitions, at) for at in times}
-            if self._cluster.topic(name) == topic:
-                return LogAnswers(topic, start, stable, index)
-            if time.monotonic() > self._deadline:
-                raise DeadlineError(f"{self._doing}: topic {name!r} kept changing for {self._timeout:.0f} s; try again")
-
-    def _write(self, answers: LogAnswers) -> Window | None:
+    def _write(self) -> _T | None:
         """One try at writing what is missing; None where another planner took over, or the broker aborted: the ledger tells what now.
 
         A producer of the same id that died with its transaction open is fenced first, so that nobody waits for it.
         """
-        producer = self._config.producer(self._transactional_id, transaction_timeout_ms=_TRANSACTION_MS)
-        connect(producer, self._ledger.topic)
+        producer = self.config.producer(self._transactional_id, transaction_timeout_ms=_TRANSACTION_MS)
+        connect(producer, self.ledger.topic)
         try:
-            producer.init_transactions(max(1.0, self._deadline - time.monotonic()))
-            view = self._ledger.read(deadline=self._deadline, wanted=about_plans)
-            window = planned(view, self._request, answers.topic)
-            if window is not None:
-                return window
-            now_ms = int(time.time() * 1000)
-            records = decide(view, self._request, answers, now_ms)
-            _warn_of_clocks(answers, now_ms)
-            self._commit(producer, records)
+            producer.init_transactions(max(1.0, self.deadline - time.monotonic()))
+            view = self.ledger.read(deadline=self.deadline, wanted=about_plans)
+            found = self.found(view)
+            if found is not None:
+                return found
+            self._commit(producer, self.missing(view, int(time.time() * 1000)))
         except KafkaException as error:
-            failure = kafka_error(error, self._doing)
+            failure = kafka_error(error, self.doing)
             if isinstance(failure, FencedError) or error.args[0].txn_requires_abort():
                 return None
             raise failure from error
         finally:
             del producer  # an error's traceback would keep it, with its threads and sockets
-        return planned(self._ledger.read(deadline=self._deadline, wanted=about_plans), self._request, answers.topic)
+        return self.found(self.ledger.read(deadline=self.deadline, wanted=about_plans))
 
     def _commit(self, producer: Producer, records: Iterable[LedgerRecord]) -> None:
         producer.begin_transaction()
-        self._ledger.produce(producer, records)
-        producer.flush(max(1.0, self._deadline - time.monotonic()))
+        self.ledger.produce(producer, records)
+        producer.flush(max(1.0, self.deadline - time.monotonic()))
         failpoints.hit("plan.before-commit")
         while True:
             try:
-                producer.commit_transaction(max(1.0, self._deadline - time.monotonic()))
+                producer.commit_transaction(max(1.0, self.deadline - time.monotonic()))
                 break
             except KafkaException as error:
-                if not error.args[0].retriable() or time.monotonic() > self._deadline:
+                if not error.args[0].retriable() or time.monotonic() > self.deadline:
                     raise
         failpoints.hit("plan.after-commit")
+
+
+class _WindowPlanner(_Planner[Window]):
+    """Plans a window on a topic."""
+
+    def __init__(self, config: KafkaConfig, cluster: Cluster, request: PlanRequest, prefix: str, timeout: float) -> None:
+        doing = f"planning {request.window} of {request.pipeline!r} on {request.topic!r}"
+        super().__init__(config, cluster, request.pipeline, doing, prefix, timeout)
+        self._request = request
+        self._topic = cluster.topic(request.topic)
+        self._answers: LogAnswers | None = None
+        check_window_topic(cluster, request.topic)
+
+    def found(self, view: LedgerView) -> Window | None:
+        return planned(view, self._request, self._topic)
+
+    def missing(self, view: LedgerView, now_ms: int) -> list[LedgerRecord]:
+        answers = self._answers or self._ask()
+        records = decide(view, self._request, answers, now_ms)
+        _warn_of_clocks(answers, now_ms)
+        return records
+
+    def ask(self) -> None:
+        self._answers = self._ask()
+        self._topic = self._answers.topic
+
+    def _ask(self) -> LogAnswers:
+        """What the log says now, all of it about one topic id and number of partitions."""
+        name, interval = self._request.topic, self._request.interval
+        while True:
+            topic = self.cluster.topic(name)
+            partitions = range(topic.partitions)
+            start, stable = self.cluster.log_start(name, partitions), self.cluster.stable_offset(name, partitions)
+            times = () if interval is None else (interval.start_ms, interval.end_ms)
+            index = {at: self.cluster.at_time(name, partitions, at) for at in times}
+            if self.cluster.topic(name) == topic:
+                return LogAnswers(topic, start, stable, index)
+            if time.monotonic() > self.deadline:
+                raise DeadlineError(f"{self.doing}: the topic kept changing for {self.timeout:.0f} s; try again")
+
+
+class _SourcePlanner(_Planner[PlanRecord]):
+    """Plans which rows of a source a stage reads."""
+
+    def __init__(self, config: KafkaConfig, cluster: Cluster, work: Work, interval: Interval | None, prefix: str, timeout: float) -> None:
+        doing = f"planning {work.window} of {work.pipeline!r}, stage {work.stage!r}"
+        super().__init__(config, cluster, work.pipeline, doing, prefix, timeout)
+        self._record = source_plan(work, interval)
+
+    def found(self, view: LedgerView) -> PlanRecord | None:
+        found = view.get(self._record.key())
+        return found if isinstance(found, PlanRecord) else None
+
+    def missing(self, view: LedgerView, now_ms: int) -> list[LedgerRecord]:
+        check_source(view, self._record)
+        return [msgspec.structs.replace(self._record, planned_at=now_ms)]
 
 
 def _warn_of_clocks(answers: LogAnswers, now_ms: int) -> None:

@@ -80,7 +80,9 @@ class CutRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="cut", tag_
 class PlanRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="plan", tag_field="kind"):
     """A window that was planned, whether anything ran over it yet or not.
 
-    ``carried`` and ``gap`` as in Window. ``replaces`` is the id of the topic that was deleted with what it held, which was accepted.
+    ``carried`` and ``gap`` as in Window. ``replaces`` is the id of the topic that was deleted with what it held, which was accepted;
+    ``former`` says that the window stays what it was on that one, as this one holds nothing for it. Of a source ``topic`` is empty, and
+    ``topic_id`` names the stage that reads it.
     """
 
     pipeline: str
@@ -93,6 +95,7 @@ class PlanRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="plan", ta
     lost: tuple[PartitionRange, ...] = ()
     gap: int = 0
     replaces: str = ""
+    former: bool = False
     planned_at: int = 0
 
     def key(self) -> str:

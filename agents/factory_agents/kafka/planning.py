@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -11,9 +12,20 @@ import msgspec
 from factory_agents.errors import DataLossError, UnavailableError, WindowError
 from factory_agents.kafka.ledger import CutRecord, LedgerRecord, LedgerView, PipelineRecord, PlanRecord
 from factory_agents.kafka.topics import TopicFacts
-from factory_agents.protocol import Interval, PartitionRange, Window
+from factory_agents.protocol import Interval, PartitionRange, Window, Work
 
-__all__ = ["FUTURE_MS", "LogAnswers", "PlanRequest", "Policy", "decide", "decide_cut", "planned", "window_of"]
+__all__ = [
+    "FUTURE_MS",
+    "LogAnswers",
+    "PlanRequest",
+    "Policy",
+    "check_source",
+    "decide",
+    "decide_cut",
+    "planned",
+    "source_plan",
+    "window_of",
+]
 
 FUTURE_MS = 5 * 60 * 1000
 """How far ahead of now a record's time may lie before the index's answer is taken for a wrong clock's."""
@@ -26,7 +38,10 @@ Policy = Literal["carry", "index"]
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a planner wants: the window of an interval on a topic, or (``interval`` None) one since the last cut under a run's key."""
+    """What a planner wants: the window of an interval on a topic, or (``interval`` None) one since the last cut under a run's key.
+
+    ``follows`` says that another run is there for the time right before the interval, whether it was planned already or not.
+    """
 
     pipeline: str
     topic: str
@@ -34,6 +49,7 @@ class PlanRequest:
     run_key: str = ""
     policy: Policy = "index"
     accept_loss: bool = False
+    follows: bool = False
 
     @property
     def mode(self) -> Literal["intervals", "since_last"]:
@@ -89,12 +105,24 @@ def decide_cut(
 
 
 def planned(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> Window | None:
-    """The window, where everything about it stands in the ledger already; None where something is missing or has to be refused."""
-    key = PlanRecord(request.pipeline, topic.name, topic.id, request.window, ()).key()
-    plan = view.get(key)
-    if not isinstance(plan, PlanRecord) or (plan.interval is None) != (request.interval is None) or _unmarked(view, request, topic):
+    """The window, where everything about it stands in the ledger already; None where something is missing or has to be refused.
+
+    A window that was planned on the topic that bore the name before stays what it is, unless its loss is accepted.
+    """
+    plan = view.get(PlanRecord(request.pipeline, topic.name, topic.id, request.window, ()).key())
+    if not isinstance(plan, PlanRecord) and request.accept_loss:
         return None
-    return window_of(plan, view.offset(key) or 0)
+    if not isinstance(plan, PlanRecord) or plan.former:
+        plan = _former_plan(view, request, topic)
+    if plan is None or (plan.interval is None) != (request.interval is None) or _unmarked(view, request, topic):
+        return None
+    return window_of(plan, view.offset(plan.key()) or 0)
+
+
+def _former_plan(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> PlanRecord | None:
+    """The same window as it was planned on a topic of the same name that was deleted since."""
+    plans: list[PlanRecord] = [p for p in view.of(PlanRecord) if p.topic == topic.name and p.window == request.window]
+    return next((p for p in reversed(plans) if p.topic_id != topic.id), None)
 
 
 def window_of(plan: PlanRecord, offset: int) -> Window:
@@ -117,6 +145,9 @@ def window_of(plan: PlanRecord, offset: int) -> Window:
 
 def decide(view: LedgerView, request: PlanRequest, answers: LogAnswers, now_ms: int) -> list[LedgerRecord]:
     """The records that the ledger lacks for this window, in the order in which they are written.
+
+    Where the window was planned on a topic that was deleted since, and this one holds nothing for it, it stays what it was: an empty one
+    would take back what came of it.
 
     Raises WindowError (mixed modes, overlap), DataLossError (the topic was recreated) and UnavailableError (the answers are older than
     the ledger).
@@ -142,10 +173,11 @@ def decide(view: LedgerView, request: PlanRequest, answers: LogAnswers, now_ms: 
     else:
         maker = _CutMaker(request, answers, known, _before(view, topic), now_ms)
         start, end = maker.start(request.interval.start_ms), maker.end(request.interval.end_ms)
-        carried, gap = maker.carried, _gap(view, topic, request.interval, start, end)
+        carried, gap = maker.carried, _gap(view, topic, request, start, end)
         records.extend(maker.made)
     partitions = range(topic.partitions)
     ranges = tuple(PartitionRange(p, _at(start, p), _at(end, p)) for p in partitions if _at(start, p) < _at(end, p))
+    former = not ranges and _former_plan(view, request, topic) is not None
     records.append(
         PlanRecord(
             request.pipeline,
@@ -157,10 +189,30 @@ def decide(view: LedgerView, request: PlanRequest, answers: LogAnswers, now_ms: 
             carried=carried,
             gap=gap,
             replaces=replaced,
+            former=former,
             planned_at=now_ms,
         )
     )
     return records
+
+
+def source_plan(work: Work, interval: Interval | None) -> PlanRecord:
+    """The record that says which interval of a source (None: all of it) a stage reads."""
+    return PlanRecord(work.pipeline, "", f"{work.stage} {work.scope}".rstrip(), work.window, (), interval=interval)
+
+
+def check_source(view: LedgerView, plan: PlanRecord) -> None:
+    """Refuse to read rows of a source that the stage has read under another interval; raises WindowError."""
+    for other in view.of(PlanRecord):
+        if not other.topic and other.topic_id == plan.topic_id and other.window != plan.window and _overlap(other.interval, plan.interval):
+            raise WindowError(
+                f"pipeline {plan.pipeline!r}, stage {plan.topic_id.partition(' ')[0]!r}: {plan.window} overlaps {other.window}, which was "
+                f"read from the same source; rows would be written twice: keep to one schedule, or use another pipeline name"
+            )
+
+
+def _overlap(one: Interval | None, other: Interval | None) -> bool:
+    return one is None or other is None or (one.start < other.end and other.start < one.end)
 
 
 def _cuts(view: LedgerView, topic: TopicFacts) -> list[CutRecord]:
@@ -248,7 +300,8 @@ class _CutMaker:
         # Behind a record from a wrong clock the index sees nothing, so the first start of all takes that record: rather more than less.
         first = all(c.at > at for c in self._known)
         cut = self._new(at, scheduled=False, now_ms=_FOREVER_MS if first else self._now_ms)
-        if self._request.policy == "carry" and any(c.scheduled and c.at < at for c in (*self._known, *self._before)):
+        paused = self._request.policy == "carry" and not self._request.follows
+        if paused and any(c.scheduled and c.at < at for c in (*self._known, *self._before)):
             held = tuple(max((_at(c, p) for c in self._known if c.at < at), default=0) for p in range(len(cut.offsets)))
             earlier = msgspec.structs.replace(cut, offsets=held)
             self.carried = _between(earlier, cut)
@@ -274,16 +327,22 @@ class _CutMaker:
         return CutRecord(self._request.pipeline, topic.name, topic.id, at, offsets, scheduled=scheduled)
 
 
-def _gap(view: LedgerView, topic: TopicFacts, interval: Interval, start: CutRecord, end: CutRecord) -> int:
-    """Records (offsets) between this window and the ones planned next to it in time that are in no window."""
+def _gap(view: LedgerView, topic: TopicFacts, request: PlanRequest, start: CutRecord, end: CutRecord) -> int:
+    """Records (offsets) beside this window that are in no window: up to the windows planned next to it in time.
+
+    Before the window of a scheduled run: up to the last one of a scheduled run, whatever was run by hand in between.
+    """
     cuts = {c.at: c for c in _cuts(view, topic)}
     plans = [p for p in view.of(PlanRecord) if p.topic == topic.name and p.interval is not None]
-    spans = [p.interval for p in plans if p.topic_id == topic.id]
-    before = max((i.end_ms for i in spans if i.end_ms <= interval.start_ms), default=None)
-    after = min((i.start_ms for i in spans if i.start_ms >= interval.end_ms), default=None)
-    if before is not None:
-        last = start if before == interval.start_ms else cuts[before]
-    else:  # the first on this topic: one that bore its name before ended somewhere, all of this one came later
+    spans = sorted((p.interval.start_ms, p.interval.end_ms) for p in plans if p.topic_id == topic.id)
+    earlier = [span for span in spans if span[1] <= start.at]
+    after = min((first for first, _ in spans if first >= end.at), default=None)
+    following = end if after is None or after == end.at else cuts[after]
+    if not earlier:  # the first on this topic: one that bore its name before ended somewhere, all of this one came later
         last = msgspec.structs.replace(start, offsets=()) if plans and not spans else start
-    following = end if after is None or after == interval.end_ms else cuts[after]
-    return _between(last, start) + _between(end, following)
+        return _between(last, start) + _between(end, following)
+    scheduled = [c.at for c in cuts.values() if c.scheduled and c.at <= start.at] if request.policy == "carry" else []
+    since = max(scheduled, default=earlier[-1][1])
+    taken = [(since, since), *(span for span in earlier if span[0] >= since), (start.at, start.at)]
+    at = {**cuts, start.at: start}
+    return sum(_between(at[one[1]], at[next_[0]]) for one, next_ in pairwise(taken)) + _between(end, following)

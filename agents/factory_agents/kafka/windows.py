@@ -140,6 +140,8 @@ def windows_of(view: LedgerView) -> list[WindowStatus]:
     told: dict[tuple[str, str], _Told] = {}
     stages_of: dict[str, dict[str, None]] = {}
     for plan in view.of(PlanRecord):
+        if not plan.topic or plan.former:
+            continue
         told.setdefault((plan.pipeline, plan.window), _Told()).plans.append(plan)
     for record in view.of(StageRecord):
         told.setdefault((record.pipeline, record.window), _Told()).records.setdefault(record.stage, []).append(record)

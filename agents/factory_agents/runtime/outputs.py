@@ -96,7 +96,13 @@ class Outputs:
         self.dead: TopicFacts | None = None
 
     def resolve(self) -> None:
-        """Look the output topic up; ConfigurationError where it does not exist."""
+        """Look the output topic up; ConfigurationError where it does not exist, or where dead letters would be taken for events."""
+        for what, name in (("output", self._output_name), ("input", self._origin.input_topic)):
+            if name and name == self._dead_name:
+                raise ConfigurationError(
+                    f"stage {self._origin.stage!r}: dead-letter topic {name!r} is its {what} topic too: rejected events would be read as "
+                    f"good ones; name another one, or none (then it is <topic>.dead)"
+                )
         if self._output_name:
             self.output = self._cluster.topic(self._output_name)
             settings = self._cluster.settings(self._output_name)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from factory_agents import failpoints
 from factory_agents.errors import AccountingError, AgentError, ConfigurationError, DeadlineError, FactoryError, StoppedError
+from factory_agents.kafka.cuts import plan_source
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.runtime.agent_thread import AgentThread
@@ -31,7 +32,10 @@ def run_source(context: RunContext, run: AgentRun, make: Callable[[], Source]) -
         session = Session(context, run, source.name, source.version, source.identity)
         try:
             done = session.start()
-            return done if done is not None else _SourceRun(session, thread, source).to_end()
+            if done is not None:
+                return done
+            plan_source(context.config, run.work, run.interval, prefix=run.prefix, dry_run=run.dry_run)
+            return _SourceRun(session, thread, source).to_end()
         finally:
             session.close()
     finally:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from factory_agents.errors import DataLossError, UnavailableError, WindowError
-from factory_agents.kafka.ledger import CutRecord, LedgerView
-from factory_agents.kafka.planning import FUTURE_MS, LogAnswers, PlanRequest, Policy, decide, decide_cut, planned
+from factory_agents.kafka.ledger import CutRecord, LedgerView, PlanRecord
+from factory_agents.kafka.planning import FUTURE_MS, LogAnswers, PlanRequest, Policy, check_source, decide, decide_cut, planned, source_plan
 from factory_agents.kafka.topics import TopicFacts
-from factory_agents.protocol import Interval, PartitionRange, Window
+from factory_agents.protocol import Interval, PartitionRange, Window, Work
 
 HOUR = 3_600_000
 DAY0 = datetime(2026, 11, 1, tzinfo=UTC)
@@ -174,6 +174,34 @@ class TestAnInterval:
         assert window.carried == 40
         assert window.gap == 0
 
+    def test_a_pause_with_runs_by_hand_in_it_is_carried_from_the_last_one_and_the_rest_is_reported(self) -> None:
+        log, ledger = self.filled(), ModelLedger()
+        ledger.plan(log, request(0, 1, "carry"), ms(1))
+        ledger.plan(log, request(2, 3), ms(3))
+        assert ledger.plan(log, request(4, 5), ms(5)).gap == 10
+        window = ledger.plan(log, request(6, 7, "carry"), ms(7))
+        assert offsets(window) == {(0, o) for o in range(50, 70)}
+        assert (window.carried, window.gap) == (10, 20), "1 to 2 and 3 to 4 are in no window"
+        assert ledger.plan(log, request(7, 8, "carry"), ms(8)).gap == 0, "which is said once"
+        assert [len(offsets(ledger.plan(log, request(h, h + 1), ms(9)))) for h in (1, 3, 5)] == [10, 10, 0]
+
+    @pytest.mark.parametrize("order", list(itertools.permutations((3, 4, 5))), ids=str)
+    def test_scheduled_runs_planned_out_of_order_each_get_their_own_interval(self, order: tuple[int, ...]) -> None:
+        log, ledger = self.filled(), ModelLedger()
+        ledger.plan(log, request(2, 3, "carry"), ms(3))
+        windows = {h: ledger.plan(log, request(h, h + 1, "carry", follows=True), ms(6)) for h in order}
+        assert {h: offsets(w) for h, w in windows.items()} == {h: {(0, o) for o in range(10 * h, 10 * h + 10)} for h in (3, 4, 5)}
+        assert not any(w.carried for w in windows.values())
+        assert ledger.plan(log, request(7, 8, "carry"), ms(8)).carried == 10, "a pause after them is carried"
+
+    def test_a_run_after_a_pause_carries_it_though_the_one_after_it_was_planned_first(self) -> None:
+        log, ledger = self.filled(), ModelLedger()
+        ledger.plan(log, request(0, 1, "carry"), ms(1))
+        later = ledger.plan(log, request(6, 7, "carry", follows=True), ms(7))
+        assert (len(offsets(later)), later.carried, later.gap) == (10, 0, 50)
+        window = ledger.plan(log, request(5, 6, "carry"), ms(7))
+        assert (offsets(window), window.carried, window.gap) == ({(0, o) for o in range(10, 60)}, 40, 0)
+
     def test_a_pause_is_left_to_a_backfill_and_reported(self) -> None:
         log, ledger = self.filled(), ModelLedger()
         ledger.plan(log, request(2, 3), ms(3))
@@ -315,8 +343,25 @@ class TestARecreatedTopic:
         for policy in ("carry", "index"):
             with pytest.raises(DataLossError, match=r"created again.*accept-loss"):
                 ledger.plan(again, request(7, 8, policy), ms(8))
-        with pytest.raises(DataLossError, match="created again"):
-            ledger.plan(again, request(2, 3, "carry"), ms(8))
+
+    def test_leaves_what_was_planned_on_the_former_one_as_it_was(self) -> None:
+        ledger, again = self.history()
+        former = ledger.plan(again, request(2, 3, "carry"), ms(8))
+        assert (former.topic_id, former.ranges) == ("id-1", (PartitionRange(0, 20, 30),))
+        ledger.plan(again, request(7, 8, "carry", accept_loss=True), ms(8))
+        assert ledger.plan(again, request(2, 3, "carry"), ms(8)) == former
+        assert ledger.plan(again, request(2, 3), ms(8)) == former
+
+    def test_is_planned_again_only_where_it_holds_something_for_the_window(self) -> None:
+        ledger, again = self.history()
+        former = ledger.plan(again, request(2, 3), ms(8))
+        assert ledger.plan(again, request(2, 3, accept_loss=True), ms(8)) == former, "an empty one would take back what came of it"
+        assert ledger.plan(again, request(2, 3), ms(8)) == former
+        refilled = ModelLog(topic_id="id-3")
+        refilled.stamps[0] = [ms(i / 5) for i in range(40)]
+        window = ledger.plan(refilled, request(2, 3, accept_loss=True), ms(8))
+        assert (window.topic_id, window.ranges) == ("id-3", (PartitionRange(0, 10, 15),))
+        assert ledger.plan(refilled, request(2, 3), ms(8)) == window
 
     def test_is_taken_from_its_beginning_once_the_loss_is_accepted_and_the_ledger_says_which(self) -> None:
         ledger, again = self.history()
@@ -339,6 +384,36 @@ class TestARecreatedTopic:
         with pytest.raises(DataLossError, match="created again"):
             ledger.plan(again, since_last("b"), ms(2))
         assert len(offsets(ledger.plan(again, since_last("b", accept_loss=True), ms(2)))) == 4
+
+
+class TestASource:
+    def view(self, *plans: PlanRecord) -> LedgerView:
+        return LedgerView({plan.key(): (i, plan) for i, plan in enumerate(plans)}, len(plans))
+
+    def plan(self, start: float, end: float, stage: str = "ingest", scope: str = "") -> PlanRecord:
+        span = interval(start, end)
+        return source_plan(Work("p", stage, span.key, scope=scope), span)
+
+    def test_is_read_in_intervals_that_dont_overlap(self) -> None:
+        view = self.view(self.plan(2, 4), self.plan(6, 7))
+        for start, end in ((1, 2), (4, 6), (7, 9), (2, 4)):
+            check_source(view, self.plan(start, end))
+        for start, end in ((1, 3), (3, 5), (1, 9), (2, 3), (2, 4.0000001), (6.5, 6.6)):
+            with pytest.raises(WindowError, match=r"pipeline 'p', stage 'ingest': .* overlaps .*rows would be written twice"):
+                check_source(view, self.plan(start, end))
+
+    def test_of_another_stage_or_scope_or_a_topic_is_another_ones(self) -> None:
+        view = self.view(self.plan(2, 4), PlanRecord("p", "t", "ingest", interval(5, 6).key, (), interval(5, 6)))
+        for plan in (self.plan(3, 5, stage="other"), self.plan(3, 5, scope="[1]"), self.plan(5, 6)):
+            check_source(view, plan)
+
+    def test_is_read_whole_or_in_intervals(self) -> None:
+        whole = source_plan(Work("p", "ingest", "all"), None)
+        check_source(self.view(whole), whole)
+        with pytest.raises(WindowError, match="all overlaps 2026"):
+            check_source(self.view(self.plan(2, 4)), whole)
+        with pytest.raises(WindowError, match="overlaps all"):
+            check_source(self.view(whole), self.plan(2, 4))
 
 
 @example([0.5], [1, 0, 2])
@@ -392,10 +467,10 @@ class Histories(RuleBasedStateMachine):
     def partition_is_added(self) -> None:
         self.log.stamps.append([ms(self.now)] * 2)
 
-    @rule(ago=st.sampled_from([1, 1, 1, 2, 4]))
-    def scheduled_run(self, ago: int) -> None:
+    @rule(ago=st.sampled_from([1, 1, 1, 2, 4]), follows=st.booleans())
+    def scheduled_run(self, ago: int, follows: bool) -> None:
         """The last complete hour, or one that was delayed past its successors, or cleared; what was not run before it was a pause."""
-        self.plan(int(self.now) - ago, self.policy)
+        self.plan(int(self.now) - ago, self.policy, follows=follows)
 
     @rule(ago=st.integers(1, 6))
     def backfill_or_manual_run(self, ago: int) -> None:
@@ -413,10 +488,10 @@ class Histories(RuleBasedStateMachine):
         hour = data.draw(st.sampled_from(sorted(self.asked)))
         self.plan(hour, "index", self.asked.pop(hour))
 
-    def plan(self, hour: int, policy: Policy, answers: LogAnswers | None = None) -> None:
+    def plan(self, hour: int, policy: Policy, answers: LogAnswers | None = None, *, follows: bool = False) -> None:
         before = self.unplanned()
         try:
-            window = self.ledger.plan(self.log, request(hour, hour + 1, policy), ms(self.now), answers)
+            window = self.ledger.plan(self.log, request(hour, hour + 1, policy, follows=follows), ms(self.now), answers)
         except UnavailableError:
             assert answers is not None
             assert answers.topic.partitions < len(self.log.stamps)
