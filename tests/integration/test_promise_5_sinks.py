@@ -10,6 +10,7 @@ import random
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,8 @@ import pytest
 from factory_agents.errors import AccountingError, ConfigurationError, StoppedError, TooManyRejectedError, UnavailableError
 from factory_agents.kafka.ledger import read_result
 from factory_agents.kafka.messages import Message
-from factory_agents.protocol import AgentResult, AgentRun, Order, Shard, merge_results, shard_window
+from factory_agents.protocol import AgentResult, AgentRun, Order, Shard, Window, merge_results, shard_window
+from factory_agents.publish import build
 from factory_agents.runtime.agents import Reject, SinkOutcome
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
@@ -289,3 +291,51 @@ def test_a_publisher_to_postgresql_killed_around_its_commit_is_completed(runs: R
     with psycopg.connect(database_url) as database:
         rows = database.execute(f"SELECT event_id, text FROM {table} ORDER BY event_id").fetchall()
     assert rows == [(n, f"event {n}") for n in range(EVENTS)]
+
+
+BY_ID = {"name": "n", "id": "event_id", "columns": {"event_id": "bigint", "text": "text"}}
+
+
+class TestPostgresql:
+    """The runtime and the real sink in one process, over windows that are of no interval, as since_last's and live ones are."""
+
+    @pytest.fixture
+    def publish(self, runs: Runs, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Window], AgentResult]:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        params = {"table": f"t_{runs.prefix.replace('-', '_')}", "contract": BY_ID}
+
+        def publish(window: Window) -> AgentResult:
+            run = runs.run(window, name="publish", stage="publish", params=params)
+            return run_sink(RunContext(runs.config), run, lambda: build(params))
+
+        return publish
+
+    def rows(self, runs: Runs, database_url: str) -> list[Any]:
+        with psycopg.connect(database_url) as database:
+            return database.execute(f"SELECT text FROM t_{runs.prefix.replace('-', '_')} ORDER BY event_id").fetchall()
+
+    def test_the_later_record_of_an_id_wins_whatever_its_partition(
+        self, runs: Runs, database_url: str, publish: Callable[[Window], AgentResult]
+    ) -> None:
+        topic, now = runs.topic("in", partitions=4), int(time.time() * 1000)
+        runs.produce(topic, [b'{"event_id": 1, "text": "first"}'], partition=3, timestamp=now)
+        first = runs.window(topic, "run-1")
+        runs.produce(topic, [b'{"event_id": 1, "text": "second"}'], partition=0, timestamp=now + 1)
+        both = runs.window(topic, "run-2")
+        second = msgspec.structs.replace(both, ranges=tuple(r for r in both.ranges if r.partition == 0))
+        for order in ((first, second), (second, first), (both,)):
+            for window in order:
+                publish(window)
+            assert self.rows(runs, database_url) == [("second",)]
+
+    def test_a_table_that_was_emptied_is_filled_again_though_both_ledgers_have_the_result(
+        self, runs: Runs, database_url: str, publish: Callable[[Window], AgentResult]
+    ) -> None:
+        window = runs.filled(10)
+        publish(window)
+        assert publish(window).reused
+        with psycopg.connect(database_url) as database:
+            database.execute(f"TRUNCATE t_{runs.prefix.replace('-', '_')}")
+        result = publish(window)
+        assert (result.reused, result.counts.written) == (False, 10)
+        assert len(self.rows(runs, database_url)) == 10

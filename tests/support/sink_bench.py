@@ -72,8 +72,8 @@ def event(id_: str, value: str | None = "x", version: int | None = None, at: str
     return {"id": id_, "value": value, "version": version, "at": at}
 
 
-def record(e: dict[str, Any], partition: int, offset: int) -> Message:
-    return Message(value=json.dumps(e).encode(), partition=partition, offset=offset)
+def record(e: dict[str, Any], partition: int, offset: int, timestamp: int = 0) -> Message:
+    return Message(value=json.dumps(e).encode(), partition=partition, offset=offset, timestamp=(1, timestamp))
 
 
 def at(events: Sequence[dict[str, Any]], partition: int = 0) -> list[Message]:

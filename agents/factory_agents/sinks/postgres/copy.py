@@ -24,7 +24,7 @@ __all__ = ["STAGING", "Copy", "Direct", "Staged", "has_met_others"]
 
 STAGING = "factory_staging"
 
-_OWN_COPIED_AS = ("int8", "int4", "int4", "int8")  # of OWN_COLUMNS; a timestamptz travels as microseconds
+_OWN_COPIED_AS = ("int8", "int4", "int4", "int8", "int8")  # of OWN_COLUMNS; a timestamptz travels as microseconds
 _CHUNK_BYTES = 16_000_000
 _WAIT_LITTLE = """
     SELECT set_config('lock_timeout', '1s', true) FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting::int > 1000

@@ -21,7 +21,14 @@ _THIS_WINDOW = "table_name = {table} AND pipeline = {pipeline} AND stage = {stag
 _THIS_SHARD = _THIS_WINDOW + " AND shard = {shard} AND shards = {shards}"
 _THIS_PLAN = "(claimed_plan IS NOT DISTINCT FROM {plan} AND shards = {shards})"
 
-
+# What holds the table's rows: each relation (a partition, where it has some) with its file. A table that was dropped and created again,
+# restored, renamed or truncated has others; a partition that was detached is missing.
+_RELATIONS = """
+    ARRAY(SELECT format('%s/%s', r.oid, pg_relation_filenode(r.oid))
+          FROM (SELECT {oid}::oid AS oid UNION SELECT relid FROM pg_catalog.pg_partition_tree({oid}::oid::regclass)) AS r
+          WHERE pg_relation_filenode(r.oid) IS NOT NULL)
+"""
+_SAME_TABLE = "(relations IS NULL OR relations <@ {relations})"
 _COMMITTED = "committed_at IS NOT NULL"
 # Those who publish now, found by the lock that each holds: only sessions of our own role, which we may end.
 _PUBLISHERS = """
@@ -48,12 +55,13 @@ class Acquired(msgspec.Struct, frozen=True):
 
 
 class Mine(msgspec.Struct, frozen=True):
-    """Our ledger row as an earlier commit left it."""
+    """Our ledger row as an earlier commit left it, and whether the table is the one that it speaks of."""
 
     fence: int
     plan: str | None
     generation: int | None
     outcome: dict[str, Any] | None
+    same_table: bool
 
 
 class Ledger:
@@ -81,15 +89,25 @@ class Ledger:
             "input_generation": claim.input_generation,
             "generation": claim.generation,
             "epoch": claim.epoch,
+            "target": table.identifier,
+            "oid": table.oid,
         }
-        conditions = {"this_window": _THIS_WINDOW, "this_shard": _THIS_SHARD, "this_plan": _THIS_PLAN}
-        self._parts |= {name: compose(condition, **self._parts) for name, condition in conditions.items()}
+        self._tracked = table.tracked
+        conditions = {
+            "this_window": _THIS_WINDOW,
+            "this_shard": _THIS_SHARD,
+            "this_plan": _THIS_PLAN,
+            "relations": _RELATIONS,
+            "same_table": _SAME_TABLE,
+        }
+        for name, condition in conditions.items():
+            self._parts[name] = compose(condition, **self._parts)
 
     def _run(self, query: str, **more: Any) -> psycopg.Cursor[Any]:
         return self._connection.execute(compose(query, **self._parts, **more))
 
-    def _row(self, query: str) -> Any:
-        return self._run(query).fetchone()
+    def _row(self, query: str, **more: Any) -> Any:
+        return self._run(query, **more).fetchone()
 
     def acquire(self) -> Acquired:
         """Claim the shard. Raises SinkError where rows of a newer manifest of the window are in the table."""
@@ -102,17 +120,17 @@ class Ledger:
             "UPDATE {ledger} SET fence = fence + 1, claimed_plan = NULL, plan = NULL, fingerprint = NULL"
             " WHERE {this_window} AND NOT {this_plan}" + spared
         )
-        fence, plan, fingerprint, epoch, outcome = self._row(
+        fence, plan, fingerprint, epoch, outcome, publication, same_table = self._row(
             "INSERT INTO {ledger} AS l"
             " (table_name, pipeline, stage, window_key, shard, shards, fence, claimed_plan, claimed_generation, claimed_at)"
             " VALUES ({table}, {pipeline}, {stage}, {window}, {shard}, {shards}, 1, {plan}, {generation}, now())"
             " ON CONFLICT (table_name, pipeline, stage, window_key, shard, shards) DO UPDATE SET fence = l.fence + 1,"
             " claimed_plan = EXCLUDED.claimed_plan, claimed_generation = EXCLUDED.claimed_generation, claimed_at = now()"
-            " RETURNING fence, plan, fingerprint, epoch, outcome"
+            " RETURNING fence, plan, fingerprint, epoch, outcome, publication, {same_table}"
         )
         self._refuse_older()  # again: who was publishing has ended only now
         same = fingerprint == claim.fingerprint and (plan == claim.plan or claim.shard.of == 1)
-        if same and claim.reuse and epoch >= claim.epoch:
+        if same and claim.reuse and epoch >= claim.epoch and same_table and self._is_there(publication, outcome):
             return Acquired(fence, 0, False, msgspec.convert({**outcome, "reused": True}, SinkOutcome))
         self._run("DELETE FROM {publications} WHERE {this_window} AND {this_shard} AND published_at IS NULL")
         (number,) = self._row(
@@ -120,6 +138,11 @@ class Ledger:
             " VALUES ({table}, {pipeline}, {stage}, {window}, {shard}, {shards}, {generation}) RETURNING publication"
         )
         return Acquired(fence, number, self._fresh())
+
+    def _is_there(self, publication: int, outcome: dict[str, Any]) -> bool:
+        """Whether rows of a publication are in the table (any rows, where it doesn't keep whose they are); else somebody deleted them."""
+        of = " WHERE _factory_publication = {number}" if self._tracked else ""
+        return not outcome["written"] or bool(self._row("SELECT EXISTS (SELECT FROM {target}" + of + ")", number=publication)[0])
 
     def _refuse_older(self) -> None:
         newest = self._row("SELECT max(input_generation) FROM {ledger} WHERE {this_window} AND " + _COMMITTED)[0]
@@ -171,7 +194,7 @@ class Ledger:
 
     def hold(self, fence: int) -> Mine:
         """Lock our row until the transaction's end; raises FencedError where it isn't ours any more."""
-        row = self._row("SELECT fence, plan, generation, outcome FROM {ledger} WHERE {this_shard} FOR UPDATE")
+        row = self._row("SELECT fence, plan, generation, outcome, {same_table} FROM {ledger} WHERE {this_shard} FOR UPDATE")
         if row is None or row[0] != fence:
             raise self.fenced()
         return Mine(*row)
@@ -224,7 +247,7 @@ class Ledger:
         self._run(
             "UPDATE {ledger} SET plan = {plan}, fingerprint = {fingerprint}, input_generation = {input_generation},"
             " generation = {generation}, epoch = {epoch}, publication = {publication}, outcome = {outcome}::jsonb,"
-            " committed_fence = {fence}, committed_at = now() WHERE {this_shard}",
+            " committed_fence = {fence}, committed_at = now(), relations = {relations} WHERE {this_shard}",
             fence=fence,
             publication=publication,
             outcome=msgspec.json.encode(outcome).decode(),

@@ -45,7 +45,7 @@ class Publication:
         self._sql = _Statements(table)
 
     def begin(self) -> None:
-        """First in the transaction. Raises FencedError for a claim that was acquired over."""
+        """First in the transaction. Raises FencedError for a claim that was taken over."""
         self._ledger.begin(self.fence)
 
     def read(self, messages: Sequence[Message]) -> dict[int, Reject]:
@@ -86,7 +86,7 @@ class Publication:
         self.connection, self._copy = connection, staged
 
     def fenced(self) -> FencedError:
-        """The error of a claim that was acquired over."""
+        """The error of a claim that was taken over."""
         return self._ledger.fenced()
 
     def drop(self) -> None:
@@ -95,7 +95,7 @@ class Publication:
             self._copy.drop()
 
     def apply(self, rejected: int) -> SinkOutcome:
-        """Everything between the last row and the commit. Raises FencedError for a claim that was acquired over."""
+        """Everything between the last row and the commit. Raises FencedError for a claim that was taken over."""
         ledger = self._ledger
         mine = ledger.hold(self.fence)
         written = distinct = self._rows
@@ -138,7 +138,7 @@ class Publication:
 
     def _stale(self, mine: Mine, distinct: int) -> list[str]:
         """What a person should know of a table that doesn't say whose its rows are."""
-        if not self._ledger.published_before():
+        if not self._ledger.published_before() or not mine.same_table:
             return []
         why = f"{self.table.text} has no _factory_ columns, so nothing is deleted from it"
         if mine.outcome is None or self.claim.shard.of > 1:
@@ -156,8 +156,9 @@ class Publication:
 
 def _window_start(window: str) -> int:
     """Microseconds, as PostgreSQL counts them, at which an interval's window starts; 1970 for one that isn't of an interval."""
+    first, between, _ = window.partition("/")
     try:
-        start = datetime.fromisoformat(window.partition("/")[0])
+        start = datetime.fromisoformat(first) if between else _EPOCH
     except ValueError:
         start = _EPOCH
     since = (start if start.tzinfo is not None else start.replace(tzinfo=UTC)) - _POSTGRES_EPOCH
@@ -182,7 +183,7 @@ class _Statements:
         written = [*self._columns, *(OWN_COLUMNS if table.tracked else ())]
         return compose(
             f"INSERT INTO {{table}} AS t ({{columns}}) SELECT DISTINCT ON ({{key}}) {{columns}} FROM {STAGING}"
-            " ORDER BY {key}{newest}, _factory_partition DESC, _factory_offset DESC"
+            " ORDER BY {key}{newest}, _factory_timestamp DESC, _factory_partition DESC, _factory_offset DESC"
             " ON CONFLICT ({key}) DO UPDATE SET {set}{where}",
             table=table.identifier,
             columns=names(written),
@@ -209,7 +210,8 @@ class _Statements:
     def _where(self, past: Sequence[int]) -> sql.Composable:
         """The row that stands there gives way if it is of our window's past, or not newer than ours.
 
-        Rows of one window from different shards are both current, so they compare as well: by their coordinates at last.
+        Rows of one window from different shards are both current, so they compare as well. Without a version or a time the later window
+        wins, then the record with the later timestamp, then by its coordinates; windows that are of no interval count as one.
         """
         from psycopg import sql
 
@@ -217,7 +219,7 @@ class _Statements:
             return sql.SQL("")
         newer: sql.Composable = sql.SQL("true")
         if self._table.tracked:
-            place = sql.SQL("ROW({0}._factory_window, {0}._factory_partition, {0}._factory_offset)")
+            place = sql.SQL("ROW({0}._factory_window, {0}._factory_timestamp, {0}._factory_partition, {0}._factory_offset)")
             newer = sql.SQL("{} >= {}").format(place.format(sql.SQL("EXCLUDED")), place.format(sql.SQL("t")))
         for name in reversed(self._order()):
             newer = self._by(name, newer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
-from operator import add
+from operator import add, itemgetter
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -18,11 +18,12 @@ from factory_agents.sinks.postgres.types import UNFIT, Kind
 __all__ = ["RowColumn", "RowReader", "TableRow"]
 
 TableRow: TypeAlias = "tuple[Any, ...]"
-"""One value a column, as psycopg's binary COPY takes it, then the sink's own: those that all rows share, partition and offset."""
+"""One value a column, as psycopg's binary COPY takes it, then the sink's own: what all rows share, partition, offset, timestamp."""
 
 _CHUNK = 2000
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
 _NULL = b"null"
+_LAST = itemgetter(1)
 
 
 class RowColumn(msgspec.Struct, frozen=True):
@@ -97,7 +98,8 @@ class RowReader:
         rows: Iterator[TableRow] = self._typed(values)
         if self._finished:
             rows = map(self._finish, rows)
-        own = zip(*map(repeat, self._shared), map(kind.partition, messages), map(kind.offset, messages), strict=False)
+        timestamps = map(_LAST, map(kind.timestamp, messages))
+        own = zip(*map(repeat, self._shared), map(kind.partition, messages), map(kind.offset, messages), timestamps, strict=False)
         return list(map(add, rows, own))
 
     def _finish(self, row: TableRow) -> TableRow:
@@ -114,7 +116,7 @@ class RowReader:
         for i, message in enumerate(messages, start):
             try:
                 values = map(_value, self._columns, self._fields(message.value()))
-                fitting.append((*values, *self._shared, message.partition(), message.offset()))
+                fitting.append((*values, *self._shared, message.partition(), message.offset(), message.timestamp()[1]))
             except Reject as reject:
                 rejected[i] = reject
 

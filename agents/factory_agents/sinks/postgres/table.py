@@ -31,10 +31,11 @@ OWN_COLUMNS = {
     "_factory_publication": ("integer", "integer"),
     "_factory_partition": ("integer", "integer"),
     "_factory_offset": ("bigint", "bigint"),
+    "_factory_timestamp": ("bigint", "bigint"),
 }
 """What a table of ours keeps of each row: its window's start, the publication that wrote it, and the record that it came from.
 
-Fixed and narrow, because every row pays for them.
+The record's timestamp is in milliseconds since 1970. Fixed and narrow, because every row pays for them.
 """
 
 _LEDGER_COLUMNS = """
@@ -57,6 +58,7 @@ _LEDGER_COLUMNS = """
     outcome jsonb,
     committed_fence bigint,
     committed_at timestamptz,
+    relations text[],
     PRIMARY KEY (table_name, pipeline, stage, window_key, shard, shards)
 """
 
@@ -158,7 +160,13 @@ def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: Wan
             _create(connection, schema, own, compose(definition))
     if oid is None:
         raise SinkError(f"table {schema}.{name.name} was dropped while it was opened; retry")
-    return _fit(schema, name.name, oid, columns(connection, oid), unique_indexes(connection, oid), wanted)
+    if not _has_column(connection, schema, LEDGER, "relations"):
+        _add_column(connection, schema, LEDGER, "relations", "text[]")
+    found = columns(connection, oid)
+    if "_factory_offset" in found and "_factory_timestamp" not in found:
+        _add_column(connection, schema, name.name, "_factory_timestamp", "bigint NOT NULL DEFAULT 0")
+        found = columns(connection, oid)
+    return _fit(schema, name.name, oid, found, unique_indexes(connection, oid), wanted)
 
 
 def _default_schema(connection: psycopg.Connection[Any]) -> str:
@@ -202,6 +210,22 @@ def _create(connection: psycopg.Connection[Any], schema: str, name: str, definit
         if indexed is None:
             # Rows of a publication lie together, so the pages' ranges find them; a tree of them would cost more than the rows.
             connection.execute(compose("CREATE INDEX ON {table} USING brin (_factory_publication)", table=table))
+
+
+def _has_column(connection: psycopg.Connection[Any], schema: str, table: str, column: str) -> bool:
+    query = (
+        "SELECT 1 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s"
+    )
+    return connection.execute(query, [schema, table, column]).fetchone() is not None
+
+
+def _add_column(connection: psycopg.Connection[Any], schema: str, table: str, column: str, definition: str) -> None:
+    """Add one that earlier releases didn't make."""
+    from psycopg import sql
+
+    query = "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} " + definition
+    connection.execute(compose(query, table=sql.Identifier(schema, table), column=sql.Identifier(column)))
 
 
 def _created(type_: ColumnType) -> str:

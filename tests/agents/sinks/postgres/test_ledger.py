@@ -192,3 +192,91 @@ class TestFencing:
             sink.claim(bench.claim(window, shard))
             sink.write(at([event(f"k{i}")], partition=shard.index))
         assert [sink.commit(rejected=0).written for sink, _, _ in sinks] == [1, 1, 1]
+
+
+TWO = [event("a", "1"), event("b", "2")]
+EMPTYINGS = {
+    "dropped": "DROP TABLE {t}",
+    "dropped and created again": "CREATE TABLE copy_{t} (LIKE {t} INCLUDING ALL); DROP TABLE {t}; ALTER TABLE copy_{t} RENAME TO {t}",
+    "truncated": "TRUNCATE {t}",
+    "emptied": "DELETE FROM {t}",
+    "renamed": "ALTER TABLE {t} RENAME TO old_{t}",
+    "restored": "CREATE TABLE b_{t} AS TABLE {t} WITH NO DATA; TRUNCATE {t}; INSERT INTO {t} SELECT * FROM b_{t}",
+}
+
+
+class TestATableThatIsNoLongerTheOne:
+    """The ledger says what was committed, and of which table: never a success over rows that are gone."""
+
+    def run(self, bench: Bench, statements: str) -> None:
+        for statement in statements.replace("{t}", bench.name).split("; "):
+            bench.admin.execute(statement)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("how", EMPTYINGS)
+    @pytest.mark.parametrize("tracked", [True, False], ids=["ours", "theirs"])
+    def test_is_published_to_again(self, bench: Bench, how: str, tracked: bool) -> None:
+        if not tracked:
+            bench.admin.execute(f"CREATE TABLE {bench.name} (id text PRIMARY KEY, value text, version int8, at timestamptz)")
+        bench.publish(at(TWO), fingerprint="f")
+        self.run(bench, EMPTYINGS[how])
+        outcome = bench.publish(at(TWO), fingerprint="f")
+        assert (outcome.reused, outcome.written, outcome.removed) == (False, 2, 0)
+        assert bench.rows() == {"a": "1", "b": "2"}
+        assert bench.publish(at(TWO), fingerprint="f").reused
+
+    def test_nor_by_rows_of_other_windows(self, bench: Bench) -> None:
+        bench.publish(at(TWO), window=W1, fingerprint="f")
+        bench.publish(at([event("c")]), window=W2, fingerprint="f")
+        self.run(bench, "TRUNCATE {t}")
+        bench.publish(at([event("c")]), window=W2, fingerprint="f")
+        assert not bench.publish(at(TWO), window=W1, fingerprint="f").reused
+        assert set(bench.rows()) == {"a", "b", "c"}
+
+    def test_each_shard_is_published_again(self, bench: Bench) -> None:
+        for empty in ("TRUNCATE {t}", "SELECT 1"):
+            for i in range(2):
+                outcome = bench.publish(at([event(f"k{i}")], partition=i), shard=Shard(i, 2), fingerprint="f")
+                assert not outcome.reused
+            assert set(bench.rows()) == {"k0", "k1"}
+            self.run(bench, empty)
+            if empty == "SELECT 1":
+                break
+
+    def test_by_a_partition_that_was_detached(self, bench: Bench) -> None:
+        bench.admin.execute(
+            f"CREATE TABLE {bench.name} (id text PRIMARY KEY, value text, version int8, at timestamptz) PARTITION BY LIST (id)"
+        )
+        for key in ("a", "b", "c"):
+            bench.admin.execute(f"CREATE TABLE {bench.name}_{key} PARTITION OF {bench.name} FOR VALUES IN ('{key}')")
+        bench.publish(at(TWO), fingerprint="f")
+        self.run(bench, "CREATE TABLE {t}_d PARTITION OF {t} FOR VALUES IN ('d')")
+        assert bench.publish(at(TWO), fingerprint="f").reused
+        self.run(bench, "ALTER TABLE {t} DETACH PARTITION {t}_b; CREATE TABLE {t}_b2 PARTITION OF {t} FOR VALUES IN ('b')")
+        assert bench.publish(at(TWO), fingerprint="f").written == 2
+        assert bench.rows() == {"a": "1", "b": "2"}
+
+    def test_of_another_schema_has_a_ledger_of_its_own(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        bench.publish(at(TWO), fingerprint="f")
+        bench.admin.execute(f"CREATE SCHEMA s_{bench.name}")
+        monkeypatch.setenv("DATABASE_URL", f"{bench.url}?options=-csearch_path%3Ds_{bench.name}")
+        outcome = bench.publish(at(TWO), fingerprint="f")
+        assert (outcome.reused, outcome.table) == (False, f"s_{bench.name}.{bench.name}")
+
+    def test_an_empty_window_is_reused_whatever_became_of_the_table(self, bench: Bench) -> None:
+        bench.publish([], fingerprint="f")
+        assert bench.publish([], fingerprint="f").reused
+
+    def test_an_entry_that_does_not_know_its_table_is_judged_by_its_rows(self, bench: Bench) -> None:
+        """As earlier releases wrote them."""
+        bench.publish(at(TWO), fingerprint="f")
+        bench.admin.execute("UPDATE factory_publishes SET relations = NULL WHERE table_name = %s", [bench.name])
+        assert bench.publish(at(TWO), fingerprint="f").reused
+        self.run(bench, "TRUNCATE {t}")
+        assert bench.publish(at(TWO), fingerprint="f").written == 2
+
+    def test_made_by_an_earlier_release_is_brought_up_to_date(self, bench: Bench) -> None:
+        bench.publish(at([event("a", "old")]))
+        bench.admin.execute(f"ALTER TABLE {bench.name} DROP COLUMN _factory_timestamp")
+        bench.admin.execute("ALTER TABLE factory_publishes DROP COLUMN relations")
+        bench.publish([record(event("a", "new"), 0, 0, timestamp=1), record(event("b"), 0, 1)], window=W2)
+        assert bench.rows() == {"a": "new", "b": "x"}

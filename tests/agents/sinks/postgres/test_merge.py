@@ -40,6 +40,38 @@ class TestTheNewestWins:
                 bench.publish(at([event("k", window)]), window=window)
             assert bench.rows() == {"k": W2}
 
+    @pytest.mark.parametrize("windows", [(W1, W1), ("run-b p", "run-a p"), ("live-2 p", "live-1 p")], ids=["one", "since_last", "live"])
+    @pytest.mark.parametrize("turned", [False, True], ids=["in order", "out of order"])
+    def test_without_version_or_time_the_later_record_wins_whatever_its_partition(
+        self, bench: Bench, windows: tuple[str, str], turned: bool
+    ) -> None:
+        bench.contract = {"name": "n", "id": "id", "columns": {"id": "text", "value": "text"}}
+        earlier, later = (record(event("k", v), p, o, timestamp=t) for v, p, o, t in (("earlier", 3, 7, 1000), ("later", 0, 2, 2000)))
+        if windows[0] == windows[1]:
+            assert bench.publish([later, earlier] if turned else [earlier, later], window=W1).duplicates == 1
+        else:
+            publications = [([earlier], windows[0]), ([later], windows[1])]
+            for rows, window in reversed(publications) if turned else publications:
+                bench.publish(rows, window=window)
+        assert bench.rows() == {"k": "later"}
+
+    def test_between_shards_the_later_record_wins_whoever_commits_last(self, bench: Bench) -> None:
+        for order in ((0, 1), (1, 0)):
+            for i in order:
+                bench.publish([record(event("k", f"partition {i}"), i, 0, timestamp=2 - i)], shard=Shard(i, 2))
+            assert bench.rows() == {"k": "partition 0"}
+
+    def test_of_records_of_one_millisecond_the_coordinates_decide(self, bench: Bench) -> None:
+        bench.publish([record(event("k", f"p{p}o{o}"), p, o, timestamp=5) for p, o in ((1, 0), (0, 9), (1, 1), (0, 3))])
+        assert bench.rows() == {"k": "p1o1"}
+
+    def test_the_later_window_wins_over_a_later_timestamp(self, bench: Bench) -> None:
+        """What a stage writes again has later timestamps than what it wrote for the windows after."""
+        for order in ((W1, W2), (W2, W1)):
+            for window in order:
+                bench.publish([record(event("k", window), 0, 0, timestamp=9 if window == W1 else 1)], window=window)
+            assert bench.rows() == {"k": W2}
+
     def test_between_shards_of_one_window_the_partition_decides_whoever_commits_last(self, bench: Bench) -> None:
         for order in ((0, 1), (1, 0)):
             for i in order:
@@ -85,7 +117,7 @@ class Model:
         self.windows: dict[str, dict[str, Any]] = {}
 
     def publish(
-        self, window: str, shard: tuple[int, int], input_generation: int, generation: int, rows: list[tuple[dict[str, Any], int, int]]
+        self, window: str, shard: tuple[int, int], input_generation: int, generation: int, rows: list[tuple[dict[str, Any], int, int, int]]
     ) -> tuple[int, int, int, int] | None:
         """(written, duplicates, older, removed), or None where it is refused."""
         state = self.windows.setdefault(window, {"plan": None, "turn": 0, "newest": 0, "current": {}})
@@ -95,12 +127,12 @@ class Model:
         if state["plan"] != plan:
             state |= {"plan": plan, "turn": state["turn"] + 1, "current": {}}
         best: dict[str, tuple[Any, ...]] = {}
-        for e, partition, offset in rows:
-            rank = (*self.rank(e), partition, offset)
+        for e, partition, offset, timestamp in rows:
+            rank = (*self.rank(e), timestamp, partition, offset)
             if e["id"] not in best or rank >= best[e["id"]][0]:
-                best[e["id"]] = (rank, e, partition)
+                best[e["id"]] = (rank, e, (timestamp, partition, offset))
         owner = {"window": window, "shard": shard, "turn": state["turn"], "generation": generation}
-        written = sum(self.put(e, partition, owner) for _, e, partition in best.values())
+        written = sum(self.put(e, place, owner) for _, e, place in best.values())
         before = state["current"].get(shard)
         state["current"][shard] = generation
         state["newest"] = input_generation
@@ -110,12 +142,12 @@ class Model:
     def rank(e: dict[str, Any]) -> tuple[Any, ...]:
         return (e["version"] is not None, e["version"] or 0, e["at"] is not None, e["at"] or "")
 
-    def put(self, e: dict[str, Any], partition: int, owner: dict[str, Any]) -> bool:
+    def put(self, e: dict[str, Any], place: tuple[int, int, int], owner: dict[str, Any]) -> bool:
         there = self.table.get(e["id"])
-        row = {"event": e, "partition": partition, **owner}
+        row = {"event": e, "place": place, **owner}
         if there is not None:
             past = there["window"] == owner["window"] and (there["shard"] == owner["shard"] or there["turn"] != owner["turn"])
-            newer = (*self.rank(e), owner["window"], partition) >= (*self.rank(there["event"]), there["window"], there["partition"])
+            newer = (*self.rank(e), owner["window"], place) >= (*self.rank(there["event"]), there["window"], there["place"])
             if not (past or newer):
                 return False
         self.table[e["id"]] = row
@@ -149,19 +181,19 @@ PUBLICATIONS = st.tuples(
     st.sampled_from([W1, W2, W3]),
     st.integers(1, 3).flatmap(lambda of: st.tuples(st.integers(0, of - 1), st.just(of))),
     st.integers(1, 3),
-    st.lists(st.tuples(EVENTS, st.integers(0, 1)), max_size=8),
+    st.lists(st.tuples(EVENTS, st.integers(0, 1), st.integers(0, 2)), max_size=8),
 )
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=st.lists(PUBLICATIONS, min_size=1, max_size=12))
-@example([(W1, (0, 1), 1, [(event("a"), 0)]), (W2, (0, 1), 1, [(event("a"), 0)]), (W1, (0, 1), 1, [])])
-@example([(W1, (1, 2), 2, [(event("a"), 0)]), (W1, (1, 2), 3, []), (W1, (0, 2), 3, [])])
+@example([(W1, (0, 1), 1, [(event("a"), 0, 0)]), (W2, (0, 1), 1, [(event("a"), 0, 0)]), (W1, (0, 1), 1, [])])
+@example([(W1, (1, 2), 2, [(event("a"), 0, 0)]), (W1, (1, 2), 3, []), (W1, (0, 2), 3, [])])
 def test_any_history_of_publications_leaves_what_the_rules_say(bench: Bench, history: list[Any]) -> None:
     bench.name = f"m_{secrets.token_hex(6)}"
     model = Model()
     for generation, (window, (index, of), input_generation, events) in enumerate(history, 1):
-        rows = [(e, index + of * p, offset) for offset, (e, p) in enumerate(events)]
+        rows = [(e, index + of * p, offset, timestamp) for offset, (e, p, timestamp) in enumerate(events)]
         expected = model.publish(window, (index, of), input_generation, generation, rows)
         changes = {
             "plan": f"{input_generation}/{of}",
