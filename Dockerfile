@@ -3,7 +3,7 @@
 #   docker build --target project -t my-agents:1 .                 the same with this repository's include/, which its DAGs read
 #   docker build --target airflow -t airflow-factory:0.1.0 .       Airflow with the provider: scheduler, triggerer, workers
 # Your own agents: FROM factory-agents:0.1.0, COPY my_agent.py /opt/agents/, and name them my_agent:function in the DAG.
-ARG PYTHON_IMAGE=python:3.11-slim
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 # The tools that build, which no image keeps. Stages stand in the order of need: a classic build runs all that come before its target.
 FROM ${PYTHON_IMAGE} AS tools

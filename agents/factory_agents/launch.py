@@ -6,15 +6,17 @@ import difflib
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from factory_agents.errors import AgentError, ConfigurationError
+from factory_agents.errors import AgentError, ConfigurationError, FactoryError
 from factory_agents.ingest import source_name
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_window_topic, plan_window, preview_window
+from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.kafka.topics import Cluster
 from factory_agents.options import AgentSettings, Resolved, parse_interval
 from factory_agents.protocol import (
@@ -42,6 +44,8 @@ __all__ = [
     "run_agent_live",
     "run_agent_over_window",
 ]
+
+_LEDGER_SECONDS = 30.0
 
 WHOLE_SOURCE = "all"
 """Names the window of an ``ingest`` that reads every row, whatever its time."""
@@ -207,12 +211,40 @@ def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettin
     return execute(context, make_run(agent, settings, given))
 
 
+def _refuse_what_windows_wrote(config: KafkaConfig, settings: AgentSettings, group: str) -> None:
+    """A live agent that begins is not to write once more what windows have made of the same topic. Raises ConfigurationError.
+
+    One whose group has a position goes on from there; a ledger that it may not read says nothing.
+    """
+    if not settings.out_topic:
+        return
+    maker = ""
+    with suppress(FactoryError), Cluster(config) as cluster:
+        ledger = Ledger(config, cluster, prefix=settings.prefix, pipeline="")
+        if any(topic == settings.in_topic for topic, _ in cluster.committed(group)) or cluster.find(ledger.topic) is None:
+            return
+        view = ledger.glance(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
+        results = (record.result for record in view.of(StageRecord) if record.result is not None)
+        maker = next((r.pipeline for r in results if _topics_of(r) == (settings.in_topic, settings.out_topic)), "")
+    if maker:
+        raise ConfigurationError(
+            f"topic {settings.out_topic!r} holds what windows of pipeline {maker!r} made of {settings.in_topic!r}; a live agent begins "
+            "with the earliest record and would write all of it once more: give it a topic of its own (--out-topic), or have its group "
+            f"begin where the windows end (kafka-consumer-groups --reset-offsets --group {group})"
+        )
+
+
+def _topics_of(result: AgentResult) -> tuple[str, str]:
+    return (result.input.topic if result.input is not None else "", result.manifest.topic if result.manifest is not None else "")
+
+
 def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> LiveResult:
     """Run the agent in its consumer group until ``context.stop`` says so. Raises a FactoryError; another start goes on from there."""
     _prepare(settings)
     began = time.monotonic()
     transform: Any = build_transform(AgentRef(agent), settings.params, None)
     group = settings.group or default_group(_stage_of(agent), settings.in_topic)
+    _refuse_what_windows_wrote(context.config, settings, group)
     if agent == "publish":
         transform.close()
         counts = run_sink_live(

@@ -239,7 +239,8 @@ def _check_mode(view: LedgerView, request: PlanRequest) -> None:
     if first is not None and first.mode != request.mode:
         raise WindowError(
             f"pipeline {request.pipeline!r}: its windows are made by {first.mode.replace('_', ' ')}, "
-            f"this run asks for {request.mode.replace('_', ' ')}; mixing them would read records twice: use another pipeline name"
+            f"this run asks for {request.mode.replace('_', ' ')}; mixing them would read records twice: "
+            f"use another pipeline name (--pipeline)"
         )
 
 
@@ -252,7 +253,7 @@ def _check_overlap(view: LedgerView, request: PlanRequest, topic: TopicFacts) ->
         if plan.topic_id == topic.id and other is not None and other.start_ms < interval.end_ms and interval.start_ms < other.end_ms:
             raise WindowError(
                 f"pipeline {request.pipeline!r} on {topic.name!r}: interval {interval.key} overlaps {other.key}, which is planned; "
-                f"overlapping intervals would read records twice: keep to one schedule, or use another pipeline name"
+                f"overlapping intervals would read records twice: keep to one schedule, or use another pipeline name (--pipeline)"
             )
 
 

@@ -1,0 +1,53 @@
+"""From settings to a run: what a person may start after what."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from factory_agents.errors import ConfigurationError, WindowError
+from factory_agents.launch import run_agent_live, run_agent_over_window
+from factory_agents.options import AgentSettings
+from factory_agents.runtime.session import RunContext
+from tests.support.runs import Runs, events
+
+MARK = "tests.support.agents:mark"
+
+
+def settings(runs: Runs, source: str, output: str, **more: object) -> AgentSettings:
+    return AgentSettings(in_topic=source, out_topic=output, prefix=runs.prefix, **more)  # type: ignore[arg-type]
+
+
+def test_a_live_agent_that_begins_does_not_write_once_more_what_windows_have_written(runs: Runs) -> None:
+    source, output = runs.topic("in"), runs.topic("out")
+    runs.topic("out.dead")
+    runs.produce(source, events(20))
+    now = datetime.now(UTC)
+    run_agent_over_window(RunContext(runs.config), MARK, settings(runs, source, output, since=now - timedelta(hours=1), until=now))
+    with pytest.raises(ConfigurationError, match=r"holds what windows of pipeline 'cli\.mark\..*--out-topic.*--reset-offsets --group"):
+        run_agent_live(RunContext(runs.config), MARK, settings(runs, source, output))
+
+    apart = runs.topic("live")
+    runs.topic("live.dead")
+    counts = run_agent_live(RunContext(runs.config, stop=until_seen(runs, apart, 20)), MARK, settings(runs, source, apart)).counts
+    assert counts.consumed == 20
+    run_agent_live(RunContext(runs.config, stop=lambda: True), MARK, settings(runs, source, output))  # its group has a position now
+
+
+def until_seen(runs: Runs, topic: str, count: int) -> object:
+    return lambda: len(runs.everything(topic)) >= count
+
+
+def test_a_dry_run_over_an_overlapping_interval_names_the_way_on(runs: Runs) -> None:
+    source = runs.topic("in")
+    runs.produce(source, events(5))
+    now = datetime.now(UTC)
+    output = runs.topic("out")
+    first = settings(runs, source, output, since=now - timedelta(hours=1), until=now)
+    run_agent_over_window(RunContext(runs.config), MARK, first)
+    overlapping = {"since": now - timedelta(minutes=30), "until": now, "dry_run": True}
+    with pytest.raises(WindowError, match=r"overlaps .*use another pipeline name \(--pipeline\)"):
+        run_agent_over_window(RunContext(runs.config), MARK, settings(runs, source, output, **overlapping))
+    other = run_agent_over_window(RunContext(runs.config), MARK, settings(runs, source, output, pipeline="try", **overlapping))
+    assert other.counts.consumed == 5
