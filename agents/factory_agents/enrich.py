@@ -65,6 +65,8 @@ class EnrichTransform(FunctionTransform):
         self.identity = {"function": [function.name, function.version], "args": args} | (lookups.identity if lookups else {})
         self.name, self.version = "enrich", "1"
         self._lookups = lookups
+        if lookups is not None:
+            lookups.kept = self._digits.kept
 
     def finish(self, counts: Counts) -> None:
         """See ``Transform.finish``: no report."""

@@ -13,6 +13,7 @@ import msgspec
 from factory_agents.errors import AgentError, ConfigurationError, UnavailableError
 from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Counts, Interval, Shard
+from factory_agents.runtime.numbers import Digits
 
 __all__ = [
     "AgentFunction",
@@ -282,12 +283,12 @@ _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
-def decode_event(value: bytes | None) -> dict[str, Any]:
+def decode_event(value: bytes | None, decode: Callable[[Any], Any] = _decode) -> dict[str, Any]:
     """A record's value as an event; raises Reject for what is not a JSON object."""
     if value is None:
         raise Reject("the record has no value (a tombstone), expected a JSON object", rule="decode")
     try:
-        event = _decode(value)
+        event = decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Reject(f"not JSON: {error}", rule="decode") from error
     if type(event) is not dict:
@@ -302,7 +303,8 @@ Prepare: TypeAlias = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any
 class FunctionTransform:
     """Drives an ``AgentFunction`` over records: decode, prepare, call, encode; whatever it raises rejects that one event.
 
-    Only an UnavailableError goes through: the event is not bad, a retry may do.
+    Numbers that the agent leaves as they came keep their digits, though it sees floats. Only an UnavailableError goes through: the event is
+    not bad, a retry may do.
     """
 
     stateful = False
@@ -314,6 +316,7 @@ class FunctionTransform:
         self._agent = agent_function
         self._params = params
         self._prepare = prepare
+        self._digits = Digits()
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``."""
@@ -323,13 +326,15 @@ class FunctionTransform:
         outputs: list[Output] = []
         append = outputs.append
         simple = self._agent.key is None
-        for message in messages:
+        values = [message.value() for message in messages]
+        decode, encode, kept = self._digits.decoder(values), _encode, self._digits.kept
+        for message, value in zip(messages, values, strict=True):
             try:
-                event = _decode(message.value())  # type: ignore[arg-type]  # None, a tombstone, raises as other bad values do
+                event = decode(value)  # None, a tombstone, raises as other bad values do
                 if type(event) is not dict:
-                    decode_event(message.value())
+                    decode_event(value)
                 result = call(event, **params) if params else call(event)
-                append(_encode(result) if simple and type(result) is dict else finish(result, message))
+                append(encode(result) if simple and not kept and type(result) is dict else finish(result, message))
             except Reject as reject:
                 append(reject)
             except UnavailableError:
@@ -359,13 +364,13 @@ class FunctionTransform:
         raise TypeError(f"returned {type(result).__name__}, expected a dict, a list of dicts or None")
 
     def _record(self, event: dict[str, Any]) -> bytes | tuple[bytes | None, bytes]:
-        value = _encode(event)
+        value = self._digits.encode(event)
         if self._agent.key is None:
             return value
         key = event.get(self._agent.key)
         if key is None:
             raise Reject(f"the key field {self._agent.key!r} is missing or null", rule="key")
-        return (key.encode() if isinstance(key, str) else _encode(key), value)
+        return (key.encode() if isinstance(key, str) else self._digits.encode(key), value)
 
     def _several(self, events: list[Any], message: Message) -> Output:
         """Outputs of one event stay distinct: where they kept its id, the n-th (from 1) gets ``-n`` appended."""
@@ -386,9 +391,11 @@ class FunctionTransform:
         outputs: list[Output] = [None] * len(messages)
         decoded: list[dict[str, Any]] = []
         where: list[int] = []
-        for i, message in enumerate(messages):
+        values = [message.value() for message in messages]
+        decode = self._digits.decoder(values)
+        for i, value in enumerate(values):
             try:
-                decoded.append(decode_event(message.value()))
+                decoded.append(decode_event(value, decode))
                 where.append(i)
             except Reject as reject:
                 outputs[i] = reject
@@ -428,7 +435,7 @@ class FunctionTransform:
         """The whole batch at once; where that raises, each half, until the events that make it raise stand alone."""
         if not events:
             return []
-        copy = _decode(_encode(events)) if len(events) > 1 else None
+        copy = self._digits.copy(events) if len(events) > 1 else None
         try:
             results = list(self._agent.function(events, **self._params))
             if len(results) != len(events):

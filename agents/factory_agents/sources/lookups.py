@@ -6,12 +6,13 @@ import copy
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.runtime.agents import Reject, decode_event
+from factory_agents.runtime.agents import Reject, SourceRecord, decode_event
+from factory_agents.runtime.numbers import Digits, Kept
 from factory_agents.sources.files import FileSource
 from factory_agents.sources.rows import ColumnType, Header, ReadOptions, check_field
 from factory_agents.sources.table import Relation, connect, describe, in_utc, querying
@@ -63,6 +64,13 @@ class Lookup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"the lookup on {self.on!r} needs either a file or a table")
 
 
+class _Row(NamedTuple):
+    """A row of a reference, and the numbers in it that a float cannot hold."""
+
+    values: dict[str, Any]
+    kept: Kept
+
+
 class _Reference(Protocol):
     """Rows by key."""
 
@@ -73,7 +81,7 @@ class _Reference(Protocol):
         """The columns."""
         ...
 
-    def find(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def find(self, keys: Iterable[str]) -> dict[str, _Row]:
         """The rows of those keys that have one."""
         ...
 
@@ -85,10 +93,12 @@ class _Reference(Protocol):
 class LookupJoin:
     """Adds to each event what its lookups find; give ``join`` to a ``FunctionTransform``.
 
-    ``identity`` holds the lookups and their files' checksums; a table can change, so with one it is ``volatile``.
+    ``identity`` holds the lookups and their files' checksums; a table can change, so with one it is ``volatile``. ``kept`` is where numbers
+    that a float cannot hold are put with their digits (see ``Digits``).
     """
 
     def __init__(self, lookups: Sequence[Lookup]) -> None:
+        self.kept: Kept = {}
         self._parts = [_Part(lookup) for lookup in lookups]
         self.identity: dict[str, Any] = {"lookups": [part.identity for part in self._parts]}
         if any(lookup.table for lookup in lookups):
@@ -101,7 +111,7 @@ class LookupJoin:
         """
         joined: list[dict[str, Any] | Reject] = list(events)
         for part in self._parts:
-            joined = part.join(joined)
+            joined = part.join(joined, self.kept)
         return joined
 
     def close(self) -> None:
@@ -118,7 +128,7 @@ class _Part:
         self.identity = msgspec.to_builtins(lookup) | self.reference.identity
         self._pairs: list[tuple[str, str]] = []
 
-    def join(self, events: list[dict[str, Any] | Reject]) -> list[dict[str, Any] | Reject]:
+    def join(self, events: list[dict[str, Any] | Reject], kept: Kept) -> list[dict[str, Any] | Reject]:
         on = self._lookup.on
         keys = [None if isinstance(event, Reject) else _key_text(event.get(on)) for event in events]
         rows = self.reference.find({key for key in keys if key is not None})
@@ -128,7 +138,8 @@ class _Part:
             if isinstance(event, Reject):
                 joined.append(event)
             elif key is not None and (row := rows.get(key)) is not None:
-                event.update((name, _own(row.get(column))) for column, name in pairs)
+                event.update((name, _own(row.values.get(column))) for column, name in pairs)
+                kept.update(row.kept)
                 joined.append(event)
             else:
                 joined.append(self._missing(event))
@@ -162,6 +173,16 @@ def _key_text(value: Any) -> str | None:
     return msgspec.json.encode(value).decode()
 
 
+def _read(record: SourceRecord, digits: Digits) -> tuple[dict[str, Any], str]:
+    """A row of a file, or what is wrong with it."""
+    try:
+        if record.reject is not None:
+            raise record.reject
+        return decode_event(record.value, digits.decode), ""
+    except Reject as reject:
+        return {}, reject.reason
+
+
 class _FileReference:
     """All of a file in memory."""
 
@@ -170,20 +191,22 @@ class _FileReference:
         source = FileSource([lookup.file], ReadOptions(id_field=key, **how))
         self.what = f"file {lookup.file!r}"
         self.identity = {"files": source.identity["files"]}
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, _Row] = {}
+        digits = Digits()
         columns: dict[str, None] = {}
         for batch in source.read(None, 0):
             for record in batch:
-                row = decode_event(record.value) if record.reject is None else {}
+                row, problem = _read(record, digits)
                 columns.update(dict.fromkeys(row))
                 text = _key_text(row.get(key))
-                problem = record.reject.reason if record.reject else f"no value in the key column {key!r}" if text is None else ""
+                if text is None and not problem:
+                    problem = f"no value in the key column {key!r}"
                 if text in self._rows:
                     problem = f"the key {key}={text!r} is there twice"
                 if problem or text is None:
                     check_field(key, "the lookup's key column", list(columns) or [key], self.what)
                     raise ConfigurationError(f"{record.where}: {problem}; correct this reference file")
-                self._rows[text] = row
+                self._rows[text] = _Row(row, digits.taken())
         for name in lookup.fields if self._rows else ():
             check_field(name, "the lookup's field", list(columns), self.what)
         columns.pop(key, None)
@@ -192,7 +215,7 @@ class _FileReference:
     def names(self) -> Sequence[str]:
         return self._names
 
-    def find(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def find(self, keys: Iterable[str]) -> dict[str, _Row]:
         return self._rows
 
     def close(self) -> None:
@@ -208,7 +231,8 @@ class _TableReference:
         self.identity: dict[str, Any] = {}
         self._connection: psycopg.Connection[Any] | None = None
         self._relation: Relation | None = None
-        self._cache: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._cache: OrderedDict[str, _Row] = OrderedDict()
+        self._digits = Digits()
 
     def names(self) -> Sequence[str]:
         _, relation = self._open()
@@ -227,8 +251,8 @@ class _TableReference:
             self._relation = relation
         return self._connection, self._relation
 
-    def find(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
+    def find(self, keys: Iterable[str]) -> dict[str, _Row]:
+        found: dict[str, _Row] = {}
         absent = []
         for key in sorted(keys):
             row = self._cache.get(key)
@@ -241,7 +265,7 @@ class _TableReference:
             found |= self._query(absent)
         return found
 
-    def _query(self, keys: list[str]) -> dict[str, dict[str, Any]]:
+    def _query(self, keys: list[str]) -> dict[str, _Row]:
         from psycopg import sql
 
         connection, relation = self._open()
@@ -253,7 +277,7 @@ class _TableReference:
         query = sql.SQL(
             "SELECT {key}::text, factory_row FROM ({rows}) AS r WHERE " + column.format("{key}") + " = ANY({keys}::" + cast + "[])"
         ).format(key=sql.Identifier(self._key), rows=relation.as_json, keys=sql.Placeholder())
-        rows: dict[str, dict[str, Any]] = {}
+        rows: dict[str, _Row] = {}
         try:
             with querying(self.what), connection.transaction():
                 in_utc(connection)
@@ -266,11 +290,11 @@ class _TableReference:
                 raise ConfigurationError(
                     f"{self.what}: the key {self._key}={key!r} is there twice; look up by a column whose values are unique"
                 )
-            rows[key] = msgspec.json.decode(text)
+            rows[key] = _Row(self._digits.decode(text), self._digits.taken())
             self._keep(key, rows[key])
         return rows
 
-    def _keep(self, key: str, row: dict[str, Any]) -> None:
+    def _keep(self, key: str, row: _Row) -> None:
         self._cache[key] = row
         while len(self._cache) > self._lookup.cache_size:
             self._cache.popitem(last=False)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
+from confluent_kafka import Message
 
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.runtime.agents import Reject
@@ -180,3 +181,32 @@ class TestTables:
 
     def test_a_table_can_change_so_its_results_are_not_taken_up_again(self) -> None:
         assert LookupJoin([Lookup(on="id", table="repos")]).identity["volatile"] is True
+
+
+def test_numbers_of_a_reference_keep_their_digits(database: psycopg.Connection, tmp_path: Path) -> None:
+    from factory_agents.enrich import build
+
+    number = "12345678901234567.89"
+    (tmp_path / "f.jsonl").write_text(f'{{"id":1,"n":[{number}]}}\n')
+    (tmp_path / "f.csv").write_text(f"id,m\n1,{number}\n")
+    database.execute(f"CREATE TABLE numbers (id int, j json); INSERT INTO numbers VALUES (1, '{number}')")
+    lookups = [
+        {"on": "id", "file": str(tmp_path / "f.jsonl")},
+        {"on": "id", "file": str(tmp_path / "f.csv"), "types": {"m": "number"}},
+        {"on": "id", "table": "numbers"},
+    ]
+    enrich = build({"lookups": lookups})
+    try:
+        for _ in range(2):
+            value: Any = Message(topic="t", partition=0, offset=0, value=b'{"id":1,"x":0.5}')
+            outputs = enrich.process([value])
+            assert outputs == [f'{{"id":1,"x":0.5,"n":[{number}],"m":{number},"j":{number},"enriched":true}}'.encode()]
+    finally:
+        enrich.close()
+        database.execute("DROP TABLE numbers")
+
+
+def test_a_reference_with_a_number_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "f.jsonl").write_text('{"id":1,"n":1e400}\n')
+    with pytest.raises(ConfigurationError, match=r"f\.jsonl:1: not JSON: Number out of range; correct this reference file"):
+        LookupJoin([Lookup(on="id", file=str(tmp_path / "f.jsonl"))])
