@@ -11,7 +11,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from factory_agents.kafka.config import KafkaConfig
-    from factory_agents.kafka.lag import PartitionLag
+    from factory_agents.kafka.lag import Lags, PartitionLag
     from factory_agents.kafka.topics import Cluster
 
 __all__ = ["Answer", "LagQuestion", "WindowClosedQuestion", "ask_lag", "ask_window_closed", "judge_lag"]
@@ -64,14 +64,12 @@ def judge_lag(question: LagQuestion, partitions: Sequence[PartitionLag]) -> Answ
     return Answer(met, reason, facts)
 
 
-def ask_lag(config: KafkaConfig, question: LagQuestion, *, cluster: Cluster | None = None) -> Answer:
-    """Ask the cluster (by ``cluster``, else by a client of its own), joining no group and committing nothing; raises FactoryError."""
-    from factory_agents.kafka.lag import group_lag, pipeline_lag
-
+def ask_lag(lags: Lags, question: LagQuestion) -> Answer:
+    """Ask the cluster, joining no group and committing nothing; raises FactoryError."""
     topics = list(question.topics)
     if question.group:
-        return judge_lag(question, group_lag(config, question.group, topics, cluster=cluster))
-    return judge_lag(question, pipeline_lag(config, question.pipeline, topics, prefix=question.prefix, cluster=cluster))
+        return judge_lag(question, lags.of_group(question.group, topics))
+    return judge_lag(question, lags.of_pipeline(question.pipeline, topics, prefix=question.prefix))
 
 
 def ask_window_closed(

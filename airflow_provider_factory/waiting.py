@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from confluent_kafka import KafkaError, Message, TopicPartition
 
 from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
-from factory_agents.kafka.lag import pipeline_lag
+from factory_agents.kafka.lag import Lags
 from factory_agents.kafka.topics import Cluster
 
 __all__ = ["Enough", "Sizes", "Waiting", "look", "reason_to_start"]
 
-_READ_SECONDS = 5.0
+_READ_SECONDS = 1.0
+"""How long records are counted at a time; the next look goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,23 @@ def reason_to_start(enough: Enough, waiting: Waiting, begun: Mapping[int, int], 
 
 
 def look(
-    config: KafkaConfig, cluster: Cluster, *, topic: str, pipeline: str, prefix: str, enough: Enough, begun: Mapping[int, int], sizes: Sizes
+    config: KafkaConfig,
+    cluster: Cluster,
+    lags: Lags,
+    *,
+    topic: str,
+    pipeline: str,
+    prefix: str,
+    enough: Enough,
+    begun: Mapping[int, int],
+    sizes: Sizes,
 ) -> Waiting:
     """Ask the cluster, joining no group and committing nothing; raises FactoryError."""
-    lags = pipeline_lag(config, pipeline, [topic], prefix=prefix, cluster=cluster)
-    taken = {lag.partition: lag.end - lag.lag for lag in lags}
-    ends = {lag.partition: lag.end for lag in lags}
+    found = lags.of_pipeline(pipeline, [topic], prefix=prefix)
+    taken = {lag.partition: lag.end - lag.lag for lag in found}
+    ends = {lag.partition: lag.end for lag in found}
     old: dict[int, int] = {}
-    if enough.age is not None and any(lag.lag for lag in lags):
+    if enough.age is not None and any(lag.lag for lag in found):
         young = cluster.at_time(topic, ends, round((time.time() - enough.age) * 1000))
         old = {p: offset if offset >= 0 else ends[p] for p, (offset, _) in young.items()}
     size = 0

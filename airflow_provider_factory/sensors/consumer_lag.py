@@ -74,7 +74,13 @@ class ConsumerLagSensor(KafkaSensor):
 
     def ask(self, config: KafkaConfig | None, question: LagQuestion) -> Answer:
         """See ``KafkaSensor.ask``."""
-        return ask_lag(config, question) if config is not None else Answer(False, "not asked yet")
+        if config is None:
+            return Answer(False, "not asked yet")
+        from factory_agents.kafka.lag import Lags
+        from factory_agents.kafka.topics import Cluster
+
+        with Cluster(config) as cluster:
+            return ask_lag(Lags(config, cluster), question)
 
     def trigger(self, **arguments: Any) -> ConsumerLagTrigger:
         """See ``KafkaSensor.trigger``."""

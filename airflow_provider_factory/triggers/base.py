@@ -13,11 +13,9 @@ from typing import Any, ClassVar
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_factory.checks import Answer
-from airflow_provider_factory.clusters import SharedCluster, shared_cluster
+from airflow_provider_factory.clusters import Client, SharedCluster, shared_cluster
 from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
 from factory_agents.errors import FactoryError
-from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.topics import Cluster
 
 __all__ = ["KafkaTrigger"]
 
@@ -30,7 +28,7 @@ _SPREAD = 0.1
 class KafkaTrigger(BaseTrigger):
     """Fires one event: ``met`` with figures, ``timeout`` with what was seen last, or ``error`` for what trying again cannot mend.
 
-    A broker that doesn't answer is waited for. All triggers of a cluster share one client and one thread (``clusters``).
+    A broker that doesn't answer is waited for. All triggers of a cluster share one client and few threads (``clusters``).
 
     :param deadline: seconds since 1970 UTC, so that it holds over a restart of the triggerer.
     """
@@ -44,8 +42,13 @@ class KafkaTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.deadline = deadline
 
+    @property
     @abstractmethod
-    def ask(self, config: KafkaConfig, cluster: Cluster) -> Answer:
+    def about(self) -> str:
+        """The subject of the question: those about one and the same wait for each other."""
+
+    @abstractmethod
+    def ask(self, client: Client) -> Answer:
         """One question to the cluster; blocks; raises FactoryError."""
 
     def known(self) -> Answer:
@@ -94,7 +97,7 @@ class KafkaTrigger(BaseTrigger):
         if known.met:
             return known
         try:
-            return await cluster.ask(self.ask)
+            return await cluster.ask(self.about, self.ask)
         except FactoryError as error:
             if not error.retriable:
                 raise

@@ -7,9 +7,8 @@ from typing import ClassVar
 import msgspec
 
 from airflow_provider_factory.checks import Answer, LagQuestion, ask_lag
+from airflow_provider_factory.clusters import Client
 from airflow_provider_factory.triggers.base import KafkaTrigger
-from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.topics import Cluster
 
 __all__ = ["ConsumerLagTrigger"]
 
@@ -19,6 +18,11 @@ class ConsumerLagTrigger(KafkaTrigger):
 
     path: ClassVar[str] = "airflow_provider_factory.triggers.consumer_lag.ConsumerLagTrigger"
 
-    def ask(self, config: KafkaConfig, cluster: Cluster) -> Answer:
+    @property
+    def about(self) -> str:
+        """See ``KafkaTrigger.about``: the topics."""
+        return " ".join(self.question["topics"])
+
+    def ask(self, client: Client) -> Answer:
         """See ``KafkaTrigger.ask``."""
-        return ask_lag(config, msgspec.convert(self.question, LagQuestion), cluster=cluster)
+        return ask_lag(client.lags, msgspec.convert(self.question, LagQuestion))

@@ -12,13 +12,11 @@ from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from airflow_provider_factory.clusters import shared_cluster
+from airflow_provider_factory.clusters import Client, shared_cluster
 from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
 from airflow_provider_factory.settings import option
 from airflow_provider_factory.waiting import Enough, Sizes, Waiting, look, reason_to_start
 from factory_agents.errors import ConfigurationError, FactoryError
-from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.topics import Cluster
 
 __all__ = ["TopicReadyTrigger"]
 
@@ -85,7 +83,7 @@ class TopicReadyTrigger(BaseEventTrigger):
                 with shared_cluster(await FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).aconfig()) as cluster:
                     while True:
                         begun = begun if time.monotonic() < begun_at + self.again else {}
-                        waiting = await cluster.ask(partial(self._look, begun=begun, sizes=sizes))
+                        waiting = await cluster.read(partial(self._look, begun=begun, sizes=sizes))
                         now = time.monotonic()
                         since = now if not waiting.beyond(begun) else since
                         reason = reason_to_start(self._enough, waiting, begun, now - since)
@@ -97,10 +95,11 @@ class TopicReadyTrigger(BaseEventTrigger):
                 log.warning("%s: %s", type(error).__name__, error)
             await asyncio.sleep(self.poll_interval)
 
-    def _look(self, config: KafkaConfig, cluster: Cluster, *, begun: Mapping[int, int], sizes: Sizes) -> Waiting:
+    def _look(self, client: Client, *, begun: Mapping[int, int], sizes: Sizes) -> Waiting:
         return look(
-            config,
-            cluster,
+            client.config,
+            client.cluster,
+            client.lags,
             topic=self.topic,
             pipeline=self.pipeline,
             prefix=option("prefix"),

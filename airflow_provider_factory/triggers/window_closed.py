@@ -8,9 +8,8 @@ from typing import ClassVar
 import msgspec
 
 from airflow_provider_factory.checks import Answer, WindowClosedQuestion, ask_window_closed
+from airflow_provider_factory.clusters import Client
 from airflow_provider_factory.triggers.base import KafkaTrigger
-from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.topics import Cluster
 
 __all__ = ["WindowClosedTrigger"]
 
@@ -24,9 +23,14 @@ class WindowClosedTrigger(KafkaTrigger):
         """See ``KafkaTrigger.known``: before the window's end, and after the grace, the clock is enough."""
         return ask_window_closed(None, self._question(), datetime.now(UTC))
 
-    def ask(self, config: KafkaConfig, cluster: Cluster) -> Answer:
+    @property
+    def about(self) -> str:
+        """See ``KafkaTrigger.about``: the topic."""
+        return self._question().topic
+
+    def ask(self, client: Client) -> Answer:
         """See ``KafkaTrigger.ask``."""
-        return ask_window_closed(config, self._question(), datetime.now(UTC), cluster=cluster)
+        return ask_window_closed(client.config, self._question(), datetime.now(UTC), cluster=client.cluster)
 
     def pause(self, now: float) -> float:
         """See ``KafkaTrigger.pause``: no longer than to the end of the grace, nor before the window's end is there."""

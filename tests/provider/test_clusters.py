@@ -1,4 +1,4 @@
-"""One client and one thread for all triggers of a cluster."""
+"""One client and few threads for all triggers of a cluster, and nobody held up by what is slow about somebody else's topic."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import threading
 
 import pytest
 
-from airflow_provider_factory.clusters import SharedCluster, shared_cluster
+from airflow_provider_factory.clusters import Client, SharedCluster, shared_cluster
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.topics import Cluster
 
 MAIN, OTHER = KafkaConfig("127.0.0.1:1"), KafkaConfig("127.0.0.1:1", {"client.id": "other"})
 
@@ -26,17 +25,42 @@ def test_all_who_mean_the_same_cluster_share_one_until_the_last_leaves() -> None
         assert fresh is not first
 
 
-def test_questions_are_asked_in_one_thread_with_one_client() -> None:
-    def who(_: KafkaConfig, cluster: Cluster) -> tuple[int, int]:
-        return threading.get_ident(), id(cluster)
+def test_questions_about_one_topic_are_asked_one_after_the_other_with_one_client_and_not_by_the_loop() -> None:
+    inside: list[int] = []
 
-    async def ask_all() -> set[tuple[int, int]]:
+    def who(client: Client) -> tuple[bool, int, int]:
+        inside.append(1)
+        others = len(inside) - 1
+        inside.pop()
+        return threading.current_thread() is threading.main_thread(), others, id(client)
+
+    async def ask_all() -> set[tuple[bool, int, int]]:
         with shared_cluster(MAIN) as shared:
-            return set(await asyncio.gather(*(shared.ask(who) for _ in range(200))))
+            return set(await asyncio.gather(*(shared.ask("t", who) for _ in range(200))))
 
-    answers = asyncio.run(ask_all())
-    assert len(answers) == 1
-    assert threading.get_ident() not in {thread for thread, _ in answers}
+    assert [answer[:2] for answer in asyncio.run(ask_all())] == [(False, 0)]
+
+
+def test_what_is_slow_holds_up_nobody_else() -> None:
+    """Questions about a topic whose leader hangs, and as many as there may be that read records: others are answered meanwhile."""
+    go = threading.Event()
+
+    def slow(_: Client) -> str:
+        assert go.wait(30)
+        return "slow"
+
+    async def ask_all() -> tuple[list[str], list[str]]:
+        with shared_cluster(MAIN) as shared:
+            waiting = [shared.ask("sick", slow) for _ in range(20)] + [shared.read(slow) for _ in range(20)]
+            held_up = [asyncio.ensure_future(each) for each in waiting]
+            await asyncio.sleep(0)
+            quick = await asyncio.gather(*(shared.ask(f"well-{n % 5}", lambda _: "quick") for n in range(50)))
+            assert not any(each.done() for each in held_up)
+            go.set()
+            return quick, await asyncio.gather(*held_up)
+
+    quick, slow_ones = asyncio.run(ask_all())
+    assert (quick, slow_ones) == (["quick"] * 50, ["slow"] * 40)
 
 
 def test_a_cluster_that_does_not_answer_is_left_alone_for_a_while() -> None:
@@ -49,7 +73,7 @@ def test_a_cluster_that_does_not_answer_is_left_alone_for_a_while() -> None:
 
     async def ask(shared: SharedCluster) -> None:
         with pytest.raises(UnavailableError, match="no broker answered"):
-            await shared.ask(down)
+            await shared.ask("t", down)
 
     shared = SharedCluster(MAIN, clock=lambda: next(times))
     for _ in range(5):
@@ -69,8 +93,8 @@ def test_a_clients_surprise_is_waited_out_and_a_wrong_question_is_not() -> None:
     async def ask() -> None:
         with shared_cluster(MAIN) as shared:
             with pytest.raises(UnavailableError, match="RuntimeError: handle destroyed"):
-                await shared.ask(surprise)
+                await shared.ask("t", surprise)
             with pytest.raises(ConfigurationError):
-                await shared.ask(wrong)
+                await shared.ask("t", wrong)
 
     asyncio.run(ask())

@@ -9,6 +9,7 @@ import pytest
 
 from airflow_provider_factory.waiting import Enough, Sizes, Waiting, look, reason_to_start
 from factory_agents.kafka.cuts import plan_window
+from factory_agents.kafka.lag import Lags
 from tests.support.runs import Runs, events
 
 WAITING = Waiting(taken={0: 10, 1: 0}, ends={0: 15, 1: 7}, old={0: 10, 1: 0}, size=900)
@@ -52,16 +53,16 @@ def test_positions_ages_and_sizes_are_those_beyond_the_pipelines_last_window(run
 
     runs.produce(topic, events(3), partition=0, timestamp=now)
     runs.produce(topic, events(1), partition=1, timestamp=now)
-    waiting = look(runs.config, runs.cluster, enough=Enough(size=10_000, age=3600), begun={}, **asked)  # type: ignore[arg-type]
+    waiting = look(runs.config, runs.cluster, Lags(runs.config, runs.cluster), enough=Enough(size=10_000, age=3600), begun={}, **asked)  # type: ignore[arg-type]
     assert (waiting.taken, waiting.ends, waiting.old) == ({0: 0, 1: 0, 2: 0}, {0: 3, 1: 1, 2: 0}, {0: 0, 1: 0, 2: 0})
     assert waiting.size == sum(map(len, [*events(3), *events(1)]))
 
     plan_window(runs.config, pipeline=runs.prefix, topic=topic, interval=None, run_key="first", prefix=runs.prefix)
     runs.produce(topic, events(2, start=7), partition=0, timestamp=now)
-    waiting = look(runs.config, runs.cluster, enough=Enough(size=10_000, age=3600), begun={}, **asked)  # type: ignore[arg-type]
+    waiting = look(runs.config, runs.cluster, Lags(runs.config, runs.cluster), enough=Enough(size=10_000, age=3600), begun={}, **asked)  # type: ignore[arg-type]
     assert (waiting.taken, waiting.ends, waiting.size) == ({0: 3, 1: 1, 2: 0}, {0: 5, 1: 1, 2: 0}, sum(map(len, events(2, start=7))))
     assert not reason_to_start(Enough(age=3600), waiting, {})
 
     runs.produce(topic, [b"x"], partition=2, timestamp=long_ago)
-    waiting = look(runs.config, runs.cluster, enough=Enough(age=3600), begun={}, **asked)  # type: ignore[arg-type]
+    waiting = look(runs.config, runs.cluster, Lags(runs.config, runs.cluster), enough=Enough(age=3600), begun={}, **asked)  # type: ignore[arg-type]
     assert reason_to_start(Enough(age=3600), waiting, {}) == "the oldest of 3 records has waited 3600 s"

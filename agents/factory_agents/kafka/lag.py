@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import CutRecord, Ledger, about_plans
+from factory_agents.kafka.tails import Span, Tails
 from factory_agents.kafka.topics import Cluster
 
-__all__ = ["LagTotal", "PartitionLag", "group_lag", "lag_of", "lag_totals", "pipeline_lag", "topic_lag"]
+__all__ = ["LagTotal", "Lags", "PartitionLag", "group_lag", "lag_of", "lag_totals", "pipeline_lag", "topic_lag"]
 
 _LEDGER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class PartitionLag:
-    """One partition's lag in offsets (transaction markers included, as all of Kafka's tools count).
+    """One partition's lag in offsets (transaction markers between records included, as all of Kafka's tools count).
 
-    ``committed`` is the next offset to read, or None where there is none yet: the lag then counts from the log's start.
-    ``end`` is the last stable offset: what a committed reader can see.
+    ``committed`` is the next offset to read, or None where there is none yet: the lag then counts from the log's start. ``end`` is one past
+    the last record that a committed reader can see: the markers behind it are nothing that anybody waits for.
     """
 
     topic: str
@@ -73,54 +74,82 @@ def lag_totals(rows: Mapping[str, Sequence[PartitionLag]]) -> list[LagTotal]:
 
 
 def topic_lag(config: KafkaConfig, topics: Sequence[str]) -> dict[str, list[PartitionLag]]:
-    """The lag of every consumer group that has committed offsets for a topic or is assigned it, by group. Raises as ``group_lag`` does."""
-    cluster = Cluster(config)
-    cluster.topics(topics)
-    found = {}
-    for name in cluster.groups():
-        facts, committed = cluster.group(name), cluster.committed(name)
-        read = {t for t, _ in committed} | ({t for t, _ in facts.assigned} if facts is not None else set())
-        names = [t for t in dict.fromkeys(topics) if t in read]
-        if names:
-            found[name] = _lags(cluster, names, committed)
-    return found
+    """See ``Lags.of_topics``."""
+    with Cluster(config) as cluster:
+        return Lags(config, cluster).of_topics(topics)
 
 
-def group_lag(
-    config: KafkaConfig, group: str, topics: Sequence[str] | None = None, *, cluster: Cluster | None = None
-) -> list[PartitionLag]:
-    """The lag of a consumer group on topics (None: all those it has committed offsets for or is assigned), by topic and partition.
-
-    Joins no group and commits nothing. ``cluster``: a client to ask with, for who asks often. Raises ConfigurationError for an unknown
-    group or topic, UnavailableError without a broker.
-    """
-    cluster = cluster or Cluster(config)
-    facts = cluster.group(group)
-    if facts is None:
-        raise ConfigurationError(
-            f"consumer group {group!r}: it has neither members nor committed offsets at {config.bootstrap}; is the name right, has it run?"
-        )
-    committed = cluster.committed(group)
-    names = sorted({t for t, _ in (*committed, *facts.assigned)}) if topics is None else list(dict.fromkeys(topics))
-    return _lags(cluster, names, committed)
+def group_lag(config: KafkaConfig, group: str, topics: Sequence[str] | None = None) -> list[PartitionLag]:
+    """See ``Lags.of_group``."""
+    with Cluster(config) as cluster:
+        return Lags(config, cluster).of_group(group, topics)
 
 
-def pipeline_lag(
-    config: KafkaConfig, pipeline: str, topics: Sequence[str] | None = None, *, prefix: str = "factory", cluster: Cluster | None = None
-) -> list[PartitionLag]:
-    """What has arrived on topics (None: all that the pipeline has planned on) since the pipeline's last cut, by topic and partition.
+def pipeline_lag(config: KafkaConfig, pipeline: str, topics: Sequence[str] | None = None, *, prefix: str = "factory") -> list[PartitionLag]:
+    """See ``Lags.of_pipeline``."""
+    with Cluster(config) as cluster:
+        return Lags(config, cluster).of_pipeline(pipeline, topics, prefix=prefix)
 
-    Before the first cut the lag counts from the log's start. ``cluster`` is as in ``group_lag``. Raises ConfigurationError for an unknown
-    topic, or without ``topics`` for a pipeline that has planned nothing, and UnavailableError without a broker.
-    """
-    cluster = cluster or Cluster(config)
-    cuts = _last_cuts(config, cluster, pipeline, prefix)
-    names = sorted({t for t, _ in cuts}) if topics is None else list(dict.fromkeys(topics))
-    if not names:
-        raise ConfigurationError(f"pipeline {pipeline!r}: it has planned no window yet, so name the topics whose lag is wanted")
-    ids = {name: cluster.topic(name).id for name in names}
-    committed = {(t, p): o for (t, topic_id), offsets in cuts.items() if ids.get(t) == topic_id for p, o in enumerate(offsets)}
-    return _lags(cluster, names, committed)
+
+class Lags:
+    """Looks up lag, again and again: what was found out is kept for the next time. Joins no group, commits nothing; thread-safe."""
+
+    def __init__(self, config: KafkaConfig, cluster: Cluster) -> None:
+        self._config = config
+        self._cluster = cluster
+        self._tails = Tails(config)
+
+    def of_topics(self, topics: Sequence[str]) -> dict[str, list[PartitionLag]]:
+        """By group, the lag of every consumer group that has committed offsets for a topic or is assigned it. Raises as ``of_group``."""
+        self._cluster.topics(topics)
+        found = {}
+        for name in self._cluster.groups():
+            facts, committed = self._cluster.group(name), self._cluster.committed(name)
+            read = {t for t, _ in committed} | ({t for t, _ in facts.assigned} if facts is not None else set())
+            names = [t for t in dict.fromkeys(topics) if t in read]
+            if names:
+                found[name] = self._lags(names, committed)
+        return found
+
+    def of_group(self, group: str, topics: Sequence[str] | None = None) -> list[PartitionLag]:
+        """The lag of a consumer group on topics (None: all those it has committed offsets for or is assigned), by topic and partition.
+
+        Raises ConfigurationError for an unknown group or topic, UnavailableError without a broker.
+        """
+        facts = self._cluster.group(group)
+        if facts is None:
+            raise ConfigurationError(
+                f"consumer group {group!r}: it has neither members nor committed offsets at {self._config.bootstrap}; is the name right, "
+                f"has it run?"
+            )
+        committed = self._cluster.committed(group)
+        names = sorted({t for t, _ in (*committed, *facts.assigned)}) if topics is None else list(dict.fromkeys(topics))
+        return self._lags(names, committed)
+
+    def of_pipeline(self, pipeline: str, topics: Sequence[str] | None = None, *, prefix: str = "factory") -> list[PartitionLag]:
+        """What has arrived on topics (None: all that the pipeline has planned on) since the pipeline's last cut, by topic and partition.
+
+        Before the first cut the lag counts from the log's start. Raises ConfigurationError for an unknown topic, or without ``topics`` for
+        a pipeline that has planned nothing, and UnavailableError without a broker.
+        """
+        cuts = _last_cuts(self._config, self._cluster, pipeline, prefix)
+        names = sorted({t for t, _ in cuts}) if topics is None else list(dict.fromkeys(topics))
+        if not names:
+            raise ConfigurationError(f"pipeline {pipeline!r}: it has planned no window yet, so name the topics whose lag is wanted")
+        ids = {name: facts.id for name, facts in self._cluster.topics(names).items()}
+        committed = {(t, p): o for (t, topic_id), offsets in cuts.items() if ids.get(t) == topic_id for p, o in enumerate(offsets)}
+        return self._lags(names, committed)
+
+    def _lags(self, topics: Sequence[str], committed: Mapping[tuple[str, int], int]) -> list[PartitionLag]:
+        lags: list[PartitionLag] = []
+        for name in topics:
+            facts = self._cluster.topic(name)
+            partitions = range(facts.partitions)
+            starts, ends = self._cluster.log_start(name, partitions), self._cluster.stable_offset(name, partitions)
+            spans = {p: Span(min(ends[p], max(starts[p], committed.get((name, p), 0))), ends[p]) for p in partitions}
+            seen = self._tails.visible_ends(name, facts.id, spans)
+            lags.extend(PartitionLag(name, p, committed.get((name, p)), seen[p], seen[p] - spans[p].start) for p in partitions)
+        return lags
 
 
 def _last_cuts(config: KafkaConfig, cluster: Cluster, pipeline: str, prefix: str) -> dict[tuple[str, str], tuple[int, ...]]:
@@ -129,20 +158,8 @@ def _last_cuts(config: KafkaConfig, cluster: Cluster, pipeline: str, prefix: str
     if cluster.find(ledger.topic) is None:
         return {}
     last: dict[tuple[str, str], CutRecord] = {}
-    for cut in ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=about_plans).of(CutRecord):
+    for cut in ledger.glance(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=about_plans).of(CutRecord):
         have = last.get((cut.topic, cut.topic_id))
         if have is None or cut.at >= have.at:
             last[cut.topic, cut.topic_id] = cut
     return {key: cut.offsets for key, cut in last.items()}
-
-
-def _lags(cluster: Cluster, topics: Sequence[str], committed: Mapping[tuple[str, int], int]) -> list[PartitionLag]:
-    lags: list[PartitionLag] = []
-    for name in topics:
-        partitions = range(cluster.topic(name).partitions)
-        starts = cluster.log_start(name, partitions)
-        ends = cluster.stable_offset(name, partitions)
-        for p in partitions:
-            position = committed.get((name, p))
-            lags.append(PartitionLag(name, p, position, ends[p], max(0, ends[p] - max(starts[p], position or 0))))
-    return lags

@@ -35,6 +35,12 @@ from factory_agents.kafka.config import KafkaConfig, kafka_error, message_error
 __all__ = ["Cluster", "GroupFacts", "TopicFacts"]
 
 _TIMEOUT = 15.0
+_COORDINATOR_SECONDS = 3600.0
+"""How long librdkafka tries to ask a group's coordinator; we stop waiting before that.
+
+When it gives up by itself and the coordinator answers after all, an assertion in it (2.16) ends the whole process.
+"""
+_DEAF_SECONDS = 5.0
 _SPREAD_SECONDS = 2.0
 """How long a topic that no broker asked has heard of is looked for, where the controller may not be asked."""
 _Answer = TypeVar("_Answer")
@@ -102,9 +108,9 @@ class Cluster:
         """Let the client go, with its threads and sockets; a later question makes a new one."""
         self._admin = None
 
-    def _wait(self, future: Any) -> Any:
+    def _wait(self, future: Any, seconds: float | None = None) -> Any:
         """A future's result; what refuses us (a wrong password) is raised as soon as it is known, not when the request times out."""
-        until = time.monotonic() + self._timeout + 5
+        until = time.monotonic() + (self._timeout + 5 if seconds is None else seconds)
         while True:
             try:
                 return future.result(0.2)
@@ -250,7 +256,7 @@ class Cluster:
     def group(self, name: str) -> GroupFacts | None:
         """A consumer group's facts, or None where it has neither members nor committed offsets."""
         described = self._asked(
-            lambda: self.admin.describe_consumer_groups([name], request_timeout=self._timeout)[name], f"consumer group {name!r}"
+            lambda: self.admin.describe_consumer_groups([name], request_timeout=_COORDINATOR_SECONDS)[name], f"consumer group {name!r}"
         )
         assigned = frozenset(
             (tp.topic, tp.partition) for m in described.members for tp in (m.assignment.topic_partitions if m.assignment else ())
@@ -268,22 +274,26 @@ class Cluster:
         """The offsets that a group has committed, by topic and partition; empty for an unknown group. Changes nothing."""
         request = [ConsumerGroupTopicPartitions(group)]
         found = self._asked(
-            lambda: self.admin.list_consumer_group_offsets(request, request_timeout=self._timeout)[group],
+            lambda: self.admin.list_consumer_group_offsets(request, request_timeout=_COORDINATOR_SECONDS)[group],
             f"offsets of consumer group {group!r}",
         )
         return {(tp.topic, tp.partition): tp.offset for tp in found.topic_partitions if tp.offset >= 0}
 
     def _asked(self, ask: Callable[[], Any], doing: str) -> Any:
-        """Ask a group's coordinator, again while it moves or loads."""
+        """Ask a group's coordinator, again while it moves or loads, and by a new client where this one gets no answer.
+
+        A client that once found no coordinator may stay deaf: it asks nobody any more.
+        """
         deadline = time.monotonic() + self._timeout
         while True:
-            future = ask()
             try:
-                return self._wait(future)
+                return self._wait(ask(), min(_DEAF_SECONDS, max(0.0, deadline - time.monotonic())))
             except _NO_ANSWER as error:
-                moves = isinstance(error, KafkaException) and error.args[0].code() in _COORDINATOR_MOVES
-                if not moves or time.monotonic() > deadline:
+                refused = isinstance(error, KafkaException) and error.args[0].code() not in _COORDINATOR_MOVES
+                if refused or time.monotonic() > deadline:
                     raise self._failed(error, doing) from error
+                if not isinstance(error, KafkaException):
+                    self.close()
             time.sleep(0.05)
 
     def broker_setting(self, name: str, default: str) -> str:

@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.lag import LagTotal, PartitionLag, group_lag, lag_of, lag_totals, pipeline_lag, topic_lag
+from factory_agents.kafka.lag import Lags, LagTotal, PartitionLag, group_lag, lag_of, lag_totals, pipeline_lag, topic_lag
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval
 from tests.support.runs import Runs, events
@@ -47,6 +47,97 @@ def test_lag_ends_where_an_open_transaction_begins(runs: Runs) -> None:
     writer.flush(30)
     assert [r.end for r in group_lag(runs.config, runs.prefix, [topic])] == [2]
     writer.commit_transaction(30)
+
+
+class TestOfATransactionalTopic:
+    """A client that commits after each message leaves the transactions' markers behind its position: nobody waits for those."""
+
+    @pytest.fixture
+    def producer(self, runs: Runs) -> Producer:
+        producer = runs.config.producer(f"{runs.prefix}.writer")
+        producer.init_transactions(30)
+        return producer
+
+    def write(self, producer: Producer, topic: str, partition: int = 0, count: int = 1, *, abort: bool = False) -> None:
+        producer.begin_transaction()
+        for value in events(count):
+            producer.produce(topic, value, partition=partition)
+        producer.flush(30)
+        if abort:
+            producer.abort_transaction(30)
+        else:
+            producer.commit_transaction(30)
+
+    def read(self, runs: Runs, topic: str, most: int) -> None:
+        """As an ordinary consumer: one message, one commit."""
+        settings = {
+            "bootstrap.servers": runs.bootstrap,
+            "group.id": runs.prefix,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+        }
+        consumer = Consumer(settings)
+        consumer.subscribe([topic])
+        for _ in range(most):
+            message = consumer.poll(30)
+            assert message is not None
+            assert message.error() is None
+            consumer.commit(message, asynchronous=False)
+        consumer.close()
+
+    def lags(self, runs: Runs, topic: str) -> list[int]:
+        return [r.lag for r in group_lag(runs.config, runs.prefix, [topic])]
+
+    def test_is_none_when_all_is_read(self, runs: Runs, producer: Producer) -> None:
+        topic = runs.topic(partitions=2)
+        for partition in (0, 1, 0, 1, 0):
+            self.write(producer, topic, partition)
+        self.read(runs, topic, 5)
+        committed = Cluster(runs.config).committed(runs.prefix)
+        assert sum(committed.values()) < sum(Cluster(runs.config).stable_offset(topic, range(2)).values()), "it stands before markers"
+        assert self.lags(runs, topic) == [0, 0]
+
+    def test_counts_up_to_the_last_record_that_can_be_seen(self, runs: Runs, producer: Producer) -> None:
+        topic = runs.topic(partitions=1)
+        self.write(producer, topic, count=3)
+        self.write(producer, topic, count=2)
+        self.read(runs, topic, 2)
+        assert group_lag(runs.config, runs.prefix, [topic]) == [PartitionLag(topic, 0, committed=2, end=6, lag=4)]
+        self.read(runs, topic, 3)
+        assert self.lags(runs, topic) == [0]
+
+    @pytest.mark.parametrize("aborted", [1, 40, 2000])
+    def test_what_was_aborted_behind_the_last_record_is_no_lag(self, runs: Runs, producer: Producer, aborted: int) -> None:
+        topic = runs.topic(partitions=1)
+        self.write(producer, topic, count=30)
+        self.write(producer, topic, count=aborted, abort=True)
+        self.read(runs, topic, 30)
+        assert self.lags(runs, topic) == [0]
+        commit(runs.bootstrap, runs.prefix, topic, {0: 10})
+        assert self.lags(runs, topic) == [20]
+
+    def test_where_nothing_was_ever_committed_there_is_none_without_records(self, runs: Runs, producer: Producer) -> None:
+        topic = runs.topic(partitions=2)
+        self.write(producer, topic, abort=True)
+        commit(runs.bootstrap, runs.prefix, topic, {1: 0})
+        assert self.lags(runs, topic) == [0, 0]
+
+    def test_is_looked_up_again_without_reading_as_long_as_nothing_happens(
+        self, runs: Runs, producer: Producer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        topic = runs.topic(partitions=1)
+        self.write(producer, topic, count=5)
+        commit(runs.bootstrap, runs.prefix, topic, {0: 2})
+        lags, readers = Lags(runs.config, runs.cluster), []
+        consumer = KafkaConfig.consumer
+        monkeypatch.setattr(KafkaConfig, "consumer", lambda *a, **k: readers.append(1) or consumer(*a, **k))
+        assert [[r.lag for r in lags.of_group(runs.prefix)] for _ in range(3)] == [[3]] * 3
+        commit(runs.bootstrap, runs.prefix, topic, {0: 5})
+        assert [r.lag for r in lags.of_group(runs.prefix)] == [0]
+        assert len(readers) == 1
+        self.write(producer, topic)
+        assert [r.lag for r in lags.of_group(runs.prefix)] == [2]
+        assert len(readers) == 2
 
 
 def test_lag_of_records_deleted_by_retention_is_none(runs: Runs, admin: AdminClient) -> None:

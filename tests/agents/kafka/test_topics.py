@@ -12,11 +12,11 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS, Ledger
 from factory_agents.kafka.topics import Cluster
-from factory_agents.sandbox import SandboxInfo
+from factory_agents.sandbox import Sandbox, SandboxInfo
 from tests.conftest import TopicFactory
 from tests.support.log import Transaction, Writer, hours_ago
 from tests.support.process_resources import tasks_and_sockets
@@ -130,6 +130,24 @@ def test_a_client_goes_with_its_threads_and_sockets_without_the_garbage_collecto
         wait_for(lambda: tasks_and_sockets() <= before, "the clients' threads to end")
     finally:
         gc.enable()
+
+
+def test_a_process_that_asked_for_a_group_during_an_outage_survives_its_end(own_sandbox: Sandbox) -> None:
+    """The coordinator answers a question that nobody waits for any more."""
+    config = KafkaConfig(own_sandbox.info().bootstrap, {"reconnect.backoff.max.ms": "500"})
+    assert Cluster(config, timeout=60).group("nobody") is None
+    hasty = Cluster(config, timeout=1)
+    hasty.brokers()
+    own_sandbox.stop_kafka()
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="no broker answered"):
+            hasty.group("nobody")
+        with pytest.raises(UnavailableError, match="no broker answered"):
+            hasty.committed("nobody")
+    own_sandbox.start_kafka()
+    assert Cluster(config, timeout=60).committed("nobody") == {}
+    wait_for(lambda: hasty.brokers() == 1, "the client that gave up to be connected again")
+    assert Cluster(config, timeout=60).group("nobody") is None
 
 
 def test_an_unknown_topic_is_named(cluster: Cluster) -> None:

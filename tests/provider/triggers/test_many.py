@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import statistics
 import threading
@@ -17,10 +18,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from airflow_provider_factory.checks import Answer
+from airflow_provider_factory.clusters import Client
 from airflow_provider_factory.triggers.consumer_lag import ConsumerLagTrigger
-from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.topics import Cluster
+from airflow_provider_factory.triggers.topic_ready import TopicReadyTrigger
+from factory_agents.kafka.ledger import Ledger
 from factory_agents.sandbox import Sandbox
+from tests.support.log import Transaction
 from tests.support.runs import Runs, events
 from tests.support.topics import create_topic
 
@@ -35,9 +38,9 @@ class Watched(ConsumerLagTrigger):
         super().__init__(**arguments)
         self.asked: list[float] = []
 
-    def ask(self, config: KafkaConfig, cluster: Cluster) -> Answer:
+    def ask(self, client: Client) -> Answer:
         self.asked.append(time.monotonic())
-        return super().ask(config, cluster)
+        return super().ask(client)
 
 
 def triggers(count: int, topic: str, group: str, *, patience: float = 300, interval: float = INTERVAL) -> list[Watched]:
@@ -71,7 +74,7 @@ def connections(bootstrap: str) -> int:
     return sum(c.raddr != () and c.raddr.port == port for c in psutil.Process().net_connections())
 
 
-def test_two_hundred_share_a_client_and_a_thread_keep_their_interval_and_notice_soon(
+def test_two_hundred_share_a_client_and_few_threads_keep_their_interval_and_notice_soon(
     runs: Runs, bootstrap: str, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
     connect(monkeypatch, bootstrap)
@@ -87,7 +90,7 @@ def test_two_hundred_share_a_client_and_a_thread_keep_their_interval_and_notice_
         await all_asked(watched, 3)
         # librdkafka: one connection to bootstrap, one to the broker, one to the groups' coordinator
         assert connections(bootstrap) - own <= 3
-        assert sum(thread.name.startswith("factory-kafka") for thread in threading.enumerate()) == 1
+        assert sum(thread.name.startswith("factory-kafka") for thread in threading.enumerate()) <= 8
         record_property("memory_mb", round((psutil.Process().memory_info().rss - memory) / 1e6, 1))
         await asyncio.to_thread(commit, bootstrap, runs.prefix, topic, 10)
         committed = time.monotonic()
@@ -102,6 +105,38 @@ def test_two_hundred_share_a_client_and_a_thread_keep_their_interval_and_notice_
     record_property("gap_max_s", round(max(gaps), 2))
     assert statistics.median(gaps) < 2 * INTERVAL
     assert psutil.Process().memory_info().rss - memory < 100e6
+
+
+def test_slow_ready_triggers_hold_up_no_sensor(runs: Runs, bootstrap: str, monkeypatch: pytest.MonkeyPatch, record_property: Any) -> None:
+    """They count the bytes of a topic that always grows, beside a ledger in which a transaction stays open."""
+    connect(monkeypatch, bootstrap)
+    monkeypatch.setenv("AIRFLOW__FACTORY__PREFIX", runs.prefix)
+    topic = runs.topic("watched", partitions=1)
+    runs.produce(topic, events(50_000, text="x" * 500))
+    commit(bootstrap, runs.prefix, topic, 4)
+    ledger = Ledger(runs.config, runs.cluster, prefix=runs.prefix, pipeline=runs.prefix)
+    ledger.ensure()
+    transaction = Transaction(bootstrap, ledger.topic, "open")
+    transaction.write(["{}"], partition=ledger.partition, key="somebody|else")
+    slow = [TopicReadyTrigger(topic=topic, pipeline=runs.prefix, size=10**12, poll_interval=0.01) for _ in range(6)]
+    watched = triggers(20, topic, runs.prefix, interval=0.1)
+
+    async def first_start(trigger: TopicReadyTrigger) -> None:
+        await anext(trigger.run())
+
+    async def watch() -> None:
+        waiting = [asyncio.ensure_future(first_event(trigger)) for trigger in watched]
+        starting = [asyncio.ensure_future(first_start(trigger)) for trigger in slow]
+        await all_asked(watched, 20)
+        assert not any(start.done() for start in starting)
+        for future in (*waiting, *starting):
+            future.cancel()
+
+    asyncio.run(watch())
+    transaction.abort()
+    gaps = [later - earlier for trigger in watched for earlier, later in itertools.pairwise(trigger.asked)]
+    record_property("gap_max_s", round(max(gaps), 2))
+    assert statistics.median(gaps) < 1
 
 
 def test_a_broker_outage_is_survived_and_a_timeout_has_its_reason(
