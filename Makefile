@@ -22,7 +22,7 @@ COMPILE_ALL = $(COMPILE) --all-extras --group pyproject.toml:dev \
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit test-kubernetes soak lint format bench shell try ui lock wheels clean
+.PHONY: help demo test unit test-kubernetes soak docs lint format bench shell try ui lock wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ soak: $(READY) ## kill a pipeline at random, ROUNDS=200 times nine, beginning wi
 	@echo "make soak SEED=$(SEED) ROUNDS=$(ROUNDS)"
 	SOAK_SEED=$(SEED) SOAK_ROUNDS=$(ROUNDS) $(BIN)/pytest -n auto --dist worksteal --maxfail 1 tests/chaos/test_kills.py $(ARGS)
 	FACTORY_SOAK=1 $(BIN)/pytest tests/airflow $(ARGS)
+
+docs: $(READY) ## follow the documents in a fresh clone with an empty HOME, and compare what they print
+	$(BIN)/python scripts/follow_docs.py $(ARGS)
 
 SPELLED = *.md docs agents airflow_provider_factory benchmarks/*.py dags deploy include/*.yaml plugins scripts
 lint: $(READY) ## check style, types, layers, spelling, scripts, the Dockerfile and workflows

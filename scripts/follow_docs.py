@@ -1,0 +1,212 @@
+"""``make docs``: follows the documents line by line in a fresh clone with an empty HOME, and compares what they print with what came.
+
+Fenced blocks say what they are: ``console`` holds commands after ``$`` and what they print (``…`` stands for anything), ``sh`` commands
+alone, a block with ``file=NAME`` is that file. ``background until="TEXT"`` starts a command that stays, and waits until it has printed
+the text. A block that needs more than this machine says so: ``cluster`` (Kubernetes), ``deployment`` (a scheduler, real brokers),
+``long`` (many minutes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["MARKS", "PAGES", "Block", "blocks", "differs", "steps"]
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("docs/getting-started.md", "docs/parameters.md", "docs/operations.md")
+"""Followed in this order, in one shell."""
+
+MARKS = ("cluster", "deployment", "long")
+_PATIENCE = 600.0
+_FENCE = re.compile(r"^```(\w+) ?(.*)$")
+_OURS = re.compile(r"^(AIRFLOW|FACTORY_|KAFKA_|DATABASE_URL|VIRTUAL_ENV|PYTHONPATH|XDG_|MAKE|MFLAGS|PYTEST)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the words after it, its text, and the line where it begins."""
+
+    language: str
+    words: str
+    text: str
+    line: int
+
+    @property
+    def commands(self) -> bool:
+        """Whether it holds commands for a shell."""
+        return self.language in ("sh", "console")
+
+    @property
+    def marked(self) -> bool:
+        """Whether it needs more than this machine."""
+        return any(word in MARKS for word in self.words.split())
+
+    def word(self, name: str) -> str:
+        """The value of ``name=value`` after the language."""
+        found = re.search(rf'\b{name}=(?:"([^"]*)"|(\S+))', self.words)
+        return (found[1] or found[2]) if found else ""
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    found: list[Block] = []
+    opened: tuple[str, str, int] | None = None
+    lines: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if opened is None:
+            if match := _FENCE.match(line):
+                opened, lines = (match[1], match[2], number), []
+        elif line == "```":
+            found.append(Block(opened[0], opened[1], "\n".join(lines) + "\n", opened[2]))
+            opened = None
+        else:
+            lines.append(line)
+    return found
+
+
+def steps(block: Block) -> list[tuple[str, list[str]]]:
+    """Commands of a block, each with the lines that it is said to print."""
+    if block.language == "sh":
+        return [(block.text, ["…"])]
+    found: list[tuple[str, list[str]]] = []
+    for line in block.text.splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], []))
+        else:
+            found[-1][1].append(line)
+    return found
+
+
+def differs(expected: Sequence[str], printed: str) -> str:
+    """The first line that a page has and the output has not, where it should be; empty where they agree. ``…`` stands for anything."""
+    came = [line.rstrip() for line in printed.splitlines()]
+    at, anywhere = 0, False
+    for line in expected:
+        if line == "…":
+            anywhere = True
+            continue
+        pattern = re.compile(".*".join(re.escape(part) for part in line.rstrip().split("…")))
+        places = range(at, len(came)) if anywhere else range(at, min(at + 1, len(came)))
+        hit = next((i for i in places if pattern.fullmatch(came[i])), None)
+        if hit is None:
+            return line
+        at, anywhere = hit + 1, False
+    return "" if anywhere or not any(came[at:]) else f"(nothing more, but there came: {next(line for line in came[at:] if line)})"
+
+
+class Shell:
+    """One bash on a terminal of its own, as a reader has it."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._terminal, child = pty.openpty()
+        command = ["bash", "--noprofile", "--norc", "--noediting"]
+        self._process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=child, stdout=child, stderr=child, start_new_session=True
+        )
+        os.close(child)
+        self._count = 0
+        self.run("stty -echo; PS1= PS2=; set +m")
+
+    def run(self, command: str) -> tuple[int, str]:
+        """A command's exit status and what it printed."""
+        self._count += 1
+        mark = f"=={self._count}=="
+        os.write(self._terminal, f"{command}\nprintf '\\n{mark[:3]}'\"{mark[3:]}%s\\n\" $?\n".encode())
+        output = ""
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until:
+            if select.select([self._terminal], [], [], 1.0)[0]:
+                output += os.read(self._terminal, 65536).decode(errors="replace").replace("\r\n", "\n")
+            if found := re.search(rf"\n{mark}(\d+)\n", output):
+                return int(found[1]), output[: found.start()]
+        raise SystemExit(f"{command!r} did not end in {_PATIENCE:.0f} s:\n{output[-3000:]}")
+
+    def close(self) -> None:
+        """End it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGHUP)
+        self._process.kill()
+        self._process.wait()
+        os.close(self._terminal)
+
+
+@contextlib.contextmanager
+def background(command: str, until: str, folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """A command that stays while what follows is done, once it has printed a text."""
+    log = folder / ".background.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            ["bash", "-c", command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        end = time.monotonic() + _PATIENCE
+        while until not in log.read_text(errors="replace"):
+            if process.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"{command.strip()!r} did not print {until!r}:\n{log.read_text(errors='replace')[-3000:]}")
+            time.sleep(0.5)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        process.wait(120)
+
+
+def follow(page: str, shell: Shell, clone: Path, environment: dict[str, str], stay: contextlib.ExitStack) -> int:
+    """Do what a page says; how many commands that were. Ends with an error at the first that fails or prints something else."""
+    done = 0
+    for block in blocks((clone / page).read_text()):
+        if name := block.word("file"):
+            (clone / name).write_text(block.text)
+        if not block.commands or block.marked:
+            continue
+        for command, expected in steps(block):
+            print(f"{page}:{block.line} $ {command.strip()}", flush=True)
+            done += 1
+            if block.words.startswith("background"):
+                stay.enter_context(background(command, block.word("until"), clone, environment))
+                continue
+            code, printed = shell.run(command)
+            wrong = differs(expected, printed)
+            if code or wrong:
+                why = f"ended with {code}" if code else f"should have printed: {wrong}"
+                raise SystemExit(f"{page}:{block.line}: {command.strip()!r} {why}\n{printed[-4000:]}")
+    return done
+
+
+def main() -> int:
+    """Clone, follow, tidy up."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="factory-docs-") as name, contextlib.ExitStack() as stay:
+        folder, clone = Path(name), Path(name) / "clone"
+        (folder / "home").mkdir()
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        if sys.argv[1:] == ["--changed"]:  # what is not committed yet, too
+            for path in subprocess.check_output(["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, text=True).splitlines():
+                (clone / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / path, clone / path)
+        kept = {k: v for k, v in os.environ.items() if not _OURS.match(k)}
+        kept["PATH"] = os.pathsep.join(p for p in kept["PATH"].split(os.pathsep) if not p.startswith(str(ROOT)))
+        environment = {**kept, "HOME": str(folder / "home"), "TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "160"}
+        shell = Shell(clone, environment)
+        stay.callback(shell.close)
+        stay.callback(lambda: subprocess.run(["make", "clean"], cwd=clone, env=environment, check=False, capture_output=True))
+        done = sum(follow(page, shell, clone, environment, stay) for page in PAGES)
+    print(f"{done} commands of {len(PAGES)} pages did and printed what the pages say, in {time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

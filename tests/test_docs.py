@@ -1,0 +1,54 @@
+"""The documents: commands run or say what they need, links lead somewhere, and what follows them compares rightly."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from follow_docs import MARKS, PAGES, Block, blocks, differs, steps
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_is_followed_or_says_what_it_needs(path: Path) -> None:
+    page = str(path.relative_to(ROOT))
+    loose = [b.line for b in blocks(path.read_text()) if b.commands and not b.marked and page not in PAGES]
+    assert not loose, f"{page}: mark the blocks at lines {loose} with one of {', '.join(MARKS)}, or let make docs follow the page"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text()):
+        name, _, heading = target.partition("#")
+        page = (path.parent / name).resolve() if name else path
+        assert page.exists(), f"{path.name}: {target}"
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, f"{path.name}: {target}"
+
+
+def test_a_page_is_read_as_its_blocks() -> None:
+    (first, second) = blocks('text\n```console\n$ one\nout\n$ two\n```\n```sh background until="a b"\nthree\n```\n')
+    assert steps(first) == [("one", ["out"]), ("two", [])]
+    assert (second.word("until"), second.commands, second.marked) == ("a b", True, False)
+    assert Block("sh", "cluster", "", 1).marked
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "wrong"),
+    [
+        (["a", "b"], "a\nb\n", ""),
+        (["a"], "a\nb\n", "(nothing more, but there came: b)"),
+        (["a", "…"], "a\nb\nc\n", ""),
+        (["…", "c", "…"], "a\nb\nc\nd\n", ""),
+        (["…", "x"], "a\nb\n", "x"),
+        (["in … s"], "in 12 s\n", ""),
+        ([], "\n", ""),
+        (["b"], "a\nb\n", "b"),
+    ],
+)
+def test_what_is_printed_is_compared_line_by_line(expected: list[str], printed: str, wrong: str) -> None:
+    assert differs(expected, printed) == wrong
