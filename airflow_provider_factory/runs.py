@@ -92,11 +92,12 @@ def order(context: Mapping[str, Any]) -> Order:
 
     A clear sets ``max_tries`` to the tries so far plus ``retries`` and counts up the run's ``clear_number``; a retry leaves both alone.
     """
-    ti, map_index = context["ti"], _map_index(context)
+    ti, run, map_index = context["ti"], context.get("dag_run"), _map_index(context)
     tries = int(getattr(ti, "max_tries", None) or 0)
     retries = int(getattr(context["task"], "retries", 0) or 0)
-    clears = int(getattr(context.get("dag_run"), "clear_number", None) or 0)
-    task = str(context["run_id"]) + (f"[{map_index}]" if map_index >= 0 else "")
+    clears = int(getattr(run, "clear_number", None) or 0)
+    # A run that is deleted and made again by hand has its old name, and begins to count again.
+    task = " ".join(str(part) for part in (context["run_id"], getattr(run, "run_after", None), max(map_index, 0)) if part)
     return Order(task, tries, clears, again=tries > retries)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,7 @@ from airflow_provider_factory.runs import (
     as_bool,
     bundle_root,
     data_interval,
+    follows,
     instance,
     mapped,
     optional_interval,
@@ -68,7 +69,12 @@ def test_an_order_is_what_the_task_instance_was_told_so_far(max_tries: int | Non
 
 
 def test_mapped_tasks_have_orders_of_their_own() -> None:
-    assert order(context(ti=SimpleNamespace(max_tries=0, map_index=3), task=SimpleNamespace(retries=0))).task == "manual__1[3]"
+    assert order(context(ti=SimpleNamespace(max_tries=0, map_index=3), task=SimpleNamespace(retries=0))).task == "manual__1 3"
+
+
+def test_a_run_made_again_under_its_old_name_has_orders_of_its_own() -> None:
+    runs = [SimpleNamespace(clear_number=0, run_after=after) for after in (INTERVAL.start, INTERVAL.end)]
+    assert len({order(context(dag_run=run)).task for run in runs}) == 2
 
 
 def mapped_task(index: int, over: Any = None) -> dict[str, Any]:
@@ -116,6 +122,26 @@ def test_a_mapped_task_is_told_apart_unless_what_it_reads_does_that(run: dict[st
 def test_shards_times_parameters_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="mapped over shards and agent_params at once"):
         instance(mapped_task(1, {"shard": [], "agent_params": []}), inherited=0, sharded=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ([("scheduled", 0)], True),
+        ([("scheduled", 1)], False),
+        ([("manual", 0), ("scheduled", 0)], True),
+        ([("manual", 0), ("backfill", 0), ("scheduled", 2)], False),
+        ([], False),
+        ([("manual", 0)], False),
+    ],
+    ids=["right before", "a pause", "a run by hand between", "a pause with runs in it", "the first", "by hand only"],
+)
+def test_a_scheduled_run_follows_the_one_right_before_it(
+    monkeypatch: pytest.MonkeyPatch, before: list[tuple[str, int]], expected: bool
+) -> None:
+    runs = iter([SimpleNamespace(run_type=kind, data_interval_end=INTERVAL.start - timedelta(hours=ago)) for kind, ago in before])
+    monkeypatch.setattr("airflow_provider_factory.runs.previous_run", lambda _: next(runs, None))
+    assert follows(context(), INTERVAL) is expected
 
 
 def test_mapped_tasks_are_counted_without_those_that_a_clear_removed() -> None:

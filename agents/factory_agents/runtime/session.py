@@ -78,7 +78,8 @@ def told_again(order: Order | None, record: StageRecord | None) -> bool:
     """Whether a task instance was told to run again since it obeyed the last time, by what the ledger remembers of just this one.
 
     A clear of another task of its run raises ``clears`` alone: work that is under way goes on then. Finished work is done again all the
-    same, as ``tries`` may come out equal where the task's retries were edited in between. An older attempt than the last is told nothing.
+    same, as ``tries`` may come out equal where the task's retries were edited in between. A late attempt from before the last clear is
+    told nothing.
     """
     if order is None:
         return False
