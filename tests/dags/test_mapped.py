@@ -1,0 +1,165 @@
+"""What is mapped over topics, sources, parameters or a group is each task's own work, and a stage over all of them merges it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import TopicFactory
+from tests.dags.test_clicks import connections, event, produce
+from tests.dags.test_shapes import text
+from tests.support.airflow_env import DagOutcome, DagRunner
+
+__all__ = ["connections", "produce"]
+
+pytestmark = [pytest.mark.airflow, pytest.mark.slow]
+
+
+@pytest.fixture
+def ids(database_url: str) -> Iterator[Callable[[], list[int]]]:
+    """Numbers of the events in the table that publish makes."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS mapped")
+        yield lambda: sorted(int(row[0][1:]) for row in connection.execute("SELECT event_id FROM mapped").fetchall())
+        connection.execute("DROP TABLE IF EXISTS mapped")
+
+
+@pytest.fixture
+def two(topic: TopicFactory, produce: Any) -> str:
+    """Two topics with ten events each, as a list in a DAG file."""
+    names = [topic(name, partitions=2) for name in ("one", "other")]
+    for i, name in enumerate(names):
+        produce(name, [event(10 * i + n) for n in range(10)])
+    return repr(names)
+
+
+CONTRACT = {
+    "name": "m",
+    "id": "event_id",
+    "schema": {"type": "object", "required": ["event_id"], "properties": {"event_id": {"type": "string"}}},
+}
+PUBLISH = f'agent="publish", contract={CONTRACT!r}, agent_params={{"table": "mapped"}}'
+
+
+def check(ran: DagOutcome, *publishers: str) -> None:
+    assert ran.state == "success", ran.states
+    for name in publishers:
+        results = ran.results[name]
+        for result in results if isinstance(results, list) else [results]:
+            assert result["counts"].get("removed", 0) == 0, result
+
+
+@pytest.mark.parametrize("again", ["reuse", "redo"])
+def test_tasks_over_topics(dag_runner: DagRunner, topic: TopicFactory, two: str, ids: Callable[[], list[int]], again: str) -> None:
+    body = f"""
+windows = WindowOperator.partial(task_id="window").expand(topic={two})
+enriched = KafkaAgentOperator.partial(task_id="enrich", agent="enrich", output_topic="<out>", rerun="<again>").expand(window=windows.output)
+KafkaAgentOperator.partial(task_id="each", {PUBLISH}, rerun="<again>").expand(window=enriched.output)
+KafkaAgentOperator(task_id="all", {PUBLISH}, window=enriched.output, rerun="<again>")
+"""
+    source = text(body, out=topic("out", partitions=2), again=again)
+    for _ in range(2):
+        ran = dag_runner.run(source)
+        check(ran, "each", "all")
+        assert [r["counts"]["consumed"] for r in ran.results["each"]] == [10, 10]
+        assert ran.results["all"]["counts"]["consumed"] == 20
+        assert ids() == list(range(20))
+        assert all(r.get("reused", False) for r in ran.results["each"]) is (again == "reuse" and _ == 1)
+
+
+def test_a_group_over_topics_and_one_over_parameters(
+    dag_runner: DagRunner, topic: TopicFactory, two: str, ids: Callable[[], list[int]]
+) -> None:
+    body = f"""
+from airflow.sdk import task_group
+
+@task_group
+def chain(topic):
+    window = WindowOperator(task_id="window", topic=topic, shards=2)
+    enriched = KafkaAgentOperator(task_id="enrich", agent="enrich", output_topic="<out>", window=window.output)
+    KafkaAgentOperator(task_id="publish", {PUBLISH}, window=enriched.output)
+    return enriched.output
+
+@task.kafka_agent(output_topic="<parts>")
+def pick(event, rest: int = 0):
+    return event if int(event["event_id"][1:]) % 2 == rest else None
+
+@task_group
+def part(params):
+    picked = pick(window.output, agent_params=params)
+    return KafkaAgentOperator(task_id="keep", agent="enrich", window=picked, output_topic="<kept>").output
+
+window = WindowOperator(task_id="window", topic={two}[0])
+KafkaAgentOperator(task_id="all", {PUBLISH}, window=chain.expand(topic={two}))
+KafkaAgentOperator(task_id="parts", {PUBLISH}, window=part.expand(params=[{{"rest": 0}}, {{"rest": 1}}]))
+"""
+    names = {name: topic(name, partitions=2) for name in ("out", "parts", "kept")}
+    for _ in range(2):
+        ran = dag_runner.run(text(body, **names))
+        check(ran, "chain.publish", "all", "parts")
+        assert [r["counts"]["consumed"] for r in ran.results["chain.publish"]] == [10, 10]
+        assert ran.results["all"]["counts"]["consumed"] == 20
+        assert [r["counts"]["forwarded"] for r in ran.results["part.pick"]] == [5, 5]
+        assert ran.results["parts"]["counts"]["consumed"] == 10
+        assert ids() == list(range(20))
+
+
+def test_ingest_over_sources_and_a_stage_over_two_stages(
+    dag_runner: DagRunner, topic: TopicFactory, ids: Callable[[], list[int]], tmp_path: Path
+) -> None:
+    import json
+
+    files = [tmp_path / f"{i}.jsonl" for i in range(3)]
+    for i, file in enumerate(files):
+        file.write_text("".join(json.dumps(event(10 * i + n)) + "\n" for n in range(10)))
+    sources = [{"source": str(file), "time_field": "at"} for file in files]
+    body = f"""
+read = KafkaAgentOperator.partial(task_id="read", agent="ingest", output_topic="<raw>").expand(agent_params={sources[:2]})
+more = KafkaAgentOperator(task_id="more", agent="ingest", output_topic="<raw>", agent_params={sources[2]})
+KafkaAgentOperator(task_id="both", {PUBLISH}, window=[read.output, more.output])
+enriched = KafkaAgentOperator.partial(task_id="enrich", agent="enrich", output_topic="<out>").expand(window=read.output)
+KafkaAgentOperator(task_id="all", {PUBLISH}, window=enriched.output)
+"""
+    names = {name: topic(name, partitions=2) for name in ("raw", "out")}
+    for _ in range(2):
+        ran = dag_runner.run(text(body, **names))
+        check(ran, "both", "all")
+        assert [r["counts"]["consumed"] for r in ran.results["read"]] == [10, 10]
+        assert ran.results["both"]["counts"]["consumed"] == 30
+        assert ran.results["all"]["counts"]["consumed"] == 20
+        assert ids() == list(range(30))
+
+
+def test_what_cannot_be_merged_says_what_to_do(
+    dag_runner: DagRunner, topic: TopicFactory, two: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = f"""
+windows = WindowOperator.partial(task_id="window").expand(topic={two})
+KafkaAgentOperator(task_id="whole", agent="enrich", output_topic="<out>", window=windows.output, retries=0)
+one = WindowOperator(task_id="one", topic={two}[0], shards=2)
+KafkaAgentOperator.partial(task_id="product", agent="enrich", output_topic="<out>").expand(window=one.output, agent_params=[{{}}, {{}}])
+"""
+    ran = dag_runner.run(text(body, out=topic("out", partitions=2)))
+    assert ran.states["whole"] == ["failed"]
+    assert set(ran.states["product"]) == {"failed"}
+    log = capfd.readouterr().out
+    assert "expected one window, got several (a WindowOperator mapped over topics, or a list of them)" in log
+    assert "mapped over shards and agent_params at once" in log
+
+
+def test_a_mapped_task_without_a_result_is_never_left_out(
+    dag_runner: DagRunner, topic: TopicFactory, two: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = f"""
+windows = WindowOperator.partial(task_id="window").expand(topic={two})
+tried = KafkaAgentOperator.partial(task_id="try", agent="enrich", output_topic="<out>", retries=0).expand_kwargs(
+    windows.output.map(lambda plan: {{"window": plan, "deadline": "0.000001" if "other" in plan[0]["window"]["topic"] else ""}}))
+KafkaAgentOperator(task_id="all", agent="enrich", output_topic="<last>", window=tried.output, retries=0, trigger_rule=TriggerRule.ALL_DONE)
+"""
+    ran = dag_runner.run(text(body, out=topic("out", partitions=2), last=topic("last", partitions=2)))
+    assert (ran.states["try"], ran.states["all"]) == (["success", "failed"], ["failed"])
+    assert "stage 'try': 1 of 2 tasks have a result; was one skipped, or marked as a success by hand?" in capfd.readouterr().out
