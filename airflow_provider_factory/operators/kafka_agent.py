@@ -130,6 +130,9 @@ class KafkaAgentOperator(AgentPodOperator):
         super().__init__(**kwargs)
         if rerun not in _RERUNS:
             raise ConfigurationError(f"rerun: expected one of {', '.join(_RERUNS)}, got {rerun!r}")
+        written = topic_argument(output_topic)
+        if written and isinstance(written, str) and written == topic_argument(dead_letter_topic):
+            raise ConfigurationError(f"dead_letter_topic: {written!r} is the output topic too: rejected events would be read as good ones")
         self.agent = agent
         self.window = window
         self.shard = shard

@@ -17,6 +17,11 @@ import pytest
 
 from factory_agents import __version__
 from factory_agents.cli import main
+from factory_agents.kafka.cuts import plan_window
+from factory_agents.protocol import AgentRef, AgentRun, Interval, plain
+from factory_agents.run import execute
+from factory_agents.runtime.session import RunContext
+from factory_agents.stage_plan import plan_shards, stage_input
 from tests.support.commands import PROGRAM, Command, Done, clean_environment
 from tests.support.runs import Runs, events
 from tests.support.waiting import wait_for
@@ -227,6 +232,37 @@ def test_ingest_of_one_source_between_those_of_another_is_done_once(factory: Com
     assert [r.id for r in runs.everything(target)] == ["a", "b"]
     (factory.cwd / "a.jsonl").write_text('{"event_id": "c"}\n')
     assert "reused" not in factory.ok(*ingest, "--source", "a.jsonl").data, "other rows under the same name"
+
+
+def test_a_shard_mended_from_the_command_line_joins_those_that_an_orchestrator_ran(factory: Command, runs: Runs, prefix: str) -> None:
+    source, target = filled(runs, 30)
+    hour = last_hour()
+    interval = Interval(datetime.fromisoformat(hour[1]), datetime.fromisoformat(hour[3]))
+    window = plan_window(runs.config, pipeline="dag", topic=source, interval=interval, prefix=prefix)
+    plan = plan_shards(window, 2)
+    (factory.cwd / "plan.json").write_text(json.dumps(plan))
+    (factory.cwd / "shard.json").write_text(json.dumps(plan[1]))
+    given = stage_input(plan[0])
+    first = execute(
+        RunContext(runs.config),
+        AgentRun(
+            "dag",
+            "hosts",
+            AgentRef("enrich"),
+            window=given.window,
+            shard=given.shard,
+            plan=given.plan,
+            origin=given.window.origin,
+            output_topic=target,
+            prefix=prefix,
+        ),
+    )
+    mend = ("agent", "run", "enrich", "--pipeline", "dag", "--stage", "hosts", "--out-topic", target, "--prefix", prefix)
+    asked = factory.ok(*mend, "--in-topic", source, *hour, "--shard", "2/2").data
+    for files in (("--window", "plan.json", "--shard", "2/2"), ("--window", "shard.json")):
+        assert factory.ok(*mend, *files).data["reused"] is True
+    assert factory.ok(*mend, "--window", "plan.json", "--shard", "1/2").data["manifest"] == plain(first)["manifest"]
+    assert stage_input([plain(first), asked]).window.size == 30
 
 
 def test_one_pipeline_over_two_topics_keeps_both(factory: Command, runs: Runs, database_url: str, prefix: str) -> None:

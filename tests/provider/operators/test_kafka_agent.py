@@ -137,6 +137,13 @@ def test_a_clear_runs_again_a_retry_does_not() -> None:
     assert task.agent_run(cleared).order == Order("manual__1", 3, 0, again=True)  # type: ignore[arg-type]
 
 
+def test_dead_letters_never_go_to_the_output_topic() -> None:
+    for topic in ("rich", Asset("kafka://main/rich")):
+        with pytest.raises(ConfigurationError, match="dead_letter_topic: 'rich' is the output topic too"):
+            operator(output_topic="rich", dead_letter_topic=topic)
+    operator(output_topic="")
+
+
 def test_rerun_and_reprocess_decide_otherwise() -> None:
     assert told(rerun="redo").rerun == "redo"
     assert told(reprocess="True").rerun == "redo"
