@@ -18,7 +18,7 @@ from typing import Any
 
 from airflow_env import PYTHON_BIN, ROOT
 
-__all__ = ["COMPONENTS", "Components", "free_port", "loopback_environment"]
+__all__ = ["COMPONENTS", "NEW_FILES_SOON", "Components", "free_port", "loopback_environment"]
 
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "api-server": ("api-server", "--host", "127.0.0.1"),
@@ -27,6 +27,13 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "triggerer": ("triggerer", "-s"),
 }
 """What is started, by name, and how."""
+
+NEW_FILES_SOON: Mapping[str, str] = {
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "3",
+    "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
+}
+"""A new DAG file is there within seconds, and a changed one; by default Airflow looks for new ones every five minutes."""
 
 _HEALTH = {"scheduler": "scheduler", "triggerer": "triggerer", "dag-processor": "dag_processor"}
 _GRACE = 30.0

@@ -199,7 +199,14 @@ def main() -> int:
                 shutil.copy(ROOT / path, clone / path)
         kept = {k: v for k, v in os.environ.items() if not _OURS.match(k)}
         kept["PATH"] = os.pathsep.join(p for p in kept["PATH"].split(os.pathsep) if not p.startswith(str(ROOT)))
-        environment = {**kept, "HOME": str(folder / "home"), "TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "160"}
+        environment = {
+            **kept,
+            "HOME": str(folder / "home"),
+            "TERM": "dumb",
+            "NO_COLOR": "1",
+            "COLUMNS": "160",
+            "VIRTUAL_ENV_DISABLE_PROMPT": "1",
+        }
         shell = Shell(clone, environment)
         stay.callback(shell.close)
         stay.callback(lambda: subprocess.run(["make", "clean"], cwd=clone, env=environment, check=False, capture_output=True))

@@ -7,18 +7,11 @@ import signal
 import sys
 import threading
 
-from airflow_components import Components, free_port, loopback_environment
+from airflow_components import NEW_FILES_SOON, Components, free_port, loopback_environment
 from airflow_env import ROOT, airflow_environment, prepare
 
 from factory_agents.sandbox import Sandbox
 from factory_agents.sandbox.airflow import POOL
-
-_SOON = {
-    "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
-    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "3",  # a new DAG file is there within seconds
-    "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
-    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
-}
 
 
 def main() -> int:
@@ -32,7 +25,9 @@ def main() -> int:
     sandbox = Sandbox(ROOT / ".factory")
     sandbox.up()
     home = sandbox.home / "airflow"
-    environment = airflow_environment(sandbox) | loopback_environment(port, home) | _SOON
+    environment = (
+        airflow_environment(sandbox) | loopback_environment(port, home) | NEW_FILES_SOON | {"AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO"}
+    )
     prepare(environment)
     components = Components(environment, home / "components")
     try:

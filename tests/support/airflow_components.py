@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from airflow_components import Components, free_port, loopback_environment
+from airflow_components import NEW_FILES_SOON, Components, free_port, loopback_environment
 from airflow_env import PYTHON_BIN, airflow, airflow_environment
 
 from factory_agents.sandbox import Sandbox, SandboxInfo
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DAGS = ROOT / "tests" / "airflow" / "dags"
 
 _QUICK = {
+    **NEW_FILES_SOON,
     "AIRFLOW__CORE__PARALLELISM": "8",
     "AIRFLOW__FACTORY__STOP_GRACE": "10",
     "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
@@ -255,7 +256,7 @@ def running_airflow(
         running = RunningAirflow(components, topics, database_url)
         try:
             components.start()
-            running.wait_healthy()
+            running.wait_healthy(patience=600)  # on a busy machine
             airflow(environment, "pools", "set", "software_factory", "8", "agents at a time")
             yield running
         finally:
