@@ -282,8 +282,8 @@ class Counts(msgspec.Struct, omit_defaults=True):
     """What happened to the records of a window: ``consumed = forwarded + filtered + rejected``.
 
     ``produced`` are records written to the output topic. ``skipped`` belong to other writers and are not consumed. ``late`` came
-    with a time before the window's interval. At a sink ``forwarded = written + duplicates + older``; ``removed`` are rows an
-    older generation had left.
+    with a time before the window's interval. At a sink ``forwarded = written + duplicates + older + dropped``; ``removed`` are
+    rows an older generation had left, ``dropped`` those that the table's triggers did not let in.
     """
 
     consumed: int = 0
@@ -296,6 +296,7 @@ class Counts(msgspec.Struct, omit_defaults=True):
     written: int = 0
     duplicates: int = 0
     older: int = 0
+    dropped: int = 0
     removed: int = 0
     lost: int = 0
 

@@ -339,3 +339,63 @@ class TestPostgresql:
         result = publish(window)
         assert (result.reused, result.counts.written) == (False, 10)
         assert len(self.rows(runs, database_url)) == 10
+
+
+class TestRowsThatTheDatabaseRefuses:
+    """They are dead letters, of a window that lands without them, as far as ``max_rejected`` allows."""
+
+    BAD = (3, 77, 250)
+
+    @pytest.fixture
+    def run(self, runs: Runs, database_url: str, monkeypatch: pytest.MonkeyPatch) -> AgentRun:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        name = self.table(runs)
+        with psycopg.connect(database_url, autocommit=True) as database:
+            numbers = ", ".join(map(str, self.BAD))
+            database.execute(
+                f"CREATE TABLE {name} (event_id bigint PRIMARY KEY CONSTRAINT not_these CHECK (event_id NOT IN ({numbers})), text text)"
+            )
+        topic = runs.topic("in", partitions=3)
+        runs.produce(topic, [*events(EVENTS // 2), b"{broken", *events(EVENTS // 2, EVENTS // 2)])
+        return runs.run(
+            runs.window(topic), name="publish", stage="publish", params={"table": name}, dead_letter_topic=f"{topic}.dead", max_rejected="4"
+        )
+
+    def table(self, runs: Runs) -> str:
+        return f"t_{runs.prefix.replace('-', '_')}"
+
+    def rows(self, runs: Runs, database_url: str) -> list[int]:
+        with psycopg.connect(database_url) as database:
+            return [row[0] for row in database.execute(f"SELECT event_id FROM {self.table(runs)} ORDER BY 1").fetchall()]
+
+    def check(self, runs: Runs, database_url: str, run: AgentRun, result: AgentResult) -> None:
+        counts = result.counts
+        assert (counts.consumed, counts.forwarded, counts.written, counts.rejected) == (EVENTS + 1, EVENTS - 3, EVENTS - 3, 4)
+        assert self.rows(runs, database_url) == [n for n in range(EVENTS) if n not in self.BAD]
+        letters = runs.manifest(result.dead_letters)
+        assert sorted(r.dead_letter["rule"] for r in letters) == ["decode", "not_these", "not_these", "not_these"]
+        assert {r.event["event_id"] for r in letters if r.value != b"{broken"} == set(self.BAD)
+        assert len(runs.everything(run.dead_letter_topic)) == 4
+
+    def test_are_dead_lettered_whole_by_the_constraints_name(self, runs: Runs, database_url: str, run: AgentRun) -> None:
+        for _ in range(2):
+            result = run_sink(RunContext(runs.config), run, lambda: build(run.params))
+            self.check(runs, database_url, run, result)
+        assert result.reused
+
+    def test_past_the_limit_publish_nothing_and_can_be_looked_at(self, runs: Runs, database_url: str, run: AgentRun) -> None:
+        strict = msgspec.structs.replace(run, max_rejected="3")
+        with pytest.raises(TooManyRejectedError, match="4 of 301"):
+            run_sink(RunContext(runs.config), strict, lambda: build(run.params))
+        assert self.rows(runs, database_url) == []
+        assert len(runs.everything(run.dead_letter_topic)) == 4
+
+    @pytest.mark.parametrize("point", ["postgres.before-commit", "postgres.committed", "sink.after-commit", "chunk.before-commit@2"])
+    def test_are_dead_lettered_once_by_a_publisher_killed_around_its_commits(
+        self, runs: Runs, database_url: str, run: AgentRun, point: str
+    ) -> None:
+        name, _, nth = point.partition("@")
+        killed = runs.attempt(run, f"{name}=kill{f'@{nth}' if nth else ''}", secrets={"DATABASE_URL": database_url})
+        assert killed.wait() == -signal.SIGKILL, killed.log
+        result = run_sink(RunContext(runs.config), run, lambda: build(run.params))
+        self.check(runs, database_url, run, result)

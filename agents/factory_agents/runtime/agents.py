@@ -21,6 +21,7 @@ __all__ = [
     "FunctionTransform",
     "Output",
     "Reject",
+    "RowsRefused",
     "Sink",
     "SinkOutcome",
     "Source",
@@ -120,18 +121,33 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class SinkOutcome:
-    """What a sink committed: ``rows = written + duplicates + older``; ``notes`` are lines for a person."""
+    """What a sink committed: ``rows = written + duplicates + older + dropped``; ``notes`` are lines for a person.
+
+    ``dropped`` are rows that the table's own triggers did not let in.
+    """
 
     table: str
     rows: int = 0
     written: int = 0
     duplicates: int = 0
     older: int = 0
+    dropped: int = 0
     removed: int = 0
     rejected: int = 0
     notes: tuple[str, ...] = ()
     reused: bool = False
     result: dict[str, Any] = field(default_factory=dict)
+
+
+class RowsRefused(Exception):  # noqa: N818  # nothing failed: it is the answer to a commit
+    """What ``Sink.commit`` raises for rows that the database itself refuses; it will commit the others when it is asked again.
+
+    ``rows``: why, by partition and offset of the record.
+    """
+
+    def __init__(self, rows: Mapping[tuple[int, int], Reject]) -> None:
+        super().__init__(f"{len(rows)} rows refused")
+        self.rows = rows
 
 
 class Sink(Protocol):
@@ -158,7 +174,8 @@ class Sink(Protocol):
     def commit(self, *, rejected: int) -> SinkOutcome:
         """Publish all that was written, atomically with the sink's ledger row. ``rejected`` is recorded there too.
 
-        Raises FencedError when a newer claim was made, UnavailableError when the outcome is unknown or it may be tried again.
+        Raises RowsRefused for single rows that can't be published (they are counted as rejected, and it is called again without them),
+        FencedError when a newer claim was made, UnavailableError when the outcome is unknown or it may be tried again.
         """
         ...
 

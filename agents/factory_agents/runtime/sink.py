@@ -8,18 +8,19 @@ from typing import Any, TypeVar
 import msgspec
 
 from factory_agents import failpoints
-from factory_agents.errors import AccountingError, StoppedError, WindowError
+from factory_agents.errors import AccountingError, StoppedError, TooManyRejectedError, WindowError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
-from factory_agents.protocol import AgentResult, AgentRun, Counts, Window
-from factory_agents.runtime.agents import Claim, Reject, Sink, SinkOutcome, decode_event
+from factory_agents.protocol import AgentResult, AgentRun, Counts, PartitionRange, Window
+from factory_agents.runtime.agents import Claim, Reject, RowsRefused, Sink, SinkOutcome, decode_event
 from factory_agents.runtime.session import RunContext, Session
 
 __all__ = ["run_sink"]
 
 _BATCH = 10_000
 _PENDING = 1000
+_OUTCOMES = ("written", "duplicates", "older", "dropped")
 _T = TypeVar("_T")
 
 
@@ -58,6 +59,7 @@ class _SinkRun:
         self.sink = sink
         self.sent: dict[int, int] = {}
         self.pending: list[tuple[Message, Reject]] = []
+        self.refused: dict[tuple[int, int], Reject] = {}
         self.input_generation = window.generation
         self.reader = WindowReader(session.context.config, session.cluster, window, accept_loss=session.run.accept_loss)
 
@@ -92,9 +94,48 @@ class _SinkRun:
     def _publish(self) -> AgentResult:
         self._read_all()
         failpoints.hit("sink.before-commit")
-        outcome = self.sink.commit(rejected=self.session.counts.rejected)
+        outcome = self._commit()
         failpoints.hit("sink.after-commit")
         return self._finish(outcome)
+
+    def _commit(self) -> SinkOutcome:
+        """Commit the sink, without the rows that the database refuses: their dead letters go out with the result."""
+        session = self.session
+        while True:
+            try:
+                return self.sink.commit(rejected=session.counts.rejected)
+            except RowsRefused as refused:
+                self.refused.update(refused.rows)
+                session.counts.rejected += len(refused.rows)
+                session.counts.forwarded -= len(refused.rows)
+            try:
+                session.check_rejected(final=True)
+            except TooManyRejectedError:
+                self._in_kafka(lambda: self._with_refused(self.sent))
+                raise
+
+    def _with_refused(self, positions: dict[int, int], **more: Any) -> AgentResult | None:
+        """Commit to Kafka with the dead letters of what the database refused, which are read from the topic once more."""
+        session = self.session
+        if self.refused:
+            offsets: dict[int, list[int]] = {}
+            for partition, offset in self.refused:
+                offsets.setdefault(partition, []).append(offset)
+            ranges = tuple(PartitionRange(p, min(of), max(of) + 1) for p, of in sorted(offsets.items()))
+            window = msgspec.structs.replace(self.window, ranges=ranges, lost=())
+            reader = WindowReader(session.context.config, session.cluster, window)
+            try:
+                reader.seek({}, {})
+                while not reader.done:
+                    for message in reader.batch(_BATCH, session.deadline, session.context.stop):
+                        reject = self.refused.get((message.partition(), message.offset()))
+                        if reject is not None:
+                            session.outputs.reject(reject, message=message)
+                    if session.context.stop():
+                        raise StoppedError(f"stage {session.run.stage!r}: asked to stop; a retry completes it")
+            finally:
+                reader.close()
+        return session.commit(positions, {}, **more)
 
     def _claim(self, *, reuse: bool = True) -> Claim:
         session, window = self.session, self.window
@@ -197,21 +238,15 @@ class _SinkRun:
     def _finish(self, outcome: SinkOutcome) -> AgentResult:
         session = self.session
         counts = session.counts
-        counts.written, counts.duplicates, counts.older, counts.removed = (
-            outcome.written,
-            outcome.duplicates,
-            outcome.older,
-            outcome.removed,
-        )
-        if counts.forwarded != counts.written + counts.duplicates + counts.older:
-            raise AccountingError(
-                f"stage {session.run.stage!r}: {counts.forwarded} rows went to {outcome.table!r}, but {counts.written} written + "
-                f"{counts.duplicates} duplicates + {counts.older} older came back"
-            )
+        for name in (*_OUTCOMES, "removed"):
+            setattr(counts, name, getattr(outcome, name))
+        if counts.forwarded != sum(getattr(counts, name) for name in _OUTCOMES):
+            came = " + ".join(f"{getattr(counts, name)} {name}" for name in _OUTCOMES)
+            raise AccountingError(f"stage {session.run.stage!r}: {counts.forwarded} rows went to {outcome.table!r}, but {came} came back")
         positions = dict(self.reader.positions) or self.sent
         lost = tuple(self.reader.lost)
         more: dict[str, Any] = {"table": outcome.table, "notes": outcome.notes, "input_generation": self.input_generation}
-        result = self._in_kafka(lambda: session.commit(positions, {}, lost=lost, finished=True, **more))
+        result = self._in_kafka(lambda: self._with_refused(positions, lost=lost, finished=True, **more))
         if result is None:
             raise AccountingError(f"stage {session.run.stage!r}: finished without a result")
         return msgspec.structs.replace(result, reused=outcome.reused)

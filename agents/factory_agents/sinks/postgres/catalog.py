@@ -12,7 +12,7 @@ from factory_agents.sinks.postgres.types import FoundType
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["FoundColumn", "UniqueIndex", "columns", "unique_indexes"]
+__all__ = ["FoundColumn", "UniqueIndex", "columns", "row_triggers", "rules", "unique_indexes"]
 
 
 class FoundColumn(msgspec.Struct, frozen=True):
@@ -109,3 +109,24 @@ def unique_indexes(connection: psycopg.Connection[Any], oid: int) -> list[Unique
         [oid],
     ).fetchall()
     return [UniqueIndex(name, primary, tuple(columns), flaw) for name, primary, columns, flaw in rows]
+
+
+def row_triggers(connection: psycopg.Connection[Any], oid: int) -> bool:
+    """Whether triggers of the table, or of its partitions, see rows before they are written, and may drop them."""
+    row = connection.execute(
+        """
+        SELECT EXISTS (
+            SELECT FROM pg_catalog.pg_trigger
+            WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3 AND tgtype & 20 <> 0
+                  AND (tgrelid = %(oid)s OR tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid::regclass)))
+        )
+        """,
+        {"oid": oid},
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
+def rules(connection: psycopg.Connection[Any], oid: int) -> list[str]:
+    """The names of the rules that stand in for writing to the table."""
+    query = "SELECT rulename FROM pg_catalog.pg_rewrite WHERE ev_class = %s AND ev_type <> '1' AND ev_enabled <> 'D' ORDER BY rulename"
+    return [row[0] for row in connection.execute(query, [oid]).fetchall()]

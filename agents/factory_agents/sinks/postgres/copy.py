@@ -20,22 +20,31 @@ if TYPE_CHECKING:
     from psycopg.abc import Buffer
     from psycopg.copy import Writer
 
-__all__ = ["STAGING", "Copy", "Direct", "Staged", "has_met_others"]
+__all__ = ["CHECK_CONSTRAINTS", "STAGING", "Copy", "Direct", "Staged", "is_of_a_row", "may_be_staged"]
 
 STAGING = "factory_staging"
+CHECK_CONSTRAINTS = "SET CONSTRAINTS ALL IMMEDIATE"
 
 _OWN_COPIED_AS = ("int8", "int4", "int4", "int8", "int8")  # of OWN_COLUMNS; a timestamptz travels as microseconds
 _CHUNK_BYTES = 16_000_000
 _WAIT_LITTLE = """
     SELECT set_config('lock_timeout', '1s', true) FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting::int > 1000
 """  # a direct copy: a merge waits longer, with fewer locks in its hands
-_MET_OTHERS = frozenset({"23505", "40P01", "40001", "55P03", "0A000"})
-"""Keys that are there already, others in the way, and tables that take no COPY (row-level security)."""
+_MET_OTHERS = frozenset({"40P01", "40001", "55P03", "0A000"})
+"""Others in the way, and tables that take no COPY (row-level security)."""
+_OF_A_ROW = frozenset({"P0001", "54000", "44000"})
+"""What triggers raise, values too large for an index, rows that a view's check refuses."""
 
 
-def has_met_others(error: psycopg.Error) -> bool:
-    """Whether a direct copy has failed where a staged one need not."""
-    return error.sqlstate in _MET_OTHERS
+def is_of_a_row(error: psycopg.Error) -> bool:
+    """Whether the database refuses a row: for its values, a constraint, a missing partition, or what a trigger says."""
+    state = error.sqlstate or ""
+    return state.startswith(("22", "23")) or state in _OF_A_ROW
+
+
+def may_be_staged(error: psycopg.Error) -> bool:
+    """Whether a direct copy has failed where a staged one need not: keys that are there already, single rows, others in the way."""
+    return is_of_a_row(error) or error.sqlstate in _MET_OTHERS
 
 
 class _OpenCopy:
@@ -112,9 +121,11 @@ class Direct:
         self._waiting = []
 
     def finish(self) -> None:
-        """Send all and hear that it was taken."""
+        """Send all and hear that it was taken, by constraints too that would be looked at with the commit only."""
         self.flow()
         self._end_chunk()
+        self._connection.execute("SAVEPOINT factory_chunk")  # to come back to, as from a chunk
+        self._connection.execute(CHECK_CONSTRAINTS)
 
     def _begin_chunk(self) -> _OpenCopy:
         self._connection.execute("SAVEPOINT factory_chunk")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ from factory_agents import failpoints
 from factory_agents.errors import FencedError
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
-from factory_agents.sinks.postgres.copy import STAGING, Copy, Direct, Staged, has_met_others
+from factory_agents.sinks.postgres.copy import CHECK_CONSTRAINTS, STAGING, Copy, Direct, Staged, is_of_a_row, may_be_staged
 from factory_agents.sinks.postgres.ledger import Acquired, Ledger, Mine
 from factory_agents.sinks.postgres.names import compose, identifier, names
+from factory_agents.sinks.postgres.refusals import SUSPECTS, find_refused
 from factory_agents.sinks.postgres.rows import RowReader
 from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable
 
@@ -40,6 +41,7 @@ class Publication:
         self._acquired = acquired
         self._reader = RowReader(table.columns, (_window_start(claim.window), acquired.publication))
         self._rows = 0
+        self._most_refused = 1000
         self._copy: Copy | None = None
         self._ledger = Ledger(connection, table, claim)
         self._sql = _Statements(table)
@@ -54,7 +56,7 @@ class Publication:
         if fitting:
             self._rows += len(fitting)
             if self._copy is None:
-                if self._acquired.fresh and self.table.tracked:
+                if self._acquired.fresh and self.table.tracked and not self.table.drops_rows:
                     self._copy = Direct(self.connection, self.table, self._acquired.publication)
                 else:
                     self._copy = Staged(self.connection, self.table)
@@ -73,7 +75,7 @@ class Publication:
 
     def may_change_over(self, error: psycopg.Error) -> bool:
         """Whether the rows can be copied otherwise than they were when this happened."""
-        return isinstance(self._copy, Direct) and has_met_others(error)
+        return isinstance(self._copy, Direct) and may_be_staged(error)
 
     def change_over(self, connection: psycopg.Connection[Any]) -> None:
         """Take the rows to another connection, to be merged: for an error that ``may_change_over``."""
@@ -98,22 +100,52 @@ class Publication:
         """Everything between the last row and the commit. Raises FencedError for a claim that was taken over."""
         ledger = self._ledger
         mine = ledger.hold(self.fence)
-        written = distinct = self._rows
+        written, distinct, older = self._rows, self._rows, 0
         if isinstance(self._copy, Staged):
-            written = self._count(self._sql.merge(ledger.past() if self.table.tracked else []))
-            distinct = self._rows if written == self._rows else self._value(self._sql.count_keys())
+            written, distinct, older = self._merge()
         outcome = SinkOutcome(
             table=self.table.text,
             rows=self._rows,
             written=written,
             duplicates=self._rows - distinct,
-            older=distinct - written,
+            older=older,
+            dropped=distinct - written - older,
             removed=self._sweep(mine) if self.table.tracked else 0,
             rejected=rejected,
             notes=self.table.notes if self.table.tracked else (*self.table.notes, *self._stale(mine, distinct)),
         )
         ledger.write(self.fence, self._acquired.publication, outcome)
         return outcome
+
+    def _merge(self) -> tuple[int, int, int]:
+        """Merge the staged rows: how many are written, how many keys there are, how many lost against what the table has."""
+        past = self._past()
+        older = self._value(self._sql.count_older(past)) if self.table.drops_rows else None
+        written = self._count(self._sql.merge(past))
+        self.connection.execute(CHECK_CONSTRAINTS)
+        distinct = self._rows if written == self._rows else self._value(self._sql.count_keys())
+        return written, distinct, distinct - written if older is None else min(older, distinct - written)
+
+    def _past(self) -> list[int]:
+        return self._ledger.past() if self.table.tracked else []
+
+    def may_hold_refused(self, error: psycopg.Error) -> bool:
+        """Whether ``apply`` failed for single rows, which ``take_out_refused`` finds."""
+        return isinstance(self._copy, Staged) and is_of_a_row(error)
+
+    def take_out_refused(self) -> dict[tuple[int, int], Reject]:
+        """Take the rows that the database refuses out of those to be merged; why each is, by partition and offset of its record.
+
+        There may be more: a row that is older than one of them, or those past a number that doubles each time.
+        """
+        past = self._past()
+        refused = find_refused(
+            self.connection, self._sql.suspects(), lambda first, last: self._sql.merge(past, (first, last)), self._most_refused
+        )
+        taken = self._count(self._sql.take_out(refused)) if refused else 0
+        self._rows -= taken
+        self._most_refused *= 2
+        return refused
 
     def _sweep(self, mine: Mine) -> int:
         """Delete what this window has in the table and no longer produces; the number of rows.
@@ -172,30 +204,79 @@ class _Statements:
         self._table = table
         self._columns = {c.name: c for c in table.columns}
 
-    def merge(self, past: Sequence[int]) -> sql.Composed:
-        """The newest staged row of each key into the table, in key order; it counts those that stand there now.
+    def merge(self, past: Sequence[int], suspects: tuple[int, int] | None = None) -> sql.Composed:
+        """The newest staged row of each key, or the suspects of these numbers, into the table, in key order; it counts what stands there.
 
         ``past`` are the publications whose rows give way.
         """
         from psycopg import sql
 
-        table = self._table
-        written = [*self._columns, *(OWN_COLUMNS if table.tracked else ())]
+        written = self._written()
+        rows = self._newest(written)
+        if suspects is not None:
+            numbers = f"SELECT {{columns}} FROM {SUSPECTS} WHERE n BETWEEN {{first}} AND {{last}} ORDER BY n"
+            rows = compose(numbers, columns=names(written), first=suspects[0], last=suspects[1])
+        newer = self._newer(past)
         return compose(
-            f"INSERT INTO {{table}} AS t ({{columns}}) SELECT DISTINCT ON ({{key}}) {{columns}} FROM {STAGING}"
-            " ORDER BY {key}{newest}, _factory_timestamp DESC, _factory_partition DESC, _factory_offset DESC"
-            " ON CONFLICT ({key}) DO UPDATE SET {set}{where}",
-            table=table.identifier,
+            "INSERT INTO {table} AS t ({columns}) {rows} ON CONFLICT ({key}) DO UPDATE SET {set}{where}",
+            table=self._table.identifier,
             columns=names(written),
-            key=names(table.key),
-            newest=sql.SQL("").join(compose(", {c} DESC NULLS LAST", c=sql.Identifier(n)) for n in self._order()),
-            set=sql.SQL(", ").join(compose("{c} = EXCLUDED.{c}", c=sql.Identifier(n)) for n in written),
-            where=self._where(past),
+            rows=rows,
+            key=names(self._table.key),
+            set=sql.SQL(", ").join(compose("{c} = EXCLUDED.{c}", c=identifier(name)) for name in written),
+            where=compose(" WHERE {newer}", newer=newer) if newer is not None else sql.SQL(""),
+        )
+
+    def _written(self) -> list[str]:
+        return [*self._columns, *(OWN_COLUMNS if self._table.tracked else ())]
+
+    def _newest(self, columns: Sequence[str] = ()) -> sql.Composed:
+        """The newest staged row of each key, in key order: these columns, or all."""
+        from psycopg import sql
+
+        return compose(
+            f"SELECT DISTINCT ON ({{key}}) {{columns}} FROM {STAGING}"
+            " ORDER BY {key}{newest}, _factory_timestamp DESC, _factory_partition DESC, _factory_offset DESC",
+            key=names(self._table.key),
+            columns=names(columns) if columns else sql.SQL("*"),
+            newest=sql.SQL("").join(compose(", {c} DESC NULLS LAST", c=identifier(n)) for n in self._order()),
+        )
+
+    def suspects(self) -> sql.Composed:
+        """A table of the newest rows, numbered in key order."""
+        return compose(
+            f"CREATE TEMPORARY TABLE {SUSPECTS} ON COMMIT DROP AS"
+            " SELECT row_number() OVER (ORDER BY {key})::integer AS n, newest.* FROM ({newest}) AS newest",
+            key=names(self._table.key),
+            newest=self._newest(),
+        )
+
+    def take_out(self, rows: Iterable[tuple[int, int]]) -> sql.Composed:
+        """Delete staged rows by partition and offset."""
+        places = list(rows)
+        return compose(
+            f"DELETE FROM {STAGING} AS s USING unnest({{partitions}}::integer[], {{offsets}}::bigint[]) AS refused(p, o)"
+            " WHERE s._factory_partition = refused.p AND s._factory_offset = refused.o",
+            partitions=[p for p, _ in places],
+            offsets=[o for _, o in places],
         )
 
     def count_keys(self) -> sql.Composed:
         """How many different keys are staged."""
         return compose(f"SELECT count(*) FROM (SELECT DISTINCT {{key}} FROM {STAGING}) AS k", key=names(self._table.key))
+
+    def count_older(self, past: Sequence[int]) -> sql.Composed:
+        """How many keys have a newer row in the table than the newest staged one."""
+        from psycopg import sql
+
+        newer = self._newer(past)
+        return compose(
+            "SELECT count(*) FROM ({newest}) AS excluded JOIN {table} AS t USING ({key}) WHERE NOT {newer}",
+            newest=self._newest(),
+            table=self._table.identifier,
+            key=names(self._table.key),
+            newer=newer if newer is not None else sql.SQL("true"),
+        )
 
     def delete(self, publications: Sequence[int]) -> sql.Composed:
         """Delete the rows of these publications."""
@@ -207,8 +288,8 @@ class _Statements:
         """What makes one row newer than another: version, then time, as far as there are such columns."""
         return [name for name in (self._table.version, self._table.time) if name is not None]
 
-    def _where(self, past: Sequence[int]) -> sql.Composable:
-        """The row that stands there gives way if it is of our window's past, or not newer than ours.
+    def _newer(self, past: Sequence[int]) -> sql.Composable | None:
+        """Whether the row that stands there (``t``) gives way: it is of our window's past, or not newer than ours; None: always.
 
         Rows of one window from different shards are both current, so they compare as well. Without a version or a time the later window
         wins, then the record with the later timestamp, then by its coordinates; windows that are of no interval count as one.
@@ -216,18 +297,14 @@ class _Statements:
         from psycopg import sql
 
         if not self._table.tracked and not self._order():
-            return sql.SQL("")
+            return None
         newer: sql.Composable = sql.SQL("true")
         if self._table.tracked:
             place = sql.SQL("ROW({0}._factory_window, {0}._factory_timestamp, {0}._factory_partition, {0}._factory_offset)")
             newer = sql.SQL("{} >= {}").format(place.format(sql.SQL("EXCLUDED")), place.format(sql.SQL("t")))
         for name in reversed(self._order()):
             newer = self._by(name, newer)
-        return compose(
-            " WHERE {past}{newer}",
-            past=compose("t._factory_publication = ANY ({past}) OR ", past=list(past)) if past else sql.SQL(""),
-            newer=newer,
-        )
+        return compose("(t._factory_publication = ANY ({past}) OR {newer})", past=list(past), newer=newer) if past else newer
 
     def _by(self, name: str, then: sql.Composable) -> sql.Composed:
         """Whether ours is newer by a column, nulls lowest, texts byte by byte; where both are equal, what follows decides."""

@@ -14,7 +14,7 @@ from factory_agents import failpoints
 from factory_agents.databases.postgres import Database, cut_after, explain, lost
 from factory_agents.errors import FactoryError, SinkError, UnavailableError
 from factory_agents.kafka.messages import Message
-from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
+from factory_agents.runtime.agents import Claim, Reject, RowsRefused, SinkOutcome
 from factory_agents.sinks.postgres.ledger import Ledger
 from factory_agents.sinks.postgres.merge import Publication
 from factory_agents.sinks.postgres.names import TableName, compose
@@ -109,12 +109,28 @@ class PostgresSink:
             connection = publication.connection
             self._limit(connection, self._target.statement_timeout, _APPLY_IDLE)
             failpoints.hit("postgres.before-merge")
-            outcome = self._retried(connection, lambda: publication.apply(rejected))
+            outcome = self._apply(publication, rejected)
             failpoints.hit("postgres.before-commit")
         self._end(publication, doing)
         failpoints.hit("postgres.committed")
         self._publication = None
         return outcome
+
+    def _apply(self, publication: Publication, rejected: int) -> SinkOutcome:
+        """Raises RowsRefused where single rows can't be merged: they are not among the rows to be merged any more."""
+        import psycopg
+
+        connection = publication.connection
+        try:
+            return self._retried(connection, lambda: publication.apply(rejected))
+        except psycopg.Error as error:
+            if not publication.may_hold_refused(error):
+                raise
+            connection.execute("ROLLBACK TO SAVEPOINT factory")
+            refused = self._retried(connection, publication.take_out_refused)
+            if not refused:
+                raise
+        raise RowsRefused(refused)
 
     def close(self) -> None:
         """See ``Sink.close``."""
@@ -212,7 +228,7 @@ class PostgresSink:
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
-        """Turn psycopg's errors into ours; after any error nothing of the transaction, nor of the claim, is left."""
+        """Turn psycopg's errors into ours; after any of them nothing of the transaction, nor of the claim, is left."""
         import psycopg
 
         publication = self._publication
@@ -228,6 +244,8 @@ class PostgresSink:
                 raised = explain(error, f"{doing} ({self._target.database.address})")
             self.close()
             raise raised from error
+        except RowsRefused:
+            raise
         except BaseException:
             self.close()
             raise

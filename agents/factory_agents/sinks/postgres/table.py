@@ -9,7 +9,7 @@ import msgspec
 
 from factory_agents.contracts import ColumnType
 from factory_agents.errors import ConfigurationError, SinkError
-from factory_agents.sinks.postgres.catalog import FoundColumn, UniqueIndex, columns, unique_indexes
+from factory_agents.sinks.postgres.catalog import FoundColumn, UniqueIndex, columns, row_triggers, rules, unique_indexes
 from factory_agents.sinks.postgres.names import TableName, check_name, compose, names
 from factory_agents.sinks.postgres.rows import RowColumn
 from factory_agents.sinks.postgres.types import KEY_BYTES, fits, kind_of, natural_type
@@ -100,7 +100,7 @@ class WantedTable(msgspec.Struct, frozen=True):
 class TargetTable(msgspec.Struct, frozen=True):
     """The table as it is: the columns that are written, and whether it keeps each row's window (``tracked``).
 
-    ``staged`` are the columns' types for a table without the checks of domains.
+    ``staged`` are the columns' types for a table without the checks of domains. ``drops_rows``: it has triggers that may drop rows.
     """
 
     schema: str
@@ -112,6 +112,7 @@ class TargetTable(msgspec.Struct, frozen=True):
     version: str | None
     tracked: bool
     oid: int
+    drops_rows: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -166,7 +167,13 @@ def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: Wan
     if "_factory_offset" in found and "_factory_timestamp" not in found:
         _add_column(connection, schema, name.name, "_factory_timestamp", "bigint NOT NULL DEFAULT 0")
         found = columns(connection, oid)
-    return _fit(schema, name.name, oid, found, unique_indexes(connection, oid), wanted)
+    if rewriting := rules(connection, oid):
+        raise SinkError(
+            f"table {schema}.{name.name} has rules ({', '.join(rewriting)}): COPY passes them over, and PostgreSQL allows no upsert beside"
+            " them; make them triggers, which publish respects"
+        )
+    table = _fit(schema, name.name, oid, found, unique_indexes(connection, oid), wanted)
+    return msgspec.structs.replace(table, drops_rows=row_triggers(connection, oid))
 
 
 def _default_schema(connection: psycopg.Connection[Any]) -> str:

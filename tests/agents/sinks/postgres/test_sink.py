@@ -222,16 +222,6 @@ class TestTheDatabaseFails:
             with pytest.raises(UnavailableError, match="statement_timeout"):
                 sink.commit(rejected=0)
 
-    def test_a_check_constraint_of_the_table_refuses_with_the_row(self, bench: Bench) -> None:
-        bench.admin.execute(
-            f"CREATE TABLE {bench.name} (id text PRIMARY KEY, value text CHECK (value <> 'bad'), version int8, at timestamptz)"
-        )
-        sink = bench.sink()
-        sink.claim(bench.claim())
-        sink.write(at([event("a", "bad")]))
-        with pytest.raises(SinkError, match="check constraint"):
-            sink.commit(rejected=0)
-
     def test_a_wrong_password_is_configuration_and_stays_secret(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         url = re.sub(r"//(\w+)(:[^@]*)?@", r"//\1:hunter2-secret@", bench.url)
         monkeypatch.setenv("DATABASE_URL", url)
