@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,24 @@ KafkaAgentOperator(task_id="enrich", agent="enrich", window=window.output, outpu
     assert extra["counts"]["produced"] == 1
     assert extra["window"].startswith(START.strftime("%Y-%m-%dT%H:00"))
     assert extra["manifest"] == json.loads(json.dumps(ran.results["enrich"]["manifest"]))
+
+
+def test_a_run_knows_the_run_before_it_whatever_it_was(dag_runner: DagRunner) -> None:
+    """How a scheduled run tells a pause from a run that is only planned later."""
+    body = """
+from airflow_provider_factory.version_compat import previous_run
+
+@task
+def before(**context):
+    found, known = context["dag_run"], []
+    while (found := previous_run(found)) is not None:
+        known.append([found.run_type.value, found.data_interval_end.isoformat()])
+    return known
+
+before()
+"""
+    for ago in (3, 1, 0):
+        ran = dag_runner.run(text(body), logical_date=START - timedelta(hours=ago))
+        assert ran.state == "success", ran.states
+    ends = [START - timedelta(hours=ago) for ago in (1, 3)]
+    assert ran.results.get("before") == [["manual", end.isoformat()] for end in ends]

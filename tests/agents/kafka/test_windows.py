@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from factory_agents.kafka.ledger import FailureRecord, LedgerRecord, LedgerView, PlanRecord, Progress, StageRecord
@@ -163,3 +164,24 @@ def test_a_window_says_when_in_few_words() -> None:
 
 def test_without_a_ledger_there_are_no_windows(runs: Runs) -> None:
     assert read_windows(runs.config, prefix=runs.prefix) == []
+
+
+def test_two_topics_of_one_interval_are_one_window_done_when_both_are() -> None:
+    other = msgspec.structs.replace(plan(1), topic="u", topic_id="id-u", ranges=(PartitionRange(0, 0, 40),))
+
+    def enriched(scope: str, **more: object) -> StageRecord:
+        return msgspec.structs.replace(done(1), scope=scope, **more)
+
+    (half,) = windows_of(view(plan(1), other, enriched("t"), msgspec.structs.replace(running(1, {0: 20}), scope="u[1]")))
+    (stage,) = half.stages
+    assert (half.state, half.topic, half.records) == ("unfinished", "t, u", 240)
+    assert (stage.state, stage.shards, stage.of, stage.counts.consumed) == ("running", 1, 2, 250)
+    (whole,) = windows_of(view(plan(1), other, enriched("t"), enriched("u[1]")))
+    assert (whole.state, whole.stages[0].shards) == ("finished", 2)
+
+
+def test_sources_and_what_stays_as_it_was_are_no_windows_of_their_own() -> None:
+    source = PlanRecord("p", "", "ingest", at(1).key, (), interval=at(1))
+    former = PlanRecord("p", "t", "recreated", at(1).key, (), interval=at(1), former=True)
+    (window,) = windows_of(view(source, former, plan(1), done(1)))
+    assert (window.state, window.topic, window.records) == ("finished", "t", 200)
