@@ -18,7 +18,7 @@ from harness import ROOT, bench_sandbox, filled_window, run_agent
 from factory_agents.errors import UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import plan_window
-from factory_agents.kafka.ledger import LEDGER_PARTITIONS, Ledger, StageRecord
+from factory_agents.kafka.ledger import LEDGER_PARTITIONS, Ledger, StageRecord, StoredResult
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Counts, Interval, Manifest, PartitionRange, Shard, Window
 
@@ -160,7 +160,7 @@ def _result(pipeline: str, n: int) -> StageRecord:
     result = AgentResult(
         pipeline, "stage", window, agent="enrich", version="1", fingerprint="0123456789abcdef", manifest=manifest, counts=counts
     )
-    return StageRecord(pipeline, "stage", window, Shard(), "0123456789abcdef", n, result=result)
+    return StageRecord(pipeline, "stage", window, Shard(), "0123456789abcdef", n, result=StoredResult.of(result))
 
 
 def svg(charts: Sequence[tuple[str, str, dict[str, list[tuple[float, float]]]]]) -> str:

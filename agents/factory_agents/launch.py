@@ -224,7 +224,7 @@ def _refuse_what_windows_wrote(config: KafkaConfig, settings: AgentSettings, gro
         if any(topic == settings.in_topic for topic, _ in cluster.committed(group)) or cluster.find(ledger.topic) is None:
             return
         view = ledger.glance(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
-        results = (record.result for record in view.of(StageRecord) if record.result is not None)
+        results = (result for record in view.of(StageRecord) if (result := record.answer()) is not None)
         maker = next((r.pipeline for r in results if _topics_of(r) == (settings.in_topic, settings.out_topic)), "")
     if maker:
         raise ConfigurationError(

@@ -54,7 +54,7 @@ def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec=digits).replace("+00:00", "Z")
 
 
-class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Interval(msgspec.Struct, frozen=True):
     """A half-open span of time ``[start, end)``, both aware datetimes in UTC."""
 
     start: datetime

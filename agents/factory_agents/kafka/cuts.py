@@ -150,6 +150,7 @@ class _Planner(ABC, Generic[_T]):
         self.deadline = time.monotonic() + timeout
         self.doing = doing
         self.ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+        self.view = LedgerView(pipeline, about_plans)
         self._transactional_id = transactional_id(prefix, "plan", pipeline)
 
     @abstractmethod
@@ -168,7 +169,8 @@ class _Planner(ABC, Generic[_T]):
         self.ledger.ensure()
         lost = 0
         while True:
-            found = self.found(self.ledger.glance(deadline=self.deadline, wanted=about_plans))
+            self.ledger.follow(self.view, deadline=self.deadline, stable=True)
+            found = self.found(self.view)
             if found is not None:
                 return found
             if time.monotonic() > self.deadline:
@@ -182,13 +184,14 @@ class _Planner(ABC, Generic[_T]):
 
     def preview(self) -> _T:
         """The plan that would be made now; writes nothing."""
-        absent = self.cluster.find(self.ledger.topic) is None
-        view = LedgerView() if absent else self.ledger.glance(deadline=self.deadline, wanted=about_plans)
+        if self.cluster.find(self.ledger.topic) is not None:
+            self.ledger.follow(self.view, deadline=self.deadline, stable=True)
         self.ask()
-        found = self.found(view)
+        found = self.found(self.view)
         if found is None:
-            records = self.missing(view, int(time.time() * 1000))
-            found = self.found(LedgerView({**view.records, **{record.key(): (view.end, record) for record in records}}, view.end))
+            would_be = self.view.copy()
+            would_be.add(*self.missing(self.view, int(time.time() * 1000)))
+            found = self.found(would_be)
         if found is None:
             raise WindowError(f"{self.doing}: no plan came of it")
         return found
@@ -202,11 +205,11 @@ class _Planner(ABC, Generic[_T]):
         connect(producer, self.ledger.topic)
         try:
             producer.init_transactions(max(1.0, self.deadline - time.monotonic()))
-            view = self.ledger.read(deadline=self.deadline, wanted=about_plans)
-            found = self.found(view)
+            self.ledger.follow(self.view, deadline=self.deadline)
+            found = self.found(self.view)
             if found is not None:
                 return found
-            self._commit(producer, self.missing(view, int(time.time() * 1000)))
+            self._commit(producer, self.missing(self.view, int(time.time() * 1000)))
         except KafkaException as error:
             failure = kafka_error(error, self.doing)
             if isinstance(failure, FencedError) or error.args[0].txn_requires_abort():
@@ -214,7 +217,8 @@ class _Planner(ABC, Generic[_T]):
             raise failure from error
         finally:
             del producer  # an error's traceback would keep it, with its threads and sockets
-        return self.found(self.ledger.read(deadline=self.deadline, wanted=about_plans))
+        self.ledger.follow(self.view, deadline=self.deadline)
+        return self.found(self.view)
 
     def _commit(self, producer: Producer, records: Iterable[LedgerRecord]) -> None:
         producer.begin_transaction()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.ledger import CutRecord, Ledger, about_plans
+from factory_agents.kafka.ledger import CutRecord, Ledger
+from factory_agents.kafka.records import decode_record
 from factory_agents.kafka.tails import Span, Tails
 from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.view import Follower
 
 __all__ = ["LagTotal", "Lags", "PartitionLag", "group_lag", "lag_of", "lag_totals", "pipeline_lag", "topic_lag"]
 
@@ -98,6 +102,7 @@ class Lags:
         self._config = config
         self._cluster = cluster
         self._tails = Tails(config)
+        self._cuts: dict[tuple[str, str], _LastCuts] = {}
 
     def of_topics(self, topics: Sequence[str]) -> dict[str, list[PartitionLag]]:
         """By group, the lag of every consumer group that has committed offsets for a topic or is assigned it. Raises as ``of_group``."""
@@ -132,13 +137,19 @@ class Lags:
         Before the first cut the lag counts from the log's start. Raises ConfigurationError for an unknown topic, or without ``topics`` for
         a pipeline that has planned nothing, and UnavailableError without a broker.
         """
-        cuts = _last_cuts(self._config, self._cluster, pipeline, prefix)
+        cuts = self._last_cuts(pipeline, prefix)
         names = sorted({t for t, _ in cuts}) if topics is None else list(dict.fromkeys(topics))
         if not names:
             raise ConfigurationError(f"pipeline {pipeline!r}: it has planned no window yet, so name the topics whose lag is wanted")
         ids = {name: facts.id for name, facts in self._cluster.topics(names).items()}
         committed = {(t, p): o for (t, topic_id), offsets in cuts.items() if ids.get(t) == topic_id for p, o in enumerate(offsets)}
         return self._lags(names, committed)
+
+    def _last_cuts(self, pipeline: str, prefix: str) -> dict[tuple[str, str], tuple[int, ...]]:
+        ledger = Ledger(self._config, self._cluster, prefix=prefix, pipeline=pipeline)
+        if self._cluster.find(ledger.topic) is None:
+            return {}
+        return self._cuts.setdefault((prefix, pipeline), _LastCuts(pipeline)).look(ledger)
 
     def _lags(self, topics: Sequence[str], committed: Mapping[tuple[str, int], int]) -> list[PartitionLag]:
         lags: list[PartitionLag] = []
@@ -152,14 +163,30 @@ class Lags:
         return lags
 
 
-def _last_cuts(config: KafkaConfig, cluster: Cluster, pipeline: str, prefix: str) -> dict[tuple[str, str], tuple[int, ...]]:
-    """The furthest cut of each topic (by name and id)."""
-    ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
-    if cluster.find(ledger.topic) is None:
-        return {}
-    last: dict[tuple[str, str], CutRecord] = {}
-    for cut in ledger.glance(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=about_plans).of(CutRecord):
-        have = last.get((cut.topic, cut.topic_id))
+class _LastCuts(Follower):
+    """The furthest cut of each topic (by name and id) of one pipeline: however long its ledger is, no more is kept."""
+
+    def __init__(self, pipeline: str) -> None:
+        super().__init__()
+        self._prefix = f"cut|{pipeline}|".encode()
+        self._last: dict[tuple[str, str], CutRecord] = {}
+        self._lock = threading.Lock()
+
+    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
+        """See ``Follower.take``. One that was deleted was no last one."""
+        if value is None or not key.startswith(self._prefix):
+            return
+        cut = cast("CutRecord", decode_record("cut", value))
+        have = self._last.get((cut.topic, cut.topic_id))
         if have is None or cut.at >= have.at:
-            last[cut.topic, cut.topic_id] = cut
-    return {key: cut.offsets for key, cut in last.items()}
+            self._last[cut.topic, cut.topic_id] = cut
+
+    def forget(self) -> None:
+        """See ``Follower.forget``."""
+        self._last.clear()
+
+    def look(self, ledger: Ledger) -> dict[tuple[str, str], tuple[int, ...]]:
+        """Their offsets now, as far as they are committed: nobody's open transaction is waited for."""
+        with self._lock:
+            ledger.follow(self, deadline=time.monotonic() + _LEDGER_SECONDS, stable=True)
+            return {key: cut.offsets for key, cut in self._last.items()}

@@ -335,7 +335,7 @@ def _gap(view: LedgerView, topic: TopicFacts, request: PlanRequest, start: CutRe
     """
     cuts = {c.at: c for c in _cuts(view, topic)}
     plans = [p for p in view.of(PlanRecord) if p.topic == topic.name and p.interval is not None]
-    spans = sorted((p.interval.start_ms, p.interval.end_ms) for p in plans if p.topic_id == topic.id)
+    spans = sorted((p.interval.start_ms, p.interval.end_ms) for p in plans if p.topic_id == topic.id and p.interval is not None)
     earlier = [span for span in spans if span[1] <= start.at]
     after = min((first for first, _ in spans if first >= end.at), default=None)
     following = end if after is None or after == end.at else cuts[after]

@@ -105,10 +105,11 @@ class _Live:
         """
         view = self.ledger.read(start=self.read_to, deadline=time.monotonic() + _LEDGER_SECONDS)
         self.read_to = view.end
-        for offset, record in sorted(view.records.values(), key=lambda found: found[0]):
-            if isinstance(record, PlanRecord) and record.ranges:
-                self.unfinished[record.window] = window_of(record, offset)
-            elif isinstance(record, StageRecord) and record.result is not None:
+        for plan in view.of(PlanRecord):
+            if plan.ranges:
+                self.unfinished[plan.window] = window_of(plan, view.offset(plan.key()) or 0)
+        for record in view.of(StageRecord):
+            if record.result is not None:
                 self.unfinished.pop(record.window, None)
         return [w for w in self.unfinished.values() if _heir(w, peers) == self.presence.me]
 

@@ -17,7 +17,7 @@ from factory_agents import failpoints
 from factory_agents.errors import AccountingError, ConfigurationError, DeadlineError, FencedError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_names, check_window_topic
-from factory_agents.kafka.ledger import Ledger, Progress, StageRecord, shards_key, stage_key
+from factory_agents.kafka.ledger import Ledger, Progress, StageRecord, StoredResult, shards_key, stage_key
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, Order, PartitionRange, Window, digest
@@ -189,7 +189,7 @@ class Session:
         self._orders = _remembered(record.orders if record is not None else (), self.run.order)
         done = None
         if record is not None and not again and self._same_work(record):
-            done = record.result if self.run.rerun == "reuse" else None
+            done = record.answer() if self.run.rerun == "reuse" else None
             if record.progress is not None and self._may_resume(record):
                 self.resumed = True
                 self.generation = record.generation
@@ -216,7 +216,7 @@ class Session:
 
     def earlier_results(self) -> list[AgentResult]:
         """The results of this stage's shards over this window, of whatever plan."""
-        return [record.result for record in self._shards if record.result is not None]
+        return [result for record in self._shards if (result := record.answer()) is not None]
 
     def _same_work(self, record: StageRecord) -> bool:
         return record.fingerprint == self.fingerprint and not self._identity.get("volatile")
@@ -319,7 +319,7 @@ class Session:
             redo=self.run.run_id if self.run.rerun == "redo" else "",
             orders=self._orders,
             progress=None if finished else progress,
-            result=result,
+            result=None if result is None else StoredResult.of(result),
         )
         self._write_record(record)
         self.writer.commit(self.deadline)

@@ -10,10 +10,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.lag import Lags, LagTotal, PartitionLag, group_lag, lag_of, lag_totals, pipeline_lag, topic_lag
+from factory_agents.kafka.cuts import plan_window
+from factory_agents.kafka.lag import Lags, LagTotal, PartitionLag, _LastCuts, group_lag, lag_of, lag_totals, pipeline_lag, topic_lag
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval
 from tests.support.runs import Runs, events
+from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
@@ -193,8 +195,6 @@ def test_every_group_on_a_topic(runs: Runs) -> None:
 
 
 def test_a_pipelines_lag_is_what_arrived_since_its_last_cut(runs: Runs) -> None:
-    from factory_agents.kafka.cuts import plan_window
-
     topic = runs.topic(partitions=2, message_timestamp_type="LogAppendTime")
     runs.produce(topic, events(4))
     assert sum(r.lag for r in pipeline_lag(runs.config, runs.prefix, [topic], prefix=runs.prefix)) == 4
@@ -209,6 +209,30 @@ def test_a_pipelines_lag_is_what_arrived_since_its_last_cut(runs: Runs) -> None:
     assert sum(r.lag for r in pipeline_lag(runs.config, runs.prefix, prefix=runs.prefix)) == 0
     runs.produce(topic, events(3))
     assert sum(r.lag for r in pipeline_lag(runs.config, runs.prefix, prefix=runs.prefix)) == 3
+
+
+def test_a_pipelines_lag_is_followed_and_its_ledger_read_once(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = runs.topic(partitions=1)
+    runs.produce(topic, events(4))
+
+    def plan(key: str) -> None:
+        plan_window(runs.config, pipeline=runs.prefix, topic=topic, interval=None, run_key=key, prefix=runs.prefix)
+
+    plan("first")
+    lags, taken = Lags(runs.config, runs.cluster), []
+    take = _LastCuts.take
+    monkeypatch.setattr(_LastCuts, "take", lambda self, offset, *record: taken.append(offset) or take(self, offset, *record))
+    runs.produce(topic, events(3))
+    assert [sum(r.lag for r in lags.of_pipeline(runs.prefix, prefix=runs.prefix)) for _ in range(3)] == [3] * 3
+    first = len(taken)
+    plan("second")
+    assert [sum(r.lag for r in lags.of_pipeline(runs.prefix, prefix=runs.prefix)) for _ in range(3)] == [0] * 3
+    assert len(taken) == len(set(taken)) == first + 2, "a cut and a plan are new, the rest was passed once"
+    runs.admin.delete_topics([f"{runs.prefix}.ledger"])[f"{runs.prefix}.ledger"].result(30)
+    wait_for(lambda: runs.cluster.find(f"{runs.prefix}.ledger") is None, "the ledger to be gone")
+    runs.produce(topic, events(1))
+    plan("of another ledger")
+    assert sum(r.lag for r in lags.of_pipeline(runs.prefix, prefix=runs.prefix)) == 0
 
 
 def test_a_pipeline_that_planned_nothing_must_be_told_its_topics(runs: Runs) -> None:

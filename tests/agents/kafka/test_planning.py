@@ -71,8 +71,7 @@ class ModelLedger:
         window = planned(self.view, request, answers.topic)
         if window is None:
             for record in decide(self.view, request, answers, now_ms):
-                self.view.records[record.key()] = (self.view.end, record)
-                self.view.end += 1
+                self.view.add(record)
             window = planned(self.view, request, answers.topic)
         assert window is not None
         return window
@@ -368,7 +367,7 @@ class TestARecreatedTopic:
         window = ledger.plan(again, request(7, 8, "carry", accept_loss=True), ms(8))
         assert offsets(window) == {(0, o) for o in range(40)}
         assert window.carried == 30
-        assert [r.replaces for _, r in ledger.view.records.values() if hasattr(r, "replaces")] == ["", "id-1"]
+        assert [plan.replaces for plan in ledger.view.of(PlanRecord)] == ["", "id-1"]
         assert len(offsets(ledger.plan(again, request(8, 9, "carry"), ms(9)))) == 0
 
     def test_reports_what_an_index_planned_window_leaves_of_it(self) -> None:
@@ -388,7 +387,7 @@ class TestARecreatedTopic:
 
 class TestASource:
     def view(self, *plans: PlanRecord) -> LedgerView:
-        return LedgerView({plan.key(): (i, plan) for i, plan in enumerate(plans)}, len(plans))
+        return LedgerView(records=plans)
 
     def plan(self, start: float, end: float, stage: str = "ingest", scope: str = "") -> PlanRecord:
         span = interval(start, end)
@@ -505,7 +504,7 @@ class Histories(RuleBasedStateMachine):
 
     def unplanned(self) -> set[tuple[int, int]]:
         """What lies between the first and the last cut, and in no window."""
-        cuts = sorted((r for _, r in self.ledger.view.records.values() if isinstance(r, CutRecord)), key=lambda c: c.at)
+        cuts = sorted(self.ledger.view.of(CutRecord), key=lambda c: c.at)
         if not cuts:
             return set()
         first, last = cuts[0].offsets, cuts[-1].offsets
@@ -520,7 +519,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def cuts_never_change_and_are_monotone(self) -> None:
-        cuts = sorted((r for _, r in self.ledger.view.records.values() if isinstance(r, CutRecord)), key=lambda c: c.at)
+        cuts = sorted(self.ledger.view.of(CutRecord), key=lambda c: c.at)
         for c in cuts:
             assert self.cuts.setdefault(c.key(), c).offsets == c.offsets
         for earlier, later in itertools.pairwise(cuts):
@@ -532,7 +531,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def no_record_past_the_first_windows_start_lies_before_its_cut(self) -> None:
         """Also where a wrong clock's record hides all that came after it from the index."""
-        cuts = [r for _, r in self.ledger.view.records.values() if isinstance(r, CutRecord)]
+        cuts = self.ledger.view.of(CutRecord)
         if cuts:
             first = min(cuts, key=lambda c: c.at)
             for p, passed in enumerate(first.offsets):

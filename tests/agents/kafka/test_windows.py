@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from factory_agents.kafka.ledger import FailureRecord, LedgerRecord, LedgerView, PlanRecord, Progress, StageRecord
+from factory_agents.kafka.ledger import FailureRecord, LedgerRecord, LedgerView, PlanRecord, Progress, StageRecord, StoredResult
 from factory_agents.kafka.windows import read_windows, windows_of
 from factory_agents.protocol import AgentResult, Counts, Interval, Manifest, PartitionRange, Shard
 from tests.support.runs import Runs
@@ -32,7 +32,7 @@ def done(hour: int, stage: str = "enrich", shard: Shard = WHOLE, consumed: int =
     if stage != "enrich":
         read = None if stage == "ingest" else Manifest("t2", "id2", "w", (PartitionRange(0, 5, 300),))
     result = AgentResult("p", stage, at(hour).key, input=read, interval=at(hour), counts=Counts(consumed=consumed, forwarded=consumed))
-    return StageRecord("p", stage, at(hour).key, shard, "f", 7, updated_at=updated_at, result=result)
+    return StageRecord("p", stage, at(hour).key, shard, "f", 7, updated_at=updated_at, result=StoredResult.of(result))
 
 
 def running(hour: int, positions: dict[int, int], stage: str = "enrich", shard: Shard = WHOLE, updated_at: int = NOW - 5000) -> StageRecord:
@@ -45,7 +45,7 @@ def failed(hour: int, stage: str = "enrich", shard: Shard = WHOLE, began: int = 
 
 
 def view(*records: LedgerRecord) -> LedgerView:
-    return LedgerView({r.key(): (i, r) for i, r in enumerate(records)}, len(records))
+    return LedgerView(records=records)
 
 
 def test_unfinished_windows_come_first_and_each_part_newest_first() -> None:

@@ -121,7 +121,7 @@ def test_names_that_cannot_stand_in_the_ledger_are_refused(name: str) -> None:
 
 
 def test_a_ledger_that_refuses_the_record_is_named_with_what_to_do(runs: Runs) -> None:
-    runs.topic("ledger", partitions=12, max_message_bytes=500)
+    runs.topic("ledger", partitions=12, cleanup_policy="compact", max_message_bytes=500)
     with pytest.raises(ConfigurationError, match=r"ledger.* refuses a record of \d+ bytes .*raise its max.message.bytes"):
         runs.transform(runs.run(runs.filled(3), runs.topic("out")))
 

@@ -1,0 +1,277 @@
+"""What the ledger's records hold, and how they are written: each kind apart from what goes over the wire, with a version of its own.
+
+A release adds fields with defaults, and kinds; those who don't know them pass them over. What an older release would take for something
+else than it is gets a greater version: it is refused by whoever needs that very record, and by nobody else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from factory_agents.protocol import AgentResult, Counts, Interval, Manifest, Order, PartitionRange, Shard, Work
+
+__all__ = [
+    "RECORD_VERSION",
+    "CutRecord",
+    "FailureRecord",
+    "LedgerRecord",
+    "PipelineRecord",
+    "PlanRecord",
+    "Progress",
+    "ReplayRecord",
+    "StageRecord",
+    "StoredResult",
+    "decode_record",
+    "encode_record",
+    "failure_key",
+    "kind_of",
+    "shards_key",
+    "stage_key",
+]
+
+RECORD_VERSION = 2
+"""What this release writes. Records without a version are of the first one, which had the same fields, or fewer."""
+
+_SEPARATOR = "|"
+
+
+class _Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind"):
+    version: int = RECORD_VERSION
+
+
+class PipelineRecord(_Record, frozen=True, tag="pipeline"):
+    """How a pipeline's windows are made, fixed by its first plan."""
+
+    pipeline: str
+    mode: Literal["intervals", "since_last"]
+
+    def key(self) -> str:
+        """The record key."""
+        return _SEPARATOR.join(("pipeline", self.pipeline))
+
+
+class CutRecord(_Record, frozen=True, tag="cut"):
+    """A time on a topic as an offset per partition (by position), fixed once and for good.
+
+    ``at`` is the time in milliseconds, or the moment of planning for a cut that a run (``run_key``) made. ``scheduled`` cuts are ends of
+    scheduled intervals, which a later run may carry on from; a cut that a manual run made gets that mark when a scheduled run asks for it.
+    """
+
+    pipeline: str
+    topic: str
+    topic_id: str
+    at: int
+    offsets: tuple[int, ...]
+    run_key: str = ""
+    scheduled: bool = False
+
+    def key(self) -> str:
+        """The record key."""
+        return _SEPARATOR.join(("cut", self.pipeline, self.topic_id, self.run_key or str(self.at)))
+
+
+class PlanRecord(_Record, frozen=True, tag="plan"):
+    """A window that was planned, whether anything ran over it yet or not.
+
+    ``carried`` and ``gap`` as in Window. ``replaces`` is the id of the topic that was deleted with what it held, which was accepted;
+    ``former`` says that the window stays what it was on that one, as this one holds nothing for it. Of a source ``topic`` is empty, and
+    ``topic_id`` names the stage that reads it.
+    """
+
+    pipeline: str
+    topic: str
+    topic_id: str
+    window: str
+    ranges: tuple[PartitionRange, ...]
+    interval: Interval | None = None
+    carried: int = 0
+    lost: tuple[PartitionRange, ...] = ()
+    gap: int = 0
+    replaces: str = ""
+    former: bool = False
+    planned_at: int = 0
+
+    def key(self) -> str:
+        """The record key."""
+        return _SEPARATOR.join(("plan", self.pipeline, self.topic_id, self.window))
+
+
+class Progress(msgspec.Struct, omit_defaults=True):
+    """How far an unfinished stage is: next offset per input partition (or rows of a source), what it wrote so far, and what was lost."""
+
+    positions: dict[int, int] = {}
+    rows: int = 0
+    outputs: dict[int, tuple[int, int, int]] = {}
+    dead: dict[int, tuple[int, int, int]] = {}
+    counts: Counts = msgspec.field(default_factory=Counts)
+    read: dict[int, int] = {}
+    lost: tuple[PartitionRange, ...] = ()
+
+
+class StoredResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a finished shard of a stage came to, as the ledger keeps it: AgentResult's fields, without what the record says itself."""
+
+    agent: str = ""
+    version: str = ""
+    interval: Interval | None = None
+    plan: str = ""
+    origin: str = ""
+    instance: int = 0
+    mapped: int = 0
+    input_generation: int = 0
+    input: Manifest | None = None
+    manifest: Manifest | None = None
+    dead_letters: Manifest | None = None
+    counts: Counts = msgspec.field(default_factory=Counts)
+    report: dict[str, Any] | None = None
+    table: str = ""
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    resumed: bool = False
+    ledger_offset: int = 0
+    run: str = ""
+
+    @classmethod
+    def of(cls, result: AgentResult) -> StoredResult:
+        """The part of a result that is stored."""
+        return cls(**{name: getattr(result, name) for name in cls.__struct_fields__})
+
+
+class StageRecord(_Record, frozen=True, tag="stage"):
+    """A shard of a stage over a window: in progress, or finished with its result.
+
+    ``scope`` tells works over the same window apart (``AgentRun.scope``). ``redo`` is the run that told the work in progress to be done
+    again: its own retries resume it. ``orders`` are those that the work obeyed, by task instance; ``epoch`` counts how many of them
+    told it to begin again.
+    """
+
+    pipeline: str
+    stage: str
+    window: str
+    shard: Shard
+    fingerprint: str
+    generation: int
+    scope: str = ""
+    epoch: int = 0
+    updated_at: int = 0
+    redo: str = ""
+    orders: tuple[Order, ...] = ()
+    progress: Progress | None = None
+    result: StoredResult | None = None
+
+    def answer(self) -> AgentResult | None:
+        """The result as its run gave it, once the work is finished."""
+        if self.result is None:
+            return None
+        stored: dict[str, Any] = {name: getattr(self.result, name) for name in self.result.__struct_fields__}
+        return AgentResult(
+            self.pipeline,
+            self.stage,
+            self.window,
+            shard=self.shard,
+            fingerprint=self.fingerprint,
+            generation=self.generation,
+            epoch=self.epoch,
+            **stored,
+        )
+
+    def key(self) -> str:
+        """The record key."""
+        return stage_key(Work(self.pipeline, self.stage, self.window, self.shard, self.scope))
+
+
+class ReplayRecord(_Record, frozen=True, tag="replay"):
+    """Dead letters that one transaction put back into a topic: their offsets by partition.
+
+    ``at`` (milliseconds) says when, ``first`` (``partition@offset``) names one of them.
+    """
+
+    pipeline: str
+    topic_id: str
+    to: str
+    offsets: dict[int, list[int]]
+    at: int
+    first: str
+
+    def key(self) -> str:
+        """The record key: its own for each transaction."""
+        return _SEPARATOR.join(("replay", self.pipeline, self.topic_id, f"{self.at}.{self.first}"))
+
+
+class FailureRecord(_Record, frozen=True, tag="failure"):
+    """The last attempt at a stage's shard failed: why, when it began and when it ended (milliseconds).
+
+    For whoever looks, no more: what is done or to be resumed stands in StageRecords. One of these that began before the shard was
+    finished says nothing any more.
+    """
+
+    pipeline: str
+    stage: str
+    window: str
+    shard: Shard
+    began: int
+    at: int
+    error: str
+    message: str
+    retriable: bool = False
+    run_id: str = ""
+    scope: str = ""
+
+    def key(self) -> str:
+        """The record key."""
+        return failure_key(Work(self.pipeline, self.stage, self.window, self.shard, self.scope))
+
+
+def _work_key(kind: str, work: Work) -> str:
+    return _SEPARATOR.join((kind, work.pipeline, work.stage, work.scope, work.window, ""))
+
+
+def shards_key(work: Work) -> str:
+    """What the record keys of all shards of a work's stage over its window begin with (and those of windows with a longer name)."""
+    return _work_key("stage", work)
+
+
+def stage_key(work: Work) -> str:
+    """The record key of what was done."""
+    return shards_key(work) + work.shard.key
+
+
+def failure_key(work: Work) -> str:
+    """The record key of the last failure."""
+    return _work_key("failure", work) + work.shard.key
+
+
+LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | StageRecord | ReplayRecord | FailureRecord
+_TYPES: dict[str, type[LedgerRecord]] = {
+    "pipeline": PipelineRecord,
+    "cut": CutRecord,
+    "plan": PlanRecord,
+    "stage": StageRecord,
+    "replay": ReplayRecord,
+    "failure": FailureRecord,
+}
+_KINDS = {type_: kind for kind, type_ in _TYPES.items()}
+_DECODERS = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
+
+
+def kind_of(record: str | type[Any]) -> str:
+    """The kind of a record, by its key or by its type; empty for one that this release doesn't know."""
+    if not isinstance(record, str):
+        return _KINDS.get(record, "")
+    kind = record.partition(_SEPARATOR)[0]
+    return kind if kind in _TYPES else ""
+
+
+def encode_record(record: LedgerRecord) -> bytes:
+    """The record as JSON, its version first."""
+    return b'{"version":%d,' % record.version + msgspec.json.encode(record)[1:]
+
+
+def decode_record(kind: str, value: bytes) -> LedgerRecord:
+    """A record of a known kind; raises ValueError with the reason for one that a newer release meant to be read by none before it."""
+    record = _DECODERS[kind].decode(value)
+    if record.version > RECORD_VERSION:
+        raise ValueError(f"its version is {record.version}, this release reads up to {RECORD_VERSION}")
+    return record

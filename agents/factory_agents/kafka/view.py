@@ -1,0 +1,145 @@
+"""What a reader keeps of the ledger's records that it has passed, and where it stands, so that it can go on from there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import TypeAlias, TypeVar, cast
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.records import LedgerRecord, decode_record, kind_of
+
+__all__ = ["Follower", "LedgerView", "Wanted", "about_plans", "everything"]
+
+Wanted: TypeAlias = Callable[[bytes], bool]
+"""Which records a reader needs, by their keys."""
+
+_Record = TypeVar("_Record", bound=LedgerRecord)
+
+
+def everything(_: bytes) -> bool:
+    """Every record."""
+    return True
+
+
+def about_plans(key: bytes) -> bool:
+    """What planners need: cuts and plans, not what stages did, which are most of a ledger."""
+    return not key.startswith((b"stage|", b"failure|"))
+
+
+class Follower(ABC):
+    """Takes a ledger's records one after the other, each once; ``Ledger.read`` goes on where it stands.
+
+    ``positions`` are by partition, of the topic with this id: of another one it begins again.
+    """
+
+    def __init__(self) -> None:
+        self.topic_id = ""
+        self.positions: dict[int, int] = {}
+        self.read_at = 0.0
+        self.end = 0
+
+    @abstractmethod
+    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
+        """The next record, of whatever pipeline; ``value`` None: it was deleted."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Begin with nothing again."""
+
+    def restart(self, topic_id: str) -> None:
+        """Begin again, with a topic."""
+        self.forget()
+        self.topic_id, self.positions, self.end = topic_id, {}, 0
+
+
+class LedgerView(Follower):
+    """The last record of each key with its offset, of one pipeline (of all, without a name), and the end of the read.
+
+    A record is decoded when it is asked for: one that a newer release meant to be read by none before it is refused then, and one of a
+    kind that isn't known is passed over.
+    """
+
+    def __init__(self, pipeline: str = "", wanted: Wanted = everything, records: Iterable[LedgerRecord] = ()) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+        self._name = pipeline.encode()
+        self._wanted = wanted
+        self._kinds: dict[str, dict[str, tuple[int, LedgerRecord | bytes]]] = {}
+        self.add(*records)
+
+    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
+        """See ``Follower.take``."""
+        parts = key.split(b"|", 2)
+        if len(parts) < 2 or (self._name and parts[1] != self._name):
+            return
+        try:
+            text = key.decode()
+        except UnicodeDecodeError:
+            return
+        kind = kind_of(text)
+        if not kind:
+            return
+        if kind == "stage" and text.count("|") == 4:  # of the first version, which had no scope
+            text = "{}|{}|{}||{}|{}".format(*text.split("|"))
+            key = text.encode()
+        if self._wanted(key):
+            self._put(kind, text, offset, value)
+
+    def _put(self, kind: str, key: str, offset: int, value: LedgerRecord | bytes | None) -> None:
+        """The last one comes last, so that each kind is in the order of offsets."""
+        of_kind = self._kinds.setdefault(kind, {})
+        of_kind.pop(key, None)
+        if value is not None:
+            of_kind[key] = (offset, value)
+
+    def forget(self) -> None:
+        """See ``Follower.forget``."""
+        self._kinds.clear()
+
+    def add(self, *records: LedgerRecord) -> None:
+        """Put records behind those that are there, as if they had been written."""
+        for record in records:
+            self._put(kind_of(type(record)), record.key(), self.end, record)
+            self.end += 1
+
+    def copy(self) -> LedgerView:
+        """One that can be added to on its own."""
+        view = LedgerView(self.pipeline, self._wanted)
+        view._kinds = {kind: dict(records) for kind, records in self._kinds.items()}
+        view.end = self.end
+        return view
+
+    def keys(self) -> list[str]:
+        """The keys of all records."""
+        return [key for of_kind in self._kinds.values() for key in of_kind]
+
+    def of(self, type_: type[_Record]) -> list[_Record]:
+        """All records of one type, oldest first."""
+        kind = kind_of(type_)
+        return [cast("_Record", self._decoded(kind, key)) for key in list(self._kinds.get(kind, ()))]
+
+    def get(self, key: str) -> LedgerRecord | None:
+        """The last record of a key."""
+        kind = kind_of(key)
+        return self._decoded(kind, key) if key in self._kinds.get(kind, ()) else None
+
+    def offset(self, key: str) -> int | None:
+        """Where the last record of a key lies."""
+        found = self._kinds.get(kind_of(key), {}).get(key)
+        return None if found is None else found[0]
+
+    def _decoded(self, kind: str, key: str) -> LedgerRecord:
+        offset, record = self._kinds[kind][key]
+        if isinstance(record, bytes):
+            try:
+                record = decode_record(kind, record)
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise ConfigurationError(
+                    f"ledger record {key!r} at offset {offset}: not one that this version can read ({error}); was it written by a newer "
+                    f"release?"
+                ) from error
+            self._kinds[kind][key] = (offset, record)
+        return record
