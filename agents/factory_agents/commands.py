@@ -21,6 +21,7 @@ from factory_agents.options import (
     read_settings_file,
     resolve,
 )
+from factory_agents.text import printable
 
 if TYPE_CHECKING:
     from factory_agents.launch import LiveResult
@@ -160,8 +161,8 @@ class _Run:
         if self.shown > self.settings.show:
             return
         out = sys.stderr if self.as_json else sys.stdout
-        text = "(no value)" if value is None else value.decode(errors="replace")
-        out.write(f"→ {topic or 'the sink'}  {'' if key is None else key.decode(errors='replace')}\n  {text}\n")
+        text = "(no value)" if value is None else printable(value.decode(errors="replace"))
+        out.write(f"→ {topic or 'the sink'}  {'' if key is None else printable(key.decode(errors='replace'))}\n  {text}\n")
 
     def _print(self, outcome: LiveResult | AgentResult) -> None:
         if self.as_json:

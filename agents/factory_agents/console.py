@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from factory_agents.errors import FactoryError
+from factory_agents.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,19 +38,23 @@ def print_json(value: Any) -> None:
     import msgspec
 
     data = msgspec.json.encode(value, enc_hook=str)
-    sys.stdout.write((msgspec.json.format(data, indent=2) if sys.stdout.isatty() else data).decode() + "\n")
+    text = printable((msgspec.json.format(data, indent=2) if sys.stdout.isatty() else data).decode(), lines=True)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def say(text: str, style: str = "") -> None:
-    """A line for a person on standard output, as it stands."""
+    """A line for a person on standard output."""
     from rich.text import Text
 
-    console().print(Text(text, style=style))
+    console().print(Text(printable(text), style=style))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", right: Sequence[str] = ()) -> None:
-    """A table on standard output; columns named in ``right`` are aligned right and their whole numbers get separators."""
+    """A table on standard output; columns named in ``right`` are aligned right and their whole numbers get separators.
+
+    A cell is one line, or a list of lines.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -58,17 +63,22 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in right)
     for row in rows:
-        cells = (f"{cell:,}" if isinstance(cell, int) and name in right else str(cell) for name, cell in zip(columns, row, strict=True))
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(_cell(cell, separated=name in right)) for name, cell in zip(columns, row, strict=True)))
     out = console()
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         out.width = 200
     out.print(table)
 
 
+def _cell(cell: Any, *, separated: bool) -> str:
+    if isinstance(cell, int) and separated:
+        return f"{cell:,}"
+    return "\n".join(printable(str(line)) for line in (cell if isinstance(cell, list) else [cell]))
+
+
 def error_line(text: str) -> None:
     """One line on standard error, red where that is a terminal."""
-    text = "error: " + " ".join(text.split("\n")).strip()
+    text = "error: " + printable(" ".join(text.split("\n"))).strip()
     red = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     sys.stderr.write(f"\x1b[31m{text}\x1b[0m\n" if red else text + "\n")
     sys.stderr.flush()

@@ -28,6 +28,7 @@ from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.source import run_source
 from factory_agents.runtime.window import run_transform
 from factory_agents.telemetry import configure_logging, fields
+from factory_agents.text import printable
 
 __all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "build_transform", "execute", "main"]
 
@@ -71,7 +72,7 @@ def _failed(run: AgentRun | None, error: Exception) -> AgentResult:
     known = isinstance(error, FactoryError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
     retriable = error.retriable if isinstance(error, FactoryError) else isinstance(error, OSError)  # a disk, a network: it may pass
-    info = ErrorInfo(type(error).__name__, message.encode("utf-8", "replace").decode(), retriable=retriable)
+    info = ErrorInfo(type(error).__name__, printable(message), retriable=retriable)
     key = "" if run is None or (run.window is None and run.interval is None) else run.key
     return AgentResult(
         pipeline=run.pipeline if run else "",

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from factory_agents.text import printable
+
 __all__ = ["configure_logging", "fields"]
 
 _KEY = "factory_fields"
@@ -28,12 +30,12 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage()),
         }
-        line.update(getattr(record, _KEY, {}))
+        line.update((k, printable(v) if isinstance(v, str) else v) for k, v in getattr(record, _KEY, {}).items())
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+            line["exception"] = printable(self.formatException(record.exc_info), lines=True)
+        return printable(msgspec.json.encode(line, enc_hook=str).decode())
 
 
 class TextFormatter(logging.Formatter):
@@ -43,7 +45,7 @@ class TextFormatter(logging.Formatter):
         """See ``logging.Formatter.format``."""
         values = "".join(f" {k}={v}" for k, v in getattr(record, _KEY, {}).items())
         text = f"{datetime.fromtimestamp(record.created, UTC):%H:%M:%S} {record.levelname.lower():<7} {record.getMessage()}{values}"
-        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        return printable(text) + ("\n" + printable(self.formatException(record.exc_info), lines=True) if record.exc_info else "")
 
 
 def configure_logging(*, json: bool, level: str = "INFO") -> None:
