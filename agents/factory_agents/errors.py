@@ -16,6 +16,7 @@ __all__ = [
     "StoppedError",
     "TooManyRejectedError",
     "UnavailableError",
+    "UnreadableBatchError",
     "ValidationFailedError",
     "WindowError",
 ]
@@ -49,6 +50,15 @@ class DryRunError(WindowError):
 
 class DataLossError(FactoryError):
     """Records that a window or a manifest promises are gone: truncated, recreated, fewer than counted."""
+
+
+class UnreadableBatchError(DataLossError):
+    """A batch in a topic that no consumer can read: it expands past every limit, or is damaged. Its offsets are [``start``, ``end``)."""
+
+    def __init__(self, message: str, *, start: int, end: int) -> None:
+        super().__init__(message)
+        self.start = start
+        self.end = end
 
 
 class AgentError(FactoryError):

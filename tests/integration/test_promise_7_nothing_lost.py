@@ -208,11 +208,11 @@ def test_small_records_are_never_refused_for_the_size_of_their_batch(runs: Runs)
     assert (result.counts.forwarded, result.counts.rejected, aborts) == (500, 0, [])
 
 
-def test_a_dead_letter_that_is_refused_too_fails_the_run_and_is_not_tried_for_ever(runs: Runs) -> None:
+def test_a_dead_letter_whose_pointer_is_refused_too_fails_the_run_and_is_not_tried_for_ever(runs: Runs) -> None:
     topic = runs.topic("in", partitions=1, max_message_bytes=3_000_000)
     runs.produce(topic, [*events(5), b"x" + noise(100_000).encode(), *events(5, 5)])
     out = runs.topic("out")
-    runs.topic("out.dead", max_message_bytes=2_000)
+    runs.topic("out.dead", max_message_bytes=500)
     run = runs.run(runs.window(topic), out, chunk_records=4)
     with pytest.raises(ConfigurationError, match=r"does not fit the topic .*dead.*max.message.bytes"):
         runs.transform(run)

@@ -28,3 +28,8 @@ def judge(event: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]] | None
 def mark_anew(event: dict[str, Any]) -> dict[str, Any]:
     """Another version of ``mark``."""
     return event | {"seen": 2}
+
+
+def grow(event: dict[str, Any]) -> dict[str, Any]:
+    """Adds as many bytes as the event asks for."""
+    return event | {"pad": "x" * event.get("grow", 0)}

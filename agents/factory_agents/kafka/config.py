@@ -18,9 +18,12 @@ from confluent_kafka.admin import AdminClient
 from factory_agents.errors import ConfigurationError, FactoryError, FencedError, UnavailableError
 from factory_agents.kafka.oauth import CALLBACK, token_source
 
-__all__ = ["KafkaConfig", "connect", "is_secret", "kafka_error", "message_error", "passing"]
+__all__ = ["LARGEST_MESSAGE", "KafkaConfig", "connect", "is_secret", "kafka_error", "message_error", "passing"]
 
 _Client = TypeVar("_Client")
+
+LARGEST_MESSAGE = 16_777_216
+"""``message.max.bytes`` unless it is set: the most that a producer of ours puts into a record."""
 
 _SECRETS = ("password", "secret", ".key", "key.pem", "pem", "jaas", "token", "credentials", "userinfo", "oauthbearer.config")
 _RESERVED = {
@@ -203,8 +206,8 @@ class KafkaConfig:
                 "linger.ms": 5,
                 "compression.type": "lz4",
                 "queue.buffering.max.messages": 500_000,
-                "queue.buffering.max.kbytes": 262_144,
-                "message.max.bytes": 16_777_216,
+                "queue.buffering.max.kbytes": 131_072,
+                "message.max.bytes": LARGEST_MESSAGE,
                 **self.client(**extra),
                 "transactional.id": transactional_id,
                 "delivery.report.only.error": True,

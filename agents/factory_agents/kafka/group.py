@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from factory_agents.errors import DataLossError, UnavailableError
+from factory_agents.errors import DataLossError, UnavailableError, UnreadableBatchError
 from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import TOPIC_CHANGED
 from factory_agents.kafka.topics import Cluster, TopicFacts
@@ -87,7 +88,8 @@ class GroupReader:
         self._replaced = self._topic_gone = False
         self._begin_at = 0.0
         self._check_at = time.monotonic() + _CHECK_SECONDS
-        self._consumer: Consumer = config.consumer(group_id=group, partition_assignment_strategy="cooperative-sticky")
+        self._fetch = BoundedConsumer(config, cluster, topic, group_id=group, partition_assignment_strategy="cooperative-sticky")
+        self._consumer: Consumer = self._fetch.client
 
     def subscribe(self, *, came: OnPartitions, going: OnPartitions, gone: OnPartitions) -> None:
         """Join the group. ``going`` is called while partitions are still this member's, ``gone`` when they were taken without asking.
@@ -115,7 +117,7 @@ class GroupReader:
         self._consumer.subscribe([self.topic.name], on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
 
     def _let_go(self, partitions: set[int]) -> None:
-        self._consumer.incremental_unassign(self._named(partitions & self._fetched))
+        self._fetch.stop(partitions)
         for mine in (self.assigned, self.reading, self._fetched, self._out_of_range):
             mine -= partitions
         self._committed = {p: o for p, o in self._committed.items() if p not in partitions}
@@ -143,7 +145,7 @@ class GroupReader:
         if (self.waiting or self._topic_gone) and time.monotonic() >= self._begin_at:
             self._begin()
         self.ends = {}
-        got = cast("list[Message]", self._consumer.consume(size, timeout))
+        got = self._fetch.take(size, timeout)
         if self.reading.issuperset(map(_partition, got)) and not any(map(_error, got)):
             return got
         return [m for m in got if self._is_record(m)]
@@ -161,9 +163,23 @@ class GroupReader:
             self._out_of_range.add(partition)
         elif error.code() in TOPIC_CHANGED:
             self._check_at = 0.0
+        elif error.code() in UNREADABLE and partition in self.reading:
+            self._read_alone(partition)
         elif not passing(error):
             raise kafka_error(error, f"reading {self.topic.name}")
         return False
+
+    def _read_alone(self, partition: int) -> None:
+        """A batch that can't be read beside others: by itself, if it can; else go on behind it, if its loss is accepted."""
+        try:
+            self._fetch.read_alone(partition)
+        except UnreadableBatchError as error:
+            if not self._accept_loss:
+                raise
+            log.warning("loss accepted", extra=fields(group=self._group, partition=f"{self.topic.name}-{partition}", why=str(error)))
+            self.lost += error.end - error.start
+            self._fetch.stop([partition])
+            self._fetch.start({partition: error.end})
 
     def _check_now_and_then(self) -> None:
         """Where nothing arrives, nothing else would tell that the topic was replaced."""
@@ -197,7 +213,7 @@ class GroupReader:
         """Begin to read the partitions that wait for it, each where the group stands; ask again in a moment where that is not to be had."""
         self._begin_at = time.monotonic() + _ASK_SECONDS
         if stale := self._fetched - self.reading:
-            self._consumer.incremental_unassign(self._named(stale))
+            self._fetch.stop(stale)
             self._fetched -= stale
         try:
             if self._topic_gone:
@@ -214,7 +230,7 @@ class GroupReader:
         for p, start in starts.items():
             if start.lost:
                 self._lose(p, start)
-        self._consumer.incremental_assign([TopicPartition(self.topic.name, p, start.offset) for p, start in starts.items()])
+        self._fetch.start({p: start.offset for p, start in starts.items()})
         self._committed |= {p: start.committed for p, start in starts.items()}
         self._fetched |= starts.keys()
         self.reading |= starts.keys()
@@ -293,7 +309,7 @@ class GroupReader:
 
     def close(self) -> None:
         """Leave the group."""
-        self._consumer.close()
+        self._fetch.close()
 
 
 def _numbers(partitions: Iterable[TopicPartition]) -> set[int]:

@@ -14,6 +14,10 @@ Headers: TypeAlias = "list[tuple[str, bytes | None]]"
 class Message(Protocol):
     """A record read from a topic (or, where ``error`` is not None, an event about its partition)."""
 
+    def __len__(self) -> int:
+        """The value's bytes."""
+        ...
+
     def topic(self) -> str:
         """The topic's name."""
         ...

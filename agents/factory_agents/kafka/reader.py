@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import methodcaller
-from typing import cast
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import KafkaError
 
-from factory_agents.errors import DataLossError, DeadlineError, FactoryError, WindowError
+from factory_agents.errors import DataLossError, DeadlineError, FactoryError, UnreadableBatchError, WindowError
 from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer
 from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, readable_headers
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import PartitionRange, Window
@@ -61,7 +61,7 @@ class WindowReader:
         self._poll = poll
         self._writers = frozenset(w.encode() for w in window.writers)
         self._late_before = window.interval.start_ms if window.interval is not None and not window.writers else 0
-        self._consumer: Consumer | None = None
+        self._consumer: BoundedConsumer | None = None
         self._longest: float | None = None
         self._todo: dict[int, PartitionRange] = {}
         self._begun = self._gone = False
@@ -128,8 +128,8 @@ class WindowReader:
                 if p not in self._todo:
                     self._check_count(r)
         if self._todo:
-            self._consumer = self._config.consumer()
-            self._consumer.assign([TopicPartition(self._window.topic, p, self.positions[p]) for p in self._todo])
+            self._consumer = BoundedConsumer(self._config, self._cluster, self._window.topic)
+            self._consumer.start({p: self.positions[p] for p in self._todo})
 
     def _lose(self, r: PartitionRange, end: int, why: str) -> None:
         """Go on at ``end`` without what lay before it, if that is accepted; closes the range where nothing is left of it."""
@@ -139,7 +139,11 @@ class WindowReader:
                 f"window {self._window.key}: {self._window.topic}-{r.partition} offsets {start} to {end} are gone ({why}); "
                 f"run it earlier or keep records longer; to go on without them: --accept-loss"
             )
-        log.warning("loss accepted", extra=fields(topic=self._window.topic, partition=r.partition, start=start, end=end, why=why))
+        self._skip(r, end, why)
+
+    def _skip(self, r: PartitionRange, end: int, why: str) -> None:
+        start = self.positions[r.partition]
+        log.warning("records passed over", extra=fields(topic=self._window.topic, partition=r.partition, start=start, end=end, why=why))
         self.positions[r.partition] = end
         if r.count < 0:
             self.lost.append(PartitionRange(r.partition, start, end))
@@ -171,7 +175,7 @@ class WindowReader:
         while self._todo and not stop():
             if self._consumer is None:
                 raise WindowError("seek() comes before batch()")
-            got = cast("list[Message]", self._consumer.consume(size, self._poll))
+            got = self._consumer.take(size, self._poll)
             if got and (records := self._take(got)):
                 return records
             now = time.monotonic()
@@ -293,6 +297,8 @@ class WindowReader:
             return False
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             return self._out_of_range(r)
+        if error.code() in UNREADABLE:
+            return self._unreadable(r)
         if error.code() in TOPIC_CHANGED:
             self.check_topic()  # where it is only the client's metadata that are behind, it goes on by itself
             return False
@@ -308,16 +314,35 @@ class WindowReader:
             self._lose(r, min(start, r.end), "deleted while being read")
         elif (end := self._cluster.high_watermark(topic, [p])[p]) < self.positions[p]:
             self._lose(r, r.end, f"the broker lost what lay past {end}")
+        return self._go_on(p)
+
+    def _unreadable(self, r: PartitionRange) -> bool:
+        """A batch that the client can't read beside others: alone, if it can; else go on behind it, if that is accepted.
+
+        Where a manifest counts its records, a batch of anybody else's is no loss.
+        """
+        try:
+            if self._consumer is not None:
+                self._consumer.read_alone(r.partition)
+            return False
+        except UnreadableBatchError as error:
+            if r.count < 0 and not self._accept_loss:
+                raise
+            self._skip(r, min(error.end, r.end), str(error))
+        return self._go_on(r.partition)
+
+    def _go_on(self, p: int) -> bool:
+        """Read a partition on from its position, if there is more of it; True where there isn't."""
         if p not in self._todo:
             return True
         if self._consumer is not None:  # a partition in this state refuses seek()
-            self._consumer.incremental_unassign([TopicPartition(topic, p)])
-            self._consumer.incremental_assign([TopicPartition(topic, p, self.positions[p])])
+            self._consumer.stop([p])
+            self._consumer.start({p: self.positions[p]})
         return False
 
     def _close_ranges(self, closed: Sequence[int]) -> None:
         if self._consumer is not None and self._todo:
-            self._consumer.incremental_unassign([TopicPartition(self._window.topic, p) for p in closed])
+            self._consumer.stop(closed)
         for r in self._window.ranges:
             if r.partition in closed:
                 self._check_count(r)

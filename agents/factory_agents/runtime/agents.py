@@ -42,6 +42,10 @@ class Reject(Exception):  # noqa: N818  # what a user raises reads as an order
         self.reason = reason
         self.rule = rule
 
+    def forget_frames(self) -> None:
+        """Let go of the frames that it was raised through: they hold the event, in a cycle that only the garbage collector would find."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+
 
 Record: TypeAlias = "bytes | tuple[bytes | None, bytes]"
 """One output value, or a ``(key, value)`` pair where the key differs from the input's."""

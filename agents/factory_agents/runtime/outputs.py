@@ -12,19 +12,22 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException
 
 from factory_agents.errors import ConfigurationError, DataLossError, UnavailableError
+from factory_agents.kafka.fetch import Digest, LargeMessage
 from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, readable_headers
 from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster, TopicFacts
 from factory_agents.kafka.writer import ChunkAbortedError, RefusedRecord, TransactionalWriter, choose_partition
 from factory_agents.protocol import Counts, Manifest, PartitionRange
 from factory_agents.runtime.agents import Output, Reject
+from factory_agents.text import printable
 
-__all__ = ["DEAD_LETTER_HEADER", "Bounds", "DeadLetter", "Origin", "Outputs"]
+__all__ = ["DEAD_LETTER_HEADER", "Bounds", "DeadLetter", "Origin", "Outputs", "reject_large"]
 
 DEAD_LETTER_HEADER = "factory-dead-letter"
 """The header of a dead letter that says why, as JSON (``DeadLetter``)."""
 
 _LONGEST_REASON = 2000
+_LONGEST_KEY, _LONGEST_WRITER = 1000, 1000
 _partition = methodcaller("partition")
 
 _DEAD_SETTINGS = {"max.message.bytes": "20971520", "retention.ms": "2592000000"}
@@ -34,7 +37,11 @@ Bounds = dict[int, tuple[int, int, int]]
 
 
 class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why an event was rejected and where it came from; the event itself is the record's key, value and other headers."""
+    """Why an event was rejected and where it came from; the event itself is the record's key, value and other headers.
+
+    An event that doesn't fit into a record of the dead-letter topic stays where it was: then the letter has no value, and ``size`` (in
+    bytes), ``sha256`` and ``prefix`` tell what the event's was.
+    """
 
     error: str
     rule: str
@@ -49,6 +56,9 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
     timestamp: int = -1
     where: str = ""
     writer: str = ""
+    size: int = -1
+    sha256: str = ""
+    prefix: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -293,10 +303,11 @@ class Outputs:
         key: bytes | None = None,
         where: str = "",
     ) -> None:
-        """Send one event, whole, to the dead-letter topic with the reason.
+        """Send one event to the dead-letter topic with the reason: whole, or a pointer to it where that topic doesn't take it whole.
 
-        Raises ConfigurationError where that topic doesn't take it either.
+        Raises ConfigurationError where it doesn't take the pointer either.
         """
+        reject.forget_frames()
         origin = self._origin
         letter = DeadLetter(
             error=_text(reject.reason),
@@ -317,8 +328,18 @@ class Outputs:
             return
         if self.dead is None:
             self.dead = self._dead_topic()
-        headers += [*self._headers, (DEAD_LETTER_HEADER, msgspec.json.encode(letter))]
-        refused = self._send(self.dead, value, key, choose_partition(key, max(letter.partition, 0), self.dead.partitions), headers)
+        partition = choose_partition(key, max(letter.partition, 0), self.dead.partitions)
+        if isinstance(message, LargeMessage):
+            digest = message.digest
+        else:
+            whole = [*headers, *self._headers, (DEAD_LETTER_HEADER, msgspec.json.encode(letter))]
+            if self._send(self.dead, value, key, partition, whole) is None:
+                return
+            digest = Digest(value or b"")
+        letter = msgspec.structs.replace(letter, size=digest.size, sha256=digest.sha256, prefix=digest.prefix)
+        pointer = [*self._headers, (DEAD_LETTER_HEADER, msgspec.json.encode(letter))]
+        key = key if len(key or b"") <= _LONGEST_KEY else None
+        refused = self._send(self.dead, None, key, partition, pointer)
         if refused is not None:
             raise ConfigurationError(
                 f"a dead letter does not fit the topic {self.dead.name!r}: {refused.reason}; raise its max.message.bytes"
@@ -360,9 +381,17 @@ class Outputs:
         return Manifest(dead.name, dead.id, writer_id, _ranges(bounds))
 
 
+def reject_large(messages: Sequence[Message]) -> Reject | None:
+    """Why a batch is nothing for an agent or a sink: it is one record that is too large for any."""
+    message = messages[0] if messages else None
+    if not isinstance(message, LargeMessage):
+        return None
+    return Reject(f"a record of {message.digest.size:,} bytes, more than message.max.bytes allows", rule="too-large")
+
+
 def _text(reason: object) -> str:
     """A reason of bounded length that can be encoded: it may quote a hostile event."""
-    text = str(reason).encode("utf-8", "replace").decode()
+    text = printable(str(reason))
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "…"
 
 
@@ -395,7 +424,7 @@ def _of_message(letter: DeadLetter, message: Message) -> tuple[DeadLetter, list[
         partition=message.partition(),
         offset=message.offset(),
         timestamp=message.timestamp()[1],
-        writer=next(((v or b"").decode(errors="replace") for n, v in own if n == WRITER_HEADER), ""),
+        writer=next(((v or b"")[:_LONGEST_WRITER].decode(errors="replace") for n, v in own if n == WRITER_HEADER), ""),
     ), [h for h in own if h[0] not in (WRITER_HEADER, DEAD_LETTER_HEADER)]
 
 

@@ -14,12 +14,13 @@ from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun, Counts, PartitionRange, Window
 from factory_agents.runtime.agents import Claim, Reject, RowsRefused, Sink, SinkOutcome, decode_event
+from factory_agents.runtime.outputs import reject_large
 from factory_agents.runtime.session import RunContext, Session
 
 __all__ = ["run_sink"]
 
 _BATCH = 10_000
-_PENDING = 1000
+_PENDING, _PENDING_BYTES = 1000, 64 * 1024 * 1024
 _OUTCOMES = ("written", "duplicates", "older", "dropped")
 _T = TypeVar("_T")
 
@@ -59,6 +60,7 @@ class _SinkRun:
         self.sink = sink
         self.sent: dict[int, int] = {}
         self.pending: list[tuple[Message, Reject]] = []
+        self.pending_bytes = 0
         self.refused: dict[tuple[int, int], Reject] = {}
         self.input_generation = window.generation
         self.reader = WindowReader(session.context.config, session.cluster, window, accept_loss=session.run.accept_loss)
@@ -176,7 +178,7 @@ class _SinkRun:
             if session.context.stop():
                 raise StoppedError(f"stage {session.run.stage!r}: asked to stop; nothing is published, a retry begins again")
             self._stage(messages)
-            if len(self.pending) >= _PENDING:
+            if len(self.pending) >= _PENDING or self.pending_bytes >= _PENDING_BYTES:
                 self._send_dead_letters()
             session.context.observer(session.run.stage, session.counts.consumed, self.window.size, session.counts)
         session.counts.late, session.counts.skipped = reader.take_figures()
@@ -197,7 +199,7 @@ class _SinkRun:
 
         self._in_kafka(send)
         self.sent = positions
-        self.pending = []
+        self.pending, self.pending_bytes = [], 0
 
     def _in_kafka(self, write: Callable[[], _T]) -> _T:
         """Write in a transaction, anew after an abort; the counts are of what was read, which an abort doesn't undo."""
@@ -212,7 +214,9 @@ class _SinkRun:
 
     def _stage(self, messages: Sequence[Message]) -> None:
         counts = self.session.counts
-        rejected = self._show(messages) if self.session.run.dry_run else self.sink.write(messages)
+        write = self._show if self.session.run.dry_run else self.sink.write
+        large = reject_large(messages)
+        rejected = write(messages) if large is None else {0: large}
         for i, reject in rejected.items():
             self._reject(messages[i], reject)
         counts.consumed += len(messages)
@@ -232,8 +236,10 @@ class _SinkRun:
 
     def _reject(self, message: Message, reject: Reject) -> None:
         self.session.counts.rejected += 1
+        reject.forget_frames()
         if message.offset() >= self.sent.get(message.partition(), 0):
             self.pending.append((message, reject))
+            self.pending_bytes += len(message)
 
     def _finish(self, outcome: SinkOutcome) -> AgentResult:
         session = self.session

@@ -16,6 +16,7 @@ from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun, Counts, PartitionRange, Window
 from factory_agents.runtime.agent_thread import AgentThread
 from factory_agents.runtime.agents import Output, Transform
+from factory_agents.runtime.outputs import reject_large
 from factory_agents.runtime.session import RunContext, Session
 
 __all__ = ["BatchSize", "process", "run_transform"]
@@ -79,7 +80,8 @@ def process(transform: Transform, messages: Sequence[Message]) -> list[Output]:
         raise AgentError(f"{where}: raised {type(error).__name__}: {error}") from error
     if len(outputs) != len(messages):
         raise AgentError(f"{where}: gave {len(outputs)} outputs, expected one each")
-    return outputs
+    large = reject_large(messages)
+    return outputs if large is None else [large]
 
 
 def finish(transform: Transform, counts: Counts) -> dict[str, Any] | None:

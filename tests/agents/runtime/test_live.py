@@ -124,6 +124,35 @@ def test_a_header_whose_name_is_no_utf8_costs_that_record_its_headers_and_stops_
     assert "ok" not in letter.headers
 
 
+def test_a_batch_that_expands_is_read_by_itself_and_what_no_agent_can_take_is_dead_lettered(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=1), runs.topic("out", partitions=1)
+    runs.topic("out.dead", partitions=1)
+    runs.produce(source, events(2))
+    put(runs.bootstrap, source, 0, batch([Raw(e.ljust(400_000)) for e in events(8, 2)], "zstd"), batch([Raw(b"x" * 40_000_000)], "zstd"))
+    runs.produce(source, events(2, 10))
+    with live(runs, source, out) as running:
+        wait_written(runs, out, 12)
+        assert running.end() == Counts(consumed=13, forwarded=12, rejected=1, produced=12)
+    assert written(runs, out) == list(range(12))
+    (letter,) = runs.everything(f"{out}.dead")
+    assert (letter.value, letter.dead_letter["rule"], letter.dead_letter["size"]) == (None, "too-large", 40_000_000)
+
+
+def test_a_batch_that_cannot_be_read_is_told_and_passed_over_where_its_loss_is_accepted(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=1), runs.topic("out", partitions=1)
+    runs.produce(source, events(2))
+    put(runs.bootstrap, source, 0, batch([Raw(b"x" * 60_000_000)] * 2, "zstd"))
+    runs.produce(source, events(2, 2))
+    with live(runs, source, out) as running:
+        running.wait()
+        with pytest.raises(DataLossError, match="offsets 2 to 4 cannot be read"):
+            running.end()
+    with live(runs, source, out, accept_loss=True) as running:
+        wait_written(runs, out, 4)
+        assert running.end().lost == 2
+    assert written(runs, out) == [0, 1, 2, 3]
+
+
 def test_an_agent_that_stops_in_the_middle_leaves_the_rest_to_the_next_start(runs: Runs) -> None:
     source, out = runs.topic("in", partitions=1), runs.topic("out")
     runs.produce(source, events(40))
