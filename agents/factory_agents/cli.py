@@ -167,7 +167,7 @@ def windows(
         return
     console.print_table(
         ["window (UTC)", "pipeline", "records", "state", "stages", "age"],
-        [[w.when, w.pipeline, w.records_text, _state_of(w.state), "\n".join(s.summary for s in w.stages), w.age_text] for w in shown],
+        [[w.when, w.pipeline, w.records_text, _state_of(w.state), [s.summary for s in w.stages], w.age_text] for w in shown],
         right=["records"],
     )
     if len(shown) < len(found):
