@@ -75,6 +75,16 @@ class TestAHeaderWhoseNameIsNoUtf8:
         assert set(letter.headers) == {"factory-writer", "factory-dead-letter"}
         assert (letter.dead_letter["rule"], letter.dead_letter["offset"]) == ("headers", 2)
 
+    def test_does_so_among_thousands_of_records_as_well(self, runs: Runs) -> None:
+        friendly = [Raw(e, None, [(b"trace", b"1")]) for e in events(500, 100)]
+        topic = poisoned(runs, *[b for _ in range(6) for b in (batch(friendly), self.BATCHES[0])])
+        first = stage(runs, topic)
+        result = succeeds(runs, first)
+        assert (result.counts.forwarded, result.counts.rejected) == (3004, 6)
+        put(runs.bootstrap, first.output_topic, 0, self.BATCHES[0])
+        second = runs.run(merge_results([result]), runs.topic("next", partitions=1), "enrich", stage="second")
+        assert succeeds(runs, second).counts.forwarded == 3004
+
     def test_is_no_hindrance_to_a_sink_which_passes_no_headers_on(self, runs: Runs, database_url: str) -> None:
         topic = poisoned(runs, *self.BATCHES, batch([Raw(b"{broken", None, NOT_UTF8)]))
         result = succeeds(runs, stage(runs, topic, "publish"), database=database_url)

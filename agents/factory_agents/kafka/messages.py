@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import methodcaller
 from typing import Protocol, TypeAlias
 
 from confluent_kafka import KafkaError
 
-__all__ = ["UNREADABLE_HEADERS", "Headers", "Message", "drop_headers", "readable_headers"]
+__all__ = ["UNREADABLE_HEADERS", "Headers", "Message", "drop_headers", "headers_of", "readable_headers"]
 
 Headers: TypeAlias = "list[tuple[str, bytes | None]]"
 
@@ -39,7 +41,7 @@ class Message(Protocol):
         ...
 
     def headers(self) -> Headers | None:
-        """The record's headers, or None for none; see UNREADABLE_HEADERS for hostile ones."""
+        """The record's headers, or None for none: call ``headers_of``, which bears hostile ones."""
         ...
 
     def set_headers(self, value: Headers) -> None:
@@ -55,19 +57,25 @@ class Message(Protocol):
         ...
 
 
+headers_of: Callable[[Message], Headers | None] = methodcaller("headers")
+"""A record's headers, or None for none. Raises one of UNREADABLE_HEADERS where a name is no UTF-8; ``drop_headers`` comes next.
+
+Never call the method itself: the client returns a list that holds null pointers, with an exception set. A called function's result is
+checked for that, but not where the interpreter has specialized the call, after some dozens of records: that crashes.
+"""
+
 UNREADABLE_HEADERS = (SystemError, UnicodeDecodeError)
-"""What ``Message.headers`` raises where a name is no UTF-8. ``drop_headers`` comes next: a second look would crash."""
 
 
 def drop_headers(message: Message) -> None:
-    """Leave a record without headers: what the client made of unreadable ones holds null pointers."""
+    """Leave a record without headers, so that nobody looks at unreadable ones again."""
     message.set_headers([])
 
 
 def readable_headers(message: Message) -> Headers:
     """A record's headers; none where a name is no UTF-8."""
     try:
-        return message.headers() or []
+        return headers_of(message) or []
     except UNREADABLE_HEADERS:
         drop_headers(message)
         return []

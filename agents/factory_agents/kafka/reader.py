@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError
 from factory_agents.errors import DataLossError, DeadlineError, FactoryError, UnreadableBatchError, WindowError
 from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
 from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer
-from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, readable_headers
+from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, headers_of, readable_headers
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import PartitionRange, Window
 from factory_agents.telemetry import fields
@@ -241,7 +241,7 @@ class WindowReader:
         self.plain = False
         try:
             for m in got if writers else ():
-                headers = m.headers()
+                headers = headers_of(m)
                 if not headers or len(headers) != 1 or headers[0][1] not in writers or headers[0][0] != WRITER_HEADER:
                     return False
         except UNREADABLE_HEADERS:

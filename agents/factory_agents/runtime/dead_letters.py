@@ -14,7 +14,7 @@ import msgspec
 from factory_agents.errors import ConfigurationError, StoppedError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
 from factory_agents.kafka.ledger import Ledger, ReplayRecord
-from factory_agents.kafka.messages import Message
+from factory_agents.kafka.messages import Message, readable_headers
 from factory_agents.kafka.reader import WRITER_HEADER, WindowReader
 from factory_agents.kafka.topics import Cluster, TopicFacts
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
@@ -123,7 +123,7 @@ class ReplayResult(msgspec.Struct, frozen=True):
 
 
 def _letter(message: Message) -> Letter:
-    headers = message.headers() or []
+    headers = readable_headers(message)
     text = next((value for name, value in headers if name == DEAD_LETTER_HEADER), None)
     try:
         why = msgspec.json.decode(text or b"", type=DeadLetter)

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from factory_agents.errors import ConfigurationError, DataLossError, UnavailableError
 from factory_agents.kafka.fetch import Digest, LargeMessage
-from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, readable_headers
+from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, headers_of, readable_headers
 from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster, TopicFacts
 from factory_agents.kafka.writer import ChunkAbortedError, RefusedRecord, TransactionalWriter, choose_partition
@@ -246,7 +246,7 @@ class Outputs:
             partition = choose_partition(key, fallback, output.partitions)
         headers = self._headers
         try:
-            own = message.headers()
+            own = headers_of(message)
         except UNREADABLE_HEADERS:
             drop_headers(message)
             return Reject("the name of a header is no UTF-8: the event can't be passed on with its headers", rule="headers")
