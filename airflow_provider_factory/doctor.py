@@ -88,15 +88,16 @@ def _connections() -> Iterator[Finding]:
 
 
 def _pool(session: Session) -> Finding:
-    from airflow.models.dagwarning import DagWarning
     from airflow.models.pool import Pool
+    from airflow.models.taskinstance import TaskInstance
     from sqlalchemy import select
 
-    warnings = [w for w in session.scalars(select(DagWarning)) if "pool" in str(w.warning_type)]
+    waiting = select(TaskInstance.dag_id, TaskInstance.pool).where(TaskInstance.state == "scheduled")
+    stuck = session.execute(waiting.where(TaskInstance.pool.not_in(select(Pool.pool))).limit(1)).first()
+    if stuck is not None:
+        todo = f"airflow pools set {stuck.pool} 8 'agents at a time'"
+        return Finding("pool", "fail", f"tasks of {stuck.dag_id} wait for the pool {stuck.pool!r}, which isn't there", todo)
     pool = session.scalar(select(Pool).where(Pool.pool == _POOL))
-    if warnings:
-        todo = f"airflow pools set {_POOL} 8 'agents at a time' (or the name that the DAG gives): until then its tasks wait for ever"
-        return Finding("pool", "fail", f"DAG {warnings[0].dag_id}: {warnings[0].message}", todo)
     if pool is None:
         todo = f"airflow pools set {_POOL} 8 'agents at a time', if your DAGs name it as the examples do: else their tasks wait for ever"
         return Finding("pool", "warn", f"there is no pool {_POOL!r}", todo)

@@ -1,11 +1,14 @@
-"""A DAG file put beside the others is a DAG within seconds, as under ``make ui``; a pool that nobody made is warned of."""
+"""A DAG file put beside the others is a DAG within seconds, as under ``make ui``; ``factory doctor`` names a pool that nobody made."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from airflow_env import PYTHON_BIN
 
 from tests.support.airflow_components import RunningAirflow
 from tests.support.waiting import wait_for
@@ -34,6 +37,16 @@ def test_a_new_file_is_there_soon_and_its_missing_pool_is_named(airflow_running:
     try:
         wait_for(lambda: airflow_running.knows("put_there_later"), "the new DAG", 60)
         assert time.monotonic() - began < 30, "10 s on an idle machine"
-        wait_for(lambda: "nobody_made_it" in str(airflow_running.call("GET", "/dagWarnings")), "Airflow's warning of the pool", 60)
+
+        airflow_running.unpause("put_there_later")
+        run = airflow_running.trigger("put_there_later")
+        wait_for(lambda: airflow_running.task("put_there_later", run, "work")["state"] == "scheduled", "the task to wait for its pool", 120)
+        done = subprocess.run(
+            [PYTHON_BIN / "factory", "doctor", "--json"], env=airflow_running.components.environment, capture_output=True, check=False
+        )
+        (pool,) = [finding for finding in json.loads(done.stdout) if finding["part"] == "pool"]
+        assert (pool["state"], pool["todo"]) == ("fail", "airflow pools set nobody_made_it 8 'agents at a time'")
+        assert "tasks of put_there_later wait for the pool 'nobody_made_it'" in pool["text"]
     finally:
+        airflow_running.pause("put_there_later")
         (folder / "put_there_later.py").unlink()
