@@ -254,13 +254,19 @@ def test_a_dry_run_counts_what_it_would_publish_and_touches_neither_sink_nor_led
     assert table.runs.cluster.find(f"{run.prefix}.ledger") is None
 
 
-def test_a_dead_letter_that_does_not_fit_fails_with_what_to_do(runs: Runs, tmp_path: Path) -> None:
+def test_a_dead_letter_that_does_not_fit_is_a_pointer_and_where_that_does_not_either_says_what_to_do(runs: Runs, tmp_path: Path) -> None:
     topic = runs.topic("in", partitions=1, max_message_bytes=3_000_000)
     runs.produce(topic, [b"x" + random.Random(1).randbytes(50_000).hex().encode()])
-    runs.topic("in.dead", max_message_bytes=2000)
-    run = runs.run(runs.window(topic), name="publish", stage="publish", dead_letter_topic=f"{topic}.dead")
-    with pytest.raises(ConfigurationError, match=r"max.message.bytes"):
-        run_sink(RunContext(runs.config), run, lambda: SqliteSink(tmp_path / "db"))
+    for limit in (5000, 500):
+        letters = runs.topic("in.dead", partitions=1, max_message_bytes=limit)
+        run = runs.run(runs.window(topic), name="publish", stage=f"publish-{limit}", dead_letter_topic=letters, max_rejected="100 %")
+        if limit == 500:
+            with pytest.raises(ConfigurationError, match=r"max.message.bytes"):
+                run_sink(RunContext(runs.config), run, lambda: SqliteSink(tmp_path / "db"))
+        else:
+            run_sink(RunContext(runs.config), run, lambda: SqliteSink(tmp_path / "db"))
+            (letter,) = runs.everything(letters)
+            assert (letter.value, letter.dead_letter["size"]) == (None, 100_001)
 
 
 def test_a_whole_pipeline_lands_each_event_once(runs: Runs, tmp_path: Path) -> None:
