@@ -12,6 +12,7 @@ __all__ = [
     "DryRunError",
     "FactoryError",
     "FencedError",
+    "ForgedRecordError",
     "SinkError",
     "StoppedError",
     "TooManyRejectedError",
@@ -50,6 +51,10 @@ class DryRunError(WindowError):
 
 class DataLossError(FactoryError):
     """Records that a window or a manifest promises are gone: truncated, recreated, fewer than counted."""
+
+
+class ForgedRecordError(FactoryError):
+    """There are more records under a writer's name than its manifest counts."""
 
 
 class UnreadableBatchError(DataLossError):

@@ -207,3 +207,34 @@ class TestABatchThatExpandsPastEveryLimit:
         assert ids(runs.manifest(result.manifest)) == [0, 1, 2, 3]
         assert (result.counts.consumed, result.counts.lost) == (4, 1)
         assert result.notes == (f"lost: {topic}-0 offsets 2 to 3",)
+
+
+class TestARecordForgedIntoWhatAStageWrites:
+    def test_under_the_stages_own_name_fails_the_next_stage(self, runs: Runs) -> None:
+        out = runs.topic("out", partitions=1)
+
+        def forging(event: dict[str, Any]) -> dict[str, Any]:
+            if event["event_id"] == 25:  # two chunks are in the topic
+                writer = runs.everything(out)[0].headers["factory-writer"]
+                put(runs.bootstrap, out, 0, batch([Raw(b'{"event_id": 666}', None, [(b"factory-writer", writer)])]))
+            return event
+
+        topic = runs.topic("in", partitions=1)
+        runs.produce(topic, events(50))
+        first = runs.transform(runs.run(runs.window(topic), out, chunk_records=10), forging)
+        second = runs.attempt(runs.run(merge_results([first]), runs.topic("next"), "enrich", stage="second"))
+        assert second.wait(60) == 1
+        error = second.result.error
+        assert error is not None
+        assert (error.type, error.retriable) == ("ForgedRecordError", False)
+        assert "its manifest says 50: 1 are somebody else's" in error.message
+
+    def test_under_any_other_name_is_passed_over(self, runs: Runs) -> None:
+        first = stage(runs, poisoned(runs))
+        names = [b"enrich/0/1", b"", b"enrich/" + b"f" * 16 + b"/1", b"\xff"]
+        forged = batch([Raw(b'{"event_id": 666}', None, [(b"factory-writer", name)]) for name in names])
+        put(runs.bootstrap, first.output_topic, 0, forged)
+        window = merge_results([succeeds(runs, first)])
+        put(runs.bootstrap, first.output_topic, 0, forged)
+        second = runs.run(window, runs.topic("next", partitions=1), "enrich", stage="second")
+        assert ids(runs.manifest(succeeds(runs, second).manifest)) == [0, 1, 2, 3]

@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from factory_agents.errors import DataLossError, DeadlineError, UnavailableError
+from factory_agents.errors import DataLossError, DeadlineError, ForgedRecordError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster
@@ -353,6 +353,18 @@ class TestAManifest:
         delete_records(admin, one, 2)
         with pytest.raises(DataLossError, match="gone"):
             values_of(config, _with_ranges(window, PartitionRange(0, 0, 6, 6)))
+
+    @pytest.mark.parametrize("accept_loss", [False, True])
+    def test_with_more_records_than_it_says_is_an_error_whatever_loss_is_accepted(
+        self, config: KafkaConfig, bootstrap: str, one: str, accept_loss: bool
+    ) -> None:
+        self.write(bootstrap, one, "w", "abcdef")
+        window = _with_ranges(window_over(config, one, {}, writers=("w",)), PartitionRange(0, 0, 6, 5))
+        told = rf"{one}-0 offsets 0 to 6 hold 6 records that name their writer, its manifest says 5: 1 are somebody else's"
+        with reading(config, window, accept_loss=accept_loss) as reader:
+            reader.seek({}, {})
+            with pytest.raises(ForgedRecordError, match=told):
+                drain(reader)
 
     def test_with_fewer_records_is_counted_exactly_where_the_loss_is_accepted(
         self, config: KafkaConfig, bootstrap: str, admin: AdminClient, topic: TopicFactory

@@ -10,7 +10,7 @@ from operator import methodcaller
 
 from confluent_kafka import KafkaError
 
-from factory_agents.errors import DataLossError, DeadlineError, FactoryError, UnreadableBatchError, WindowError
+from factory_agents.errors import DataLossError, DeadlineError, FactoryError, ForgedRecordError, UnreadableBatchError, WindowError
 from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
 from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer
 from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, headers_of, readable_headers
@@ -351,8 +351,14 @@ class WindowReader:
         """A range has come to its end: as many records as its manifest says, or an error."""
         read = self.read.get(r.partition, 0)
         missing = r.count - read
-        if r.count < 0 or missing <= 0:
+        if r.count < 0 or missing == 0:
             return
+        if missing < 0:
+            raise ForgedRecordError(
+                f"window {self._window.key}: {self._window.topic}-{r.partition} offsets {r.start} to {r.end} hold {read} records that name "
+                f"their writer, its manifest says {r.count}: {-missing} are somebody else's under its name; let nobody but the stage "
+                f"before write to this topic, and run that stage again (clear it, or --rerun redo)"
+            )
         if not self._accept_loss:
             raise DataLossError(
                 f"window {self._window.key}: {self._window.topic}-{r.partition} offsets {r.start} to {r.end} hold {read} records of their "
