@@ -35,6 +35,7 @@ __all__ = [
     "scope_of",
     "shard_output",
     "shard_window",
+    "to_ms",
     "transactional_id",
 ]
 
@@ -45,7 +46,8 @@ _T = TypeVar("_T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _to_ms(moment: datetime) -> int:
+def to_ms(moment: datetime) -> int:
+    """Milliseconds since 1970 UTC, rounded up."""
     return -((_EPOCH - moment) // timedelta(milliseconds=1))
 
 
@@ -75,12 +77,12 @@ class Interval(msgspec.Struct, frozen=True):
     @property
     def start_ms(self) -> int:
         """Start in milliseconds since 1970 UTC, rounded up: the first a record at or past it can have."""
-        return _to_ms(self.start)
+        return to_ms(self.start)
 
     @property
     def end_ms(self) -> int:
         """End in milliseconds since 1970 UTC, rounded up as the start is."""
-        return _to_ms(self.end)
+        return to_ms(self.end)
 
     @property
     def key(self) -> str:

@@ -17,8 +17,20 @@ from confluent_kafka import KafkaException, Producer
 from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, DeadlineError, FencedError, WindowError
 from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
-from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView, PlanRecord, about_plans
-from factory_agents.kafka.planning import FUTURE_MS, LogAnswers, PlanRequest, Policy, check_source, decide, planned, source_plan
+from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView, PlanRecord
+from factory_agents.kafka.plan_view import PlanView
+from factory_agents.kafka.planning import (
+    FUTURE_MS,
+    LogAnswers,
+    PlanRequest,
+    Policy,
+    check_source,
+    decide,
+    planned,
+    relevant,
+    relevant_source,
+    source_plan,
+)
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval, Window, Work, transactional_id
 from factory_agents.telemetry import fields
@@ -150,8 +162,12 @@ class _Planner(ABC, Generic[_T]):
         self.deadline = time.monotonic() + timeout
         self.doing = doing
         self.ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
-        self.view = LedgerView(pipeline, about_plans)
+        self.view = PlanView(pipeline)
         self._transactional_id = transactional_id(prefix, "plan", pipeline)
+
+    @abstractmethod
+    def near(self) -> LedgerView:
+        """What there is in the ledger that matters."""
 
     @abstractmethod
     def found(self, view: LedgerView) -> _T | None:
@@ -170,7 +186,7 @@ class _Planner(ABC, Generic[_T]):
         lost = 0
         while True:
             self.ledger.follow(self.view, deadline=self.deadline, stable=True)
-            found = self.found(self.view)
+            found = self.found(self.near())
             if found is not None:
                 return found
             if time.monotonic() > self.deadline:
@@ -187,11 +203,11 @@ class _Planner(ABC, Generic[_T]):
         if self.cluster.find(self.ledger.topic) is not None:
             self.ledger.follow(self.view, deadline=self.deadline, stable=True)
         self.ask()
-        found = self.found(self.view)
+        near = self.near()
+        found = self.found(near)
         if found is None:
-            would_be = self.view.copy()
-            would_be.add(*self.missing(self.view, int(time.time() * 1000)))
-            found = self.found(would_be)
+            near.add(*self.missing(near, int(time.time() * 1000)))
+            found = self.found(near)
         if found is None:
             raise WindowError(f"{self.doing}: no plan came of it")
         return found
@@ -206,10 +222,11 @@ class _Planner(ABC, Generic[_T]):
         try:
             producer.init_transactions(max(1.0, self.deadline - time.monotonic()))
             self.ledger.follow(self.view, deadline=self.deadline)
-            found = self.found(self.view)
+            near = self.near()
+            found = self.found(near)
             if found is not None:
                 return found
-            self._commit(producer, self.missing(self.view, int(time.time() * 1000)))
+            self._commit(producer, self.missing(near, int(time.time() * 1000)))
         except KafkaException as error:
             failure = kafka_error(error, self.doing)
             if isinstance(failure, FencedError) or error.args[0].txn_requires_abort():
@@ -218,7 +235,7 @@ class _Planner(ABC, Generic[_T]):
         finally:
             del producer  # an error's traceback would keep it, with its threads and sockets
         self.ledger.follow(self.view, deadline=self.deadline)
-        return self.found(self.view)
+        return self.found(self.near())
 
     def _commit(self, producer: Producer, records: Iterable[LedgerRecord]) -> None:
         producer.begin_transaction()
@@ -245,6 +262,9 @@ class _WindowPlanner(_Planner[Window]):
         self._topic = cluster.topic(request.topic)
         self._answers: LogAnswers | None = None
         check_window_topic(cluster, request.topic)
+
+    def near(self) -> LedgerView:
+        return relevant(self.view, self._request, self._topic)
 
     def found(self, view: LedgerView) -> Window | None:
         return planned(view, self._request, self._topic)
@@ -281,6 +301,9 @@ class _SourcePlanner(_Planner[PlanRecord]):
         doing = f"planning {work.window} of {work.pipeline!r}, stage {work.stage!r}"
         super().__init__(config, cluster, work.pipeline, doing, prefix, timeout)
         self._record = source_plan(work, interval)
+
+    def near(self) -> LedgerView:
+        return relevant_source(self.view, self._record)
 
     def found(self, view: LedgerView) -> PlanRecord | None:
         found = view.get(self._record.key())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise, takewhile
 from typing import Literal
 
 import msgspec
 
 from factory_agents.errors import DataLossError, UnavailableError, WindowError
 from factory_agents.kafka.ledger import CutRecord, LedgerRecord, LedgerView, PipelineRecord, PlanRecord
+from factory_agents.kafka.plan_view import Lane, PlanView
 from factory_agents.kafka.topics import TopicFacts
 from factory_agents.protocol import Interval, PartitionRange, Window, Work
 
@@ -23,6 +24,8 @@ __all__ = [
     "decide",
     "decide_cut",
     "planned",
+    "relevant",
+    "relevant_source",
     "source_plan",
     "window_of",
 ]
@@ -102,6 +105,37 @@ def decide_cut(
         offset = max(offset, lower)
         offsets.append(offset if upper is None else min(offset, upper))
     return tuple(offsets)
+
+
+def relevant(view: PlanView, request: PlanRequest, topic: TopicFacts) -> LedgerView:
+    """The few records of a ledger that can matter to ``planned`` and ``decide`` for this request: they answer the same with these alone.
+
+    Cuts are monotone, so that of those before and after a time its neighbours say all; likewise of windows, which don't overlap.
+    """
+    keys = [PipelineRecord(request.pipeline, request.mode).key()]
+    for topic_id, lane in {topic.id: view.lane(topic.id), **view.lanes_of(topic.name)}.items():
+        keys.append(PlanRecord(request.pipeline, topic.name, topic_id, request.window, ()).key())
+        keys.extend(list(lane.newest)[-1:])
+        if request.interval is not None:
+            keys.extend(_beside(view, lane, request.interval))
+    return view.only(keys)
+
+
+def _beside(view: PlanView, lane: Lane, interval: Interval) -> Iterator[str]:
+    """Cuts and windows of one topic id beside an interval: as far back as to the last cut of a scheduled run, or the last window."""
+    start, end = interval.start_ms, interval.end_ms
+    scheduled = next((c for c in map(view.get, lane.cuts_up_to(start)) if isinstance(c, CutRecord) and c.scheduled), None)
+    before = next((c for c in map(view.get, lane.cuts_up_to(start - 1)) if isinstance(c, CutRecord) and c.scheduled), None)
+    yield from (cut.key() for cut in (scheduled, before) if cut is not None)
+    spans = list(islice(lane.spans_before(start), 2))
+    spans += takewhile(lambda span: scheduled is not None and span[0] >= scheduled.at, islice(lane.spans_before(start), 2, None))
+    for span in lane.spans_from(start):
+        spans.append(span)
+        if span[0] >= end:
+            break
+    for at in {start, end, *(at for span in spans for at in span[:2])}:
+        yield from lane.cuts_around(at)
+    yield from (key for _, _, key in spans)
 
 
 def planned(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> Window | None:
@@ -199,6 +233,17 @@ def decide(view: LedgerView, request: PlanRequest, answers: LogAnswers, now_ms: 
 def source_plan(work: Work, interval: Interval | None) -> PlanRecord:
     """The record that says which interval of a source (None: all of it) a stage reads."""
     return PlanRecord(work.pipeline, "", f"{work.stage} {work.scope}".rstrip(), work.window, (), interval=interval)
+
+
+def relevant_source(view: PlanView, plan: PlanRecord) -> LedgerView:
+    """The few records that can matter to ``check_source``."""
+    lane = view.lane(plan.topic_id)
+    keys = [plan.key(), *lane.others]
+    if plan.interval is None:
+        return view.only([*keys, *(key for _, _, key in lane.spans)])
+    start, end = plan.interval.start_ms, plan.interval.end_ms
+    spans = [*islice(lane.spans_before(start), 2), *takewhile(lambda span: span[0] <= end, lane.spans_from(start))]
+    return view.only([*keys, *(key for _, _, key in spans)])
 
 
 def check_source(view: LedgerView, plan: PlanRecord) -> None:

@@ -102,15 +102,12 @@ class LedgerView(Follower):
     def add(self, *records: LedgerRecord) -> None:
         """Put records behind those that are there, as if they had been written."""
         for record in records:
-            self._put(kind_of(type(record)), record.key(), self.end, record)
+            self.put(record, self.end)
             self.end += 1
 
-    def copy(self) -> LedgerView:
-        """One that can be added to on its own."""
-        view = LedgerView(self.pipeline, self._wanted)
-        view._kinds = {kind: dict(records) for kind, records in self._kinds.items()}
-        view.end = self.end
-        return view
+    def put(self, record: LedgerRecord, offset: int) -> None:
+        """Put a record at an offset, behind those that are there."""
+        self._put(kind_of(type(record)), record.key(), offset, record)
 
     def keys(self) -> list[str]:
         """The keys of all records."""

@@ -1,0 +1,138 @@
+"""A planner's view of the ledger, in order of time: of years of windows only the few beside the one that is asked for are decoded."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeAlias, TypeVar
+
+from factory_agents.kafka.records import CutRecord, LedgerRecord, PlanRecord
+from factory_agents.kafka.view import LedgerView, about_plans
+from factory_agents.protocol import to_ms
+
+__all__ = ["Lane", "PlanView", "Span"]
+
+Span: TypeAlias = tuple[int, int, str]
+"""A planned interval: start and end in milliseconds, and its record's key."""
+
+
+_Timed = TypeVar("_Timed", tuple[int, str], Span)
+
+
+@dataclass
+class Lane:
+    """What a pipeline has planned on one topic id (or source): keys of cuts by time, of plans by interval, the others, the newest cut."""
+
+    cuts: list[tuple[int, str]] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    others: dict[str, None] = field(default_factory=dict)
+    newest: dict[str, None] = field(default_factory=dict)
+
+    def spans_from(self, start: int) -> Iterator[Span]:
+        """Intervals that begin at or past a time."""
+        yield from self.spans[bisect_left(self.spans, (start,)) :]
+
+    def spans_before(self, start: int) -> Iterator[Span]:
+        """Intervals that begin before a time, the last one first."""
+        yield from reversed(self.spans[: bisect_left(self.spans, (start,))])
+
+    def cuts_around(self, at: int) -> list[str]:
+        """The cut at a time, and its neighbours on both sides."""
+        i = bisect_left(self.cuts, (at,))
+        return [key for _, key in self.cuts[max(0, i - 1) : i + 2]]
+
+    def cuts_up_to(self, at: int) -> Iterator[str]:
+        """Cuts at or before a time, the last one first."""
+        yield from (key for _, key in reversed(self.cuts[: bisect_left(self.cuts, (at + 1,))]))
+
+
+class PlanView(LedgerView):
+    """One pipeline's cuts and plans, with an order of time that their keys tell without being decoded."""
+
+    def __init__(self, pipeline: str, records: Iterable[LedgerRecord] = ()) -> None:
+        self._lanes: dict[str, Lane] = {}
+        super().__init__(pipeline, about_plans, records)
+
+    def lane(self, topic_id: str) -> Lane:
+        """What was planned on one topic id; of a source: on the name that stands for it."""
+        return self._lanes.get(topic_id) or Lane()
+
+    def lanes_of(self, topic: str) -> dict[str, Lane]:
+        """What was planned on topics of this name, by their ids."""
+        return {topic_id: lane for topic_id, lane in self._lanes.items() if self._topic_of(lane) == topic}
+
+    def _topic_of(self, lane: Lane) -> str:
+        for key in (*reversed(lane.newest), *(span[2] for span in lane.spans[-1:]), *lane.others):
+            record = self.get(key)
+            if isinstance(record, CutRecord | PlanRecord):
+                return record.topic
+        return ""
+
+    def only(self, keys: Iterable[str]) -> LedgerView:
+        """A view of these records alone, as far as they are there."""
+        view = LedgerView(self.pipeline)
+        found = sorted((offset, key) for key in set(keys) if (offset := self.offset(key)) is not None)
+        for offset, key in found:
+            record = self.get(key)
+            if record is not None:
+                view.put(record, offset)
+        view.end = self.end
+        return view
+
+    def forget(self) -> None:
+        """See ``Follower.forget``."""
+        super().forget()
+        self._lanes.clear()
+
+    def _put(self, kind: str, key: str, offset: int, value: LedgerRecord | bytes | None) -> None:
+        known = key in self._kinds.get(kind, ())
+        super()._put(kind, key, offset, value)
+        if kind in ("cut", "plan"):
+            lane = self._lanes.setdefault(_lane_of(key), Lane())
+            (_order_cut if kind == "cut" else _order_plan)(lane, key, known=known, there=value is not None)
+
+
+def _lane_of(key: str) -> str:
+    return key.rpartition("|")[0].split("|", 2)[2]
+
+
+def _order_cut(lane: Lane, key: str, *, known: bool, there: bool) -> None:
+    lane.newest.pop(key, None)
+    if there:
+        lane.newest[key] = None
+    at = key.rpartition("|")[2]
+    if at.isdecimal():
+        _order(lane.cuts, (int(at), key), known=known, there=there)
+
+
+def _order_plan(lane: Lane, key: str, *, known: bool, there: bool) -> None:
+    times = _times(key.rpartition("|")[2])
+    if times is not None:
+        _order(lane.spans, (*times, key), known=known, there=there)
+    elif there:
+        lane.others[key] = None
+    else:
+        lane.others.pop(key, None)
+
+
+def _order(items: list[_Timed], item: _Timed, *, known: bool, there: bool) -> None:
+    if not there:
+        if known:
+            items.remove(item)
+    elif not items or items[-1] < item:
+        items.append(item)
+    elif not known:
+        insort(items, item)
+
+
+def _times(window: str) -> tuple[int, int] | None:
+    """Start and end of the interval that a window's key tells, in milliseconds; None for one that has another name."""
+    start, slash, end = window.partition("/")
+    if not slash or not window[0].isdecimal():
+        return None
+    try:
+        return to_ms(datetime.fromisoformat(start)), to_ms(datetime.fromisoformat(end))
+    except (ValueError, TypeError):
+        return None
