@@ -91,6 +91,7 @@ class Bench:
             table = f"bench_{uuid.uuid4().hex[:8]}"
             test = [PYTHON_BIN / "airflow", "dags", "test"]
             until = (hour + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
+            environment["FACTORY_FILES"] = folder  # a run's parameters may name its files
             conf = json.dumps({"source": str(source), "table": table})
             self.note(
                 f"a DAG run, {events:,} events",

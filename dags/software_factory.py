@@ -43,9 +43,12 @@ from airflow_provider_factory.settings import retry_delay
     },
     deadline=late_after(timedelta(minutes=45)),
     params={
-        "source": Param("data/changes.jsonl", type="string", description="Events with a time column: a path or any fsspec URL"),
+        "source": Param(
+            "data/changes.jsonl", type="string", description="Events with a time column: a file under include/, or a URL allowed here"
+        ),
         "time_field": Param("occurred_at", type="string", description="The source's time column"),
-        "contract": Param("contracts/events.yaml", type="string", description="Data contract that events must keep"),
+        # The gate is the author's: list other contracts of this repository here to let whoever triggers a run choose among them.
+        "contract": Param("contracts/events.yaml", enum=["contracts/events.yaml"], description="Data contract that events must keep"),
         "table": Param("events", type="string", description="Table that valid events land in"),
         "reprocess": Param(False, type="boolean", description="Do finished work again"),
         "dry_run": Param(False, type="boolean", description="Read, handle and report, but write nothing"),

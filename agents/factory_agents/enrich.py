@@ -31,7 +31,7 @@ class EnrichParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     lookups: list[dict[str, Any]] = []
 
 
-def build(params: Mapping[str, Any], run: AgentRun | None = None) -> EnrichTransform:  # noqa: ARG001
+def build(params: Mapping[str, Any], run: AgentRun | None = None) -> EnrichTransform:
     """The enrich agent for a run, or for a live one.
 
     Raises AgentError for a function that cannot be loaded, ConfigurationError for parameters or lookups that don't fit.
@@ -45,7 +45,8 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> EnrichTrans
     if settings.lookups:
         from factory_agents.sources.lookups import Lookup, LookupJoin
 
-        join = LookupJoin([read_params("enrich", lookup, Lookup) for lookup in settings.lookups])
+        confined = run is not None and "lookups" in run.untrusted
+        join = LookupJoin([read_params("enrich", lookup, Lookup) for lookup in settings.lookups], confined=confined)
     return EnrichTransform(function, bound.identity["params"], join)
 
 

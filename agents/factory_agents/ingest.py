@@ -52,7 +52,7 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Source:
         )
     from factory_agents.sources.files import FileSource
 
-    return FileSource(files, settings)
+    return FileSource(files, settings, confined=run is not None and "source" in run.untrusted)
 
 
 def source_name(params: Mapping[str, Any]) -> str:

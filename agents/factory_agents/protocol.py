@@ -224,6 +224,9 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     shard are what the work *is*. ``mapped``: how many tasks the stage is mapped to (0: it isn't, or nobody can tell). ``rerun``:
     ``reuse`` returns the finished result of the same fingerprint, ``redo`` does the work again; so does an ``order`` that was given
     since. Limits and ``accept_loss`` don't enter the fingerprint.
+
+    ``untrusted`` names the parameters whose values come from whoever started the run, not from the pipeline's author: the files and URLs
+    that they name are confined (see ``factory_agents.paths``).
     """
 
     pipeline: str
@@ -231,6 +234,7 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     agent: AgentRef
     protocol: int = PROTOCOL_VERSION
     params: dict[str, Any] = {}
+    untrusted: tuple[str, ...] = ()
     window: Window | None = None
     interval: Interval | None = None
     name: str = ""

@@ -35,14 +35,15 @@ class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lock_timeout: float = 60.0
 
 
-def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:  # noqa: ARG001
+def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:
     """The sink for these parameters; it connects when it claims.
 
     Raises ConfigurationError for parameters it doesn't take or a database URL that isn't set, ContractError for a contract that can't be
     read.
     """
     settings = _params(params)
-    contract = load_contract(settings.contract) if settings.contract else None
+    untrusted = run is not None and "contract" in run.untrusted
+    contract = load_contract(settings.contract, untrusted=untrusted) if settings.contract else None
     database = database_from_env(settings.database_url_env)
     target = PostgresTarget(
         database=database,

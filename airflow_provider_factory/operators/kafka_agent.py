@@ -21,6 +21,7 @@ from airflow_provider_factory.errors import AgentCrashedError, agent_error, airf
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
 from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, OutputTopicLink, PodLink, facts_url, push_links, topic_url
 from airflow_provider_factory.operators.agent_pod import AgentPodOperator
+from airflow_provider_factory.outside import names_from_outside
 from airflow_provider_factory.processes import AgentProcess, child_environment
 from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, instance, mapped, order, reprocess_wanted
 from airflow_provider_factory.settings import Runner, option, option_seconds, runner
@@ -142,6 +143,7 @@ class KafkaAgentOperator(AgentPodOperator):
         self.agent_version = agent_version
         self.agent_source = agent_source
         self.contract = contract
+        self._written = {"agent_params": agent_params, "contract": contract}
         self.runner = runner
         self.rerun = rerun
         self.reprocess = reprocess
@@ -189,7 +191,8 @@ class KafkaAgentOperator(AgentPodOperator):
                 source=self.agent_source,
                 function=self.agent if self.agent_source else "",
             ),
-            params=self._params(),
+            params=(params := self._params()),
+            untrusted=self._untrusted(params),
             window=given.window if given else None,
             interval=None if given else interval,
             shard=given.shard if given else Shard(),
@@ -229,6 +232,13 @@ class KafkaAgentOperator(AgentPodOperator):
         if self.contract is not None:
             params["contract"] = self.contract if isinstance(self.contract, str) else _mapping(self.contract, "contract")
         return params
+
+    def _untrusted(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """The parameters that whoever started the run decided."""
+        names = names_from_outside(self._written["agent_params"], params)
+        if self.contract is not None:
+            names = names - {"contract"} | names_from_outside({"contract": self._written["contract"]}, params)
+        return tuple(sorted(names))
 
     # Running it
 
@@ -283,6 +293,9 @@ class KafkaAgentOperator(AgentPodOperator):
         )
         if include := _include(root):
             environment.setdefault("FACTORY_INCLUDE", str(include))
+        if root:
+            environment["FACTORY_FILES"] = os.pathsep.join(filter(None, [str(root), environment.get("FACTORY_FILES")]))
+        run = self._portable(run, context) if run.agent.name in BUILT_IN else run
         self._process = AgentProcess(run, environment, grace=option_seconds("stop_grace"))
         try:
             return self._process.run()
@@ -317,14 +330,26 @@ class KafkaAgentOperator(AgentPodOperator):
         return self.run_pod(context, self._portable(run, context))
 
     def _portable(self, run: AgentRun, context: Context) -> AgentRun:
-        """The run with files of the DAG repository (the contract) put in, since the image doesn't hold them."""
-        contract = run.params.get("contract")
-        path = _find(contract, bundle_root(context)) if isinstance(contract, str) else None
-        if path is None:
-            return run
-        import yaml
+        """The run with the texts of its contract's files put in: the same wherever it is read, and an image needn't hold them.
 
-        return msgspec.structs.replace(run, params={**run.params, "contract": yaml.safe_load(path.read_text(encoding="utf-8"))})
+        A contract that is found nowhere here is left to the image by its name, unless that came from whoever started the run.
+        """
+        from factory_agents.contracts import is_text, load_contract, pack_contract, untrusted_contract
+
+        given = run.params.get("contract")
+        if not given:
+            return run
+        places = _places(bundle_root(context))
+        if "contract" in run.untrusted:
+            contract = untrusted_contract(given, places)
+        elif isinstance(given, str) and not is_text(given):
+            path = next((place / given for place in places if (place / given).is_file()), None)
+            if path is None:
+                return run
+            contract = load_contract(path, name=given)
+        else:
+            contract = load_contract(given, folder=places[0] if places else None)
+        return msgspec.structs.replace(run, params={**run.params, "contract": pack_contract(contract)})
 
     # What came out
 
@@ -448,7 +473,7 @@ def _include(root: Path | None) -> Path | None:
     return next((p for p in (root / "include", root.parent / "include") if p.is_dir()), None) if root else None
 
 
-def _find(path: str, root: Path | None) -> Path | None:
+def _places(root: Path | None) -> list[Path]:
+    """Where a contract is looked for: ``FACTORY_INCLUDE``, the repository's ``include``, the repository."""
     include = os.environ.get("FACTORY_INCLUDE")
-    places = [Path(include) if include else None, _include(root), root]
-    return next((p / path for p in places if p and (p / path).is_file()), None)
+    return [place for place in (Path(include) if include else None, _include(root), root) if place]

@@ -97,3 +97,20 @@ def test_what_is_wrong_is_one_clear_line_and_no_ten_minutes_wait(repository: Rep
     said = [line for line in printed.splitlines() if "no-such-file.jsonl" in line and "Error" in line]
     assert said, printed
     assert repository.rows("events") == []
+
+
+@pytest.mark.parametrize(
+    ("conf", "says"),
+    [
+        ({"source": "/etc/passwd"}, "it comes from a parameter of the run, so it may only name a file under FACTORY_INCLUDE"),
+        ({"source": "reference://a.csv::http://127.0.0.1:9/"}, "a chain of URLs is never taken"),
+        ({"contract": "name: open\nid: null\n"}, "Invalid input for param contract"),
+        ({"contract": "/etc/passwd"}, "Invalid input for param contract"),
+    ],
+)
+def test_whoever_triggers_a_run_reaches_no_other_file_host_or_gate(repository: Repository, conf: dict[str, Any], says: str) -> None:
+    status, printed = repository.dags_test(conf)
+    assert status != 0
+    assert says in " ".join(printed.split()), printed
+    assert "root:x:0" not in printed
+    assert repository.rows("events") == []

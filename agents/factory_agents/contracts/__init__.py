@@ -1,7 +1,7 @@
 """Data contracts: what an event and a window of events must be, checked and judged."""
 
 from factory_agents.contracts.conditions import Condition, Verdict, judge, parse_condition, parse_conditions
-from factory_agents.contracts.contract import Contract, Rule, load_contract
+from factory_agents.contracts.contract import Contract, Rule, is_text, load_contract, pack_contract, untrusted_contract
 from factory_agents.contracts.schema import Violation
 from factory_agents.contracts.table import Column, ColumnType
 from factory_agents.contracts.window_rules import WindowStatistics, merge_reports
@@ -15,9 +15,12 @@ __all__ = [
     "Verdict",
     "Violation",
     "WindowStatistics",
+    "is_text",
     "judge",
     "load_contract",
     "merge_reports",
+    "pack_contract",
     "parse_condition",
     "parse_conditions",
+    "untrusted_contract",
 ]

@@ -26,11 +26,11 @@ from factory_agents.contracts.documents import (
 from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, parse_expression
 from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
 from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnType
-from factory_agents.errors import ConfigurationError
-from factory_agents.paths import resolve_path
+from factory_agents.errors import ConfigurationError, ContractError
+from factory_agents.paths import confined_path, resolve_path
 from factory_agents.protocol import digest
 
-__all__ = ["Contract", "Rule", "load_contract"]
+__all__ = ["Contract", "Rule", "is_text", "load_contract", "pack_contract", "untrusted_contract"]
 
 TimeUnit = Literal["s", "ms", "us", "iso"]
 
@@ -58,7 +58,8 @@ class Contract:
 
     ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
     counted in (``iso``: ISO-8601 text). ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it. ``notes``
-    say what in it checks nothing.
+    say what in it checks nothing. ``text`` is its own; ``texts`` are those of the files that it refers to, by their names relative to its
+    folder.
     """
 
     name: str
@@ -75,6 +76,8 @@ class Contract:
     source: str
     digest: str
     notes: tuple[str, ...]
+    text: str = field(repr=False)
+    texts: Mapping[str, str] = field(repr=False)
     _columns: tuple[Column, ...] = field(repr=False)
     _schema: Schema = field(repr=False)
     _expressions: tuple[Expression, ...] = field(repr=False)
@@ -140,28 +143,76 @@ def _why_broken(expression: Expression, event: dict[str, Any], *, undecided_coun
     return f"{verb} {' '.join(expression.text.split())}, got {got}"
 
 
-def load_contract(source: str | Path | Mapping[str, Any]) -> Contract:
-    """Read a contract from a file (found as ``resolve_path`` does), from YAML or JSON text, or from a mapping.
+def load_contract(
+    source: str | Path | Mapping[str, Any], *, name: str = "", folder: Path | None = None, untrusted: bool = False
+) -> Contract:
+    """Read a contract from a file (found as ``resolve_path`` does), from YAML or JSON text, from a mapping, or from ``pack_contract``.
 
-    A text is told from a path by a line break or a leading brace. What the contract refers to is relative to its own file (else
-    to ``$FACTORY_INCLUDE``, else to the working directory). Raises ContractError beginning with ``file:line:column``, and
-    ConfigurationError where there is no such file.
+    A text is told from a path by a line break or a leading brace; ``name`` is what messages call a file. What the contract refers to is
+    relative to its own file (else to ``folder``, ``$FACTORY_INCLUDE`` or the working directory). Raises ContractError beginning with
+    ``file:line:column``, and ConfigurationError where there is no such file. An ``untrusted`` source may only be the name of a file that
+    is allowed (see ``confined_path``), of which no error shows anything.
     """
-    folder = Path(os.environ.get("FACTORY_INCLUDE") or Path.cwd()).absolute()
+    if isinstance(source, Mapping) and source.keys() == _PACKED:
+        texts = dict(source["files"])
+        return _Builder(parse_document(source["text"], source["name"]), _folder_of(texts), texts).build()
+    if untrusted:
+        return untrusted_contract(source, None)
+    return _Builder(*_open(source, name, folder or Path(os.environ.get("FACTORY_INCLUDE") or Path.cwd()))).build()
+
+
+def untrusted_contract(source: Any, roots: Sequence[Path] | None) -> Contract:
+    """The contract of a file whose name came from outside: it must lie in one of the ``roots``; what is wrong with it isn't quoted."""
+    if not isinstance(source, str) or is_text(source):
+        raise ConfigurationError(
+            f"contract: it comes from a parameter of the run, so expected the name of a file, such as contracts/events.yaml, got "
+            f"{'the text of one' if isinstance(source, str) else type(source).__name__}"
+        )
+    path = confined_path(source, "contract", roots)
+    try:
+        return _Builder(read_document(path, source), path.parent.absolute()).build()
+    except ContractError as error:
+        place = re.match(re.escape(source) + r"(?::\d+:\d+)?", str(error))
+        where = place[0] if place else source
+        raise ContractError(f"{where}: no contract; what it says isn't shown, since a parameter of the run named it") from None
+
+
+def pack_contract(contract: Contract) -> dict[str, Any]:
+    """The contract as data that mean the same wherever they are read: the texts of its file and of those that it refers to."""
+    return {"name": contract.source, "text": contract.text, "files": dict(contract.texts)}
+
+
+_PACKED = {"name", "text", "files"}
+
+
+def is_text(source: str) -> bool:
+    """Whether it is a contract's text, not the name of its file."""
+    return "\n" in source or source.lstrip().startswith("{")
+
+
+def _open(source: str | Path | Mapping[str, Any], name: str, folder: Path) -> tuple[Document, Path]:
+    """A contract's document, and the folder where its references start."""
     if isinstance(source, Mapping):
-        return _Builder(inline_document(source), folder).build()
-    if isinstance(source, str) and ("\n" in source or source.lstrip().startswith("{")):
-        return _Builder(parse_document(source, "inline contract"), folder).build()
+        return inline_document(source), folder.absolute()
+    if isinstance(source, str) and is_text(source):
+        return parse_document(source, "inline contract"), folder.absolute()
     path = resolve_path(source, "contract")
-    return _Builder(read_document(path, os.fspath(source)), path.parent.absolute()).build()
+    return read_document(path, name or os.fspath(source)), path.parent.absolute()
+
+
+def _folder_of(texts: Mapping[str, str]) -> Path:
+    """A folder that is nowhere, deep enough for names that lead out of it."""
+    up = max((name.split("/").count("..") for name in texts), default=0)
+    return Path("/", *["contract"] * (up + 1))
 
 
 class _Builder:
     """Reads a contract's document part by part; each error names its place."""
 
-    def __init__(self, document: Document, folder: Path) -> None:
+    def __init__(self, document: Document, folder: Path, texts: Mapping[str, str] | None = None) -> None:
         self._document = document
         self._folder = folder
+        self._texts = texts
         self._data: dict[str, Any] = document.mapping((), document.data, "a contract (a mapping with a name)")
         self._fields: Mapping[str, FieldType] = {}
 
@@ -210,6 +261,8 @@ class _Builder:
             source=self._document.name,
             digest=digest(meaning),
             notes=schema.notes,
+            text=self._document.text or msgspec.json.encode(self._data).decode(),
+            texts=schema.texts,
             _columns=columns,
             _schema=schema,
             _expressions=expressions,
@@ -236,7 +289,7 @@ class _Builder:
         value = self._data.get("schema", {"type": "object"})
         schema = {"$ref": value} if isinstance(value, str) else value
         document = replace(self._document, data=self._data | {"schema": schema})
-        return compile_schema(document, ("schema",), self._folder)
+        return compile_schema(document, ("schema",), self._folder, self._texts)
 
     def _declared(self, name: Any, path: KeyPath, *, default: bool = False) -> str:
         """A field's name, which the schema must declare if it declares any."""

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from factory_agents.errors import ConfigurationError, DataLossError, FactoryError, UnavailableError
-from factory_agents.paths import candidates, resolve_path
+from factory_agents.paths import allowed_roots, candidates, check_inside, check_url, confined_path, resolve_path
 from factory_agents.protocol import Interval
 from factory_agents.runtime.agents import SourceRecord
 from factory_agents.sources.delimited import delimited_blocks
@@ -124,6 +124,21 @@ class _LocalSystem:
         return Path(path).open("rb", buffering=1 << 18)
 
 
+class _ConfinedSystem(_LocalSystem):
+    """Local files that someone from outside may name."""
+
+    def find(self, source: str) -> list[tuple[str, str]]:
+        if not glob.has_magic(source):
+            return [(source, str(confined_path(source, "source")))]
+        for root in allowed_roots():
+            matches = [Path(match) for match in sorted(glob.glob(str(root / source), recursive=True))]  # noqa: PTH207
+            for match in matches:
+                check_inside(match, source, "source")
+            if found := [(os.path.relpath(match, root), str(match)) for match in matches if match.is_file()]:
+                return found
+        raise ConfigurationError(f"source {source!r}: no file fits this pattern; were the files written yet?")
+
+
 class _RemoteSystem:
     """Any system of fsspec's, set up by fsspec's own configuration (``FSSPEC_<PROTOCOL>_<KEY>``) and the clients' environment."""
 
@@ -171,10 +186,13 @@ def _public(text: str) -> str:
     return re.sub(r"(https?://[^\s'\"?]*)\?[^\s'\"]*", r"\1", text)
 
 
-def _locate(source: str) -> list[_File]:
+def _locate(source: str, *, confined: bool) -> list[_File]:
     local = source.removeprefix("file://")
+    remote = "://" in local or "::" in local
+    if confined and remote:
+        check_url(source, "source")
     with _reading(_public(source)):
-        system: _System = _RemoteSystem(source) if "://" in local or "::" in local else _LocalSystem()
+        system: _System = _RemoteSystem(source) if remote else _ConfinedSystem() if confined else _LocalSystem()
         return [_File(name, path, system, *system.look(path), system.checksum(path)) for name, path in system.find(local)]
 
 
@@ -256,15 +274,16 @@ def _zstd(file: BinaryIO) -> Any:
 class FileSource:
     """The rows of one or several files, in the order of their names, then of their lines.
 
-    ``sources`` are paths, patterns or URLs; the files are looked up, and local ones read for a checksum, when this is made. Raises
-    ConfigurationError for what cannot be used, UnavailableError for what cannot be reached now.
+    ``sources`` are paths, patterns or URLs, ``confined`` to those that someone from outside may name or not. The files are looked up, and
+    local ones read for a checksum, when this is made. Raises ConfigurationError for what cannot be used, UnavailableError for what cannot
+    be reached now.
     """
 
     name = "ingest"
     version = "1"
 
-    def __init__(self, sources: Sequence[str], options: ReadOptions) -> None:
-        found = [file for source in sources for file in _locate(source)]
+    def __init__(self, sources: Sequence[str], options: ReadOptions, *, confined: bool = False) -> None:
+        found = [file for source in sources for file in _locate(source, confined=confined)]
         self._files = list({file.path: file for file in found}.values())
         for file in self._files:
             _split_name(file.name, options)

@@ -93,13 +93,14 @@ class _Reference(Protocol):
 class LookupJoin:
     """Adds to each event what its lookups find; give ``join`` to a ``FunctionTransform``.
 
-    ``identity`` holds the lookups and their files' checksums; a table can change, so with one it is ``volatile``. ``kept`` is where numbers
-    that a float cannot hold are put with their digits (see ``Digits``).
+    Their files are ``confined`` to those that someone from outside may name, or not. ``identity`` holds the lookups and their files'
+    checksums; a table can change, so with one it is ``volatile``. ``kept`` is where numbers that a float cannot hold are put with their
+    digits (see ``Digits``).
     """
 
-    def __init__(self, lookups: Sequence[Lookup]) -> None:
+    def __init__(self, lookups: Sequence[Lookup], *, confined: bool = False) -> None:
         self.kept: Kept = {}
-        self._parts = [_Part(lookup) for lookup in lookups]
+        self._parts = [_Part(lookup, confined=confined) for lookup in lookups]
         self.identity: dict[str, Any] = {"lookups": [part.identity for part in self._parts]}
         if any(lookup.table for lookup in lookups):
             self.identity["volatile"] = True
@@ -121,10 +122,10 @@ class LookupJoin:
 
 
 class _Part:
-    def __init__(self, lookup: Lookup) -> None:
+    def __init__(self, lookup: Lookup, *, confined: bool) -> None:
         self._lookup = lookup
         key = lookup.key or lookup.on
-        self.reference: _Reference = _FileReference(lookup, key) if lookup.file else _TableReference(lookup, key)
+        self.reference: _Reference = _FileReference(lookup, key, confined=confined) if lookup.file else _TableReference(lookup, key)
         self.identity = msgspec.to_builtins(lookup) | self.reference.identity
         self._pairs: list[tuple[str, str]] = []
 
@@ -186,9 +187,9 @@ def _read(record: SourceRecord, digits: Digits) -> tuple[dict[str, Any], str]:
 class _FileReference:
     """All of a file in memory."""
 
-    def __init__(self, lookup: Lookup, key: str) -> None:
+    def __init__(self, lookup: Lookup, key: str, *, confined: bool) -> None:
         how = {name: getattr(lookup, name) for name in ("format", "delimiter", "encoding", "types", "nulls", "header")}
-        source = FileSource([lookup.file], ReadOptions(id_field=key, **how))
+        source = FileSource([lookup.file], ReadOptions(id_field=key, **how), confined=confined)
         self.what = f"file {lookup.file!r}"
         self.identity = {"files": source.identity["files"]}
         self._rows: dict[str, _Row] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from airflow_provider_factory.operators.window import WindowOperator
 from airflow_provider_factory.pods import ANNOTATION
 from airflow_provider_factory.sensors.consumer_lag import ConsumerLagSensor
 from airflow_provider_factory.sensors.window_closed import WindowClosedSensor
+from factory_agents.contracts import load_contract
 from factory_agents.errors import ConfigurationError, UnavailableError, WindowError
 from factory_agents.protocol import AgentRun, ErrorInfo, Order, Shard, decode_run, encode, plain
 from tests.provider.samples import INTERVAL, context, result, window
@@ -396,3 +398,82 @@ def test_lineage_names_topics_and_counts() -> None:
     assert [(d.namespace, d.name) for d in lineage.inputs] == [("kafka://main", "raw")]
     assert [(d.namespace, d.name) for d in lineage.outputs] == [("kafka://main", "enriched")]
     assert lineage.outputs[0].outputFacets["outputStatistics"].rowCount == 10
+
+
+class TestWhatComesFromWhoeverStartedTheRun:
+    CONTRACT = "name: e\nid: null\nschema: {properties: {country: {enum: [DK, NO]}, order: {$ref: schemas/order.json}}}\n"
+
+    @pytest.fixture
+    def repository(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A DAG bundle with a contract in its ``include``, and a secret beside it."""
+        (tmp_path / "bundle" / "include" / "contracts" / "schemas").mkdir(parents=True)
+        (tmp_path / "bundle" / "include" / "contracts" / "e.yaml").write_text(self.CONTRACT)
+        (tmp_path / "bundle" / "include" / "contracts" / "schemas" / "order.json").write_text('{"type": "object"}')
+        (tmp_path / ".pgpass").write_text("db:5432:events:alice:s3cr3t\n")
+        monkeypatch.delenv("FACTORY_INCLUDE", raising=False)
+        return tmp_path / "bundle"
+
+    def portable(self, task: KafkaAgentOperator, repository: Path, **rendered: Any) -> AgentRun:
+        """The run as it is sent, once Airflow has rendered the templates."""
+        for name, value in rendered.items():
+            setattr(task, name, value)
+        told = task_context(task)
+        told["ti"].bundle_instance = SimpleNamespace(path=repository)
+        return task._portable(task.agent_run(told), told)  # type: ignore[arg-type]
+
+    def test_the_agent_is_told_which_parameters_do(self) -> None:
+        task = operator(agent_params={"source": "{{ params.source }}", "time_field": "t"}, contract="contracts/e.yaml")
+        task.agent_params = {"source": "data/a.jsonl", "time_field": "t"}
+        run = task.agent_run(task_context(task))  # type: ignore[arg-type]
+        assert run.untrusted == ("source",)
+        assert told(agent_params={"source": "/data/{{ ds }}.jsonl"}, contract="/data/c.yaml").untrusted == ()
+        assert told(contract="{{ params.contract }}").untrusted == ("contract",)
+
+    @pytest.mark.parametrize("written", ["contracts/e.yaml", "{{ params.contract }}"])
+    def test_a_contract_travels_with_the_files_it_refers_to(self, repository: Path, written: str) -> None:
+        run = self.portable(operator(agent="validate", contract=written), repository, contract="contracts/e.yaml")
+        elsewhere = load_contract(run.params["contract"], untrusted=True)
+        here = load_contract(repository / "include" / "contracts" / "e.yaml")
+        assert elsewhere.digest == here.digest
+        assert [v.rule for v in elsewhere.violations({"country": "NO", "order": 1})] == ["schema:order"]
+
+    def test_a_contract_in_the_dag_file_travels_too(self, repository: Path) -> None:
+        written = {"name": "e", "id": None, "schema": "contracts/schemas/order.json"}
+        run = self.portable(operator(agent="validate", contract=written), repository)
+        assert [v.rule for v in load_contract(run.params["contract"]).violations([])] == ["schema"]
+
+    @pytest.mark.parametrize(
+        "contract",
+        [
+            "{}/.pgpass",
+            "../.pgpass",
+            "../../.pgpass",
+            "contracts/../../../.pgpass",
+            "/etc/passwd",
+            "no-such.yaml",
+            "name: e\nid: null\n",
+            "{{name: e}}",
+        ],
+    )
+    def test_no_other_file_and_no_text_may_be_given(self, repository: Path, contract: str) -> None:
+        task = operator(agent="validate", contract="{{ params.contract }}")
+        with pytest.raises(ConfigurationError) as caught:
+            self.portable(task, repository, contract=contract.format(repository.parent))
+        assert "s3cr3t" not in str(caught.value)
+
+    def test_nor_a_mapping_that_a_template_made(self, repository: Path) -> None:
+        for given in ({"name": "e", "id": None}, {"name": "e", "text": "name: e\nid: null\n", "files": {}}):
+            with pytest.raises(ConfigurationError, match="expected the name of a file"):
+                self.portable(operator(agent="validate", contract="{{ params.contract }}"), repository, contract=given)
+        task = operator(agent="validate", agent_params="{{ params.everything | tojson }}")
+        with pytest.raises(ConfigurationError, match="expected the name of a file"):
+            self.portable(task, repository, agent_params={"contract": {"name": "e", "id": None}})
+
+    def test_the_author_may_name_any_file(self, repository: Path, tmp_path: Path) -> None:
+        (tmp_path / "own.yaml").write_text("name: own\nid: null\n")
+        run = self.portable(operator(agent="validate", contract=str(tmp_path / "own.yaml")), repository)
+        assert load_contract(run.params["contract"]).name == "own"
+
+    def test_what_the_author_names_and_only_the_image_holds_is_left_to_it(self, repository: Path) -> None:
+        run = self.portable(operator(agent="validate", contract="contracts/of-the-image.yaml"), repository)
+        assert run.params["contract"] == "contracts/of-the-image.yaml"
