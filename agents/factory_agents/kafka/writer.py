@@ -24,16 +24,19 @@ _REFUSED = {
     KafkaError.RECORD_LIST_TOO_LARGE,
     KafkaError.INVALID_MSG,
 }
+_CONSEQUENCES = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._INVALID_DIFFERENT_RECORD}
+"""What becomes of records because another one was refused."""
 _TIMEOUT_MS = 60_000
 _BATCH_BYTES = 1_000_000
 _OPEN_SECONDS = 60.0
 _LONGEST_WAIT = 900.0  # the longest transaction that brokers allow by default: after that no answer can still mean success
 _STOP_SECONDS = 10.0
+_ANSWERS_SECONDS = 1.0  # after the first error: what is on its way is answered within that
 
 
 @dataclass(frozen=True)
 class RefusedRecord:
-    """A record in a batch that the broker refused. ``alone``: there was no other in its batch, so it is the culprit."""
+    """A record in a batch that the broker refused. ``alone``: it is the culprit itself, not another record of its batch."""
 
     topic: str
     key: bytes | None
@@ -241,11 +244,29 @@ class TransactionalWriter:
         failure = kafka_error(cause, doing)
         if isinstance(failure, FencedError):
             return failure
+        if cause.code() in _REFUSED | _CONSEQUENCES:
+            self._wait_for_answers()
         self._poll()
         refused = [(e, m) for e, m in self._errors if e.code() in _REFUSED]
-        where = [(m.topic(), m.partition()) for _, m in refused]
-        records = [self._refused(e, m, alone=where.count((m.topic(), m.partition())) == 1) for e, m in refused]
+        if refused:
+            failure = kafka_error(refused[0][0], doing)
+        elif cause.code() in _CONSEQUENCES:
+            failure = kafka_error(self._reason() or cause, doing)
+        records = [self._refused(e, m, alone=self._is_culprit(m, refused)) for e, m in refused]
         return ChunkAbortedError(failure, refused=bool(records) or cause.code() in _REFUSED, records=records)
+
+    def _wait_for_answers(self) -> None:
+        """The more refused records are known, the fewer times the chunk is tried again."""
+        until = time.monotonic() + _ANSWERS_SECONDS
+        with contextlib.suppress(KafkaException, SystemError):
+            while self.producer.flush(0.05) > 0 and time.monotonic() < until:
+                pass
+
+    def _is_culprit(self, message: Message, refused: Sequence[tuple[KafkaError, Message]]) -> bool:
+        """Whether the broker means this very record, not the batch that it is in: it was the only one, or others are told apart from it."""
+        where = message.topic(), message.partition()
+        told_apart = any(e.code() == KafkaError._INVALID_DIFFERENT_RECORD and (m.topic(), m.partition()) == where for e, m in self._errors)
+        return told_apart or sum((m.topic(), m.partition()) == where for _, m in refused) == 1
 
     def _refused(self, error: KafkaError, message: Message, *, alone: bool) -> RefusedRecord:
         key, value = _bytes(message.key()), _bytes(message.value())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException
 from factory_agents.errors import DeadlineError, FencedError, StoppedError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
+from tests.support.runs import Runs
 
 RETRIABLE = KafkaException(KafkaError(KafkaError._TIMED_OUT, "not yet", False, True, False))
 FATAL = KafkaException(KafkaError(KafkaError._FENCED, "fenced", True, False, False))
@@ -139,6 +141,42 @@ def test_keys_choose_the_partition_as_librdkafkas_consistent_partitioner_does() 
         7,
         7,
     ]
+
+
+def refusal(runs: Runs, topic: str, records: Sequence[tuple[bytes | None, bytes]]) -> ChunkAbortedError:
+    made = TransactionalWriter(runs.config, f"{runs.prefix}.t")
+    made.batch_bytes = 1000
+    made.open(soon())
+
+    def write() -> None:
+        made.begin()
+        for key, value in records:
+            made.send(topic, value, key, 0, [])
+        made.flush(soon())
+
+    try:
+        with pytest.raises(ChunkAbortedError) as caught:
+            write()
+        return caught.value
+    finally:
+        made.abort()
+
+
+def test_what_the_broker_says_of_a_refused_record_is_the_reason_not_what_became_of_the_others(runs: Runs) -> None:
+    topic = runs.topic("t", max_message_bytes=1000)
+    large = random.Random(1).randbytes(5000)
+    aborted = refusal(runs, topic, [(b"k", b"small"), (b"large", large), *[(b"k", random.Random(n).randbytes(900)) for n in range(200)]])
+    assert aborted.refused
+    assert "Message size too large" in str(aborted)
+    assert [(r.key, r.value, r.alone) for r in aborted.records if r.key == b"large"] == [(b"large", large, True)]
+    assert all("too large" in r.reason for r in aborted.records)
+
+
+def test_the_records_that_the_broker_names_are_the_culprits_however_many_are_in_their_batch(runs: Runs) -> None:
+    topic = runs.topic("t", cleanup_policy="compact")  # takes no record without a key
+    aborted = refusal(runs, topic, [(b"a", b"1"), (None, b"2"), (b"b", b"3"), (None, b"4")])
+    assert [(r.value, r.alone) for r in aborted.records] == [(b"2", True), (b"4", True)]
+    assert "validate" in str(aborted)
 
 
 def test_an_unreachable_broker_is_given_up_on_stop() -> None:
