@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from factory_agents.errors import FactoryError
+from factory_agents.telemetry import Batch, Commit, Observer, Subject
 from factory_agents.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from factory_agents.protocol import Counts
+    from rich.progress import Progress, TaskID
 
 __all__ = ["EXIT_INTERRUPTED", "EXIT_USAGE", "error_line", "guarded", "print_json", "print_table", "progress", "say", "wants_json"]
 
@@ -109,10 +109,10 @@ def guarded(command: Callable[[], object]) -> int:
 
 
 @contextmanager
-def progress(label: str, *, shown: bool) -> Iterator[Callable[[str, int, int, Counts], None]]:
+def progress(label: str, *, shown: bool) -> Iterator[Observer]:
     """An observer for a run: a bar on standard error with records, rate and rejected events, or nothing."""
     if not shown:
-        yield lambda stage, done, total, counts: None
+        yield Observer()
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -127,10 +127,35 @@ def progress(label: str, *, shown: bool) -> Iterator[Callable[[str, int, int, Co
         transient=True,
     )
     with bar:
-        task = bar.add_task(label, total=None, figures="")
+        yield _Bar(bar, bar.add_task(label, total=None, figures=""))
 
-        def observe(stage: str, done: int, total: int, counts: Counts) -> None:  # noqa: ARG001  # see Observer
-            figures = f"{counts.consumed:,} read, {counts.rejected:,} rejected"
-            bar.update(task, completed=done, total=max(total, done) if total >= 0 else None, figures=figures)
 
-        yield observe
+class _Bar(Observer):
+    """Shows what was read, and of that what was rejected in what is committed."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar, self._task = bar, task
+        self._read = self._rejected = self._in_chunk = 0
+
+    def batch(self, subject: Subject, batch: Batch) -> None:
+        """See ``Observer``."""
+        self._read += batch.records
+        self._in_chunk += batch.records
+        self._show(subject)
+
+    def committed(self, subject: Subject, commit: Commit) -> None:
+        """See ``Observer``."""
+        self._rejected += sum(commit.rejected.values())
+        self._in_chunk = 0
+        self._show(subject)
+
+    def aborted(self, subject: Subject, records: int, reason: str) -> None:
+        """See ``Observer``: what was dropped comes again."""
+        self._read -= self._in_chunk
+        self._in_chunk = 0
+        self._show(subject)
+
+    def _show(self, subject: Subject) -> None:
+        figures = f"{self._read:,} read, {self._rejected:,} rejected"
+        total = max(subject.total, self._read) if subject.total >= 0 else None
+        self._bar.update(self._task, completed=self._read, total=total, figures=figures)

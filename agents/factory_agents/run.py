@@ -21,13 +21,13 @@ import msgspec
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.failures import leave_failure
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Counts, ErrorInfo, Shard, decode_run, encode
+from factory_agents.protocol import AgentRef, AgentResult, AgentRun, ErrorInfo, Shard, decode_run, encode
 from factory_agents.runtime.loading import load_agent_ref
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.source import run_source
 from factory_agents.runtime.window import run_transform
-from factory_agents.telemetry import configure_logging, fields
+from factory_agents.telemetry import Batch, Commit, Observer, Subject, configure_logging, fields
 from factory_agents.text import printable
 
 __all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "build_transform", "execute", "main"]
@@ -161,16 +161,30 @@ def _read_line() -> bytes:
     return bytes(parts)
 
 
-def _progress_log(every: float) -> Callable[[str, int, int, Counts], None]:
-    last = time.monotonic()
+class ProgressLog(Observer):
+    """A line in the log every few seconds, as long as something is done."""
 
-    def observe(stage: str, done: int, total: int, counts: Counts) -> None:
-        nonlocal last
-        if time.monotonic() - last >= every:
-            last = time.monotonic()
-            log.info("progress", extra=fields(stage=stage, done=done, total=total, rejected=counts.rejected))
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._last = time.monotonic()
+        self._read = 0
+        self._commit: Commit | None = None
 
-    return observe
+    def batch(self, subject: Subject, batch: Batch) -> None:
+        """See ``Observer``."""
+        self._read += batch.records
+        self._say(subject)
+
+    def committed(self, subject: Subject, commit: Commit) -> None:
+        """See ``Observer``."""
+        self._commit = commit
+        self._say(subject)
+
+    def _say(self, subject: Subject) -> None:
+        if time.monotonic() - self._last >= self._every:
+            self._last = time.monotonic()
+            done, rejected = (self._commit.done, self._commit.rejected_in_all) if self._commit is not None else (0, 0)
+            log.info("progress", extra=fields(stage=subject.stage, read=self._read, committed=done, total=subject.total, rejected=rejected))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -195,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)  # records come and go without cycles: looking for them took 7 % of the CPU
-        result = execute(RunContext(KafkaConfig.from_env(), stop=stop, observer=_progress_log(10.0)), run)
+        result = execute(RunContext(KafkaConfig.from_env(), stop=stop, observer=ProgressLog(10.0)), run)
         log.info(
             "done",
             extra=fields(

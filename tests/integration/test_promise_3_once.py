@@ -17,6 +17,7 @@ from factory_agents.errors import DeadlineError, FencedError, StoppedError, Unav
 from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.protocol import AgentRun, Shard, Window, merge_results, shard_window
 from tests.support.agents import mark
+from tests.support.observers import Recorder
 from tests.support.runs import Runs, events
 from tests.support.waiting import wait_for
 
@@ -230,31 +231,31 @@ def test_a_large_window_resumes_in_the_middle_with_the_counts_of_the_whole(runs:
 def test_an_agent_slower_than_the_transaction_timeout_succeeds(runs: Runs) -> None:
     """The transaction of what came before is committed while the agent is busy."""
     run = runs.run(runs.filled(40, partitions=1), runs.topic("out"))
-    committed: list[int] = []
+    observed = Recorder()
 
     def slow(event: dict[str, Any]) -> dict[str, Any]:
         if event["event_id"] == 30:
-            wait_for(lambda: committed, "what was handled before to be committed")
+            wait_for(lambda: observed.commits, "what was handled before to be committed")
             time.sleep(3.5)  # well past the timeout and the broker's look for expired transactions
         return event | {"seen": True}
 
     config = runs.configured(transaction_timeout_ms=1000)
-    result = runs.transform(run, slow, config=config, observer=lambda _s, done, _t, _c: committed.append(done))
-    assert committed[0] < 30
+    result = runs.transform(run, slow, config=config, observer=observed)
+    assert observed.commits[0] < 30
     check_once(runs, run, result, range(40))
 
 
 def test_an_agent_slow_at_every_event_succeeds_and_commits_on_its_way(runs: Runs) -> None:
     run = runs.run(runs.filled(12, partitions=1), runs.topic("out"))
-    committed: list[int] = []
+    observed = Recorder()
 
     def slow(event: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.25)
         return event | {"seen": True}
 
     config = runs.configured(transaction_timeout_ms=1000)
-    result = runs.transform(run, slow, config=config, observer=lambda _s, done, _t, _c: committed.append(done))
-    assert len(committed) > 3
+    result = runs.transform(run, slow, config=config, observer=observed)
+    assert len(observed.commits) > 3
     check_once(runs, run, result, range(12))
 
 
@@ -268,13 +269,13 @@ def test_a_window_that_waits_for_somebody_elses_transaction_keeps_none_of_its_ow
     foreign.produce(topic, events(1, 10)[0], partition=0)
     foreign.flush(10)
     run = runs.run(runs.window(topic), runs.topic("out"))
-    committed: list[int] = []
+    observed = Recorder()
     timer = threading.Timer(4.0, foreign.commit_transaction, [10])  # later than our own transaction may last
     timer.start()
     config = runs.configured(transaction_timeout_ms=1000)
-    result = runs.transform(run, config=config, observer=lambda _s, done, _t, _c: committed.append(done))
+    result = runs.transform(run, config=config, observer=observed)
     timer.join()
-    assert committed[0] == 10
+    assert observed.commits[0] == 10
     check_once(runs, run, result, range(11))
 
 

@@ -43,6 +43,7 @@ class RefusedRecord:
     value: bytes | None
     reason: str
     alone: bool
+    too_large: bool = False
 
 
 class ChunkAbortedError(Exception):
@@ -271,7 +272,8 @@ class TransactionalWriter:
     def _refused(self, error: KafkaError, message: Message, *, alone: bool) -> RefusedRecord:
         key, value = _bytes(message.key()), _bytes(message.value())
         fills_a_batch = len(key or b"") + len(value or b"") >= self.batch_bytes
-        return RefusedRecord(str(message.topic()), key, value, error.str(), alone or fills_a_batch)
+        too_large = error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
+        return RefusedRecord(str(message.topic()), key, value, error.str(), alone or fills_a_batch, too_large)
 
     def abort(self) -> None:
         """Give the open transaction up and drop the producer. What fails here the next ``open`` of this id mends, unless it is fenced.

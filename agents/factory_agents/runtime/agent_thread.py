@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
@@ -31,6 +32,7 @@ class AgentThread:
         self._jobs: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
         self._answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._busy = False
+        self._since = 0.0
         self._thread = threading.Thread(target=self._serve, name=f"agent {name}", daemon=True)
         before = threading.stack_size(_STACK_BYTES)
         try:
@@ -61,6 +63,7 @@ class AgentThread:
                 break
             meanwhile()
         self._busy = True
+        self._since = time.monotonic()
         self._jobs.put(function)
         while True:
             try:
@@ -75,6 +78,11 @@ class AgentThread:
             raise error
         result: _T = value
         return result
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the call has lasted that is under way."""
+        return time.monotonic() - self._since if self._busy else 0.0
 
     def close(self, cleanup: Callable[[], Any] = lambda: None) -> None:
         """Call ``cleanup`` there and end the thread; one that is still busy is left to end by itself."""

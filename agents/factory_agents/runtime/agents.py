@@ -197,7 +197,7 @@ class AgentFunction:
 
     ``function`` takes an event (a dict) and the declared parameters as keywords; it returns an event, None (filtered) or a list of
     events. With ``batch`` it takes a list of events and returns one of these (or a ``Reject``) for each. ``key`` names the
-    field whose value becomes the output's key.
+    field whose value becomes the output's key, ``id_field`` the one whose value tells the events of a list apart.
     """
 
     function: EventFunction
@@ -394,7 +394,7 @@ class FunctionTransform:
         return (key.encode() if isinstance(key, str) else self._digits.encode(key), value)
 
     def _several(self, events: list[Any], message: Message) -> Output:
-        """Outputs of one event stay distinct: where they kept its id, the n-th (from 1) gets ``-n`` appended."""
+        """Outputs of one event stay distinct: the n-th (from 1) gets the input's id and ``-n``, unless it has an id of its own."""
         if not events:
             return None
         field_ = self._agent.id_field
@@ -403,7 +403,7 @@ class FunctionTransform:
         for n, event in enumerate(events, 1):
             if not isinstance(event, dict):
                 raise TypeError(f"returned a list holding {type(event).__name__}, expected dicts")
-            if original is not None and event.get(field_) == original:
+            if original is not None and event.get(field_) in (None, original):
                 event = event | {field_: f"{original}-{n}"}
             records.append(self._record(event))
         return records

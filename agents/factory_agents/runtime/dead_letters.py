@@ -20,7 +20,7 @@ from factory_agents.kafka.topics import Cluster, TopicFacts
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
 from factory_agents.protocol import Counts, PartitionRange, Window, transactional_id
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER, DeadLetter
-from factory_agents.runtime.session import Observer
+from factory_agents.telemetry import Commit, Observer, Subject
 
 __all__ = ["Letter", "LetterGroup", "ReplayResult", "Selection", "group_letters", "read_letter", "read_letters", "replay_letters"]
 
@@ -236,7 +236,7 @@ def replay_letters(
     again: bool = False,
     dry_run: bool = False,
     stop: Callable[[], bool] = lambda: False,
-    observer: Observer = lambda *_: None,
+    observer: Observer | None = None,
 ) -> ReplayResult:
     """Write the events of the letters meant to a topic, each once: key, value, headers, and the partition if it is the topic they were in.
 
@@ -246,7 +246,7 @@ def replay_letters(
     """
     replay = _Replay(config, topic, to, prefix, again=again, stop=stop)
     try:
-        return replay.run(selection, dry_run=dry_run, observer=observer)
+        return replay.run(selection, dry_run=dry_run, observer=observer or Observer())
     finally:
         replay.writer.abort()
 
@@ -301,6 +301,7 @@ class _Replay:
         return {(partition, offset) for _, partition, offset in chosen}, meant - len(latest), len(done)
 
     def _write(self, ranges: Sequence[PartitionRange], places: set[tuple[int, int]], observer: Observer) -> None:
+        subject = Subject(self.ledger.pipeline, "replay", total=len(places))
         chunk: list[Letter] = []
         size = 0
         for letter in _read(self.config, self.cluster, self.facts, ranges, self.stop):
@@ -309,8 +310,9 @@ class _Replay:
             chunk.append(letter)
             size += len(letter.value or b"")
             if len(chunk) >= _CHUNK or size >= _CHUNK_BYTES:
+                began = time.monotonic()
                 self._chunk(chunk)
-                observer("replay", self.counts.consumed, len(places), self.counts)
+                observer.committed(subject, Commit(len(chunk), len(chunk), size, time.monotonic() - began, done=self.counts.consumed))
                 chunk, size = [], 0
                 if self.stop():
                     raise StoppedError(_STOPPED)

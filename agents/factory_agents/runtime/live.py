@@ -8,7 +8,7 @@ import time
 import uuid
 
 from factory_agents import failpoints
-from factory_agents.errors import ConfigurationError, FencedError, StoppedError, UnavailableError, WindowError
+from factory_agents.errors import FencedError, StoppedError, UnavailableError, WindowError
 from factory_agents.kafka.cuts import check_names
 from factory_agents.kafka.group import GroupReader
 from factory_agents.kafka.topics import Cluster
@@ -16,10 +16,11 @@ from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import Counts, transactional_id
 from factory_agents.runtime.agent_thread import AgentThread
 from factory_agents.runtime.agents import Transform
+from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import BatchSize, process
-from factory_agents.telemetry import fields
+from factory_agents.telemetry import Batch, Subject, fields
 
 __all__ = ["default_group", "run_live"]
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _POLL, _COMMIT_SECONDS = 0.1, 0.2
 _LARGEST_CHUNK, _MOST_ABORTS = 100_000, 10
 _PATIENCE = 60.0
+_LAG_SECONDS = 1.0
 _TIMEOUT_MS = 15_000
 """A transaction's timeout: until it is over, what a killed member left open holds its successor and all readers up."""
 
@@ -96,21 +98,26 @@ class _Live:
             output=out_topic,
             dead=dead_letter_topic,
         )
-        self.outputs.sign(f"live/{group}/0")
+        self.outputs.set_writer(f"live/{group}/0")
         self.counts, self.uncommitted = Counts(), Counts()
         self.positions: dict[int, int] = {}
         self.batch = BatchSize()
-        self.chunk = _LARGEST_CHUNK
-        self.aborts = 0
-        self.began = 0.0
-        self.in_chunk = 0
+        self.observer, self.subject = context.observer, Subject(group, "live", transform.name, transform.version)
+        self.chunk = Chunk(
+            self.writer,
+            self.outputs,
+            largest=_LARGEST_CHUNK,
+            name=f"group {group!r}",
+            observer=self.observer,
+            subject=self.subject,
+            most_aborts=_MOST_ABORTS,
+        )
+        self.lag_told = 0.0
         self.thread = AgentThread(transform.name)
 
     def close(self) -> None:
         """Leave the group; an open transaction is ended without its outputs."""
-        self._forget()
-        with contextlib.suppress(FencedError):
-            self.writer.abort()
+        self._drop("the agent ends")
         self.reader.close()
         self.thread.close(self.transform.close)
         self.cluster.close()
@@ -132,7 +139,8 @@ class _Live:
             try:
                 self._step()
             except (ChunkAbortedError, FencedError) as error:
-                self._recover(error)
+                self.chunk.retry(error if isinstance(error, ChunkAbortedError) else ChunkAbortedError(error, refused=False))
+                self._drop(str(error))
             except StoppedError:
                 break
         try:
@@ -147,22 +155,30 @@ class _Live:
             self.writer.open(time.monotonic() + _PATIENCE)
         if self.reader.waiting:
             self._commit()  # what is handled is not read again
-        messages = self.reader.batch(max(1, min(self.batch.records, self.chunk - self.in_chunk)), _POLL)
+        messages = self.reader.batch(min(self.batch.records, self.chunk.room), _POLL)
         if messages:
-            if not self.positions:
-                self.began = time.monotonic()
             began = time.monotonic()
             outputs = self.thread.call(lambda: process(self.transform, messages), self._meanwhile)
-            self.batch.took(time.monotonic() - began)
-            self.in_chunk += len(messages)
-            self.outputs.put(messages, outputs, self.uncommitted)
+            took = time.monotonic() - began
+            self.batch.took(took)
+            self.observer.batch(self.subject, Batch(len(messages), took))
+            self.chunk.put(messages, outputs, self.uncommitted)
             self.positions |= {m.partition(): m.offset() + 1 for m in messages}
         self.positions |= self.reader.passed(self.positions)  # so that the lag is none when all is read
-        if not messages or time.monotonic() - self.began > _COMMIT_SECONDS or self.in_chunk >= self.chunk:
+        if not messages or self.chunk.age > _COMMIT_SECONDS or self.chunk.is_full:
             self._commit()
+        self._tell_lag()
+
+    def _tell_lag(self) -> None:
+        now = time.monotonic()
+        if now - self.lag_told >= _LAG_SECONDS:
+            self.lag_told = now
+            self.observer.lag(self.subject, self.reader.lag())
 
     def _meanwhile(self) -> None:
         """While the agent is busy: commit what is handled, and leave what it has in hand to the next start when asked to stop."""
+        self.observer.busy(self.subject, self.thread.busy_seconds)
+        self._tell_lag()
         if self.positions and (self.context.stop() or self.writer.age > self.writer.timeout_ms / 3000):
             self._commit()
         if self.context.stop():
@@ -173,18 +189,18 @@ class _Live:
         if not self.positions:
             return
         deadline = time.monotonic() + _PATIENCE
-        self.writer.begin()
-        self.writer.flush(deadline)
-        failpoints.hit("live.before-offsets")
-        self._check_topic(deadline)
-        self.writer.send_offsets(self.reader.offsets(self.positions), self.reader.membership)
-        self.writer.commit(deadline)
+
+        def seal() -> None:
+            failpoints.hit("live.before-offsets")
+            self._check_topic(deadline)
+            self.writer.send_offsets(self.reader.offsets(self.positions), self.reader.membership)
+
+        counts = self.counts.copy()
+        counts.add(self.uncommitted)
+        self.chunk.commit(deadline, seal, counts)
         self.reader.committed(self.positions)
-        self.counts.add(self.uncommitted)
-        self._forget()
-        self.aborts = 0
-        self.chunk = min(_LARGEST_CHUNK, self.chunk * 2)
-        self.context.observer(self.group, self.counts.consumed, -1, self.counts)
+        self.counts = counts
+        self.uncommitted, self.positions = Counts(), {}
 
     def _check_topic(self, deadline: float) -> None:
         """See ``GroupReader.check_topic``; a broker that is away is waited for."""
@@ -196,35 +212,19 @@ class _Live:
                 if time.monotonic() > deadline or self.context.stop():
                     raise
 
-    def _forget(self) -> None:
-        self.outputs.forget()
-        self.uncommitted, self.positions, self.in_chunk = Counts(), {}, 0
-
-    def _drop(self) -> None:
+    def _drop(self, reason: str) -> None:
         """End the open transaction without its outputs; all that was read and not committed is read again, by whoever has it then.
 
         A fenced producer has outlived its timeout: nobody else has this transactional id.
         """
-        self._forget()
+        self.uncommitted, self.positions = Counts(), {}
         self.reader.rewind()
         with contextlib.suppress(FencedError):
-            self.writer.abort()
-
-    def _recover(self, error: ChunkAbortedError | FencedError) -> None:
-        """Go back to the committed position; a refused record is halved down to, and dead-lettered, as in a window."""
-        self.aborts += 1
-        if isinstance(error, ChunkAbortedError) and error.refused:
-            if not self.outputs.condemn(error, alone=self.in_chunk <= 1):
-                if self.in_chunk <= 1:
-                    raise ConfigurationError(f"group {self.group!r}: a record is refused: {error}") from error
-                self.chunk = max(1, min(self.chunk, self.in_chunk) // 2)
-        elif self.aborts >= _MOST_ABORTS:
-            raise error.cause if isinstance(error, ChunkAbortedError) else error
-        log.warning("transaction aborted, going back to the committed position", extra=fields(reason=str(error), records=self.chunk))
-        self._drop()
+            self.chunk.abort(reason)
 
     def _on_assign(self, partitions: set[int]) -> None:
         log.info("partitions assigned", extra=fields(group=self.group, partitions=sorted(partitions)))
+        self.observer.rebalanced(self.subject, frozenset(self.reader.assigned))
 
     def _on_revoke(self, partitions: set[int]) -> None:
         """Commit before another member goes on from the committed positions."""
@@ -232,11 +232,13 @@ class _Live:
             self._commit()
         except (ChunkAbortedError, FencedError) as error:
             log.warning("not committed before the partitions went; their new owner reads those records", extra=fields(reason=str(error)))
-            self._drop()
-        except BaseException:
-            self._drop()  # the partitions go all the same: nothing may commit a position of theirs any more
+            self._drop(str(error))
+        except BaseException as error:
+            self._drop(str(error))  # the partitions go all the same: nothing may commit a position of theirs any more
             raise
+        self.observer.rebalanced(self.subject, self.reader.assigned - partitions)
 
     def _on_lost(self, partitions: set[int]) -> None:
         """Partitions went without asking: what is not committed is their new owner's."""
-        self._drop()
+        self._drop("partitions were taken without asking")
+        self.observer.rebalanced(self.subject, self.reader.assigned - partitions)

@@ -144,7 +144,6 @@ class _Live:
         except StoppedError:
             return  # nothing of it is published; the next start, or a peer, finishes it
         self.counts.add(result.counts)
-        self.context.observer(self.pipeline, self.counts.consumed, -1, self.counts)
 
 
 def _heir(window: Window, peers: list[str]) -> str:

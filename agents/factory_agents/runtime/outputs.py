@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException
@@ -16,9 +16,10 @@ from factory_agents.kafka.fetch import Digest, LargeMessage
 from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, headers_of, readable_headers
 from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster, TopicFacts
-from factory_agents.kafka.writer import ChunkAbortedError, RefusedRecord, TransactionalWriter, choose_partition
+from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
 from factory_agents.protocol import Counts, Manifest, PartitionRange
 from factory_agents.runtime.agents import Output, Reject
+from factory_agents.runtime.refusals import NOWHERE, Place, Refusals, place_of
 from factory_agents.text import printable
 
 __all__ = ["DEAD_LETTER_HEADER", "Bounds", "DeadLetter", "Origin", "Outputs", "reject_large"]
@@ -28,6 +29,7 @@ DEAD_LETTER_HEADER = "factory-dead-letter"
 
 _LONGEST_REASON = 2000
 _LONGEST_KEY, _LONGEST_WRITER = 1000, 1000
+_BATCH_OVERHEAD = 100  # what a batch, and its compression, may take beside the records
 _partition = methodcaller("partition")
 
 _DEAD_SETTINGS = {"max.message.bytes": "20971520", "retention.ms": "2592000000"}
@@ -74,11 +76,20 @@ class Origin:
     input_partitions: int = 0
 
 
+class Figures(NamedTuple):
+    """What a chunk has sent: records, the bytes of their values, and dead letters among them by rule."""
+
+    written: int
+    bytes: int
+    rejected: Mapping[str, int]
+
+
 class Outputs:
     """Puts an agent's outputs and dead letters into a writer's transaction and keeps count of them.
 
     ``show`` (a dry run) is called with topic, key and value instead. Topics are looked up by ``resolve``; the dead-letter topic is made
-    when first needed. A record that was refused is known from then on: where it comes up again, its event is dead-lettered.
+    when first needed. An event whose record was refused (``mark_refused``) is dead-lettered when its turn comes again, whatever the agent
+    makes of it then.
     """
 
     def __init__(
@@ -100,7 +111,10 @@ class Outputs:
         self._headers: list[tuple[str, Any]] = []
         self._starts: dict[str, dict[int, int]] = {}
         self._sent: dict[str, dict[int, int]] = {}
-        self._condemned: dict[tuple[str, bytes | None, bytes | None], str] = {}
+        self._bytes = 0
+        self._rejected: Counter[str] = Counter()
+        self.refusals = Refusals()
+        self._limits: dict[str, int] = {}
         self._keyed = False
         self.output: TopicFacts | None = None
         self.dead: TopicFacts | None = None
@@ -118,10 +132,15 @@ class Outputs:
             settings = self._cluster.settings(self._output_name)
             self._keyed = "compact" in settings.get("cleanup.policy", "")
             if self._show is None:
-                limit = settings.get("max.message.bytes")
-                self._writer.batch_bytes = min(self._writer.batch_bytes, int(limit or self._writer.batch_bytes))
+                self._heed_limit(settings)
 
-    def sign(self, writer_id: str) -> None:
+    def _heed_limit(self, settings: Mapping[str, str]) -> None:
+        """Have the next producer make no batch of several records that the output topic may not take: one that is refused is alone."""
+        limit = int(settings.get("max.message.bytes") or self._writer.batch_bytes)
+        self._limits[self._output_name] = limit
+        self._writer.batch_bytes = max(1, min(self._writer.batch_bytes, int(limit * 0.99) - _BATCH_OVERHEAD))
+
+    def set_writer(self, writer_id: str) -> None:
         """Set what every record carries in its writer header from now on."""
         self._headers = [(WRITER_HEADER, writer_id.encode())]
 
@@ -152,7 +171,7 @@ class Outputs:
             and output.partitions == self._origin.input_partitions
             and self._show is None
             and not self._keyed
-            and not self._condemned
+            and not self.refusals.active
         )
 
     def _put_plain(self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts) -> int:
@@ -171,6 +190,7 @@ class Outputs:
             done += 1
         for p, n in Counter(map(_partition, messages[:done])).items():
             sent[p] = sent.get(p, 0) + n
+        self._bytes += sum(map(len, outputs[:done]))  # type: ignore[arg-type]  # all of these are bytes
         counts.consumed += done
         counts.forwarded += done
         counts.produced += done
@@ -199,12 +219,12 @@ class Outputs:
         """All outputs of one event, or none of them: the event is rejected whole."""
         own = _key if self._keyed else _own_key
         pairs = [record if isinstance(record, tuple) else (own(message, record), record) for record in records]
-        refused = self._refused_before(pairs) if self._condemned else None
+        refused = self._refused_before(message, pairs) if self.refusals.active else None
         for n, (key, value) in enumerate(pairs if refused is None else ()):
             refused = self._write(message, key, value)
-            if refused is not None and n:
-                record = RefusedRecord(self._needed_output().name, key, value, refused.reason, alone=True)
-                raise ChunkAbortedError(UnavailableError(refused.reason), refused=True, records=[record])
+            if refused is not None and n:  # those before it are in the transaction already
+                self.refusals.add(self._needed_output().name, place_of(message), refused.reason)
+                raise ChunkAbortedError(UnavailableError(refused.reason), refused=True)
             if refused is not None:
                 break
         if refused is not None:
@@ -214,24 +234,17 @@ class Outputs:
         counts.forwarded += 1
         counts.produced += len(pairs)
 
-    def _refused_before(self, pairs: Sequence[tuple[bytes | None, bytes]]) -> Reject | None:
-        topic = self._needed_output().name
-        for key, value in pairs:
-            reason = self._condemned.get((topic, key, value))
-            if reason is not None:
-                return Reject(reason, rule="refused")
-        return None
+    def _refused_before(self, message: Message, pairs: Sequence[tuple[bytes | None, bytes]]) -> Reject | None:
+        """Why one of an event's records is refused, as far as that is known beforehand."""
+        topic, place = self._needed_output().name, place_of(message)
+        reason = next(filter(None, (self.refusals.known(topic, key, value, place) for key, value in pairs)), "")
+        return Reject(reason, rule="refused") if reason else None
 
-    def condemn(self, aborted: ChunkAbortedError, *, alone: bool) -> bool:
-        """Take note of which records were refused, so that their events are rejected the next time; whether there were any new ones.
-
-        Of several in one batch nobody knows which it was, unless one event was ``alone`` in its chunk.
-        """
-        before = len(self._condemned)
-        for record in aborted.records:
-            if record.alone or alone:
-                self._condemned[record.topic, record.key, record.value] = f"refused by the broker: {record.reason}"
-        return len(self._condemned) > before
+    def mark_refused(self, aborted: ChunkAbortedError, *, alone: bool) -> bool:
+        """Take note of the events whose records were refused; whether any were found. See ``Refusals.learn``."""
+        if any(record.too_large and record.topic == self._output_name for record in aborted.records):
+            self._heed_limit(self._cluster.settings(self._output_name))  # it may have been lowered
+        return self.refusals.learn(aborted, alone=alone, limits=self._limits)
 
     def _write(self, message: Message, key: bytes | None, value: bytes) -> Reject | None:
         """One output of an input record.
@@ -252,14 +265,14 @@ class Outputs:
             return Reject("the name of a header is no UTF-8: the event can't be passed on with its headers", rule="headers")
         if own and (len(own) > 1 or own[0][0] != WRITER_HEADER):
             headers = [h for h in own if h[0] != WRITER_HEADER and h[0] != DEAD_LETTER_HEADER] + headers
-        return self._send(output, value, key, partition, headers)
+        return self._send(output, value, key, partition, headers, place_of(message) if self.refusals.active else NOWHERE)
 
-    def write_new(self, key: bytes | None, value: bytes, fallback: int) -> Reject | None:
-        """One record that comes from no topic; ``fallback`` chooses the partition where there is no key. Why it is refused, if it is."""
+    def write_new(self, key: bytes | None, value: bytes, row: int) -> Reject | None:
+        """One record that comes from no topic; without a key the row's number chooses the partition. Why it is refused, if it is."""
         output = self._needed_output()
         if key is None and self._keyed:
-            key = (_id(value) or f"{self._origin.window}-{fallback}").encode()
-        return self._send(output, value, key, choose_partition(key, fallback, output.partitions), self._headers)
+            key = (_id(value) or f"{self._origin.window}-{row}").encode()
+        return self._send(output, value, key, choose_partition(key, row, output.partitions), self._headers, (-1, row))
 
     def _needed_output(self) -> TopicFacts:
         if self.output is None:
@@ -269,18 +282,22 @@ class Outputs:
         return self.output
 
     def _send(
-        self, topic: TopicFacts, value: bytes | None, key: bytes | None, partition: int, headers: list[tuple[str, Any]]
+        self, topic: TopicFacts, value: bytes | None, key: bytes | None, partition: int, headers: list[tuple[str, Any]], place: Place
     ) -> Reject | None:
         if self._show is not None:
             self._show(topic.name, key, value)
             return None
-        if self._condemned and (reason := self._condemned.get((topic.name, key, value))) is not None:
+        refusals = self.refusals
+        if refusals.active and (reason := refusals.known(topic.name, key, value, place)):
             return Reject(reason, rule="refused")
         sent = self._begin(topic)
         error: KafkaError | None = self._writer.send(topic.name, value, key, partition, headers)
         if error is not None:
             return Reject(f"refused by the client: {error.str()}", rule="refused")
+        if refusals.active:
+            refusals.sent(topic.name, key, value, place)
         sent[partition] = sent.get(partition, 0) + 1
+        self._bytes += len(value or b"")
         return None
 
     def _begin(self, topic: TopicFacts) -> dict[int, int]:
@@ -302,12 +319,14 @@ class Outputs:
         value: bytes | None = None,
         key: bytes | None = None,
         where: str = "",
+        row: int = -1,
     ) -> None:
         """Send one event to the dead-letter topic with the reason: whole, or a pointer to it where that topic doesn't take it whole.
 
         Raises ConfigurationError where it doesn't take the pointer either.
         """
         reject.forget_frames()
+        self._rejected[reject.rule] += 1
         origin = self._origin
         letter = DeadLetter(
             error=_text(reject.reason),
@@ -332,14 +351,15 @@ class Outputs:
         if isinstance(message, LargeMessage):
             digest = message.digest
         else:
+            place = (-1, row) if message is None else place_of(message)
             whole = [*headers, *self._headers, (DEAD_LETTER_HEADER, msgspec.json.encode(letter))]
-            if self._send(self.dead, value, key, partition, whole) is None:
+            if self._send(self.dead, value, key, partition, whole, place) is None:
                 return
             digest = Digest(value or b"")
         letter = msgspec.structs.replace(letter, size=digest.size, sha256=digest.sha256, prefix=digest.prefix)
         pointer = [*self._headers, (DEAD_LETTER_HEADER, msgspec.json.encode(letter))]
         key = key if len(key or b"") <= _LONGEST_KEY else None
-        refused = self._send(self.dead, None, key, partition, pointer)
+        refused = self._send(self.dead, None, key, partition, pointer, NOWHERE)
         if refused is not None:
             raise ConfigurationError(
                 f"a dead letter does not fit the topic {self.dead.name!r}: {refused.reason}; raise its max.message.bytes"
@@ -363,9 +383,16 @@ class Outputs:
             merged[p] = (start, ends[p], count + n)
         return merged
 
-    def forget(self) -> None:
+    def forget(self, *, committed: bool = False) -> None:
         """A chunk has ended, committed or aborted: begin counting the next."""
         self._sent = {}
+        self._bytes = 0
+        self._rejected = Counter()
+        self.refusals.forget(committed=committed)
+
+    def figures(self) -> Figures:
+        """What this chunk has sent so far."""
+        return Figures(sum(sum(sent.values()) for sent in self._sent.values()), self._bytes, self._rejected)
 
     def manifest(self, bounds: Bounds, writer_id: str) -> Manifest | None:
         """What was written to the output topic, or None where there is no output topic or nothing is written for real."""

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -21,25 +21,18 @@ from factory_agents.kafka.ledger import Ledger, Progress, StageRecord, StoredRes
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, Order, PartitionRange, Window, digest
+from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.outputs import Origin, Outputs
-from factory_agents.telemetry import fields
+from factory_agents.telemetry import Done, Observer, Subject, fields
 
-__all__ = ["Observer", "RunContext", "Session", "fingerprint", "parse_limit", "told_again"]
+__all__ = ["RunContext", "Session", "fingerprint", "parse_limit", "told_again"]
 
 log = logging.getLogger(__name__)
 
 _FOREVER = 10 * 365 * 24 * 3600.0
 _LEDGER_SECONDS = 900.0
-_MOST_ABORTS = 5
 _MOST_NOTES = 20
 _MOST_ORDERS = 50
-
-Observer = Callable[[str, int, int, Counts], None]
-"""Called as work proceeds: stage, records done, records in all (-1: unknown), counts so far."""
-
-
-def _silent(*_: object) -> None:
-    return None
 
 
 @dataclass
@@ -48,7 +41,7 @@ class RunContext:
 
     config: KafkaConfig
     stop: Callable[[], bool] = lambda: False
-    observer: Observer = _silent
+    observer: Observer = field(default_factory=Observer)
     show: Callable[[str, bytes | None, bytes | None], None] = lambda topic, key, value: None
 
 
@@ -134,7 +127,6 @@ class Session:
         self.resumed = False
         self.progress = Progress()
         self.counts = Counts()
-        self._aborts = 0
         window = run.window
         facts = self.cluster.find(window.topic) if window is not None and window.ranges else None
         self.outputs = Outputs(
@@ -152,6 +144,11 @@ class Session:
             output=run.output_topic,
             dead=run.dead_letter_topic,
             show=context.show if run.dry_run else None,
+        )
+        self.subject = Subject(run.pipeline, run.stage, name, version, run.key, run.shard.key, window.size if window is not None else -1)
+        self.observer = context.observer
+        self.chunk = Chunk(
+            self.writer, self.outputs, largest=run.chunk_records, name=f"stage {run.stage!r}", observer=self.observer, subject=self.subject
         )
         self._started = time.monotonic()
         self._limit = parse_limit(run.max_rejected)
@@ -196,7 +193,7 @@ class Session:
                 self.progress = record.progress
                 log.info("resuming", extra=fields(stage=self.run.stage, done=self.progress.counts.consumed))
         self.counts = self.progress.counts.copy()
-        self.outputs.sign(self.writer_id)
+        self.outputs.set_writer(self.writer_id)
         if done is None:
             return None
         return msgspec.structs.replace(done, plan=self.run.plan, mapped=self.run.mapped, run=self.run.digest, reused=True)
@@ -273,13 +270,24 @@ class Session:
         result = self._commit_dry(finished, report, **more) if self.run.dry_run else None
         if not self.run.dry_run:
             result = self._commit(positions, read, rows, lost, finished=finished, report=report, **more)
-        self._aborts = 0
         if broken is not None:
             raise broken
+        if result is not None:
+            self._tell_done(result)
         return result
+
+    def reused(self, result: AgentResult) -> AgentResult:
+        """The result of an earlier attempt, returned as it is."""
+        self._tell_done(result)
+        return result
+
+    def _tell_done(self, result: AgentResult) -> None:
+        counts = result.counts
+        self.observer.done(self.subject, Done(counts.consumed, counts.rejected, result.seconds, result.resumed, result.reused))
 
     def _commit_dry(self, finished: bool, report: dict[str, Any] | None, **more: Any) -> AgentResult | None:
         self.progress = msgspec.structs.replace(self.progress, counts=self.counts.copy())
+        self.chunk.forget()
         return self._result(self.progress, report, **more) if finished else None
 
     def _commit(
@@ -293,39 +301,38 @@ class Session:
         report: dict[str, Any] | None,
         **more: Any,
     ) -> AgentResult | None:
-        self.writer.begin()
-        self.writer.flush(self.deadline)
-        failpoints.hit("chunk.before-ledger")
-        progress = Progress(
-            positions=dict(positions),
-            read=dict(read),
-            rows=rows,
-            counts=self.counts.copy(),
-            outputs=self.outputs.bounds(self.outputs.output, self.progress.outputs),
-            dead=self.outputs.bounds(self.outputs.dead, self.progress.dead),
-            lost=tuple(lost),
-        )
-        result = self._result(progress, report, **more) if finished else None
-        record = StageRecord(
-            self.run.pipeline,
-            self.run.stage,
-            self.run.key,
-            self.run.shard,
+        progress = Progress(positions=dict(positions), read=dict(read), rows=rows, counts=self.counts.copy(), lost=tuple(lost))
+        result: AgentResult | None = None
+
+        def seal() -> None:
+            nonlocal result
+            failpoints.hit("chunk.before-ledger")
+            progress.outputs = self.outputs.bounds(self.outputs.output, self.progress.outputs)
+            progress.dead = self.outputs.bounds(self.outputs.dead, self.progress.dead)
+            result = self._result(progress, report, **more) if finished else None
+            self._write_record(self._record(progress, result))
+
+        self.chunk.commit(self.deadline, seal, self.counts)
+        self.progress = progress
+        return result
+
+    def _record(self, progress: Progress, result: AgentResult | None) -> StageRecord:
+        run = self.run
+        return StageRecord(
+            run.pipeline,
+            run.stage,
+            run.key,
+            run.shard,
             self.fingerprint,
             self.generation,
             scope=self.run.work.scope,
             epoch=self.epoch,
             updated_at=int(time.time() * 1000),
-            redo=self.run.run_id if self.run.rerun == "redo" else "",
+            redo=run.run_id if run.rerun == "redo" else "",
             orders=self._orders,
-            progress=None if finished else progress,
+            progress=None if result is not None else progress,
             result=None if result is None else StoredResult.of(result),
         )
-        self._write_record(record)
-        self.writer.commit(self.deadline)
-        self.progress = progress
-        self.outputs.forget()
-        return result
 
     def _write_record(self, record: StageRecord) -> None:
         """The ledger record goes last, and nothing else of the chunk can be refused any more."""
@@ -342,13 +349,12 @@ class Session:
                 f"the ledger {self.ledger.topic!r} refuses a record of {size} bytes ({aborted.cause}); raise its max.message.bytes"
             ) from aborted
 
-    def recover(self) -> None:
+    def recover(self, reason: str) -> None:
         """After an aborted chunk: a new producer, and the ledger's word whether the work is still ours. Counts go back to the last commit.
 
         Raises FencedError where it is not.
         """
-        self.writer.abort()
-        self.outputs.forget()
+        self.chunk.abort(reason)
         record = self._claim()
         ours = record is not None and record.generation == self.generation and record.fingerprint == self.fingerprint
         position = record.progress if ours and record is not None else None
@@ -389,25 +395,12 @@ class Session:
             **more,
         )
 
-    def retry_chunk(self, aborted: ChunkAbortedError, chunk: int, in_chunk: int) -> int:
-        """Recover from an abort; the size that the chunk shall have now, of ``chunk`` before and ``in_chunk`` records put into it.
-
-        Records that are known to be refused are rejected from now on; else the chunk is halved until the culprit is alone. Gives up after
-        five aborts in a row that nothing refused explains, and where a single record is refused for no reason that can be found.
-        """
+    def retry_chunk(self, aborted: ChunkAbortedError) -> None:
+        """Recover from an abort; see ``Chunk.retry``."""
         if time.monotonic() > self.deadline:
             raise DeadlineError(f"out of time; last: {aborted.cause}")
-        if not aborted.refused:
-            self._aborts += 1
-            if self._aborts >= _MOST_ABORTS:
-                raise aborted.cause
-        elif not self.outputs.condemn(aborted, alone=in_chunk <= 1):
-            if in_chunk <= 1:
-                raise ConfigurationError(f"stage {self.run.stage!r}: a record is refused: {aborted.cause}") from aborted
-            chunk = max(1, min(chunk, in_chunk) // 2)
-        log.warning("chunk aborted, trying it again", extra=fields(stage=self.run.stage, records=chunk, reason=str(aborted.cause)))
-        self.recover()
-        return chunk
+        self.chunk.retry(aborted)
+        self.recover(str(aborted.cause))
 
     def close(self) -> None:
         """End an open transaction without its outputs, and disconnect."""

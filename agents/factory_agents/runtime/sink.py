@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -16,12 +18,14 @@ from factory_agents.protocol import AgentResult, AgentRun, Counts, PartitionRang
 from factory_agents.runtime.agents import Claim, Reject, RowsRefused, Sink, SinkOutcome, decode_event
 from factory_agents.runtime.outputs import reject_large
 from factory_agents.runtime.session import RunContext, Session
+from factory_agents.telemetry import Batch
 
 __all__ = ["run_sink"]
 
 _BATCH = 10_000
 _PENDING, _PENDING_BYTES = 1000, 64 * 1024 * 1024
 _OUTCOMES = ("written", "duplicates", "older", "dropped")
+_BEAT_SECONDS = 0.1
 _T = TypeVar("_T")
 
 
@@ -38,12 +42,44 @@ def run_sink(context: RunContext, run: AgentRun, make: Callable[[], Sink]) -> Ag
     sink = make()
     try:
         session = Session(context, run, sink.name, sink.version, sink.identity)
+        heartbeat = _Heartbeat(session)
         try:
-            return _SinkRun(session, run.window, sink).to_end()
+            return _SinkRun(session, run.window, sink, heartbeat).to_end()
         finally:
+            heartbeat.end()
             session.close()
     finally:
         sink.close()
+
+
+class _Heartbeat:
+    """Tells the observer that the sink is busy: the sink itself is called in the run's own thread, where its connection belongs."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._since = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"heartbeat {session.run.stage}", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT_SECONDS):
+            since = self._since
+            if since:
+                self._session.observer.busy(self._session.subject, time.monotonic() - since)
+
+    def during(self, function: Callable[[], _T]) -> _T:
+        """Call a function of the sink."""
+        self._since = time.monotonic()
+        try:
+            return function()
+        finally:
+            self._since = 0.0
+
+    def end(self) -> None:
+        """No more of it."""
+        self._ended.set()
+        self._thread.join()
 
 
 class _SinkRun:
@@ -54,10 +90,11 @@ class _SinkRun:
     them twice.
     """
 
-    def __init__(self, session: Session, window: Window, sink: Sink) -> None:
+    def __init__(self, session: Session, window: Window, sink: Sink, heartbeat: _Heartbeat) -> None:
         self.session = session
         self.window = window
         self.sink = sink
+        self.heartbeat = heartbeat
         self.sent: dict[int, int] = {}
         self.pending: list[tuple[Message, Reject]] = []
         self.pending_bytes = 0
@@ -75,13 +112,13 @@ class _SinkRun:
             if session.run.dry_run:
                 self._read_all()
                 return self._finish(SinkOutcome(table="", rows=session.counts.forwarded, written=session.counts.forwarded))
-            outcome = self.sink.claim(self._claim())
+            outcome = self.heartbeat.during(lambda: self.sink.claim(self._claim()))
             if outcome is not None and done is not None:
-                return done
+                return session.reused(done)
             if outcome is not None and outcome.rejected == session.progress.counts.rejected:
                 return self._complete(outcome)
             if outcome is not None:
-                self.sink.claim(self._claim(reuse=False))
+                self.heartbeat.during(lambda: self.sink.claim(self._claim(reuse=False)))
             return self._publish()
         finally:
             self.reader.close()
@@ -105,7 +142,7 @@ class _SinkRun:
         session = self.session
         while True:
             try:
-                return self.sink.commit(rejected=session.counts.rejected)
+                return self.heartbeat.during(lambda: self.sink.commit(rejected=session.counts.rejected))
             except RowsRefused as refused:
                 self.refused.update(refused.rows)
                 session.counts.rejected += len(refused.rows)
@@ -177,10 +214,10 @@ class _SinkRun:
             messages = reader.batch(_BATCH, session.deadline, session.context.stop)
             if session.context.stop():
                 raise StoppedError(f"stage {session.run.stage!r}: asked to stop; nothing is published, a retry begins again")
-            self._stage(messages)
+            if messages:
+                self._stage(messages)
             if len(self.pending) >= _PENDING or self.pending_bytes >= _PENDING_BYTES:
                 self._send_dead_letters()
-            session.context.observer(session.run.stage, session.counts.consumed, self.window.size, session.counts)
         session.counts.late, session.counts.skipped = reader.take_figures()
         session.counts.lost = reader.lost_records
         reader.check_topic()
@@ -190,33 +227,42 @@ class _SinkRun:
 
     def _send_dead_letters(self) -> None:
         """Commit the dead letters so far, and up to where they are out."""
-        positions = {p: max(offset, self.sent.get(p, 0)) for p, offset in self.reader.positions.items()}
+        while self.pending:
+            self.sent = self._in_kafka(self._send_some)
 
-        def send() -> None:
-            for message, reject in self.pending:
-                self.session.outputs.reject(reject, message=message)
-            self.session.commit(positions, {})
+        self.pending_bytes = 0
 
-        self._in_kafka(send)
-        self.sent = positions
-        self.pending, self.pending_bytes = [], 0
+    def _send_some(self) -> dict[int, int]:
+        """As many of the dead letters as a chunk may hold; up to where they are out then."""
+        session = self.session
+        letters = self.pending[: session.chunk.size]
+        session.chunk.add(len(letters))
+        for message, reject in letters:
+            session.outputs.reject(reject, message=message)
+        out = {m.partition(): m.offset() + 1 for m, _ in letters} if len(letters) < len(self.pending) else self.reader.positions
+        positions = {p: max(out.get(p, 0), self.sent.get(p, 0)) for p in out.keys() | self.sent.keys()}
+        session.commit(positions, {})
+        del self.pending[: len(letters)]
+        return positions
 
     def _in_kafka(self, write: Callable[[], _T]) -> _T:
-        """Write in a transaction, anew after an abort; the counts are of what was read, which an abort doesn't undo."""
+        """Write in a transaction, again after an abort; the counts are of what was read, which an abort doesn't undo."""
         session = self.session
         counts = session.counts
         while True:
             try:
                 return write()
             except ChunkAbortedError as aborted:
-                session.retry_chunk(aborted, 1, 1)
+                session.retry_chunk(aborted)
                 session.counts = counts
 
     def _stage(self, messages: Sequence[Message]) -> None:
         counts = self.session.counts
         write = self._show if self.session.run.dry_run else self.sink.write
         large = reject_large(messages)
-        rejected = write(messages) if large is None else {0: large}
+        began = time.monotonic()
+        rejected = self.heartbeat.during(lambda: write(messages)) if large is None else {0: large}
+        self.session.observer.batch(self.session.subject, Batch(len(messages), time.monotonic() - began))
         for i, reject in rejected.items():
             self._reject(messages[i], reject)
         counts.consumed += len(messages)

@@ -13,6 +13,7 @@ from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.runtime.agent_thread import AgentThread
 from factory_agents.runtime.agents import Source, SourceRecord
 from factory_agents.runtime.session import RunContext, Session
+from factory_agents.telemetry import Batch
 
 __all__ = ["run_source"]
 
@@ -33,7 +34,7 @@ def run_source(context: RunContext, run: AgentRun, make: Callable[[], Source]) -
         try:
             done = session.start()
             if done is not None:
-                return done
+                return session.reused(done)
             plan_source(context.config, run.work, run.interval, prefix=run.prefix, dry_run=run.dry_run)
             return _SourceRun(session, thread, source).to_end()
         finally:
@@ -49,27 +50,27 @@ class _SourceRun:
         self.session = session
         self.thread = thread
         self.source = source
-        self.chunk = self.largest_chunk = max(1, session.run.chunk_records)
+        self.chunk = session.chunk
         self.rows = 0
-        self.in_chunk = 0
-        self.began = 0.0
 
     def to_end(self) -> AgentResult:
         """Chunk after chunk until the source has no more rows."""
         while True:
             self.rows = self.session.progress.rows
-            self.in_chunk = 0
             batches = self._read(self.rows)
             try:
                 return self._to_end(batches)
             except ChunkAbortedError as aborted:
-                self.chunk = self.session.retry_chunk(aborted, self.chunk, self.in_chunk)
+                self.session.retry_chunk(aborted)
 
     def _read(self, skip: int) -> Iterator[Sequence[SourceRecord]]:
         """The source's batches from a row on, each fetched while the chunk before it is kept from getting too old."""
         batches = self.thread.call(lambda: iter(self.source.read(self.session.run.interval, skip)), self._meanwhile)
+        began = time.monotonic()
         while (batch := self.thread.call(lambda: self._next(batches), self._meanwhile)) is not None:
+            self.session.observer.batch(self.session.subject, Batch(len(batch), time.monotonic() - began))
             yield batch
+            began = time.monotonic()
 
     def _next(self, batches: Iterator[Sequence[SourceRecord]]) -> Sequence[SourceRecord] | None:
         try:
@@ -82,8 +83,9 @@ class _SourceRun:
     def _meanwhile(self) -> None:
         """While the source is busy: commit what it gave before the transaction gets too old, or when it is time to go."""
         session = self.session
+        session.observer.busy(session.subject, self.thread.busy_seconds)
         leaving = session.context.stop() or time.monotonic() > session.deadline
-        if self.in_chunk and (leaving or self._is_old()):
+        if self.chunk.records and (leaving or self._is_old()):
             self._commit()
         if leaving:
             self._check_time()
@@ -96,41 +98,31 @@ class _SourceRun:
             raise DeadlineError(f"stage {session.run.stage!r}: out of time; what is committed stays, a retry resumes")
 
     def _is_old(self) -> bool:
-        return time.monotonic() - self.began > self.session.chunk_seconds
+        return self.chunk.age > self.session.chunk_seconds
 
     def _to_end(self, batches: Iterator[Sequence[SourceRecord]]) -> AgentResult:
         session = self.session
         for batch in batches:
             done = 0
             while done < len(batch):
-                part = batch[done : done + max(1, self.chunk - self.in_chunk)]
+                part = batch[done : done + self.chunk.room]
                 self._put(part)
                 done += len(part)
-                if self.in_chunk >= self.chunk or self._is_old():
+                if self.chunk.is_full or self._is_old():
                     self._commit()
             self._meanwhile()
         result = session.commit({}, {}, rows=self.rows, finished=True)
-        self._observe()
         if result is None:
             raise AccountingError(f"stage {session.run.stage!r}: finished without a result")
         return result
 
     def _commit(self) -> None:
         self.session.commit({}, {}, rows=self.rows)
-        self.in_chunk = 0
-        self.chunk = min(self.largest_chunk, self.chunk * 2)
-        self._observe()
-
-    def _observe(self) -> None:
-        session = self.session
-        session.context.observer(session.run.stage, session.counts.consumed, -1, session.counts)
 
     def _put(self, records: Sequence[SourceRecord]) -> None:
         """Each record to the topic, or to the dead letters; without a key its row's number chooses the partition, so that re-runs agree."""
         counts, outputs = self.session.counts, self.session.outputs
-        if not self.in_chunk:
-            self.began = time.monotonic()
-        self.in_chunk += len(records)
+        self.chunk.add(len(records))
         for record in records:
             reject = record.reject
             if reject is None:
@@ -140,7 +132,7 @@ class _SourceRun:
                 counts.produced += 1
             else:
                 counts.rejected += 1
-                outputs.reject(reject, value=record.value, key=record.key, where=record.where)
+                outputs.reject(reject, value=record.value, key=record.key, where=record.where, row=self.rows)
             counts.consumed += 1
             self.rows += 1
         failpoints.hit("chunk.after-produce")

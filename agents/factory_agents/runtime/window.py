@@ -18,6 +18,7 @@ from factory_agents.runtime.agent_thread import AgentThread
 from factory_agents.runtime.agents import Output, Transform
 from factory_agents.runtime.outputs import reject_large
 from factory_agents.runtime.session import RunContext, Session
+from factory_agents.telemetry import Batch
 
 __all__ = ["BatchSize", "process", "run_transform"]
 
@@ -43,7 +44,7 @@ def run_transform(context: RunContext, run: AgentRun, make: Callable[[], Transfo
         loop = _TransformRun(session, run.window, thread, transform, make)
         try:
             done = session.start()
-            return done if done is not None else loop.to_end()
+            return session.reused(done) if done is not None else loop.to_end()
         finally:
             transform = loop.transform
             loop.reader.close()
@@ -108,9 +109,7 @@ class _TransformRun:
         self.make = make
         self.reader = WindowReader(session.context.config, session.cluster, window, accept_loss=session.run.accept_loss)
         self.batch = BatchSize()
-        self.chunk = self.largest_chunk = max(1, session.run.chunk_records)
-        self.in_chunk = 0
-        self.began = 0.0
+        self.chunk = session.chunk
         self.handled = session.progress
 
     def to_end(self) -> AgentResult:
@@ -121,17 +120,15 @@ class _TransformRun:
             try:
                 result = self._chunk()
             except ChunkAbortedError as aborted:
-                self.chunk = self.session.retry_chunk(aborted, self.chunk, self.in_chunk)
+                self.session.retry_chunk(aborted)
                 self._rebuild()
                 continue
             if result is not None:
                 return result
-            self.chunk = min(self.largest_chunk, self.chunk * 2)
 
     def _position(self) -> None:
         """Begin behind what is committed."""
         self.handled = progress = self.session.progress
-        self.in_chunk = 0
         self.reader.seek(progress.positions, progress.read, progress.lost)
         if self.transform.stateful and progress.positions:
             self._replay(progress.positions)
@@ -165,13 +162,14 @@ class _TransformRun:
             raise DeadlineError(f"stage {session.run.stage!r}: out of time; what is committed stays, a retry resumes")
 
     def _is_old(self) -> bool:
-        return self.in_chunk > 0 and time.monotonic() - self.began > self.session.chunk_seconds
+        return self.chunk.age > self.session.chunk_seconds
 
     def _meanwhile(self) -> None:
         """While the agent is busy: commit what is handled before its transaction gets too old, or when it is time to go."""
         session = self.session
+        session.observer.busy(session.subject, self.thread.busy_seconds)
         leaving = session.context.stop() or time.monotonic() > session.deadline
-        if self.in_chunk and (leaving or self._is_old()):
+        if self.chunk.records and (leaving or self._is_old()):
             self._commit_handled()
         if leaving:
             self._check_time()
@@ -180,8 +178,8 @@ class _TransformRun:
         """One transaction: as many records as fit by count and time, then the commit. The result, when the window is done."""
         reader = self.reader
         took = 0.0
-        while not reader.done and self.in_chunk < self.chunk and not self._is_old():
-            size = min(self.batch.records, self.chunk - self.in_chunk)
+        while not reader.done and not self.chunk.is_full and not self._is_old():
+            size = min(self.batch.records, self.chunk.room)
             messages = reader.batch(size, self.session.deadline, lambda: self.session.context.stop() or self._is_old())
             if not messages:
                 break
@@ -192,7 +190,7 @@ class _TransformRun:
         self._mark_handled()
         if reader.done:
             return self._finish()
-        if self.in_chunk:
+        if self.chunk.records:
             self._commit_handled()
         self._check_time()
         return None
@@ -203,10 +201,8 @@ class _TransformRun:
         outputs = self._process(messages)
         took = time.monotonic() - began
         self.batch.took(took)
-        if not self.in_chunk:
-            self.began = time.monotonic()
-        self.in_chunk += len(messages)
-        self.session.outputs.put(messages, outputs, self.session.counts, plain=self.reader.plain)
+        self.session.observer.batch(self.session.subject, Batch(len(messages), took))
+        self.chunk.put(messages, outputs, self.session.counts, plain=self.reader.plain)
         self._mark_handled()
         failpoints.hit("chunk.after-produce")
         return took
@@ -229,17 +225,9 @@ class _TransformRun:
         done = self.handled
         self.reader.check_topic()
         self.session.commit(done.positions, done.read, lost=done.lost)
-        self.in_chunk = 0
-        self._observe()
 
     def _finish(self) -> AgentResult | None:
         session, done = self.session, self.handled
         self.reader.check_topic()
         report = self.thread.call(lambda: finish(self.transform, session.counts.copy()), self._meanwhile)
-        result = session.commit(done.positions, done.read, lost=done.lost, finished=True, report=report)
-        self._observe()
-        return result
-
-    def _observe(self) -> None:
-        counts = self.session.counts
-        self.session.context.observer(self.session.run.stage, counts.consumed, self.window.size, counts)
+        return session.commit(done.positions, done.read, lost=done.lost, finished=True, report=report)

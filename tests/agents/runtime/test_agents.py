@@ -88,7 +88,28 @@ class TestOutputs:
         outputs = f.bind({}).process(messages(*({"event_id": "e", "n": n} for n in range(4))))
         assert outputs[0] is outputs[3] is None
         assert [json.loads(o)["event_id"] for o in outputs[1]] == ["e"]  # type: ignore[union-attr, arg-type]
-        assert [json.loads(o).get("event_id") for o in outputs[2]] == ["e-1", "e-2", "own", None]  # type: ignore[union-attr, arg-type]
+        assert [json.loads(o).get("event_id") for o in outputs[2]] == ["e-1", "e-2", "own", "e-4"]  # type: ignore[union-attr, arg-type]
+
+    @pytest.mark.parametrize("batch", [False, True])
+    @pytest.mark.parametrize(
+        ("ids", "expected"),
+        [
+            (["e/a", "e/b"], ["e/a", "e/b"]),
+            ([1, 2.5, "x"], [1, 2.5, "x"]),
+            (["same", "same"], ["same", "same"]),  # the agent says so
+            (["e", "b"], ["e-1", "b"]),
+            ([None, "b", "e"], ["e-1", "b", "e-3"]),
+        ],
+    )
+    def test_several_keep_ids_of_their_own(self, batch: bool, ids: list[Any], expected: list[Any]) -> None:
+        several = [{"event_id": i, "n": n} for n, i in enumerate(ids)]
+        f = agent(batch=True)(lambda events: [several]) if batch else agent(lambda event: several)
+        (outputs,) = f.bind({}).process(messages({"event_id": "e"}))
+        assert [json.loads(o)["event_id"] for o in outputs] == expected  # type: ignore[union-attr, arg-type]
+
+    def test_several_of_an_event_without_an_id_stay_as_they_are(self) -> None:
+        (outputs,) = agent(lambda event: [{"id": 1}, {"id": 2}]).bind({}).process(messages({"id": 7}))
+        assert [json.loads(o) for o in outputs] == [{"id": 1}, {"id": 2}]  # type: ignore[union-attr, arg-type]
 
     def test_another_id_field_is_numbered_instead(self) -> None:
         @agent(id_field="id")

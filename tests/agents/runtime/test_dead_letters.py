@@ -16,6 +16,7 @@ from factory_agents.runtime import dead_letters
 from factory_agents.runtime.dead_letters import Selection, group_letters, read_letter, read_letters, replay_letters
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER, DeadLetter
 from tests.support.commands import Command
+from tests.support.observers import Recorder
 from tests.support.runs import Rec, Runs
 
 EVERY = Selection()
@@ -164,14 +165,9 @@ def test_a_replay_that_was_stopped_goes_on_without_doubling(runs: Runs, monkeypa
     monkeypatch.setattr(dead_letters, "_CHUNK", 2)
     target = runs.topic("in", partitions=2)
     topic = fill(runs, [(letter(), str(i).encode()) for i in range(5)])
-    chunks = 0
-
-    def count(*_: object) -> None:
-        nonlocal chunks
-        chunks += 1
-
+    observed = Recorder()
     with pytest.raises(StoppedError):
-        replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix, observer=count, stop=lambda: chunks >= 1)
+        replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix, observer=observed, stop=lambda: bool(observed.commits))
     assert len(runs.everything(target)) == 2
     assert replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix).replayed == 3
     assert [r.value for r in replayed(runs, target)] == [b"0", b"1", b"2", b"3", b"4"]

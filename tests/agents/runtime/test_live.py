@@ -25,6 +25,7 @@ from factory_agents.runtime.agents import agent
 from factory_agents.runtime.live import _Live, default_group, run_live
 from factory_agents.runtime.session import RunContext
 from tests.support.agents import mark
+from tests.support.observers import Recorder
 from tests.support.raw_records import Raw, batch, put
 from tests.support.runs import Runs, events
 from tests.support.topics import recreate
@@ -40,8 +41,8 @@ class Live:
         self.stop = threading.Event()
         self.counts: Counts | None = None
         self.error: BaseException | None = None
-        self.commits: list[int] = []
-        context = RunContext(config or runs.config, stop=self.stop.is_set, observer=lambda _g, done, _t, _c: self.commits.append(done))
+        self.observed = Recorder()
+        context = RunContext(config or runs.config, stop=self.stop.is_set, observer=self.observed)
         self._work = lambda: run_live(
             context,
             agent(version="1")(function).bind({}),
@@ -53,6 +54,10 @@ class Live:
         )
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    @property
+    def commits(self) -> list[int]:
+        return self.observed.commits
 
     def _run(self) -> None:
         try:
@@ -210,6 +215,41 @@ def test_a_refused_record_is_dead_lettered_and_does_not_come_back_for_ever(runs:
     assert (counts.consumed, counts.forwarded, counts.rejected) == (100, 98, 2)
     assert written(runs, out) == [n for n in range(100) if n not in (50, 51)]
     assert written(runs, f"{out}.dead") == [50, 51]
+
+
+@pytest.mark.parametrize(
+    ("limit", "later", "most_aborts"),
+    [
+        (20_000, 20_000, 5),
+        (1_000_000, 20_000, 5),  # lowered while it runs
+        (35_000, 35_000, 30),  # whether a record fits, compressed, only the broker can tell
+    ],
+)
+def test_of_an_agent_that_is_not_deterministic_the_events_are_found_whose_outputs_are_refused(
+    runs: Runs, caplog: pytest.LogCaptureFixture, limit: int, later: int, most_aborts: int
+) -> None:
+    """By where they came from: other bytes come each time."""
+    source, out = runs.topic("in"), runs.topic("out", max_message_bytes=limit)
+    runs.topic("out.dead")
+    lowered = threading.Event()
+
+    def other_each_time(event: dict[str, Any]) -> dict[str, Any]:
+        if not lowered.is_set():
+            runs.cluster.alter(out, {"max.message.bytes": str(later)})
+            lowered.set()
+        return event | {"pad": os.urandom(25_000 if event["event_id"] % 41 == 0 else 10).hex()}
+
+    runs.produce(source, events(1000))
+    with live(runs, source, out, other_each_time) as running:
+        wait_written(runs, f"{out}.dead", 25)
+        wait_written(runs, out, 975)
+        counts = running.end()
+    assert (counts.consumed, counts.forwarded, counts.rejected) == (1000, 975, 25)
+    assert written(runs, out) == [n for n in range(1000) if n % 41]
+    assert written(runs, f"{out}.dead") == list(range(0, 1000, 41))
+    reasons = {r.dead_letter["error"] for r in runs.everything(f"{out}.dead")}
+    assert all("refused by the broker" in reason and "too large" in reason for reason in reasons), reasons
+    assert sum("chunk aborted" in record.message for record in caplog.records) <= most_aborts
 
 
 def test_a_dead_letter_that_is_refused_ends_the_agent(runs: Runs) -> None:

@@ -57,7 +57,7 @@ def outputs(runs: Runs, writer: TransactionalWriter, out: str, input_partitions:
         runs.cluster, writer, Origin("p", "s", "a", "1", "w", "in", input_partitions), output=out, dead=f"{out}.dead" if out else "", **more
     )
     made.resolve()
-    made.sign("s/f/1")
+    made.set_writer("s/f/1")
     return made
 
 
