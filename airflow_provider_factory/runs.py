@@ -11,6 +11,7 @@ from typing import Any
 from airflow_provider_factory.version_compat import previous_run
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.protocol import Interval, Order
+from factory_agents.stage_plan import StageInput
 
 __all__ = [
     "as_bool",
@@ -80,10 +81,11 @@ def follows(context: Mapping[str, Any], interval: Interval) -> bool:
     before = context.get("dag_run")
     for _ in range(_MOST_RUNS_BEFORE):
         before = previous_run(before)
-        if before is None or before.data_interval_end is None:
+        if before is None:
             return False
         if _run_type(before) == "scheduled":
-            return bool(_utc(before.data_interval_end) >= interval.start)
+            end = before.data_interval_end
+            return end is not None and _utc(end) >= interval.start
     return False
 
 
@@ -106,45 +108,34 @@ def _map_index(context: Mapping[str, Any]) -> int:
     return -1 if index is None else int(index)
 
 
-def instance(context: Mapping[str, Any], *, inherited: int, sharded: bool) -> int:
+def instance(context: Mapping[str, Any], given: StageInput | None) -> int:
     """Which of the tasks that are mapped beside each other this is, so that the work of each is its own.
 
-    The shards of one plan are one work, and those that are mapped over windows or results alone are told apart by these (``inherited``).
-    Raises ConfigurationError for a task that is mapped over shards and something else at once: each would do the same shards.
+    The shards of one plan are one work, in whatever order they are mapped; so are those of each plan, where it is several plans' shards.
+    Raises ConfigurationError for a task that is mapped over shards first and something else then: no set of shards would come of that.
     """
-    index = _map_index(context)
+    index, inherited = _map_index(context), given.window.instance if given is not None else 0
     if index < 0:
         return inherited
-    others = sorted(_mapped_arguments(context) - {"window", "shard"})
-    if not sharded:
-        return index if others else inherited
-    if others and _is_product(context):
+    if given is None or not given.sharded:
+        return index
+    if mapped(context) <= given.shard.of:
+        return inherited
+    names = _mapped_arguments(context)
+    if names and names[-1] not in ("window", "shard"):
+        shards = next((name for name in names if name in ("window", "shard")), "shard")
         raise ConfigurationError(
-            f"mapped over shards and {', '.join(others)} at once, so that several tasks would do the same shard; give the whole window: "
-            f"partial(window=….output).expand({others[0]}=…), or put each into a set of its own with expand_kwargs"
+            f"mapped over shards and {names[-1]} at once: the shards have to come last, expand({names[-1]}=…, {shards}=…), or give the "
+            f"whole window, partial(window=….output).expand({names[-1]}=…)"
         )
-    return inherited
+    return index - given.shard.index
 
 
-def _expand_input(context: Mapping[str, Any]) -> Any:
-    """What the task itself is mapped over; None for one that is in a mapped group."""
-    task = context["task"]
-    original = getattr(context.get("dag"), "task_dict", {}).get(task.task_id)
-    return getattr(original, "expand_input", None)
-
-
-def _is_product(context: Mapping[str, Any]) -> bool:
-    return isinstance(getattr(_expand_input(context), "value", None), Mapping)
-
-
-def _mapped_arguments(context: Mapping[str, Any]) -> set[str]:
-    """Names of the arguments that differ between the mapped tasks; ``group`` where a task group is mapped, or nobody can tell."""
-    value = getattr(_expand_input(context), "value", None)
-    if isinstance(value, Mapping):  # expand(a=…, b=…)
-        return set(value)
-    if isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value):  # expand_kwargs([{…}, …])
-        return {name for item in value for name in item}
-    return {"group"}
+def _mapped_arguments(context: Mapping[str, Any]) -> list[str]:
+    """What the task itself is mapped over by ``expand``, as it stands there; nothing for a mapped group's, or ``expand_kwargs``."""
+    original = getattr(context.get("dag"), "task_dict", {}).get(context["task"].task_id)
+    value = getattr(getattr(original, "expand_input", None), "value", None)
+    return list(value) if isinstance(value, Mapping) else []
 
 
 def mapped(context: Mapping[str, Any]) -> int:

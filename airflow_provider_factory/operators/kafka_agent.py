@@ -198,7 +198,7 @@ class KafkaAgentOperator(AgentPodOperator):
             shard=given.shard if given else Shard(),
             plan=given.plan if given else "",
             origin=given.window.origin if given else "",
-            instance=instance(context, inherited=given.window.instance if given else 0, sharded=given.sharded if given else False),
+            instance=instance(context, given),
             mapped=mapped(context),
             output_topic=topic_name(self.output_topic),
             dead_letter_topic=topic_name(self.dead_letter_topic),

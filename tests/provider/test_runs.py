@@ -22,7 +22,8 @@ from airflow_provider_factory.runs import (
 )
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.protocol import Order
-from tests.provider.samples import INTERVAL, context
+from factory_agents.stage_plan import StageInput, stage_input
+from tests.provider.samples import INTERVAL, context, window
 
 
 def test_the_interval_is_the_runs_data_interval() -> None:
@@ -77,51 +78,70 @@ def test_a_run_made_again_under_its_old_name_has_orders_of_its_own() -> None:
     assert len({order(context(dag_run=run)).task for run in runs}) == 2
 
 
-def mapped_task(index: int, over: Any = None) -> dict[str, Any]:
-    """The context of a task that is mapped over ``over``: a mapping (expand), a list (expand_kwargs), or a group's (None)."""
+def mapped_task(index: int, of: int, over: Any = None) -> dict[str, Any]:
+    """The context of one of ``of`` tasks, mapped over ``over``: a mapping (expand), a list (expand_kwargs), or a group's (None)."""
     original = SimpleNamespace() if over is None else SimpleNamespace(expand_input=SimpleNamespace(value=over))
-    dag = SimpleNamespace(task_dict={"enrich": original})
-    return context(ti=SimpleNamespace(map_index=index), dag=dag, task=SimpleNamespace(task_id="enrich", retries=0))
+    ti = SimpleNamespace(map_index=index, dag_id="d", task_id="t", run_id="r", get_ti_count=lambda states=(), **_: 0 if states else of)
+    return context(ti=ti, dag=SimpleNamespace(task_dict={"t": original}), task=SimpleNamespace(task_id="t", retries=0))
+
+
+def whole(instance: int = 0) -> StageInput:
+    return stage_input(window(4, instance=instance))
+
+
+def shard(index: int, of: int, instance: int = 0) -> StageInput:
+    return stage_input(window(4, instance=instance), (index, of))
 
 
 @pytest.mark.parametrize(
-    ("run", "sharded", "expected"),
+    ("index", "of", "given", "expected"),
     [
-        (mapped_task(-1), False, 7),
-        (mapped_task(2), False, 2),
-        (mapped_task(2), True, 7),
-        (mapped_task(2, {"agent_params": []}), False, 2),
-        (mapped_task(2, {"window": [], "output_topic": []}), False, 2),
-        (mapped_task(2, {"window": []}), False, 7),
-        (mapped_task(2, {"window": []}), True, 7),
-        (mapped_task(2, {"shard": []}), True, 7),
-        (mapped_task(2, [{"window": 1, "agent_params": {}}]), False, 2),
-        (mapped_task(2, [{"window": 1, "agent_params": {}}]), True, 7),
-        (mapped_task(2, [{"window": 1}, {"window": 2}]), False, 7),
-        (mapped_task(2, object()), False, 2),
+        (-1, 1, whole(7), 7),
+        (-1, 1, shard(1, 2, 7), 7),
+        (-1, 1, None, 0),
+        (2, 3, None, 2),
+        (2, 3, whole(7), 2),
+        (1, 4, shard(1, 4), 0),
+        (0, 2, shard(3, 4), 0),
+        (1, 4, shard(1, 4, 7), 7),
     ],
     ids=[
         "not mapped",
-        "in a group",
-        "in a group over shards",
-        "over parameters",
-        "over windows and topics",
-        "over windows or results",
-        "over planned shards",
-        "over shards",
-        "over sets of arguments",
-        "over sets of arguments, a shard each",
-        "over sets of a window each",
-        "over what nobody knows yet",
+        "not mapped, a shard",
+        "not mapped, a source",
+        "sources",
+        "windows, results, parameters",
+        "shards of a plan",
+        "some of them, in any order",
+        "shards of a mapped task's window",
     ],
 )
-def test_a_mapped_task_is_told_apart_unless_what_it_reads_does_that(run: dict[str, Any], sharded: bool, expected: int) -> None:
-    assert instance(run, inherited=7, sharded=sharded) == expected
+def test_each_mapped_task_is_told_apart_but_the_shards_of_one_plan(index: int, of: int, given: StageInput | None, expected: int) -> None:
+    assert instance(mapped_task(index, of), given) == expected
 
 
-def test_shards_times_parameters_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="mapped over shards and agent_params at once"):
-        instance(mapped_task(1, {"shard": [], "agent_params": []}), inherited=0, sharded=True)
+@pytest.mark.parametrize(
+    "over", [None, [{}], {"window": []}, {"agent_params": [], "shard": []}], ids=["group", "kwargs", "windows", "product"]
+)
+def test_shards_of_several_plans_are_works_of_their_own(over: Any) -> None:
+    shards = [shard(i, 3) for i in range(3)] + [shard(i, 2) for i in range(2)]
+    assert [instance(mapped_task(i, 5, over), given) for i, given in enumerate(shards)] == [0, 0, 0, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["window", "shard"])
+def test_shards_before_parameters_are_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"the shards have to come last, expand\(agent_params=…, {name}=…\)"):
+        instance(mapped_task(1, 4, {name: [], "agent_params": []}), shard(0, 2))
+
+
+def test_mapped_tasks_are_counted_without_those_that_a_clear_removed() -> None:
+    def count(states: Any = (), **_: Any) -> int:
+        return 2 if "removed" in states else 5
+
+    ti = SimpleNamespace(map_index=0, dag_id="d", task_id="t", run_id="r", get_ti_count=count)
+    assert mapped(context(ti=ti)) == 3
+    assert mapped(context(ti=SimpleNamespace(map_index=-1, get_ti_count=count))) == 0
+    assert mapped(context(ti=SimpleNamespace(map_index=0))) == 0
 
 
 @pytest.mark.parametrize(
@@ -142,16 +162,6 @@ def test_a_scheduled_run_follows_the_one_right_before_it(
     runs = iter([SimpleNamespace(run_type=kind, data_interval_end=INTERVAL.start - timedelta(hours=ago)) for kind, ago in before])
     monkeypatch.setattr("airflow_provider_factory.runs.previous_run", lambda _: next(runs, None))
     assert follows(context(), INTERVAL) is expected
-
-
-def test_mapped_tasks_are_counted_without_those_that_a_clear_removed() -> None:
-    def count(states: Any = (), **_: Any) -> int:
-        return 2 if "removed" in states else 5
-
-    ti = SimpleNamespace(map_index=0, dag_id="d", task_id="t", run_id="r", get_ti_count=count)
-    assert mapped(context(ti=ti)) == 3
-    assert mapped(context(ti=SimpleNamespace(map_index=-1, get_ti_count=count))) == 0
-    assert mapped(context(ti=SimpleNamespace(map_index=0))) == 0
 
 
 def test_reprocess_is_the_argument_else_the_param() -> None:
