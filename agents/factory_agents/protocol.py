@@ -288,8 +288,9 @@ class Counts(msgspec.Struct, omit_defaults=True):
     """What happened to the records of a window: ``consumed = forwarded + filtered + rejected``.
 
     ``produced`` are records written to the output topic. ``skipped`` belong to other writers and are not consumed. ``late`` came
-    with a time before the window's interval. At a sink ``forwarded = written + duplicates + older + dropped``; ``removed`` are
-    rows an older generation had left, ``dropped`` those that the table's triggers did not let in.
+    with a time before the window's interval. At a sink ``forwarded = written + duplicates + older + deleted + dropped``;
+    ``deleted`` are keys whose newest record has no value, ``dropped`` rows that the table's triggers did not let in, ``removed`` rows that
+    an older generation had left.
     """
 
     consumed: int = 0
@@ -302,6 +303,7 @@ class Counts(msgspec.Struct, omit_defaults=True):
     written: int = 0
     duplicates: int = 0
     older: int = 0
+    deleted: int = 0
     dropped: int = 0
     removed: int = 0
     lost: int = 0

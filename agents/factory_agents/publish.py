@@ -24,7 +24,7 @@ class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``table``: ``table`` or ``schema.table``, taken literally. ``contract`` (a file, YAML text or a mapping) gives columns, key and order;
     without one an existing table's own columns and primary key do, and what is published last wins. ``create_table``: create it from the
     contract if absent. ``database_url_env`` names the environment variable that holds the database's URL. ``statement_timeout`` (0:
-    none) and ``lock_timeout`` are seconds.
+    none) and ``lock_timeout`` are seconds. ``deletes``: a record without a value removes its key's row (by default as the contract has it).
     """
 
     table: str
@@ -33,6 +33,7 @@ class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database_url_env: str = "DATABASE_URL"
     statement_timeout: float = 900.0
     lock_timeout: float = 60.0
+    deletes: bool | None = None
 
 
 def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:
@@ -45,16 +46,18 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:
     untrusted = run is not None and "contract" in run.untrusted
     contract = load_contract(settings.contract, untrusted=untrusted) if settings.contract else None
     database = database_from_env(settings.database_url_env)
+    deletes = settings.deletes if settings.deletes is not None else contract is not None and contract.deletes
+    wanted = _wanted(contract) if contract is not None else WantedTable()
     target = PostgresTarget(
         database=database,
         table=TableName.parse(settings.table),
-        wanted=_wanted(contract) if contract is not None else WantedTable(),
+        wanted=msgspec.structs.replace(wanted, deletes=deletes),
         create_table=settings.create_table,
         statement_timeout=settings.statement_timeout,
         lock_timeout=settings.lock_timeout,
     )
     identity = {"table": settings.table, "contract": contract.digest if contract is not None else "", "database": database.address}
-    return PostgresSink(target, identity)
+    return PostgresSink(target, identity | ({"deletes": True} if deletes else {}))
 
 
 def _params(params: Mapping[str, Any]) -> PublishParams:

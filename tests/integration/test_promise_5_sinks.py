@@ -231,10 +231,15 @@ def test_what_does_not_add_up_at_the_sink_fails_the_run(table: Table) -> None:
 
 def test_too_many_rejected_publish_nothing_and_can_be_looked_at(table: Table) -> None:
     with pytest.raises(TooManyRejectedError):
-        table.publish(msgspec.structs.replace(table.run, max_rejected="2"))
+        table.publish(msgspec.structs.replace(table.run, max_rejected="1"))
     assert table.rows() == []
     assert len(table.runs.everything(table.run.dead_letter_topic)) == 3
     table.check(table.publish())
+
+
+def test_a_tombstone_that_means_nothing_is_a_dead_letter_but_no_bad_event(table: Table) -> None:
+    """Of the three dead letters one is a record without a value."""
+    table.check(table.publish(msgspec.structs.replace(table.run, max_rejected="2")))
 
 
 def test_asked_to_stop_nothing_is_published(table: Table) -> None:
@@ -333,6 +338,25 @@ class TestPostgresql:
             for window in order:
                 publish(window)
             assert self.rows(runs, database_url) == [("second",)]
+
+    def test_a_record_without_a_value_deletes_its_keys_row_where_the_contract_says_so(
+        self, runs: Runs, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        params = {"table": f"t_{runs.prefix.replace('-', '_')}", "contract": BY_ID | {"deletes": True}}
+        topic = runs.topic("in", partitions=1)
+        for n in range(4):
+            runs.produce(topic, [b'{"event_id": %d, "text": "%d"}' % (n, n)], key=str(n))
+        runs.produce(topic, [None], key="1")
+        runs.produce(topic, [None], key="3")
+        runs.produce(topic, [b'{"event_id": 3, "text": "again"}'], key="3")
+        run = runs.run(runs.window(topic), name="publish", stage="publish", params=params)
+        for _ in range(2):
+            counts = run_sink(RunContext(runs.config), run, lambda: build(params)).counts
+            assert (counts.consumed, counts.forwarded, counts.rejected) == (7, 7, 0)
+            assert (counts.written, counts.duplicates, counts.deleted) == (3, 3, 1)
+            assert self.rows(runs, database_url) == [("0",), ("2",), ("again",)]
+            run = msgspec.structs.replace(run, rerun="redo")
 
     def test_a_table_that_was_emptied_is_filled_again_though_both_ledgers_have_the_result(
         self, runs: Runs, database_url: str, publish: Callable[[Window], AgentResult]

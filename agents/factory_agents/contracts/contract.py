@@ -36,7 +36,7 @@ TimeUnit = Literal["s", "ms", "us", "iso"]
 
 _KEYS = (
     *("name", "version", "description", "owner", "id", "time", "time_unit"),
-    *("version_field", "key", "schema", "rules", "window", "columns"),
+    *("version_field", "key", "deletes", "schema", "rules", "window", "columns"),
 )
 _WINDOW_KEYS = ("fail_if", "warn_if", "nulls")
 _RESERVED = ("schema", "decode", "time")
@@ -57,9 +57,9 @@ class Contract:
     """A checked data contract.
 
     ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
-    counted in (``iso``: ISO-8601 text). ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it. ``notes``
-    say what in it checks nothing. ``text`` is its own; ``texts`` are those of the files that it refers to, by their names relative to its
-    folder.
+    counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row. ``digest`` is equal for equal
+    meaning: comments, layout and descriptions don't enter it. ``notes`` say what in it checks nothing. ``text`` is its own; ``texts`` are
+    those of the files that it refers to, by their names relative to its folder.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Contract:
     time_unit: TimeUnit
     version_field: str | None
     key: tuple[str, ...]
+    deletes: bool
     rules: tuple[Rule, ...]
     fail_if: tuple[Condition, ...]
     warn_if: tuple[Condition, ...]
@@ -232,6 +233,9 @@ class _Builder:
         key = self._key(id_)
         version = self._version()
         version_field = self._field("version_field", None)
+        deletes = self._data.get("deletes", False)
+        if not isinstance(deletes, bool):
+            self._fail(("deletes",), f"expected true or false, got {show(deletes)}")
         columns = self._columns(key)
         expressions = tuple(e for _, e in rules)
         meaning = {
@@ -245,7 +249,7 @@ class _Builder:
             "rules": [(rule.name, " ".join(rule.text.split())) for rule, _ in rules],
             "window": [[c.text for c in fail_if], [c.text for c in warn_if], nulls],
             "columns": columns,
-        }
+        } | ({"deletes": True} if deletes else {})
         return Contract(
             name=name,
             version=version,
@@ -254,6 +258,7 @@ class _Builder:
             time_unit=unit,
             version_field=version_field,
             key=key,
+            deletes=deletes,
             rules=tuple(rule for rule, _ in rules),
             fail_if=fail_if,
             warn_if=warn_if,

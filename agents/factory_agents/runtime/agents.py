@@ -125,9 +125,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class SinkOutcome:
-    """What a sink committed: ``rows = written + duplicates + older + dropped``; ``notes`` are lines for a person.
+    """What a sink committed: ``rows = written + duplicates + older + deleted + dropped``; ``notes`` are lines for a person.
 
-    ``dropped`` are rows that the table's own triggers did not let in.
+    ``deleted`` are keys whose newest record says so, ``dropped`` rows that the table's own triggers did not let in.
     """
 
     table: str
@@ -135,6 +135,7 @@ class SinkOutcome:
     written: int = 0
     duplicates: int = 0
     older: int = 0
+    deleted: int = 0
     dropped: int = 0
     removed: int = 0
     rejected: int = 0

@@ -127,6 +127,8 @@ class Session:
         self.resumed = False
         self.progress = Progress()
         self.counts = Counts()
+        self.tolerated = 0
+        """How many of the rejected are no bad events: records without a value, where those mean nothing."""
         window = run.window
         facts = self.cluster.find(window.topic) if window is not None and window.ranges else None
         self.outputs = Outputs(
@@ -228,7 +230,7 @@ class Session:
         A percentage counts from 10 rejected on, and before the end only from 10,000 consumed.
         """
         limit, percent = self._limit
-        rejected, consumed = self.counts.rejected, self.counts.consumed
+        rejected, consumed = self.counts.rejected - self.tolerated, self.counts.consumed
         enough = not percent or (rejected >= 10 and (final or consumed >= 10_000))
         if enough and rejected > (consumed * limit / 100 if percent else limit):
             raise TooManyRejectedError(

@@ -24,7 +24,7 @@ __all__ = ["run_sink"]
 
 _BATCH = 10_000
 _PENDING, _PENDING_BYTES = 1000, 64 * 1024 * 1024
-_OUTCOMES = ("written", "duplicates", "older", "dropped")
+_OUTCOMES = ("written", "duplicates", "older", "deleted", "dropped")
 _BEAT_SECONDS = 0.1
 _T = TypeVar("_T")
 
@@ -208,7 +208,7 @@ class _SinkRun:
     def _read_all(self) -> None:
         session, reader = self.session, self.reader
         reader.check_topic()
-        session.counts = Counts()
+        session.counts, session.tolerated = Counts(), 0
         reader.seek({}, {})
         while not reader.done:
             messages = reader.batch(_BATCH, session.deadline, session.context.stop)
@@ -283,6 +283,7 @@ class _SinkRun:
     def _reject(self, message: Message, reject: Reject) -> None:
         self.session.counts.rejected += 1
         reject.forget_frames()
+        self.session.tolerated += message.value() is None
         if message.offset() >= self.sent.get(message.partition(), 0):
             self.pending.append((message, reject))
             self.pending_bytes += len(message)

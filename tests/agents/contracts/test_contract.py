@@ -219,3 +219,22 @@ def test_the_example_in_the_documentation_is_a_contract() -> None:
     contract = load_contract(page.split("```yaml\n")[1].split("```")[0])
     assert [(c.name, c.type) for c in contract.columns()] == [("event_id", "text"), ("occurred_at", "bigint"), ("added", "numeric")]
     assert contract.checker()({"event_id": "1", "occurred_at": 1, "added": None})
+
+
+def test_deletes_are_asked_for_and_enter_the_digest() -> None:
+    plain, deleting = load_contract(BASE), load_contract(BASE + "deletes: true\n")
+    assert (plain.deletes, deleting.deletes) == (False, True)
+    assert plain.digest == load_contract(BASE + "deletes: false\n").digest != deleting.digest
+    with pytest.raises(ContractError, match="expected true or false, got 'yes'"):
+        load_contract(BASE + "deletes: 'yes'\n")
+
+
+@pytest.mark.parametrize("type_", ["numeric(10,2)", "char(3)", "varchar(5)", "text[]", "numeric(4)[]", "uuid"])
+def test_a_columns_type_may_have_arguments_and_be_a_list(type_: str) -> None:
+    assert load_contract(BASE + f"columns:\n  event_id:\n  added: {type_}\n").columns()[1].type == type_
+
+
+@pytest.mark.parametrize("type_", ["uid", "text(3)", "numeric(1,2,3)", "char()", "text[][]", "'text; DROP TABLE x'"])
+def test_a_columns_type_that_is_none_is_refused(type_: str) -> None:
+    with pytest.raises(ContractError, match="unknown type"):
+        load_contract(BASE + f"columns:\n  event_id:\n  added: {type_}\n")

@@ -16,7 +16,8 @@ __all__ = ["FoundColumn", "UniqueIndex", "columns", "row_triggers", "rules", "un
 
 
 class FoundColumn(msgspec.Struct, frozen=True):
-    """A column as it is. ``supplied``: it has a default; ``generated``: nobody may write it; ``deterministic``: equal is equal bytes."""
+    """A column as it is. ``supplied``: it has a default; ``generated``: nobody may write it; ``deterministic``: equal is equal bytes;
+    ``collation`` is quoted, "" for none."""
 
     name: str
     type: FoundType
@@ -24,6 +25,7 @@ class FoundColumn(msgspec.Struct, frozen=True):
     supplied: bool
     generated: bool
     deterministic: bool
+    collation: str
 
 
 class UniqueIndex(msgspec.Struct, frozen=True):
@@ -40,9 +42,11 @@ def columns(connection: psycopg.Connection[Any], oid: int) -> dict[str, FoundCol
     rows = connection.execute(
         """
         SELECT a.attname, a.atttypid::bigint, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attnotnull OR t.typnotnull,
-               a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' OR a.attidentity = 'a', coalesce(l.collisdeterministic, true)
+               a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' OR a.attidentity = 'a', coalesce(l.collisdeterministic, true),
+               coalesce(quote_ident(n.nspname) || '.' || quote_ident(l.collname), '')
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
              LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
+             LEFT JOIN pg_catalog.pg_namespace n ON n.oid = l.collnamespace
         WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
         """,
         [oid],

@@ -56,7 +56,7 @@ class _OpenCopy:
         self._open = ExitStack()
         cursor = self._open.enter_context(connection.cursor())
         copy = self._open.enter_context(cursor.copy(query, writer=_keeping(cursor, sent)))
-        copy.set_types([*(c.kind.copied_as for c in table.columns), *_OWN_COPIED_AS])
+        copy.set_types([*(c.kind.copied_as for c in table.columns), *_OWN_COPIED_AS, *(["bool"] if table.deletes else [])])
         self._write = copy.write_row
 
     def write(self, rows: Iterable[TableRow]) -> None:
@@ -180,6 +180,7 @@ class Staged:
             for c, type_ in zip(table.columns, table.staged, strict=True)
         ]
         columns += [compose("{name} " + type_, name=sql.Identifier(name)) for name, (type_, _) in OWN_COLUMNS.items()]
+        columns += [compose("_factory_deleted boolean")] if table.deletes else []
         query = "CREATE TEMPORARY TABLE {staging} ({columns}) ON COMMIT DROP"
         connection.execute(compose(query, staging=sql.SQL(STAGING), columns=sql.SQL(", ").join(columns)))
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory_agents import failpoints
 from factory_agents.errors import FencedError
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
 from factory_agents.sinks.postgres.copy import CHECK_CONSTRAINTS, STAGING, Copy, Direct, Staged, is_of_a_row, may_be_staged
+from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.ledger import Acquired, Ledger, Mine
 from factory_agents.sinks.postgres.names import compose, identifier, names
 from factory_agents.sinks.postgres.refusals import SUSPECTS, find_refused
 from factory_agents.sinks.postgres.rows import RowReader
-from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable
+from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, same_key
 
 if TYPE_CHECKING:
     import psycopg
@@ -25,6 +26,15 @@ __all__ = ["Publication"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class _Merged(NamedTuple):
+    """What became of the keys that a publication has: written, deleted, dropped by triggers, or else older than the table's."""
+
+    written: int
+    keys: int
+    deleted: int = 0
+    dropped: int = 0
 
 
 class Publication:
@@ -39,7 +49,8 @@ class Publication:
         self.claim = claim
         self.fence = acquired.fence
         self._acquired = acquired
-        self._reader = RowReader(table.columns, (_window_start(claim.window), acquired.publication))
+        deletes = table.key if table.deletes else ()
+        self._reader = RowReader(table.columns, (_window_start(claim.window), acquired.publication), deletes)
         self._rows = 0
         self._most_refused = 1000
         self._copy: Copy | None = None
@@ -56,7 +67,7 @@ class Publication:
         if fitting:
             self._rows += len(fitting)
             if self._copy is None:
-                if self._acquired.fresh and self.table.tracked and not self.table.drops_rows:
+                if self._acquired.fresh and self.table.may_be_copied_to:
                     self._copy = Direct(self.connection, self.table, self._acquired.publication)
                 else:
                     self._copy = Staged(self.connection, self.table)
@@ -100,31 +111,40 @@ class Publication:
         """Everything between the last row and the commit. Raises FencedError for a claim that was taken over."""
         ledger = self._ledger
         mine = ledger.hold(self.fence)
-        written, distinct, older = self._rows, self._rows, 0
-        if isinstance(self._copy, Staged):
-            written, distinct, older = self._merge()
+        merged = self._merge() if isinstance(self._copy, Staged) else _Merged(self._rows, self._rows)
+        removed = self._sweep(mine)
         outcome = SinkOutcome(
             table=self.table.text,
             rows=self._rows,
-            written=written,
-            duplicates=self._rows - distinct,
-            older=older,
-            dropped=distinct - written - older,
-            removed=self._sweep(mine) if self.table.tracked else 0,
+            written=merged.written,
+            duplicates=self._rows - merged.keys,
+            older=merged.keys - merged.written - merged.deleted - merged.dropped,
+            deleted=merged.deleted,
+            dropped=merged.dropped,
+            removed=removed,
             rejected=rejected,
-            notes=self.table.notes if self.table.tracked else (*self.table.notes, *self._stale(mine, distinct)),
+            notes=self.table.notes if self.table.tracked else (*self.table.notes, *self._stale(mine, merged.keys)),
         )
         ledger.write(self.fence, self._acquired.publication, outcome)
         return outcome
 
-    def _merge(self) -> tuple[int, int, int]:
-        """Merge the staged rows: how many are written, how many keys there are, how many lost against what the table has."""
+    def _merge(self) -> _Merged:
+        """Delete, and merge the staged rows."""
         past = self._past()
+        keys = self._value(self._sql.count_keys()) if self.table.deletes else None
+        deleted = self._delete(past)
         older = self._value(self._sql.count_older(past)) if self.table.drops_rows else None
+        left = self._value(self._sql.count_keys()) if older is not None else 0
         written = self._count(self._sql.merge(past))
         self.connection.execute(CHECK_CONSTRAINTS)
-        distinct = self._rows if written == self._rows else self._value(self._sql.count_keys())
-        return written, distinct, distinct - written if older is None else min(older, distinct - written)
+        if keys is None:
+            keys = self._rows if written == self._rows else self._value(self._sql.count_keys())
+        return _Merged(written, keys, deleted, max(0, left - written - older) if older is not None else 0)
+
+    def _delete(self, past: Sequence[int]) -> int:
+        if not self.table.deletes:
+            return 0
+        return Deletes(self.connection, self.table).apply(past, self._ledger.past())
 
     def _past(self) -> list[int]:
         return self._ledger.past() if self.table.tracked else []
@@ -139,9 +159,12 @@ class Publication:
         There may be more: a row that is older than one of them, or those past a number that doubles each time.
         """
         past = self._past()
-        refused = find_refused(
-            self.connection, self._sql.suspects(), lambda first, last: self._sql.merge(past, (first, last)), self._most_refused
-        )
+
+        def prepare() -> None:
+            self._delete(past)
+            self.connection.execute(self._sql.suspects())
+
+        refused = find_refused(self.connection, prepare, lambda first, last: self._sql.merge(past, (first, last)), self._most_refused)
         taken = self._count(self._sql.take_out(refused)) if refused else 0
         self._rows -= taken
         self._most_refused *= 2
@@ -153,7 +176,9 @@ class Publication:
         Partitions may move between the shards of two plans, so an earlier plan's rows go when the whole of this plan is there, not
         before: no reader misses a row that moves from one shard to another.
         """
-        ledger, claim = self._ledger, self.claim
+        ledger, claim, table = self._ledger, self.claim, self.table
+        if not (table.tracked or table.deletes):
+            return 0
         ledger.meet()
         current = [self._acquired.publication, *ledger.peers()]
         if len(current) == claim.shard.of:
@@ -164,7 +189,9 @@ class Publication:
             swept = []
         if not swept:
             return 0
-        removed = self._count(self._sql.delete(swept))
+        removed = self._count(self._sql.delete(swept)) if table.tracked else 0
+        if table.deletes:
+            Deletes(self.connection, self.table).forget(swept)
         ledger.forget(swept)
         return removed
 
@@ -271,10 +298,10 @@ class _Statements:
 
         newer = self._newer(past)
         return compose(
-            "SELECT count(*) FROM ({newest}) AS excluded JOIN {table} AS t USING ({key}) WHERE NOT {newer}",
+            "SELECT count(*) FROM ({newest}) AS excluded JOIN {table} AS t ON {same} WHERE NOT {newer}",
             newest=self._newest(),
             table=self._table.identifier,
-            key=names(self._table.key),
+            same=same_key(self._table, "t", "excluded"),
             newer=newer if newer is not None else sql.SQL("true"),
         )
 

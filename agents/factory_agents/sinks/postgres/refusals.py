@@ -23,14 +23,14 @@ _FOREIGN_KEY = "23503"
 
 
 def find_refused(
-    connection: psycopg.Connection[Any], suspects: sql.Composed, insert: Callable[[int, int], sql.Composed], most: int
+    connection: psycopg.Connection[Any], prepare: Callable[[], None], insert: Callable[[int, int], sql.Composed], most: int
 ) -> dict[tuple[int, int], Reject]:
     """Why the database refuses rows, by partition and offset of their records: ``most`` of them, or all; the transaction is as before.
 
-    ``suspects`` makes the table of that name, ``insert`` merges those from one number to another (both included).
+    ``prepare`` makes the table of suspects, ``insert`` merges those from one number to another (both included).
     """
     connection.execute("SAVEPOINT factory_search")
-    connection.execute(suspects)
+    prepare()
     connection.execute(compose(f"CREATE UNIQUE INDEX ON {SUSPECTS} (n)"))
     row = connection.execute(compose(f"SELECT count(*) FROM {SUSPECTS}")).fetchone()
     search = _Search(connection, insert)

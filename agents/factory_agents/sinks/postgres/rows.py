@@ -26,6 +26,10 @@ _NULL = b"null"
 _LAST = itemgetter(1)
 
 
+def _has_value(message: Message) -> bool:
+    return message.value() is not None
+
+
 class RowColumn(msgspec.Struct, frozen=True):
     """What a column takes."""
 
@@ -62,12 +66,15 @@ class RowReader:
     """Makes rows of records: whole chunks at msgspec's speed, one by one where a chunk holds something unfit.
 
     ``shared`` are the integers that follow the columns' values in every row. Of an event's other fields nothing is looked at but that they
-    are JSON.
+    are JSON. With ``deletes``, the columns of a key, a record without a value is a row too, of what its own key says; rows end with
+    whether they are one.
     """
 
-    def __init__(self, columns: Sequence[RowColumn], shared: tuple[int, ...]) -> None:
+    def __init__(self, columns: Sequence[RowColumn], shared: tuple[int, ...], deletes: Sequence[str] = ()) -> None:
         self._columns = tuple(columns)
         self._shared = shared
+        self._key = KeyReader(columns, deletes) if deletes else None
+        self._live = (False,) if deletes else ()
         self._finished = tuple((i, c.kind.finish, c.nullable) for i, c in enumerate(columns) if c.kind.finish is not None)
         fields = _Fields(columns)
         self._typed = fields.reader([_field(c) for c in columns]) if fields.typed else None
@@ -75,6 +82,25 @@ class RowReader:
 
     def read(self, messages: Sequence[Message]) -> tuple[list[TableRow], dict[int, Reject]]:
         """The rows of records that fit, in order, and why the others cannot be written, by their index."""
+        if self._key is not None and not all(map(_has_value, messages)):
+            return self._read_with_tombstones(self._key, messages)
+        return self._read_events(messages)
+
+    def _read_with_tombstones(self, key: KeyReader, messages: Sequence[Message]) -> tuple[list[TableRow], dict[int, Reject]]:
+        places = [i for i, message in enumerate(messages) if message.value() is not None]
+        fitting, rejected = self._read_events([messages[i] for i in places])
+        rejected = {places[i]: reject for i, reject in rejected.items()}
+        for i, message in enumerate(messages):
+            if message.value() is None:
+                try:
+                    values = key.read(message.key())
+                except Reject as reject:
+                    rejected[i] = reject
+                else:
+                    fitting.append((*values, *self._shared, message.partition(), message.offset(), message.timestamp()[1], True))
+        return fitting, rejected
+
+    def _read_events(self, messages: Sequence[Message]) -> tuple[list[TableRow], dict[int, Reject]]:
         fitting: list[TableRow] = []
         rejected: dict[int, Reject] = {}
         for start in range(0, len(messages), _CHUNK):
@@ -99,7 +125,14 @@ class RowReader:
         if self._finished:
             rows = map(self._finish, rows)
         timestamps = map(_LAST, map(kind.timestamp, messages))
-        own = zip(*map(repeat, self._shared), map(kind.partition, messages), map(kind.offset, messages), timestamps, strict=False)
+        own = zip(
+            *map(repeat, self._shared),
+            map(kind.partition, messages),
+            map(kind.offset, messages),
+            timestamps,
+            *map(repeat, self._live),
+            strict=False,
+        )
         return list(map(add, rows, own))
 
     def _finish(self, row: TableRow) -> TableRow:
@@ -116,7 +149,7 @@ class RowReader:
         for i, message in enumerate(messages, start):
             try:
                 values = map(_value, self._columns, self._fields(message.value()))
-                fitting.append((*values, *self._shared, message.partition(), message.offset(), message.timestamp()[1]))
+                fitting.append((*values, *self._shared, message.partition(), message.offset(), message.timestamp()[1], *self._live))
             except Reject as reject:
                 rejected[i] = reject
 
@@ -131,6 +164,66 @@ class RowReader:
             raise Reject(f"not an event: {error}", rule="decode") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Reject(f"not JSON: {error}", rule="decode") from error
+
+
+class KeyReader:
+    """What a record's own key says of the key's columns; every other column of its row is null.
+
+    The key is the one column's value, as text or JSON (a column of text takes it as it stands), or a JSON object or list of the columns'
+    values, perhaps in the ``payload`` of Kafka Connect's converter.
+    """
+
+    def __init__(self, columns: Sequence[RowColumn], key: Sequence[str]) -> None:
+        by_name = {c.name: c for c in columns}
+        self._columns = tuple(by_name[name] for name in key)
+        self._places = tuple(next((i for i, name in enumerate(key) if name == c.name), -1) for c in columns)
+
+    def read(self, key: bytes | None) -> tuple[Any, ...]:
+        """One value a column of the table; raises Reject for a key that doesn't say which row is meant."""
+        if key is None:
+            raise Reject("a record without a value and without a key: nothing says which row to delete", rule="key")
+        try:
+            values = self._values(key)
+        except (Reject, *UNFIT) as error:
+            said = error.reason if isinstance(error, Reject) else f"expected {self._expected()} ({error})"
+            raise Reject(f"the key of a record without a value: {said}, got {key[:60]!r}", rule="key") from error
+        return tuple(None if place < 0 else values[place] for place in self._places)
+
+    def _values(self, key: bytes) -> list[Any]:
+        parts = _parts(key)
+        names = [c.name for c in self._columns]
+        if isinstance(parts, dict) and "payload" in parts and not set(names) <= parts.keys():
+            parts = _parts(bytes(parts["payload"]))
+        if isinstance(parts, dict) and set(names) <= parts.keys():
+            return [_value(c, parts[c.name]) for c in self._columns]
+        if len(self._columns) > 1:
+            if isinstance(parts, list) and len(parts) == len(names):
+                return [_value(c, part) for c, part in zip(self._columns, parts, strict=True)]
+            raise ValueError("it is neither")
+        return [self._only_value(key)]
+
+    def _only_value(self, key: bytes) -> Any:
+        column = self._columns[0]
+        as_text = msgspec.Raw(msgspec.json.encode(key.decode()))
+        if not column.kind.text:
+            try:
+                return column.kind.read(msgspec.Raw(key))
+            except UNFIT:
+                pass
+        return column.kind.read(as_text)
+
+    def _expected(self) -> str:
+        names = ", ".join(c.name for c in self._columns)
+        return f"{self._columns[0].kind.name}" if len(self._columns) == 1 else f"a JSON object or list of {names}"
+
+
+def _parts(key: bytes) -> Any:
+    """A JSON object or list by its parts, None for anything else."""
+    types: dict[bytes, Any] = {b"{": dict[str, msgspec.Raw], b"[": list[msgspec.Raw]}
+    try:
+        return msgspec.json.decode(key, type=types[key[:1]])
+    except (KeyError, *UNFIT):
+        return None
 
 
 def _field(column: RowColumn) -> tuple[Any, Any]:

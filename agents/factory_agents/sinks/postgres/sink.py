@@ -15,6 +15,7 @@ from factory_agents.databases.postgres import Database, cut_after, explain, lost
 from factory_agents.errors import FactoryError, SinkError, UnavailableError
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Claim, Reject, RowsRefused, SinkOutcome
+from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.ledger import Ledger
 from factory_agents.sinks.postgres.merge import Publication
 from factory_agents.sinks.postgres.names import TableName, compose
@@ -80,6 +81,8 @@ class PostgresSink:
         with self._explained(f"claiming shard {claim.shard.key} of window {claim.window}"):
             self._open_transaction(connection)
             table = self._retried(connection, lambda: open_table(connection, target.table, target.wanted, create=target.create_table))
+            if table.deletes:
+                self._retried(connection, Deletes(connection, table).open)
             ledger = Ledger(connection, table, claim)
             acquired = self._retried(connection, ledger.acquire)
             connection.commit()

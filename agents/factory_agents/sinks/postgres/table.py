@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg import sql
 
-__all__ = ["LEDGER", "OWN_COLUMNS", "PUBLICATIONS", "TargetTable", "WantedColumn", "WantedTable", "check_wanted", "open_table"]
+__all__ = [
+    "LEDGER",
+    "OWN_COLUMNS",
+    "PUBLICATIONS",
+    "TargetTable",
+    "WantedColumn",
+    "WantedTable",
+    "check_wanted",
+    "has_table",
+    "lock_creation",
+    "open_table",
+    "same_key",
+]
 
 LEDGER = "factory_publishes"
 """The sink's own table, in the schema of the tables it speaks of."""
@@ -89,18 +101,23 @@ class WantedColumn(msgspec.Struct, frozen=True):
 
 
 class WantedTable(msgspec.Struct, frozen=True):
-    """What the contract wants of a table; no ``columns`` where there is no contract: the table itself says then."""
+    """What the contract wants of a table; no ``columns`` where there is no contract: the table itself says then.
+
+    ``deletes``: a record without a value removes its key's row.
+    """
 
     columns: tuple[WantedColumn, ...] = ()
     key: tuple[str, ...] = ()
     time: str | None = None
     version: str | None = None
+    deletes: bool = False
 
 
 class TargetTable(msgspec.Struct, frozen=True):
     """The table as it is: the columns that are written, and whether it keeps each row's window (``tracked``).
 
     ``staged`` are the columns' types for a table without the checks of domains. ``drops_rows``: it has triggers that may drop rows.
+    ``collations`` are those of the key's columns, "" for the types that have none.
     """
 
     schema: str
@@ -112,8 +129,15 @@ class TargetTable(msgspec.Struct, frozen=True):
     version: str | None
     tracked: bool
     oid: int
+    deletes: bool = False
     drops_rows: bool = False
+    collations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def may_be_copied_to(self) -> bool:
+        """Whether new rows may go straight into it: whose they are can be told, and no trigger and no delete has a say."""
+        return self.tracked and not (self.drops_rows or self.deletes)
 
     @property
     def text(self) -> str:
@@ -140,6 +164,17 @@ class TargetTable(msgspec.Struct, frozen=True):
         from psycopg import sql
 
         return sql.Identifier(self.schema, PUBLICATIONS)
+
+
+def same_key(table: TargetTable, of_table: str, staged: str) -> sql.Composed:
+    """Whether a row of the table (or of one made like it) has the key of a staged one, as the table's index compares it."""
+    from psycopg import sql
+
+    equal = [
+        compose(f"{of_table}.{{k}} = {staged}.{{k}}{f' COLLATE {collation}' if collation else ''}", k=sql.Identifier(name))
+        for name, collation in zip(table.key, table.collations, strict=True)
+    ]
+    return sql.SQL(" AND ").join(equal)
 
 
 def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: WantedTable, *, create: bool) -> TargetTable:
@@ -176,6 +211,11 @@ def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: Wan
     return msgspec.structs.replace(table, drops_rows=row_triggers(connection, oid))
 
 
+def has_table(connection: psycopg.Connection[Any], schema: str, name: str) -> bool:
+    """Whether there is a table of this name."""
+    return _relation(connection, schema, name) is not None
+
+
 def _default_schema(connection: psycopg.Connection[Any]) -> str:
     row = connection.execute("SELECT current_schema()").fetchone()
     if row is None or row[0] is None:
@@ -202,7 +242,7 @@ def _create(connection: psycopg.Connection[Any], schema: str, name: str, definit
     """Create a table once, however many do so at the same moment (IF NOT EXISTS alone fails for one of two at once)."""
     from psycopg import sql
 
-    connection.execute(compose("SELECT pg_advisory_xact_lock(hashtextextended({key}, 0))", key=f"{LEDGER}:create:{schema}"))
+    lock_creation(connection, schema)
     table = sql.Identifier(schema, name)
     connection.execute(compose("CREATE TABLE IF NOT EXISTS {table} ({definition})", table=table, definition=definition))
     if name not in (LEDGER, PUBLICATIONS):
@@ -233,6 +273,11 @@ def _add_column(connection: psycopg.Connection[Any], schema: str, table: str, co
 
     query = "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} " + definition
     connection.execute(compose(query, table=sql.Identifier(schema, table), column=sql.Identifier(column)))
+
+
+def lock_creation(connection: psycopg.Connection[Any], schema: str) -> None:
+    """Let one session at a time create tables of ours in a schema, until its transaction ends."""
+    connection.execute(compose("SELECT pg_advisory_xact_lock(hashtextextended({key}, 0))", key=f"{LEDGER}:create:{schema}"))
 
 
 def _created(type_: ColumnType) -> str:
@@ -284,6 +329,8 @@ def _fit(
         version=wanted.version,
         tracked=bool(own),
         oid=oid,
+        deletes=wanted.deletes,
+        collations=tuple(found[name].collation for name in key),
         notes=tuple(notes),
     )
 

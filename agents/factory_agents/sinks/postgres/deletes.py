@@ -1,0 +1,120 @@
+"""Tombstones as deletes: a record without a value removes its key's row, and every record of the key before it.
+
+What was deleted is remembered in a table beside the target, so that an older record that is published later doesn't bring a row back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from factory_agents.sinks.postgres.copy import STAGING
+from factory_agents.sinks.postgres.names import compose, identifier, names
+from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, has_table, lock_creation, same_key
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg import sql
+
+__all__ = ["Deletes", "memory_of"]
+
+_TOMBSTONES = "factory_tombstones"
+_PLACE = "ROW({0}._factory_window, {0}._factory_timestamp, {0}._factory_partition, {0}._factory_offset)"
+
+
+def memory_of(table: str) -> str:
+    """The name of the table that remembers what was deleted from another."""
+    name = f"factory_deleted_{table}"
+    if len(name.encode()) <= 63:
+        return name
+    return f"factory_deleted_{hashlib.sha256(table.encode()).hexdigest()[:16]}"
+
+
+class Deletes:
+    """The deletes of one publication, before its rows are merged."""
+
+    def __init__(self, connection: psycopg.Connection[Any], table: TargetTable) -> None:
+        from psycopg import sql
+
+        self._connection = connection
+        self._table = table
+        self._memory = sql.Identifier(table.schema, memory_of(table.name))
+        self._key = names(table.key)
+
+    def open(self) -> None:
+        """Create the memory, if it isn't there, with the key's columns as the table has them."""
+        schema, table = self._table.schema, self._table
+        if has_table(self._connection, schema, memory_of(table.name)):
+            return
+        own = ", ".join(f"ADD COLUMN {name} {type_} NOT NULL" for name, (type_, _) in OWN_COLUMNS.items())
+        lock_creation(self._connection, schema)
+        if not has_table(self._connection, schema, memory_of(table.name)):
+            self._run("CREATE TABLE {memory} AS SELECT {key} FROM {table} WITH NO DATA", memory=self._memory, table=table.identifier)
+            self._run(f"ALTER TABLE {{memory}} ADD PRIMARY KEY ({{key}}), {own}", memory=self._memory)
+
+    def apply(self, past: Sequence[int], forgotten: Sequence[int]) -> int:
+        """Delete, and take out of the staging what is not to be merged; how many keys are gone.
+
+        ``past`` are publications whose rows give way to ours whatever they hold, ``forgotten`` those whose deletes do.
+        """
+        table, memory = self._table, self._memory
+        # Whoever publishes beside us would not see our deletes, nor we its rows.
+        self._run("SELECT pg_advisory_xact_lock(hashtextextended({lock}, 0))", lock=f"factory_deletes:{table.text}")
+        self._run(
+            f"CREATE TEMPORARY TABLE {_TOMBSTONES} ON COMMIT DROP AS SELECT DISTINCT ON ({{key}}) {{key}}, {{own}} FROM {STAGING}"
+            " WHERE _factory_deleted ORDER BY {key}, _factory_timestamp DESC, _factory_partition DESC, _factory_offset DESC",
+            own=names(OWN_COLUMNS),
+        )
+        staged = compose(" AND ".join("s.{} = x.{}".format(*[f"{{k{i}}}"] * 2) for i in range(len(table.key))), **self._keys())
+        self._run(f"DELETE FROM {STAGING} AS s USING {_TOMBSTONES} AS x WHERE {{same}} AND {self._not_after('s', 'x')}", same=staged)
+        for rows, alias in ((_TOMBSTONES, "x"), (STAGING, "s")):
+            self._run(
+                f"DELETE FROM {rows} AS {alias} USING {{memory}} AS d WHERE {{same}} AND d._factory_publication <> ALL ({{forgotten}})"
+                f" AND NOT {self._not_after('d', alias)}",
+                memory=memory,
+                same=same_key(table, "d", alias),
+                forgotten=list(forgotten),
+            )
+        newer = f" AND (t._factory_publication = ANY ({{past}}) OR {self._not_after('t', 'x')})" if table.tracked else ""
+        self._run(
+            f"DELETE FROM {{table}} AS t USING {_TOMBSTONES} AS x WHERE {{same}}" + newer,
+            table=table.identifier,
+            same=same_key(table, "t", "x"),
+            past=list(past),
+        )
+        self._run(
+            f"INSERT INTO {{memory}} ({{key}}, {{own}}) SELECT {{key}}, {{own}} FROM {_TOMBSTONES}"
+            " ON CONFLICT ({key}) DO UPDATE SET {set}",
+            memory=memory,
+            own=names(OWN_COLUMNS),
+            set=self._set(),
+        )
+        return self._gone(staged)
+
+    def forget(self, publications: Sequence[int]) -> None:
+        """Drop the deletes of publications that are none of the current ones."""
+        self._run("DELETE FROM {memory} WHERE _factory_publication = ANY ({of})", memory=self._memory, of=list(publications))
+
+    def _gone(self, staged: sql.Composed) -> int:
+        """Keys of which neither a staged row nor one that is newer than the delete is left."""
+        query = (
+            f"SELECT count(*) FROM {_TOMBSTONES} AS x WHERE NOT EXISTS (SELECT FROM {STAGING} AS s WHERE {{staged}})"
+            " AND NOT EXISTS (SELECT FROM {table} AS t WHERE {standing})"
+        )
+        row = self._run(query, staged=staged, table=self._table.identifier, standing=same_key(self._table, "t", "x")).fetchone()
+        return int(row[0]) if row is not None else 0
+
+    def _not_after(self, one: str, other: str) -> str:
+        return f"{_PLACE.format(one)} <= {_PLACE.format(other)}"
+
+    def _set(self) -> sql.Composed:
+        from psycopg import sql
+
+        return sql.SQL(", ").join(compose("{c} = EXCLUDED.{c}", c=identifier(name)) for name in OWN_COLUMNS)
+
+    def _keys(self) -> dict[str, sql.Identifier]:
+        return {f"k{i}": identifier(name) for i, name in enumerate(self._table.key)}
+
+    def _run(self, query: str, **parts: Any) -> psycopg.Cursor[Any]:
+        return self._connection.execute(compose(query, key=self._key, **parts))

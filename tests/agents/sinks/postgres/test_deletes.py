@@ -1,0 +1,306 @@
+"""Tombstones as deletes: a record without a value removes its key's row, exactly, whatever order windows are published in."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+
+from factory_agents.protocol import Shard
+from factory_agents.publish import build
+from factory_agents.runtime.agents import RowsRefused, SinkOutcome
+from factory_agents.sinks.postgres.deletes import memory_of
+from tests.support.sink_bench import CONTRACT, W1, W2, W3, WHOLE, Bench, at, event, record
+
+DELETES = CONTRACT | {"deletes": True}
+PLAIN = {"name": "n", "id": "id", "deletes": True, "columns": {"id": "text", "value": "text"}}
+
+
+def gone(key: bytes | str | None, partition: int = 0, offset: int = 0, timestamp: int = 0) -> Message:
+    """A tombstone."""
+    bytes_ = key.encode() if isinstance(key, str) else key
+    return Message(key=bytes_, value=None, partition=partition, offset=offset, timestamp=(1, timestamp))
+
+
+def counts(outcome: SinkOutcome) -> dict[str, int]:
+    names = ("written", "duplicates", "older", "deleted", "dropped")
+    assert outcome.rows == sum(getattr(outcome, name) for name in names)
+    return {name: getattr(outcome, name) for name in names if getattr(outcome, name)}
+
+
+@pytest.fixture
+def deletes(bench: Bench) -> Bench:
+    bench.contract = DELETES
+    return bench
+
+
+class TestATombstone:
+    def test_removes_its_keys_row(self, deletes: Bench) -> None:
+        deletes.publish(at([event("a"), event("b")]), W1)
+        assert counts(deletes.publish([gone("a", offset=9), gone("never there", offset=10)], W2)) == {"deleted": 2}
+        assert deletes.rows() == {"b": "x"}
+
+    def test_counts_within_its_window_by_the_records_order(self, deletes: Bench) -> None:
+        rows = [record(event("a", "1", 5), 0, 0), gone("a", offset=1), record(event("a", "2", 1), 0, 2)]
+        rows += [record(event("b"), 0, 3), gone("b", offset=4), gone("c", offset=5), record(event("c"), 0, 6), gone("c", offset=7)]
+        assert counts(deletes.publish(rows, W1)) == {"written": 1, "duplicates": 5, "deleted": 2}
+        assert deletes.rows() == {"a": "2"}
+
+    def test_outweighs_any_version_before_it_and_none_after(self, deletes: Bench) -> None:
+        deletes.publish(at([event("a", "old", 9, "2030-01-01T00:00:00Z")]), W1)
+        deletes.publish([gone("a", offset=1), record(event("a", "new", 1), 0, 2)], W2)
+        assert deletes.rows() == {"a": "new"}
+
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1)])
+    def test_leaves_the_same_in_whatever_order_windows_are_published(self, deletes: Bench, order: tuple[int, ...]) -> None:
+        publications = [
+            ([record(event("a", "first", 1), 0, 0), record(event("b", "first", 1), 0, 1)], W1),
+            ([gone("a", offset=2), gone("b", offset=3)], W2),
+            ([record(event("a", "third", 1), 0, 4)], W3),
+        ]
+        for i in order:
+            deletes.publish(publications[i][0], publications[i][1])
+        assert deletes.rows() == {"a": "third"}
+
+    def test_of_a_window_published_again_goes_with_it(self, deletes: Bench) -> None:
+        first = at([event("a", "1"), event("b", "1")])
+        deletes.publish(first, W1)
+        deletes.publish([gone("a", offset=5)], W2)
+        assert deletes.publish([gone("a", offset=5)], W2).deleted == 1
+        assert deletes.rows() == {"b": "1"}
+        deletes.publish([record(event("b", "2"), 0, 6)], W2)
+        assert deletes.publish(first, W1).older == 1
+        assert deletes.rows() == {"a": "1", "b": "2"}
+
+    def test_replaces_what_its_window_had_written(self, deletes: Bench) -> None:
+        deletes.publish(at([event("a", "1", 9)]), W1)
+        assert counts(deletes.publish([gone("a")], W1, input_generation=2)) == {"deleted": 1}
+        assert deletes.rows() == {}
+        deletes.publish(at([event("a", "2", 1)]), W1, input_generation=3)
+        assert deletes.rows() == {"a": "2"}
+
+    def test_older_than_what_the_table_has_is_older(self, deletes: Bench) -> None:
+        deletes.publish(at([event("a")]), W2)
+        assert counts(deletes.publish([gone("a")], W1)) == {"older": 1}
+        assert deletes.rows() == {"a": "x"}
+
+    def test_older_than_another_one_is_older(self, deletes: Bench) -> None:
+        deletes.publish([gone("a")], W2)
+        assert counts(deletes.publish([record(event("a"), 0, 0), gone("a", offset=1)], W1)) == {"duplicates": 1, "older": 1}
+
+    def test_in_another_partition_counts_by_its_timestamp(self, bench: Bench) -> None:
+        bench.contract = PLAIN
+        rows = [record({"id": "a", "value": "x"}, 3, 0, timestamp=5), gone("a", 0, 0, timestamp=6), gone("b", 3, 1, timestamp=5)]
+        bench.publish([*rows, record({"id": "b", "value": "x"}, 0, 1, timestamp=6)])
+        assert bench.rows() == {"b": "x"}
+
+    def test_of_shards_in_parallel_and_of_windows_at_once(self, deletes: Bench) -> None:
+        """A delete and an older row of its key that are published at the same moment: neither sees the other before it commits."""
+        deletes.publish([], W3)
+        started = threading.Barrier(2)
+
+        def publish(rows: list[Message], window: str) -> None:
+            sink = build({"table": deletes.name, "contract": DELETES})
+            try:
+                sink.claim(deletes.claim(window, fingerprint=secrets.token_hex(4)))
+                sink.write(rows)
+                started.wait()
+                sink.commit(rejected=0)
+            finally:
+                sink.close()
+
+        keys = [f"k{i}" for i in range(50)]
+        with ThreadPoolExecutor(2) as pool:
+            older = pool.submit(publish, at([event(k) for k in keys]), W1)
+            newer = pool.submit(publish, [gone(k, offset=i) for i, k in enumerate(keys)], W2)
+            older.result()
+            newer.result()
+        assert deletes.rows() == {}
+
+    def test_is_written_to_a_table_without_our_columns_too(self, deletes: Bench) -> None:
+        deletes.admin.execute(f"CREATE TABLE {deletes.name} (id text PRIMARY KEY, value text, version integer, at timestamptz)")  # type: ignore[arg-type]
+        deletes.publish(at([event("a"), event("b")]), W1)
+        assert counts(deletes.publish([gone("a")], W2)) == {"deleted": 1}
+        assert deletes.publish(at([event("a")]), W1).older == 1
+        assert deletes.rows() == {"b": "x"}
+
+    def test_beside_a_row_that_the_database_refuses(self, deletes: Bench) -> None:
+        deletes.publish(at([event("a"), event("b")]), W1)
+        deletes.admin.execute(f"ALTER TABLE {deletes.name} ADD CONSTRAINT good CHECK (value <> 'bad')")  # type: ignore[arg-type]
+        sink = deletes.sink()
+        sink.claim(deletes.claim(W2))
+        bad = [record(event("c", "bad"), 0, 1), record(event("b", "bad"), 0, 3)]
+        sink.write([gone("a"), bad[0], gone("b", offset=2), bad[1], record(event("d"), 0, 4)])
+        with pytest.raises(RowsRefused) as answer:
+            sink.commit(rejected=0)
+        assert sorted(answer.value.rows) == [(0, 1), (0, 3)]
+        assert counts(sink.commit(rejected=2)) == {"written": 1, "deleted": 2}
+        assert deletes.rows() == {"d": "x"}
+
+    def test_beside_a_trigger_that_drops_rows(self, deletes: Bench) -> None:
+        deletes.publish(at([event("a"), event("b")]), W1)
+        name = deletes.name
+        deletes.admin.execute(f"CREATE FUNCTION f_{name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$")  # type: ignore[arg-type]
+        deletes.admin.execute(f"CREATE TRIGGER t BEFORE INSERT ON {name} FOR EACH ROW EXECUTE FUNCTION f_{name}()")  # type: ignore[arg-type]
+        assert counts(deletes.publish([gone("a"), record(event("c"), 0, 1), record(event("c"), 0, 2)], W2)) == {
+            "duplicates": 1,
+            "deleted": 1,
+            "dropped": 1,
+        }
+
+    def test_without_deletes_is_rejected_as_what_is_no_event(self, bench: Bench) -> None:
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        assert {i: r.rule for i, r in sink.write([gone("a")]).items()} == {0: "decode"}
+
+    def test_the_agents_parameter_says_more_than_the_contract(self, bench: Bench) -> None:
+        for contract, param, takes in ((CONTRACT, True, True), (DELETES, False, False), (DELETES, None, True)):
+            bench.contract = contract
+            sink = bench.sink(deletes=param)
+            sink.claim(bench.claim())
+            assert (sink.write([gone("a")]) == {}) == takes
+            sink.close()
+        assert bench.sink(deletes=True).identity["deletes"]
+        assert "deletes" not in bench.sink(deletes=False).identity
+
+    def test_of_a_table_with_a_long_name_is_remembered(self, deletes: Bench) -> None:
+        deletes.name = "t" * 40 + secrets.token_hex(10)
+        assert len(memory_of(deletes.name)) <= 63
+        deletes.publish([gone("a")], W2)
+        assert deletes.publish(at([event("a")]), W1).older == 1
+
+    @pytest.mark.parametrize("collation", ['"C"', '"POSIX"', '"default"'])
+    def test_of_a_key_in_any_collation(self, deletes: Bench, collation: str) -> None:
+        columns = f"id text COLLATE {collation} PRIMARY KEY, value text, version integer, at timestamptz"
+        deletes.admin.execute(f"CREATE TABLE {deletes.name} ({columns})")  # type: ignore[arg-type]
+        deletes.publish(at([event("ä"), event("b")]), W1)
+        deletes.publish([gone("ä")], W2)
+        assert deletes.rows() == {"b": "x"}
+
+
+class TestItsKey:
+    @pytest.mark.parametrize(
+        ("type_", "value", "keys"),
+        [
+            ("text", "5", [b"5", b'{"id": "5"}', b'{"schema": {}, "payload": {"id": "5"}}']),
+            ("text", '{"x": 1}', [b'{"x": 1}']),
+            ("text", "ä", ["ä".encode()]),
+            ("bigint", 5, [b"5", b"5.0", b'{"id": 5}', b'{"id": 5, "more": 1}']),
+            (
+                "uuid",
+                "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+                [b"A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", b'"a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"'],
+            ),
+            ("timestamptz", "2026-11-01T00:00:00Z", [b"2026-11-01T01:00:00+01:00", b'{"id": "2026-11-01 00:00:00"}']),
+            ("numeric", 1.5, [b"1.50", b'"1.5"']),
+            ("date", "2026-11-01", [b"2026-11-01"]),
+        ],
+    )
+    def test_of_one_column_is_its_text_or_json(self, bench: Bench, type_: str, value: Any, keys: list[bytes]) -> None:
+        bench.contract = PLAIN | {"columns": {"id": type_, "value": "text"}}
+        for i, key in enumerate(keys):
+            window = f"2026-11-01T{i:02}:00:00.000Z/2026-11-01T{i + 1:02}:00:00.000Z p"
+            bench.publish([record({"id": value, "value": "x"}, 0, 0)], window)
+            assert bench.publish([gone(key, offset=1)], f"{window}2").deleted == 1, key
+            assert bench.query("SELECT count(*) FROM {t}") == [(0,)], key
+
+    @pytest.mark.parametrize(
+        ("key", "found"),
+        [
+            (b'{"b": "x", "a": 1}', True),
+            (b'[1, "x"]', True),
+            (b'{"payload": [1, "x"]}', True),
+            (b'{"payload": 1}', False),
+            (b'{"a": 1}', False),
+            (b"1", False),
+            (b"[1]", False),
+        ],
+    )
+    def test_of_several_columns_is_an_object_or_a_list(self, bench: Bench, key: bytes, found: bool) -> None:
+        bench.contract = {"name": "n", "key": ["a", "b"], "deletes": True, "columns": {"b": "text", "a": "bigint", "value": "text"}}
+        bench.publish([record({"a": 1, "b": "x", "value": "y"}, 0, 0)], W1)
+        sink = bench.sink()
+        sink.claim(bench.claim(W2))
+        rejected = sink.write([gone(key, offset=1)])
+        assert (rejected == {}) == found
+        sink.commit(rejected=len(rejected))
+        assert bench.query("SELECT count(*) FROM {t}") == [(0 if found else 1,)]
+
+    @pytest.mark.parametrize(
+        ("type_", "key", "says"),
+        [
+            ("bigint", None, "without a key"),
+            ("bigint", b"x", "expected bigint"),
+            ("bigint", b'{"id": null}', "missing or null"),
+            ("text", b"\xff", "utf-8"),
+            ("text", b"k" * 3000, "3000 bytes"),
+            ("bigint", b"", "expected bigint"),
+            ("uuid", b"no", "expected uuid"),
+        ],
+    )
+    def test_that_says_no_row_is_rejected_by_name(self, bench: Bench, type_: str, key: bytes | None, says: str) -> None:
+        bench.contract = PLAIN | {"columns": {"id": type_, "value": "text"}}
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        rejected = sink.write([gone(key)])
+        assert rejected[0].rule == "key"
+        assert says in rejected[0].reason
+        assert len(rejected[0].reason) < 400
+
+    def test_beside_events_good_and_bad(self, deletes: Bench) -> None:
+        sink = deletes.sink()
+        sink.claim(deletes.claim())
+        rejected = sink.write(
+            [
+                gone("a"),
+                record(event("b"), 0, 1),
+                gone(None, offset=2),
+                Message(value=b"{", partition=0, offset=3),
+                record(event("c"), 0, 4),
+            ]
+        )
+        assert {i: r.rule for i, r in rejected.items()} == {2: "key", 3: "decode"}
+        assert counts(sink.commit(rejected=2)) == {"written": 2, "deleted": 1}
+
+
+WINDOWS = [W1, W2, W3]
+RECORDS = st.lists(
+    st.tuples(
+        st.sampled_from(WINDOWS), st.sampled_from("ab"), st.sampled_from([None, "x", "y", "z"]), st.integers(0, 2), st.integers(0, 1)
+    ),
+    max_size=10,
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(records=RECORDS, order=st.permutations(WINDOWS), shards=st.sampled_from([1, 2]))
+@example(records=[(W1, "a", "x", 0, 0), (W2, "a", None, 0, 0)], order=[W2, W1, W3], shards=1)
+def test_whatever_the_order_of_windows_and_shards_the_last_record_of_a_key_decides(
+    bench: Bench, records: list[Any], order: list[str], shards: int
+) -> None:
+    bench.contract = PLAIN
+    bench.name = f"d_{secrets.token_hex(6)}"
+    placed = [(window, timestamp, partition, i, key, value) for i, (window, key, value, timestamp, partition) in enumerate(records)]
+    total = 0
+    for window in order:
+        for shard in range(shards):
+            rows = [
+                gone(key, p, o, t) if value is None else record({"id": key, "value": value}, p, o, t)
+                for w, t, p, o, key, value in placed
+                if w == window and p % shards == shard
+            ]
+            outcome = bench.publish(rows, window, Shard(shard, shards) if shards > 1 else WHOLE, fingerprint="f")
+            counts(outcome)
+            total += outcome.rows
+    assert total == len(records)
+    expected = {key: value for *_, key, value in sorted(placed)}
+    assert bench.rows() == {key: value for key, value in expected.items() if value is not None}
+    for name in (bench.name, memory_of(bench.name)):
+        bench.admin.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
