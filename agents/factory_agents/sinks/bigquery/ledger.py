@@ -1,0 +1,166 @@
+"""The sink's own ledger as pure functions: who may land a shard of a window, what was landed, whose rows give way to whose.
+
+One entry speaks of one window at one table. Whoever changes it names the token that it read: see ``Warehouse``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from factory_agents.errors import FencedError, SinkError
+from factory_agents.runtime.agents import Claim, SinkOutcome
+
+__all__ = ["DISTINCT", "REMOVED", "WRITTEN", "Entry", "GivingWay", "Landed", "Taken", "give_way", "land", "landed", "take"]
+
+DISTINCT, WRITTEN, REMOVED = (9_000_000_000_000_000_001 + i for i in range(3))
+"""What stands for figures that only the landing transaction knows; it puts them into the entry's text in their places."""
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """A shard that somebody is about to land; ``publication`` is the number that its rows bear."""
+
+    publication: int
+    shard: int
+    shards: int
+    plan: str
+
+
+class Landed(msgspec.Struct, frozen=True):
+    """A shard whose rows may be in the table."""
+
+    publication: int
+    shard: int
+    shards: int
+    plan: str
+    fingerprint: str
+    epoch: int
+    input_generation: int
+    rows: int
+    rejected: int
+    distinct: int = DISTINCT
+    written: int = WRITTEN
+    removed: int = REMOVED
+
+    def outcome(self, table: str, *, reused: bool = False) -> SinkOutcome:
+        """What the runtime is told of it."""
+        return SinkOutcome(
+            table=table,
+            rows=self.rows,
+            written=self.written,
+            duplicates=self.rows - self.distinct,
+            older=self.distinct - self.written,
+            removed=self.removed,
+            rejected=self.rejected,
+            reused=reused,
+        )
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One window at one making of a table (``made``: its creation; a table that is made again holds nothing of the old one).
+
+    ``landed`` stands in the order of landing.
+    """
+
+    made: int
+    claims: tuple[Claimed, ...] = ()
+    landed: tuple[Landed, ...] = ()
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """The entry after a claim, and what was landed already where nothing is left to do."""
+
+    entry: Entry
+    done: Landed | None = None
+
+
+class GivingWay(msgspec.Struct, frozen=True):
+    """Publications whose rows give way to a landing: ``past`` by key whatever they hold, ``stale`` all of them."""
+
+    past: tuple[int, ...]
+    stale: tuple[int, ...]
+
+
+def take(entry: Entry, claim: Claim, publication: int, table: str) -> Taken:
+    """Claim a shard: earlier claims of it, and those of the window's other plans, are fenced off.
+
+    So two plans of a window never land beside each other. Raises SinkError where rows of a newer manifest of the window have landed.
+    """
+    newest = max((each.input_generation for each in entry.landed), default=claim.input_generation)
+    if newest > claim.input_generation:
+        raise SinkError(
+            f"table {table}, window {claim.window}: it holds generation {newest} of its input, this manifest is of the older generation"
+            f" {claim.input_generation}; publish the newest one (clear the stages before, so that they run again)"
+        )
+    others = tuple(c for c in entry.claims if _is_ours(c, claim) and c.shard != claim.shard.index)
+    done = _done(entry, claim) if claim.reuse else None
+    if done is not None:
+        return Taken(msgspec.structs.replace(entry, claims=others), done)
+    mine = Claimed(publication, claim.shard.index, claim.shard.of, claim.plan)
+    return Taken(msgspec.structs.replace(entry, claims=(*others, mine)))
+
+
+def _is_ours(each: Claimed | Landed, claim: Claim) -> bool:
+    """Whether it is of the claim's plan; one shard is a whole plan, whatever its name."""
+    return each.shards == claim.shard.of and (each.plan == claim.plan or claim.shard.of == 1)
+
+
+def _done(entry: Entry, claim: Claim) -> Landed | None:
+    found = next((each for each in _current(entry, claim) if each.shard == claim.shard.index), None)
+    same = found is not None and found.fingerprint == claim.fingerprint and found.epoch >= claim.epoch
+    return found if same else None
+
+
+def _current(entry: Entry, claim: Claim) -> list[Landed]:
+    """The last landing of each shard of the claim's plan since another plan landed."""
+    current: dict[int, Landed] = {}
+    for each in entry.landed:
+        if _is_ours(each, claim):
+            current[each.shard] = each
+        else:
+            current.clear()
+    return list(current.values())
+
+
+def give_way(entry: Entry, claim: Claim, publication: int, table: str) -> GivingWay:
+    """What gives way to this publication as the table is now. Raises FencedError where its claim was taken over.
+
+    Partitions may move between the shards of two plans, so an earlier plan's rows go when the whole of this plan is there, not before: no
+    reader misses a row on its way from one shard to another.
+    """
+    if all(each.publication != publication for each in entry.claims):
+        raise FencedError(
+            f"table {table}, window {claim.window}, shard {claim.shard.key}: a newer attempt took over; this one stops and publishes nothing"
+        )
+    current = _current(entry, claim)
+    peers = {each.publication for each in current if each.shard != claim.shard.index}
+    past = tuple(each.publication for each in entry.landed if each.publication not in peers)
+    if len(peers) + 1 == claim.shard.of:
+        return GivingWay(past, past)
+    return GivingWay(past, tuple(each.publication for each in current if each.shard == claim.shard.index))
+
+
+def land(entry: Entry, claim: Claim, publication: int, stale: Sequence[int], *, rows: int, rejected: int) -> Entry:
+    """The entry that a landing writes."""
+    mine = Landed(
+        publication,
+        claim.shard.index,
+        claim.shard.of,
+        claim.plan,
+        claim.fingerprint,
+        claim.epoch,
+        claim.input_generation,
+        rows,
+        rejected,
+    )
+    return msgspec.structs.replace(
+        entry,
+        claims=tuple(each for each in entry.claims if each.publication != publication),
+        landed=(*(each for each in entry.landed if each.publication not in stale), mine),
+    )
+
+
+def landed(entry: Entry, publication: int) -> Landed | None:
+    """What a publication landed, or None."""
+    return next((each for each in entry.landed if each.publication == publication), None)

@@ -1,0 +1,363 @@
+"""Events into Arrow batches of a table's types: every value checked here, so that one bad event never fails a load job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from operator import add
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
+
+import msgspec
+from msgspec.structs import astuple
+
+from factory_agents.kafka.messages import Message
+from factory_agents.runtime.agents import Reject
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["POSITION", "TYPES", "Field", "RowReader", "arrow_type"]
+
+TYPES = ("STRING", "INT64", "FLOAT64", "BOOL", "TIMESTAMP", "DATE", "NUMERIC", "BIGNUMERIC", "JSON", "STRUCT")
+"""BigQuery's types that events are written to."""
+
+POSITION = ("_factory_partition", "_factory_offset")
+"""What stands in every row beside the event's own columns: the record that it came from."""
+
+_CHUNK = 2000
+_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000}
+_FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+_FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
+_DIGITS = {"NUMERIC": (38, 9), "BIGNUMERIC": (76, 38)}
+_UNFIT = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, RecursionError)
+_JSON_DEPTH = 500
+_LONG_NUMBER = re.compile(r"\d{19}")
+_encode = msgspec.json.Encoder().encode
+
+_Row: TypeAlias = "tuple[Any, ...]"
+
+
+class Field(msgspec.Struct, frozen=True):
+    """A column of a table, or a field of one.
+
+    ``max_length`` (of a STRING) and ``digits`` (precision and scale) are None where the type has its own. ``unit`` (s, ms, us) says that
+    events have a time as a number.
+    """
+
+    name: str
+    type: str
+    repeated: bool = False
+    required: bool = False
+    fields: tuple[Field, ...] = ()
+    max_length: int | None = None
+    digits: tuple[int, int] | None = None
+    unit: str = ""
+
+    @property
+    def sql(self) -> str:
+        """Its type in GoogleSQL, without limits."""
+        type_ = f"STRUCT<{', '.join(f'`{f.name}` {f.sql}' for f in self.fields)}>" if self.type == "STRUCT" else self.type
+        return f"ARRAY<{type_}>" if self.repeated else type_
+
+
+def arrow_type(field: Field) -> pa.DataType:
+    """The type of its column in a batch; JSON travels as text."""
+    import pyarrow as pa
+
+    types = {
+        "STRING": pa.string(),
+        "JSON": pa.string(),
+        "INT64": pa.int64(),
+        "FLOAT64": pa.float64(),
+        "BOOL": pa.bool_(),
+        "TIMESTAMP": pa.timestamp("us", "UTC"),
+        "DATE": pa.date32(),
+        "NUMERIC": pa.decimal128(38, 9),
+        "BIGNUMERIC": pa.decimal256(76, 38),
+    }
+    type_ = pa.struct([(f.name, arrow_type(f)) for f in field.fields]) if field.type == "STRUCT" else types[field.type]
+    return pa.list_(type_) if field.repeated else type_
+
+
+class RowReader:
+    """Makes batches of records: whole chunks at msgspec's speed, one by one where a chunk holds something unfit.
+
+    Of an event's other fields nothing is looked at but that they are JSON.
+    """
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        import pyarrow as pa
+
+        self._fields = tuple(fields)
+        self._converters = tuple((i, _converter(f)) for i, f in enumerate(fields) if not _is_plain(f))
+        self._position = len(self._fields)
+        columns = [(f.name, arrow_type(f)) for f in fields] + [(name, pa.int64()) for name in POSITION]
+        self._schema = pa.schema(columns)
+        names = tuple(f.name for f in fields)
+        self._typed = _reader(names, [(_type(f), None if not f.required else msgspec.NODEFAULT) for f in fields])
+        self._untyped = _reader(names, [(Any, None)] * len(names))
+
+    def read(self, messages: Sequence[Message]) -> tuple[list[pa.RecordBatch], dict[int, Reject]]:
+        """The rows of records that fit, in order, and why the others cannot be written, by their index."""
+        batches: list[pa.RecordBatch] = []
+        rejected: dict[int, Reject] = {}
+        for start in range(0, len(messages), _CHUNK):
+            chunk = messages[start : start + _CHUNK]
+            try:
+                batches.append(self._chunk(chunk))
+            except _UNFIT:
+                fitting = list(self._one_by_one(chunk, start, rejected))
+                if fitting:
+                    batches.append(self._batch(fitting))
+        return batches, rejected
+
+    def _chunk(self, messages: Sequence[Message]) -> pa.RecordBatch:
+        kind = type(messages[0])
+        values = cast("list[bytes]", list(map(kind.value, messages)))
+        together = b"\n".join(values)
+        if not together.isascii():
+            together.decode()  # the decoder doesn't look into what it passes over
+        own = zip(map(kind.partition, messages), map(kind.offset, messages), strict=True)
+        return self._batch(list(map(add, self._typed(values), own)), converted=False)
+
+    def _batch(self, rows: Sequence[_Row], *, converted: bool = True) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+        if not converted:
+            for i, convert in self._converters:
+                columns[i] = list(map(convert, columns[i]))
+        arrays = [pa.array(values, type_) for values, type_ in zip(columns, self._schema.types, strict=True)]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        if not converted:
+            self._check_times(batch)
+        return batch
+
+    def _check_times(self, batch: pa.RecordBatch) -> None:
+        """A time may be written in a zone that moves it out of the years that there are."""
+        import pyarrow.compute as pc
+
+        for i, field in enumerate(self._fields):
+            if field.type == "TIMESTAMP" and not field.repeated:
+                span = pc.min_max(batch.column(i).cast("int64")).as_py()
+                if span["min"] is not None and (span["min"] < _FIRST_S * 1_000_000 or span["max"] > _LAST_S * 1_000_000 + 999_999):
+                    raise ValueError
+
+    def _one_by_one(self, messages: Sequence[Message], start: int, rejected: dict[int, Reject]) -> Iterator[_Row]:
+        for i, message in enumerate(messages, start):
+            try:
+                values = tuple(map(_checked, self._fields, self._values(message.value())))
+            except Reject as reject:
+                rejected[i] = reject
+            else:
+                yield (*values, message.partition(), message.offset())
+
+    def _values(self, value: bytes | None) -> tuple[Any, ...]:
+        """What an event has in the columns' places; raises Reject for what is not a JSON object."""
+        if value is None:
+            raise Reject("the record has no value (a tombstone), expected a JSON object", rule="decode")
+        try:
+            value.decode()
+            return next(self._untyped([value]))
+        except msgspec.ValidationError as error:
+            raise Reject(f"not an event: {error}", rule="decode") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Reject(f"not JSON: {error}", rule="decode") from error
+
+
+def _reader(names: tuple[str, ...], types: Sequence[tuple[Any, Any]]) -> Callable[[Iterable[bytes]], Iterator[_Row]]:
+    """Reads what events have under these names; ``types`` are each one's type and default."""
+    fields = [(f"c{i}", *type_) for i, type_ in enumerate(types)]
+    event = msgspec.defstruct("Event", fields, rename={f"c{i}": name for i, name in enumerate(names)}, gc=False, kw_only=True)
+    decode = msgspec.json.Decoder(event).decode
+    return lambda values: map(astuple, map(decode, values))
+
+
+def _is_plain(field: Field) -> bool:
+    """Whether the decoder itself makes and checks its values."""
+    return not field.repeated and field.type not in ("STRUCT", "JSON", *_DIGITS) and not field.unit
+
+
+def _type(field: Field) -> Any:
+    """What the decoder reads; null too, unless the field is required."""
+    if not _is_plain(field):
+        return Any
+    type_ = _scalar(field)
+    return type_ if field.required else type_ | None
+
+
+def _scalar(field: Field) -> Any:
+    types: dict[str, Any] = {
+        "STRING": str if field.max_length is None else Annotated[str, msgspec.Meta(max_length=field.max_length)],
+        "INT64": Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)],
+        "FLOAT64": float,
+        "BOOL": bool,
+        "TIMESTAMP": Annotated[datetime, msgspec.Meta(tz=True)],
+        "DATE": date,
+    }
+    return types[field.type]
+
+
+def _checked(field: Field, value: Any) -> Any:
+    """One column's value as a batch takes it; raises Reject saying what is wrong with it."""
+    if value is None and not field.repeated:
+        if field.required:
+            raise Reject(f"column {field.name!r}: missing or null, expected {field.sql}", rule="missing")
+        return None
+    try:
+        return _converted(field, value)
+    except _UNFIT as error:
+        raise Reject(f"column {field.name!r}: {_why(error, value)} (the column is {field.sql})", rule="column") from error
+
+
+def _converter(field: Field) -> Callable[[Any], Any]:
+    """Converts a column's values; raises one of ``_UNFIT`` for one that doesn't fit."""
+
+    def convert(value: Any) -> Any:
+        if value is None and field.required:
+            raise ValueError
+        return _converted(field, value)
+
+    return convert
+
+
+def _converted(field: Field, value: Any) -> Any:
+    """A value as Arrow takes it. A list that is null is an empty one: BigQuery tells no difference."""
+    if field.repeated:
+        if value is None:
+            return []
+        if type(value) is not list:
+            raise TypeError(f"expected a list, got {_kind(value)}")
+        return [_element(field, item) for item in value]
+    return None if value is None else _one(field, value)
+
+
+def _element(field: Field, value: Any) -> Any:
+    if value is None:
+        raise ValueError("a list holds a null, which BigQuery's arrays cannot")
+    return _one(field, value)
+
+
+def _one(field: Field, value: Any) -> Any:
+    if field.type == "STRUCT":
+        return _struct(field, value)
+    if field.type == "JSON":
+        return _json(value)
+    if field.type in _DIGITS:
+        return _numeric(value, *(field.digits or _DIGITS[field.type]))
+    if field.type == "TIMESTAMP":
+        return _time(field, value)
+    if field.type == "INT64" and type(value) is float and value.is_integer():
+        value = int(value)
+    return msgspec.convert(value, _scalar(field))
+
+
+def _struct(field: Field, value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise TypeError(f"expected an object, got {_kind(value)}")
+    unknown = value.keys() - {f.name for f in field.fields}
+    if unknown:
+        raise ValueError(f"the object has {', '.join(map(repr, sorted(unknown)))}, for which there is no field")
+    return {f.name: _member(f, value.get(f.name)) for f in field.fields}
+
+
+def _member(field: Field, value: Any) -> Any:
+    if value is None and field.required:
+        raise ValueError(f"{field.name}: missing or null")
+    try:
+        return _converted(field, value)
+    except _UNFIT as error:
+        raise ValueError(f"{field.name}: {_why(error, value)}") from error
+
+
+def _json(value: Any) -> str:
+    """As text that BigQuery's PARSE_JSON takes without loss."""
+    text = _encode(value).decode()
+    if _LONG_NUMBER.search(text) and _is_wide(value):
+        raise ValueError("holds a whole number of more than 64 bits, which BigQuery's JSON cannot")
+    if text.count("[") + text.count("{") > _JSON_DEPTH and _depth(value) > _JSON_DEPTH:
+        raise ValueError(f"nested more than {_JSON_DEPTH} deep, which BigQuery's JSON cannot be")
+    return text
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _is_wide(value: Any) -> bool:
+    if type(value) is int:
+        return not -(2**63) <= value < 2**64
+    return any(map(_is_wide, _inside(value)))
+
+
+def _depth(value: Any) -> int:
+    return 1 + max(map(_depth, _inside(value)), default=0) if isinstance(value, (dict, list)) else 0
+
+
+def _numeric(value: Any, precision: int, scale: int) -> Decimal:
+    if type(value) not in (int, float, str):
+        raise TypeError(f"expected a number or its text, got {_kind(value)}")
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation as error:
+        raise ValueError("expected a number or its text") from error
+    if not number.is_finite():
+        raise ValueError("not a number")
+    if number and number.adjusted() >= precision - scale:
+        raise ValueError(f"{precision - scale} digits fit before the point")
+    if number and _decimals(number) > scale:
+        raise ValueError(f"{scale} digits fit after the point")
+    return number
+
+
+def _decimals(number: Decimal) -> int:
+    """Digits after the point, zeros at the end not counted."""
+    _, digits, exponent = number.as_tuple()
+    zeros = next((i for i, digit in enumerate(reversed(digits)) if digit), 0)
+    return -int(exponent) - zeros
+
+
+def _time(field: Field, value: Any) -> datetime:
+    if field.unit:
+        return _from_number(value, _UNITS[field.unit])
+    if type(value) is datetime:
+        time = value
+    elif type(value) is str:
+        time = _iso(value)
+    else:
+        raise TypeError(f"expected a time as text, got {_kind(value)}")
+    if not _FIRST <= time <= _LAST:
+        raise ValueError("not a time between the years 1 and 9999")
+    return time
+
+
+def _from_number(value: Any, factor: int) -> datetime:
+    if type(value) not in (int, float):
+        raise TypeError(f"expected a number, got {_kind(value)}")
+    if not _FIRST_S * factor <= value <= _LAST_S * factor:
+        raise ValueError("not a time between the years 1 and 9999")
+    return datetime.fromtimestamp(value / factor, UTC)
+
+
+def _iso(text: str) -> datetime:
+    """ISO-8601 as Python reads it, a leap second included; without a zone it is UTC, as the contract has it."""
+    try:
+        time = datetime.fromisoformat(re.sub(r"(:\d\d):60(?!\d)", r"\1:59", text).replace("z", "Z"))
+    except ValueError:
+        raise ValueError("expected a time such as 2026-11-01T04:00:00Z") from None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def _kind(value: Any) -> str:
+    return {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}.get(type(value), "null")
+
+
+def _why(error: BaseException, value: Any) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    shown = f": {value!r:.60}" if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+    if isinstance(error, msgspec.ValidationError):
+        return f"{str(error).replace('Expected', 'expected', 1)}{shown}"
+    return f"{error}{shown}" if isinstance(value, (str, int, float)) else str(error)

@@ -1,0 +1,154 @@
+"""What is asked of BigQuery in GoogleSQL: the ledger's changes, and the one transaction that lands a publication."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from factory_agents.sinks.bigquery.ledger import DISTINCT, REMOVED, WRITTEN
+from factory_agents.sinks.bigquery.rows import Field
+from factory_agents.sinks.bigquery.table import OWN_FIELDS, TargetTable
+
+__all__ = ["MOVED", "change_entry", "create_ledger", "landing", "read_entry"]
+
+MOVED = "factory: the ledger's entry has changed"
+"""What the landing transaction says when it lands nothing, because the entry isn't the one that it was made for."""
+
+_THIS = "pipeline = @pipeline AND stage = @stage AND window_key = @window"
+_ZEROS = {
+    "STRING": "''",
+    "INT64": "0",
+    "FLOAT64": "0",
+    "BOOL": "FALSE",
+    "TIMESTAMP": "TIMESTAMP '1970-01-01 00:00:00+00'",
+    "DATE": "DATE '1970-01-01'",
+    "NUMERIC": "NUMERIC '0'",
+    "BIGNUMERIC": "BIGNUMERIC '0'",
+}
+"""Any value of the type: it stands where a null is compared, beside a flag that says which of both it is."""
+
+
+def create_ledger(ledger: str) -> str:
+    """The ledger with its head, a row that every claim changes: so two first claims of a window cannot both be made."""
+    return (
+        f"CREATE TABLE IF NOT EXISTS `{ledger}` AS SELECT '' AS pipeline, '' AS stage, '' AS window_key, 0 AS token, '' AS entry,"
+        " CURRENT_TIMESTAMP() AS changed_at"
+    )
+
+
+def read_entry(ledger: str) -> str:
+    """Token and entry of one window."""
+    return f"SELECT token, entry FROM `{ledger}` WHERE {_THIS}"
+
+
+def change_entry(ledger: str) -> str:
+    """Compare and set: ``@new`` and ``@entry`` where the token is ``@old`` (0: where there is none). Whether it was, a reader sees."""
+    return f"""
+MERGE `{ledger}` AS l
+USING (SELECT '' AS pipeline, '' AS stage, '' AS window_key UNION ALL SELECT @pipeline, @stage, @window) AS s
+ON l.pipeline = s.pipeline AND l.stage = s.stage AND l.window_key = s.window_key
+WHEN MATCHED AND l.pipeline = '' THEN UPDATE SET token = l.token + 1, changed_at = CURRENT_TIMESTAMP()
+WHEN MATCHED AND l.token = @old THEN UPDATE SET token = @new, entry = @entry, changed_at = CURRENT_TIMESTAMP()
+WHEN NOT MATCHED AND @old = 0 THEN
+  INSERT (pipeline, stage, window_key, token, entry, changed_at) VALUES (@pipeline, @stage, @window, @new, @entry, CURRENT_TIMESTAMP())
+"""
+
+
+def landing(table: TargetTable, ledger: str, staged: Sequence[str], *, sweep: bool) -> str:
+    """The script that makes a publication visible: its rows, what gives way to them, and the ledger's entry, or nothing of these.
+
+    It takes ``@old``, ``@new`` and ``@entry`` as ``change_entry`` does, ``@publication``, ``@window_start``, and the lists ``@past`` and
+    ``@stale``. DELETE and INSERT in place of MERGE: what is counted is told apart, and emulators run it in a transaction.
+    """
+    lines = ["DECLARE distinct_keys, written_rows, removed_rows INT64 DEFAULT 0;"]
+    if staged:
+        lines.append(_newest(table, staged))
+    lines += ["BEGIN TRANSACTION;", f"ASSERT (SELECT token FROM `{ledger}` WHERE {_THIS}) = @old AS '{MOVED}';"]
+    if staged:
+        lines += _put(table)
+    if sweep:
+        lines += [
+            f"DELETE FROM `{table.text}` WHERE _factory_publication IN UNNEST(@stale);",
+            "SET removed_rows = @@row_count;",
+        ]
+    entry = "@entry"
+    for figure, variable in ((DISTINCT, "distinct_keys"), (WRITTEN, "written_rows"), (REMOVED, "removed_rows")):
+        entry = f"REPLACE({entry}, '{figure}', CAST({variable} AS STRING))"
+    lines += [
+        f"UPDATE `{ledger}` SET token = @new, entry = {entry}, changed_at = CURRENT_TIMESTAMP() WHERE {_THIS} AND token = @old;",
+        f"ASSERT @@row_count = 1 AS '{MOVED}';",
+        "COMMIT TRANSACTION;",
+    ]
+    return "\n".join(lines)
+
+
+def _newest(table: TargetTable, staged: Sequence[str]) -> str:
+    """The newest staged row of each key, as the table takes it."""
+    parts = " UNION ALL ".join(f"SELECT * FROM `{part}`" for part in staged)
+    order = [f"`{name}` DESC NULLS LAST" for name in _order(table)] + ["_factory_partition DESC", "_factory_offset DESC"]
+    own = "@window_start AS _factory_window, @publication AS _factory_publication, _factory_partition, _factory_offset"
+    return (
+        f"CREATE TEMP TABLE newest AS SELECT {', '.join(map(_landed, table.fields))}, {own} FROM ({parts}) WHERE TRUE"
+        f" QUALIFY ROW_NUMBER() OVER (PARTITION BY {_names(table.key)} ORDER BY {', '.join(order)}) = 1;\n"
+        "SET distinct_keys = (SELECT COUNT(*) FROM newest);"
+    )
+
+
+def _landed(field: Field) -> str:
+    """A staged column as the table takes it: JSON was staged as text. Its numbers are doubles already, so nothing is rounded."""
+    parsed = _parsed(f"`{field.name}`", field)
+    return f"{parsed} AS `{field.name}`"
+
+
+def _parsed(value: str, field: Field) -> str:
+    if not _holds_json(field):
+        return value
+    if field.repeated:
+        element = Field(field.name, field.type, fields=field.fields)
+        return f"ARRAY(SELECT {_parsed('item', element)} FROM UNNEST({value}) AS item WITH OFFSET AS place ORDER BY place)"
+    if field.type == "STRUCT":
+        members = ", ".join(f"{_parsed(f'{value}.`{f.name}`', f)} AS `{f.name}`" for f in field.fields)
+        return f"IF({value} IS NULL, NULL, STRUCT({members}))"
+    return f"PARSE_JSON({value}, wide_number_mode=>'round')"
+
+
+def _holds_json(field: Field) -> bool:
+    return field.type == "JSON" or any(map(_holds_json, field.fields))
+
+
+def _put(table: TargetTable) -> list[str]:
+    """The newest rows in place of those that give way to them. ``NOT EXISTS`` finds the others: they are newer than ours."""
+    columns = _names([*(f.name for f in table.fields), *(f.name for f in OWN_FIELDS)])
+    same = " AND ".join(f"s.`{name}` = t.`{name}`" for name in table.key)
+    return [
+        f"DELETE FROM `{table.text}` AS t WHERE EXISTS (SELECT 1 FROM newest AS s WHERE {same}"
+        f" AND (t._factory_publication IN UNNEST(@past) OR {_is_newer(table)}));",
+        f"INSERT INTO `{table.text}` ({columns}) SELECT {columns} FROM newest AS s"
+        f" WHERE NOT EXISTS (SELECT 1 FROM `{table.text}` AS t WHERE {same});",
+        "SET written_rows = @@row_count;",
+    ]
+
+
+def _order(table: TargetTable) -> list[str]:
+    """What makes one row newer than another: version, then time, as far as there are such columns."""
+    return [name for name in (table.version, table.time) if name is not None]
+
+
+def _is_newer(table: TargetTable) -> str:
+    """Whether the staged row ``s`` is at least as new as the table's row ``t``: by version, time, window and coordinates, nulls lowest."""
+    ranks: list[tuple[str, str]] = []
+    for name in _order(table):
+        field = table.field(name)
+        ranks += [(f"s.`{name}` IS NOT NULL", f"t.`{name}` IS NOT NULL")]
+        zero = _ZEROS[field.type]
+        ranks += [(f"COALESCE(s.`{name}`, {zero})", f"COALESCE(t.`{name}`, {zero})")]
+    ranks.append(("s._factory_window", "COALESCE(t._factory_window, TIMESTAMP '0001-01-01 00:00:00+00')"))
+    ranks += [(f"s.{name}", f"COALESCE(t.{name}, -1)") for name in ("_factory_partition", "_factory_offset")]
+    ours, theirs = ranks[-1]
+    condition = f"{ours} >= {theirs}"
+    for ours, theirs in reversed(ranks[:-1]):
+        condition = f"({ours} > {theirs} OR ({ours} = {theirs} AND {condition}))"
+    return condition
+
+
+def _names(of: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in of)
