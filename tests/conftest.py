@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+from factory_agents.errors import FactoryError
+from factory_agents.sandbox.state import bigquery_env
 from tests.support import closing, shared_sandbox
 from tests.support.databases import own_database
 from tests.support.topics import create_topic
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
     from factory_agents.sandbox import Sandbox, SandboxInfo
+    from tests.support.bigquery import Emulator
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 
@@ -109,6 +112,27 @@ def database_url(sandbox_info: SandboxInfo) -> Iterator[str]:
     """A database of this worker's own, empty at its start."""
     with own_database(sandbox_info.database_url, f"test_{WORKER}") as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def bigquery_url(sandbox: Sandbox) -> str:
+    """The shared BigQuery emulator; tests that need it are skipped, which the last line says, where it can't be set up."""
+    try:
+        return shared_sandbox.with_bigquery().up().bigquery_url or ""
+    except FactoryError as error:
+        pytest.skip(f"the BigQuery emulator: {error}")
+
+
+@pytest.fixture
+def emulator(bigquery_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """A dataset of this test's own; publishers in this process find the emulator."""
+    from tests.support.bigquery import Emulator
+
+    for name, value in bigquery_env(bigquery_url).items():
+        monkeypatch.setenv(name, value)
+    own = Emulator(bigquery_url)
+    yield own
+    own.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,7 +22,7 @@ app = _group("Agents over Kafka: run them, and look after topics, windows, lag a
 agents = _group("Run agents.")
 topics = _group("Topics as a file declares them.")
 letters = _group("Rejected events: look at them, and put them back.")
-sandboxes = _group("Kafka and PostgreSQL on this machine.")
+sandboxes = _group("Kafka and PostgreSQL on this machine, and a BigQuery emulator.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
 app.add_typer(letters, name="dead-letters")
@@ -335,27 +335,35 @@ def letters_replay(
 
 
 @sandboxes.command("up")
-def sandbox_up(json: Json = False) -> None:
+def sandbox_up(
+    with_: Annotated[
+        Literal["bigquery"] | None, typer.Option("--with", help="an emulator beside them: bigquery (needs Python 3.13)")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Start what doesn't run, wait until it serves, and say where it is.
 
     \b
-    Example:
+    Examples:
       factory sandbox up && eval "$(factory sandbox env)"
+      factory sandbox up --with bigquery
     """
     from factory_agents.sandbox import Sandbox
 
-    info = Sandbox().up()
+    info = Sandbox(with_bigquery=with_ == "bigquery").up()
     if json:
         console.print_json(info.env())
         return
     console.say(f"Kafka       {info.bootstrap}")
     console.say(f"PostgreSQL  {info.database_url}")
+    if info.bigquery_url is not None:
+        console.say(f"BigQuery    {info.bigquery_url} (an emulator)")
     console.say('use it in this shell: eval "$(factory sandbox env)"')
 
 
 @sandboxes.command("down")
 def sandbox_down(wipe: Annotated[bool, typer.Option("--wipe", help="forget the data too")] = False) -> None:
-    """End the broker and the database; their data stays unless --wipe.
+    """End the broker, the database and what runs with them; their data stays unless --wipe.
 
     \b
     Example:
@@ -380,7 +388,9 @@ def sandbox_status(json: Json = False) -> None:
     if console.wants_json(json):
         console.print_json(status)
     else:
-        parts = (("Kafka", status.kafka), ("PostgreSQL", status.postgres))
+        parts = [("Kafka", status.kafka), ("PostgreSQL", status.postgres)]
+        if status.bigquery is not None:
+            parts.append(("BigQuery", status.bigquery))
         console.print_table(
             ["part", "state", "address", "process", "log"],
             [[name, "running" if p.running else "stopped", p.address or "", p.pid or "", p.log or ""] for name, p in parts],

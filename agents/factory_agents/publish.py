@@ -1,25 +1,26 @@
-"""The built-in publish agent: lands a window's events in a table of a database, exactly once."""
+"""The built-in publish agent: lands a window's events in a table of a database or a warehouse, exactly once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from factory_agents.contracts import ColumnType, Contract, load_contract
-from factory_agents.contracts.documents import did_you_mean
+from factory_agents.contracts.documents import did_you_mean, one_of
 from factory_agents.databases.postgres import database_from_env
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentRun
 from factory_agents.runtime.agents import Sink
+from factory_agents.sinks import bigquery
 from factory_agents.sinks.postgres import PostgresSink, PostgresTarget, TableName, WantedColumn, WantedTable
 
-__all__ = ["PublishParams", "build"]
+__all__ = ["BigQueryParams", "PublishParams", "build"]
 
 
 class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``publish`` takes.
+    """What ``publish`` takes for PostgreSQL.
 
     ``table``: ``table`` or ``schema.table``, taken literally. ``contract`` (a file, YAML text or a mapping) gives columns, key and order;
     without one an existing table's own columns and primary key do, and what is published last wins. ``create_table``: create it from the
@@ -28,6 +29,7 @@ class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     table: str
+    sink: str = "postgres"
     contract: str | dict[str, Any] | None = None
     create_table: bool = True
     database_url_env: str = "DATABASE_URL"
@@ -36,15 +38,49 @@ class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deletes: bool | None = None
 
 
+class BigQueryParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``publish`` takes with ``sink: bigquery``.
+
+    ``table``: ``dataset.table`` or ``project.dataset.table``. ``contract`` and ``create_table`` as for PostgreSQL; ``add_columns``: add
+    nullable columns that the contract has and the table lacks. A table that is created is partitioned by the time or date column
+    ``partition_by`` (by default not at all) in ``partition_unit``, clustered by ``cluster_by`` (by default the key), and encrypted with
+    ``kms_key``. ``labels`` stand on it and on every job. ``timeout``: seconds that one job may take.
+    """
+
+    table: str
+    sink: str = "bigquery"
+    contract: str | dict[str, Any] | None = None
+    create_table: bool = True
+    add_columns: bool = True
+    partition_by: str = ""
+    partition_unit: Literal["hour", "day", "month", "year"] = "day"
+    cluster_by: tuple[str, ...] | None = None
+    kms_key: str = ""
+    labels: dict[str, str] = {}
+    timeout: float = 900.0
+
+
 def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:
     """The sink for these parameters; it connects when it claims.
 
     Raises ConfigurationError for parameters it doesn't take or a database URL that isn't set, ContractError for a contract that can't be
     read.
     """
-    settings = _params(params)
-    untrusted = run is not None and "contract" in run.untrusted
-    contract = load_contract(settings.contract, untrusted=untrusted) if settings.contract else None
+    sink = params.get("sink") or "postgres"
+    if sink not in _SINKS:
+        raise ConfigurationError(f"agent 'publish': sink: got {sink!r}{one_of(str(sink), _SINKS)}")
+    return _SINKS[sink](params, run)
+
+
+def _contract(named: str | dict[str, Any] | None, run: AgentRun | None) -> Contract | None:
+    return load_contract(named, untrusted=run is not None and "contract" in run.untrusted) if named else None
+
+
+def _postgres(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
+    settings = _params(params, PublishParams, "events or analytics.events")
+    if settings.statement_timeout < 0 or settings.lock_timeout <= 0:
+        raise ConfigurationError("agent 'publish': statement_timeout must be at least 0 and lock_timeout more than 0 seconds")
+    contract = _contract(settings.contract, run)
     database = database_from_env(settings.database_url_env)
     deletes = settings.deletes if settings.deletes is not None else contract is not None and contract.deletes
     wanted = _wanted(contract) if contract is not None else WantedTable()
@@ -60,23 +96,48 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:
     return PostgresSink(target, identity | ({"deletes": True} if deletes else {}))
 
 
-def _params(params: Mapping[str, Any]) -> PublishParams:
-    known = PublishParams.__struct_fields__
+def _bigquery(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
+    settings = _params(params, BigQueryParams, "analytics.events or project.analytics.events")
+    if settings.timeout <= 0:
+        raise ConfigurationError("agent 'publish': timeout must be more than 0 seconds")
+    contract = _contract(settings.contract, run)
+    account = bigquery.account_from_env()
+    target = bigquery.BigQueryTarget(
+        account=account,
+        table=bigquery.TableName.parse(settings.table),
+        wanted=bigquery.wanted_table(contract) if contract is not None else bigquery.WantedTable(),
+        layout=bigquery.Partitioning(settings.partition_by, settings.partition_unit, settings.cluster_by, settings.kms_key),
+        create_table=settings.create_table,
+        add_columns=settings.add_columns,
+        labels=settings.labels,
+        timeout=settings.timeout,
+    )
+    identity = {
+        "sink": "bigquery",
+        "table": settings.table,
+        "contract": contract.digest if contract is not None else "",
+        "project": account.project,
+    }
+    return bigquery.BigQuerySink(target, identity)
+
+
+_SINKS: Mapping[str, Callable[[Mapping[str, Any], AgentRun | None], Sink]] = {"postgres": _postgres, "bigquery": _bigquery}
+
+_S = TypeVar("_S", PublishParams, BigQueryParams)
+
+
+def _params(params: Mapping[str, Any], type_: type[_S], example: str) -> _S:
+    known = type_.__struct_fields__
     for name in params:
         if name not in known:
             hint = did_you_mean(name, known) or f"; it takes: {', '.join(known)}"
             raise ConfigurationError(f"agent 'publish': unknown parameter {name!r}{hint}")
     if not params.get("table"):
-        raise ConfigurationError(
-            "agent 'publish': parameter 'table' is required: the table to publish to, such as events or analytics.events"
-        )
+        raise ConfigurationError(f"agent 'publish': parameter 'table' is required: the table to publish to, such as {example}")
     try:
-        settings = msgspec.convert(dict(params), PublishParams, strict=False)
+        return msgspec.convert(dict(params), type_, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"agent 'publish': {error}") from error
-    if settings.statement_timeout < 0 or settings.lock_timeout <= 0:
-        raise ConfigurationError("agent 'publish': statement_timeout must be at least 0 and lock_timeout more than 0 seconds")
-    return settings
 
 
 def _wanted(contract: Contract) -> WantedTable:

@@ -25,6 +25,11 @@ def shared() -> Sandbox:
     return Sandbox(HOME, sasl=True)
 
 
+def with_bigquery() -> Sandbox:
+    """The same with a BigQuery emulator beside it."""
+    return Sandbox(HOME, sasl=True, with_bigquery=True)
+
+
 def take_lease() -> None:
     """Keep the shared sandbox from being ended while this process lives."""
     with _locked():

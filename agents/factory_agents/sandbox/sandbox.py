@@ -1,4 +1,4 @@
-"""Starts, ends and describes the two parts of a sandbox together, whoever else does the same at this moment."""
+"""Starts, ends and describes the parts of a sandbox together, whoever else does the same at this moment."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import msgspec
 
 from factory_agents.errors import FactoryError, UnavailableError
 from factory_agents.sandbox import airflow as airflows
-from factory_agents.sandbox import kafka, postgres
+from factory_agents.sandbox import bigquery, kafka, postgres
 from factory_agents.sandbox import state as states
 from factory_agents.sandbox.processes import alive, free_port, listens
-from factory_agents.sandbox.state import HOST, KafkaState, PartStatus, PostgresState, SandboxInfo, SandboxStatus, State
+from factory_agents.sandbox.state import HOST, BigQueryState, KafkaState, PartStatus, PostgresState, SandboxInfo, SandboxStatus, State
 
 _TRIES = 3  # a port that was free may be taken before the server binds it
 
@@ -33,15 +33,25 @@ class Sandbox:
     Args:
         home: where everything is kept; by default ``FACTORY_HOME``, else ``.factory`` in the current directory.
         sasl: whether the broker also has a listener that wants a user and a password (SASL_PLAINTEXT, PLAIN).
+        with_bigquery: whether a BigQuery emulator runs beside them. It needs Python 3.13 on the machine, and is built the first time.
         host: this machine's address to listen at; another than loopback lets its neighbours in, for example a test cluster's pods.
         tell: receives progress, one line a call; by default written to standard error.
 
     Any number of processes may use the same ``home`` at once: each method takes its lock.
     """
 
-    def __init__(self, home: Path | None = None, *, sasl: bool = False, host: str = HOST, tell: Callable[[str], None] = _to_stderr) -> None:
+    def __init__(
+        self,
+        home: Path | None = None,
+        *,
+        sasl: bool = False,
+        with_bigquery: bool = False,
+        host: str = HOST,
+        tell: Callable[[str], None] = _to_stderr,
+    ) -> None:
         self.home = (home or states.default_home()).absolute()
         self._sasl = sasl
+        self._with_bigquery = with_bigquery
         self._host = host
         self._tell = tell
 
@@ -56,21 +66,23 @@ class Sandbox:
             for _ in range(_TRIES):  # a part that was being killed when looked at is dead only now
                 self._start_missing()
                 found = states.info_of(self.home, self._state())
-                if found is not None:
+                if found is not None and (found.bigquery_url is not None or not self._with_bigquery):
                     return found
         raise UnavailableError(f"the sandbox in {self.home} ends as soon as it is started: see its logs there")
 
     def down(self, *, wipe: bool = False) -> None:
-        """End both parts; with ``wipe`` forget their data too. No-op where nothing runs."""
+        """End all parts; with ``wipe`` forget their data too. No-op where nothing runs."""
         if not self.home.exists():
             return
         with self._locked():
             self._end_kafka()
             self._end_postgres()
+            self._end_bigquery()
             if wipe:
                 states.forget(self.home)
                 shutil.rmtree(self._kafka_folder, ignore_errors=True)
                 shutil.rmtree(self._postgres_folder, ignore_errors=True)
+                shutil.rmtree(self._bigquery_folder, ignore_errors=True)
 
     def status(self) -> SandboxStatus:
         """What runs, where; takes no lock, so it answers while another process starts the parts."""
@@ -79,6 +91,7 @@ class Sandbox:
             home=self.home,
             kafka=_part(state.kafka if state else None, kafka.log_of(self._kafka_folder)),
             postgres=_part(state.postgres if state else None, postgres.log_of(self._postgres_folder)),
+            bigquery=_part(state.bigquery, bigquery.log_of(self._bigquery_folder)) if state and state.bigquery else None,
         )
 
     def info(self) -> SandboxInfo:
@@ -167,6 +180,10 @@ class Sandbox:
     def _postgres_folder(self) -> Path:
         return self.home / "postgres"
 
+    @property
+    def _bigquery_folder(self) -> Path:
+        return self.home / "bigquery"
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         try:
@@ -184,6 +201,8 @@ class Sandbox:
     def _start_missing(self) -> None:
         broker = self._launch_kafka()  # boots while the database's cluster is created
         self._start_postgres()
+        if self._with_bigquery:
+            self._start_bigquery()
         if broker is not None:
             self._finish_kafka(broker)
 
@@ -257,8 +276,27 @@ class Sandbox:
             stopped = msgspec.structs.replace(state.postgres, process=None)
             states.save(self.home, msgspec.structs.replace(state, postgres=stopped))
 
+    def _start_bigquery(self) -> None:
+        emulator = self._state().bigquery
+        if emulator is not None and alive(emulator.process):
+            if bigquery.answers(emulator.host, emulator.port):
+                return
+            bigquery.end(emulator.process)
+        port = _port_again(self._host, emulator.port if emulator else None)
+        grpc_port = _port_again(self._host, emulator.grpc_port if emulator else None)
+        process = bigquery.start(self._bigquery_folder, self._host, port, grpc_port, self._tell)
+        started = BigQueryState(host=self._host, port=port, grpc_port=grpc_port, process=process)
+        states.save(self.home, msgspec.structs.replace(self._state(), bigquery=started))
+        bigquery.wait_ready(self._bigquery_folder, process, self._host, port)
 
-def _part(state: KafkaState | PostgresState | None, log: Path) -> PartStatus:
+    def _end_bigquery(self) -> None:
+        state = self._state()
+        if state.bigquery is not None:
+            bigquery.end(state.bigquery.process)
+            states.save(self.home, msgspec.structs.replace(state, bigquery=msgspec.structs.replace(state.bigquery, process=None)))
+
+
+def _part(state: KafkaState | PostgresState | BigQueryState | None, log: Path) -> PartStatus:
     log_if_any = log if log.exists() else None
     if state is None or state.process is None or not alive(state.process):
         return PartStatus(running=False, log=log_if_any)

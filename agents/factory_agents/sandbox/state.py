@@ -15,6 +15,7 @@ HOST = "127.0.0.1"
 USER = "factory"
 DATABASE = "factory"
 AIRFLOW_DATABASE = "airflow"
+BIGQUERY_PROJECT = "local"
 _FILE = "sandbox.json"
 
 
@@ -37,12 +38,22 @@ class PostgresState(msgspec.Struct, frozen=True, kw_only=True):
     databases: bool = False
 
 
+class BigQueryState(msgspec.Struct, frozen=True, kw_only=True):
+    """The emulator's address and process."""
+
+    port: int
+    grpc_port: int
+    host: str = HOST
+    process: ProcessRecord | None = None
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a sandbox keeps; ``password`` serves both parts."""
 
     password: str
     kafka: KafkaState | None = None
     postgres: PostgresState | None = None
+    bigquery: BigQueryState | None = None
 
 
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +61,7 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     The URLs carry the password and suit psycopg and psql; ``airflow_database_url`` is the empty database for Airflow's own
     metadata, in SQLAlchemy's form. The ``sasl_`` fields are None unless the sandbox was started with ``sasl=True``
-    (SASL_PLAINTEXT, mechanism PLAIN).
+    (SASL_PLAINTEXT, mechanism PLAIN); ``bigquery_url`` is None unless the emulator runs.
     """
 
     home: Path
@@ -62,16 +73,28 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     sasl_bootstrap: str | None = None
     sasl_username: str | None = None
     sasl_password: str | None = None
+    bigquery_url: str | None = None
 
     def env(self) -> dict[str, str]:
         """The variables that make any shell, agent or Airflow process use this sandbox."""
         kafka = {"conn_type": "kafka", "extra": {"bootstrap.servers": self.bootstrap, "group.id": "factory-sandbox"}}
-        return {
+        variables = {
             "KAFKA_BOOTSTRAP": self.bootstrap,
             "DATABASE_URL": self.database_url,
             "AIRFLOW_CONN_KAFKA_DEFAULT": msgspec.json.encode(kafka).decode(),
             "AIRFLOW_CONN_POSTGRES_DEFAULT": self.database_url,
         }
+        return variables if self.bigquery_url is None else variables | bigquery_env(self.bigquery_url)
+
+
+def bigquery_env(url: str) -> dict[str, str]:
+    """The variables that make BigQuery's clients use an emulator."""
+    google = {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": BIGQUERY_PROJECT}}
+    return {
+        "BIGQUERY_EMULATOR_HOST": url,
+        "GOOGLE_CLOUD_PROJECT": BIGQUERY_PROJECT,
+        "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": msgspec.json.encode(google).decode(),
+    }
 
 
 class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,11 +107,12 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Both parts of the sandbox kept in ``home``."""
+    """The parts of the sandbox kept in ``home``; ``bigquery`` where it was asked for."""
 
     home: Path
     kafka: PartStatus
     postgres: PartStatus
+    bigquery: PartStatus | None = None
 
     @property
     def running(self) -> bool:
@@ -155,4 +179,9 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
         sasl_bootstrap=f"{kafka.host}:{kafka.sasl_port}" if sasl else None,
         sasl_username=USER if sasl else None,
         sasl_password=state.password if sasl else None,
+        bigquery_url=_bigquery_url(state.bigquery),
     )
+
+
+def _bigquery_url(state: BigQueryState | None) -> str | None:
+    return f"http://{state.host}:{state.port}" if state is not None and alive(state.process) else None

@@ -12,7 +12,7 @@ import msgspec
 from factory_agents.errors import FencedError, SinkError
 from factory_agents.runtime.agents import Claim, SinkOutcome
 
-__all__ = ["DISTINCT", "REMOVED", "WRITTEN", "Entry", "GivingWay", "Landed", "Taken", "give_way", "land", "landed", "take"]
+__all__ = ["DISTINCT", "REMOVED", "WRITTEN", "Entry", "GivingWay", "Landed", "Taken", "check_claim", "give_way", "land", "landed", "take"]
 
 DISTINCT, WRITTEN, REMOVED = (9_000_000_000_000_000_001 + i for i in range(3))
 """What stands for figures that only the landing transaction knows; it puts them into the entry's text in their places."""
@@ -123,16 +123,21 @@ def _current(entry: Entry, claim: Claim) -> list[Landed]:
     return list(current.values())
 
 
-def give_way(entry: Entry, claim: Claim, publication: int, table: str) -> GivingWay:
-    """What gives way to this publication as the table is now. Raises FencedError where its claim was taken over.
+def check_claim(entry: Entry, claim: Claim, publication: int, table: str) -> None:
+    """Raises FencedError where the claim was taken over."""
+    if all(each.publication != publication for each in entry.claims):
+        raise FencedError(
+            f"table {table}, window {claim.window}, shard {claim.shard.key}: a newer attempt took over;"
+            " this one stops and publishes nothing"
+        )
+
+
+def give_way(entry: Entry, claim: Claim) -> GivingWay:
+    """What gives way to the claim's rows as the table is now.
 
     Partitions may move between the shards of two plans, so an earlier plan's rows go when the whole of this plan is there, not before: no
     reader misses a row on its way from one shard to another.
     """
-    if all(each.publication != publication for each in entry.claims):
-        raise FencedError(
-            f"table {table}, window {claim.window}, shard {claim.shard.key}: a newer attempt took over; this one stops and publishes nothing"
-        )
     current = _current(entry, claim)
     peers = {each.publication for each in current if each.shard != claim.shard.index}
     past = tuple(each.publication for each in entry.landed if each.publication not in peers)

@@ -7,8 +7,9 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -19,7 +20,7 @@ from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
 from factory_agents.sinks.bigquery import ledger, statements
 from factory_agents.sinks.bigquery.rows import POSITION, Field, RowReader
 from factory_agents.sinks.bigquery.table import Partitioning, TableName, TargetTable, WantedTable, open_table, schema_field
-from factory_agents.sinks.bigquery.warehouse import Account, ConflictError, Load, Warehouse, pauses
+from factory_agents.sinks.bigquery.warehouse import Account, ConflictError, Load, NotFoundError, Warehouse, pauses
 from factory_agents.telemetry import fields
 
 if TYPE_CHECKING:
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
 
 __all__ = ["BigQuerySink", "BigQueryTarget"]
 
+_T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
 _PART_BYTES = 64 * 1024 * 1024
 """Arrow memory that is gathered for one load job."""
 _MOST_PARTS = 900
 """One query reads up to 1,000 tables."""
+_HEAD_AND_ENTRY = 2
+"""Rows of the ledger that a change of an entry changes."""
 _STAGED_FOR = timedelta(days=1)
 """Then BigQuery drops what a killed publisher left."""
 
@@ -53,9 +57,10 @@ class BigQueryTarget(msgspec.Struct, frozen=True):
 class BigQuerySink:
     """A ``Sink`` over one table.
 
-    Rows go as Parquet into staging tables, one a part, named by the publication, which is the claim's own number, and the part's. ``commit``
-    lands them: one transaction replaces what gives way and writes the ledger's entry, if that is still the one that we know. Whether it did
-    is read from the entry, whatever the answer was. ``identity`` enters the fingerprint. BigQuery is not spoken to before ``claim``.
+    Rows go as Parquet into staging tables, one a part, named by the publication, which is the claim's own number, and the part's.
+    ``commit`` lands them: one transaction replaces what gives way and writes the ledger's entry, if that is still the one that we know.
+    Whether it did is read from the entry, whatever the answer was. ``identity`` enters the fingerprint.
+    BigQuery is not spoken to before ``claim``.
     """
 
     name = "publish"
@@ -70,18 +75,14 @@ class BigQuerySink:
     def claim(self, claim: Claim) -> SinkOutcome | None:
         """See ``Sink.claim``. The table is created, or compared with the contract, here.
 
-        Raises SinkError where it doesn't fit or holds a newer manifest's rows, ConfigurationError or UnavailableError where BigQuery refuses
-        or doesn't answer.
+        Raises SinkError where it doesn't fit or holds a newer manifest's rows, ConfigurationError or UnavailableError where BigQuery
+        refuses or doesn't answer.
         """
         self.close()
         target = self._target
         name = target.table
-        warehouse = self._warehouse = Warehouse(
-            target.account, name.project, name.dataset, timeout=target.timeout, labels=target.labels
-        )
-        table = open_table(
-            warehouse, name.table, target.wanted, target.layout, create=target.create_table, add_columns=target.add_columns
-        )
+        warehouse = self._warehouse = Warehouse(target.account, name.project, name.dataset, timeout=target.timeout, labels=target.labels)
+        table = open_table(warehouse, name.table, target.wanted, target.layout, create=target.create_table, add_columns=target.add_columns)
         entries = _Entries(warehouse, table, claim, target.timeout)
         publication = secrets.randbits(62) or 1
         taken = entries.change(lambda entry: ledger.take(entry, claim, publication, table.text))
@@ -130,12 +131,19 @@ class _Entries:
         self._warehouse = warehouse
         self._made = table.made
         self._timeout = timeout
-        if warehouse.table(f"factory_publishes_{table.name}") is None:
-            self._tried(lambda: warehouse.rows(statements.create_ledger(self.name)))
+        self.known = (0, ledger.Entry(self._made))
 
     def read(self) -> tuple[int, ledger.Entry]:
-        """The token that a change must name, and the entry."""
-        rows = self._warehouse.rows(statements.read_entry(self.name), **self.key)
+        """The token that a change must name, and the entry; ``known`` from now on."""
+        self.known = self._read()
+        return self.known
+
+    def _read(self) -> tuple[int, ledger.Entry]:
+        try:
+            rows = self._warehouse.rows(statements.read_entry(self.name), **self.key)
+        except NotFoundError:
+            self._warehouse.rows(statements.create_ledger(self.name))
+            rows = []
         if not rows:
             return 0, ledger.Entry(self._made)
         token, text = rows[0]
@@ -153,12 +161,13 @@ class _Entries:
             return taken
         new = new_token()
         text = msgspec.json.encode(taken.entry).decode()
-        self._warehouse.rows(statements.change_entry(self.name), **self.key, old=token, new=new, entry=text)
-        if self.read()[0] != new:
+        changed = self._warehouse.change(statements.change_entry(self.name), **self.key, old=token, new=new, entry=text)
+        if changed != _HEAD_AND_ENTRY and self.read()[0] != new:
             raise ConflictError(f"{self.name}: others keep changing the entry of window {self.key['window']}; retry")
+        self.known = (new, taken.entry)
         return taken
 
-    def _tried(self, work: Callable[[], Any]) -> Any:
+    def _tried(self, work: Callable[[], _T]) -> _T:
         for pause in pauses(self._timeout):
             try:
                 return work()
@@ -166,7 +175,7 @@ class _Entries:
                 if pause is None:
                     raise
                 time.sleep(pause)
-        return None
+        raise UnavailableError(f"{self.name}: others kept being in the way; retry")
 
 
 class _Publication:
@@ -232,25 +241,22 @@ class _Publication:
             self._stage()
         self._finish_load()
         failpoints.hit("bigquery.staged")
-        failure: FactoryError | None = None
-        for number, pause in enumerate(pauses(self._timeout)):
+        token, entry = self._entries.known  # others may have landed since: the first try finds out
+        for number, pause in enumerate(pauses(self._timeout), 1):
+            failure = self._try(number, token, entry, rejected)
             token, entry = self._entries.read()
             done = ledger.landed(entry, self._publication)
             if done is not None:
-                return msgspec.structs.replace(done.outcome(self._table.text), notes=self._table.notes)
-            gives_way = ledger.give_way(entry, self._claim, self._publication, self._table.text)
-            if failure is not None:
-                if pause is None or not self._may_try_again(failure):
-                    raise failure
-                time.sleep(pause)
-            failure = self._try(number, token, entry, gives_way, rejected)
+                return replace(done.outcome(self._table.text), notes=self._table.notes)
+            ledger.check_claim(entry, self._claim, self._publication, self._table.text)
+            if pause is None or not _may_pass(failure):
+                raise failure
+            time.sleep(pause)
         raise UnavailableError(f"publishing to {self._table.text}: others kept being in the way; retry")
 
-    def _may_try_again(self, failure: FactoryError) -> bool:
-        return isinstance(failure, UnavailableError) or statements.MOVED in str(failure)
-
-    def _try(self, number: int, token: int, entry: ledger.Entry, gives_way: ledger.GivingWay, rejected: int) -> FactoryError | None:
-        """One landing under a job id of its own; what went wrong, which the ledger is asked about next."""
+    def _try(self, number: int, token: int, entry: ledger.Entry, rejected: int) -> FactoryError:
+        """One landing under a job id of its own; what went wrong if the ledger says that it wasn't made."""
+        gives_way = ledger.give_way(entry, self._claim)
         after = ledger.land(entry, self._claim, self._publication, gives_way.stale, rows=self._rows, rejected=rejected)
         staged = [self._warehouse.name(part) for part in self._parts]
         failpoints.hit("bigquery.before-landing")
@@ -258,7 +264,7 @@ class _Publication:
             read = self._warehouse.run(
                 statements.landing(self._table, self._entries.name, staged, sweep=bool(gives_way.stale)),
                 f"publishing to {self._table.text}",
-                f"factory_land_{self._publication:016x}-{number + 1}",
+                f"factory_land_{self._publication:016x}-{number}",
                 **self._entries.key,
                 old=token,
                 new=new_token(),
@@ -272,7 +278,7 @@ class _Publication:
             return error
         failpoints.hit("bigquery.landed")
         log.info("landed", extra=fields(table=self._table.text, bytes_read=read))
-        return None
+        return SinkError(f"publishing to {self._table.text}: BigQuery says that it was done, and the ledger doesn't have it")
 
     def drop(self) -> None:
         """Drop the staging tables; those that stay expire."""
@@ -280,6 +286,11 @@ class _Publication:
         with suppress(FactoryError):
             for part in parts:
                 self._warehouse.drop(part)
+
+
+def _may_pass(failure: FactoryError) -> bool:
+    """Whether the same landing may succeed a little later, or from the entry as it is now."""
+    return isinstance(failure, UnavailableError) or statements.MOVED in str(failure)
 
 
 def new_token() -> int:

@@ -10,7 +10,7 @@ from factory_agents.sinks.bigquery.table import OWN_FIELDS, TargetTable
 
 __all__ = ["MOVED", "change_entry", "create_ledger", "landing", "read_entry"]
 
-MOVED = "factory: the ledger's entry has changed"
+MOVED = "factory: the entry in the ledger has changed"
 """What the landing transaction says when it lands nothing, because the entry isn't the one that it was made for."""
 
 _THIS = "pipeline = @pipeline AND stage = @stage AND window_key = @window"
@@ -30,8 +30,8 @@ _ZEROS = {
 def create_ledger(ledger: str) -> str:
     """The ledger with its head, a row that every claim changes: so two first claims of a window cannot both be made."""
     return (
-        f"CREATE TABLE IF NOT EXISTS `{ledger}` AS SELECT '' AS pipeline, '' AS stage, '' AS window_key, 0 AS token, '' AS entry,"
-        " CURRENT_TIMESTAMP() AS changed_at"
+        f"CREATE TABLE IF NOT EXISTS `{ledger}` AS SELECT '' AS pipeline, '' AS stage, '' AS window_key,"
+        " CAST(0 AS INT64) AS token, '' AS entry, CURRENT_TIMESTAMP() AS changed_at"
     )
 
 
@@ -119,13 +119,15 @@ def _put(table: TargetTable) -> list[str]:
     """The newest rows in place of those that give way to them. ``NOT EXISTS`` finds the others: they are newer than ours."""
     columns = _names([*(f.name for f in table.fields), *(f.name for f in OWN_FIELDS)])
     same = " AND ".join(f"s.`{name}` = t.`{name}`" for name in table.key)
-    return [
+    delete = (
         f"DELETE FROM `{table.text}` AS t WHERE EXISTS (SELECT 1 FROM newest AS s WHERE {same}"
-        f" AND (t._factory_publication IN UNNEST(@past) OR {_is_newer(table)}));",
+        f" AND (t._factory_publication IN UNNEST(@past) OR {_is_newer(table)}));"
+    )
+    insert = (
         f"INSERT INTO `{table.text}` ({columns}) SELECT {columns} FROM newest AS s"
-        f" WHERE NOT EXISTS (SELECT 1 FROM `{table.text}` AS t WHERE {same});",
-        "SET written_rows = @@row_count;",
-    ]
+        f" WHERE NOT EXISTS (SELECT 1 FROM `{table.text}` AS t WHERE {same});"
+    )
+    return [delete, insert, "SET written_rows = @@row_count;"]
 
 
 def _order(table: TargetTable) -> list[str]:
@@ -138,7 +140,7 @@ def _is_newer(table: TargetTable) -> str:
     ranks: list[tuple[str, str]] = []
     for name in _order(table):
         field = table.field(name)
-        ranks += [(f"s.`{name}` IS NOT NULL", f"t.`{name}` IS NOT NULL")]
+        ranks += [(f"(s.`{name}` IS NOT NULL)", f"(t.`{name}` IS NOT NULL)")]
         zero = _ZEROS[field.type]
         ranks += [(f"COALESCE(s.`{name}`, {zero})", f"COALESCE(t.`{name}`, {zero})")]
     ranks.append(("s._factory_window", "COALESCE(t._factory_window, TIMESTAMP '0001-01-01 00:00:00+00')"))

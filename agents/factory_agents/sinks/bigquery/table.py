@@ -39,7 +39,7 @@ _TYPES = {
     "date": "DATE",
 }
 """A contract's types as a table of ours has them."""
-_STANDARD = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL", "RECORD": "STRUCT", "BIGDECIMAL": "BIGNUMERIC", "DECIMAL": "NUMERIC"}
+_STANDARD = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL", "RECORD": "STRUCT"}
 _LEGACY = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN", "STRUCT": "RECORD"}
 _NOT_COMPARED = ("JSON", "STRUCT")
 _CLUSTERED = ("STRING", "INT64", "BOOL", "TIMESTAMP", "DATE", "NUMERIC", "BIGNUMERIC")
@@ -152,17 +152,16 @@ def open_table(
     found = warehouse.table(name)
     if found is None:
         if not wanted.fields:
-            raise ConfigurationError(f"table {warehouse.name(name)} does not exist: create it, or give a contract so that it can be created")
-        if not create:
             raise ConfigurationError(
-                f"table {warehouse.name(name)} does not exist, and create_table is off: create it, or switch that on"
+                f"table {warehouse.name(name)} does not exist: create it, or give a contract so that it can be created"
             )
-        warehouse.create(_definition(warehouse.name(name), wanted, layout))
-        found = warehouse.table(name)
-    if found is None:
-        raise SinkError(f"table {warehouse.name(name)} was dropped while it was opened; retry")
+        if not create:
+            raise ConfigurationError(f"table {warehouse.name(name)} does not exist, and create_table is off: create it, or switch that on")
+        found = warehouse.create(_definition(warehouse.name(name), wanted, layout))
     if found.table_type != "TABLE":
-        raise SinkError(f"{warehouse.name(name)}: expected a table, found a {found.table_type.lower().replace('_', ' ')}; give another name")
+        raise SinkError(
+            f"{warehouse.name(name)}: expected a table, found a {found.table_type.lower().replace('_', ' ')}; give another name"
+        )
     missing, target = _fit(found, wanted, warehouse.name(name))
     if missing and not add_columns:
         names = ", ".join(f"{f.name} {f.sql}" for f in missing)
@@ -183,7 +182,9 @@ def _definition(name: str, wanted: WantedTable, layout: Partitioning) -> bigquer
     if layout.partition_by:
         field = fields.get(layout.partition_by)
         if field is None or field.type not in ("TIMESTAMP", "DATE"):
-            raise ConfigurationError(f"partition_by {layout.partition_by!r}: expected a column of the contract that is a timestamptz or a date")
+            raise ConfigurationError(
+                f"partition_by {layout.partition_by!r}: expected a column of the contract that is a timestamptz or a date"
+            )
         table.time_partitioning = bigquery.TimePartitioning(type_=layout.partition_unit.upper(), field=layout.partition_by)
     clustered = layout.cluster_by if layout.cluster_by is not None else [k for k in wanted.key if fields[k].type in _CLUSTERED][:4]
     unknown = [c for c in clustered if c not in fields or fields[c].type not in _CLUSTERED]

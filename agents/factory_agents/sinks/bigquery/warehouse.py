@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from google.auth.credentials import Credentials
     from google.cloud import bigquery
 
-__all__ = ["Account", "ConflictError", "Warehouse", "account_from_env"]
+__all__ = ["Account", "ConflictError", "NotFoundError", "Warehouse", "account_from_env"]
 
 _T = TypeVar("_T")
 _SCOPES = ("https://www.googleapis.com/auth/bigquery", "https://www.googleapis.com/auth/cloud-platform")
@@ -49,6 +49,10 @@ _BUSY = {
 
 class ConflictError(UnavailableError):
     """Another transaction changed the same table; nothing of this one was done."""
+
+
+class NotFoundError(ConfigurationError):
+    """A table, or its dataset, isn't there."""
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -83,7 +87,7 @@ class Account(msgspec.Struct, frozen=True):
         from google.auth.credentials import AnonymousCredentials
 
         if self.emulator:
-            return AnonymousCredentials(), self.project or "local"  # type: ignore[no-untyped-call]
+            return AnonymousCredentials(), "local"
         if self.credentials is None:
             found, project = google.auth.default(scopes=_SCOPES)
         else:
@@ -92,13 +96,13 @@ class Account(msgspec.Struct, frozen=True):
             from google.auth import impersonated_credentials
 
             *delegates, principal = self.impersonate
-            found = impersonated_credentials.Credentials(found, principal, _SCOPES, delegates=delegates)  # type: ignore[no-untyped-call]
+            found = impersonated_credentials.Credentials(found, principal, _SCOPES, delegates=delegates)
         return found, project
 
 
 _HOW = (
-    "give a google connection in Airflow, GOOGLE_APPLICATION_CREDENTIALS (a key's file), or credentials of the machine; and a project in the"
-    " table's name or GOOGLE_CLOUD_PROJECT"
+    "give a google connection in Airflow, GOOGLE_APPLICATION_CREDENTIALS (a key's file), or credentials of the machine;"
+    " and a project in the table's name or GOOGLE_CLOUD_PROJECT"
 )
 
 
@@ -141,9 +145,7 @@ class Warehouse:
         self.dataset = dataset
         self._timeout = timeout
         self._labels = {**_OURSELVES, **(labels or {})}
-        with _explained(f"looking for the dataset {self.project}.{dataset}"):
-            found = self._call(lambda: self._client.get_dataset(f"{self.project}.{dataset}", retry=self._retry, timeout=_ANSWER))
-        self._location = found.location
+        self._location: str | None = None
 
     def close(self) -> None:
         """Close connections."""
@@ -159,15 +161,21 @@ class Warehouse:
 
         with _explained(f"looking for the table {self.name(table)}"):
             try:
-                return self._call(lambda: self._client.get_table(self.name(table), retry=self._retry, timeout=_ANSWER))
+                return self._located(lambda: self._client.get_table(self.name(table), retry=self._retry, timeout=_ANSWER))
             except NotFound:
                 return None
 
     def create(self, table: bigquery.Table) -> bigquery.Table:
-        """Create a table, labelled as ours, unless it is there."""
+        """Create a table, labelled as ours, unless it is there; as it is then."""
         table.labels = {**self._labels, **(table.labels or {})}
         with _explained(f"creating the table {table}"):
-            return self._call(lambda: self._client.create_table(table, exists_ok=True, retry=self._retry, timeout=_ANSWER))
+            return self._located(lambda: self._client.create_table(table, exists_ok=True, retry=self._retry, timeout=_ANSWER))
+
+    def _located(self, ask: Callable[[], bigquery.Table]) -> bigquery.Table:
+        """A table; where it is, our jobs run."""
+        table = self._call(ask)
+        self._location = table.location
+        return table
 
     def drop(self, table: str) -> None:
         """Drop a table, if it is there."""
@@ -176,12 +184,27 @@ class Warehouse:
 
     def rows(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """What a query gives."""
+        return [tuple(row) for row in self._ask(sql, parameters)]
+
+    def change(self, sql: str, **parameters: Any) -> int:
+        """How many rows a statement changed: the last time, where an answer got lost and it was made again."""
+        return int(self._ask(sql, parameters).num_dml_affected_rows or 0)
+
+    def _ask(self, sql: str, parameters: Mapping[str, Any]) -> Any:
         from google.cloud import bigquery
 
         config = bigquery.QueryJobConfig(query_parameters=_parameters(parameters), labels=self._labels, use_query_cache=False)
         with _explained(f"asking {self.project}.{self.dataset}"):
-            job = self._call(lambda: self._client.query(sql, config, location=self._location, retry=self._retry, timeout=_ANSWER))
-            return [tuple(row) for row in self._call(lambda: job.result(retry=self._retry, timeout=self._timeout))]
+            return self._call(
+                lambda: self._client.query_and_wait(
+                    sql,
+                    job_config=config,
+                    location=self._location,
+                    retry=self._retry,
+                    api_timeout=_ANSWER,
+                    wait_timeout=self._timeout,
+                )
+            )
 
     def run(self, sql: str, doing: str, job_id: str, **parameters: Any) -> int:
         """Run a script under a job id of its own, or wait for the job that has it already; returns the bytes that it read.
@@ -350,17 +373,22 @@ def explain(error: Exception, doing: str) -> FactoryError:
     if reason == "quotaExceeded":
         return UnavailableError(f"{said}; retry when the quota allows it again, or have it raised")
     if isinstance(error, google.Unauthorized | google.Forbidden):
-        return ConfigurationError(f"{said}; grant the right (roles/bigquery.dataEditor on the dataset, roles/bigquery.jobUser on the project)")
+        return ConfigurationError(f"{said}; grant roles/bigquery.dataEditor on the dataset, roles/bigquery.jobUser on the project")
     if isinstance(error, google.NotFound):
-        return ConfigurationError(f"{said}; create it, or correct the table's name")
+        return NotFoundError(f"{said}; create it, or correct the table's name")
     return SinkError(said)
 
 
 def _reason(error: Exception) -> str:
-    details = getattr(error, "errors", None) or [{}]
-    return str(details[0].get("reason", "")) if isinstance(details[0], dict) else ""
+    return str(_detail(error).get("reason", ""))
+
+
+def _detail(error: Exception) -> Mapping[str, Any]:
+    """What the answer itself says of an error, beside the request that the client tells of."""
+    details = getattr(error, "errors", None)
+    return details[0] if details and isinstance(details[0], Mapping) else {}
 
 
 def _line(error: Exception) -> str:
-    text = getattr(error, "message", None) or str(error)
-    return " ".join(str(text).split("\n\n")[0].split())[:500]
+    text = _detail(error).get("message") or getattr(error, "message", None) or error
+    return " ".join(str(text).split())[:500]

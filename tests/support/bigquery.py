@@ -1,0 +1,112 @@
+"""A dataset of a test's own on the BigQuery emulator, and publishers to a table in it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from confluent_kafka import Message
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import bigquery
+
+from factory_agents.protocol import Shard
+from factory_agents.publish import build
+from factory_agents.runtime.agents import Claim, SinkOutcome
+
+SCHEMA = {
+    "type": "object",
+    "required": ["id"],
+    "properties": {
+        "id": {"type": "string"},
+        "version": {"type": ["integer", "null"]},
+        "at": {"type": ["string", "null"], "format": "date-time"},
+        "value": {"type": ["string", "null"]},
+    },
+}
+CONTRACT: dict[str, Any] = {"name": "events", "id": "id", "time": "at", "version_field": "version", "schema": SCHEMA}
+W1, W2, W3 = (f"2026-11-01T0{hour}:00:00.000Z/2026-11-01T0{hour + 1}:00:00.000Z p" for hour in range(3))
+WHOLE = Shard()
+
+
+def event(id_: str, value: str | None = "x", version: int | None = None, at: str | None = None) -> dict[str, Any]:
+    return {"id": id_, "value": value, "version": version, "at": at}
+
+
+def record(e: dict[str, Any], partition: int = 0, offset: int = 0) -> Message:
+    return Message(value=json.dumps(e).encode(), partition=partition, offset=offset)
+
+
+def at(events: Iterable[dict[str, Any]], partition: int = 0) -> list[Message]:
+    return [record(e, partition, offset) for offset, e in enumerate(events)]
+
+
+class Emulator:
+    """A client of the emulator and one dataset in it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.dataset = f"d_{secrets.token_hex(4)}"
+        self.client = bigquery.Client("local", AnonymousCredentials(), client_options={"api_endpoint": url})
+        self.client.create_dataset(self.dataset)
+
+    def close(self) -> None:
+        self.client.delete_dataset(self.dataset, delete_contents=True)
+        self.client.close()
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in self.client.query_and_wait(sql)]
+
+    def tables(self) -> list[str]:
+        return sorted(table.table_id for table in self.client.list_tables(self.dataset))
+
+
+class Bench:
+    """One table of this test's own, and publishers to it."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self.emulator = emulator
+        self.name = "t"
+        self.pipeline = "p"
+        self.contract: dict[str, Any] | None = CONTRACT
+        self.generation = 0
+        self.sinks: list[Any] = []
+
+    @property
+    def table(self) -> str:
+        return f"{self.emulator.dataset}.{self.name}"
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def sink(self, **params: Any) -> Any:
+        sink = build({"sink": "bigquery", "table": self.table, "contract": self.contract, "timeout": 120} | params)
+        self.sinks.append(sink)
+        return sink
+
+    def claim(self, window: str = W1, shard: Shard = WHOLE, **changes: Any) -> Claim:
+        self.generation += 1
+        values = {"plan": "plan", "fingerprint": "f", "input_generation": 1, "generation": self.generation} | changes
+        return Claim(self.pipeline, changes.pop("stage", "publish"), window, shard, **{k: v for k, v in values.items() if k != "stage"})
+
+    def publish(self, rows: Sequence[Message], window: str = W1, shard: Shard = WHOLE, **changes: Any) -> SinkOutcome:
+        """All of it; without another fingerprint each publication is a new one."""
+        claim = self.claim(window, shard, **({"fingerprint": f"f{self.generation}"} | changes))
+        sink = self.sink()
+        try:
+            outcome: SinkOutcome | None = sink.claim(claim)
+            if outcome is None:
+                for start in range(0, len(rows), 3):
+                    assert sink.write(rows[start : start + 3]) == {}
+                outcome = sink.commit(rejected=0)
+        finally:
+            sink.close()
+        return outcome
+
+    def query(self, what: str, rest: str = "") -> list[tuple[Any, ...]]:
+        return self.emulator.query(f"SELECT {what} FROM `{self.table}` {rest}")
+
+    def rows(self) -> dict[str, str]:
+        return {row[0]: row[1] for row in self.query("id, value", "ORDER BY id")}
