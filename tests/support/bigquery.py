@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from confluent_kafka import Message
@@ -14,36 +13,11 @@ from google.cloud import bigquery
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim, SinkOutcome
-
-SCHEMA = {
-    "type": "object",
-    "required": ["id"],
-    "properties": {
-        "id": {"type": "string"},
-        "version": {"type": ["integer", "null"]},
-        "at": {"type": ["string", "null"], "format": "date-time"},
-        "value": {"type": ["string", "null"]},
-    },
-}
-CONTRACT: dict[str, Any] = {"name": "events", "id": "id", "time": "at", "version_field": "version", "schema": SCHEMA}
-W1, W2, W3 = (f"2026-11-01T0{hour}:00:00.000Z/2026-11-01T0{hour + 1}:00:00.000Z p" for hour in range(3))
-WHOLE = Shard()
-
-
-def event(id_: str, value: str | None = "x", version: int | None = None, at: str | None = None) -> dict[str, Any]:
-    return {"id": id_, "value": value, "version": version, "at": at}
-
-
-def record(e: dict[str, Any], partition: int = 0, offset: int = 0) -> Message:
-    return Message(value=json.dumps(e).encode(), partition=partition, offset=offset)
-
-
-def at(events: Iterable[dict[str, Any]], partition: int = 0) -> list[Message]:
-    return [record(e, partition, offset) for offset, e in enumerate(events)]
+from tests.support.sink_bench import CONTRACT, W1, WHOLE
 
 
 class Emulator:
-    """A client of the emulator and one dataset in it."""
+    """A client of the emulator, and one dataset in it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -56,7 +30,11 @@ class Emulator:
         self.client.close()
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        return [tuple(row) for row in self.client.query_and_wait(sql)]
+        """What a query gives; ``{d}`` is the dataset."""
+        return [tuple(row) for row in self.client.query_and_wait(sql.replace("{d}", self.dataset))]
+
+    def table(self, name: str) -> bigquery.Table:
+        return self.client.get_table(f"{self.dataset}.{name}")
 
     def tables(self) -> list[str]:
         return sorted(table.table_id for table in self.client.list_tables(self.dataset))
@@ -68,8 +46,8 @@ class Bench:
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
         self.name = "t"
-        self.pipeline = "p"
         self.contract: dict[str, Any] | None = CONTRACT
+        self.params: dict[str, Any] = {}
         self.generation = 0
         self.sinks: list[Any] = []
 
@@ -82,14 +60,14 @@ class Bench:
             sink.close()
 
     def sink(self, **params: Any) -> Any:
-        sink = build({"sink": "bigquery", "table": self.table, "contract": self.contract, "timeout": 120} | params)
+        sink = build({"sink": "bigquery", "table": self.table, "contract": self.contract, "timeout": 120} | self.params | params)
         self.sinks.append(sink)
         return sink
 
-    def claim(self, window: str = W1, shard: Shard = WHOLE, **changes: Any) -> Claim:
+    def claim(self, window: str = W1, shard: Shard = WHOLE, stage: str = "publish", **changes: Any) -> Claim:
         self.generation += 1
         values = {"plan": "plan", "fingerprint": "f", "input_generation": 1, "generation": self.generation} | changes
-        return Claim(self.pipeline, changes.pop("stage", "publish"), window, shard, **{k: v for k, v in values.items() if k != "stage"})
+        return Claim("p", stage, window, shard, **values)
 
     def publish(self, rows: Sequence[Message], window: str = W1, shard: Shard = WHOLE, **changes: Any) -> SinkOutcome:
         """All of it; without another fingerprint each publication is a new one."""

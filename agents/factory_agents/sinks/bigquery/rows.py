@@ -251,6 +251,8 @@ def _one(field: Field, value: Any) -> Any:
         return _time(field, value)
     if field.type == "INT64" and type(value) is float and value.is_integer():
         value = int(value)
+    if field.type == "DATE" and type(value) is str:
+        return _date(value)
     return msgspec.convert(value, _scalar(field))
 
 
@@ -275,25 +277,27 @@ def _member(field: Field, value: Any) -> Any:
 def _json(value: Any) -> str:
     """As text that BigQuery's PARSE_JSON takes without loss."""
     text = _encode(value).decode()
-    if _LONG_NUMBER.search(text) and _is_wide(value):
+    if _LONG_NUMBER.search(text) and any(any(map(_is_wide, level)) for level in _levels(value)):
         raise ValueError("holds a whole number of more than 64 bits, which BigQuery's JSON cannot")
-    if text.count("[") + text.count("{") > _JSON_DEPTH and _depth(value) > _JSON_DEPTH:
+    if text.count("[") + text.count("{") > _JSON_DEPTH and sum(map(_nests, _levels(value))) > _JSON_DEPTH:
         raise ValueError(f"nested more than {_JSON_DEPTH} deep, which BigQuery's JSON cannot be")
     return text
 
 
-def _inside(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
 def _is_wide(value: Any) -> bool:
-    if type(value) is int:
-        return not -(2**63) <= value < 2**64
-    return any(map(_is_wide, _inside(value)))
+    return type(value) is int and not -(2**63) <= value < 2**64
 
 
-def _depth(value: Any) -> int:
-    return 1 + max(map(_depth, _inside(value)), default=0) if isinstance(value, (dict, list)) else 0
+def _nests(level: list[Any]) -> bool:
+    return any(type(value) in (dict, list) for value in level)
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """The value itself, then what its lists and objects hold, level by level: nothing here ends at Python's own depth."""
+    level = [value]
+    while level:
+        yield level
+        level = [item for each in level for item in (each.values() if type(each) is dict else each if type(each) is list else ())]
 
 
 def _numeric(value: Any, precision: int, scale: int) -> Decimal:
@@ -348,6 +352,13 @@ def _iso(text: str) -> datetime:
     except ValueError:
         raise ValueError("expected a time such as 2026-11-01T04:00:00Z") from None
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def _date(text: str) -> date:
+    try:
+        return msgspec.convert(text, date)
+    except msgspec.ValidationError:
+        raise ValueError("expected a date such as 2026-11-01") from None
 
 
 def _kind(value: Any) -> str:

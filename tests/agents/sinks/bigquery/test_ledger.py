@@ -1,0 +1,131 @@
+"""The ledger's rules as they are: pure functions, against the model of what any history leaves. Needs no BigQuery."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factory_agents.errors import FencedError, SinkError
+from factory_agents.protocol import Shard
+from factory_agents.runtime.agents import Claim
+from factory_agents.sinks.bigquery import ledger
+from tests.support.publication_model import PUBLICATIONS, Model
+from tests.support.sink_bench import W1, WHOLE
+
+EMPTY = ledger.Entry(made=1)
+
+
+def claim(shard: Shard = WHOLE, window: str = W1, **changes: Any) -> Claim:
+    values = {"plan": "plan", "fingerprint": "f", "input_generation": 1, "generation": 1} | changes
+    return Claim("p", "publish", window, shard, **values)
+
+
+def landed(entry: ledger.Entry, c: Claim, publication: int, **figures: int) -> ledger.Entry:
+    """Claim and land."""
+    entry = ledger.take(entry, c, publication, "t").entry
+    stale = ledger.give_way(entry, c).stale
+    after = ledger.land(entry, c, publication, stale, rows=figures.get("rows", 1), rejected=0)
+    *others, mine = after.landed
+    known = {"distinct": 1, "written": 1, "removed": 0} | {k: v for k, v in figures.items() if k != "rows"}
+    return msgspec.structs.replace(after, landed=(*others, msgspec.structs.replace(mine, **known)))
+
+
+def test_an_entry_survives_its_text() -> None:
+    entry = landed(EMPTY, claim(), 7, rows=5, distinct=4, written=3, removed=2)
+    assert msgspec.json.decode(msgspec.json.encode(entry), type=ledger.Entry) == entry
+    outcome = entry.landed[0].outcome("t")
+    assert (outcome.rows, outcome.written, outcome.duplicates, outcome.older, outcome.removed) == (5, 3, 1, 1, 2)
+
+
+def test_the_figures_that_the_transaction_puts_in_are_told_from_everything_else() -> None:
+    entry = ledger.take(EMPTY, claim(), 2**62, "t").entry
+    text = msgspec.json.encode(ledger.land(entry, claim(), 2**62, (), rows=2**53, rejected=2**53)).decode()
+    for figure in (ledger.DISTINCT, ledger.WRITTEN, ledger.REMOVED):
+        assert text.count(str(figure)) == 1
+
+
+def test_a_claim_fences_earlier_ones_of_its_shard_and_all_of_other_plans() -> None:
+    entry = EMPTY
+    for publication, c in ((1, claim(Shard(0, 2))), (2, claim(Shard(1, 2))), (3, claim(Shard(0, 2)))):
+        entry = ledger.take(entry, c, publication, "t").entry
+    assert [c.publication for c in entry.claims] == [2, 3]
+    with pytest.raises(FencedError, match="shard 0of2: a newer attempt took over; this one stops and publishes nothing"):
+        ledger.check_claim(entry, claim(Shard(0, 2)), 1, "t")
+    ledger.check_claim(entry, claim(Shard(0, 2)), 3, "t")
+    other = ledger.take(entry, claim(Shard(0, 2), plan="other"), 4, "t").entry
+    assert [c.publication for c in other.claims] == [4]
+
+
+def test_only_a_whole_plan_is_reused() -> None:
+    entry = landed(landed(EMPTY, claim(Shard(0, 2), plan="a"), 1), claim(Shard(1, 2), plan="a"), 2)
+    assert ledger.take(entry, claim(Shard(0, 2), plan="a"), 9, "t").done is not None
+    half = landed(entry, claim(Shard(0, 2), plan="b"), 3)
+    assert ledger.take(half, claim(Shard(0, 2), plan="a"), 9, "t").done is None
+    assert ledger.take(half, claim(Shard(0, 2), plan="b"), 9, "t").done is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reused"),
+    [({}, True), ({"plan": "another"}, True), ({"fingerprint": "g"}, False), ({"epoch": 1}, False), ({"reuse": False}, False)],
+)
+def test_what_is_reused(changes: dict[str, Any], reused: bool) -> None:
+    assert (ledger.take(landed(EMPTY, claim(), 1), claim(**changes), 2, "t").done is not None) == reused
+
+
+def test_a_reused_result_fences_whoever_was_about_to_replace_it() -> None:
+    entry = ledger.take(landed(EMPTY, claim(), 1), claim(fingerprint="g"), 2, "t").entry
+    taken = ledger.take(entry, claim(), 3, "t")
+    assert taken.done is not None
+    assert taken.entry.claims == ()
+
+
+class Table:
+    """What the landing transaction does, in dictionaries."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, ledger.Entry] = {}
+        self.rows: dict[str, tuple[tuple[Any, ...], int]] = {}
+        self.publication = 0
+
+    def publish(self, c: Claim, rows: list[tuple[dict[str, Any], int, int]]) -> tuple[int, int, int, int]:
+        self.publication += 1
+        mine = self.publication
+        entry = ledger.take(self.entries.get(c.window, EMPTY), c, mine, "t").entry
+        gives_way = ledger.give_way(entry, c)
+        ranks = [((*Model.rank(e), c.window, partition, offset), e["id"]) for e, partition, offset in rows]
+        newest = {id_: rank for rank, id_ in sorted(ranks)}
+        put = {
+            id_: rank
+            for id_, rank in newest.items()
+            if id_ not in self.rows or self.rows[id_][1] in gives_way.past or rank >= self.rows[id_][0]
+        }
+        self.rows |= {id_: (rank, mine) for id_, rank in put.items()}
+        gone = [id_ for id_, (_, publication) in self.rows.items() if publication in gives_way.stale]
+        for id_ in gone:
+            del self.rows[id_]
+        self.entries[c.window] = ledger.land(entry, c, mine, gives_way.stale, rows=len(rows), rejected=0)
+        return len(put), len(rows) - len(newest), len(newest) - len(put), len(gone)
+
+
+@settings(max_examples=300)
+@given(history=st.lists(PUBLICATIONS, min_size=1, max_size=16))
+def test_any_history_of_publications_leaves_what_the_rules_say(history: list[Any]) -> None:
+    model, table = Model(), Table()
+    for generation, (window, (index, of), input_generation, events) in enumerate(history, 1):
+        rows = [(e, index + of * p, offset) for offset, (e, p) in enumerate(events)]
+        expected = model.publish(window, (index, of), input_generation, generation, rows)
+        c = claim(
+            Shard(index, of), window, plan=f"{input_generation}/{of}", fingerprint=f"f{generation}", input_generation=input_generation
+        )
+        if expected is None:
+            with pytest.raises(SinkError, match="older generation"):
+                table.publish(c, rows)
+            continue
+        assert table.publish(c, rows) == expected
+        assert sorted(table.rows) == sorted(model.table)
+        for entry in table.entries.values():  # it stays small: what is swept is forgotten
+            assert len(entry.landed) <= 9
