@@ -1,4 +1,4 @@
-"""Topics and tables as Airflow assets, by the official providers' schemes: ``kafka://<cluster>/<topic>``, ``postgres://<database>/…``."""
+"""Topics and tables as Airflow assets, by the official providers' schemes: ``kafka://…``, ``postgres://…``, ``bigquery://…``."""
 
 from __future__ import annotations
 
@@ -65,11 +65,22 @@ def table_asset(table: str, *, database: str | None = None) -> Asset:
 def stage_assets(arguments: Mapping[str, Any]) -> list[Asset]:
     """What a stage writes to, by its operator's arguments: the output topic and the table of ``publish``, unless templates name them."""
     found = [asset_topic(arguments.get("output_topic"))]
-    params = arguments.get("agent_params")
-    table = params.get("table") if arguments.get("agent") == "publish" and isinstance(params, Mapping) else None
+    given = arguments.get("agent_params")
+    params = given if arguments.get("agent") == "publish" and isinstance(given, Mapping) else {}
+    table = params.get("table")
     if isinstance(table, str) and table and "{" not in table:
-        found.append(table_asset(table))
+        found.append(_sink_asset(params.get("sink") or "postgres", table))
     return [asset for asset in found if asset is not None]
+
+
+def _sink_asset(sink: Any, table: str) -> Asset | None:
+    """A table's asset, by its sink's scheme; none for a sink that a template names, or a table of BigQuery's without its project."""
+    if sink == "postgres":
+        return table_asset(table)
+    parts = table.split(".")
+    if sink == "bigquery" and len(parts) == 3:
+        return Asset(name=table, uri=f"bigquery://{'/'.join(parts)}")
+    return None
 
 
 def result_partition(result: AgentResult) -> str | None:

@@ -1,4 +1,4 @@
-"""Every hour: events from a file or table into Kafka, enriched, validated, and published to PostgreSQL, each exactly once.
+"""Every hour: events from a file or table into Kafka, enriched, validated, and published to PostgreSQL or BigQuery, each exactly once.
 
 Copy this file to start a pipeline of your own: the four stages below are all there is to change.
 
@@ -49,7 +49,8 @@ from airflow_provider_factory.settings import retry_delay
         "time_field": Param("occurred_at", type="string", description="The source's time column"),
         # The gate is the author's: list other contracts of this repository here to let whoever triggers a run choose among them.
         "contract": Param("contracts/events.yaml", enum=["contracts/events.yaml"], description="Data contract that events must keep"),
-        "table": Param("events", type="string", description="Table that valid events land in"),
+        "table": Param("events", type="string", description="Table that valid events land in; dataset.table for BigQuery"),
+        "sink": Param("postgres", type="string", enum=["postgres", "bigquery"], description="Where that table is"),
         "reprocess": Param(False, type="boolean", description="Do finished work again"),
         "dry_run": Param(False, type="boolean", description="Read, handle and report, but write nothing"),
     },
@@ -106,7 +107,7 @@ def software_factory_pipeline() -> None:
         agent="publish",
         window=validate.output,
         contract="{{ params.contract }}",
-        agent_params={"table": "{{ params.table }}"},
+        agent_params={"table": "{{ params.table }}", "sink": "{{ params.sink }}"},
         dry_run="{{ params.dry_run }}",
     )
 

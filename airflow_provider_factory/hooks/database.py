@@ -11,6 +11,7 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
+from airflow_provider_factory.hooks.google import CONNECTION_TYPES, google_environment
 from factory_agents.errors import ConfigurationError
 
 __all__ = ["database_environment", "database_url"]
@@ -85,7 +86,7 @@ def _iam_token(connection: Any) -> tuple[str, str, int]:
 def database_environment(conn_id: str, *, required: bool) -> dict[str, str]:
     """``DATABASE_URL`` of an Airflow connection, its password masked in logs; nothing where the connection may be missing and is.
 
-    Raises ConfigurationError where a required one is missing.
+    A google connection gives what BigQuery's client needs instead. Raises ConfigurationError where a required one is missing.
     """
     try:
         connection = BaseHook.get_connection(conn_id)
@@ -93,9 +94,12 @@ def database_environment(conn_id: str, *, required: bool) -> dict[str, str]:
         if not required:
             return {}
         raise ConfigurationError(
-            f"there is no Airflow connection {conn_id!r} (type postgres); add it, or set AIRFLOW_CONN_{conn_id.upper()}, for example "
+            f"there is no Airflow connection {conn_id!r} (type postgres or google_cloud_platform); add it, or set"
+            f" AIRFLOW_CONN_{conn_id.upper()}, for example "
             "postgresql://user:password@host:5432/database"
         ) from None
+    if connection.conn_type in CONNECTION_TYPES:
+        return google_environment(connection)
     if connection.password:
         mask_secret(connection.password)
     return {"DATABASE_URL": database_url(connection)}

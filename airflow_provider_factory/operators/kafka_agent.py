@@ -43,6 +43,9 @@ Rerun = Literal["clear", "reuse", "redo"]
 BUILT_IN = ("ingest", "enrich", "validate", "publish")
 """Agents that come with factory_agents; they are given the default database connection where it exists."""
 
+GOOGLE_CONNECTION = "google_cloud_default"
+"""What ``publish`` with ``sink: bigquery`` is given where it exists: the official provider's default."""
+
 _RERUNS = ("clear", "reuse", "redo")
 
 
@@ -72,8 +75,8 @@ class KafkaAgentOperator(AgentPodOperator):
     :param max_rejected: fail when more events than this are rejected: a number, or a share like ``5 %``. (templated)
     :param deadline: fail, keeping what is committed, when the window is not done in this time; a retry resumes. (templated)
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
-    :param database_conn_id: Airflow connection given as DATABASE_URL. Without it built-in agents get ``[factory] database_conn_id``
-        if it exists. (templated)
+    :param database_conn_id: Airflow connection given as DATABASE_URL, or of type google_cloud_platform, for BigQuery. Without it built-in
+        agents get ``[factory] database_conn_id`` (``google_cloud_default`` with ``sink: bigquery``) if it exists. (templated)
     :param agent_secret: and ``credentials``: see AgentPodOperator.
     """
 
@@ -310,9 +313,13 @@ class KafkaAgentOperator(AgentPodOperator):
         environment = FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).environment()
         if self.database_conn_id:
             environment |= database_environment(self.database_conn_id, required=True)
-        elif self.agent in BUILT_IN and (default := option("database_conn_id")):
+        elif self.agent in BUILT_IN and (default := GOOGLE_CONNECTION if self._to_bigquery else option("database_conn_id")):
             environment |= database_environment(default, required=False)
         return environment
+
+    @property
+    def _to_bigquery(self) -> bool:
+        return self.agent == "publish" and self._params().get("sink") == "bigquery"
 
     # As a pod
 
@@ -418,7 +425,7 @@ class KafkaAgentOperator(AgentPodOperator):
         topic = run.window.topic if run and run.window else ""
         if self._result is None:
             return topic_lineage(inputs=[topic], outputs=[self.output_topic])
-        url = self._secrets().get("DATABASE_URL", "") if self._result.table else ""
+        url = "bigquery:" if self._to_bigquery else self._secrets().get("DATABASE_URL", "") if self._result.table else ""
         return result_lineage(self._result, input_topic=topic, database_url=url)
 
 

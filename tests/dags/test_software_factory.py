@@ -15,7 +15,9 @@ import psycopg
 import pytest
 
 from factory_agents.sandbox import Sandbox
+from factory_agents.sandbox.state import bigquery_env
 from tests.support.airflow_env import migrated_database
+from tests.support.bigquery import Emulator
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 
@@ -82,6 +84,16 @@ def test_an_hour_lands_once_however_often_it_runs(repository: Repository) -> Non
     assert len(repository.rows("events")) == 137
     assert {row[0] for row in repository.rows("events", strip)} == {row[0] for row in unchanged}
     assert repository.rows("events", "event_id, xmin, ctid") != unchanged, "reprocess did nothing"
+
+
+def test_a_param_lands_the_hour_in_bigquery(repository: Repository, emulator: Emulator) -> None:
+    repository.environment.update(bigquery_env(emulator.url))
+    table = f"{emulator.dataset}.events"
+    for conf in ({}, {"reprocess": True}):
+        status, printed = repository.dags_test({"sink": "bigquery", "table": table} | conf)
+        assert status == 0, printed
+        assert emulator.query("SELECT COUNT(*), COUNT(DISTINCT event_id) FROM {d}.events") == [(137, 137)], printed
+    assert repository.rows("events") == []
 
 
 def test_a_dry_run_writes_nothing_and_skips_what_has_nothing_to_read(repository: Repository) -> None:

@@ -28,6 +28,8 @@ from factory_agents.publish import build
 from factory_agents.runtime.agents import Reject, SinkOutcome
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
+from factory_agents.sandbox.state import bigquery_env
+from tests.support.bigquery import Emulator
 from tests.support.runs import Runs, events
 from tests.support.sqlite_sink import SqliteSink
 from tests.support.waiting import wait_for
@@ -429,3 +431,29 @@ class TestRowsThatTheDatabaseRefuses:
         assert killed.wait() == -signal.SIGKILL, killed.log
         result = run_sink(RunContext(runs.config), run, lambda: build(run.params))
         self.check(runs, database_url, run, result)
+
+
+@pytest.mark.parametrize(
+    "point", ["start.after-init", "bigquery.claimed", "bigquery.staging", "bigquery.before-landing", "bigquery.landed", "sink.after-commit"]
+)
+def test_a_publisher_to_bigquery_killed_at_any_step_is_completed(runs: Runs, emulator: Emulator, point: str) -> None:
+    """The runtime and the sink together, as an orchestrator starts them; events that don't fit are dead letters that say why."""
+    topic = runs.topic("in", partitions=2)
+    runs.produce(topic, [*events(EVENTS // 2), *POISON, b'{"event_id": 7.5, "text": "seven"}', *events(EVENTS // 2, EVENTS // 2)])
+    contract = {"name": "events", "columns": {"event_id": "bigint", "text": "text"}}
+    params = {"sink": "bigquery", "table": f"{emulator.dataset}.t", "contract": contract}
+    run = runs.run(runs.window(topic), name="publish", stage="publish", params=params, dead_letter_topic=f"{topic}.dead")
+    secrets = bigquery_env(emulator.url)
+    attempt = runs.attempt(run, f"{point}=kill", secrets=secrets)
+    assert attempt.wait(180) == -signal.SIGKILL, attempt.log
+    attempt = runs.attempt(run, secrets=secrets)
+    assert attempt.wait(180) == 0, attempt.log
+    result = attempt.result
+    assert result.table == f"local.{emulator.dataset}.t"
+    assert (result.counts.consumed, result.counts.written, result.counts.rejected) == (EVENTS + 4, EVENTS, 4)
+    assert result.reused == (point in ("bigquery.landed", "sink.after-commit"))
+    assert emulator.query("SELECT event_id, text FROM {d}.t ORDER BY 1") == [(n, f"event {n}") for n in range(EVENTS)]
+    letters = runs.everything(run.dead_letter_topic)
+    assert len(letters) == 4
+    reasons = {str(letter.value): letter.dead_letter["reason"] for letter in letters}
+    assert reasons['b\'{"event_id": 7.5, "text": "seven"}\''].startswith("column 'event_id': expected `int`, got `float`: 7.5")

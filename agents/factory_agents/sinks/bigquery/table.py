@@ -182,9 +182,7 @@ def _definition(name: str, wanted: WantedTable, layout: Partitioning) -> bigquer
     if layout.partition_by:
         field = fields.get(layout.partition_by)
         if field is None or field.type not in ("TIMESTAMP", "DATE"):
-            raise ConfigurationError(
-                f"partition_by {layout.partition_by!r}: expected a column of the contract that is a timestamptz or a date"
-            )
+            raise ConfigurationError(f"partition_by {layout.partition_by!r}: expected a timestamptz or date among the contract's columns")
         table.time_partitioning = bigquery.TimePartitioning(type_=layout.partition_unit.upper(), field=layout.partition_by)
     clustered = layout.cluster_by if layout.cluster_by is not None else [k for k in wanted.key if fields[k].type in _CLUSTERED][:4]
     unknown = [c for c in clustered if c not in fields or fields[c].type not in _CLUSTERED]

@@ -112,10 +112,7 @@ class TestTheNewestWins:
         ("type_", "least", "more", "most"),
         [
             ("numeric", "9", 10, "10.5"),
-            ("bigint", 9, 10, 11),
-            ("double", 9.5, 10, 1e3),
             ("text", "1.10", "1.9", "2"),
-            ("date", "2026-09-01", "2026-10-01", "2026-11-01"),
             ("boolean", None, False, True),
         ],
     )
@@ -137,7 +134,7 @@ class TestTheNewestWins:
         bench.publish(at([event("k", "second", 1)]), input_generation=2)
         assert bench.rows() == {"k": "second"}
 
-    @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+    @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
     @given(history=st.lists(PUBLICATIONS, min_size=4, max_size=8))
     def test_any_history_of_publications_leaves_what_the_rules_say(self, bench: Bench, history: list[Any]) -> None:
         bench.name = f"m_{secrets.token_hex(4)}"
@@ -260,11 +257,10 @@ POINTS = 29
 @pytest.mark.slow
 @pytest.mark.parametrize("group", range(5))
 def test_a_publisher_that_dies_at_any_step_is_completed_by_the_next_one(bench: Bench, monkeypatch: pytest.MonkeyPatch, group: int) -> None:
+    """A window replaced again and again, each time by a publisher that dies one step later, and by the one after it."""
     monkeypatch.setattr(sinks, "_PART_BYTES", 100)
-    bench.publish(at([event("other", "kept")]), W2)
+    bench.publish(at([event("k", "old"), event("stale")]))
     for step in range(group, POINTS + 1, 5):
-        window = f"2026-11-02T{step % 24:02}:{step:02}:00.000Z/2026-11-03T00:00:00.000Z p"
-        bench.publish(at([event(f"{step} stale"), event(f"{step} a", "old")]), window)
         passed: list[str] = []
 
         def die(name: str, passed: list[str] = passed, step: int = step) -> None:
@@ -272,24 +268,22 @@ def test_a_publisher_that_dies_at_any_step_is_completed_by_the_next_one(bench: B
             if len(passed) > step:
                 raise Died
 
-        rows = at([event(f"{step} a", "new"), event(f"{step} b"), event(f"{step} b", "last")] * 2)
-        dead, claim = bench.sink(), bench.claim(window, fingerprint="killed", input_generation=2)
+        rows = at([event("k", str(step)), event(f"only {step}"), event("k", "last")] * 2)
+        fingerprint = {"fingerprint": f"step {step}", "input_generation": 2 + step}
+        dead = bench.sink()
         with hits(monkeypatch, die):
             try:
-                dead.claim(claim)
+                dead.claim(bench.claim(**fingerprint))
                 write_and_commit(dead, rows)
             except Died:
-                bench.sinks.remove(dead)
+                bench.sinks.remove(dead)  # nobody closes it
             else:
-                assert step >= POINTS, f"only {len(passed)} steps: {passed}"
-        assert len(passed) <= POINTS + 1, passed
-        before = bench.query("COUNT(*)", f"WHERE id LIKE '{step} %'")
-        outcome = bench.publish(rows, window, fingerprint="killed", input_generation=2)
-        assert outcome.reused == (before == [(2,)] and "bigquery.before-landing" in passed)
-        assert (outcome.rows, outcome.written, outcome.duplicates, outcome.removed) == (6, 2, 4, 1)
-        found = {k: v for k, v in bench.rows().items() if k.startswith(f"{step} ")}
-        assert found == {f"{step} a": "new", f"{step} b": "last"}
-    assert bench.rows()["other"] == "kept"
+                assert step == POINTS, f"only {len(passed)} steps: {passed}"
+        landed = f"only {step}" in bench.rows()
+        outcome = bench.publish(rows, **fingerprint)
+        assert outcome.reused == landed, passed
+        assert (outcome.rows, outcome.written, outcome.duplicates, outcome.removed) == (6, 2, 4, 1), passed
+        assert bench.rows() == {"k": "last", f"only {step}": "x"}, passed
 
 
 class TestBigQueryFails:
