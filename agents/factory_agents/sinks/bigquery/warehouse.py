@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as TookTooLongError
@@ -184,39 +185,32 @@ class Warehouse:
 
     def rows(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """What a query gives."""
-        return [tuple(row) for row in self._ask(sql, parameters)]
+        return self._job(sql, f"asking {self.project}.{self.dataset}", _new_job_id(), parameters)[1]
 
     def change(self, sql: str, **parameters: Any) -> int:
-        """How many rows a statement changed: the last time, where an answer got lost and it was made again."""
-        return int(self._ask(sql, parameters).num_dml_affected_rows or 0)
-
-    def _ask(self, sql: str, parameters: Mapping[str, Any]) -> Any:
-        from google.cloud import bigquery
-
-        config = bigquery.QueryJobConfig(query_parameters=_parameters(parameters), labels=self._labels, use_query_cache=False)
-        with _explained(f"asking {self.project}.{self.dataset}"):
-            return self._call(
-                lambda: self._client.query_and_wait(
-                    sql,
-                    job_config=config,
-                    location=self._location,
-                    retry=self._retry,
-                    api_timeout=_ANSWER,
-                    wait_timeout=self._timeout,
-                )
-            )
+        """How many rows a statement changed."""
+        job, _ = self._job(sql, f"asking {self.project}.{self.dataset}", _new_job_id(), parameters)
+        return int(job.num_dml_affected_rows or 0)
 
     def run(self, sql: str, doing: str, job_id: str, **parameters: Any) -> int:
-        """Run a script under a job id of its own, or wait for the job that has it already; returns the bytes that it read.
+        """Run a script under a job id of its own; returns the bytes that it read.
 
         Raises ConflictError where another transaction was in its way: nothing of this one was done. After any other error that isn't a
         SinkError or ConfigurationError nobody knows.
         """
+        job, _ = self._job(sql, doing, job_id, parameters)
+        return int(job.total_bytes_processed or 0)
+
+    def _job(self, sql: str, doing: str, job_id: str, parameters: Mapping[str, Any]) -> tuple[Any, list[tuple[Any, ...]]]:
+        """A query's job that is done, and its rows. An id runs once: asked for again, the job that has it is waited for."""
         from google.api_core.exceptions import Conflict
         from google.cloud import bigquery
 
         config = bigquery.QueryJobConfig(
-            query_parameters=_parameters(parameters), labels=self._labels, job_timeout_ms=round(self._timeout * 1000)
+            query_parameters=_parameters(parameters),
+            labels=self._labels,
+            use_query_cache=False,
+            job_timeout_ms=round(self._timeout * 1000),
         )
         with _explained(doing):
             try:
@@ -227,8 +221,8 @@ class Warehouse:
                 )
             except Conflict:
                 job = self._call(lambda: self._found(job_id))
-            self._call(lambda: job.result(retry=self._retry, timeout=self._timeout, job_retry=None))
-        return int(job.total_bytes_processed or 0)
+            rows = self._call(lambda: list(map(tuple, job.result(retry=self._retry, timeout=self._timeout, job_retry=None))))
+        return job, rows
 
     def load(self, rows: pa.Table, table: str, schema: Sequence[bigquery.SchemaField], job_id: str) -> Load:
         """Begin to load rows into a table that is empty."""
@@ -309,6 +303,10 @@ class Load:
                     raise UnavailableError(str(error)) from error
                 time.sleep(pause)
                 self._begin()
+
+
+def _new_job_id() -> str:
+    return f"factory_{secrets.token_hex(12)}"
 
 
 def pauses(seconds: float) -> Iterator[float | None]:

@@ -250,8 +250,8 @@ def hits(monkeypatch: pytest.MonkeyPatch, on_hit: Callable[[str], None]) -> Iter
         yield
 
 
-POINTS = 29
-"""Steps of one publication in two parts: each request before it is asked and after it was answered, and what lies between."""
+POINTS = 31
+"""Steps of one publication: each request before it is asked and after it was answered, and what lies between."""
 
 
 @pytest.mark.slow
