@@ -58,7 +58,16 @@ class Field(msgspec.Struct, frozen=True):
     @property
     def sql(self) -> str:
         """Its type in GoogleSQL, without limits."""
-        type_ = f"STRUCT<{', '.join(f'`{f.name}` {f.sql}' for f in self.fields)}>" if self.type == "STRUCT" else self.type
+        return self._sql("")
+
+    @property
+    def limited(self) -> str:
+        """Its type in GoogleSQL, as a column is declared."""
+        limits = self.digits or ((self.max_length,) if self.max_length is not None else ())
+        return self._sql(f"({', '.join(map(str, limits))})" if limits else "")
+
+    def _sql(self, limits: str) -> str:
+        type_ = f"STRUCT<{', '.join(f'`{f.name}` {f.sql}' for f in self.fields)}>" if self.type == "STRUCT" else self.type + limits
         return f"ARRAY<{type_}>" if self.repeated else type_
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from factory_agents.contracts import Contract
+from factory_agents.contracts import Column, ColumnType, Contract
 from factory_agents.errors import ConfigurationError, SinkError
 from factory_agents.sinks.bigquery.rows import POSITION, Field
 
@@ -30,8 +30,13 @@ OWN_FIELDS = (
 
 _TYPES = {
     "text": "STRING",
+    "char": "STRING",
+    "varchar": "STRING",
     "bigint": "INT64",
+    "integer": "INT64",
+    "smallint": "INT64",
     "double": "FLOAT64",
+    "real": "FLOAT64",
     "boolean": "BOOL",
     "timestamptz": "TIMESTAMP",
     "json": "JSON",
@@ -39,6 +44,8 @@ _TYPES = {
     "date": "DATE",
 }
 """A contract's types as a table of ours has them."""
+_LIMITS = {"NUMERIC": (29, 9), "BIGNUMERIC": (38, 38)}
+"""Digits before and after the point that a column may be limited to."""
 _STANDARD = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL", "RECORD": "STRUCT"}
 _LEGACY = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN", "STRUCT": "RECORD"}
 _NOT_COMPARED = ("JSON", "STRUCT")
@@ -104,15 +111,32 @@ def wanted_table(contract: Contract) -> WantedTable:
     Raises ConfigurationError for a contract that no table could hold or be kept newest by.
     """
     unit = contract.time_unit if contract.time_unit != "iso" else ""
-    fields = tuple(
-        Field(
-            c.name, _TYPES[c.type], required=not c.nullable or c.name in contract.key, unit=unit if c.name == contract.time and unit else ""
-        )
-        for c in contract.columns()
-    )
+    fields = tuple(_wanted_field(c, contract.key, unit if c.name == contract.time else "") for c in contract.columns())
     wanted = WantedTable(fields, contract.key, contract.time, contract.version_field)
     _check_wanted(wanted, contract.source)
     return wanted
+
+
+def _wanted_field(column: Column, key: Sequence[str], unit: str) -> Field:
+    type_ = ColumnType.parse(column.type)
+    if type_ is None or type_.name not in _TYPES:
+        raise ConfigurationError(
+            f"column {column.name!r}: publish to BigQuery doesn't write {column.type}, it writes {', '.join(_TYPES)}; change its columns"
+        )
+    name, digits = _TYPES[type_.name], None
+    if type_.name == "numeric" and type_.arguments:
+        precision, scale = (*type_.arguments, 0)[:2]
+        name, digits = (
+            next((n for n, (whole, after) in _LIMITS.items() if precision - scale <= whole and scale <= after), ""),
+            (precision, scale),
+        )
+        if not name:
+            raise ConfigurationError(
+                f"column {column.name!r}: BigQuery has no room for {column.type}: BIGNUMERIC holds 38 digits on each side"
+            )
+    length = type_.arguments[0] if name == "STRING" and type_.arguments else 1 if type_.name == "char" else None
+    required = (not column.nullable or column.name in key) and not type_.array
+    return Field(column.name, name, type_.array, required, max_length=length, digits=digits, unit=unit)
 
 
 def _check_wanted(wanted: WantedTable, source: str) -> None:
@@ -167,7 +191,7 @@ def open_table(
         names = ", ".join(f"{f.name} {f.sql}" for f in missing)
         raise SinkError(f"table {target.text}: it lacks {names}, and add_columns is off: add them, or switch that on")
     if missing:
-        clauses = ", ".join(f"ADD COLUMN IF NOT EXISTS `{f.name}` {f.sql}" for f in missing)
+        clauses = ", ".join(f"ADD COLUMN IF NOT EXISTS `{f.name}` {f.limited}" for f in missing)
         warehouse.rows(f"ALTER TABLE `{target.text}` {clauses}")
     return target
 
@@ -201,11 +225,15 @@ def schema_field(field: Field) -> bigquery.SchemaField:
     """A field as the API takes it."""
     from google.cloud import bigquery
 
+    limits: dict[str, Any] = {} if field.max_length is None else {"max_length": field.max_length}
+    if field.digits is not None:
+        limits |= zip(("precision", "scale"), field.digits, strict=True)
     return bigquery.SchemaField(
         field.name,
         _LEGACY.get(field.type, field.type),
         "REPEATED" if field.repeated else "REQUIRED" if field.required else "NULLABLE",
         fields=[schema_field(f) for f in field.fields],
+        **limits,
     )
 
 
@@ -285,8 +313,8 @@ def _misfit(wanted: Field, found: Field | None, key: bool) -> str:
         return f"column {wanted.name!r}: expected {wanted.sql} and never null, found no such column; add it" if wanted.required else ""
     fits = found.type == wanted.type and found.repeated == wanted.repeated
     if wanted.type == "NUMERIC":
-        fits = found.type in ("NUMERIC", "BIGNUMERIC") and not found.repeated
-    if wanted.type == "JSON":  # the table's own structure says more than the contract does
+        fits = found.type in ("NUMERIC", "BIGNUMERIC") and found.repeated == wanted.repeated
+    if wanted.type == "JSON" and not wanted.repeated:  # the table's own structure says more than the contract does
         fits = (found.repeated or found.type in _NOT_COMPARED) and _is_written(found)
     if not fits:
         return f"column {wanted.name!r}: expected {wanted.sql}, found {found.sql}"

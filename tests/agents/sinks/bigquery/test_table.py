@@ -10,9 +10,10 @@ import pytest
 from google.cloud.bigquery import SchemaField, Table
 from google.cloud.bigquery.table import PrimaryKey, TableConstraints
 
+from factory_agents.contracts import load_contract
 from factory_agents.errors import ConfigurationError, SinkError
 from factory_agents.publish import build
-from factory_agents.sinks.bigquery import TableName
+from factory_agents.sinks.bigquery import TableName, wanted_table
 from tests.support.bigquery import Bench
 from tests.support.sink_bench import ALL_TYPES, CONTRACT, W2, at, event, record, write_and_commit
 
@@ -75,6 +76,35 @@ class TestCreated:
     def test_names_and_keys_that_no_table_has_are_refused_at_once(self, bench: Bench, columns: dict[str, str], key: str, says: str) -> None:
         with pytest.raises(ConfigurationError, match=says):
             bench.sink(contract={"name": "c", "key": key, "columns": columns})
+
+    def test_limits_and_lists_of_the_contract_become_the_tables(self, bench: Bench) -> None:
+        columns = {
+            "id": "varchar(8)",
+            "code": "char(3)",
+            "price": "numeric(10,2)",
+            "wei": "numeric(38,18)",
+            "n": "integer",
+            "tags": "text[]",
+            "sums": "numeric(5,1)[]",
+        }
+        bench.contract = {"name": "c", "id": "id", "columns": columns}
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        rows = [{"id": "a", "price": 1.25, "wei": "0.000000000000000001", "tags": ["x", "y"], "sums": [1.5]}, {"id": "b", "code": "äöüß"}]
+        rejected = sink.write(at(rows))
+        assert rejected[1].reason == "column 'code': expected `str` of length <= 3: 'äöüß' (the column is STRING)"
+        assert sink.commit(rejected=1).written == 1
+        assert bench.query("id, price, wei, tags, sums") == [("a", Decimal("1.25"), Decimal("1e-18"), ["x", "y"], [Decimal("1.5")])]
+        made = {f.name: (f.field_type, f.mode, f.max_length, f.precision, f.scale) for f in bench.emulator.table("t").schema}
+        assert made["id"] == ("STRING", "REQUIRED", 8, None, None)
+        assert made["price"] == ("NUMERIC", "NULLABLE", None, 10, 2)
+        assert made["wei"] == ("BIGNUMERIC", "NULLABLE", None, 38, 18)
+        assert made["tags"] == ("STRING", "REPEATED", None, None, None)
+
+    @pytest.mark.parametrize("type_", ["timestamp", "time", "interval", "uuid", "bytea", "inet", "numeric(80,2)"])
+    def test_types_that_are_not_written_are_refused_by_name(self, type_: str) -> None:
+        with pytest.raises(ConfigurationError, match="column 'x': "):
+            wanted_table(load_contract({"name": "c", "id": "id", "columns": {"id": "text", "x": type_}}))
 
 
 class TestExisting:
