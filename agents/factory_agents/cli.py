@@ -34,6 +34,12 @@ _Prefix = Annotated[str, typer.Option("--prefix", help="prefix of the ledger top
 _DeadTopic = Annotated[str, typer.Argument(help="a dead-letter topic, such as enriched_events.dead", metavar="TOPIC")]
 _Rule = Annotated[str | None, typer.Option("--rule", help="only letters with this rule among theirs", metavar="RULE")]
 _Stage = Annotated[str | None, typer.Option("--stage", help="only letters of this stage", metavar="STAGE")]
+_LetterPipeline = Annotated[str | None, typer.Option("--pipeline", help="only letters of this pipeline, or live group", metavar="NAME")]
+_LetterWindow = Annotated[str | None, typer.Option("--window", help="only letters of this window, as the list names it", metavar="WINDOW")]
+_Attempt = Annotated[
+    str | None,
+    typer.Option("--attempt", help="only letters of such attempts: finished, unfinished, live, unknown, or all", metavar="ATTEMPT"),
+]
 _Since = Annotated[str | None, typer.Option("--since", help="only letters written at or after this time", metavar="TIME")]
 _Until = Annotated[str | None, typer.Option("--until", help="only letters written before this time", metavar="TIME")]
 
@@ -215,36 +221,51 @@ def letters_list(
     topic: _DeadTopic,
     rule: _Rule = None,
     stage: _Stage = None,
+    pipeline: _LetterPipeline = None,
+    window: _LetterWindow = None,
+    attempt: _Attempt = None,
     since: _Since = None,
     until: _Until = None,
+    prefix: _Prefix = "factory",
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
 ) -> None:
-    """How many events were rejected, by stage, rule and error, with an example of each.
+    """How many events were rejected, by window, attempt, stage, rule and error, with an example of each.
+
+    An attempt is finished, unfinished (under way, or failed), live, or unknown to the ledger: it failed and was done again, or no agent
+    made it.
 
     \b
     Examples:
       factory dead-letters list enriched_events.dead
       factory dead-letters list validated_events.dead --rule schema --since 2026-11-01
+      factory dead-letters list enriched_events.dead --pipeline clicks --attempt unfinished
     """
-    from factory_agents.runtime.dead_letters import group_letters, read_letters
+    from factory_agents.runtime.dead_letters import LetterTopic, group_letters
 
-    groups = group_letters(read_letters(kafka_config(bootstrap, kafka_settings or ()), topic, _selection(rule, stage, since, until)))
+    letter_topic = LetterTopic(kafka_config(bootstrap, kafka_settings or ()), topic, prefix=prefix)
+    groups = group_letters(
+        letter_topic.select(_selection(rule, stage, since, until, pipeline=pipeline or "", window=window or "", attempt=attempt or ""))
+    )
     if console.wants_json(json):
         console.print_json(groups)
         return
     console.print_table(
-        ["stage", "rule", "error", "letters", "last (UTC)", "example"],
-        [[g.stage, g.rule, g.error, g.count, g.last[:19].replace("T", " "), g.example] for g in groups],
+        ["pipeline", "window", "attempt", "stage", "rule", "error", "letters", "last (UTC)", "example"],
+        [[g.pipeline, g.window, g.attempt, g.stage, g.rule, g.error, g.count, g.last[:19].replace("T", " "), g.example] for g in groups],
         right=["letters"],
         title=f"{sum(g.count for g in groups):,} dead letters in {topic}",
     )
+    if letter_topic.passed_over:
+        console.say(f"{letter_topic.passed_over:,} more are unknown to the ledger: --attempt all lists them too", "yellow")
+    if letter_topic.foreign:
+        console.say(f"{letter_topic.foreign:,} records are no dead letters", "yellow")
     if groups:
         console.say(f"one of them: factory dead-letters show {topic} {groups[0].example}")
 
 
-def _selection(rule: str | None, stage: str | None, since: str | None, until: str | None, limit: int = 0) -> Any:
+def _selection(rule: str | None, stage: str | None, since: str | None, until: str | None, limit: int = 0, **more: str) -> Any:
     from factory_agents.options import parse_time
     from factory_agents.runtime.dead_letters import Selection
 
@@ -254,6 +275,7 @@ def _selection(rule: str | None, stage: str | None, since: str | None, until: st
         since=parse_time(since, "--since") if since else None,
         until=parse_time(until, "--until") if until else None,
         limit=limit,
+        **more,
     )
 
 
@@ -261,6 +283,7 @@ def _selection(rule: str | None, stage: str | None, since: str | None, until: st
 def letters_show(
     topic: _DeadTopic,
     position: Annotated[str, typer.Argument(help="which one: partition@offset, such as 3@17", metavar="P@O")],
+    prefix: _Prefix = "factory",
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
@@ -271,9 +294,9 @@ def letters_show(
     Example:
       factory dead-letters show enriched_events.dead 3@17
     """
-    from factory_agents.runtime.dead_letters import read_letter
+    from factory_agents.runtime.dead_letters import LetterTopic
 
-    letter = read_letter(kafka_config(bootstrap, kafka_settings or ()), topic, position)
+    letter = LetterTopic(kafka_config(bootstrap, kafka_settings or ()), topic, prefix=prefix).at(position)
     if console.wants_json(json):
         console.print_json(letter.to_data())
         return
@@ -290,6 +313,9 @@ def letters_replay(
     to: Annotated[str, typer.Option("--to", help="topic to write the events to", metavar="TOPIC")],
     rule: _Rule = None,
     stage: _Stage = None,
+    pipeline: _LetterPipeline = None,
+    window: _LetterWindow = None,
+    attempt: _Attempt = None,
     since: _Since = None,
     until: _Until = None,
     limit: Annotated[int, typer.Option(help="most letters to replay; 0 for all", metavar="N", min=0)] = 0,
@@ -302,7 +328,8 @@ def letters_replay(
 ) -> None:
     """Put rejected events back into a topic, each exactly once, as they were: key, value, headers.
 
-    What was replayed stands in the ledger: a second replay takes only letters that are new, and is refused where there are none.
+    What was replayed stands in the ledger: a second replay takes only letters that are new, and is refused where there are none. Letters of
+    failed attempts are left out unless --attempt says so (their events come again), and so are those that the ledger doesn't know.
 
     \b
     Examples:
@@ -315,7 +342,7 @@ def letters_replay(
     stop = Stop()
     stop.watch_signals()
     config = kafka_config(bootstrap, kafka_settings or ())
-    selection = _selection(rule, stage, since, until, limit)
+    selection = _selection(rule, stage, since, until, limit, pipeline=pipeline or "", window=window or "", attempt=attempt or "")
     with console.progress("replay", shown=sys.stderr.isatty()) as observer:
         outcome = replay_letters(config, topic, to, selection, prefix=prefix, again=again, dry_run=dry_run, stop=stop, observer=observer)
     code = 1 if outcome.refused else 0
@@ -329,8 +356,14 @@ def letters_replay(
         )
     if outcome.superseded:
         console.say(f"{outcome.superseded:,} are older letters about an event that was rejected again since")
+    if outcome.others:
+        console.say(
+            f"{outcome.others:,} are of failed attempts, or unknown to the ledger: left out (--attempt all takes them too)", "yellow"
+        )
+    if outcome.foreign:
+        console.say(f"{outcome.foreign:,} records are no dead letters: passed over", "yellow")
     for reason in outcome.refused:
-        console.say(f"refused by {to}: {reason}", "red")
+        console.say(f"not replayed: {reason}", "red")
     raise typer.Exit(code)
 
 

@@ -144,7 +144,8 @@ class StageRecord(_Record, frozen=True, tag="stage"):
 
     ``scope`` tells works over the same window apart (``AgentRun.scope``). ``redo`` is the run that told the work in progress to be done
     again: its own retries resume it. ``orders`` are those that the work obeyed, by task instance; ``epoch`` counts how many of them
-    told it to begin again.
+    told it to begin again. ``source`` tells what a source held. ``earlier`` are the dead letters of finished work over other records
+    under this key (another topic of the name, another content of the file), which are still good for a replay.
     """
 
     pipeline: str
@@ -160,6 +161,8 @@ class StageRecord(_Record, frozen=True, tag="stage"):
     orders: tuple[Order, ...] = ()
     progress: Progress | None = None
     result: StoredResult | None = None
+    source: str = ""
+    earlier: tuple[Manifest, ...] = ()
 
     def answer(self) -> AgentResult | None:
         """The result as its run gave it, once the work is finished."""

@@ -4,53 +4,81 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from factory_agents.errors import ConfigurationError, StoppedError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
-from factory_agents.kafka.ledger import Ledger, ReplayRecord
+from factory_agents.kafka.ledger import Ledger, ReplayRecord, StageRecord
 from factory_agents.kafka.messages import Message, readable_headers
 from factory_agents.kafka.reader import WRITER_HEADER, WindowReader
-from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
 from factory_agents.protocol import Counts, PartitionRange, Window, transactional_id
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER, DeadLetter
 from factory_agents.telemetry import Commit, Observer, Subject
 
-__all__ = ["Letter", "LetterGroup", "ReplayResult", "Selection", "group_letters", "read_letter", "read_letters", "replay_letters"]
+__all__ = ["ATTEMPTS", "Letter", "LetterGroup", "LetterTopic", "ReplayResult", "Selection", "group_letters", "replay_letters"]
+
+Attempt: TypeAlias = Literal["finished", "unfinished", "live", "unknown"]
+"""Whose letter it is: of finished work, of work that is under way or failed, of a live agent, or of nobody that the ledger knows (work that
+failed and was done again without it, or somebody who is no agent)."""
+
+ATTEMPTS: tuple[Attempt, ...] = ("finished", "unfinished", "live", "unknown")
+_OFFERED: frozenset[str] = frozenset({"finished", "live"})
+_LISTED: frozenset[str] = frozenset({"finished", "unfinished", "live"})
 
 _READ_SECONDS = 900.0
 _BATCH = 10_000
 _CHUNK, _CHUNK_BYTES = 10_000, 64 * 1024 * 1024
 _TRIES, _PATIENCE = 5, 60.0
 _BIG = 1 << 30
+_LEDGER_SECONDS = 120.0
+_LAST_MS = 253402300799999  # the last millisecond of the year 9999
 _STOPPED = "asked to stop; what was committed stays, and the same command goes on from there"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which letters are meant: all that fit everything given. ``rule`` is one of a letter's; times are those at which it was written."""
+    """Which letters are meant: all that fit everything given. ``rule`` is one of a letter's; times are those at which it was written.
+
+    ``attempt`` is one of ATTEMPTS or ``all``; without it a list has those that the ledger knows, and a replay takes finished and live ones.
+    """
 
     rule: str = ""
     stage: str = ""
+    pipeline: str = ""
+    window: str = ""
+    attempt: str = ""
     since: datetime | None = None
     until: datetime | None = None
     limit: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse a mistyped attempt."""
+        if self.attempt not in ("", "all", *ATTEMPTS):
+            raise ConfigurationError(f"attempt {self.attempt!r}: expected one of {', '.join(ATTEMPTS)}, all")
+
     def fits(self, letter: Letter) -> bool:
-        """Whether a letter is meant."""
+        """Whether a letter is meant, by whomever it is."""
         why = letter.why
         return (
             (not self.rule or self.rule in why.rule.split(","))
             and (not self.stage or self.stage == why.stage)
+            and (not self.pipeline or self.pipeline == why.pipeline)
+            and (not self.window or self.window == why.window)
             and (self.since is None or letter.written >= self.since)
             and (self.until is None or letter.written < self.until)
         )
+
+    def takes(self, attempt: Attempt, usual: frozenset[str]) -> bool:
+        """Whether letters of such an attempt are meant."""
+        return self.attempt == "all" or (attempt == self.attempt if self.attempt else attempt in usual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +92,8 @@ class Letter:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
+    writer: str = ""
+    attempt: Attempt = "unknown"
 
     @property
     def position(self) -> str:
@@ -72,22 +102,34 @@ class Letter:
 
     @property
     def event(self) -> tuple[Any, ...]:
-        """What tells whether two letters of one pipeline's stage are about the same event; unique where its place isn't known."""
+        """What tells whether two letters are about the same event; unique where its place isn't known.
+
+        A live agent's never stands for a window's: nothing vouches for it but the topic that it lies in.
+        """
         why = self.why
+        whose = (self.attempt == "live", why.pipeline, why.stage)
         if why.topic and why.offset >= 0:
-            return (why.pipeline, why.stage, why.topic, why.partition, why.offset)
-        return (why.pipeline, why.stage, why.where) if why.where else (self.partition, self.offset)
+            return (*whose, why.topic, why.topic_id, why.partition, why.offset)
+        return (*whose, why.where, why.source) if why.where else (self.partition, self.offset)
+
+    @property
+    def is_pointer(self) -> bool:
+        """Whether the event itself stayed where it was: it doesn't fit a letter."""
+        return self.why.size >= 0
 
     def to_data(self) -> dict[str, Any]:
         """Everything as JSON-able data; the value as the JSON it is, else as text."""
         why = {name: value for name, value in msgspec.to_builtins(self.why).items() if value not in ("", -1)}
+        if self.is_pointer:
+            why["prefix"] = self.why.prefix.decode(errors="replace")
         try:
             value = msgspec.json.decode(self.value or b"")
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             value = None if self.value is None else self.value.decode(errors="replace")
         return {
             "letter": self.position,
             "written": self.written.isoformat(timespec="milliseconds"),
+            "attempt": self.attempt,
             "why": why,
             "key": None if self.key is None else self.key.decode(errors="replace"),
             "headers": {name: (text or b"").decode(errors="replace") for name, text in self.headers},
@@ -96,8 +138,11 @@ class Letter:
 
 
 class LetterGroup(msgspec.Struct, frozen=True):
-    """Letters with the same stage, rule and error (figures and quoted values in it aside)."""
+    """Letters of one attempt at a window with the same stage, rule and error (figures and quoted values in it aside)."""
 
+    pipeline: str
+    window: str
+    attempt: Attempt
     stage: str
     rule: str
     error: str
@@ -110,7 +155,8 @@ class LetterGroup(msgspec.Struct, frozen=True):
 class ReplayResult(msgspec.Struct, frozen=True):
     """What a replay did: letters replayed, those replayed before, older letters about an event that was rejected again since.
 
-    ``refused`` says which events the target did not take, and why.
+    ``refused`` says which events the target did not take, and why. ``others`` are letters that would fit, of attempts that are not meant;
+    ``foreign`` are records in the topic that are no letters.
     """
 
     topic: str
@@ -120,78 +166,158 @@ class ReplayResult(msgspec.Struct, frozen=True):
     superseded: int
     dry_run: bool
     refused: tuple[str, ...] = ()
+    others: int = 0
+    foreign: int = 0
 
 
-def _letter(message: Message) -> Letter:
+def _letter(message: Message) -> Letter | None:
+    """The letter that a record is, or None for a record that is none."""
     headers = readable_headers(message)
-    text = next((value for name, value in headers if name == DEAD_LETTER_HEADER), None)
+    text = [value for name, value in headers if name == DEAD_LETTER_HEADER]
     try:
-        why = msgspec.json.decode(text or b"", type=DeadLetter)
-    except msgspec.MsgspecError as error:
-        raise ConfigurationError(
-            f"{message.topic()}-{message.partition()}@{message.offset()}: no dead letter (its header {DEAD_LETTER_HEADER!r}: {error}); "
-            f"is {message.topic()!r} a dead-letter topic?"
-        ) from None
+        why = msgspec.json.decode(text[0] or b"", type=DeadLetter) if len(text) == 1 else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        why = None
+    if why is None:
+        return None
+    writers = [(value or b"").decode(errors="replace") for name, value in headers if name == WRITER_HEADER]
     own = tuple((n, v) for n, v in headers if n not in (DEAD_LETTER_HEADER, WRITER_HEADER))
-    written = datetime.fromtimestamp(max(0, message.timestamp()[1]) / 1000, UTC)
-    return Letter(message.partition(), message.offset(), written, why, message.key(), message.value(), own)
+    written = datetime.fromtimestamp(min(max(0, message.timestamp()[1]), _LAST_MS) / 1000, UTC)
+    writer = writers[0] if len(writers) == 1 else ""
+    return Letter(message.partition(), message.offset(), written, why, message.key(), message.value(), own, writer)
 
 
-def _read(
-    config: KafkaConfig, cluster: Cluster, facts: TopicFacts, ranges: Iterable[PartitionRange], stop: Callable[[], bool] = lambda: False
-) -> Iterator[Letter]:
-    window = Window("", facts.name, facts.id, tuple(r for r in ranges if r.start < r.end), name="dead-letters")
-    reader = WindowReader(config, cluster, window, accept_loss=True)  # retention may take letters away meanwhile
-    deadline = time.monotonic() + _READ_SECONDS
-    try:
-        reader.seek({}, {})
-        while not reader.done:
-            yield from map(_letter, reader.batch(_BATCH, deadline, stop))
-            if stop():
-                raise StoppedError(_STOPPED)
-    finally:
-        reader.close()
+class _Ledgered:
+    """Which of a topic's letters the ledger vouches for: those in the ranges that it says their writer wrote.
+
+    It says how many there are, too: where there are more, somebody uses the writer's name, and none of them counts.
+    """
+
+    def __init__(self, records: Iterable[StageRecord], topic_id: str) -> None:
+        self._ranges: dict[tuple[str, int], tuple[Attempt, StageRecord, PartitionRange]] = {}
+        self._seen: Counter[tuple[str, int]] = Counter()
+        for record in records:
+            last = record.result.dead_letters if record.result is not None else None
+            for manifest in (*record.earlier, *([last] if last is not None else [])):
+                if manifest.topic_id == topic_id:
+                    self._add(record, "finished", manifest.writer, manifest.ranges)
+            if record.progress is not None:
+                ranges = (PartitionRange(p, *bounds) for p, bounds in record.progress.dead.items())
+                self._add(record, "unfinished", f"{record.stage}/{record.fingerprint}/{record.generation}", ranges)
+
+    def _add(self, record: StageRecord, attempt: Attempt, writer: str, ranges: Iterable[PartitionRange]) -> None:
+        for r in ranges:
+            self._ranges[writer, r.partition] = (attempt, record, r)
+
+    def attempt_of(self, letter: Letter) -> Attempt:
+        """Whose letter it is."""
+        why, name = letter.why, (letter.writer, letter.partition)
+        if why.stage == "live" and letter.writer == f"live/{why.pipeline}/0":
+            return "live"
+        found = self._ranges.get(name)
+        if found is None:
+            return "unknown"
+        attempt, record, r = found
+        claimed = (why.pipeline, why.stage, why.window) == (record.pipeline, record.stage, record.window)
+        if not claimed or not r.start <= letter.offset < r.end:
+            return "unknown"
+        self._seen[name] += 1
+        return attempt
+
+    def forged(self) -> set[tuple[str, int]]:
+        """Writers and partitions of which there were more letters than they wrote."""
+        return {name for name, count in self._seen.items() if count > self._ranges[name][2].count}
+
+    def record_of(self, name: tuple[str, int]) -> StageRecord | None:
+        """What the ledger says of the work of a writer, by its name and the partition."""
+        found = self._ranges.get(name)
+        return None if found is None else found[1]
 
 
-def _ranges(cluster: Cluster, facts: TopicFacts, since: datetime | None = None) -> list[PartitionRange]:
-    """What the topic holds now, in offsets; from a time on where one is given."""
-    partitions = range(facts.partitions)
-    starts, ends = cluster.log_start(facts.name, partitions), cluster.stable_offset(facts.name, partitions)
-    if since is not None:
-        found = cluster.at_time(facts.name, partitions, int(since.timestamp() * 1000))
-        starts = {p: max(starts[p], found[p][0] if found[p][0] >= 0 else ends[p]) for p in partitions}
-    return [PartitionRange(p, starts[p], ends[p]) for p in partitions]
+class LetterTopic:
+    """A dead-letter topic, and what the ledger knows of it.
 
+    ``foreign`` counts the records read that are no letters, ``passed_over`` the letters that fit a selection but for their attempt.
+    """
 
-def read_letters(config: KafkaConfig, topic: str, selection: Selection) -> Iterator[Letter]:
-    """The letters meant, by partition in order. Raises ConfigurationError for an unknown topic, or one that holds other records."""
-    cluster = Cluster(config)
-    facts = cluster.topic(topic)
-    found = (letter for letter in _read(config, cluster, facts, _ranges(cluster, facts, selection.since)) if selection.fits(letter))
-    for n, letter in enumerate(found, 1):
-        yield letter
-        if n == selection.limit:
-            return
+    def __init__(self, config: KafkaConfig, topic: str, *, prefix: str = "factory") -> None:
+        self.config = config
+        self.cluster = Cluster(config)
+        self.facts = self.cluster.topic(topic)
+        self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline="")
+        self.known = _Ledgered(self._stages(), self.facts.id)
+        self.foreign = self.passed_over = 0
 
+    def _stages(self) -> list[StageRecord]:
+        if self.cluster.find(self.ledger.topic) is None:
+            return []
+        view = self.ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
+        return view.of(StageRecord)
 
-def read_letter(config: KafkaConfig, topic: str, position: str) -> Letter:
-    """The letter at ``partition@offset``. Raises ConfigurationError where there is none."""
-    found = re.fullmatch(r"(\d+)@(\d+)", position)
-    if found is None:
-        raise ConfigurationError(f"letter {position!r}: expected partition@offset, such as 3@17")
-    partition, offset = int(found[1]), int(found[2])
-    cluster = Cluster(config)
-    facts = cluster.topic(topic)
-    if partition >= facts.partitions:
-        raise ConfigurationError(f"letter {position!r}: topic {topic!r} has the partitions 0 to {facts.partitions - 1}")
-    ends = _ranges(cluster, facts)[partition]
-    if ends.start <= offset < ends.end:
-        for letter in _read(config, cluster, facts, [PartitionRange(partition, offset, offset + 1)]):
-            if letter.offset == offset:
-                return letter
-    raise ConfigurationError(
-        f"letter {position!r}: {topic}-{partition} has no letter there (its offsets go from {ends.start} to {ends.end - 1})"
-    )
+    def ranges(self, since: datetime | None = None) -> list[PartitionRange]:
+        """What the topic holds now, in offsets; from a time on where one is given."""
+        name, partitions = self.facts.name, range(self.facts.partitions)
+        starts, ends = self.cluster.log_start(name, partitions), self.cluster.stable_offset(name, partitions)
+        if since is not None:
+            found = self.cluster.at_time(name, partitions, int(since.timestamp() * 1000))
+            starts = {p: max(starts[p], found[p][0] if found[p][0] >= 0 else ends[p]) for p in partitions}
+        return [PartitionRange(p, starts[p], ends[p]) for p in partitions]
+
+    def read(self, ranges: Iterable[PartitionRange], stop: Callable[[], bool] = lambda: False) -> Iterator[Letter]:
+        """The letters in some ranges, each with its attempt; what is no letter is passed over and counted."""
+        window = Window("", self.facts.name, self.facts.id, tuple(r for r in ranges if r.start < r.end), name="dead-letters")
+        reader = WindowReader(self.config, self.cluster, window, accept_loss=True)  # retention may take letters away meanwhile
+        deadline = time.monotonic() + _READ_SECONDS
+        try:
+            reader.seek({}, {})
+            while not reader.done:
+                for message in reader.batch(_BATCH, deadline, stop):
+                    letter = _letter(message)
+                    if letter is None:
+                        self.foreign += 1
+                    else:
+                        yield replace(letter, attempt=self.known.attempt_of(letter))
+                if stop():
+                    raise StoppedError(_STOPPED)
+        finally:
+            reader.close()
+
+    def select(self, selection: Selection) -> Iterator[Letter]:
+        """The letters meant, by partition in order. Raises ConfigurationError at the end of a topic that holds other records only."""
+        letters = found = 0
+        for letter in self.read(self.ranges(selection.since)):
+            letters += 1
+            if not selection.fits(letter):
+                continue
+            if not selection.takes(letter.attempt, _LISTED):
+                self.passed_over += 1
+                continue
+            yield letter
+            found += 1
+            if found == selection.limit:
+                return
+        if self.foreign and not letters:
+            raise ConfigurationError(
+                f"{self.facts.name}: none of its {self.foreign:,} records is a dead letter (has the header {DEAD_LETTER_HEADER!r}); "
+                f"is it a dead-letter topic?"
+            )
+
+    def at(self, position: str) -> Letter:
+        """The letter at ``partition@offset``. Raises ConfigurationError where there is none."""
+        found = re.fullmatch(r"(\d+)@(\d+)", position)
+        if found is None:
+            raise ConfigurationError(f"letter {position!r}: expected partition@offset, such as 3@17")
+        partition, offset = int(found[1]), int(found[2])
+        if partition >= self.facts.partitions:
+            raise ConfigurationError(f"letter {position!r}: topic {self.facts.name!r} has the partitions 0 to {self.facts.partitions - 1}")
+        ends = self.ranges()[partition]
+        if ends.start <= offset < ends.end:
+            for letter in self.read([PartitionRange(partition, offset, offset + 1)]):
+                if letter.offset == offset:
+                    return letter
+        raise ConfigurationError(
+            f"letter {position!r}: {self.facts.name}-{partition} has no letter there (its offsets go from {ends.start} to {ends.end - 1})"
+        )
 
 
 def _error_kind(error: str) -> str:
@@ -200,30 +326,27 @@ def _error_kind(error: str) -> str:
 
 
 def group_letters(letters: Iterable[Letter]) -> list[LetterGroup]:
-    """Letters by stage, rule and kind of error, the most numerous first; the error and the example are the latest letter's."""
-    groups: dict[tuple[str, str, str], list[Any]] = {}
+    """Letters by window, attempt, stage, rule and kind of error, the most numerous first; error and example are the latest letter's."""
+    groups: dict[tuple[Any, ...], list[Any]] = {}
     for letter in letters:
         why = letter.why
-        group = groups.setdefault((why.stage, why.rule, _error_kind(why.error)), [0, letter.written, letter])
+        kind = (why.pipeline, why.window, letter.attempt, why.stage, why.rule, _error_kind(why.error))
+        group = groups.setdefault(kind, [0, letter.written, letter.written, why.error, letter.position])
         group[0] += 1
         group[1] = min(group[1], letter.written)
-        if letter.written >= group[2].written:
-            group[2] = letter
+        if letter.written >= group[2]:
+            group[2:] = letter.written, why.error, letter.position
     return sorted(
         (
-            LetterGroup(
-                stage,
-                rule,
-                last.why.error,
-                count,
-                first.isoformat(timespec="seconds"),
-                last.written.isoformat(timespec="seconds"),
-                last.position,
-            )
-            for (stage, rule, _), (count, first, last) in groups.items()
+            LetterGroup(pipeline, window, attempt, stage, rule, error, count, _seconds(first), _seconds(last), example)
+            for (pipeline, window, attempt, stage, rule, _), (count, first, last, error, example) in groups.items()
         ),
-        key=lambda g: (-g.count, g.stage, g.rule),
+        key=lambda g: (-g.count, g.pipeline, g.stage, g.rule, g.window),
     )
+
+
+def _seconds(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")
 
 
 def replay_letters(
@@ -251,13 +374,23 @@ def replay_letters(
         replay.writer.abort()
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """What is to be replayed, and how many letters are not: superseded ones, events that were replayed before, others' letters."""
+
+    places: set[tuple[int, int]]
+    superseded: int
+    before: int
+    others: int
+
+
 class _Replay:
     """One attempt at a replay; a later attempt between the same topics fences it."""
 
     def __init__(self, config: KafkaConfig, topic: str, to: str, prefix: str, *, again: bool, stop: Callable[[], bool]) -> None:
-        self.config, self.again, self.stop = config, again, stop
-        self.cluster = Cluster(config)
-        self.facts = self.cluster.topic(topic)
+        self.again, self.stop = again, stop
+        self.letters = LetterTopic(config, topic, prefix=prefix)
+        self.cluster, self.facts = self.letters.cluster, self.letters.facts
         self.target = self.cluster.topic(to)
         self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline=f"replay.{topic}")
         self.writer = TransactionalWriter(config, transactional_id(prefix, "replay", topic), known_topic=topic)
@@ -269,42 +402,90 @@ class _Replay:
         if not dry_run:
             self.ledger.ensure()
             self.writer.open(time.monotonic() + _PATIENCE)
-        ranges = _ranges(self.cluster, self.facts)
-        places, superseded, before = self._choose(ranges, selection)
-        if not places:
-            raise ConfigurationError(
-                f"{self.facts.name}: all letters meant ({before:,}) were replayed before; --again replays them once more"
-                if before
-                else f"{self.facts.name}: there is no dead letter such as is meant"
-            )
+        ranges = self.letters.ranges()
+        chosen = self._choose(ranges, selection)
+        if not chosen.places and not self.refused:
+            raise ConfigurationError(f"{self.facts.name}: {self._nothing(chosen)}")
+        foreign = self.letters.foreign
         if not dry_run:
-            self._write(ranges, places, observer)
-        replayed = len(places) if dry_run else self.counts.consumed
-        return ReplayResult(self.facts.name, self.target.name, replayed, before, superseded, dry_run, tuple(self.refused))
+            self._write(ranges, chosen.places, observer)
+        replayed = len(chosen.places) if dry_run else self.counts.consumed
+        return ReplayResult(
+            self.facts.name,
+            self.target.name,
+            replayed,
+            chosen.before,
+            chosen.superseded,
+            dry_run,
+            tuple(self.refused),
+            chosen.others,
+            foreign,
+        )
 
-    def _choose(self, ranges: Sequence[PartitionRange], selection: Selection) -> tuple[set[tuple[int, int]], int, int]:
-        """Where the letters lie that are to be replayed; how many are superseded, and how many events were replayed before."""
+    @staticmethod
+    def _nothing(chosen: _Chosen) -> str:
+        if chosen.before:
+            return f"all letters meant ({chosen.before:,}) were replayed before; --again replays them once more"
+        if chosen.others:
+            return (
+                f"the {chosen.others:,} letters that fit are of attempts that failed or aren't finished, or of nobody that the ledger "
+                f"knows (is --prefix right?): a retry sees their events again; --attempt all takes them too"
+            )
+        return "there is no dead letter such as is meant"
+
+    def _choose(self, ranges: Sequence[PartitionRange], selection: Selection) -> _Chosen:
+        """Where the letters lie that are to be replayed: of each event the last one, unless any letter about it was replayed before."""
         replayed = self._replayed()
-        latest: dict[tuple[Any, ...], tuple[datetime, int, int]] = {}
+        latest: dict[tuple[Any, ...], tuple[datetime, int, int, str]] = {}
         done: set[tuple[Any, ...]] = set()
-        meant = 0
-        for letter in _read(self.config, self.cluster, self.facts, ranges, self.stop):
+        pointers: dict[tuple[int, int], str] = {}
+        meant = others = 0
+        for letter in self.letters.read(ranges, self.stop):
+            event = letter.event
+            if letter.offset in replayed.get(letter.partition, ()):
+                done.add(event)
             if not selection.fits(letter):
                 continue
+            if not selection.takes(letter.attempt, _OFFERED):
+                others += 1
+                continue
             meant += 1
-            place = (letter.written, letter.partition, letter.offset)
-            latest[letter.event] = max(place, latest.get(letter.event, place))
-            if letter.offset in replayed.get(letter.partition, ()):
-                done.add(letter.event)
-        chosen = sorted(place for event, place in latest.items() if self.again or event not in done)
+            place = (letter.written, letter.partition, letter.offset, letter.writer)
+            latest[event] = max(place, latest.get(event, place))
+            if letter.is_pointer:
+                pointers[letter.partition, letter.offset] = self._pointer(letter)
+        forged = set() if selection.attempt == "all" else self.letters.known.forged()
+        new = sorted(place for event, place in latest.items() if self.again or event not in done)
+        chosen = [place for place in new if (place[3], place[1]) not in forged]
         chosen = chosen[: selection.limit] if selection.limit else chosen
-        return {(partition, offset) for _, partition, offset in chosen}, meant - len(latest), len(done)
+        self._check_target({(writer, p) for _, p, _, writer in chosen})
+        places = {(p, offset) for _, p, offset, _ in chosen}
+        self.refused += [pointers[place] for place in sorted(places & pointers.keys())]
+        before = len(latest.keys() & done)
+        return _Chosen(places - pointers.keys(), meant - len(latest), before, others + sum((w, p) in forged for _, p, _, w in new))
+
+    def _pointer(self, letter: Letter) -> str:
+        why = letter.why
+        where = why.where or f"{why.topic}-{why.partition}@{why.offset}"
+        return f"{self.facts.name} {letter.position}: the event ({why.size:,} bytes) didn't fit a letter and stayed at {where}"
+
+    def _check_target(self, writers: Iterable[tuple[str, int]]) -> None:
+        """Refuse the topic that a stage reads by a manifest: what is put there by hand is in no window."""
+        for record in filter(None, map(self.letters.known.record_of, writers)):
+            result = record.result
+            if result is not None and result.input is not None and result.input.writer and result.input.topic == self.target.name:
+                first = f" (--to {result.origin})" if result.origin and result.origin != self.target.name else ""
+                raise ConfigurationError(
+                    f"{self.facts.name}: stage {record.stage!r} reads of {self.target.name!r} what the stage before it wrote, by a "
+                    f"manifest: no window would hold what is put there. Replay into the topic that the pipeline begins with{first}, "
+                    f"or into one of its own, and run {record.stage!r} over that"
+                )
 
     def _write(self, ranges: Sequence[PartitionRange], places: set[tuple[int, int]], observer: Observer) -> None:
         subject = Subject(self.ledger.pipeline, "replay", total=len(places))
         chunk: list[Letter] = []
         size = 0
-        for letter in _read(self.config, self.cluster, self.facts, ranges, self.stop):
+        for letter in self.letters.read(ranges, self.stop):
             if (letter.partition, letter.offset) not in places:
                 continue
             chunk.append(letter)

@@ -162,6 +162,7 @@ class _Live:
             took = time.monotonic() - began
             self.batch.took(took)
             self.observer.batch(self.subject, Batch(len(messages), took))
+            self.outputs.input_topic_id = self.reader.topic.id  # it may have been replaced, if that is accepted
             self.chunk.put(messages, outputs, self.uncommitted)
             self.positions |= {m.partition(): m.offset() + 1 for m in messages}
         self.positions |= self.reader.passed(self.positions)  # so that the lag is none when all is read

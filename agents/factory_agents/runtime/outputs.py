@@ -57,6 +57,8 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
     offset: int = -1
     timestamp: int = -1
     where: str = ""
+    topic_id: str = ""
+    source: str = ""
     writer: str = ""
     size: int = -1
     sha256: str = ""
@@ -65,7 +67,7 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Origin:
-    """Who writes: what dead letters and errors say of it. ``input_topic`` is empty where none is read."""
+    """Who writes: what dead letters and errors say of it. ``input_topic`` is empty where none is read; ``source`` tells what one held."""
 
     pipeline: str
     stage: str
@@ -73,7 +75,9 @@ class Origin:
     version: str
     window: str = ""
     input_topic: str = ""
+    input_topic_id: str = ""
     input_partitions: int = 0
+    source: str = ""
 
 
 class Figures(NamedTuple):
@@ -116,6 +120,7 @@ class Outputs:
         self.refusals = Refusals()
         self._limits: dict[str, int] = {}
         self._keyed = False
+        self.input_topic_id = origin.input_topic_id
         self.output: TopicFacts | None = None
         self.dead: TopicFacts | None = None
 
@@ -337,11 +342,12 @@ class Outputs:
             version=origin.version,
             window=origin.window,
             where=where,
+            source=origin.source,
         )
         headers: list[tuple[str, Any]] = []
         if message is not None:
             value, key = message.value(), message.key()
-            letter, headers = _of_message(letter, message)
+            letter, headers = _of_message(letter, message, self.input_topic_id)
         if self._show is not None:
             self._show(self.dead_name, key, value)
             return
@@ -443,11 +449,12 @@ class _Identified(msgspec.Struct):
     event_id: str = ""
 
 
-def _of_message(letter: DeadLetter, message: Message) -> tuple[DeadLetter, list[tuple[str, Any]]]:
+def _of_message(letter: DeadLetter, message: Message, topic_id: str) -> tuple[DeadLetter, list[tuple[str, Any]]]:
     own = readable_headers(message)
     return msgspec.structs.replace(
         letter,
         topic=message.topic(),
+        topic_id=topic_id,
         partition=message.partition(),
         offset=message.offset(),
         timestamp=message.timestamp()[1],

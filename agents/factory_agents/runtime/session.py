@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _FOREVER = 10 * 365 * 24 * 3600.0
 _LEDGER_SECONDS = 900.0
+_MOST_EARLIER = 20
 _MOST_NOTES = 20
 _MOST_ORDERS = 50
 
@@ -123,6 +124,8 @@ class Session:
         self.epoch = 0
         self._view_end = 0
         self._orders: tuple[Order, ...] = ()
+        self._earlier: tuple[Manifest, ...] = ()
+        self._source = digest(identity["files"]) if "files" in identity and run.window is None else ""
         self._shards: list[StageRecord] = []
         self.resumed = False
         self.progress = Progress()
@@ -141,6 +144,8 @@ class Session:
                 version=version,
                 window=run.key,
                 input_topic=window.topic if window is not None else "",
+                input_topic_id=window.topic_id if window is not None else "",
+                source=self._source,
                 input_partitions=facts.partitions if facts is not None else 0,
             ),
             output=run.output_topic,
@@ -186,6 +191,7 @@ class Session:
         again = told_again(self.run.order, record)
         self.epoch = (record.epoch if record is not None else 0) + again
         self._orders = _remembered(record.orders if record is not None else (), self.run.order)
+        self._earlier = self._earlier_letters(record)
         done = None
         if record is not None and not again and self._same_work(record):
             done = record.answer() if self.run.rerun == "reuse" else None
@@ -199,6 +205,19 @@ class Session:
         if done is None:
             return None
         return msgspec.structs.replace(done, plan=self.run.plan, mapped=self.run.mapped, run=self.run.digest, reused=True)
+
+    def _earlier_letters(self, record: StageRecord | None) -> tuple[Manifest, ...]:
+        """Dead letters of finished work under this key that this work doesn't replace: it is about other records."""
+        if record is None:
+            return ()
+        again = f"{self.run.stage}/{self.fingerprint}/"
+        kept = tuple(m for m in record.earlier if not m.writer.startswith(again))
+        letters = record.result.dead_letters if record.result is not None else None
+        if record.result is None or letters is None or record.fingerprint == self.fingerprint:
+            return kept
+        read, window = record.result.input, self.run.window
+        same = read.topic_id == window.topic_id if read is not None and window is not None else record.source == self._source
+        return kept if same else (*kept, letters)[-_MOST_EARLIER:]
 
     def _claim(self) -> StageRecord | None:
         self.writer.open(self.deadline)
@@ -334,6 +353,8 @@ class Session:
             orders=self._orders,
             progress=None if result is not None else progress,
             result=None if result is None else StoredResult.of(result),
+            source=self._source,
+            earlier=self._earlier,
         )
 
     def _write_record(self, record: StageRecord) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -12,30 +13,75 @@ import pytest
 from confluent_kafka import Producer
 
 from factory_agents.errors import ConfigurationError, StoppedError
+from factory_agents.kafka.ledger import Ledger, Progress, StageRecord, StoredResult
+from factory_agents.kafka.writer import TransactionalWriter
+from factory_agents.protocol import Manifest, PartitionRange, Shard
 from factory_agents.runtime import dead_letters
-from factory_agents.runtime.dead_letters import Selection, group_letters, read_letter, read_letters, replay_letters
+from factory_agents.runtime.dead_letters import Letter, LetterTopic, Selection, group_letters, replay_letters
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER, DeadLetter
+from tests.support import raw_records as raw
 from tests.support.commands import Command
 from tests.support.observers import Recorder
 from tests.support.runs import Rec, Runs
+from tests.support.topics import recreate
 
 EVERY = Selection()
 
 
-def letter(error: str = "broken", rule: str = "r", stage: str = "s", topic: str = "", partition: int = -1, offset: int = -1) -> DeadLetter:
-    return DeadLetter(error, rule, "p", stage, "agent", "1", topic=topic, partition=partition, offset=offset)
+def letter(error: str = "broken", rule: str = "r", stage: str = "s", **more: Any) -> DeadLetter:
+    return DeadLetter(error, rule, "p", stage, "agent", "1", **{"window": "w", **more})
 
 
-def fill(runs: Runs, letters: Sequence[tuple[DeadLetter, bytes]], partitions: int = 2) -> str:
-    """A dead-letter topic with these letters, one after another round its partitions."""
-    topic = runs.topic("out.dead", partitions=partitions)
+def put(
+    runs: Runs, topic: str, letters: Sequence[tuple[DeadLetter, bytes | None]], writer: str = "", partitions: int = 2, at: int = 0
+) -> None:
+    """Write letters one after another round a topic's partitions, under their stage's name or another."""
     producer = Producer({"bootstrap.servers": runs.bootstrap})
-    now = time.time_ns() // 1_000_000 - len(letters)
+    now = at or time.time_ns() // 1_000_000 - len(letters)
     for i, (why, value) in enumerate(letters):
-        headers: list[tuple[str, Any]] = [("own", b"kept"), ("factory-writer", b"s/f/1"), (DEAD_LETTER_HEADER, msgspec.json.encode(why))]
+        headers: list[tuple[str, Any]] = [
+            ("own", b"kept"),
+            ("factory-writer", (writer or f"{why.stage}/f/1").encode()),
+            (DEAD_LETTER_HEADER, msgspec.json.encode(why)),
+        ]
         producer.produce(topic, value, key=f"k{i}", partition=i % partitions, headers=headers, timestamp=now + i)
     assert producer.flush(30) == 0
+
+
+def vouch(runs: Runs, topic: str, stage: str = "s", *, read: Manifest | None = None, origin: str = "", **more: Any) -> None:
+    """Have the ledger say that a stage wrote what the topic holds under its name now."""
+    writer = f"{stage}/f/1"
+    found = [r for r in runs.everything(topic) if r.headers.get("factory-writer") == writer.encode()]
+    counts = Counter(r.partition for r in found)
+    facts = runs.cluster.topic(topic)
+    ends = runs.cluster.high_watermark(topic, range(facts.partitions))
+    manifest = Manifest(topic, facts.id, writer, tuple(PartitionRange(p, 0, ends[p], n) for p, n in sorted(counts.items())))
+    result = StoredResult(dead_letters=manifest, input=read, origin=origin)
+    record = StageRecord(pipeline="p", stage=stage, window="w", shard=Shard(), fingerprint="f", generation=1, result=result)
+    write_ledger(runs, msgspec.structs.replace(record, **more))
+
+
+def write_ledger(runs: Runs, record: StageRecord) -> None:
+    ledger = Ledger(runs.config, runs.cluster, prefix=runs.prefix, pipeline=record.pipeline)
+    ledger.ensure()
+    writer = TransactionalWriter(runs.config, f"{runs.prefix}.ledger-of-test")
+    writer.open(time.monotonic() + 60)
+    writer.begin()
+    ledger.produce(writer.producer, [record])
+    writer.commit(time.monotonic() + 60)
+
+
+def fill(runs: Runs, letters: Sequence[tuple[DeadLetter, bytes | None]], partitions: int = 2) -> str:
+    """A dead-letter topic with these letters, each of finished work."""
+    topic = runs.topic("out.dead", partitions=partitions)
+    put(runs, topic, letters, partitions=partitions)
+    for stage in sorted({why.stage for why, _ in letters}):
+        vouch(runs, topic, stage)
     return topic
+
+
+def select(runs: Runs, topic: str, selection: Selection = EVERY) -> Iterator[Letter]:
+    return LetterTopic(runs.config, topic, prefix=runs.prefix).select(selection)
 
 
 def replayed(runs: Runs, topic: str) -> list[Rec]:
@@ -52,7 +98,7 @@ def test_letters_are_counted_by_stage_rule_and_kind_of_error(runs: Runs) -> None
             (letter("'a' is shorter than 3", "schema", stage="other"), b"4"),
         ],
     )
-    groups = group_letters(read_letters(runs.config, topic, EVERY))
+    groups = group_letters(select(runs, topic))
     assert [(g.stage, g.rule, g.count) for g in groups] == [("s", "schema", 2), ("other", "schema", 1), ("s", "key", 1)]
     assert groups[0].error == "'bc' is shorter than 12"
     assert groups[0].example == "1@0"
@@ -60,18 +106,18 @@ def test_letters_are_counted_by_stage_rule_and_kind_of_error(runs: Runs) -> None
 
 def test_letters_are_chosen_by_rule_stage_and_time(runs: Runs) -> None:
     topic = fill(runs, [(letter(rule="a,b"), b"1"), (letter(rule="b"), b"2"), (letter(stage="other"), b"3")])
-    every = list(read_letters(runs.config, topic, EVERY))
-    assert {x.value for x in read_letters(runs.config, topic, Selection(rule="b"))} == {b"1", b"2"}
-    assert {x.value for x in read_letters(runs.config, topic, Selection(stage="other"))} == {b"3"}
+    every = list(select(runs, topic))
+    assert {x.value for x in select(runs, topic, Selection(rule="b"))} == {b"1", b"2"}
+    assert {x.value for x in select(runs, topic, Selection(stage="other"))} == {b"3"}
     last = max(x.written for x in every)
-    assert {x.value for x in read_letters(runs.config, topic, Selection(since=last))} == {b"3"}
-    assert {x.value for x in read_letters(runs.config, topic, Selection(until=last))} == {b"1", b"2"}
-    assert len(list(read_letters(runs.config, topic, Selection(limit=2)))) == 2
+    assert {x.value for x in select(runs, topic, Selection(since=last))} == {b"3"}
+    assert {x.value for x in select(runs, topic, Selection(until=last))} == {b"1", b"2"}
+    assert len(list(select(runs, topic, Selection(limit=2)))) == 2
 
 
 def test_one_letter_is_shown_whole(runs: Runs) -> None:
     topic = fill(runs, [(letter("broken", "r", topic="in", partition=3, offset=17), b'{"a":1}')])
-    shown = read_letter(runs.config, topic, "0@0").to_data()
+    shown = LetterTopic(runs.config, topic, prefix=runs.prefix).at("0@0").to_data()
     assert shown["why"] == {
         "error": "broken",
         "rule": "r",
@@ -79,6 +125,7 @@ def test_one_letter_is_shown_whole(runs: Runs) -> None:
         "stage": "s",
         "agent": "agent",
         "version": "1",
+        "window": "w",
         "topic": "in",
         "partition": 3,
         "offset": 17,
@@ -92,14 +139,14 @@ def test_one_letter_is_shown_whole(runs: Runs) -> None:
 def test_a_letter_that_is_not_there_is_one_clear_line(runs: Runs, position: str, message: str) -> None:
     topic = fill(runs, [(letter(), b"1")])
     with pytest.raises(ConfigurationError, match=message):
-        read_letter(runs.config, topic, position)
+        LetterTopic(runs.config, topic, prefix=runs.prefix).at(position)
 
 
 def test_a_topic_of_other_records_is_refused(runs: Runs) -> None:
     topic = runs.topic(partitions=1)
     runs.produce(topic, [b"{}"])
-    with pytest.raises(ConfigurationError, match="a dead-letter topic"):
-        list(read_letters(runs.config, topic, EVERY))
+    with pytest.raises(ConfigurationError, match=r"none of its 1 records is a dead letter.* is it a dead-letter topic"):
+        list(select(runs, topic))
 
 
 def test_a_replay_restores_key_value_headers_and_partition(runs: Runs) -> None:
@@ -190,3 +237,138 @@ def test_an_event_that_the_target_refuses_is_told_and_all_others_are_replayed(ru
     assert (result.replayed, len(result.refused)) == (3, 1)
     assert f"{topic} 1@0: " in result.refused[0]
     assert [r.value for r in replayed(runs, target)] == [b"1", b"3", b"4"]
+
+
+def test_letters_of_two_events_at_one_place_are_both_replayed(runs: Runs) -> None:
+    """The topic was recreated, or the file overwritten, between them."""
+    target = runs.topic("in", partitions=2)
+    topic = fill(
+        runs,
+        [
+            (letter(topic="x", topic_id="one", partition=0, offset=5), b"1"),
+            (letter(topic="x", topic_id="two", partition=0, offset=5), b"2"),
+            (letter(where="file:3", source="one"), b"3"),
+            (letter(where="file:3", source="two"), b"4"),
+        ],
+    )
+    result = replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
+    assert (result.replayed, result.superseded) == (4, 0)
+    assert [r.value for r in replayed(runs, target)] == [b"1", b"2", b"3", b"4"]
+
+
+def test_an_event_replayed_once_is_not_replayed_by_a_later_letter_about_it_that_alone_is_meant(runs: Runs) -> None:
+    target = runs.topic("in", partitions=2)
+    topic = fill(runs, [(letter(topic="x", partition=0, offset=5), b"old")])
+    replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
+    put(runs, topic, [(letter(topic="x", partition=0, offset=5), b"new")])
+    vouch(runs, topic)
+    since = max(x.written for x in select(runs, topic))
+    with pytest.raises(ConfigurationError, match="replayed before; --again"):
+        replay_letters(runs.config, topic, target, Selection(since=since), prefix=runs.prefix)
+    assert replay_letters(runs.config, topic, target, Selection(since=since), prefix=runs.prefix, again=True).replayed == 1
+    assert [r.value for r in replayed(runs, target)] == [b"new", b"old"]
+
+
+def test_what_a_stage_reads_by_a_manifest_is_no_place_for_a_replay(runs: Runs) -> None:
+    target, first = runs.topic("enriched", partitions=1), runs.topic("raw", partitions=1)
+    topic = runs.topic("valid.dead", partitions=1)
+    put(runs, topic, [(letter(topic=target, partition=0, offset=0), b"1")], partitions=1)
+    vouch(runs, topic, read=Manifest(target, "id", "enrich/f/1"), origin=first)
+    with pytest.raises(ConfigurationError, match=rf"no window would hold what is put there. .*--to {first}"):
+        replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
+    assert replay_letters(runs.config, topic, first, EVERY, prefix=runs.prefix).replayed == 1
+
+
+class TestAttempts:
+    def test_of_unfinished_and_unknown_work_are_not_offered_unless_asked_for(self, runs: Runs) -> None:
+        target, topic = runs.topic("in", partitions=2), runs.topic("out.dead", partitions=1)
+        put(runs, topic, [(letter(), b"finished")], partitions=1)
+        vouch(runs, topic)
+        put(runs, topic, [(letter(stage="t"), b"unfinished")], partitions=1)
+        progress = Progress(dead={0: (1, 2, 1)})
+        record = StageRecord(pipeline="p", stage="t", window="w", shard=Shard(), fingerprint="f", generation=1, progress=progress)
+        write_ledger(runs, record)
+        put(runs, topic, [(letter(), b"unknown")], "s/f/0", partitions=1)
+        put(runs, topic, [(DeadLetter("e", "r", "g", "live", "a", "1"), b"live")], "live/g/0", partitions=1)
+        assert {(x.value, x.attempt) for x in select(runs, topic, Selection(attempt="all"))} == {
+            (name.encode(), name) for name in ("finished", "unfinished", "unknown", "live")
+        }
+        letters = LetterTopic(runs.config, topic, prefix=runs.prefix)
+        assert {x.value for x in letters.select(EVERY)} == {b"finished", b"unfinished", b"live"}
+        assert letters.passed_over == 1
+        result = replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
+        assert (result.replayed, result.others) == (2, 2)
+        assert {r.value for r in runs.everything(target)} == {b"finished", b"live"}
+        assert replay_letters(runs.config, topic, target, Selection(attempt="unknown"), prefix=runs.prefix).replayed == 1
+
+    def test_are_columns_and_filters_with_pipeline_and_window(self, runs: Runs) -> None:
+        topic = fill(runs, [(letter(), b"1"), (letter(), b"2"), (letter(stage="other"), b"3")])
+        groups = group_letters(select(runs, topic))
+        assert [(g.pipeline, g.window, g.attempt, g.stage, g.count) for g in groups] == [
+            ("p", "w", "finished", "s", 2),
+            ("p", "w", "finished", "other", 1),
+        ]
+        assert list(select(runs, topic, Selection(pipeline="q"))) == []
+        assert list(select(runs, topic, Selection(window="v"))) == []
+        assert len(list(select(runs, topic, Selection(pipeline="p", window="w", attempt="finished")))) == 3
+        with pytest.raises(ConfigurationError, match="expected one of finished, unfinished"):
+            Selection(attempt="finnished")
+
+    def test_that_were_made_again_over_the_same_records_are_not_offered_and_over_others_are(self, runs: Runs) -> None:
+        """A letter of the first making is obsolete where the second one saw its event too."""
+        out, target = runs.topic("out", partitions=1), runs.topic("target", partitions=1)
+        topic = runs.topic("in", partitions=1)
+        runs.produce(topic, [b"{first"])
+        run = runs.run(runs.window(topic), out, max_rejected="100 %")
+        runs.transform(run)
+        runs.transform(msgspec.structs.replace(run, rerun="redo", run_id="again"))
+        recreate(runs.admin, topic, 1)
+        runs.produce(topic, [b"{second"])
+        runs.transform(msgspec.structs.replace(run, window=runs.window(topic)))
+        result = replay_letters(runs.config, f"{out}.dead", target, EVERY, prefix=runs.prefix)
+        assert (result.replayed, result.others) == (2, 1)
+        assert [r.value for r in replayed(runs, target)] == [b"{first", b"{second"]
+
+
+class TestAWriterOfTheDeadLetterTopic:
+    def test_who_puts_in_what_is_no_letter_stops_nothing(self, runs: Runs) -> None:
+        target = runs.topic("in", partitions=2)
+        topic = fill(runs, [(letter(), b"1"), (letter(), b"2")])
+        runs.produce(topic, [b"{}", None])
+        hostile = [b"", b"{", b"[]", b'{"error": 7}', b"\xff", b"[" * 100_000]
+        raw.put(runs.bootstrap, topic, 0, raw.batch([raw.Raw(b"x", None, [(b"factory-dead-letter", value)]) for value in hostile]))
+        raw.put(runs.bootstrap, topic, 1, raw.batch([raw.Raw(b"x", None, [(b"\xff", b""), (b"factory-dead-letter", b"{}")])]))
+        letters = LetterTopic(runs.config, topic, prefix=runs.prefix)
+        assert len(list(letters.select(EVERY))) == 2
+        assert letters.foreign == 2 + len(hostile) + 1
+        result = replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
+        assert (result.replayed, result.foreign) == (2, letters.foreign)
+
+    def test_who_forges_a_letter_about_a_genuine_ones_event_does_not_replace_it(self, runs: Runs) -> None:
+        target = runs.topic("in", partitions=2)
+        why = letter(topic="x", topic_id="i", partition=0, offset=5)
+        topic = fill(runs, [(why, b"genuine")])
+        put(runs, topic, [(why, b"forged")])
+        put(runs, topic, [(why, b"forged")], "live/p/0")
+        put(runs, topic, [(why, b"forged")], "s/f/2")
+        result = replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
+        assert (result.replayed, result.superseded, result.others) == (1, 0, 3)
+        assert [r.value for r in runs.everything(target)] == [b"genuine"]
+
+    def test_who_does_so_in_the_midst_of_genuine_ones_has_none_of_them_replayed(self, runs: Runs) -> None:
+        target, topic = runs.topic("in", partitions=2), runs.topic("out.dead", partitions=1)
+        put(runs, topic, [(letter(), b"genuine"), (letter(), b"forged")], partitions=1)
+        manifest = Manifest(topic, runs.cluster.topic(topic).id, "s/f/1", (PartitionRange(0, 0, 2, 1),))
+        vouch(runs, topic, result=StoredResult(dead_letters=manifest))
+        with pytest.raises(ConfigurationError, match=r"the 2 letters that fit are of attempts that failed .*or of nobody"):
+            replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
+
+
+def test_a_letter_without_its_event_is_told_and_not_replayed(runs: Runs) -> None:
+    target = runs.topic("in", partitions=2)
+    pointer = letter(topic="x", partition=0, offset=5, size=40_000_000, sha256="0" * 64, prefix=b"xxx")
+    topic = fill(runs, [(pointer, None), (letter(), b"1")])
+    result = replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
+    assert result.replayed == 1
+    assert result.refused == (f"{topic} 0@0: the event (40,000,000 bytes) didn't fit a letter and stayed at x-0@5",)
+    assert next(iter(select(runs, topic))).to_data()["why"]["prefix"] == "xxx"
