@@ -219,11 +219,16 @@ class Session:
         same = read.topic_id == window.topic_id if read is not None and window is not None else record.source == self._source
         return kept if same else (*kept, letters)[-_MOST_EARLIER:]
 
+    @property
+    def _ledger_begin(self) -> int:
+        """Where this pipeline's records may begin in its ledger partition; another pipeline's window speaks of another place."""
+        window = self.run.window
+        return window.ledger_offset if window is not None and window.pipeline == self.run.pipeline else 0
+
     def _claim(self) -> StageRecord | None:
         self.writer.open(self.deadline)
         failpoints.hit("start.after-init")
-        window = self.run.window
-        begin = window.ledger_offset if window is not None and window.pipeline == self.run.pipeline else 0
+        begin = self._ledger_begin
         shards = shards_key(self.run.work).encode()
         until = min(self.deadline, time.monotonic() + _LEDGER_SECONDS)
         view = self.ledger.read(start=begin, deadline=until, wanted=lambda key: key.startswith(shards))
@@ -414,7 +419,7 @@ class Session:
             seconds=round(time.monotonic() - self._started, 3),
             resumed=self.resumed,
             dry_run=run.dry_run,
-            ledger_offset=window.ledger_offset if window is not None else 0,
+            ledger_offset=self._ledger_begin,
             **more,
         )
 
