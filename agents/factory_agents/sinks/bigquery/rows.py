@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
-from operator import add
+from operator import add, itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import msgspec
@@ -23,8 +23,8 @@ __all__ = ["POSITION", "TYPES", "Field", "RowReader", "arrow_type"]
 TYPES = ("STRING", "INT64", "FLOAT64", "BOOL", "TIMESTAMP", "DATE", "NUMERIC", "BIGNUMERIC", "JSON", "STRUCT")
 """BigQuery's types that events are written to."""
 
-POSITION = ("_factory_partition", "_factory_offset")
-"""What stands in every row beside the event's own columns: the record that it came from."""
+POSITION = ("_factory_partition", "_factory_offset", "_factory_timestamp")
+"""What stands in every row beside the event's own columns: the record that it came from, and its milliseconds since 1970."""
 
 _CHUNK = 2000
 _UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000}
@@ -35,6 +35,7 @@ _UNFIT = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, Recursio
 _JSON_DEPTH = 500
 _LONG_NUMBER = re.compile(r"\d{19}")
 _encode = msgspec.json.Encoder().encode
+_milliseconds = itemgetter(1)
 
 _Row: TypeAlias = "tuple[Any, ...]"
 
@@ -128,7 +129,8 @@ class RowReader:
         together = b"\n".join(values)
         if not together.isascii():
             together.decode()  # the decoder doesn't look into what it passes over
-        own = zip(map(kind.partition, messages), map(kind.offset, messages), strict=True)
+        timestamps = map(_milliseconds, map(kind.timestamp, messages))
+        own = zip(map(kind.partition, messages), map(kind.offset, messages), timestamps, strict=True)
         return self._batch(list(map(add, self._typed(values), own)), converted=False)
 
     def _batch(self, rows: Sequence[_Row], *, converted: bool = True) -> pa.RecordBatch:
@@ -161,7 +163,7 @@ class RowReader:
             except Reject as reject:
                 rejected[i] = reject
             else:
-                yield (*values, message.partition(), message.offset())
+                yield (*values, message.partition(), message.offset(), message.timestamp()[1])
 
     def _values(self, value: bytes | None) -> tuple[Any, ...]:
         """What an event has in the columns' places; raises Reject for what is not a JSON object."""

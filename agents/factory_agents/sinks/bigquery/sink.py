@@ -35,6 +35,7 @@ _PART_BYTES = 64 * 1024 * 1024
 """Arrow memory that is gathered for one load job."""
 _MOST_PARTS = 900
 """One query reads up to 1,000 tables."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HEAD_AND_ENTRY = 2
 """Rows of the ledger that a change of an entry changes."""
 _STAGED_FOR = timedelta(days=1)
@@ -87,10 +88,19 @@ class BigQuerySink:
         publication = secrets.randbits(62) or 1
         taken = entries.change(lambda entry: ledger.take(entry, claim, publication, table.text))
         failpoints.hit("bigquery.claimed")
+        if taken.done is not None and not self._is_there(table, taken.done):
+            anew = replace(claim, reuse=False)
+            taken = entries.change(lambda entry: ledger.take(entry, anew, publication, table.text))
         if taken.done is not None:
             return taken.done.outcome(table.text, reused=True)
         self._publication = _Publication(warehouse, table, claim, publication, entries, target)
         return None
+
+    def _is_there(self, table: TargetTable, done: ledger.Landed) -> bool:
+        """Whether what a finished publication wrote is still there; else somebody truncated, emptied or restored the table."""
+        if not done.written or self._warehouse is None:
+            return True
+        return self._warehouse.rows(statements.holds(table.text), publication=done.publication) == [(1,)]
 
     def write(self, messages: Sequence[Message]) -> dict[int, Reject]:
         """See ``Sink.write``."""
@@ -306,8 +316,9 @@ def _staged(field: Field) -> Field:
 
 def _window_start(window: str) -> datetime:
     """When an interval's window starts; 1970 for one that isn't of an interval."""
+    first, between, _ = window.partition("/")
     try:
-        start = datetime.fromisoformat(window.partition("/")[0])
+        start = datetime.fromisoformat(first) if between else _EPOCH
     except ValueError:
-        return datetime(1970, 1, 1, tzinfo=UTC)
+        return _EPOCH
     return start if start.tzinfo is not None else start.replace(tzinfo=UTC)

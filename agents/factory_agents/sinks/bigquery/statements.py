@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from factory_agents.sinks.bigquery.ledger import DISTINCT, REMOVED, WRITTEN
-from factory_agents.sinks.bigquery.rows import Field
+from factory_agents.sinks.bigquery.rows import POSITION, Field
 from factory_agents.sinks.bigquery.table import OWN_FIELDS, TargetTable
 
-__all__ = ["MOVED", "change_entry", "create_ledger", "landing", "read_entry"]
+__all__ = ["MOVED", "change_entry", "create_ledger", "holds", "landing", "read_entry"]
 
 MOVED = "factory: the entry in the ledger has changed"
 """What the landing transaction says when it lands nothing, because the entry isn't the one that it was made for."""
@@ -38,6 +38,11 @@ def create_ledger(ledger: str) -> str:
 def read_entry(ledger: str) -> str:
     """Token and entry of one window."""
     return f"SELECT token, entry FROM `{ledger}` WHERE {_THIS}"
+
+
+def holds(table: str) -> str:
+    """Whether rows of a publication are in the table."""
+    return f"SELECT COUNT(*) FROM (SELECT 1 FROM `{table}` WHERE _factory_publication = @publication LIMIT 1)"
 
 
 def change_entry(ledger: str) -> str:
@@ -84,8 +89,12 @@ def landing(table: TargetTable, ledger: str, staged: Sequence[str], *, sweep: bo
 def _newest(table: TargetTable, staged: Sequence[str]) -> str:
     """The newest staged row of each key, as the table takes it."""
     parts = " UNION ALL ".join(f"SELECT * FROM `{part}`" for part in staged)
-    order = [f"`{name}` DESC NULLS LAST" for name in _order(table)] + ["_factory_partition DESC", "_factory_offset DESC"]
-    own = "@window_start AS _factory_window, @publication AS _factory_publication, _factory_partition, _factory_offset"
+    order = [f"`{name}` DESC NULLS LAST" for name in _order(table)] + [
+        "_factory_timestamp DESC",
+        "_factory_partition DESC",
+        "_factory_offset DESC",
+    ]
+    own = f"@window_start AS _factory_window, @publication AS _factory_publication, {', '.join(POSITION)}"
     return (
         f"CREATE TEMP TABLE newest AS SELECT {', '.join(map(_landed, table.fields))}, {own} FROM ({parts}) WHERE TRUE"
         f" QUALIFY ROW_NUMBER() OVER (PARTITION BY {_names(table.key)} ORDER BY {', '.join(order)}) = 1;\n"
@@ -136,7 +145,7 @@ def _order(table: TargetTable) -> list[str]:
 
 
 def _is_newer(table: TargetTable) -> str:
-    """Whether the staged row ``s`` is at least as new as the table's row ``t``: by version, time, window and coordinates, nulls lowest."""
+    """Whether the staged row ``s`` is at least as new as the table's row ``t``: by version, time, window and record, nulls lowest."""
     ranks: list[tuple[str, str]] = []
     for name in _order(table):
         field = table.field(name)
@@ -144,7 +153,7 @@ def _is_newer(table: TargetTable) -> str:
         zero = _ZEROS[field.type]
         ranks += [(f"COALESCE(s.`{name}`, {zero})", f"COALESCE(t.`{name}`, {zero})")]
     ranks.append(("s._factory_window", "COALESCE(t._factory_window, TIMESTAMP '0001-01-01 00:00:00+00')"))
-    ranks += [(f"s.{name}", f"COALESCE(t.{name}, -1)") for name in ("_factory_partition", "_factory_offset")]
+    ranks += [(f"s.{name}", f"COALESCE(t.{name}, -1)") for name in ("_factory_timestamp", "_factory_partition", "_factory_offset")]
     ours, theirs = ranks[-1]
     condition = f"{ours} >= {theirs}"
     for ours, theirs in reversed(ranks[:-1]):

@@ -91,12 +91,12 @@ class Table:
         self.rows: dict[str, tuple[tuple[Any, ...], int]] = {}
         self.publication = 0
 
-    def publish(self, c: Claim, rows: list[tuple[dict[str, Any], int, int]]) -> tuple[int, int, int, int]:
+    def publish(self, c: Claim, rows: list[tuple[dict[str, Any], int, int, int]]) -> tuple[int, int, int, int]:
         self.publication += 1
         mine = self.publication
         entry = ledger.take(self.entries.get(c.window, EMPTY), c, mine, "t").entry
         gives_way = ledger.give_way(entry, c)
-        ranks = [((*Model.rank(e), c.window, partition, offset), e["id"]) for e, partition, offset in rows]
+        ranks = [((*Model.rank(e), c.window, timestamp, partition, offset), e["id"]) for e, partition, offset, timestamp in rows]
         newest = {id_: rank for rank, id_ in sorted(ranks)}
         put = {
             id_: rank
@@ -116,7 +116,7 @@ class Table:
 def test_any_history_of_publications_leaves_what_the_rules_say(history: list[Any]) -> None:
     model, table = Model(), Table()
     for generation, (window, (index, of), input_generation, events) in enumerate(history, 1):
-        rows = [(e, index + of * p, offset) for offset, (e, p) in enumerate(events)]
+        rows = [(e, index + of * p, offset, timestamp) for offset, (e, p, timestamp) in enumerate(events)]
         expected = model.publish(window, (index, of), input_generation, generation, rows)
         c = claim(
             Shard(index, of), window, plan=f"{input_generation}/{of}", fingerprint=f"f{generation}", input_generation=input_generation

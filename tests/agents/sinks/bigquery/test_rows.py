@@ -30,7 +30,7 @@ ALL = (
 
 def records(*values: Any) -> list[Message]:
     return [
-        Message(value=v if isinstance(v, bytes) or v is None else json.dumps(v).encode(), partition=1, offset=i)
+        Message(value=v if isinstance(v, bytes) or v is None else json.dumps(v).encode(), partition=1, offset=i, timestamp=(1, 1000 + i))
         for i, v in enumerate(values)
     ]
 
@@ -83,9 +83,10 @@ def test_every_type_arrives_as_it_is() -> None:
         "rs": [{"n": Decimal("1.000000000"), "j": "[1]"}, {"n": Decimal("0.500000000"), "j": None}],
         "_factory_partition": 1,
         "_factory_offset": 0,
+        "_factory_timestamp": 1000,
     }
     empty = {f.name: [] if f.repeated else None for f in ALL[1:]}
-    assert rows[1] == {"id": "only", **empty, "_factory_partition": 1, "_factory_offset": 1}
+    assert rows[1] == {"id": "only", **empty, "_factory_partition": 1, "_factory_offset": 1, "_factory_timestamp": 1001}
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,16 @@ class TestOneWindow:
         assert not bench.publish(at([event("a")]), fingerprint="same").reused
         assert bench.rows() == {"a": "x"}
 
+    def test_a_table_that_was_emptied_is_filled_again(self, bench: Bench) -> None:
+        bench.publish(at([event("a")]), fingerprint="same")
+        bench.emulator.query("DELETE FROM {d}.t WHERE TRUE")
+        assert not bench.publish(at([event("a")]), fingerprint="same").reused
+        assert bench.rows() == {"a": "x"}
+
     def test_rows_say_whose_they_are(self, bench: Bench) -> None:
-        bench.publish([record(event("a"), 3, 17)], W2)
-        own = "CAST(_factory_window AS STRING), _factory_publication > 0, _factory_partition, _factory_offset"
-        assert bench.query(own) == [("2026-11-01 01:00:00+00", True, 3, 17)]
+        bench.publish([record(event("a"), 3, 17, 5)], W2)
+        own = "CAST(_factory_window AS STRING), _factory_publication > 0, _factory_partition, _factory_offset, _factory_timestamp"
+        assert bench.query(own) == [("2026-11-01 01:00:00+00", True, 3, 17, 5)]
 
 
 class TestTheNewestWins:
@@ -95,10 +101,11 @@ class TestTheNewestWins:
             *at([event("v", "v1", 1, "2026-11-01T09:00:00Z"), event("v", "v2", 2, "2026-11-01T01:00:00Z"), event("v", "null", None, None)]),
             *at([event("t", "late", 1, "2026-11-01T09:00:00Z"), event("t", "early", 1, "2026-11-01T01:00:00Z"), event("t", "null", 1)]),
             *[record(event("c", "p1o0"), 1, 0), record(event("c", "p0o9"), 0, 9), record(event("c", "p1o1"), 1, 1)],
+            *[record(event("r", "later"), 0, 3, 9), record(event("r", "earlier"), 1, 9, 8)],
         ]
         outcome = bench.publish(rows)
-        assert (outcome.rows, outcome.written, outcome.duplicates, outcome.older) == (9, 3, 6, 0)
-        assert bench.rows() == {"v": "v2", "t": "late", "c": "p1o1"}
+        assert (outcome.rows, outcome.written, outcome.duplicates, outcome.older) == (11, 4, 7, 0)
+        assert bench.rows() == {"v": "v2", "t": "late", "c": "p1o1", "r": "later"}
 
     def test_what_the_table_has_newer_stays_and_is_counted(self, bench: Bench) -> None:
         bench.publish(at([event("v", "kept", 2), event("t", "kept", 1, "2026-11-01T09:00:00Z"), event("w", "kept")]), window=W2)
@@ -140,7 +147,7 @@ class TestTheNewestWins:
         bench.name = f"m_{secrets.token_hex(4)}"
         model = Model()
         for generation, (window, (index, of), input_generation, events) in enumerate(history, 1):
-            rows = [(e, index + of * p, offset) for offset, (e, p) in enumerate(events)]
+            rows = [(e, index + of * p, offset, timestamp) for offset, (e, p, timestamp) in enumerate(events)]
             expected = model.publish(window, (index, of), input_generation, generation, rows)
             changes = {"plan": f"{input_generation}/{of}", "fingerprint": f"f{generation}", "input_generation": input_generation}
             records = [record(*row) for row in rows]

@@ -35,6 +35,7 @@ class TestCreated:
             "_factory_publication": "INTEGER NULLABLE",
             "_factory_partition": "INTEGER NULLABLE",
             "_factory_offset": "INTEGER NULLABLE",
+            "_factory_timestamp": "INTEGER NULLABLE",
         }
         table = bench.emulator.table("t")
         assert (table.time_partitioning.field, table.time_partitioning.type_) == ("at", "MONTH")
