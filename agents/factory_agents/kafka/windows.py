@@ -93,10 +93,14 @@ class WindowStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"{'' if self.exact else '≤ '}{self.records:,}"
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 def _age(moment: datetime | None) -> str:
     if moment is None:
         return ""
-    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    seconds = max(0, int((_now() - moment).total_seconds()))
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"
@@ -242,7 +246,7 @@ def _still_true(failure: FailureRecord, shards: Sequence[StageRecord]) -> bool:
 
 
 def _stalled(updated: datetime | None) -> bool:
-    return updated is not None and (datetime.now(UTC) - updated).total_seconds() > _QUIET_SECONDS
+    return updated is not None and (_now() - updated).total_seconds() > _QUIET_SECONDS
 
 
 def _uncovered(told: Mapping[tuple[str, str], _Told]) -> Iterator[WindowStatus]:

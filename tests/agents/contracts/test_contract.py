@@ -225,7 +225,7 @@ def test_deletes_are_asked_for_and_enter_the_digest() -> None:
     plain, deleting = load_contract(BASE), load_contract(BASE + "deletes: true\n")
     assert (plain.deletes, deleting.deletes) == (False, True)
     assert plain.digest == load_contract(BASE + "deletes: false\n").digest != deleting.digest
-    with pytest.raises(ContractError, match="expected true or false, got 'yes'"):
+    with pytest.raises(ContractError, match='expected true or false, got "yes"'):
         load_contract(BASE + "deletes: 'yes'\n")
 
 

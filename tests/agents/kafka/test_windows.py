@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
+from factory_agents.kafka import windows
 from factory_agents.kafka.ledger import FailureRecord, LedgerRecord, LedgerView, PlanRecord, Progress, StageRecord, StoredResult
 from factory_agents.kafka.windows import read_windows, windows_of
 from factory_agents.protocol import AgentResult, Counts, Interval, Manifest, PartitionRange, Shard
@@ -16,6 +17,12 @@ from tests.support.runs import Runs
 WHOLE = Shard()
 NOW = int(time.time() * 1000)
 MINUTE = 60_000
+
+
+@pytest.fixture(autouse=True)
+def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is NOW, however long ago this module was imported."""
+    monkeypatch.setattr(windows, "_now", lambda: datetime.fromtimestamp(NOW / 1000, UTC))
 
 
 def at(hour: int) -> Interval:

@@ -54,7 +54,12 @@ def writer(runs: Runs) -> Iterator[TransactionalWriter]:
 
 def outputs(runs: Runs, writer: TransactionalWriter, out: str, input_partitions: int = 4, **more: Any) -> Outputs:
     made = Outputs(
-        runs.cluster, writer, Origin("p", "s", "a", "1", "w", "in", input_partitions), output=out, dead=f"{out}.dead" if out else "", **more
+        runs.cluster,
+        writer,
+        Origin("p", "s", "a", "1", "w", "in", input_partitions=input_partitions),
+        output=out,
+        dead=f"{out}.dead" if out else "",
+        **more,
     )
     made.resolve()
     made.set_writer("s/f/1")

