@@ -434,7 +434,15 @@ class TestRowsThatTheDatabaseRefuses:
 
 
 @pytest.mark.parametrize(
-    "point", ["start.after-init", "bigquery.claimed", "bigquery.staging", "bigquery.before-landing", "bigquery.landed", "sink.after-commit"]
+    "point",
+    [
+        "bigquery.before-landing",
+        "bigquery.landed",
+        *(
+            pytest.param(point, marks=pytest.mark.soak)
+            for point in ("start.after-init", "bigquery.claimed", "bigquery.staging", "sink.after-commit")
+        ),
+    ],
 )
 def test_a_publisher_to_bigquery_killed_at_any_step_is_completed(runs: Runs, emulator: Emulator, point: str) -> None:
     """The runtime and the sink together, as an orchestrator starts them; events that don't fit are dead letters that say why."""

@@ -141,6 +141,7 @@ class TestTheNewestWins:
         bench.publish(at([event("k", "second", 1)]), input_generation=2)
         assert bench.rows() == {"k": "second"}
 
+    @pytest.mark.soak
     @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
     @given(history=st.lists(PUBLICATIONS, min_size=4, max_size=8))
     def test_any_history_of_publications_leaves_what_the_rules_say(self, bench: Bench, history: list[Any]) -> None:
@@ -262,7 +263,7 @@ POINTS = 31
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", range(5))
+@pytest.mark.parametrize("group", [0, *(pytest.param(group, marks=pytest.mark.soak) for group in range(1, 5))])
 def test_a_publisher_that_dies_at_any_step_is_completed_by_the_next_one(bench: Bench, monkeypatch: pytest.MonkeyPatch, group: int) -> None:
     """A window replaced again and again, each time by a publisher that dies one step later, and by the one after it."""
     monkeypatch.setattr(sinks, "_PART_BYTES", 100)
@@ -294,6 +295,7 @@ def test_a_publisher_that_dies_at_any_step_is_completed_by_the_next_one(bench: B
 
 
 class TestBigQueryFails:
+    @pytest.mark.soak
     @pytest.mark.parametrize("what", ["request", "answer"])
     def test_every_request_or_answer_lost_once_changes_nothing(self, bench: Bench, monkeypatch: pytest.MonkeyPatch, what: Loss) -> None:
         turn: list[int] = []
