@@ -1,4 +1,4 @@
-"""What a task's context says about the run: its interval, how it came about, and whether it is to be done anew."""
+"""What a task's context says about the run: its interval, how it came about, and whether it is to be redone."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def as_bool(value: Any, name: str) -> bool:
 
 
 def reprocess_wanted(context: Mapping[str, Any], argument: Any) -> bool:
-    """Whether finished work is to be done anew: the task's argument, else the DAG's param ``reprocess``."""
+    """Whether finished work is to be redone: the task's argument, else the DAG's param ``reprocess``."""
     if argument is not None:
         return as_bool(argument, "reprocess")
     params = context.get("params") or {}

@@ -83,7 +83,7 @@ class WindowReader:
         why = self._topic_gone()
         if why:
             raise DataLossError(
-                f"window {self._window.key}: {why}: its records are lost; plan anew, or go on without them with --accept-loss"
+                f"window {self._window.key}: {why}: its records are lost; plan it again, or go on without them with --accept-loss"
                 + (" (this attempt began before that; run it once more)" if self._accept_loss else "")
             )
 

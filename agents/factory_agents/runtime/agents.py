@@ -283,7 +283,7 @@ def agent(
 ) -> AgentFunction | Callable[[EventFunction], AgentFunction]:
     """Make a plain function an agent.
 
-    ``version`` is part of the fingerprint: a new one makes a re-run do the work anew; without one it is a hash of the module's source.
+    ``version`` is part of the fingerprint: a new one makes a re-run redo the work; without one it is a hash of the module's source.
     """
 
     def make(f: EventFunction) -> AgentFunction:

@@ -58,7 +58,7 @@ class Digits:
         return kept
 
     def copy(self, value: Any) -> Any:
-        """A copy of a value, made anew in all its parts."""
+        """A copy of a value, made new in all its parts."""
         return self.decode(self.encode(value)) if self.kept else self._plain(self._encode(value))
 
     def encode(self, value: Any) -> bytes:

@@ -105,7 +105,7 @@ class Session:
     """One attempt at one shard of one stage over one window.
 
     ``start`` decides: a finished result of the same fingerprint is returned (``reused``), unfinished work is resumed (``progress``), else
-    the work begins anew under a new generation. Then chunks: put records into ``outputs`` and ``commit`` them with the progress, or
+    the work begins again under a new generation. Then chunks: put records into ``outputs`` and ``commit`` them with the progress, or
     ``retry_chunk`` after an abort.
     """
 
@@ -173,7 +173,7 @@ class Session:
     def start(self) -> AgentResult | None:
         """The start order: check topics, fence, read the ledger to its end, decide. The result, where the work is done already.
 
-        Whoever goes on in spite of a result does the work anew, under a new generation.
+        Whoever goes on in spite of a result redoes the work, under a new generation.
         """
         run = self.run
         self.outputs.resolve()
@@ -245,7 +245,7 @@ class Session:
         return record.fingerprint == self.fingerprint and not self._identity.get("volatile")
 
     def _may_resume(self, record: StageRecord) -> bool:
-        """A run that is told to do the work anew resumes only what it began itself."""
+        """A run that is told to redo the work resumes only what it began itself."""
         return self.run.rerun == "reuse" or (self.run.run_id != "" and record.redo == self.run.run_id)
 
     def check_rejected(self, *, final: bool) -> None:

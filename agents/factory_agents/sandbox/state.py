@@ -144,7 +144,7 @@ def load(home: Path) -> State | None:
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:
-        raise ConfigurationError(f"{path}: expected the state of a sandbox: {error}; remove it to begin anew") from error
+        raise ConfigurationError(f"{path}: expected the state of a sandbox: {error}; remove it to begin again") from error
 
 
 def save(home: Path, state: State) -> None:
