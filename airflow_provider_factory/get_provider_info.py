@@ -129,10 +129,15 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [f"{_PACKAGE}.triggers.{name}" for name in ("agent_pod", "consumer_lag", "topic_ready", "window_closed")],
             }
         ],
-        "hooks": [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "kafka")]}],
+        "hooks": [
+            {"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "google", "kafka")]}
+        ],
         "task-decorators": [{"name": "kafka_agent", "class-name": f"{_PACKAGE}.decorators.kafka_agent.kafka_agent_task"}],
         "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("AgentFactsLink", "InputTopicLink", "OutputTopicLink", "PodLink")],
-        "plugins": [{"name": "factory_preload", "plugin-class": f"{_PACKAGE}.plugins.preload.PreloadPlugin"}],
+        "plugins": [
+            {"name": "factory_page", "plugin-class": f"{_PACKAGE}.plugins.page.FactoryPagePlugin"},
+            {"name": "factory_preload", "plugin-class": f"{_PACKAGE}.plugins.preload.PreloadPlugin"},
+        ],
         "config": {
             "factory": {
                 "description": "How the operators of ``airflow-provider-factory`` run agents. Every option may be set by its environment "

@@ -28,7 +28,7 @@ def test_who_is_not_signed_in_sees_nothing(airflow_running: RunningAirflow) -> N
 
 def test_it_shows_the_windows_of_a_run_and_follows_the_theme(airflow_running: RunningAirflow, page: Page, pipeline: str) -> None:
     airflow_running.unpause(pipeline)
-    run = airflow_running.trigger(pipeline, logical_date="2018-06-05T09:00:00Z")
+    run = airflow_running.trigger(pipeline, logical_date="2018-07-01T09:00:00Z")
     airflow_running.wait_run(pipeline, run)
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -36,7 +36,7 @@ def test_it_shows_the_windows_of_a_run_and_follows_the_theme(airflow_running: Ru
     frame = page.frame_locator("iframe")
     frame.get_by_role("heading", name="Factory").wait_for()
     frame.get_by_role("link", name=PIPELINE, exact=True).click()
-    row = frame.get_by_role("row").filter(has_text="2018-06-05 08:00")
+    row = frame.get_by_role("row").filter(has_text="2018-07-01 08:00")
     row.get_by_text("whole").wait_for()
     assert "publish_results" in row.inner_text()
     for theme in ("light", "dark"):

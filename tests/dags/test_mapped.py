@@ -68,7 +68,7 @@ KafkaAgentOperator(task_id="all", {PUBLISH}, window=enriched.output, rerun="<aga
         assert [r["counts"]["consumed"] for r in ran.results["each"]] == [10, 10]
         assert ran.results["all"]["counts"]["consumed"] == 20
         assert ids() == list(range(20))
-        assert all(r.get("reused", False) for r in ran.results["each"]) is (again == "reuse" and _ == 1)
+        assert all(r.get("reused", False) for r in ran.results["enrich"]) is (again == "reuse" and _ == 1)
 
 
 def test_a_group_over_topics_and_one_over_parameters(

@@ -117,7 +117,7 @@ def test_a_zombie_stopped_past_the_transaction_timeout_is_fenced_by_another_vers
     assert sorted(r.id for r in runs.manifest(result.manifest)) == list(range(EVENTS))
     found = record_of(runs, run)
     assert found is not None
-    assert found.result == result
+    assert found.answer() == result
     # and when the orchestrator tries the old version again all the same, it is done anew
     again = runs.transform(run, mark)
     assert again.generation > result.generation

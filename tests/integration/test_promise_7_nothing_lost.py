@@ -93,7 +93,7 @@ def test_a_dead_letter_keeps_key_value_and_headers_and_says_where_it_was_and_why
     assert letter.headers["none"] is None
     assert letter.headers["trace"] == b"2"
     assert run.window is not None
-    assert letter.dead_letter | {"timestamp": 0, "error": ""} == {
+    assert letter.dead_letter | {"topic_id": run.window.topic_id, "timestamp": 0, "error": ""} == {
         "error": "",
         "rule": "decode",
         "pipeline": run.pipeline,
@@ -102,6 +102,7 @@ def test_a_dead_letter_keeps_key_value_and_headers_and_says_where_it_was_and_why
         "version": result.version,
         "window": run.key,
         "topic": run.window.topic,
+        "topic_id": run.window.topic_id,
         "partition": 0,
         "offset": 0,
         "timestamp": 0,
