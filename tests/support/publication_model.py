@@ -17,7 +17,7 @@ class Model:
         self.windows: dict[str, dict[str, Any]] = {}
 
     def publish(
-        self, window: str, shard: tuple[int, int], input_generation: int, generation: int, rows: list[tuple[dict[str, Any], int, int]]
+        self, window: str, shard: tuple[int, int], input_generation: int, generation: int, rows: list[tuple[dict[str, Any], int, int, int]]
     ) -> tuple[int, int, int, int] | None:
         """(written, duplicates, older, removed), or None where it is refused."""
         state = self.windows.setdefault(window, {"plan": None, "turn": 0, "newest": 0, "current": {}})
@@ -27,12 +27,12 @@ class Model:
         if state["plan"] != plan:
             state |= {"plan": plan, "turn": state["turn"] + 1, "current": {}}
         best: dict[str, tuple[Any, ...]] = {}
-        for e, partition, offset in rows:
-            rank = (*self.rank(e), partition, offset)
+        for e, partition, offset, timestamp in rows:
+            rank = (*self.rank(e), timestamp, partition, offset)
             if e["id"] not in best or rank >= best[e["id"]][0]:
-                best[e["id"]] = (rank, e, partition)
+                best[e["id"]] = (rank, e, (timestamp, partition, offset))
         owner = {"window": window, "shard": shard, "turn": state["turn"], "generation": generation}
-        written = sum(self.put(e, partition, owner) for _, e, partition in best.values())
+        written = sum(self.put(e, place, owner) for _, e, place in best.values())
         before = state["current"].get(shard)
         state["current"][shard] = generation
         state["newest"] = input_generation
@@ -42,12 +42,12 @@ class Model:
     def rank(e: dict[str, Any]) -> tuple[Any, ...]:
         return (e["version"] is not None, e["version"] or 0, e["at"] is not None, e["at"] or "")
 
-    def put(self, e: dict[str, Any], partition: int, owner: dict[str, Any]) -> bool:
+    def put(self, e: dict[str, Any], place: tuple[int, int, int], owner: dict[str, Any]) -> bool:
         there = self.table.get(e["id"])
-        row = {"event": e, "partition": partition, **owner}
+        row = {"event": e, "place": place, **owner}
         if there is not None:
             past = there["window"] == owner["window"] and (there["shard"] == owner["shard"] or there["turn"] != owner["turn"])
-            newer = (*self.rank(e), owner["window"], partition) >= (*self.rank(there["event"]), there["window"], there["partition"])
+            newer = (*self.rank(e), owner["window"], place) >= (*self.rank(there["event"]), there["window"], there["place"])
             if not (past or newer):
                 return False
         self.table[e["id"]] = row
@@ -81,5 +81,5 @@ PUBLICATIONS = st.tuples(
     st.sampled_from([W1, W2, W3]),
     st.integers(1, 3).flatmap(lambda of: st.tuples(st.integers(0, of - 1), st.just(of))),
     st.integers(1, 3),
-    st.lists(st.tuples(EVENTS, st.integers(0, 1)), max_size=8),
+    st.lists(st.tuples(EVENTS, st.integers(0, 1), st.integers(0, 2)), max_size=8),
 )
