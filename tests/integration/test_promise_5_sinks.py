@@ -463,5 +463,5 @@ def test_a_publisher_to_bigquery_killed_at_any_step_is_completed(runs: Runs, emu
     assert emulator.query("SELECT event_id, text FROM {d}.t ORDER BY 1") == [(n, f"event {n}") for n in range(EVENTS)]
     letters = runs.everything(run.dead_letter_topic)
     assert len(letters) == 4
-    reasons = {str(letter.value): letter.dead_letter["reason"] for letter in letters}
+    reasons = {str(letter.value): letter.dead_letter["error"] for letter in letters}
     assert reasons['b\'{"event_id": 7.5, "text": "seven"}\''].startswith("column 'event_id': expected `int`, got `float`: 7.5")

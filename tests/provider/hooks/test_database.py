@@ -49,7 +49,7 @@ def test_a_connection_becomes_a_libpq_url(uri: str, expected: str) -> None:
 
 
 @pytest.mark.skipif(
-    not hasattr(PostgresHook, "_create_connection"), reason="this Postgres provider's hook shows nobody what it gives libpq"
+    not hasattr(PostgresHook, "_create_connection"), reason="this Postgres provider's hook keeps to itself what it gives libpq"
 )
 @pytest.mark.parametrize(
     "uri",
