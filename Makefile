@@ -32,13 +32,13 @@ demo: $(READY) ## run two hours of the pipeline on a real broker and database, a
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
 test: $(READY) ## run the whole test suite on a real broker and database
-	$(BIN)/pytest -n auto -m 'not kubernetes and not soak' $(ARGS)
+	$(BIN)/pytest -n auto --max-worker-restart 0 -m 'not kubernetes and not soak' $(ARGS)
 
 unit: $(READY) ## run what needs no broker, no database and no Airflow: under a minute
-	$(BIN)/pytest -n auto -m 'not parts and not airflow and not kubernetes and not slow and not soak' $(ARGS)
+	$(BIN)/pytest -n auto --max-worker-restart 0 -m 'not parts and not airflow and not kubernetes and not slow and not soak' $(ARGS)
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
-	$(BIN)/pytest -n 2 --dist loadfile tests/kubernetes $(ARGS)
+	$(BIN)/pytest -n 2 --max-worker-restart 0 --dist loadfile tests/kubernetes $(ARGS)
 
 soak: SEED ?= $(shell date +%s)
 soak: ROUNDS ?= 200

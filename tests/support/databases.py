@@ -21,6 +21,13 @@ def own_database(url: str, name: str) -> Iterator[str]:
         _execute(url, f'DROP DATABASE "{database}" WITH (FORCE)')
 
 
+def end_sessions(connection: psycopg.Connection) -> None:
+    """End every session of the agents in the connection's own database (other workers have theirs beside it)."""
+    connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'factory-agents' AND datname = current_database()"
+    )
+
+
 def _execute(url: str, statement: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement)  # type: ignore[arg-type]  # psycopg wants literals

@@ -14,6 +14,7 @@ from confluent_kafka import Message
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.runtime.agents import Reject
 from factory_agents.sources.lookups import Lookup, LookupJoin
+from tests.support.databases import end_sessions
 
 REPOS = "repo,language,stars\nlibrdkafka,C,7\nmsgspec,Python,2\n"
 
@@ -159,7 +160,7 @@ class TestTables:
     def test_an_outage_is_no_reject_and_the_next_try_connects_again(self, database: psycopg.Connection) -> None:
         joined = LookupJoin([Lookup(on="id", table="repos", fields=("repo",), on_missing="reject")])
         joined.join([{"id": 1}])
-        database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'factory-agents'")
+        end_sessions(database)
         with pytest.raises(UnavailableError, match="table 'repos'"):
             joined.join([{"id": 2}])
         assert joined.join([{"id": 2}]) == [{"id": 2, "repo": "msgspec"}]

@@ -13,6 +13,7 @@ from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.sources.rows import ReadOptions
 from factory_agents.sources.table import TableSource
 from tests.agents.sources.reading import EPOCH, hour, read, seconds
+from tests.support.databases import end_sessions
 
 TIMED = ReadOptions(time_field="t")
 
@@ -169,7 +170,7 @@ def test_a_connection_that_breaks_while_reading_may_be_tried_again(database: psy
     database.execute("CREATE TABLE e (t timestamptz); INSERT INTO e SELECT to_timestamp(n) FROM generate_series(1, 30000) AS n")
     batches = table("e").read(seconds(0, 40_000), 0)
     next(batches)
-    database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'factory-agents'")
+    end_sessions(database)
     with pytest.raises(UnavailableError, match="table 'e': the connection was lost"):
         for _ in batches:
             pass
