@@ -48,10 +48,10 @@ def result_lineage(result: AgentResult, *, input_topic: str = "", database_url: 
 def _table(table: str, database_url: str) -> tuple[str, str]:
     """Namespace ``postgres://host:port`` and name ``database.schema.table``, as OpenLineage names Postgres.
 
-    ``bigquery:`` in the URL's place gives BigQuery's.
+    A sink's name and a colon in the URL's place gives another sink's.
     """
-    if database_url == "bigquery:":
-        return "bigquery", table
+    if database_url.endswith(":"):
+        return database_url[:-1], table
     schema = table if "." in table else f"public.{table}"
     if not database_url:
         return "postgres", schema

@@ -62,7 +62,7 @@ def _param(name: str, metavar: str) -> Any:
 
 def run_agent(  # one parameter an option
     name: Annotated[
-        str, typer.Argument(help="ingest, enrich, validate, publish, or one's own as module:function", metavar="NAME", show_default=False)
+        str, typer.Argument(help="ingest, enrich, validate, publish, or your own as module:function", metavar="NAME", show_default=False)
     ],
     in_topic: Annotated[str | None, _option("in_topic", metavar="TOPIC")] = None,
     out_topic: Annotated[str | None, _option("out_topic", "--out-topic", "--topic", metavar="TOPIC")] = None,

@@ -37,6 +37,8 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> EnrichTrans
     Raises AgentError for a function that cannot be loaded, ConfigurationError for parameters or lookups that don't fit.
     """
     settings = read_params("enrich", params, EnrichParams)
+    if settings.function and run is not None and "function" in run.untrusted:
+        raise ConfigurationError("agent 'enrich': function: it comes from a parameter of the run; name the function in the DAG")
     if settings.args and not settings.function:
         raise ConfigurationError("agent 'enrich': args are given but no function that takes them; set function to module:function")
     function = load_function(settings.function) if settings.function else _MARK

@@ -1,15 +1,19 @@
-"""The built-in ingest agent: the rows of files or of a PostgreSQL table, an interval of them by their time, into a topic."""
+"""The built-in ingest agent: the rows of files, a PostgreSQL table or your own source, an interval of them by their time, into a topic."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from factory_agents.contracts.documents import did_you_mean
 from factory_agents.errors import ConfigurationError
 from factory_agents.params import read_params
+from factory_agents.paths import candidates
 from factory_agents.protocol import AgentRun, digest
 from factory_agents.runtime.agents import Source
+from factory_agents.runtime.plugins import SOURCES, installed, is_class_path, make_plugin
 from factory_agents.sources.rows import ReadOptions
 
 __all__ = ["IngestParams", "build", "source_name"]
@@ -21,6 +25,8 @@ class IngestParams(ReadOptions, frozen=True, kw_only=True, forbid_unknown_fields
     ``source``: a path, a pattern (``data/*.jsonl.gz``), a URL that fsspec opens (``s3://…``), or a list of these; FACTORY_SOURCE by
     default. A relative path is looked for in the working directory, then under FACTORY_INCLUDE. ``table`` (``schema.name``) or ``query``
     are read from the PostgreSQL database whose URL stands in the environment variable ``database_env``.
+
+    Where ``source`` is the name of an installed source, or your own as ``module:Class``, all other parameters are that source's.
     """
 
     source: str | list[str] = ""
@@ -35,6 +41,11 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Source:
     Raises ConfigurationError for parameters it doesn't take, for an interval without ``time_field``, and for files that are not there or
     of unknown format.
     """
+    untrusted = run.untrusted if run is not None else ()
+    if plugin := _plugin(params):
+        own = {name: value for name, value in params.items() if name != "source"}
+        made: Source = make_plugin(SOURCES, plugin, own, untrusted=untrusted, key="source")
+        return made
     settings = read_params("ingest", params, IngestParams)
     if run is not None and run.interval is not None and not settings.time_field:
         raise ConfigurationError("agent 'ingest': an interval needs time_field, the name of the field that holds each row's time; set it")
@@ -52,15 +63,30 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Source:
         )
     from factory_agents.sources.files import FileSource
 
-    return FileSource(files, settings, confined=run is not None and "source" in run.untrusted)
+    return FileSource(files, settings, confined="source" in untrusted)
 
 
 def source_name(params: Mapping[str, Any]) -> str:
-    """Names what these parameters read, so that work over different sources is told apart: the files, table or query as they are given."""
+    """Names what these parameters read, so that work over different sources is told apart.
+
+    That is the files, table or query as they are given; of your own source all parameters.
+    """
+    if plugin := _plugin(params):
+        return digest([plugin, {name: value for name, value in params.items() if name != "source"}])
     settings = read_params("ingest", params, IngestParams)
     if settings.table or settings.query:
         return digest([settings.table, settings.query, settings.database_env])
     return digest(_files(settings))
+
+
+def _plugin(params: Mapping[str, Any]) -> str:
+    """The installed source or ``module:Class`` that ``source`` names, if it isn't a file."""
+    source = params.get("source") or os.environ.get("FACTORY_SOURCE", "")
+    if not isinstance(source, str) or not (is_class_path(source) or re.fullmatch(r"[^\W\d][\w-]*", source)):
+        return ""
+    if any(path.exists() for path in candidates(source)):
+        return ""
+    return source if is_class_path(source) or did_you_mean(source, installed(SOURCES)) else ""
 
 
 def _files(settings: IngestParams) -> list[str]:

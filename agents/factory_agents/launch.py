@@ -73,7 +73,7 @@ def check(agent: str, resolved: Resolved) -> None:
     settings = resolved.settings
     if agent not in BUILT_IN and ":" not in agent:
         near = difflib.get_close_matches(agent, BUILT_IN, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BUILT_IN)}, and one's own as module:function"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BUILT_IN)}, or your own as module:function"
         raise AgentError(f"agent {agent!r}: there is no such agent; {hint}")
     if settings.window and (settings.since is not None or settings.until is not None):
         raise ConfigurationError("--window names a window by itself: leave --since and --until out, or --window")

@@ -180,7 +180,7 @@ class AgentParameter(NamedTuple):
 
 
 AGENT_PARAMETERS: Mapping[str, AgentParameter] = {
-    "source": AgentParameter(("ingest",), "file, pattern or URL to read [FACTORY_SOURCE]"),
+    "source": AgentParameter(("ingest",), "file, pattern or URL to read, or a source by its name or as module:Class [FACTORY_SOURCE]"),
     "time_field": AgentParameter(("ingest",), "field that holds a row's time; needed for an interval", "FACTORY_TIME_FIELD"),
     "function": AgentParameter(("enrich",), "module:function to call; without one events get enriched: true", "FACTORY_FUNCTION"),
     "contract": AgentParameter(("validate", "publish"), "data contract, such as contracts/events.yaml", "FACTORY_CONTRACT"),

@@ -1,4 +1,4 @@
-"""The built-in publish agent: lands a window's events in a table of a database or a warehouse, exactly once."""
+"""The built-in publish agent: lands a window's events in PostgreSQL, BigQuery, or a sink of your own, exactly once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from factory_agents.contracts import ColumnType, Contract, load_contract
-from factory_agents.contracts.documents import did_you_mean, one_of
+from factory_agents.contracts.documents import did_you_mean
 from factory_agents.databases.postgres import database_from_env
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentRun
 from factory_agents.runtime.agents import Sink
+from factory_agents.runtime.plugins import SINKS, make_plugin
 from factory_agents.sinks import bigquery
 from factory_agents.sinks.postgres import PostgresSink, PostgresTarget, TableName, WantedColumn, WantedTable
 
@@ -63,13 +64,16 @@ class BigQueryParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:
     """The sink for these parameters; it connects when it claims.
 
-    Raises ConfigurationError for parameters it doesn't take or a database URL that isn't set, ContractError for a contract that can't be
-    read.
+    ``sink`` is ``postgres`` (the default), ``bigquery``, the name of an installed one, or your own as ``module:Class``; the other
+    parameters are the sink's. Raises ConfigurationError for parameters it doesn't take or a database URL that isn't set, ContractError for
+    a contract that can't be read.
     """
-    sink = params.get("sink") or "postgres"
-    if sink not in _SINKS:
-        raise ConfigurationError(f"agent 'publish': sink: got {sink!r}{one_of(str(sink), _SINKS)}")
-    return _SINKS[sink](params, run)
+    sink = str(params.get("sink") or "postgres")
+    if sink in _SINKS:
+        return _SINKS[sink](params, run)
+    own = {name: value for name, value in params.items() if name != "sink"}
+    made: Sink = make_plugin(SINKS, sink, own, untrusted=run.untrusted if run is not None else (), key="sink")
+    return made
 
 
 def _contract(named: str | dict[str, Any] | None, run: AgentRun | None) -> Contract | None:

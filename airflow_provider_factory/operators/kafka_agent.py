@@ -21,7 +21,7 @@ from airflow_provider_factory.errors import AgentCrashedError, agent_error, airf
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
 from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, OutputTopicLink, PodLink, facts_url, push_links, topic_url
 from airflow_provider_factory.operators.agent_pod import AgentPodOperator
-from airflow_provider_factory.outside import names_from_outside
+from airflow_provider_factory.outside import from_outside, names_from_outside
 from airflow_provider_factory.processes import AgentProcess, child_environment
 from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, instance, mapped, order, reprocess_wanted
 from airflow_provider_factory.settings import Runner, option, option_seconds, runner
@@ -146,7 +146,7 @@ class KafkaAgentOperator(AgentPodOperator):
         self.agent_version = agent_version
         self.agent_source = agent_source
         self.contract = contract
-        self._written = {"agent_params": agent_params, "contract": contract}
+        self._written = {"agent": agent, "agent_params": agent_params, "contract": contract}
         self.runner = runner
         self.rerun = rerun
         self.reprocess = reprocess
@@ -179,6 +179,10 @@ class KafkaAgentOperator(AgentPodOperator):
 
     def agent_run(self, context: Context) -> AgentRun:
         """What the agent is told, from the rendered arguments and the run; raises WindowError and ConfigurationError."""
+        if ":" in self.agent and from_outside(self._written["agent"]):
+            raise ConfigurationError(
+                f"agent {self.agent!r}: it comes from a parameter of the run, so it may only be a built-in one; name others in the DAG"
+            )
         given = self._input()
         interval = data_interval(context) if given is None else given.window.interval
         where = f"[{interval.start}, {interval.end})" if interval else "none (since the pipeline's last window)"
@@ -313,13 +317,14 @@ class KafkaAgentOperator(AgentPodOperator):
         environment = FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).environment()
         if self.database_conn_id:
             environment |= database_environment(self.database_conn_id, required=True)
-        elif self.agent in BUILT_IN and (default := GOOGLE_CONNECTION if self._to_bigquery else option("database_conn_id")):
+        elif self.agent in BUILT_IN and (default := GOOGLE_CONNECTION if self._sink == "bigquery" else option("database_conn_id")):
             environment |= database_environment(default, required=False)
         return environment
 
     @property
-    def _to_bigquery(self) -> bool:
-        return self.agent == "publish" and self._params().get("sink") == "bigquery"
+    def _sink(self) -> str:
+        """Where ``publish`` writes to."""
+        return str(self._params().get("sink") or "postgres") if self.agent == "publish" else ""
 
     # As a pod
 
@@ -425,7 +430,8 @@ class KafkaAgentOperator(AgentPodOperator):
         topic = run.window.topic if run and run.window else ""
         if self._result is None:
             return topic_lineage(inputs=[topic], outputs=[self.output_topic])
-        url = "bigquery:" if self._to_bigquery else self._secrets().get("DATABASE_URL", "") if self._result.table else ""
+        sink = self._sink
+        url = self._secrets().get("DATABASE_URL", "") if self._result.table and sink in ("", "postgres") else f"{sink}:"
         return result_lineage(self._result, input_topic=topic, database_url=url)
 
 

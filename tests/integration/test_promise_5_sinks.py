@@ -9,7 +9,6 @@ import dataclasses
 import random
 import signal
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,8 +58,8 @@ class Table:
         return run_sink(RunContext(self.runs.config, **context), run or self.run, make or (lambda: SqliteSink(self.path)))
 
     def attempt(self, failpoints: str = "") -> Any:
-        command = (sys.executable, "-m", "tests.support.sqlite_sink", str(self.path))
-        return self.runs.attempt(self.run, failpoints, command=command)
+        params = {"sink": "tests.support.sqlite_sink:SqliteSink", "path": str(self.path)}
+        return self.runs.attempt(msgspec.structs.replace(self.run, params=params), failpoints)
 
     def check(self, result: AgentResult) -> None:
         """Every event is in the table once, every other is a dead letter once, and both ledgers and the counts say so."""

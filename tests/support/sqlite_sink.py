@@ -1,21 +1,18 @@
-"""A sink over SQLite, the smallest that keeps promise 5; ``python -m tests.support.sqlite_sink DATABASE`` runs it as a process."""
+"""A sink over SQLite, the smallest that keeps promise 5."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from factory_agents import run as run_module
 from factory_agents.errors import FencedError, SinkError
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome, decode_event
-from factory_agents.runtime.sink import run_sink
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (id PRIMARY KEY, body TEXT, window TEXT, shard TEXT, generation INTEGER);
@@ -99,9 +96,3 @@ class SqliteSink:
 
     def close(self) -> None:
         self._database.close()
-
-
-if __name__ == "__main__":
-    database = Path(sys.argv.pop(1))
-    run_module.BUILT_IN["publish"] = lambda context, run, _: run_sink(context, run, lambda: SqliteSink(database))
-    sys.exit(run_module.main())

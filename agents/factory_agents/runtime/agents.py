@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import Any, Protocol, TypeAlias, overload
 
 import msgspec
@@ -28,6 +30,8 @@ __all__ = [
     "SourceRecord",
     "Transform",
     "agent",
+    "bind_params",
+    "source_version",
 ]
 
 
@@ -217,51 +221,65 @@ class AgentFunction:
 
         Raises ConfigurationError naming the parameter.
         """
-        return FunctionTransform(self, self._check(params))
+        return FunctionTransform(self, bind_params(self.function, params, f"agent {self.name!r}", skip=1))
 
-    def _check(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        signature = inspect.signature(self.function)
-        declared = list(signature.parameters.values())[1:]
-        names = {p.name for p in declared}
-        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in declared):
-            return dict(params)
-        for name in params:
-            if name not in names:
-                known = ", ".join(sorted(names)) or "none"
-                raise ConfigurationError(f"agent {self.name!r}: unknown parameter {name!r}; it takes: {known}")
-        hints = inspect.get_annotations(self.function, eval_str=False)
-        checked: dict[str, Any] = {}
-        for p in declared:
-            if p.name not in params:
-                if p.default is inspect.Parameter.empty:
-                    raise ConfigurationError(f"agent {self.name!r}: parameter {p.name!r} is required")
-                checked[p.name] = p.default
-                continue
-            checked[p.name] = self._convert(p.name, params[p.name], hints.get(p.name, Any))
-        return checked
 
-    def _convert(self, name: str, value: Any, hint: Any) -> Any:
-        if isinstance(hint, str):
-            try:
-                hint = eval(hint, getattr(self.function, "__globals__", {}))  # the function's own annotation, as typing.get_type_hints does
-            except Exception:
-                hint = Any
+def bind_params(function: Callable[..., Any], params: Mapping[str, Any], where: str, *, skip: int = 0) -> dict[str, Any]:
+    """Keywords for a function or class: every parameter after the first ``skip``, as it is annotated, or its default.
+
+    Raises ConfigurationError, which begins with ``where``, naming the parameter.
+    """
+    declared = list(inspect.signature(function).parameters.values())[skip:]
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in declared):
+        return dict(params)
+    names = {p.name for p in declared}
+    for name in params:
+        if name not in names:
+            known = ", ".join(sorted(names)) or "none"
+            raise ConfigurationError(f"{where}: unknown parameter {name!r}; it takes: {known}")
+    checked: dict[str, Any] = {}
+    for p in declared:
+        if p.name in params:
+            checked[p.name] = _convert(function, p, params[p.name], where)
+        elif p.default is inspect.Parameter.empty:
+            raise ConfigurationError(f"{where}: parameter {p.name!r} is required")
+        else:
+            checked[p.name] = p.default
+    return checked
+
+
+def _convert(function: Callable[..., Any], parameter: inspect.Parameter, value: Any, where: str) -> Any:
+    hint = parameter.annotation
+    if isinstance(hint, str):
+        module = sys.modules.get(getattr(function, "__module__", ""))
+        names = getattr(function, "__globals__", None) or getattr(module, "__dict__", {})
         try:
-            return msgspec.convert(value, hint, strict=False)
-        except msgspec.ValidationError as error:
-            raise ConfigurationError(f"agent {self.name!r}: parameter {name!r}: {error}") from error
-        except TypeError:
+            hint = eval(hint, names)  # the function's own annotation, as typing.get_type_hints does
+        except Exception:
             return value
+    if hint is inspect.Parameter.empty:
+        return value
+    try:
+        return msgspec.convert(value, hint, strict=False, dec_hook=_made_of_text)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{where}: parameter {parameter.name!r}: {error}") from error
+    except TypeError:
+        return value
 
 
-def _source_version(function: EventFunction) -> str:
-    """A version for a function that names none: a hash of its module's source, so that changed code is told from unchanged code."""
+def _made_of_text(type_: type[Any], value: Any) -> Any:
+    """A path; every other type that JSON doesn't have is passed on as it came."""
+    return Path(value) if isinstance(value, str) and issubclass(type_, PurePath) else value
+
+
+def source_version(function: Callable[..., Any]) -> str:
+    """A version for a function or class that names none: a hash of its module's source, which tells changed code from unchanged."""
     module = inspect.getmodule(function)
     try:
         text = inspect.getsource(module) if module is not None else inspect.getsource(function)
     except (OSError, TypeError):
-        code = function.__code__
-        text = code.co_code.hex() + repr(code.co_consts)
+        code = getattr(function, "__code__", None)
+        text = code.co_code.hex() + repr(code.co_consts) if code is not None else repr(function)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -287,7 +305,7 @@ def agent(
     """
 
     def make(f: EventFunction) -> AgentFunction:
-        return AgentFunction(f, name or f.__name__, version or _source_version(f), batch, key, id_field)
+        return AgentFunction(f, name or f.__name__, version or source_version(f), batch, key, id_field)
 
     return make if function is None else make(function)
 

@@ -13,11 +13,11 @@ import types
 from pathlib import Path
 from typing import Any
 
-from factory_agents.errors import AgentError
+from factory_agents.errors import AgentError, FactoryError
 from factory_agents.protocol import AgentRef
 from factory_agents.runtime.agents import AgentFunction, as_agent
 
-__all__ = ["load_agent_ref", "load_function", "load_source"]
+__all__ = ["describe", "import_member", "load_agent_ref", "load_function", "load_source", "look_here"]
 
 
 def load_agent_ref(ref: AgentRef) -> AgentFunction:
@@ -34,26 +34,38 @@ def load_function(spec: str) -> AgentFunction:
 
     Raises AgentError for anything that stands in the way: no such module or function, a module that raises.
     """
+    where = f"agent {spec!r}"
     module_name, colon, function_name = spec.partition(":")
     if not colon or not module_name or not function_name:
-        raise AgentError(f"agent {spec!r}: expected module:function, for example my_agents.clicks:enrich, or the name of a built-in agent")
+        raise AgentError(f"{where}: expected module:function, for example my_agents.clicks:enrich, or the name of a built-in agent")
+    look_here()
+    return as_agent(import_member(spec, where, error=AgentError), where)
+
+
+def look_here() -> None:
+    """Let modules of the working directory be found, before what is installed."""
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
     importlib.invalidate_caches()
+
+
+def import_member(spec: str, where: str, *, error: type[FactoryError]) -> Any:
+    """What ``module:name`` names. Raises ``error``, which begins with ``where``, for anything that stands in the way."""
+    module_name, _, name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise AgentError(_not_found(spec, module_name, error)) from error
-    except Exception as error:
-        raise AgentError(f"agent {spec!r}: importing {module_name} raised {_describe(error)}") from error
-    return _member(module, function_name, spec)
+    except ModuleNotFoundError as missing:
+        raise error(_not_found(where, module_name, missing)) from missing
+    except (Exception, SystemExit) as raised:
+        raise error(f"{where}: importing {module_name} raised {describe(raised)}") from raised
+    return _member(module, name, where, error)
 
 
-def _not_found(spec: str, module_name: str, error: ModuleNotFoundError) -> str:
+def _not_found(where: str, module_name: str, error: ModuleNotFoundError) -> str:
     if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-        return f"agent {spec!r}: {module_name} imports {error.name!r}, which is not installed here"
-    return f"agent {spec!r}: no module {error.name!r} in {Path.cwd()} or among what is installed; correct it, or set PYTHONPATH"
+        return f"{where}: {module_name} imports {error.name!r}, which is not installed here"
+    return f"{where}: no module {error.name!r} in {Path.cwd()} or among what is installed; correct it, or set PYTHONPATH"
 
 
 def load_source(source: str, function: str, name: str = "") -> AgentFunction:
@@ -72,24 +84,24 @@ def load_source(source: str, function: str, name: str = "") -> AgentFunction:
         exec(compile(source, filename, "exec", dont_inherit=True), module.__dict__)
     except Exception as error:
         del sys.modules[module.__name__]
-        raise AgentError(f"agent {spec!r}: its source raised {_describe(error)}") from error
-    found = _member(module, function, spec)
+        raise AgentError(f"agent {spec!r}: its source raised {describe(error)}") from error
+    found = as_agent(_member(module, function, f"agent {spec!r}", AgentError), f"agent {spec!r}")
     return AgentFunction(found.function, name or found.name, digest, found.batch, found.key, found.id_field)
 
 
-def _member(module: types.ModuleType, name: str, spec: str) -> AgentFunction:
+def _member(module: types.ModuleType, name: str, where: str, error: type[FactoryError]) -> Any:
     value: Any = module
     for part in name.split("."):
         known = [n for n in dir(value) if not n.startswith("_")]
         value = getattr(value, part, None)
         if value is None:
             near = difflib.get_close_matches(part, known, n=1)
-            raise AgentError(f"agent {spec!r}: {module.__name__} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return as_agent(value, f"agent {spec!r}")
+            raise error(f"{where}: {module.__name__} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return value
 
 
-def _describe(error: Exception) -> str:
-    """The error with the line that it came from."""
+def describe(error: BaseException) -> str:
+    """The error in one line, with the line of code that it came from."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)

@@ -21,7 +21,7 @@ from airflow_provider_factory.errors import AgentCrashedError
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from airflow_provider_factory.operators.validation import ValidationOperator
 from airflow_provider_factory.operators.window import WindowOperator
-from airflow_provider_factory.pods import ANNOTATION
+from airflow_provider_factory.pods import ANNOTATION, AgentPod, agent_pod
 from airflow_provider_factory.sensors.consumer_lag import ConsumerLagSensor
 from airflow_provider_factory.sensors.window_closed import WindowClosedSensor
 from factory_agents.contracts import load_contract
@@ -119,6 +119,19 @@ def test_what_was_rendered_to_something_else_is_named(field: str, value: Any, sa
     setattr(task, field, value)
     with pytest.raises(ConfigurationError, match=says):
         task.agent_run(task_context(task))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sink", ["acme-lines", "my_sinks:Lines"])
+def test_a_sink_of_your_own_is_loaded_where_the_agent_runs(sink: str) -> None:
+    """The pod is told its name and parameters as a process is; nothing of it is imported on the worker."""
+    task = operator(agent="publish", agent_params={"sink": sink, "path": "/data/x"}, output_topic=None)
+    pod = agent_pod(AgentPod(run=task.agent_run(task_context(task))))  # type: ignore[arg-type]
+    run = decode_run(pod["metadata"]["annotations"][ANNOTATION])
+    assert (run.params, run.untrusted) == ({"sink": sink, "path": "/data/x"}, ())
+    task = operator(agent="publish", agent_params={"sink": "{{ params.sink }}"}, output_topic=None)
+    task.agent_params = {"sink": sink}
+    pod = agent_pod(AgentPod(run=task.agent_run(task_context(task))))  # type: ignore[arg-type]
+    assert decode_run(pod["metadata"]["annotations"][ANNOTATION]).untrusted == ("sink",)
 
 
 def test_ingest_runs_over_the_data_interval() -> None:
@@ -428,6 +441,15 @@ class TestWhatComesFromWhoeverStartedTheRun:
         assert run.untrusted == ("source",)
         assert told(agent_params={"source": "/data/{{ ds }}.jsonl"}, contract="/data/c.yaml").untrusted == ()
         assert told(contract="{{ params.contract }}").untrusted == ("contract",)
+
+    def test_no_function_may_be_named(self) -> None:
+        task = operator(agent="{{ params.agent }}")
+        task.agent = "enrich"
+        assert task.agent_run(task_context(task)).agent.name == "enrich"  # type: ignore[arg-type]
+        task.agent = "os:system"
+        with pytest.raises(ConfigurationError, match="'os:system': it comes from a parameter of the run, so it may only be a built-in"):
+            task.agent_run(task_context(task))  # type: ignore[arg-type]
+        assert told(agent="os.path:join").agent.name == "os.path:join"
 
     @pytest.mark.parametrize("written", ["contracts/e.yaml", "{{ params.contract }}"])
     def test_a_contract_travels_with_the_files_it_refers_to(self, repository: Path, written: str) -> None:

@@ -1,0 +1,53 @@
+"""Sources and sinks from elsewhere by the factory command: installed from a wheel, or beside the user."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.agents.test_cli import last_hour
+from tests.conftest import TopicFactory
+from tests.support.commands import Command
+from tests.support.plugin_wheel import install_plugins
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def published(database: Path) -> list[int]:
+    with sqlite3.connect(database) as connection:
+        return [row[0] for row in connection.execute("SELECT id FROM events ORDER BY id")]
+
+
+@pytest.mark.parametrize("where", ["installed", "beside the user"])
+def test_a_source_and_a_sink_of_ones_own(factory: Command, topic: TopicFactory, tmp_path: Path, where: str) -> None:
+    site = install_plugins(tmp_path / "wheel")
+    source, sink, path = "acme-numbers", "acme-lines", {"PYTHONPATH": str(site)}
+    if where == "beside the user":
+        package = site / "acme_factory"
+        for name in ("numbers", "sqlite_sink"):
+            (tmp_path / f"my_{name}.py").write_text((package / f"{name}.py").read_text())
+        source, sink, path = "my_numbers:Numbers", "my_sqlite_sink:SqliteSink", {}
+    raw = topic("in", partitions=2, message_timestamp_type="LogAppendTime")
+    for _ in range(2):
+        done = factory("agent", "run", "ingest", "--source", source, "-p", "upto:=20", "--topic", raw, "--json", **path)
+        assert done.code == 0, done.err
+        assert done.data["counts"]["produced"] == 20
+    assert done.data["reused"]
+    options = ("--in-topic", raw, "-p", f"sink={sink}", "-p", f"path={tmp_path / 'db'}", "--json")
+    done = factory("agent", "run", "publish", *options, *last_hour(), **path)
+    assert done.code == 0, done.err
+    assert (done.data["counts"]["written"], done.data["table"]) == (20, "events")
+    assert published(tmp_path / "db") == list(range(20))
+
+
+def test_what_there_is_and_what_is_broken_is_one_line(offline: Command, tmp_path: Path) -> None:
+    site = str(install_plugins(tmp_path / "wheel"))
+    publish = ("agent", "run", "publish", "--in-topic", "t", "--dry-run")
+    done = offline(*publish, "-p", "sink=acme-line", PYTHONPATH=site)
+    assert done.error.startswith(
+        "sink 'acme-line': there is no such sink; did you mean 'acme-lines'? (there are postgres, bigquery, acme-l"
+    )
+    done = offline(*publish, "-p", "sink=broken", PYTHONPATH=site)
+    assert done.error.startswith("sink 'broken' of acme-factory 1.2 (acme_factory.broken:Sink): importing acme_factory.broken raised")
