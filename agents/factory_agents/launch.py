@@ -221,7 +221,7 @@ def _refuse_what_windows_wrote(config: KafkaConfig, settings: AgentSettings, gro
     maker = ""
     with suppress(FactoryError), Cluster(config) as cluster:
         ledger = Ledger(config, cluster, prefix=settings.prefix, pipeline="")
-        if any(topic == settings.in_topic for topic, _ in cluster.committed(group)) or cluster.find(ledger.topic) is None:
+        if cluster.committed(group, [settings.in_topic]) or cluster.find(ledger.topic) is None:
             return
         view = ledger.glance(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
         results = (result for record in view.of(StageRecord) if (result := record.answer()) is not None)

@@ -198,6 +198,10 @@ class KafkaConfig:
             },
         )
 
+    def onlooker(self, group: str) -> Consumer:
+        """A new consumer that only asks where a group stands: it reads and joins nothing."""
+        return _make(Consumer, {**self.client(group_id=group), "enable.auto.commit": False, "isolation.level": "read_uncommitted"})
+
     def producer(self, transactional_id: str, **extra: Any) -> Producer:
         """A new transactional producer; ``init_transactions`` is the caller's."""
         return _make(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +20,7 @@ from factory_agents.kafka.view import Follower
 __all__ = ["LagTotal", "Lags", "PartitionLag", "group_lag", "lag_of", "lag_totals", "pipeline_lag", "topic_lag"]
 
 _LEDGER_SECONDS = 60.0
+_AT_ONCE = 8  # groups asked for at the same time
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,12 @@ class Lags:
     def of_topics(self, topics: Sequence[str]) -> dict[str, list[PartitionLag]]:
         """By group, the lag of every consumer group that has committed offsets for a topic or is assigned it. Raises as ``of_group``."""
         self._cluster.topics(topics)
+        groups = self._cluster.groups()
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            stands = pool.map(lambda name: self._cluster.committed(name, topics), groups)
+            facts_of = pool.map(self._cluster.group, groups)
         found = {}
-        for name in self._cluster.groups():
-            facts, committed = self._cluster.group(name), self._cluster.committed(name)
+        for name, committed, facts in zip(groups, stands, facts_of, strict=True):
             read = {t for t, _ in committed} | ({t for t, _ in facts.assigned} if facts is not None else set())
             names = [t for t in dict.fromkeys(topics) if t in read]
             if names:
@@ -127,7 +132,7 @@ class Lags:
                 f"consumer group {group!r}: it has neither members nor committed offsets at {self._config.bootstrap}; is the name right, "
                 f"has it run?"
             )
-        committed = self._cluster.committed(group)
+        committed = self._cluster.committed(group, topics)
         names = sorted({t for t, _ in (*committed, *facts.assigned)}) if topics is None else list(dict.fromkeys(topics))
         return self._lags(names, committed)
 

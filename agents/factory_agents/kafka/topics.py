@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from confluent_kafka import (
+    Consumer,
     ConsumerGroupState,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -41,6 +41,7 @@ _COORDINATOR_SECONDS = 3600.0
 When it gives up by itself and the coordinator answers after all, an assertion in it (2.16) ends the whole process.
 """
 _DEAF_SECONDS = 5.0
+_KEPT_CONSUMERS = 16
 _SPREAD_SECONDS = 2.0
 """How long a topic that no broker asked has heard of is looked for, where the controller may not be asked."""
 _Answer = TypeVar("_Answer")
@@ -54,6 +55,7 @@ _COORDINATOR_MOVES = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
+    KafkaError._WAIT_COORD,
 }
 
 
@@ -78,7 +80,7 @@ class GroupFacts:
 
 
 class Cluster:
-    """Questions to one cluster, each answered or refused with one clear line. Holds one admin client, until ``close``; thread-safe.
+    """Questions to one cluster, each answered or refused with one clear line. Holds its clients until ``close``; thread-safe.
 
     A topic that was created a moment ago is found: brokers learn of it one after the other, so one that doesn't know a topic yet is asked
     again for as long as the controller has it.
@@ -89,6 +91,7 @@ class Cluster:
         self._timeout = timeout
         self._admin: AdminClient | None = None
         self._refused: list[KafkaError] = []
+        self._stood: dict[str, Consumer] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -105,8 +108,11 @@ class Cluster:
         return self._admin
 
     def close(self) -> None:
-        """Let the client go, with its threads and sockets; a later question makes a new one."""
+        """Let the clients go, with their threads and sockets; a later question makes new ones."""
         self._admin = None
+        stood, self._stood = self._stood, {}
+        for consumer in stood.values():
+            consumer.close()
 
     def _wait(self, future: Any, seconds: float | None = None) -> Any:
         """A future's result; what refuses us (a wrong password) is raised as soon as it is known, not when the request times out."""
@@ -256,12 +262,13 @@ class Cluster:
     def group(self, name: str) -> GroupFacts | None:
         """A consumer group's facts, or None where it has neither members nor committed offsets."""
         described = self._asked(
-            lambda: self.admin.describe_consumer_groups([name], request_timeout=_COORDINATOR_SECONDS)[name], f"consumer group {name!r}"
+            lambda patience: self._wait(self.admin.describe_consumer_groups([name], request_timeout=_COORDINATOR_SECONDS)[name], patience),
+            f"consumer group {name!r}",
         )
         assigned = frozenset(
             (tp.topic, tp.partition) for m in described.members for tp in (m.assignment.topic_partitions if m.assignment else ())
         )
-        if described.state == ConsumerGroupState.DEAD and not described.members and not self.committed(name):
+        if described.state == ConsumerGroupState.DEAD and not described.members:
             return None
         return GroupFacts(name, len(described.members), assigned, frozenset(m.client_id for m in described.members))
 
@@ -270,26 +277,51 @@ class Cluster:
         listed = self._result(self.admin.list_consumer_groups(request_timeout=self._timeout), "listing consumer groups")
         return sorted(g.group_id for g in listed.valid)
 
-    def committed(self, group: str) -> dict[tuple[str, int], int]:
-        """The offsets that a group has committed, by topic and partition; empty for an unknown group. Changes nothing."""
-        request = [ConsumerGroupTopicPartitions(group)]
-        found = self._asked(
-            lambda: self.admin.list_consumer_group_offsets(request, request_timeout=_COORDINATOR_SECONDS)[group],
-            f"offsets of consumer group {group!r}",
-        )
-        return {(tp.topic, tp.partition): tp.offset for tp in found.topic_partitions if tp.offset >= 0}
+    def committed(self, group: str, topics: Iterable[str] | None = None) -> dict[tuple[str, int], int]:
+        """The offsets that a group has committed on topics (None: all there are), by topic and partition. Joins nothing, changes nothing.
 
-    def _asked(self, ask: Callable[[], Any], doing: str) -> Any:
-        """Ask a group's coordinator, again while it moves or loads, and by a new client where this one gets no answer.
+        A consumer asks, not the admin client: that one's question ends the whole process where the coordinator moved (librdkafka 2.16).
+        """
+        sizes = self._sizes() if topics is None else {name: facts.partitions for name, facts in self.topics(topics).items()}
+        wanted = [TopicPartition(name, p) for name, size in sizes.items() for p in range(size)]
+        found = self._asked(lambda patience: self._stands(group, wanted, patience), f"offsets of consumer group {group!r}")
+        return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
+
+    def _stands(self, group: str, wanted: list[TopicPartition], patience: float) -> list[TopicPartition]:
+        """A group's committed offsets by a consumer that is kept for the next time, unless it failed."""
+        consumer = self._stood.pop(group, None) or self._config.onlooker(group)
+        try:
+            found: list[TopicPartition] = consumer.committed(wanted, timeout=patience)
+            for tp in found:
+                if tp.error is not None:
+                    raise KafkaException(tp.error)
+        except BaseException:
+            consumer.close()
+            raise
+        before = self._stood.setdefault(group, consumer) if len(self._stood) < _KEPT_CONSUMERS else None
+        if before is not consumer:
+            consumer.close()
+        return found
+
+    def _sizes(self) -> dict[str, int]:
+        """The number of partitions of every topic but Kafka's own."""
+        try:
+            known = self.admin.list_topics(timeout=self._timeout).topics
+        except KafkaException as error:
+            raise self._failed(error, "listing topics") from error
+        return {name: len(found.partitions) for name, found in known.items() if not name.startswith("__")}
+
+    def _asked(self, ask: Callable[[float], _Answer], doing: str) -> _Answer:
+        """Ask a group's coordinator for so many seconds, again while it moves or loads, and by a new client where this one gets no answer.
 
         A client that once found no coordinator may stay deaf: it asks nobody any more.
         """
         deadline = time.monotonic() + self._timeout
         while True:
             try:
-                return self._wait(ask(), min(_DEAF_SECONDS, max(0.0, deadline - time.monotonic())))
+                return ask(min(_DEAF_SECONDS, max(0.0, deadline - time.monotonic())))
             except _NO_ANSWER as error:
-                refused = isinstance(error, KafkaException) and error.args[0].code() not in _COORDINATOR_MOVES
+                refused = isinstance(error, KafkaException) and error.args[0].code() not in _COORDINATOR_MOVES | _UNANSWERED
                 if refused or time.monotonic() > deadline:
                     raise self._failed(error, doing) from error
                 if not isinstance(error, KafkaException):
