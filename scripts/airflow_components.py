@@ -18,6 +18,8 @@ from typing import Any
 
 from airflow_env import PYTHON_BIN, ROOT
 
+from factory_agents.sandbox import private
+
 __all__ = ["COMPONENTS", "NEW_FILES_SOON", "Components", "free_port", "loopback_environment"]
 
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
@@ -51,9 +53,8 @@ def loopback_environment(port: int, home: Path) -> dict[str, str]:
     url = f"http://127.0.0.1:{port}"
     passwords = home / "passwords.json"
     if not passwords.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        passwords.touch(mode=0o600)
-        passwords.write_text(json.dumps({"admin": secrets.token_urlsafe(12)}))
+        private.folder(home)
+        private.write(passwords, json.dumps({"admin": secrets.token_urlsafe(12)}))
     return {
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__HOST": "127.0.0.1",
@@ -79,10 +80,10 @@ class Components:
 
     def start(self, *names: str) -> None:
         """Start components (all of them by default); returns at once."""
-        self.logs.mkdir(parents=True, exist_ok=True)
+        private.folder(self.logs)
         for name in names or COMPONENTS:
             command = [*COMPONENTS[name], *(("--port", self.environment["AIRFLOW__API__PORT"]) if name == "api-server" else ())]
-            with (self.logs / f"{name}.log").open("ab") as log:
+            with private.append(self.logs / f"{name}.log") as log:
                 process = subprocess.Popen(
                     [str(PYTHON_BIN / "airflow"), *command],
                     env=self.environment,
@@ -91,6 +92,7 @@ class Components:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    umask=private.UMASK,
                 )
             self._running[name] = process
             self._groups.append(process.pid)

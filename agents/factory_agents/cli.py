@@ -387,10 +387,10 @@ def sandbox_up(
     if json:
         console.print_json(info.env())
         return
-    console.say(f"Kafka       {info.bootstrap}")
+    console.say(f"Kafka       {info.bootstrap} (without a password: any user of this machine may use it)")
     console.say(f"PostgreSQL  {info.database_url}")
     if info.bigquery_url is not None:
-        console.say(f"BigQuery    {info.bigquery_url} (an emulator)")
+        console.say(f"BigQuery    {info.bigquery_url} (an emulator, without a password too)")
     console.say('use it in this shell: eval "$(factory sandbox env)"')
 
 

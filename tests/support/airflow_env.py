@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from factory_agents.sandbox import private
 from tests.support.shared_sandbox import HOME
 
 AIRFLOW_HOME = Path(os.environ["AIRFLOW_HOME"])
@@ -41,7 +42,7 @@ os.environ.update(
 def migrated_database() -> Path:
     """A metadata database of the installed Airflow, made once and kept for later sessions."""
     template = HOME.parent / "cache" / f"airflow-{version('apache-airflow')}.db"
-    template.parent.mkdir(parents=True, exist_ok=True)
+    private.folder(template.parent)
     with (template.parent / "airflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not template.exists():
@@ -57,7 +58,7 @@ def migrated_database() -> Path:
 @pytest.fixture(scope="session")
 def airflow_home() -> Path:
     """This worker's Airflow home, with its metadata database ready and its DAG folder empty."""
-    AIRFLOW_HOME.mkdir(parents=True, exist_ok=True)
+    private.folder(AIRFLOW_HOME)
     shutil.rmtree(DAGS, ignore_errors=True)
     DAGS.mkdir()
     shutil.copyfile(migrated_database(), DATABASE)

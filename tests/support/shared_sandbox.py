@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from factory_agents.sandbox import Sandbox
+from factory_agents.sandbox import Sandbox, postgres, private
 from factory_agents.sandbox.processes import ProcessRecord, alive, identify
 
 HOME = Path(__file__).resolve().parents[2] / ".factory" / "test"
@@ -60,7 +60,9 @@ def _lease(pid: int) -> Path:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    _LEASES.mkdir(parents=True, exist_ok=True)
-    with (HOME / "leases.lock").open("w") as lock:
+    for folder in (HOME.parent, HOME):
+        private.folder(folder, group=postgres.server_group())
+    private.folder(_LEASES)
+    with private.append(HOME / "leases.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

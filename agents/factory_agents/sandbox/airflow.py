@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from factory_agents.errors import ConfigurationError, FactoryError
+from factory_agents.sandbox import private
 from factory_agents.sandbox.state import SandboxInfo
 
 __all__ = ["POOL", "airflow_program", "airflow_variables", "prepare_airflow"]
@@ -41,6 +42,8 @@ def airflow_variables(info: SandboxInfo, project: Path, *, trial: bool = False) 
         "AIRFLOW__CORE__PARALLELISM": "8",
         "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(key).decode(),
         _METADATA: f"sqlite:///{home / 'trial.db'}" if trial else info.airflow_database_url,
+        "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FOLDER_PERMISSIONS": "0o700",
+        "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FILE_PERMISSIONS": "0o600",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": os.environ.get("AIRFLOW__LOGGING__LOGGING_LEVEL", "WARNING"),
         "AIRFLOW__LOGGING__NAMESPACE_LEVELS": os.environ.get("AIRFLOW__LOGGING__NAMESPACE_LEVELS", _OWN_LINES),
         "AIRFLOW__FACTORY__RUNNER": os.environ.get("AIRFLOW__FACTORY__RUNNER", "process"),
@@ -71,6 +74,7 @@ def prepare_airflow(variables: Mapping[str, str], tell: Callable[[str], None]) -
     marker = Path(variables["AIRFLOW_HOME"]) / f".migrated-{made}"
     if marker.exists():
         return
+    private.tighten_all(private.folder(marker.parent))
     tell(f"preparing Airflow {installed}: its metadata and the pool {POOL[0]!r} (once)")
     for arguments in (("db", "migrate"), ("pools", "set", *POOL)):
         done = subprocess.run(
@@ -81,9 +85,9 @@ def prepare_airflow(variables: Mapping[str, str], tell: Callable[[str], None]) -
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
+            umask=private.UMASK,
         )
         if done.returncode:
             last = (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
             raise FactoryError(f"airflow {' '.join(arguments[:2])} failed: {last}")
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.write_text(f"Airflow {installed}: metadata schema and pool are there\n")
+    private.write(marker, f"Airflow {installed}: metadata schema and pool are there\n")

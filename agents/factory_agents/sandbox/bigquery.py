@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.sandbox import private
 from factory_agents.sandbox.processes import ProcessRecord, alive, last_line, spawn, stop, wait_until
 from factory_agents.sandbox.state import BIGQUERY_PROJECT
 
@@ -34,7 +35,7 @@ def start(folder: Path, host: str, port: int, grpc_port: int, tell: Callable[[st
         UnavailableError: its environment could not be built.
     """
     environment = build(tell)
-    folder.mkdir(parents=True, exist_ok=True)
+    private.tighten_all(private.folder(folder))
     command = [str(environment / "bin" / "local-bigquery"), "serve", "--host", host, "--port", str(port), "--grpc-port", str(grpc_port)]
     return spawn(
         [*command, "--project", BIGQUERY_PROJECT, "--data-dir", str(folder / "data")], log=log_of(folder), env=_variables(environment)
@@ -80,13 +81,14 @@ def build(tell: Callable[[str], None]) -> Path:
     """
     name = f"bigquery-emulator-{hashlib.sha256(_REQUIREMENTS.read_bytes()).hexdigest()[:12]}"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "factory" / name
-    if (folder / _READY).exists():
+    if _is_ready(folder):
         return folder
     python = _python()
     with _locked(folder):
-        if not (folder / _READY).exists():
+        if not _is_ready(folder):
             tell("building the BigQuery emulator's environment, once")
-            shutil.rmtree(folder, ignore_errors=True)  # of a building that was cut off
+            shutil.rmtree(folder, ignore_errors=True)  # of a building that was cut off, or what another user may have changed
+            private.folder(folder)
             _run([python, "-m", "venv", str(folder)], folder)
             own = str(folder / "bin" / "python")
             pip = [own, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
@@ -97,6 +99,10 @@ def build(tell: Callable[[str], None]) -> Path:
     return folder
 
 
+def _is_ready(folder: Path) -> bool:
+    return private.is_private(folder) and (folder / _READY).exists()
+
+
 def _variables(environment: Path) -> dict[str, str]:
     """Its home is in its environment: DuckDB keeps extensions there."""
     return {**os.environ, "HOME": str(environment)}
@@ -104,8 +110,8 @@ def _variables(environment: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
+    private.folder(folder.parent)
+    with private.append(folder.with_suffix(".lock")) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -113,7 +119,14 @@ def _locked(folder: Path) -> Iterator[None]:
 def _run(command: list[str], environment: Path) -> None:
     try:
         done = subprocess.run(
-            command, env=_variables(environment), cwd="/", capture_output=True, text=True, check=False, timeout=_BUILD_PATIENCE
+            command,
+            env=_variables(environment),
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_BUILD_PATIENCE,
+            umask=private.UMASK,
         )
     except subprocess.TimeoutExpired:
         raise UnavailableError(f"the BigQuery emulator could not be built in {_BUILD_PATIENCE:g} s: {' '.join(command[:4])} …") from None

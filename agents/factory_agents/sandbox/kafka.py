@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
+from factory_agents.sandbox import private
 from factory_agents.sandbox.processes import ProcessRecord, alive, last_line, spawn, stop, wait_until
 from factory_agents.sandbox.state import USER, KafkaState
 
@@ -54,17 +55,16 @@ def start(folder: Path, state: KafkaState, password: str, tell: Callable[[str], 
         UnavailableError: the jars could not be fetched.
         FactoryError: the jars are not the expected ones, or the storage could not be formatted.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    private.tighten_all(private.folder(folder))
     jars = _jars(tell)
     settings = folder / "server.properties"
-    settings.touch(mode=0o600)
-    settings.write_text("".join(f"{key}={value}\n" for key, value in _settings(folder, state, password).items()))
-    (folder / "log4j2.properties").write_text(_LOGGING)
+    private.write(settings, "".join(f"{key}={value}\n" for key, value in _settings(folder, state, password).items()))
+    private.write(folder / "log4j2.properties", _LOGGING)
     java = [str(_java_home() / "bin" / "java"), *_class_cache(folder, jars), *_JVM]
     java += [f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "-cp", os.pathsep.join(map(str, jars))]
     if not (folder / "data" / "meta.properties").exists():
         _format(java, settings)
-    log_of(folder).write_bytes(b"")
+    private.write(log_of(folder), b"")
     return spawn([*java, "kafka.Kafka", str(settings)], log=log_of(folder))
 
 
@@ -152,6 +152,7 @@ def _format(java: list[str], settings: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        umask=private.UMASK,
     )
     if done.returncode:
         raise FactoryError(f"Kafka could not format its storage: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
@@ -165,9 +166,7 @@ def _java_home() -> Path:
 
 
 def _cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "factory-agents"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return private.folder(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "factory-agents")
 
 
 def _class_cache_file(jars: list[Path]) -> Path:
@@ -182,10 +181,10 @@ def _class_cache(folder: Path, jars: list[Path]) -> list[str]:
     kept = _class_cache_file(jars)
     note = folder / "recording"
     note.unlink(missing_ok=True)
-    if kept.exists():
+    if private.is_private(kept):  # it is code: another user's is not loaded
         return [f"-XX:AOTCache={kept}"]
     recording = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")
-    note.write_text(str(recording))
+    private.write(note, str(recording))
     return [f"-XX:AOTCacheOutput={recording}"]
 
 
@@ -198,17 +197,18 @@ def _recording(folder: Path) -> Path | None:
 
 
 def _jars(tell: Callable[[str], None]) -> list[Path]:
-    """The broker's class path; fetched once for a machine's user, and checked against the sums kept beside this file."""
+    """The broker's class path; fetched once for a machine's user, and checked each time against the sums kept beside this file."""
     listing = _cache() / f"kafka-{KAFKA_VERSION}.json"
     with _exclusive(_cache() / "lock"):
         with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
             jars = [Path(jar) for jar in msgspec.json.decode(listing.read_bytes(), type=list[str])]
             if all(jar.exists() for jar in jars):
+                _check(jars, _expected_sums())
                 return jars
         tell(f"fetching Kafka {KAFKA_VERSION}: 46 MB of jars, the first time only")
         jars = _fetch()
         _check(jars, _expected_sums())
-        listing.write_bytes(msgspec.json.encode([str(jar) for jar in jars]))
+        private.write(listing, msgspec.json.encode([str(jar) for jar in jars]))
         return jars
 
 
@@ -240,11 +240,12 @@ def _check(jars: list[Path], expected: Mapping[str, str]) -> None:
     found = {jar.name: hashlib.sha256(jar.read_bytes()).hexdigest() for jar in jars}
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong:
-        raise FactoryError(f"Kafka's jars differ from the expected ones: {', '.join(wrong)} (in {jars[0].parent if jars else '?'})")
+        where = jars[0].parent if jars else "?"
+        raise FactoryError(f"Kafka's jars differ from the expected ones: {', '.join(wrong)}; remove {where} so that they are fetched again")
 
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
+    with private.append(path) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

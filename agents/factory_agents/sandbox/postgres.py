@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
+from factory_agents.sandbox import private
 from factory_agents.sandbox.processes import ProcessRecord, alive, last_line, spawn, stop, wait_until
 from factory_agents.sandbox.state import AIRFLOW_DATABASE, DATABASE, USER
 
@@ -39,9 +40,9 @@ def start(folder: Path, host: str, port: int, password: str, tell: Callable[[str
     bin_ = programs()
     uid = _server_user()
     data = folder / "data"
-    folder.mkdir(parents=True, exist_ok=True)
+    private.folder(folder, group=server_group())
     if uid is not None:
-        _open_way(folder, tell)
+        _open_way(folder.parent.parent, tell)
         _open_way(bin_, tell)
         _open_tree(bin_)
     if not (data / "PG_VERSION").exists():
@@ -107,6 +108,11 @@ def programs() -> Path:
     return Path(found.submodule_search_locations[0]) / "pginstall18" / "bin"
 
 
+def server_group() -> int | None:
+    """The group of the server's user, where that is another user: it has to pass through the folders above its own."""
+    return _server_user()  # as ``spawn`` has it
+
+
 def _server_user() -> int | None:
     """Whom the server runs as: PostgreSQL refuses root, so root lends it the user made for owning nothing."""
     return None if os.geteuid() != 0 else pwd.getpwnam("nobody").pw_uid
@@ -116,8 +122,7 @@ def _create(programs: Path, folder: Path, password: str, uid: int | None) -> Non
     data, secret = folder / "data", folder / "password"
     shutil.rmtree(data, ignore_errors=True)  # of a creation that was cut off
     data.mkdir(mode=0o700)
-    secret.touch(mode=0o600)
-    secret.write_text(password)
+    private.write(secret, password)
     if uid is not None:
         os.chown(data, uid, uid)
         os.chown(secret, uid, uid)
@@ -143,8 +148,9 @@ def _create(programs: Path, folder: Path, password: str, uid: int | None) -> Non
 def _open_way(path: Path, tell: Callable[[str], None]) -> None:
     """Let the server's user pass through to ``path``: search permission only, and said aloud."""
     for folder in (path, *path.parents):
-        mode = folder.stat().st_mode
-        if not mode & 0o001:
+        status = folder.stat()
+        mode = status.st_mode
+        if not (mode & 0o001 or (mode & 0o010 and status.st_gid == server_group())):
             tell(f"letting PostgreSQL's user pass through {folder} (chmod o+x)")
             folder.chmod(mode | 0o001)
 

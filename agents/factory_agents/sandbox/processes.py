@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from factory_agents.errors import UnavailableError
+from factory_agents.sandbox import private
 
 _POLL = 0.01  # seconds
 
@@ -27,8 +28,11 @@ class ProcessRecord(msgspec.Struct, frozen=True):
 
 
 def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, uid: int | None = None) -> ProcessRecord:
-    """Start ``command`` in a session of its own, its output appended to ``log``; as user ``uid`` if given (needs root)."""
-    with log.open("ab") as out:
+    """Start ``command`` in a session of its own, its output appended to ``log``; as user ``uid`` if given (needs root).
+
+    What it writes is its user's alone.
+    """
+    with private.append(log) as out:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -40,6 +44,7 @@ def spawn(command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = 
             user=uid,
             group=uid,
             extra_groups=None if uid is None else [],
+            umask=private.UMASK,
         )
     child.returncode = 0  # it is detached on purpose: no warning that it still runs
     return identify(child.pid)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from factory_agents.errors import FactoryError, UnavailableError
+from factory_agents.errors import UnavailableError
 from factory_agents.sandbox import airflow as airflows
-from factory_agents.sandbox import bigquery, kafka, postgres
+from factory_agents.sandbox import bigquery, kafka, postgres, private
 from factory_agents.sandbox import state as states
 from factory_agents.sandbox.processes import alive, free_port, listens
 from factory_agents.sandbox.state import HOST, BigQueryState, KafkaState, PartStatus, PostgresState, SandboxInfo, SandboxStatus, State
@@ -28,7 +28,10 @@ def _to_stderr(message: str) -> None:
 
 
 class Sandbox:
-    """A Kafka broker and a PostgreSQL server whose files and processes belong to ``home``.
+    """A Kafka broker and a PostgreSQL server whose files and processes belong to ``home``, which nobody else may read.
+
+    The database wants a password; so does the listener of the broker that ``sasl`` adds. The other listener takes any client on this
+    machine, and the BigQuery emulator has no password at all.
 
     Args:
         home: where everything is kept; by default ``FACTORY_HOME``, else ``.factory`` in the current directory.
@@ -63,6 +66,9 @@ class Sandbox:
             UnavailableError: a part did not start, or its files could not be fetched.
         """
         with self._locked():
+            for path in self.home.iterdir():
+                if path != self._postgres_folder:  # its user passes through it
+                    private.tighten(path)
             for _ in range(_TRIES):  # a part that was being killed when looked at is dead only now
                 self._start_missing()
                 found = states.info_of(self.home, self._state())
@@ -186,12 +192,8 @@ class Sandbox:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
-            self.home.mkdir(parents=True, exist_ok=True)
-            lock = (self.home / "lock").open("w")
-        except OSError as error:
-            raise FactoryError(f"the sandbox cannot keep its files in {self.home}: {error.strerror}") from error
-        with lock:
+        private.folder(self.home, group=postgres.server_group())
+        with private.append(self.home / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

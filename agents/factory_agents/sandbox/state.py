@@ -9,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from factory_agents.errors import ConfigurationError
+from factory_agents.sandbox import private
 from factory_agents.sandbox.processes import ProcessRecord, alive
 
 HOST = "127.0.0.1"
@@ -150,8 +151,7 @@ def load(home: Path) -> State | None:
 def save(home: Path, state: State) -> None:
     """Replace the state in ``home``, readable by its owner only."""
     fresh = home / f"{_FILE}.new"
-    fresh.touch(mode=0o600)
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
+    private.write(fresh, msgspec.json.format(msgspec.json.encode(state), indent=2))
     fresh.replace(home / _FILE)
 
 

