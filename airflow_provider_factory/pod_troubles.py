@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from factory_agents.text import printable
+
 if TYPE_CHECKING:
     from kubernetes.client import models as k8s
 
@@ -15,20 +17,32 @@ _PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNev
 _SETTING_UP = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _PERMANENT = ("InvalidImageName", "ErrImageNeverPull")
 _KILLED = 137
+_LONGEST = 12_288  # characters of a message: Kubernetes' bound for all containers of a pod
+_SHOWN = 1000
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a pod came to nothing, to be read after "the pod …"; ``permanent`` where another try would end alike."""
+    """Why a pod came to nothing, to be read after "the pod …"; ``permanent`` where another try would end alike.
+
+    The text quotes Kubernetes, and through it images and probes: it is shown as one line, of bounded length.
+    """
 
     text: str
     permanent: bool = False
 
+    def __post_init__(self) -> None:
+        """Take from the text what a terminal would act on."""
+        object.__setattr__(self, "text", _shown(self.text))
+
 
 def termination_message(pod: k8s.V1Pod | None, container: str) -> str:
-    """What the container wrote into its termination message; empty while it runs, or where there is nothing."""
+    """What the container wrote into its termination message; empty while it runs, or where there is nothing.
+
+    What is longer than Kubernetes lets it be is cut, and is no result then.
+    """
     status = _container_status(pod, container)
-    return (status.state.terminated.message or "") if status and status.state and status.state.terminated else ""
+    return (status.state.terminated.message or "")[:_LONGEST] if status and status.state and status.state.terminated else ""
 
 
 def pod_trouble(pod: k8s.V1Pod | None, container: str, events: Iterable[k8s.CoreV1Event] = ()) -> Trouble | None:
@@ -47,7 +61,7 @@ def event_lines(events: Iterable[k8s.CoreV1Event]) -> list[str]:
     for event in events:
         if event.type == "Warning":
             times = f" (×{event.count})" if (event.count or 1) > 1 else ""
-            lines.append(f"{event.reason}: {' '.join((event.message or '').split())}{times}")
+            lines.append(f"{_shown(f'{event.reason}: {event.message or str()}')}{times}")
     return list(dict.fromkeys(lines))
 
 
@@ -58,6 +72,12 @@ def log_stamp(line: str) -> str:
         return ""
     whole, _, fraction = stamp[:-1].partition(".")
     return f"{whole}.{fraction[:9]:0<9}Z"
+
+
+def _shown(text: str) -> str:
+    """A text from a cluster as one line of a log."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
 
 def _container_status(pod: k8s.V1Pod | None, container: str) -> k8s.V1ContainerStatus | None:

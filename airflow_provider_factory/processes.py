@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from airflow_provider_factory.errors import AgentCrashedError
-from factory_agents.protocol import AgentResult, AgentRun, decode_result, encode
+from airflow_provider_factory.results import read_result_file
+from factory_agents.protocol import AgentResult, AgentRun, encode
+from factory_agents.text import printable
 
 __all__ = ["AgentProcess", "child_environment", "log_line"]
 
@@ -30,6 +32,7 @@ _PRIVATE = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "_AIRFLOW_")
 _OURS = ("KAFKA_BOOTSTRAP", "KAFKA_CONFIG", "KAFKA_CONFIG_FILE", "DATABASE_URL")
 _FIELDS_OF_ITS_OWN = ("time", "level", "logger", "message", "exception")
 _LAST_LINES = 20
+_LONGEST_LINE, _LINES_WAITING = 65_536, 500
 
 
 def child_environment(
@@ -51,14 +54,18 @@ def child_environment(
 
 
 def log_line(line: str) -> tuple[int, str]:
-    """Level and text of a line that an agent wrote: a structured one in full, any other as information."""
-    with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError):
+    """Level and text of a line that an agent wrote: a structured one in full, any other as information.
+
+    It is shown as text: what a terminal would act on is escaped, and a line without an end is cut.
+    """
+    line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}…"
+    with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError):
         record: dict[str, Any] = json.loads(line)
         level = logging.getLevelNamesMapping().get(str(record["level"]).upper(), logging.INFO)
         fields = "".join(f" {k}={v}" for k, v in record.items() if k not in _FIELDS_OF_ITS_OWN)
-        text = f"{record['message']}{fields}"
-        return level, f"{text}\n{record['exception']}" if record.get("exception") else text
-    return logging.INFO, line
+        text = printable(f"{record['message']}{fields}")
+        return level, f"{text}\n{printable(str(record['exception']), lines=True)}" if record.get("exception") else text
+    return logging.INFO, printable(line)
 
 
 class AgentProcess:
@@ -74,7 +81,8 @@ class AgentProcess:
         self._command = tuple(command)
         self._process: subprocess.Popen[str] | None = None
         self._ended = False
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lines: queue.Queue[str | None] = queue.Queue(_LINES_WAITING)  # an agent that talks faster than it is heard waits
+        self._over = threading.Event()
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
 
     @property
@@ -93,6 +101,7 @@ class AgentProcess:
                 code = self._run_to_end(result)
             finally:
                 self.stop()
+                self._over.set()
             return self._result(result, code)
 
     def stop(self) -> None:
@@ -146,9 +155,15 @@ class AgentProcess:
 
     def _read(self, stream: IO[str]) -> None:
         with contextlib.suppress(ValueError, OSError), stream:
-            for line in stream:
-                self._lines.put(line.rstrip("\n"))
-        self._lines.put(None)
+            while line := stream.readline(_LONGEST_LINE):
+                self._hand_over(line.rstrip("\n"))
+        self._hand_over(None)
+
+    def _hand_over(self, line: str | None) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(queue.Full):
+                self._lines.put(line, timeout=0.5)
+                return
 
     def _relay(self, timeout: float) -> bool:
         """Log what arrived within ``timeout`` seconds; False once the agent has closed its output."""
@@ -165,9 +180,9 @@ class AgentProcess:
         return True
 
     def _result(self, path: Path, code: int) -> AgentResult:
-        text = path.read_bytes() if path.is_file() else b""
-        if text:
-            return decode_result(text)
+        result = read_result_file(path)
+        if result is not None:
+            return result
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         memory = "; is the worker out of memory?" if code == -signal.SIGKILL else ""
         last = f"; its last words: {self._last[-1]}" if self._last else ""

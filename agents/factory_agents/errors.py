@@ -58,9 +58,12 @@ class ForgedRecordError(FactoryError):
 
 
 class UnreadableBatchError(DataLossError):
-    """A batch in a topic that no consumer can read: it expands past every limit, or is damaged. Its offsets are [``start``, ``end``)."""
+    """A batch in a topic that no consumer can read: it expands past every limit, or is damaged. Its offsets are [``start``, ``end``).
 
-    def __init__(self, message: str, *, start: int, end: int) -> None:
+    They are -1 where another process tells of it.
+    """
+
+    def __init__(self, message: str, *, start: int = -1, end: int = -1) -> None:
         super().__init__(message)
         self.start = start
         self.end = end

@@ -67,6 +67,10 @@ class Interval(msgspec.Struct, frozen=True):
         for name in ("start", "end"):
             if getattr(self, name).tzinfo is None:
                 raise WindowError(f"interval {name}: expected a time with a time zone, got {getattr(self, name).isoformat()}")
+            try:
+                getattr(self, name).astimezone(UTC)
+            except OverflowError:
+                raise WindowError(f"interval {name}: expected a time from year 1 to 9999 in UTC, got {getattr(self, name)}") from None
         if self.end <= self.start:
             raise WindowError(
                 f"interval: its end {self.end.isoformat()} is not after its start {self.start.isoformat()}; give them the other way round"
@@ -383,7 +387,7 @@ def plain(value: msgspec.Struct) -> dict[str, Any]:
 def _decode(data: bytes | str | dict[str, Any], type_: type[_T], what: str) -> _T:
     try:
         value = msgspec.convert(data, type_) if isinstance(data, dict) else msgspec.json.decode(data, type=type_)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise ConfigurationError(f"{what}: not what this version ({PROTOCOL_VERSION}) of the protocol expects: {error}") from error
     version = getattr(value, "protocol", PROTOCOL_VERSION)
     if version != PROTOCOL_VERSION:

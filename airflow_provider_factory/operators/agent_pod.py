@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from airflow.providers.cncf.kubernetes.operators.pod import (  # noqa: TID253  # the base class; see plugins/preload.py
     FoundMoreThanOnePodFailure,
     KubernetesPodOperator,
@@ -20,6 +21,7 @@ from airflow_provider_factory.links import PodLink, pod_url, push_links
 from airflow_provider_factory.pod_logs import AgentPodManager, is_outage, short, since_seconds
 from airflow_provider_factory.pod_troubles import Trouble, event_lines, fresh_lines, pod_trouble, termination_message
 from airflow_provider_factory.pods import AgentPod, agent_pod, owned_secret, pod_labels, pod_template, with_secret
+from airflow_provider_factory.results import check_result
 from airflow_provider_factory.settings import credentials, option
 from airflow_provider_factory.triggers.agent_pod import AgentPodTrigger
 from factory_agents.errors import ConfigurationError, FactoryError, StoppedError
@@ -303,6 +305,11 @@ class AgentPodOperator(KubernetesPodOperator):
         from kubernetes.client.exceptions import ApiException
 
         said = self._said()
+        if said is not None and self._sent is not None:
+            try:
+                check_result(said, self._sent)
+            except FactoryError as foreign:
+                return foreign
         if said is not None and said.status == "failed":
             return _disturbed(agent_error(said), self._trouble)
         gone = (isinstance(error, ApiException) and error.status == 404) or type(error).__name__ == "PodNotFoundException"
@@ -339,7 +346,7 @@ class AgentPodOperator(KubernetesPodOperator):
 
         result = read_result(self.ledger_config(), run.work, prefix=run.prefix)
         if result is not None and (result.run == run.digest or (said is not None and said.fingerprint == result.fingerprint)):
-            return result
+            return msgspec.structs.replace(result, run=run.digest)
         if self._trouble is not None:
             raise self._crash(self._trouble)
         raise AgentCrashedError(

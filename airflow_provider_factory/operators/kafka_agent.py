@@ -23,6 +23,7 @@ from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, Outpu
 from airflow_provider_factory.operators.agent_pod import AgentPodOperator
 from airflow_provider_factory.outside import from_outside, names_from_outside
 from airflow_provider_factory.processes import AgentProcess, child_environment
+from airflow_provider_factory.results import check_result, shown_notes
 from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, instance, mapped, order, reprocess_wanted
 from airflow_provider_factory.settings import Runner, option, option_seconds, runner
 from factory_agents.errors import ConfigurationError, DryRunError, FactoryError, WindowError
@@ -264,10 +265,10 @@ class KafkaAgentOperator(AgentPodOperator):
         if self._run is not None:  # not deferred: the pod had ended before; ``execute`` concludes
             return super().trigger_reentry(context, event)
         with airflow_errors(), self._word_of_failure():
-            self._run = run = self.agent_run(context)
+            self._run = run = self._portable(self.agent_run(context), context)
             context["shard_label"] = _label(run)  # type: ignore[typeddict-unknown-key]
             self._push_links(context, run)
-            return self._conclude(context, self.resume_pod(context, self._portable(run, context), event))
+            return self._conclude(context, self.resume_pod(context, run, event))
 
     @contextmanager
     def _word_of_failure(self) -> Iterator[None]:
@@ -302,7 +303,8 @@ class KafkaAgentOperator(AgentPodOperator):
             environment.setdefault("FACTORY_INCLUDE", str(include))
         if root:
             environment["FACTORY_FILES"] = os.pathsep.join(filter(None, [str(root), environment.get("FACTORY_FILES")]))
-        run = self._portable(run, context) if run.agent.name in BUILT_IN else run
+        if run.agent.name in BUILT_IN:
+            self._run = run = self._portable(run, context)
         self._process = AgentProcess(run, environment, grace=option_seconds("stop_grace"))
         try:
             return self._process.run()
@@ -339,7 +341,8 @@ class KafkaAgentOperator(AgentPodOperator):
         return FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).config()
 
     def _run_pod(self, context: Context, run: AgentRun) -> AgentResult:
-        return self.run_pod(context, self._portable(run, context))
+        self._run = run = self._portable(run, context)
+        return self.run_pod(context, run)
 
     def _portable(self, run: AgentRun, context: Context) -> AgentRun:
         """The run with the texts of its contract's files put in: the same wherever it is read, and an image needn't hold them.
@@ -370,16 +373,15 @@ class KafkaAgentOperator(AgentPodOperator):
         run = self._run
         if self._stopped:
             raise AgentCrashedError("the task was stopped; a retry resumes")
+        if run is not None:
+            check_result(result, run)
         if result.status != "success":
             raise agent_error(result)
-        if run is not None and (result.stage, result.key, result.shard) != (run.stage, run.key, run.shard):
-            theirs, ours = (f"{r.stage!r} {r.key} {r.shard.key}" for r in (result, run))
-            raise AgentCrashedError(f"the agent's result is of {theirs}, expected {ours}")
         if run is not None:  # an image with a program of its own need not know of these
             result = msgspec.structs.replace(result, origin=run.origin, instance=run.instance, mapped=run.mapped)
         self._result = result
         self.log.info("%s", summary(result))
-        for note in result.notes:
+        for note in shown_notes(result):
             self.log.warning("%s", note)
         self._report_assets(context, result)
         return self._verdict(context, result)

@@ -133,7 +133,7 @@ class LedgerView(Follower):
         if isinstance(record, bytes):
             try:
                 record = decode_record(kind, record)
-            except (msgspec.MsgspecError, ValueError) as error:
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise ConfigurationError(
                     f"ledger record {key!r} at offset {offset}: not one that this version can read ({error}); was it written by a newer "
                     f"release?"

@@ -1,0 +1,88 @@
+"""What an agent's answer may say: of its own run and of no other, in bounded size.
+
+An agent's code runs in the process that writes the answer, so it may write whatever it likes there. It can't be kept from lying about its
+own work; what the answer can reach is the task that launched it, and what names the work comes from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from airflow_provider_factory.errors import ForeignResultError
+from factory_agents.protocol import AgentResult, AgentRun, Manifest, decode_result
+from factory_agents.text import printable
+
+__all__ = ["LARGEST_RESULT", "check_result", "read_result_file", "shown_notes"]
+
+LARGEST_RESULT = 4 << 20
+"""Bytes of an answer: XCom holds it. The ledger's record of it has to fit into a message of Kafka's, which is less."""
+
+_LARGEST_NUMBER = (1 << 63) - 1
+_NOTES, _NOTE = 20, 1000
+
+
+def read_result_file(path: Path) -> AgentResult | None:
+    """The answer that a process left, or None where it left nothing; raises ForeignResultError where it is too large.
+
+    Raises ConfigurationError where it is none.
+    """
+    if not path.is_file():  # a pipe, or a device
+        return None
+    with path.open("rb") as file:
+        text = file.read(LARGEST_RESULT + 1)
+    if len(text) > LARGEST_RESULT:
+        raise ForeignResultError(
+            f"the agent left a result of more than {LARGEST_RESULT >> 20} MiB, the most that is taken; let its report and notes be shorter"
+        )
+    return decode_result(text) if text else None
+
+
+def check_result(result: AgentResult, run: AgentRun) -> None:
+    """Refuse a result that is another run's, or of a form that no run leaves; raises ForeignResultError."""
+    for what, theirs, ours in _names(result, run):
+        if theirs != ours:
+            raise ForeignResultError(
+                f"the agent's result is of {what} {printable(str(theirs)[:200])!r}, expected {ours!r}: it is another run's, and is not used"
+            )
+    _check_numbers(result)
+
+
+def shown_notes(result: AgentResult) -> Iterator[str]:
+    """A result's notes as a log may show them."""
+    for note in result.notes[:_NOTES]:
+        yield printable(note[:_NOTE])
+    if len(result.notes) > _NOTES:
+        yield f"and {len(result.notes) - _NOTES:,} more notes: they are in the result"
+
+
+def _names(result: AgentResult, run: AgentRun) -> Iterable[tuple[str, object, object]]:
+    """What says whose a result is: as it says, and as it was launched. What an image's own program needn't know of may be missing."""
+    unread = result.status == "failed" and not result.key  # the run itself could not be read
+    if not (unread and not result.pipeline):
+        yield "pipeline", result.pipeline, run.pipeline
+        yield "stage", result.stage, run.stage
+    if not unread:
+        yield "window", result.key, run.key
+        yield "shard", result.shard.key, run.shard.key
+    if result.run:
+        yield "run", result.run, run.digest
+    interval = run.window.interval if run.window is not None else run.interval
+    if result.interval is not None and interval is not None:
+        yield "interval", result.interval.key, interval.key
+    if result.manifest is not None:
+        yield "output topic", result.manifest.topic, run.output_topic
+    if result.input is not None and run.window is not None:
+        yield "input topic", result.input.topic, run.window.topic
+
+
+def _check_numbers(result: AgentResult) -> None:
+    numbers = list(msgspec.structs.astuple(result.counts))
+    numbers += [result.generation, result.input_generation, result.epoch, result.instance, result.mapped, result.ledger_offset]
+    manifests: list[Manifest] = [m for m in (result.input, result.manifest, result.dead_letters) if m is not None]
+    ranges = [r for m in manifests for r in m.ranges]
+    numbers += [n for r in ranges for n in (r.partition, r.start, r.end, r.count + 1)]
+    if not all(0 <= n <= _LARGEST_NUMBER for n in numbers) or any(r.start > r.end for r in ranges) or result.seconds < 0:
+        raise ForeignResultError("the agent's result has counts or offsets that no run can have (negative, or too large); it is not used")
