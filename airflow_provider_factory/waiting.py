@@ -6,16 +6,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from confluent_kafka import KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError
 
+from factory_agents.errors import UnreadableBatchError
 from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer, LargeMessage
 from factory_agents.kafka.lag import Lags
+from factory_agents.kafka.messages import Message
 from factory_agents.kafka.topics import Cluster
 
 __all__ = ["Enough", "Sizes", "Waiting", "look", "reason_to_start"]
 
 _READ_SECONDS = 1.0
 """How long records are counted at a time; the next look goes on from there."""
+
+_UNREADABLE_BYTES = 100_000_000
+"""What a batch counts that no consumer reads, because it expands to more than that: the run that it starts says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,15 @@ def look(
         old = {p: offset if offset >= 0 else ends[p] for p, (offset, _) in young.items()}
     size = 0
     if enough.size is not None:
-        size = sizes.beyond(config, _base(taken, begun), ends, enough.size)
+        size = sizes.beyond(config, cluster, _base(taken, begun), ends, enough.size)
     return Waiting(taken, ends, old, size)
 
 
 class Sizes:
-    """Counts the bytes of a topic's keys and values from some offsets on, reading each record once and no more than is needed."""
+    """Counts the bytes of a topic's keys and values from some offsets on, reading each record once and no more than is needed.
+
+    What they expand to is bounded as it is for an agent.
+    """
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
@@ -99,36 +108,49 @@ class Sizes:
         self._read: dict[int, int] = {}
         self._total = 0
 
-    def beyond(self, config: KafkaConfig, base: Mapping[int, int], ends: Mapping[int, int], enough: int) -> int:
+    def beyond(self, config: KafkaConfig, cluster: Cluster, base: Mapping[int, int], ends: Mapping[int, int], enough: int) -> int:
         """Bytes between two offsets of each partition; stops early once there are ``enough``. Raises FactoryError."""
         if self._base != base:
             self._base, self._read, self._total = dict(base), dict(base), 0
         todo = {p for p, end in ends.items() if self._read[p] < end}
         if todo and self._total < enough:
-            self._count(config, todo, ends, enough)
+            fetch = BoundedConsumer(config, cluster, self._topic, auto_offset_reset="earliest")
+            try:
+                fetch.start({p: self._read[p] for p in todo})
+                self._count(fetch, todo, ends, enough)
+            finally:
+                fetch.close()
         return self._total
 
-    def _count(self, config: KafkaConfig, todo: set[int], ends: Mapping[int, int], enough: int) -> None:
-        consumer = config.consumer(auto_offset_reset="earliest", queued_max_messages_kbytes=max(1024, min(enough // 1024, 65536)))
+    def _count(self, fetch: BoundedConsumer, todo: set[int], ends: Mapping[int, int], enough: int) -> None:
         until = time.monotonic() + _READ_SECONDS
-        try:
-            consumer.assign([TopicPartition(self._topic, p, self._read[p]) for p in todo])
-            while todo and self._total < enough and time.monotonic() < until:
-                for message in consumer.consume(10_000, 0.05):
-                    self._add(message, todo, ends)
-        finally:
-            consumer.close()
+        while todo and self._total < enough and time.monotonic() < until:
+            for message in fetch.take(10_000, 0.05):
+                self._add(fetch, message)
+                partition = message.partition()
+                at_end = (error := message.error()) is not None and error.code() == KafkaError._PARTITION_EOF
+                if at_end or (partition in todo and self._read[partition] >= ends[partition]):
+                    todo.discard(partition)
 
-    def _add(self, message: Message, todo: set[int], ends: Mapping[int, int]) -> None:
-        partition, offset, error = message.partition() or 0, message.offset() or 0, message.error()
+    def _add(self, fetch: BoundedConsumer, message: Message) -> None:
+        error, partition = message.error(), message.partition()
         if error is None:
-            self._total += len(message.key() or b"") + len(message.value() or b"")
-            self._read[partition] = offset + 1
+            size = message.digest.size if isinstance(message, LargeMessage) else len(message)
+            self._total += len(message.key() or b"") + size
+            self._read[partition] = message.offset() + 1
         elif error.code() == KafkaError._PARTITION_EOF:
-            self._read[partition] = max(self._read[partition], offset)
-        elif passing(error):
-            return
-        else:
+            self._read[partition] = max(self._read[partition], message.offset())
+        elif error.code() in UNREADABLE:
+            self._add_unreadable(fetch, partition)
+        elif not passing(error):
             raise kafka_error(error, f"reading {self._topic}-{partition}")
-        if error is not None or self._read[partition] >= ends[partition]:
-            todo.discard(partition)
+
+    def _add_unreadable(self, fetch: BoundedConsumer, partition: int) -> None:
+        """A batch that can't be read beside others: by itself, or else it counts as what it is at least, and what follows it is read on."""
+        try:
+            fetch.read_alone(partition)
+        except UnreadableBatchError as error:
+            self._total += _UNREADABLE_BYTES
+            self._read[partition] = error.end
+            fetch.stop([partition])
+            fetch.start({partition: error.end})

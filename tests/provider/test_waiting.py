@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
 from airflow_provider_factory.waiting import Enough, Sizes, Waiting, look, reason_to_start
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.lag import Lags
+from tests.support.measured import peak_of_python
+from tests.support.raw_records import Raw, batch, put
 from tests.support.runs import Runs, events
 
 WAITING = Waiting(taken={0: 10, 1: 0}, ends={0: 15, 1: 7}, old={0: 10, 1: 0}, size=900)
@@ -66,3 +69,43 @@ def test_positions_ages_and_sizes_are_those_beyond_the_pipelines_last_window(run
     runs.produce(topic, [b"x"], partition=2, timestamp=long_ago)
     waiting = look(runs.config, runs.cluster, Lags(runs.config, runs.cluster), enough=Enough(age=3600), begun={}, **asked)  # type: ignore[arg-type]
     assert reason_to_start(Enough(age=3600), waiting, {}) == "the oldest of 3 records has waited 3600 s"
+
+
+@cache
+def holding(megabytes: int) -> bytes:
+    return batch([Raw(b"x" * (megabytes << 20), b"key")], "zstd")
+
+
+class TestSizesOfATopicThatOthersWriteTo:
+    def counted(self, runs: Runs, topic: str, enough: int) -> int:
+        """In as many looks as it takes."""
+        sizes, ends = Sizes(topic), runs.cluster.high_watermark(topic, [0])
+        counted = -1
+        while counted != (counted := sizes.beyond(runs.config, runs.cluster, {0: 0}, ends, enough)):
+            pass
+        return counted
+
+    def test_count_a_value_that_no_producer_of_ours_could_write(self, runs: Runs) -> None:
+        topic = runs.topic("in", partitions=1)
+        runs.produce(topic, [b"12345"])
+        put(runs.bootstrap, topic, 0, holding(40))
+        runs.produce(topic, [b"67890"])
+        assert self.counted(runs, topic, 1 << 40) == (40 << 20) + 3 + 10
+
+    def test_count_a_batch_that_nobody_can_read_as_what_it_is_at_least_and_go_on(self, runs: Runs) -> None:
+        topic = runs.topic("in", partitions=1)
+        put(runs.bootstrap, topic, 0, holding(120))
+        runs.produce(topic, [b"12345"])
+        assert self.counted(runs, topic, 1 << 40) == 100_000_000 + 5
+
+    def test_are_counted_in_a_pods_memory_and_one_look_takes_a_moment(self, runs: Runs) -> None:
+        topic = runs.topic("in", partitions=1)
+        put(runs.bootstrap, topic, 0, *[holding(60)] * 25)
+        code = (
+            "import time; from airflow_provider_factory.waiting import Sizes; from factory_agents.kafka.config import KafkaConfig; "
+            f"from factory_agents.kafka.topics import Cluster; config = KafkaConfig({runs.bootstrap!r}); began = time.monotonic(); "
+            f"Sizes({topic!r}).beyond(config, Cluster(config), {{0: 0}}, {{0: 25}}, 1 << 40); print(time.monotonic() - began)"
+        )
+        seconds, megabytes = peak_of_python(code)
+        assert float(seconds) < 15
+        assert megabytes < 600

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def measured(main: Callable[[], int]) -> int:
@@ -21,6 +24,14 @@ def peak_of(log: str) -> int:
     found = re.search(r"^peak_mb=(\d+)$", log, re.MULTILINE)
     assert found, log
     return int(found[1])
+
+
+def peak_of_python(code: str) -> tuple[str, int]:
+    """What code printed that ran in a process of its own, and the megabytes that this needed at most."""
+    whole = f"import sys; from tests.support.measured import measured\ndef main():\n    {code}\n    return 0\nsys.exit(measured(main))"
+    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), peak_of(done.stderr)
 
 
 if __name__ == "__main__":

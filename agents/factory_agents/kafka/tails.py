@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 from confluent_kafka import KafkaError, TopicPartition
 
 from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.kafka.fetch import UNREADABLE, fetch_limits
 from factory_agents.kafka.messages import Message
 
 __all__ = ["Span", "Tails"]
@@ -16,6 +17,7 @@ __all__ = ["Span", "Tails"]
 _FIRST_STEP = 16
 _STEP_FACTOR = 16
 _SECONDS = 5.0
+_ANSWER_BYTES = 16_384  # of which only offsets are looked at, and which may expand ten-thousandfold
 
 
 class Span(NamedTuple):
@@ -61,7 +63,8 @@ class Tails:
 
     def _search(self, topic: str, spans: Mapping[int, Span], tails: dict[int, _Tail], todo: set[int]) -> None:
         """Take partitions out of ``todo`` as their tails become known down to the span's start."""
-        consumer = self._config.consumer(auto_offset_reset="earliest", queued_max_messages_kbytes=4096)
+        bounds = fetch_limits({**self._config.values, "fetch.max.bytes": str(_ANSWER_BYTES)}, 0)
+        consumer = self._config.consumer(auto_offset_reset="earliest", queued_max_messages_kbytes=4096, **bounds)
         until, step = time.monotonic() + _SECONDS, _FIRST_STEP
         try:
             while todo and time.monotonic() < until:
@@ -85,6 +88,11 @@ class Tails:
 def _note(message: Message, ranges: Mapping[int, tuple[int, int]], last: dict[int, int], unread: set[int]) -> None:
     """Take a partition out of ``unread`` once its range is read; ``last`` keeps the last record in it."""
     error, partition, offset = message.error(), message.partition(), message.offset()
+    if error is not None and error.code() in UNREADABLE:  # there is something: nearer than the end nobody can tell
+        if partition in unread:
+            last[partition] = ranges[partition][1] - 1
+            unread.discard(partition)
+        return
     if error is not None and error.code() != KafkaError._PARTITION_EOF:
         if passing(error):
             return

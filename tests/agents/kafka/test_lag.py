@@ -14,6 +14,8 @@ from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.lag import Lags, LagTotal, PartitionLag, _LastCuts, group_lag, lag_of, lag_totals, pipeline_lag, topic_lag
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval
+from tests.support.measured import peak_of_python
+from tests.support.raw_records import Raw, batch, put
 from tests.support.runs import Runs, events
 from tests.support.waiting import wait_for
 
@@ -140,6 +142,30 @@ class TestOfATransactionalTopic:
         self.write(producer, topic)
         assert [r.lag for r in lags.of_group(runs.prefix)] == [2]
         assert len(readers) == 2
+
+
+class TestOfATopicThatOthersWriteTo:
+    BOMB = batch([Raw(b"x" * (120 << 20))], "zstd")
+    LARGE = batch([Raw(b"x" * (60 << 20))], "zstd")
+
+    def test_a_batch_that_nobody_can_read_counts_as_what_it_is(self, runs: Runs) -> None:
+        topic = runs.topic(partitions=1)
+        runs.produce(topic, events(2))
+        put(runs.bootstrap, topic, 0, self.BOMB)
+        commit(runs.bootstrap, runs.prefix, topic, {0: 1})
+        assert [r.lag for r in group_lag(runs.config, runs.prefix, [topic])] == [2]
+        runs.produce(topic, events(3))
+        assert [r.lag for r in group_lag(runs.config, runs.prefix, [topic])] == [5]
+
+    def test_what_batches_expand_to_takes_no_memory(self, runs: Runs) -> None:
+        topic = runs.topic(partitions=1)
+        put(runs.bootstrap, topic, 0, *[self.LARGE] * 30)
+        commit(runs.bootstrap, runs.prefix, topic, {0: 0})
+        code = "from factory_agents.kafka.lag import group_lag; from factory_agents.kafka.config import KafkaConfig; "
+        code += f"print(group_lag(KafkaConfig({runs.bootstrap!r}), {runs.prefix!r}, [{topic!r}])[0].lag)"
+        said, megabytes = peak_of_python(code)
+        assert said == "30"
+        assert megabytes < 300
 
 
 def test_lag_of_records_deleted_by_retention_is_none(runs: Runs, admin: AdminClient) -> None:
