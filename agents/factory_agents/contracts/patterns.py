@@ -1,14 +1,25 @@
-"""Regular expressions of rules and schemas: one dialect, whose time grows with the text and never explodes."""
+"""Regular expressions of rules and schemas: one dialect, whose time grows with the text and never explodes.
+
+It also grows with the expression, and nothing else can run in the process until a match is over: neither a deadline nor a signal is
+heard. So a large expression (``[ab]{5000}``) takes short texts only. Most have no such limit.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 __all__ = ["PatternError", "bounded", "check_pattern", "compile_search", "engine"]
 
 _TOKEN = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\])*\]|[()|]|[^\\\[()|]+|.", re.DOTALL)
+
+
+_SMALL, _LARGEST = 1 << 12, 10 << 20
+"""Bytes of a compiled expression: up to the first it takes any text, past the second it is refused."""
+_BUDGET = 10_000_000_000
+"""Bytes of the expression times characters of the text: some seconds, at the worst."""
 
 
 class PatternError(ValueError):
@@ -51,21 +62,49 @@ def compile_search(pattern: str) -> Callable[[Any], bool]:
 
     check_pattern(pattern)
     is_valid = jsonschema_rs.validator_for(bounded(pattern), pattern_options=engine()).is_valid
+    must, never = _split(pattern)
+    limits = [limit for part in (*must, *never) if (limit := longest_text(part)) is not None]
+    longest = min(limits) if limits else None
 
     def search(value: Any) -> bool:
         if type(value) is not str:
             raise TypeError(f"matches() takes a text, got {type(value).__name__}")
+        if longest is not None and len(value) > longest:
+            raise TypeError(f"matches() with so large an expression takes {longest:,} characters at most, got {len(value):,}")
         return is_valid(value)
 
     return search
 
 
 def bounded(pattern: str) -> dict[str, Any]:
-    """A schema of texts that match, without look-around where that stands right after a leading ``^``: there it is a test of its own."""
+    """A schema of texts that match, without look-around where that stands right after a leading ``^``: there it is a test of its own.
+
+    What a large expression is matched with is of bounded length; a longer text doesn't fit.
+    """
     must, never = _split(pattern)
-    if len(must) + len(never) == 1:
+    tests: list[tuple[dict[str, Any], int | None]] = [({"pattern": p}, longest_text(p)) for p in must]
+    tests += [({"not": {"type": "string", "pattern": p}}, longest_text(p)) for p in never]
+    if len(tests) == 1 and tests[0][1] is None:
         return {"pattern": pattern}
-    return {"allOf": [*({"pattern": p} for p in must), *({"not": {"type": "string", "pattern": p}} for p in never)]}
+    limited = [{"maxLength": min(limits)}] if (limits := [limit for _, limit in tests if limit is not None]) else []
+    # A longer text fits the first of two alternatives, so that the second one isn't tried.
+    whole = [test if limit is None else {"anyOf": [{"type": "string", "minLength": limit + 1}, test]} for test, limit in tests]
+    return {"allOf": [*limited, *whole]}
+
+
+@lru_cache(maxsize=1024)
+def longest_text(pattern: str) -> int | None:
+    """How many characters an expression (without look-around) may be matched with; None for any number."""
+    import jsonschema_rs
+
+    size = _SMALL
+    while size < _LARGEST:
+        try:
+            jsonschema_rs.validator_for({"pattern": pattern}, pattern_options=jsonschema_rs.RegexOptions(size_limit=size))
+            break
+        except ValueError:
+            size *= 2
+    return None if size == _SMALL else _BUDGET // size
 
 
 def _split(pattern: str) -> tuple[list[str], list[str]]:

@@ -99,6 +99,8 @@ def _wording(error: Any) -> str:
         options = [branch[0] for branch in facts.get("context", []) if branch]
         if options and all(o.kind.name == "type" and o.instance_path == error.instance_path for o in options):
             kind, facts = "type", {"types": [t for o in options for t in o.kind.as_dict()["types"]]}
+        if [o.kind.name for o in options] == ["minLength", "pattern"]:  # of a large expression: see ``bounded``
+            kind, facts = "pattern", options[1].kind.as_dict()
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind](facts)}, got {show(error.instance)}"
     if kind == "not" and list(facts["schema"]) == ["pattern", "type"]:

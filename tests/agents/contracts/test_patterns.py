@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory_agents.contracts import load_contract
-from factory_agents.contracts.patterns import PatternError, check_pattern, compile_search
+from factory_agents.contracts.patterns import PatternError, check_pattern, compile_search, longest_text
 
 HOSTILE = [
     ("^(a+)+$", "a" * 27 + "!"),
@@ -54,6 +55,42 @@ def test_schemas_and_rules_have_the_same_dialect(pattern: str, text: str) -> Non
     assert [v.rule for v in contract.violations({"by_schema": text, "by_rule": text})] == ([] if found else ["schema:by_schema", "rule"])
     check = contract.checker()
     assert best_of(3, lambda: check({"by_schema": text, "by_rule": text})) < 0.02
+
+
+LARGE = ["(a|b)*a(a|b){400}[c-z]", "^(?=[ab]*a[ab]{2000}[c-z])a", "^(?!(a|b)*a(a|b){400}[c-z])b", r"(a|b)*a(a|b){9000}[c-z]"]
+NO_REPETITION = "".join(random.Random(1).choices("ab", k=100_000))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", LARGE)
+@pytest.mark.parametrize("place", ["rule", "schema"])
+def test_a_large_expression_takes_short_texts_only_so_that_a_match_is_over_in_seconds(pattern: str, place: str) -> None:
+    field: dict[str, Any] = {"type": "string"} | ({"pattern": pattern} if place == "schema" else {})
+    rules = {"rule": f"text.matches({pattern!r})"} if place == "rule" else {}
+    contract = load_contract({"name": "e", "id": None, "schema": {"properties": {"text": field}}, "rules": rules})
+    for length in (20_000, 150_000, 15_000_000):
+        text = (NO_REPETITION * (1 + length // len(NO_REPETITION)))[:length]
+        began = time.perf_counter()
+        found = contract.violations({"text": text})
+        assert time.perf_counter() - began < 30  # of a machine that others use too
+    assert {v.rule for v in found} == {"rule" if place == "rule" else "schema:text"}
+    if "(?!" not in pattern:  # whose other half this text doesn't fit either
+        assert "characters" in found[0].reason
+
+
+def test_a_large_expression_matches_what_a_small_one_would() -> None:
+    search = compile_search("^[ab]{3,2000}c")
+    assert [search(text) for text in ("aac", "abac", "a" * 2001 + "c")] == [False, True, False]
+    schema = {"properties": {"text": {"pattern": "^[ab]{3,2000}c"}}}
+    contract = load_contract({"name": "e", "id": None, "schema": schema})
+    assert [v.reason for v in contract.violations({"text": "aac"})] == ['text: expected text matching ^[ab]{3,2000}c, got "aac"']
+    assert not contract.violations({"text": "abac"})
+    assert not contract.violations({"text": 7})
+
+
+@pytest.mark.parametrize("pattern", [r"^[A-Z]{2}\d{6}$", r"^\w+@\w+\.\w{2,}$", r"^\S+$", r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"])
+def test_a_usual_one_takes_any_text(pattern: str) -> None:
+    assert longest_text(pattern) is None
 
 
 @pytest.mark.parametrize("pattern", [r"(?!x)y", r"a(?=b)", r"(?<=a)b", r"(a)\1", r"^(?!(?=x)y)z", r"^(?=a)*b", r"^(?!a)b|c"])
