@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -41,7 +42,7 @@ _COORDINATOR_SECONDS = 3600.0
 When it gives up by itself and the coordinator answers after all, an assertion in it (2.16) ends the whole process.
 """
 _DEAF_SECONDS = 5.0
-_KEPT_CONSUMERS = 16
+_KEPT_ONLOOKERS = 8  # groups whose consumer is kept
 _SPREAD_SECONDS = 2.0
 """How long a topic that no broker asked has heard of is looked for, where the controller may not be asked."""
 _Answer = TypeVar("_Answer")
@@ -91,7 +92,8 @@ class Cluster:
         self._timeout = timeout
         self._admin: AdminClient | None = None
         self._refused: list[KafkaError] = []
-        self._stood: dict[str, Consumer] = {}
+        self._onlookers: dict[str, Consumer] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -110,9 +112,10 @@ class Cluster:
     def close(self) -> None:
         """Let the clients go, with their threads and sockets; a later question makes new ones."""
         self._admin = None
-        stood, self._stood = self._stood, {}
-        for consumer in stood.values():
-            consumer.close()
+        with self._lock:
+            onlookers, self._onlookers = self._onlookers, {}
+        for onlooker in onlookers.values():
+            onlooker.close()
 
     def _wait(self, future: Any, seconds: float | None = None) -> Any:
         """A future's result; what refuses us (a wrong password) is raised as soon as it is known, not when the request times out."""
@@ -288,19 +291,23 @@ class Cluster:
         return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
     def _stands(self, group: str, wanted: list[TopicPartition], patience: float) -> list[TopicPartition]:
-        """A group's committed offsets by a consumer that is kept for the next time, unless it failed."""
-        consumer = self._stood.pop(group, None) or self._config.onlooker(group)
+        """A group's committed offsets, by a consumer that is kept for the next time: to make one takes some milliseconds."""
+        with self._lock:
+            onlooker = self._onlookers.pop(group, None) or self._config.onlooker(group)
         try:
-            found: list[TopicPartition] = consumer.committed(wanted, timeout=patience)
+            found: list[TopicPartition] = onlooker.committed(wanted, timeout=patience)
             for tp in found:
                 if tp.error is not None:
                     raise KafkaException(tp.error)
         except BaseException:
-            consumer.close()
+            onlooker.close()
             raise
-        before = self._stood.setdefault(group, consumer) if len(self._stood) < _KEPT_CONSUMERS else None
-        if before is not consumer:
-            consumer.close()
+        with self._lock:
+            spare = [] if self._onlookers.setdefault(group, onlooker) is onlooker else [onlooker]
+            while len(self._onlookers) > _KEPT_ONLOOKERS:
+                spare.append(self._onlookers.pop(next(iter(self._onlookers))))
+        for other in spare:
+            other.close()
         return found
 
     def _sizes(self) -> dict[str, int]:
