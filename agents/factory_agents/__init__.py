@@ -1,6 +1,7 @@
 """Agents over Kafka: written once, run over a window or live, exactly once.
 
-``agent`` makes a function an agent; ``Reject`` sends an event to the dead letters; a source of your own gives ``SourceRecord``.
+``agent`` makes a function an agent; ``Reject`` sends an event to the dead letters; a source of your own gives ``SourceRecord``, a sink
+of your own is a ``LedgerSink``.
 """
 
 from __future__ import annotations
@@ -9,16 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from factory_agents.runtime.agents import Reject, SourceRecord, agent
+    from factory_agents.runtime.ledger_sink import Landing, LedgerSink, Part, Rows
+    from factory_agents.runtime.sink_ledger import Figures
 
-__all__ = ["Reject", "SourceRecord", "__version__", "agent"]
+__all__ = ["Figures", "Landing", "LedgerSink", "Part", "Reject", "Rows", "SourceRecord", "__version__", "agent"]
 
 __version__ = "0.1.0"
 
 
+_MODULES = {
+    **dict.fromkeys(("Reject", "SourceRecord", "agent"), "agents"),
+    **dict.fromkeys(("Landing", "LedgerSink", "Part", "Rows"), "ledger_sink"),
+    "Figures": "sink_ledger",
+}
+
+
 def __getattr__(name: str) -> Any:
     """They are loaded when asked for: importing this package costs nothing."""
-    if name in __all__:
-        from factory_agents.runtime import agents
+    if name in _MODULES:
+        from importlib import import_module
 
-        return getattr(agents, name)
+        return getattr(import_module(f"factory_agents.runtime.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from factory_agents.contracts.documents import did_you_mean
@@ -13,7 +13,7 @@ from factory_agents.params import read_params
 from factory_agents.paths import candidates
 from factory_agents.protocol import AgentRun, digest
 from factory_agents.runtime.agents import Source
-from factory_agents.runtime.plugins import SOURCES, installed, is_class_path, make_plugin
+from factory_agents.runtime.plugins import SOURCES, find_plugin, installed, is_class_path
 from factory_agents.sources.rows import ReadOptions
 
 __all__ = ["IngestParams", "build", "source_name"]
@@ -43,9 +43,7 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Source:
     """
     untrusted = run.untrusted if run is not None else ()
     if plugin := _plugin(params):
-        own = {name: value for name, value in params.items() if name != "source"}
-        made: Source = make_plugin(SOURCES, plugin, own, untrusted=untrusted, key="source")
-        return made
+        return _own_source(plugin, {name: value for name, value in params.items() if name != "source"}, untrusted)
     settings = read_params("ingest", params, IngestParams)
     if run is not None and run.interval is not None and not settings.time_field:
         raise ConfigurationError("agent 'ingest': an interval needs time_field, the name of the field that holds each row's time; set it")
@@ -87,6 +85,14 @@ def _plugin(params: Mapping[str, Any]) -> str:
     if any(path.exists() for path in candidates(source)):
         return ""
     return source if is_class_path(source) or did_you_mean(source, installed(SOURCES)) else ""
+
+
+def _own_source(name: str, params: Mapping[str, Any], untrusted: Collection[str]) -> Source:
+    plugin = find_plugin(SOURCES, name, untrusted="source" in untrusted)
+    source: Source = plugin.make(params, untrusted=untrusted)
+    if not callable(getattr(source, "read", None)):
+        raise ConfigurationError(f"{plugin.where}: it is no source, it lacks read")
+    return source
 
 
 def _files(settings: IngestParams) -> list[str]:

@@ -7,15 +7,17 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from factory_agents.contracts import ColumnType, Contract, load_contract
+from factory_agents.contracts import Contract, TableSpec, load_contract
 from factory_agents.contracts.documents import did_you_mean
 from factory_agents.databases.postgres import database_from_env
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentRun
 from factory_agents.runtime.agents import Sink
-from factory_agents.runtime.plugins import SINKS, make_plugin
+from factory_agents.runtime.exact_sink import ExactSink, exact
+from factory_agents.runtime.ledger_sink import LedgerSink
+from factory_agents.runtime.plugins import SINKS, find_plugin
 from factory_agents.sinks import bigquery
-from factory_agents.sinks.postgres import PostgresSink, PostgresTarget, TableName, WantedColumn, WantedTable
+from factory_agents.sinks.postgres import PostgresSink, PostgresTarget, TableName
 
 __all__ = ["BigQueryParams", "PublishParams", "build"]
 
@@ -71,9 +73,7 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:
     sink = str(params.get("sink") or "postgres")
     if sink in _SINKS:
         return _SINKS[sink](params, run)
-    own = {name: value for name, value in params.items() if name != "sink"}
-    made: Sink = make_plugin(SINKS, sink, own, untrusted=run.untrusted if run is not None else (), key="sink")
-    return made
+    return _own_sink(sink, {name: value for name, value in params.items() if name != "sink"}, run)
 
 
 def _contract(named: str | dict[str, Any] | None, run: AgentRun | None) -> Contract | None:
@@ -87,7 +87,7 @@ def _postgres(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
     contract = _contract(settings.contract, run)
     database = database_from_env(settings.database_url_env)
     deletes = settings.deletes if settings.deletes is not None else contract is not None and contract.deletes
-    wanted = _wanted(contract) if contract is not None else WantedTable()
+    wanted = contract.table() if contract is not None else TableSpec()
     target = PostgresTarget(
         database=database,
         table=TableName.parse(settings.table),
@@ -122,7 +122,27 @@ def _bigquery(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
         "contract": contract.digest if contract is not None else "",
         "project": account.project,
     }
-    return bigquery.BigQuerySink(target, identity)
+    return ExactSink(bigquery.BigQuerySink(target), TableSpec(), identity, timeout=settings.timeout)
+
+
+def _own_sink(name: str, params: dict[str, Any], run: AgentRun | None) -> Sink:
+    """A sink of the user's: a ``LedgerSink``, which the runtime makes exact with the contract's columns, or a ``Sink`` of its own."""
+    untrusted = run.untrusted if run is not None else ()
+    plugin = find_plugin(SINKS, name, untrusted="sink" in untrusted)
+    given = None if plugin.takes("contract") else params.pop("contract", None)
+    made: Any = plugin.make(params, untrusted=untrusted)
+    if isinstance(made, LedgerSink):
+        contract = _contract(given, run)
+        if contract is None:
+            raise ConfigurationError(f"{plugin.where}: parameter 'contract' is required: it gives columns, key and order")
+        return exact(made, contract, {"sink": name, "contract": contract.digest, **made.identity}, made.version)  # type: ignore[attr-defined]
+    if given is not None:
+        raise ConfigurationError(f"{plugin.where}: unknown parameter 'contract'; a LedgerSink takes one")
+    lacking = [method for method in ("claim", "write", "commit") if not callable(getattr(made, method, None))]
+    if lacking:
+        raise ConfigurationError(f"{plugin.where}: it is no sink: expected a LedgerSink, or one with {', '.join(lacking)} too")
+    sink: Sink = made
+    return sink
 
 
 _SINKS: Mapping[str, Callable[[Mapping[str, Any], AgentRun | None], Sink]] = {"postgres": _postgres, "bigquery": _bigquery}
@@ -142,21 +162,6 @@ def _params(params: Mapping[str, Any], type_: type[_S], example: str) -> _S:
         return msgspec.convert(dict(params), type_, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"agent 'publish': {error}") from error
-
-
-def _wanted(contract: Contract) -> WantedTable:
-    """The contract's columns as a table; where the event time is a number it is read in the contract's unit."""
-    unit = contract.time_unit if contract.time_unit != "iso" else ""
-    columns = tuple(
-        WantedColumn(c.name, type_, c.nullable, unit if c.name == contract.time else "")
-        for c in contract.columns()
-        if (type_ := ColumnType.parse(c.type)) is not None
-    )
-    if not columns:
-        raise ConfigurationError(
-            f"contract {contract.source}: it declares no fields, so it gives a table no columns; add a schema or columns"
-        )
-    return WantedTable(columns, contract.key, contract.time, contract.version_field)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
+import json
 from pathlib import Path
 
 import pytest
@@ -11,13 +11,7 @@ from tests.agents.test_cli import last_hour
 from tests.conftest import TopicFactory
 from tests.support.commands import Command
 from tests.support.plugin_wheel import install_plugins
-
-SUPPORT = Path(__file__).parents[1] / "support"
-
-
-def published(database: Path) -> list[int]:
-    with sqlite3.connect(database) as connection:
-        return [row[0] for row in connection.execute("SELECT id FROM events ORDER BY id")]
+from tests.support.sqlite_sink import CONTRACT, published
 
 
 @pytest.mark.parametrize("where", ["installed", "beside the user"])
@@ -35,7 +29,8 @@ def test_a_source_and_a_sink_of_ones_own(factory: Command, topic: TopicFactory, 
         assert done.code == 0, done.err
         assert done.data["counts"]["produced"] == 20
     assert done.data["reused"]
-    options = ("--in-topic", raw, "-p", f"sink={sink}", "-p", f"path={tmp_path / 'db'}", "--json")
+    contract = json.dumps(CONTRACT)
+    options = ("--in-topic", raw, "--contract", contract, "-p", f"sink={sink}", "-p", f"path={tmp_path / 'db'}", "--json")
     done = factory("agent", "run", "publish", *options, *last_hour(), **path)
     assert done.code == 0, done.err
     assert (done.data["counts"]["written"], done.data["table"]) == (20, "events")

@@ -12,6 +12,7 @@ from tests.dags.test_clicks import connections
 from tests.dags.test_shapes import text
 from tests.support.airflow_env import DagRunner
 from tests.support.plugin_wheel import install_plugins
+from tests.support.sqlite_sink import CONTRACT
 
 __all__ = ["connections"]
 
@@ -25,12 +26,13 @@ numbers = KafkaAgentOperator(
     task_id="ingest", agent="ingest", output_topic="<raw>", agent_params={"source": "acme-numbers", "upto": 20}, env_vars=installed
 )
 KafkaAgentOperator(
-    task_id="publish", agent="publish", window=numbers.output, agent_params={"sink": "acme-lines", "path": "<database>"},
-    env_vars=installed,
+    task_id="publish", agent="publish", window=numbers.output, contract=<contract>,
+    agent_params={"sink": "acme-lines", "path": "<database>"}, env_vars=installed,
 )
 """
     database = tmp_path / "db"
-    ran = dag_runner.run(text(body, site=str(install_plugins(tmp_path)), raw=topic("raw", partitions=2), database=str(database)))
+    names = {"site": str(install_plugins(tmp_path)), "raw": topic("raw", partitions=2), "database": str(database)}
+    ran = dag_runner.run(text(body, **names, contract=repr(CONTRACT)))
     assert ran.state == "success", ran.states
     assert ran.results["publish"]["counts"]["written"] == 20
     with sqlite3.connect(database) as connection:

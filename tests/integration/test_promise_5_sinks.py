@@ -30,7 +30,7 @@ from factory_agents.runtime.sink import run_sink
 from factory_agents.sandbox.state import bigquery_env
 from tests.support.bigquery import Emulator
 from tests.support.runs import Runs, events
-from tests.support.sqlite_sink import SqliteSink
+from tests.support.sqlite_sink import SqliteSink, published
 from tests.support.waiting import wait_for
 
 EVENTS = 300
@@ -47,12 +47,11 @@ class Table:
         self.run = runs.run(runs.window(topic), name="publish", stage="publish", dead_letter_topic=f"{topic}.dead")
 
     def rows(self) -> list[int]:
-        with sqlite3.connect(self.path) as database:
-            return [row[0] for row in database.execute("SELECT id FROM events ORDER BY id")]
+        return published(self.path)
 
     def forget(self) -> None:
         with sqlite3.connect(self.path) as database:
-            database.executescript("DELETE FROM events; DELETE FROM publishes;")
+            database.executescript("DELETE FROM events; DELETE FROM factory_ledger;")
 
     def publish(self, run: AgentRun | None = None, make: Callable[[], Any] | None = None, **context: Any) -> AgentResult:
         return run_sink(RunContext(self.runs.config, **context), run or self.run, make or (lambda: SqliteSink(self.path)))
@@ -142,11 +141,9 @@ def test_the_sinks_ledger_decides_where_the_two_differ(table: Table) -> None:
 
 
 def test_a_version_that_was_overwritten_in_the_sink_is_published_anew_when_it_comes_back(table: Table) -> None:
-    class Newer(SqliteSink):
-        version = "2"
-
     table.publish()
-    broken = Newer(table.path)
+    broken = SqliteSink(table.path)
+    broken.version = "2"
     broken_commit = broken.commit
 
     def commit(*, rejected: int) -> SinkOutcome:
@@ -166,7 +163,7 @@ def test_a_clear_and_a_redo_publish_anew_and_replace(table: Table) -> None:
     for changes in ({"order": Order("r", again=True)}, {"rerun": "redo"}):
         result = table.publish(msgspec.structs.replace(table.run, **changes))
         assert not result.reused
-        assert result.counts.removed == EVENTS
+        assert (result.counts.written, result.counts.removed) == (EVENTS, 0)
         assert table.rows() == list(range(EVENTS))
 
 
@@ -435,11 +432,11 @@ class TestRowsThatTheDatabaseRefuses:
 @pytest.mark.parametrize(
     "point",
     [
-        "bigquery.before-landing",
-        "bigquery.landed",
+        "sink.before-landing",
+        "sink.landed",
         *(
             pytest.param(point, marks=pytest.mark.soak)
-            for point in ("start.after-init", "bigquery.claimed", "bigquery.staging", "sink.after-commit")
+            for point in ("start.after-init", "sink.claimed", "sink.staging", "sink.after-commit")
         ),
     ],
 )
@@ -458,7 +455,7 @@ def test_a_publisher_to_bigquery_killed_at_any_step_is_completed(runs: Runs, emu
     result = attempt.result
     assert result.table == f"local.{emulator.dataset}.t"
     assert (result.counts.consumed, result.counts.written, result.counts.rejected) == (EVENTS + 4, EVENTS, 4)
-    assert result.reused == (point in ("bigquery.landed", "sink.after-commit"))
+    assert result.reused == (point in ("sink.landed", "sink.after-commit"))
     assert emulator.query("SELECT event_id, text FROM {d}.t ORDER BY 1") == [(n, f"event {n}") for n in range(EVENTS)]
     letters = runs.everything(run.dead_letter_topic)
     assert len(letters) == 4

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.documented import documented
+
 __all__ = ["install_plugins"]
 
 _PROJECT = """
@@ -47,7 +49,7 @@ def install_plugins(folder: Path) -> Path:
     (package / "__init__.py").touch()
     (package / "numbers.py").write_text(_SOURCE)
     (package / "broken.py").write_text("raise RuntimeError('not today')\n")
-    (package / "sqlite_sink.py").write_text(Path(__file__).with_name("sqlite_sink.py").read_text())
+    (package / "sqlite_sink.py").write_text(documented("own-sink.md", "sqlite_sink.py"))
     build = f"from hatchling.build import build_wheel; build_wheel({str(wheels)!r})"
     wheels.mkdir()
     _run(sys.executable, "-c", build, cwd=project)

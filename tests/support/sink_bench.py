@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import socket
 import subprocess
@@ -21,19 +20,25 @@ from psycopg import sql
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim, SinkOutcome
+from factory_agents.testing.records import CONTRACT, W1, W2, W3, at, event, record
 from tests.support.waiting import wait_for
 
-SCHEMA = {
-    "type": "object",
-    "required": ["id"],
-    "properties": {
-        "id": {"type": "string"},
-        "version": {"type": ["integer", "null"]},
-        "at": {"type": ["string", "null"], "format": "date-time"},
-        "value": {"type": ["string", "null"]},
-    },
-}
-CONTRACT: dict[str, Any] = {"name": "events", "id": "id", "time": "at", "version_field": "version", "schema": SCHEMA}
+__all__ = [
+    "ALL_TYPES",
+    "CONTRACT",
+    "W1",
+    "W2",
+    "W3",
+    "WHOLE",
+    "Bench",
+    "SmallDisk",
+    "at",
+    "event",
+    "holding_proxy",
+    "record",
+    "write_and_commit",
+]
+
 ALL_TYPES: dict[str, Any] = {
     "name": "all",
     "id": "id",
@@ -63,21 +68,7 @@ ALL_TYPES: dict[str, Any] = {
         "documents": "json[]",
     },
 }
-W1, W2, W3 = (f"2026-11-01T0{hour}:00:00.000Z/2026-11-01T0{hour + 1}:00:00.000Z p" for hour in range(3))
-
 WHOLE = Shard()
-
-
-def event(id_: str, value: str | None = "x", version: int | None = None, at: str | None = None) -> dict[str, Any]:
-    return {"id": id_, "value": value, "version": version, "at": at}
-
-
-def record(e: dict[str, Any], partition: int, offset: int, timestamp: int = 0) -> Message:
-    return Message(value=json.dumps(e).encode(), partition=partition, offset=offset, timestamp=(1, timestamp))
-
-
-def at(events: Sequence[dict[str, Any]], partition: int = 0) -> list[Message]:
-    return [record(e, partition, offset) for offset, e in enumerate(events)]
 
 
 def write_and_commit(sink: Any, rows: Sequence[Message]) -> SinkOutcome:

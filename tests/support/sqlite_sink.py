@@ -1,98 +1,37 @@
-"""A sink over SQLite, the smallest that keeps promise 5."""
+"""The documents' sink over SQLite, for tests of the runtime alone."""
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from factory_agents.contracts import load_contract
+from factory_agents.runtime.exact_sink import ExactSink
+from tests.support.documented import documented
 
-from factory_agents.errors import FencedError, SinkError
-from factory_agents.kafka.messages import Message
-from factory_agents.runtime.agents import Claim, Reject, SinkOutcome, decode_event
+__all__ = ["CONTRACT", "DocumentedSink", "SqliteSink", "published"]
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (id PRIMARY KEY, body TEXT, window TEXT, shard TEXT, generation INTEGER);
-CREATE TABLE IF NOT EXISTS publishes (
-  window TEXT, stage TEXT, shard TEXT, fence INTEGER, fingerprint TEXT, epoch INTEGER, input_generation INTEGER, outcome TEXT,
-  PRIMARY KEY (window, stage, shard));
-"""
+CONTRACT = {"name": "events", "id": "event_id", "columns": {"event_id": "bigint", "text": "text"}}
+
+_module: dict[str, Any] = {"__name__": __name__}
+exec(compile(documented("own-sink.md", "sqlite_sink.py"), "docs/own-sink.md", "exec", dont_inherit=True), _module)
+DocumentedSink: Any = _module["SqliteSink"]
 
 
-class SqliteSink:
-    """Rows by ``event_id``; events without one are rejected."""
-
-    name, version = "publish", "1"
+class SqliteSink(ExactSink):
+    """Events by ``event_id``, as the runtime drives it."""
 
     def __init__(self, path: Path, table: str = "events") -> None:
-        self.identity: dict[str, Any] = {"table": table}
-        self._database = sqlite3.connect(path, isolation_level=None, timeout=30)
-        self._database.executescript(_SCHEMA)
-        self._claim: Claim | None = None
-        self._fence = 0
-        self._events: dict[Any, dict[str, Any]] = {}
-        self._staged = 0
+        super().__init__(DocumentedSink(str(path), table), load_contract(CONTRACT).table(), {"table": table})
 
-    def claim(self, claim: Claim) -> SinkOutcome | None:
-        self._claim = claim
-        run = self._database.execute
-        key = (claim.window, claim.stage, claim.shard.key)
-        run("BEGIN IMMEDIATE")
-        run("INSERT OR IGNORE INTO publishes VALUES (?, ?, ?, 0, NULL, 0, -1, NULL)", key)
-        run("UPDATE publishes SET fence = fence + 1 WHERE (window, stage, shard) = (?, ?, ?)", key)
-        self._fence, fingerprint, epoch, newest, outcome = run(
-            "SELECT fence, fingerprint, epoch, input_generation, outcome FROM publishes WHERE (window, stage, shard) = (?, ?, ?)", key
-        ).fetchone()
-        run("COMMIT")
-        if newest > claim.input_generation:
-            raise SinkError("an older generation")
-        if claim.reuse and fingerprint == claim.fingerprint and epoch >= claim.epoch:
-            return msgspec.convert(json.loads(outcome) | {"reused": True}, SinkOutcome)
-        return None
 
-    def write(self, messages: Sequence[Message]) -> dict[int, Reject]:
-        rejected = {}
-        for i, message in enumerate(messages):
-            try:
-                event = decode_event(message.value())
-            except Reject as reject:
-                rejected[i] = reject
-                continue
-            if event.get("event_id") is None:
-                rejected[i] = Reject("no event_id", rule="key")
-            else:
-                self._events[event["event_id"]] = event
-                self._staged += 1
-        return rejected
-
-    def commit(self, *, rejected: int) -> SinkOutcome:
-        claim = self._claim
-        assert claim is not None
-        run = self._database.execute
-        key = (claim.window, claim.stage, claim.shard.key)
-        run("BEGIN IMMEDIATE")
-        if run("SELECT fence FROM publishes WHERE (window, stage, shard) = (?, ?, ?)", key).fetchone() != (self._fence,):
-            run("ROLLBACK")
-            raise FencedError("a newer attempt took over")
-        removed = run(
-            "DELETE FROM events WHERE window = ? AND shard = ? AND generation < ?", (claim.window, claim.shard.key, claim.generation)
-        ).rowcount
-        for event_id, event in self._events.items():
-            values = (event_id, json.dumps(event), claim.window, claim.shard.key, claim.generation)
-            run("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?)", values)
-        written = len(self._events)
-        outcome = SinkOutcome(
-            "events", rows=self._staged, written=written, duplicates=self._staged - written, removed=removed, rejected=rejected
-        )
-        run(
-            "UPDATE publishes SET fingerprint = ?, epoch = ?, input_generation = ?, outcome = ? WHERE (window, stage, shard) = (?, ?, ?)",
-            (claim.fingerprint, claim.epoch, claim.input_generation, msgspec.json.encode(outcome).decode(), *key),
-        )
-        run("COMMIT")
-        return outcome
-
-    def close(self) -> None:
-        self._database.close()
+def published(path: Path) -> list[int]:
+    """The ids of the events in the table, in order; none where nobody made it yet."""
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(path)) as database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone():
+            return []
+        return [row[0] for row in database.execute("SELECT event_id FROM events ORDER BY 1")]

@@ -3,15 +3,17 @@
 from factory_agents.contracts.conditions import Condition, Verdict, judge, parse_condition, parse_conditions
 from factory_agents.contracts.contract import Contract, Rule, is_text, load_contract, pack_contract, untrusted_contract
 from factory_agents.contracts.schema import Violation
-from factory_agents.contracts.table import Column, ColumnType
+from factory_agents.contracts.table import Column, ColumnSpec, ColumnType, TableSpec
 from factory_agents.contracts.window_rules import WindowStatistics, merge_reports
 
 __all__ = [
     "Column",
+    "ColumnSpec",
     "ColumnType",
     "Condition",
     "Contract",
     "Rule",
+    "TableSpec",
     "Verdict",
     "Violation",
     "WindowStatistics",

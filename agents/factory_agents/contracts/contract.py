@@ -25,7 +25,7 @@ from factory_agents.contracts.documents import (
 )
 from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, parse_expression
 from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
-from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnType
+from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnSpec, ColumnType, TableSpec
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import confined_path, resolve_path
 from factory_agents.protocol import digest
@@ -88,6 +88,23 @@ class Contract:
     def columns(self) -> tuple[Column, ...]:
         """The table's columns, in the order of their declaration."""
         return self._columns
+
+    def table(self) -> TableSpec:
+        """The columns as the table that a sink writes; where the event time is a number it is read in the contract's unit.
+
+        Raises ConfigurationError for a contract without columns.
+        """
+        unit = self.time_unit if self.time_unit != "iso" else ""
+        columns = tuple(
+            ColumnSpec(c.name, type_, c.nullable, unit if c.name == self.time else "")
+            for c in self._columns
+            if (type_ := ColumnType.parse(c.type)) is not None
+        )
+        if not columns:
+            raise ConfigurationError(
+                f"contract {self.source}: it declares no fields, so it gives a table no columns; add a schema or columns"
+            )
+        return TableSpec(columns, self.key, self.time, self.version_field, self.deletes)
 
     def checker(self) -> Callable[[dict[str, Any]], bool]:
         """The fast test of one decoded event against schema and rules; what it calls false, ``violations`` explains."""

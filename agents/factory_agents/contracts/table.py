@@ -1,4 +1,4 @@
-"""The columns that a contract gives a table, and the types that they may have."""
+"""The table that a contract describes: its columns, their types, its key, and what makes one row newer than another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 
 import msgspec
 
-__all__ = ["COLUMN_TYPES", "Column", "ColumnType"]
+from factory_agents.errors import ConfigurationError
+
+__all__ = ["COLUMN_TYPES", "Column", "ColumnSpec", "ColumnType", "TableSpec"]
 
 COLUMN_TYPES = {
     "text": 0,
@@ -66,3 +68,40 @@ class Column(msgspec.Struct, frozen=True):
     type: str
     nullable: bool
     primary_key: bool
+
+
+class ColumnSpec(msgspec.Struct, frozen=True):
+    """A column that a sink writes; ``unit`` (s, ms, us) where a time comes as a number."""
+
+    name: str
+    type: ColumnType
+    nullable: bool
+    unit: str = ""
+
+
+class TableSpec(msgspec.Struct, frozen=True):
+    """What a contract wants of a table; no ``columns`` where there is no contract: the table itself says then.
+
+    Of two rows of one ``key`` the one with the greater ``version`` is newer, else the one with the later ``time``, as far as there are such
+    columns. ``deletes``: a record without a value removes its key's row.
+    """
+
+    columns: tuple[ColumnSpec, ...] = ()
+    key: tuple[str, ...] = ()
+    time: str | None = None
+    version: str | None = None
+    deletes: bool = False
+
+    def column(self, name: str) -> ColumnSpec | None:
+        """One of its columns, or None."""
+        return next((c for c in self.columns if c.name == name), None)
+
+    def check_order(self) -> None:
+        """Raise ConfigurationError where rows have no key, or are compared by what has no order."""
+        if self.columns and not self.key:
+            raise ConfigurationError("the contract names no key: publish upserts by it; add key: or id: to the contract")
+        for what, name in (("time", self.time), ("version_field", self.version), *(("key", name) for name in self.key)):
+            column = self.column(name) if name is not None else None
+            if name is not None and (column is None or not column.type.ordered):
+                why = "has no order (it is json)" if column is not None else "is not among its columns"
+                raise ConfigurationError(f"the contract's {what} {name!r} {why}: rows are compared by it; change its columns")

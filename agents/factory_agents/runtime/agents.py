@@ -112,7 +112,7 @@ class Claim:
     """Who publishes what: identity of one shard of one window at a sink.
 
     ``window`` sorts by time (the window's key, then the pipeline). ``input_generation`` orders the manifests a window was published from;
-    ``generation`` is this attempt's own and greater than every earlier one's.
+    ``generation`` is this attempt's own and greater than every earlier one's. ``done``: Kafka's ledger has the result of just this.
     """
 
     pipeline: str
@@ -125,6 +125,7 @@ class Claim:
     generation: int
     epoch: int = 0
     reuse: bool = True
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)

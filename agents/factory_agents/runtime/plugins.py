@@ -15,20 +15,19 @@ from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.runtime.agents import bind_params, source_version
 from factory_agents.runtime.loading import describe, import_member, look_here
 
-__all__ = ["SINKS", "SOURCES", "PluginKind", "installed", "is_class_path", "make_plugin"]
+__all__ = ["SINKS", "SOURCES", "Plugin", "PluginKind", "find_plugin", "installed", "is_class_path"]
 
 
 class PluginKind(msgspec.Struct, frozen=True):
-    """What a plugin is called in messages, the entry points' group that it is found in, and what it has to have."""
+    """What a plugin is called in messages, and the entry points' group that it is found in."""
 
     name: str
     group: str
-    methods: tuple[str, ...]
     built_in: tuple[str, ...] = ()
 
 
-SINKS = PluginKind("sink", "factory_agents.sinks", ("claim", "write", "commit"), ("postgres", "bigquery"))
-SOURCES = PluginKind("source", "factory_agents.sources", ("read",))
+SINKS = PluginKind("sink", "factory_agents.sinks", ("postgres", "bigquery"))
+SOURCES = PluginKind("source", "factory_agents.sources")
 
 _CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -56,45 +55,61 @@ def installed(kind: PluginKind) -> dict[str, list[tuple[Distribution, EntryPoint
     return found
 
 
-def make_plugin(kind: PluginKind, name: str, params: Mapping[str, Any], *, untrusted: Collection[str] = (), key: str = "") -> Any:
-    """The source or sink called ``name``, made with ``params``: its class is called with them as keywords.
+class Plugin(msgspec.Struct, frozen=True):
+    """A class that was found, and how messages speak of it: its name and where it comes from."""
 
-    ``untrusted`` are the names of parameters that whoever started the run decided, as in ``AgentRun``; a class that takes a keyword
-    ``untrusted`` is told. Where ``key``, the parameter that ``name`` came from, is among them, only an installed one is taken. Raises
-    ConfigurationError for an unknown name, a plugin that can't be loaded, and parameters that it doesn't take.
+    kind: PluginKind
+    name: str
+    class_: Any
+    where: str
+
+    def takes(self, keyword: str) -> bool:
+        """Whether its class has a parameter of this name."""
+        try:
+            return keyword in inspect.signature(self.class_).parameters
+        except (TypeError, ValueError) as error:
+            got = type(self.class_).__name__
+            raise ConfigurationError(f"{self.where}: expected a class that is called with its parameters, got {got}") from error
+
+    def make(self, params: Mapping[str, Any], *, untrusted: Collection[str] = ()) -> Any:
+        """Call the class with its parameters as keywords.
+
+        ``untrusted`` are the names of those that whoever started the run decided, as in ``AgentRun``: a class that takes a keyword
+        ``untrusted`` is told. Raises ConfigurationError for parameters that it doesn't take.
+        """
+        given = dict(params)
+        if self.takes("untrusted"):
+            given["untrusted"] = tuple(sorted(set(untrusted) & set(params)))
+        arguments = bind_params(self.class_, given, self.where)
+        try:
+            made = self.class_(**arguments)
+        except FactoryError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(f"{self.where}: making it raised {describe(error)}") from error
+        return _completed(made, self, params)
+
+
+def find_plugin(kind: PluginKind, name: str, *, untrusted: bool = False) -> Plugin:
+    """The source or sink called ``name``, imported.
+
+    An ``untrusted`` name comes from whoever started the run: only an installed one is taken. Raises ConfigurationError for an unknown name,
+    and a plugin that can't be loaded.
     """
-    class_, where = _load(kind, name, untrusted=key in untrusted)
-    given = dict(params)
-    if "untrusted" in _keywords(class_, where):
-        given["untrusted"] = tuple(sorted(set(untrusted) & set(params)))
-    arguments = bind_params(class_, given, where)
-    try:
-        made = class_(**arguments)
-    except FactoryError:
-        raise
-    except Exception as error:
-        raise ConfigurationError(f"{where}: making it raised {describe(error)}") from error
-    missing = [method for method in kind.methods if not callable(getattr(made, method, None))]
-    if missing:
-        raise ConfigurationError(f"{where}: it is no {kind.name}, it lacks {', '.join(missing)}")
-    _complete(made, class_, name, params)
+    class_, where = _load(kind, name, untrusted=untrusted)
+    return Plugin(kind, name, class_, where)
+
+
+def _completed(made: Any, plugin: Plugin, params: Mapping[str, Any]) -> Any:
+    """What it made, with what enters the fingerprint where the class doesn't say it: its name, its code's version and its parameters."""
+    values = {"name": plugin.name, "version": source_version(plugin.class_), "identity": {"params": dict(params)}, "close": _nothing}
+    for attribute, value in values.items():
+        try:
+            if not hasattr(made, attribute):
+                setattr(made, attribute, value)
+        except AttributeError as error:
+            raise ConfigurationError(f"{plugin.where}: it has no attribute {attribute!r}, and none can be set; declare it") from error
     return made
-
-
-def _keywords(class_: Any, where: str) -> Collection[str]:
-    try:
-        return inspect.signature(class_).parameters.keys()
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{where}: expected a class that is called with its parameters, got {type(class_).__name__}") from error
-
-
-def _complete(made: Any, class_: Any, name: str, params: Mapping[str, Any]) -> None:
-    """What enters the fingerprint, where the class doesn't say it: its name, its code's version and its parameters."""
-    for attribute, value in (("name", name), ("version", source_version(class_)), ("identity", {"params": dict(params)})):
-        if not hasattr(made, attribute):
-            setattr(made, attribute, value)
-    if not hasattr(made, "close"):
-        made.close = _nothing
 
 
 def _nothing() -> None:

@@ -112,7 +112,7 @@ class _SinkRun:
             if session.run.dry_run:
                 self._read_all()
                 return self._finish(SinkOutcome(table="", rows=session.counts.forwarded, written=session.counts.forwarded))
-            outcome = self.heartbeat.during(lambda: self.sink.claim(self._claim()))
+            outcome = self.heartbeat.during(lambda: self.sink.claim(self._claim(done=done is not None)))
             if outcome is not None and done is not None:
                 return session.reused(done)
             if outcome is not None and outcome.rejected == session.progress.counts.rejected:
@@ -176,7 +176,7 @@ class _SinkRun:
                 reader.close()
         return session.commit(positions, {}, **more)
 
-    def _claim(self, *, reuse: bool = True) -> Claim:
+    def _claim(self, *, reuse: bool = True, done: bool = False) -> Claim:
         session, window = self.session, self.window
         return Claim(
             pipeline=session.run.pipeline,
@@ -189,6 +189,7 @@ class _SinkRun:
             generation=session.generation,
             epoch=session.epoch,
             reuse=reuse and session.run.rerun == "reuse",
+            done=done,
         )
 
     def _input_generation(self) -> int:

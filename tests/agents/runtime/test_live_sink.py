@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from factory_agents.runtime.live_sink import run_sink_live
 from factory_agents.runtime.session import RunContext
 from tests.support.runs import Runs, events
 from tests.support.sqlite_sink import SqliteSink
+from tests.support.sqlite_sink import published as rows
 from tests.support.topics import recreate
 from tests.support.waiting import wait_for
 
@@ -76,15 +76,6 @@ def publisher(
     finally:
         running.stop.set()
         running.wait()
-
-
-def rows(database: Path) -> list[int]:
-    if not database.exists():
-        return []
-    with sqlite3.connect(database) as connection:
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone():
-            return []
-        return [row[0] for row in connection.execute("SELECT id FROM events ORDER BY 1")]
 
 
 def wait_rows(database: Path, expected: list[int]) -> None:

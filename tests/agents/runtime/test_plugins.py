@@ -14,9 +14,12 @@ from factory_agents import ingest, publish
 from factory_agents.enrich import build as build_enrich
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentRef, AgentRun
-from factory_agents.runtime.plugins import SINKS, SOURCES, installed, make_plugin
+from factory_agents.runtime.plugins import SINKS, SOURCES, find_plugin, installed
+from factory_agents.testing.records import CONTRACT
 
 SINK = """
+from factory_agents import LedgerSink
+
 class Sink:
     def __init__(self, path: str = "", size: int = 1, untrusted=()):
         self.path, self.size, self.untrusted = path, size, untrusted
@@ -37,8 +40,20 @@ class Source:
     def read(self, interval, skip):
         yield []
 
+class Ledger(LedgerSink):
+    def stage(self, part, rows): ...
+
+class Keyed(LedgerSink):
+    capability = "idempotent"
+    def stage(self, part, rows): ...
+    def land(self, landing): ...
+
+class Slotted:
+    __slots__ = ("x",)
+
 NUMBER = 1
 """
+INTERVALS = {"name": "n", "id": "id", "version_field": "v", "columns": {"id": "text", "v": "interval"}}
 
 
 @pytest.fixture
@@ -108,10 +123,17 @@ class TestYourOwn:
             ({"sink": "nine:Sink"}, "sink 'nine:Sink': no module 'nine' in .*; correct it, or set PYTHONPATH"),
             ({"sink": "mine:Sink", "pth": 1}, "sink 'mine:Sink': unknown parameter 'pth'; it takes: path, size, untrusted"),
             ({"sink": "mine:Sink", "size": "x"}, "sink 'mine:Sink': parameter 'size': Expected `int`"),
-            ({"sink": "mine:Half"}, "sink 'mine:Half': it is no sink, it lacks write, commit"),
+            ({"sink": "mine:Half"}, "sink 'mine:Half': it is no sink: expected a LedgerSink, or one with write, commit too"),
+            ({"sink": "mine:Sink", "contract": CONTRACT}, "sink 'mine:Sink': unknown parameter 'contract'; a LedgerSink takes one"),
+            ({"sink": "mine:Ledger"}, "sink 'mine:Ledger': parameter 'contract' is required: it gives columns, key and order"),
+            ({"sink": "mine:Ledger", "contract": CONTRACT}, "sink Ledger: it lacks read, change, land"),
+            ({"sink": "mine:Keyed", "contract": {"name": "n", "id": None, "columns": {"a": "text"}}}, "names no key"),
+            ({"sink": "mine:Keyed", "contract": {**CONTRACT, "deletes": True}}, "sink Keyed: it takes no deletes, and the contract has"),
+            ({"sink": "mine:Keyed", "contract": INTERVALS}, "column 'v': rows are compared by it; expected one of bigint, .* got interval"),
             ({"sink": "mine:NUMBER"}, "sink 'mine:NUMBER': expected a class that is called with its parameters, got int"),
             ({"sink": "mine:Proud"}, r"sink 'mine:Proud': making it raised OSError: no disk \(.*mine.py:\d+\)"),
             ({"sink": "postgre"}, r"sink 'postgre': there is no such sink; did you mean 'postgres'\? \(there are postgres, bigquery\)"),
+            ({"sink": "mine:Slotted"}, "sink 'mine:Slotted': it has no attribute 'name', and none can be set"),
             ({"sink": "mine.Sink"}, r"there is no such sink \(there are postgres, bigquery\); or your own as module:Class"),
         ],
     )
@@ -194,5 +216,5 @@ class TestWhoeverStartedTheRun:
         assert sink.untrusted == ("path",)  # it is told what not to trust
 
     def test_the_author_names_any_class(self, here: Path) -> None:
-        assert make_plugin(SINKS, "mine:Sink", {}, untrusted=("path",), key="sink").size == 1
+        assert find_plugin(SINKS, "mine:Sink").make({}, untrusted=("path",)).size == 1
         assert publish.build({"sink": "mine:Sink"}, msgspec.structs.replace(run_of("path"), params={})).name == "mine:Sink"

@@ -92,7 +92,7 @@ def test_of_a_sink_it_hears_batches_dead_letters_and_that_it_is_busy(runs: Runs,
     run_sink(RunContext(runs.config, observer=observed), run, lambda: Slow(tmp_path / "d.sqlite"))
     assert sum(batch.records for batch in observed.of("batch")) == 102
     rejected = [rule for commit in observed.of("committed") for rule in commit.rejected]
-    assert sorted(rejected) == ["decode", "key"]
+    assert sorted(rejected) == ["decode", "missing"]
     (done,) = observed.of("done")
     assert (done.records, done.rejected) == (102, 2)
 

@@ -123,6 +123,12 @@ class RowReader:
                     batches.append(self._batch(fitting))
         return batches, rejected
 
+    def join(self, batches: Sequence[pa.RecordBatch]) -> pa.Table:
+        """Batches as one table."""
+        import pyarrow as pa
+
+        return pa.Table.from_batches(batches)
+
     def _chunk(self, messages: Sequence[Message]) -> pa.RecordBatch:
         kind = type(messages[0])
         values = cast("list[bytes]", list(map(kind.value, messages)))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from factory_agents.sinks.bigquery.ledger import DISTINCT, REMOVED, WRITTEN
+from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.bigquery.rows import POSITION, Field
 from factory_agents.sinks.bigquery.table import OWN_FIELDS, TargetTable
 
-__all__ = ["MOVED", "change_entry", "create_ledger", "holds", "landing", "read_entry"]
+__all__ = ["FIGURES", "MOVED", "change_entry", "create_ledger", "holds", "landing", "read_entry"]
+
+FIGURES = Figures(*(9_000_000_000_000_000_001 + i for i in range(3)))
+"""What stands for figures that only the landing transaction knows; it puts them into the entry's text in their places."""
 
 MOVED = "factory: the entry in the ledger has changed"
 """What the landing transaction says when it lands nothing, because the entry isn't the one that it was made for."""
 
-_THIS = "pipeline = @pipeline AND stage = @stage AND window_key = @window"
+_THIS = "window_key = @window"
 _ZEROS = {
     "STRING": "''",
     "INT64": "0",
@@ -29,15 +32,12 @@ _ZEROS = {
 
 def create_ledger(ledger: str) -> str:
     """The ledger with its head, a row that every claim changes: so two first claims of a window cannot both be made."""
-    return (
-        f"CREATE TABLE IF NOT EXISTS `{ledger}` AS SELECT '' AS pipeline, '' AS stage, '' AS window_key,"
-        " CAST(0 AS INT64) AS token, '' AS entry, CURRENT_TIMESTAMP() AS changed_at"
-    )
+    return f"CREATE TABLE IF NOT EXISTS `{ledger}` AS SELECT '' AS window_key, '0' AS entry, CURRENT_TIMESTAMP() AS changed_at"
 
 
 def read_entry(ledger: str) -> str:
-    """Token and entry of one window."""
-    return f"SELECT token, entry FROM `{ledger}` WHERE {_THIS}"
+    """The entry of one window."""
+    return f"SELECT entry FROM `{ledger}` WHERE {_THIS}"
 
 
 def holds(table: str) -> str:
@@ -46,28 +46,29 @@ def holds(table: str) -> str:
 
 
 def change_entry(ledger: str) -> str:
-    """Compare and set: ``@new`` and ``@entry`` where the token is ``@old`` (0: where there is none). Whether it was, a reader sees."""
+    """Compare and set: ``@new`` where the entry is ``@old`` ("": where there is none). Two rows are changed where it was: the head too."""
     return f"""
 MERGE `{ledger}` AS l
-USING (SELECT '' AS pipeline, '' AS stage, '' AS window_key UNION ALL SELECT @pipeline, @stage, @window) AS s
-ON l.pipeline = s.pipeline AND l.stage = s.stage AND l.window_key = s.window_key
-WHEN MATCHED AND l.pipeline = '' THEN UPDATE SET token = l.token + 1, changed_at = CURRENT_TIMESTAMP()
-WHEN MATCHED AND l.token = @old THEN UPDATE SET token = @new, entry = @entry, changed_at = CURRENT_TIMESTAMP()
-WHEN NOT MATCHED AND @old = 0 THEN
-  INSERT (pipeline, stage, window_key, token, entry, changed_at) VALUES (@pipeline, @stage, @window, @new, @entry, CURRENT_TIMESTAMP())
+USING (SELECT '' AS window_key UNION ALL SELECT @window) AS s
+ON l.window_key = s.window_key
+WHEN MATCHED AND l.window_key = '' THEN
+  UPDATE SET entry = CAST(CAST(l.entry AS INT64) + 1 AS STRING), changed_at = CURRENT_TIMESTAMP()
+WHEN MATCHED AND l.entry = @old THEN UPDATE SET entry = @new, changed_at = CURRENT_TIMESTAMP()
+WHEN NOT MATCHED AND @old = '' THEN
+  INSERT (window_key, entry, changed_at) VALUES (@window, @new, CURRENT_TIMESTAMP())
 """
 
 
 def landing(table: TargetTable, ledger: str, staged: Sequence[str], *, sweep: bool) -> str:
     """The script that makes a publication visible: its rows, what gives way to them, and the ledger's entry, or nothing of these.
 
-    It takes ``@old``, ``@new`` and ``@entry`` as ``change_entry`` does, ``@publication``, ``@window_start``, and the lists ``@past`` and
+    It takes ``@window``, ``@old`` and ``@new`` as ``change_entry`` does, ``@publication``, ``@window_start``, and the lists ``@past`` and
     ``@stale``. DELETE and INSERT in place of MERGE: what is counted is told apart, and emulators run it in a transaction.
     """
     lines = ["DECLARE distinct_keys, written_rows, removed_rows INT64 DEFAULT 0;"]
     if staged:
         lines.append(_newest(table, staged))
-    lines += ["BEGIN TRANSACTION;", f"ASSERT (SELECT token FROM `{ledger}` WHERE {_THIS}) = @old AS '{MOVED}';"]
+    lines += ["BEGIN TRANSACTION;", f"ASSERT (SELECT entry FROM `{ledger}` WHERE {_THIS}) = @old AS '{MOVED}';"]
     if staged:
         lines += _put(table)
     if sweep:
@@ -75,11 +76,11 @@ def landing(table: TargetTable, ledger: str, staged: Sequence[str], *, sweep: bo
             f"DELETE FROM `{table.text}` WHERE _factory_publication IN UNNEST(@stale);",
             "SET removed_rows = @@row_count;",
         ]
-    entry = "@entry"
-    for figure, variable in ((DISTINCT, "distinct_keys"), (WRITTEN, "written_rows"), (REMOVED, "removed_rows")):
+    entry = "@new"
+    for figure, variable in ((FIGURES.distinct, "distinct_keys"), (FIGURES.written, "written_rows"), (FIGURES.removed, "removed_rows")):
         entry = f"REPLACE({entry}, '{figure}', CAST({variable} AS STRING))"
     lines += [
-        f"UPDATE `{ledger}` SET token = @new, entry = {entry}, changed_at = CURRENT_TIMESTAMP() WHERE {_THIS} AND token = @old;",
+        f"UPDATE `{ledger}` SET entry = {entry}, changed_at = CURRENT_TIMESTAMP() WHERE {_THIS} AND entry = @old;",
         f"ASSERT @@row_count = 1 AS '{MOVED}';",
         "COMMIT TRANSACTION;",
     ]

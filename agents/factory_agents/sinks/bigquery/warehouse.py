@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import msgspec
 
 from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError
+from factory_agents.runtime.exact_sink import pauses
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +31,7 @@ _SCOPES = ("https://www.googleapis.com/auth/bigquery", "https://www.googleapis.c
 _ANSWER = 60.0
 """Seconds that one answer may take; the client asks again until ``_PATIENCE`` is over."""
 _PATIENCE = 120.0
-_PAUSE, _LONGEST_PAUSE = 1.0, 32.0
+_PAUSE = 1.0
 _OURSELVES = {"factory": "publish"}
 """A label of every job and table, to find what we cost."""
 
@@ -293,7 +293,7 @@ class Load:
 
     def finish(self) -> None:
         """Wait until the rows are there."""
-        for pause in pauses(self._warehouse._timeout):
+        for pause in pauses(self._warehouse._timeout, _PAUSE):
             try:
                 with _explained(self._doing):
                     self._warehouse._call(lambda: self._job.result(retry=self._warehouse._retry, timeout=self._warehouse._timeout))
@@ -307,16 +307,6 @@ class Load:
 
 def _new_job_id() -> str:
     return f"factory_{secrets.token_hex(12)}"
-
-
-def pauses(seconds: float) -> Iterator[float | None]:
-    """How long to wait after each try, twice as long each time and never the same; None after the last, when the time is over."""
-    deadline = time.monotonic() + seconds
-    pause = _PAUSE
-    while time.monotonic() + pause < deadline:
-        yield pause * (0.5 + random.random())
-        pause = min(pause * 2, _LONGEST_PAUSE)
-    yield None
 
 
 class _BusyError(UnavailableError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from factory_agents import failpoints
+from factory_agents.contracts import TableSpec
 from factory_agents.databases.postgres import Database, cut_after, explain, lost
 from factory_agents.errors import FactoryError, SinkError, UnavailableError
 from factory_agents.kafka.messages import Message
@@ -19,7 +20,7 @@ from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.ledger import Ledger
 from factory_agents.sinks.postgres.merge import Publication
 from factory_agents.sinks.postgres.names import TableName, compose
-from factory_agents.sinks.postgres.table import LEDGER, WantedTable, check_wanted, open_table
+from factory_agents.sinks.postgres.table import LEDGER, check_wanted, open_table
 
 if TYPE_CHECKING:
     import psycopg
@@ -43,7 +44,7 @@ class PostgresTarget(msgspec.Struct, frozen=True):
 
     database: Database
     table: TableName
-    wanted: WantedTable = WantedTable()
+    wanted: TableSpec = TableSpec()
     create_table: bool = True
     statement_timeout: float = 900.0
     lock_timeout: float = 60.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from factory_agents.contracts import ColumnType
+from factory_agents.contracts import ColumnSpec, ColumnType, TableSpec
 from factory_agents.errors import ConfigurationError, SinkError
 from factory_agents.sinks.postgres.catalog import FoundColumn, UniqueIndex, columns, row_triggers, rules, unique_indexes
 from factory_agents.sinks.postgres.names import TableName, check_name, compose, names
@@ -22,9 +22,9 @@ __all__ = [
     "LEDGER",
     "OWN_COLUMNS",
     "PUBLICATIONS",
+    "ColumnSpec",
+    "TableSpec",
     "TargetTable",
-    "WantedColumn",
-    "WantedTable",
     "check_wanted",
     "has_table",
     "lock_creation",
@@ -91,28 +91,6 @@ _CREATED = {"double": "double precision", "json": "jsonb"}
 """What PostgreSQL calls a contract's types, where it isn't the same."""
 
 
-class WantedColumn(msgspec.Struct, frozen=True):
-    """A column as the contract has it; ``unit`` (s, ms, us) where a time comes as a number."""
-
-    name: str
-    type: ColumnType
-    nullable: bool
-    unit: str = ""
-
-
-class WantedTable(msgspec.Struct, frozen=True):
-    """What the contract wants of a table; no ``columns`` where there is no contract: the table itself says then.
-
-    ``deletes``: a record without a value removes its key's row.
-    """
-
-    columns: tuple[WantedColumn, ...] = ()
-    key: tuple[str, ...] = ()
-    time: str | None = None
-    version: str | None = None
-    deletes: bool = False
-
-
 class TargetTable(msgspec.Struct, frozen=True):
     """The table as it is: the columns that are written, and whether it keeps each row's window (``tracked``).
 
@@ -177,7 +155,7 @@ def same_key(table: TargetTable, of_table: str, staged: str) -> sql.Composed:
     return sql.SQL(" AND ").join(equal)
 
 
-def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: WantedTable, *, create: bool) -> TargetTable:
+def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: TableSpec, *, create: bool) -> TargetTable:
     """Find or create the table and the sink's ledger beside it, and compare it with what is wanted.
 
     Raises SinkError listing every column that doesn't fit, ConfigurationError where there is no such table and none may be made.
@@ -285,7 +263,7 @@ def _created(type_: ColumnType) -> str:
     return msgspec.structs.replace(type_, name=_CREATED.get(type_.name, type_.name)).text
 
 
-def _definition(wanted: WantedTable) -> sql.Composable:
+def _definition(wanted: TableSpec) -> sql.Composable:
     from psycopg import sql
 
     lines: list[sql.Composable] = []
@@ -306,7 +284,7 @@ def _fit(
     oid: int,
     found: Mapping[str, FoundColumn],
     indexes: Sequence[UniqueIndex],
-    wanted: WantedTable,
+    wanted: TableSpec,
 ) -> TargetTable:
     usable = [index for index in indexes if not index.flaw]
     key = wanted.key or (usable[0].columns if usable and (usable[0].primary or len(usable) == 1) else ())
@@ -335,7 +313,7 @@ def _fit(
     )
 
 
-def _inferred(table: str, found: Mapping[str, FoundColumn], key: Sequence[str]) -> tuple[tuple[WantedColumn, ...], tuple[str, ...]]:
+def _inferred(table: str, found: Mapping[str, FoundColumn], key: Sequence[str]) -> tuple[tuple[ColumnSpec, ...], tuple[str, ...]]:
     """A table's own columns as those wanted; those that the database fills in, or of types not written here, are left out with a note."""
     columns, left_out = [], []
     for f in found.values():
@@ -345,12 +323,12 @@ def _inferred(table: str, found: Mapping[str, FoundColumn], key: Sequence[str]) 
         if type_ is None or (f.required and f.supplied and f.name not in key):
             left_out.append(f"{f.name} ({f.type.shown}{', has a default' if type_ else ''})")
         else:
-            columns.append(WantedColumn(f.name, type_, not f.required))
+            columns.append(ColumnSpec(f.name, type_, not f.required))
     notes = (f"{table}: without a contract these columns are not written: {', '.join(left_out)}",) if left_out else ()
     return tuple(columns), notes
 
 
-def _misfit(column: WantedColumn, found: FoundColumn | None, key: bool) -> str:
+def _misfit(column: ColumnSpec, found: FoundColumn | None, key: bool) -> str:
     """Why a column cannot take what the contract gives, or ""."""
     expected = _created(column.type)
     if found is None:
@@ -366,7 +344,7 @@ def _misfit(column: WantedColumn, found: FoundColumn | None, key: bool) -> str:
     return ""
 
 
-def _unfilled(columns: Sequence[WantedColumn], found: Mapping[str, FoundColumn], key: Sequence[str]) -> list[str]:
+def _unfilled(columns: Sequence[ColumnSpec], found: Mapping[str, FoundColumn], key: Sequence[str]) -> list[str]:
     """What no event fills: columns of the key that can't be written, and others that must not be null."""
     given = {c.name for c in columns} | set(OWN_COLUMNS)
     misfits = []
@@ -403,7 +381,7 @@ def _own_misfits(found: Mapping[str, FoundColumn]) -> list[str]:
     return misfits
 
 
-def _row_column(column: WantedColumn, found: FoundColumn, key_bytes: int) -> RowColumn:
+def _row_column(column: ColumnSpec, found: FoundColumn, key_bytes: int) -> RowColumn:
     return RowColumn(
         name=column.name,
         kind=kind_of(column.type, found.type, key_bytes=key_bytes, unit=column.unit),
@@ -411,20 +389,10 @@ def _row_column(column: WantedColumn, found: FoundColumn, key_bytes: int) -> Row
     )
 
 
-def check_wanted(wanted: WantedTable) -> None:
+def check_wanted(wanted: TableSpec) -> None:
     """Refuse, with ConfigurationError, what no table could hold or be kept newest by."""
     for column in wanted.columns:
         check_name(column.name, "column")
         if column.name in OWN_COLUMNS:
             raise ConfigurationError(f"column {column.name!r}: names that begin with _factory_ are the sink's own; rename the field")
-    _check_order(wanted.columns, wanted)
-
-
-def _check_order(columns: Sequence[WantedColumn], wanted: WantedTable) -> None:
-    types = {c.name: c.type for c in columns}
-    if columns and not wanted.key:
-        raise ConfigurationError("the contract names no key: publish upserts by it; add key: or id: to the contract")
-    for what, name in (("time", wanted.time), ("version_field", wanted.version), *(("key", name) for name in wanted.key)):
-        if name is not None and not (name in types and types[name].ordered):
-            why = "has no order (it is json)" if name in types else "is not among its columns"
-            raise ConfigurationError(f"the contract's {what} {name!r} {why}: rows are compared by it; change its columns")
+    wanted.check_order()

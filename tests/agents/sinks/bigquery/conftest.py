@@ -12,6 +12,24 @@ import pytest
 
 from tests.support.bigquery import Bench, Emulator
 
+ALWAYS = (
+    "test_replaced_shrunk_and_emptied",
+    "test_what_is_no_row_is_rejected_and_the_rest_lands",
+    "test_duplicates_in_a_window_go_by_version_then_time_then_record",
+    "test_what_the_table_has_newer_stays_and_is_counted",
+    "test_three_shards_planned_again_as_two_replace_all_when_the_last_one_is_there",
+    "test_a_zombie_is_fenced_before_and_after_its_successor_lands",
+    "test_two_windows_that_hold_each_others_keys_both_land",
+    "test_a_publisher_that_dies_at_any_step_is_completed_by_the_next_one[0]",
+)
+"""Of the suite for all sinks, which takes minutes on the emulator."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name == "test_conformance.py" and item.path.parent.name == "bigquery" and item.name not in ALWAYS:
+            item.add_marker(pytest.mark.soak)
+
 
 @pytest.fixture
 def bench(emulator: Emulator) -> Iterator[Bench]:

@@ -1,6 +1,7 @@
-"""The sink's own ledger as pure functions: who may land a shard of a window, what was landed, whose rows give way to whose.
+"""The ledger that a sink keeps beside its rows, as pure functions: who may land a shard of a window, what was landed, what gives way.
 
-One entry speaks of one window at one table. Whoever changes it names the token that it read: see ``Warehouse``.
+One entry speaks of one window at one table. A sink stores it as a text that it doesn't look into, and changes it by compare and set: no
+text comes back once it was changed, since every claim in it has a number of its own.
 """
 
 from __future__ import annotations
@@ -12,10 +13,29 @@ import msgspec
 from factory_agents.errors import FencedError, SinkError
 from factory_agents.runtime.agents import Claim, SinkOutcome
 
-__all__ = ["DISTINCT", "REMOVED", "WRITTEN", "Entry", "GivingWay", "Landed", "Taken", "check_claim", "give_way", "land", "landed", "take"]
+__all__ = [
+    "Entry",
+    "Figures",
+    "GivingWay",
+    "Landed",
+    "Taken",
+    "check_claim",
+    "entry_key",
+    "entry_text",
+    "give_way",
+    "land",
+    "landed",
+    "read_entry",
+    "take",
+]
 
-DISTINCT, WRITTEN, REMOVED = (9_000_000_000_000_000_001 + i for i in range(3))
-"""What stands for figures that only the landing transaction knows; it puts them into the entry's text in their places."""
+
+class Figures(msgspec.Struct, frozen=True):
+    """What a landing did: keys among its rows, those of them that were written, and rows of earlier landings that it removed."""
+
+    distinct: int
+    written: int
+    removed: int = 0
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -39,9 +59,9 @@ class Landed(msgspec.Struct, frozen=True):
     input_generation: int
     rows: int
     rejected: int
-    distinct: int = DISTINCT
-    written: int = WRITTEN
-    removed: int = REMOVED
+    distinct: int
+    written: int
+    removed: int
 
     def outcome(self, table: str, *, reused: bool = False) -> SinkOutcome:
         """What the runtime is told of it."""
@@ -58,12 +78,8 @@ class Landed(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One window at one making of a table (``made``: its creation; a table that is made again holds nothing of the old one).
+    """One window: claims that may land, and what was landed, in the order of landing."""
 
-    ``landed`` stands in the order of landing.
-    """
-
-    made: int
     claims: tuple[Claimed, ...] = ()
     landed: tuple[Landed, ...] = ()
 
@@ -80,6 +96,26 @@ class GivingWay(msgspec.Struct, frozen=True):
 
     past: tuple[int, ...]
     stale: tuple[int, ...]
+
+
+def entry_key(claim: Claim) -> str:
+    """What an entry is stored under: one text for each window of one stage."""
+    return " | ".join(part.replace("|", "||") for part in (claim.window, claim.pipeline, claim.stage))
+
+
+def entry_text(entry: Entry) -> str:
+    """An entry as a sink stores it."""
+    return msgspec.json.encode(entry).decode()
+
+
+def read_entry(text: str | None, table: str) -> Entry:
+    """The entry that a sink stores, an empty one for None; raises SinkError for what is none."""
+    if text is None:
+        return Entry()
+    try:
+        return msgspec.json.decode(text, type=Entry)
+    except msgspec.MsgspecError as error:
+        raise SinkError(f"table {table}: its ledger holds an entry that cannot be read: {error}; restore it, or delete it") from error
 
 
 def take(entry: Entry, claim: Claim, publication: int, table: str) -> Taken:
@@ -146,7 +182,7 @@ def give_way(entry: Entry, claim: Claim) -> GivingWay:
     return GivingWay(past, tuple(each.publication for each in current if each.shard == claim.shard.index))
 
 
-def land(entry: Entry, claim: Claim, publication: int, stale: Sequence[int], *, rows: int, rejected: int) -> Entry:
+def land(entry: Entry, claim: Claim, publication: int, stale: Sequence[int], figures: Figures, *, rows: int, rejected: int) -> Entry:
     """The entry that a landing writes."""
     mine = Landed(
         publication,
@@ -158,6 +194,9 @@ def land(entry: Entry, claim: Claim, publication: int, stale: Sequence[int], *, 
         claim.input_generation,
         rows,
         rejected,
+        figures.distinct,
+        figures.written,
+        figures.removed,
     )
     return msgspec.structs.replace(
         entry,

@@ -1,0 +1,126 @@
+"""What a sink of your own has to do, so that the runtime makes it exact: ``LedgerSink``, and what its methods are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from factory_agents.contracts import TableSpec
+from factory_agents.kafka.messages import Message
+from factory_agents.runtime.agents import Reject
+from factory_agents.runtime.sink_ledger import Figures
+
+__all__ = ["RANK", "Landing", "LedgerSink", "Part", "Reader", "Rows"]
+
+RANK = "_factory_rank"
+"""The last column of every row: bytes that compare as rows of one key do, by version, time, window and record; the greater one wins."""
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """A batch of typed rows: tuples of values in the order of ``columns``, which are the contract's and then ``RANK``.
+
+    Values are of Python's own types: str, int, float, bool, bytes, ``datetime`` (with UTC, for timestamptz), ``date``, ``time``,
+    ``Decimal``, ``UUID``, lists of them, and None. ``json``, ``interval`` and ``inet`` are texts.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    nbytes: int
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Some of the rows that are to land together: part ``number`` (from 0) of a publication. No two publications have one number."""
+
+    publication: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        """A name that no other part has."""
+        return f"{self.publication:016x}_{self.number}"
+
+
+class Landing(msgspec.Struct, frozen=True):
+    """What makes a publication visible. All of it is done, or nothing, in one transaction of the sink.
+
+    1. Of the rows of ``parts``, the one with the greatest ``RANK`` of each key goes into the table, with ``publication`` beside it; unless
+       the table has a row of that key with a greater rank, whose publication isn't among ``past``.
+    2. Rows of the publications ``stale`` are deleted.
+    3. The ledger's entry ``key`` is changed from ``old`` to ``entry(figures)``.
+    """
+
+    key: str
+    old: str
+    publication: int
+    window: str
+    parts: tuple[Part, ...]
+    past: tuple[int, ...]
+    stale: tuple[int, ...]
+    entry: Callable[[Figures], str]
+
+
+class Reader(Protocol):
+    """Makes batches of a sink's own form of records."""
+
+    def read(self, messages: Sequence[Message]) -> tuple[list[Any], dict[int, Reject]]:
+        """Batches (each with ``nbytes``) of the records that fit, in order, and why the others can't be written, by their index."""
+        ...
+
+    def join(self, batches: Sequence[Any]) -> Any:
+        """The batches as one, as ``LedgerSink.stage`` takes it."""
+        ...
+
+
+class LedgerSink:
+    """A sink of your own, exact by the runtime: it keeps the ledger's texts, takes typed rows in parts, and lands them at once.
+
+    Whatever a method raises, the ledger is asked what was done, and nothing is done blindly again. Raise SinkError for what no retry mends,
+    UnavailableError for what may be tried again at once; every other exception ends the attempt, and a retry may help.
+
+    ``transactional``: ``land`` is one transaction, rows and entry together. ``idempotent``: there is none; ``land`` upserts by key and
+    rank, may be called twice with the same rows, and no entry is kept here: ``read`` and ``change`` are not called, ``old`` is "", ``past``
+    and ``stale`` are empty. What a window no longer produces stays then.
+    """
+
+    capability: Literal["transactional", "idempotent"] = "transactional"
+    table: str = ""
+    """What it writes to, for results and messages."""
+    notes: tuple[str, ...] = ()
+    """Lines for a person, in every result."""
+
+    def read(self, key: str) -> str | None:
+        """The ledger's entry of this key, or None."""
+        raise NotImplementedError
+
+    def change(self, key: str, old: str | None, new: str) -> bool:
+        """Put ``new`` in the place of ``old`` (None: where there is none), unless somebody else changed it; whether it was done."""
+        raise NotImplementedError
+
+    def stage(self, part: Part, rows: Any) -> None:
+        """Keep the rows (``Rows``, or the batch of a reader of your own) where nobody sees them until they land."""
+        raise NotImplementedError
+
+    def land(self, landing: Landing) -> Figures | None:
+        """Make the publication visible, as ``Landing`` says. Do nothing and return None where the entry isn't ``landing.old`` any more."""
+        raise NotImplementedError
+
+    # What it may do besides
+
+    def open(self, table: TableSpec) -> None:
+        """Connect, and create the table or compare it with the contract's. Called before anything else, maybe again."""
+
+    def reader(self, table: TableSpec, window: str) -> Reader | None:
+        """What makes rows of records in place of the runtime's own reader."""
+        return None
+
+    def holds(self, publication: int) -> bool:
+        """Whether rows of a publication that landed are still in the table: where somebody emptied it, the window lands again."""
+        return True
+
+    def discard(self, parts: Sequence[Part]) -> None:
+        """Forget parts that have landed, or never will."""
+
+    def close(self) -> None:
+        """Disconnect."""

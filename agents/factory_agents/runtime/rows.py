@@ -1,0 +1,261 @@
+"""Records into typed rows by a contract's columns, for sinks that have no reader of their own."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Context, Decimal
+from typing import Annotated, Any
+
+import msgspec
+from msgspec.structs import astuple
+
+from factory_agents.contracts import ColumnSpec, ColumnType, TableSpec
+from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.messages import Message
+from factory_agents.runtime.agents import Reject
+from factory_agents.runtime.ledger_sink import RANK, Rows
+from factory_agents.runtime.rank import ranker
+
+__all__ = ["RowReader"]
+
+_UNFIT = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, RecursionError)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_BITS = {"bigint": 63, "integer": 31, "smallint": 15}
+_MOST_DOUBLE, _MOST_REAL = 1.7976931348623157e308, 3.4028234663852886e38
+_NUMERIC_DIGITS = 1000
+_VALUE_BYTES = 60
+"""What a value takes in memory beside its own bytes, about."""
+_EXACT = Context(prec=3000)
+_NULL = msgspec.Raw(b"null")
+
+
+class RowReader:
+    """Makes ``Rows`` of records: at msgspec's speed where an event fits as it is, else column by column."""
+
+    def __init__(self, table: TableSpec, window: str) -> None:
+        self._columns = [_Column(spec, in_key=spec.name in table.key) for spec in table.columns]
+        self._names = (*(c.name for c in table.columns), RANK)
+        self._decode = _decoder([(c.decoded, c.default) for c in self._columns], table)
+        self._decode_raw = _decoder([(msgspec.Raw, _NULL)] * len(self._columns), table)
+        self._finish = [(i, c) for i, c in enumerate(self._columns) if c.finish is not None or c.required]
+        self._rank = ranker(table, window)
+
+    def read(self, messages: Sequence[Message]) -> tuple[list[Rows], dict[int, Reject]]:
+        """See ``Reader.read``."""
+        rows, rejected, size = [], {}, 0
+        for i, message in enumerate(messages):
+            try:
+                values = self._values(message.value())
+            except Reject as reject:
+                rejected[i] = reject
+                continue
+            values.append(self._rank(values, message.timestamp()[1], message.partition(), message.offset()))
+            rows.append(tuple(values))
+            size += len(message) + _VALUE_BYTES * len(values)
+        return [Rows(self._names, rows, size)] if rows else [], rejected
+
+    def join(self, batches: Sequence[Rows]) -> Rows:
+        """See ``Reader.join``."""
+        rows = [row for batch in batches for row in batch.rows]
+        return Rows(self._names, rows, sum(batch.nbytes for batch in batches))
+
+    def _values(self, value: bytes | None) -> list[Any]:
+        try:
+            if value is not None:
+                value.decode()  # the decoder doesn't look into what it passes over
+                values = list(astuple(self._decode(value)))
+                for i, column in self._finish:
+                    values[i] = column.finished(values[i])
+                return values
+        except _UNFIT:
+            pass
+        return self._one_by_one(value)
+
+    def _one_by_one(self, value: bytes | None) -> list[Any]:
+        """Column by column: what the decoder is too strict for, or a Reject that names the column."""
+        if value is None:
+            raise Reject("the record has no value (a tombstone), expected a JSON object", rule="decode")
+        try:
+            value.decode()
+            raw = astuple(self._decode_raw(value))
+        except msgspec.ValidationError as error:
+            raise Reject(f"not an event: {error}", rule="decode") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Reject(f"not JSON: {error}", rule="decode") from error
+        return [column.read(text) for column, text in zip(self._columns, raw, strict=True)]
+
+
+def _decoder(types: Sequence[tuple[Any, Any]], table: TableSpec) -> Callable[[bytes], Any]:
+    """Reads an event's columns; ``types`` are each one's type and default."""
+    names = [c.name for c in table.columns]
+    fields = [(f"c{i}", *type_) for i, type_ in enumerate(types)]
+    try:
+        row = msgspec.defstruct("Row", fields, rename={f"c{i}": name for i, name in enumerate(names)}, gc=False, kw_only=True)
+    except ValueError as error:
+        raise ConfigurationError(f"the contract's columns: {error}; rename the field, or leave it out of columns") from error
+    return msgspec.json.Decoder(row).decode
+
+
+class _Column:
+    """How one column's values are read."""
+
+    def __init__(self, spec: ColumnSpec, *, in_key: bool) -> None:
+        self.name, self.shown = spec.name, spec.type.text
+        self.required = in_key or not spec.nullable
+        kind = _number_kind(spec.unit, spec.type) if spec.unit else _kind(spec.type, in_key=in_key)
+        self._type, self.finish, self._lenient = kind
+        if spec.type.array:
+            self._type, self.finish, self._lenient = _list_kind(*kind)
+        self.decoded: Any = self._type if self._type is msgspec.Raw else self._type | None
+        self.default: Any = _NULL if self._type is msgspec.Raw else None
+
+    def finished(self, value: Any) -> Any:
+        """A decoded value as it is given on; raises what ``_UNFIT`` names."""
+        if value is not None and self.finish is not None:
+            value = self.finish(value)
+        if value is None and self.required:
+            raise ValueError("missing or null")
+        return value
+
+    def read(self, raw: msgspec.Raw) -> Any:
+        """One value from its JSON; raises a Reject that says what is wrong with it."""
+        text = bytes(raw)
+        if text == b"null":
+            if self.required:
+                raise Reject(f"column {self.name!r}: missing or null, expected {self.shown}", rule="missing")
+            return None
+        try:
+            return self._converted(raw)
+        except _UNFIT as error:
+            said = str(error).replace("Expected", "expected", 1) if isinstance(error, msgspec.MsgspecError) else str(error)
+            shown = f": {_show(text)}" if text[:1] not in b"[{" else ""
+            raise Reject(f"column {self.name!r}: {said}{shown} (the column is {self.shown})", rule="column") from error
+
+    def _converted(self, raw: msgspec.Raw) -> Any:
+        try:
+            typed = msgspec.json.decode(raw, type=self._type)
+        except msgspec.ValidationError:
+            if self._lenient is None:
+                raise
+            typed = self._lenient(msgspec.json.decode(raw))
+        return self.finish(typed) if self.finish is not None else typed
+
+
+def _show(text: bytes) -> str:
+    """The beginning of a value, for a message."""
+    return text[:60].decode(errors="replace")
+
+
+_Kind = tuple[Any, Callable[[Any], Any] | None, Callable[[Any], Any] | None]
+"""What the decoder reads, what is made of that, and what takes a value that the decoder is too strict for."""
+
+
+def _kind(type_: ColumnType, *, in_key: bool) -> _Kind:
+    name = type_.name
+    if name in _BITS:
+        whole = Annotated[int, msgspec.Meta(ge=-(2 ** _BITS[name]), le=2 ** _BITS[name] - 1)]
+        return whole, None, lambda value: msgspec.convert(int(value) if type(value) is float and value.is_integer() else value, whole)
+    if name in ("char", "varchar"):
+        longest = type_.arguments[0] if type_.arguments else 1 if name == "char" else None
+        return Annotated[str, msgspec.Meta(max_length=longest)] if longest is not None else str, None, None
+    if name == "numeric":
+        digits = type_.arguments
+        return Decimal, lambda n: _without_zeros(_numeric(n, digits)) if in_key else _numeric(n, digits), None
+    return _KINDS[name]
+
+
+def _list_kind(element: Any, finish: Callable[[Any], Any] | None, lenient: Callable[[Any], Any] | None) -> _Kind:
+    def finished(values: Any) -> list[Any]:
+        return [None if v is None else finish(v) if finish is not None else v for v in values]
+
+    def leniently(values: Any) -> list[Any]:
+        if type(values) is not list:
+            raise TypeError("expected a list")
+        return [None if v is None else _item(v, element, lenient) for v in values]
+
+    item: Any = element if element is msgspec.Raw else element | None
+    return list[item], finished, leniently
+
+
+def _item(value: Any, element: Any, lenient: Callable[[Any], Any] | None) -> Any:
+    try:
+        return msgspec.convert(value, element)
+    except msgspec.ValidationError:
+        if lenient is None:
+            raise
+        return lenient(value)
+
+
+def _number_kind(unit: str, type_: ColumnType) -> _Kind:
+    """A time that comes as a number since 1970."""
+    finish = _KINDS[type_.name][1] if type_.name in ("timestamptz", "timestamp") else None
+
+    def moment(value: Any) -> Any:
+        found = _EPOCH + timedelta(microseconds=round(value * _UNITS[unit]))
+        return found.date() if type_.name == "date" else finish(found) if finish is not None else found
+
+    return int | float, moment, None
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
+
+
+def _without_zone(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _time_of(text: Any) -> datetime:
+    """ISO-8601 as Python reads it, a leap second included; without a zone it is UTC, as the contract has it."""
+    if type(text) is not str:
+        raise TypeError("expected a time as text")
+    found = datetime.fromisoformat(re.sub(r"(:\d\d):60(?!\d)", r"\1:59", text).replace("z", "Z"))
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def _text_of(raw: msgspec.Raw) -> str | None:
+    """A JSON value as it came: no digit of a number is lost on the way."""
+    text = bytes(raw).decode()
+    return None if text == "null" else text
+
+
+def _numeric(number: Decimal, digits: tuple[int, ...]) -> Decimal:
+    if not number.is_finite() or abs(number.adjusted()) > _NUMERIC_DIGITS:
+        raise ValueError("not a number that a numeric column holds")
+    if digits and number:
+        precision, scale = (*digits, 0)[:2]
+        if number.adjusted() >= precision - scale or -int(_EXACT.normalize(number).as_tuple().exponent) > scale:
+            raise ValueError(f"the column takes {precision - scale} digits before the point and {scale} after it")
+    return number
+
+
+def _without_zeros(number: Decimal) -> Decimal:
+    """Equal numbers as equal texts: 1.0 as 1."""
+    number = _EXACT.normalize(number)
+    return _EXACT.quantize(number, Decimal(1)) if int(number.as_tuple().exponent) > 0 else number
+
+
+def _inet(text: str) -> str:
+    return str(ipaddress.ip_interface(text)) if "/" in text else str(ipaddress.ip_address(text))
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "text": (str, None, None),
+    "double": (Annotated[float, msgspec.Meta(ge=-_MOST_DOUBLE, le=_MOST_DOUBLE)], None, None),
+    "real": (Annotated[float, msgspec.Meta(ge=-_MOST_REAL, le=_MOST_REAL)], None, None),
+    "boolean": (bool, None, None),
+    "timestamptz": (Annotated[datetime, msgspec.Meta(tz=True)], _utc, _time_of),
+    "timestamp": (datetime, _without_zone, _time_of),
+    "date": (date, None, None),
+    "time": (time, None, None),
+    "json": (msgspec.Raw, _text_of, None),
+    "interval": (str, None, None),
+    "uuid": (uuid.UUID, None, None),
+    "bytea": (bytes, None, None),
+    "inet": (str, _inet, None),
+}

@@ -1,0 +1,235 @@
+"""The runtime over a user's sink: what it asks when answers get lost, and sinks without transactions."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory_agents import Figures, LedgerSink
+from factory_agents.contracts import load_contract
+from factory_agents.errors import SinkError, UnavailableError
+from factory_agents.protocol import AgentRun, Order
+from factory_agents.runtime import exact_sink
+from factory_agents.runtime.agents import Claim
+from factory_agents.runtime.exact_sink import ExactSink, exact
+from factory_agents.runtime.session import RunContext
+from factory_agents.runtime.sink import run_sink
+from tests.support.runs import Runs, events
+from tests.support.sink_bench import CONTRACT, W1, WHOLE, at, event, record
+from tests.support.sqlite_sink import CONTRACT as BY_ID
+from tests.support.sqlite_sink import DocumentedSink
+
+ASKED = ("open", "read", "change", "stage", "land")
+
+
+def claim(**changes: Any) -> Claim:
+    values: dict[str, Any] = {"plan": "p", "fingerprint": "f", "input_generation": 1, "generation": 1} | changes
+    return Claim("p", "publish", W1, WHOLE, **values)
+
+
+class Flaky:
+    """A sink of which the ``nth`` call fails, before or after it did what was asked."""
+
+    def __new__(cls, path: Path, nth: int, *, done: bool, error: Exception) -> Any:
+        calls: list[str] = []
+        busy: list[str] = []
+
+        class Sink(DocumentedSink):  # type: ignore[misc]
+            pass
+
+        def wrap(name: str) -> Any:
+            method = getattr(DocumentedSink, name)
+
+            def wrapped(self: Any, *arguments: Any) -> Any:
+                if busy:  # it asks itself
+                    return method(self, *arguments)
+                calls.append(name)
+                fails = len(calls) == nth
+                if fails and not done:
+                    raise error
+                busy.append(name)
+                try:
+                    answer = method(self, *arguments)
+                finally:
+                    busy.clear()
+                if fails:
+                    raise error
+                return answer
+
+            return wrapped
+
+        for name in ASKED:
+            setattr(Sink, name, wrap(name))
+        sink = Sink(str(path))
+        sink.calls = calls
+        return sink
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(tmp_path / "db")
+    yield connection
+    connection.close()
+
+
+def published(database: sqlite3.Connection) -> dict[str, str]:
+    return dict(database.execute("SELECT id, value FROM events").fetchall())
+
+
+def publish(sink: Any, rows: list[Any], **changes: Any) -> Any:
+    try:
+        outcome = sink.claim(claim(**changes))
+        if outcome is None:
+            assert sink.write(rows) == {}
+            outcome = sink.commit(rejected=0)
+        return outcome
+    finally:
+        sink.close()
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["request lost", "answer lost"])
+@pytest.mark.parametrize("error", [UnavailableError("gone"), sqlite3.OperationalError("locked")], ids=["ours", "theirs"])
+def test_whatever_call_fails_the_rows_are_there_once(tmp_path: Path, database: sqlite3.Connection, done: bool, error: Exception) -> None:
+    """What fails in the attempt is completed by the next one; a change and a landing whose answers are lost succeed."""
+    contract = load_contract(CONTRACT)
+    publish(exact(DocumentedSink(str(tmp_path / "db")), contract), at([event("a", "0"), event("stale")]), fingerprint="first")
+    nth, asked = 0, ""
+    while nth == 0 or len(asked) >= nth:
+        nth += 1
+        rows = at([event("a", str(nth)), event(f"only {nth}")])
+        changes = {"fingerprint": f"f{nth}", "input_generation": 1 + nth}
+        flaky = Flaky(tmp_path / "db", nth, done=done, error=error)
+        sink = exact(flaky, contract)
+        try:
+            outcome = publish(sink, rows, **changes)
+        except (UnavailableError, exact_sink.RaisedError):
+            assert flaky.calls[nth - 1] not in ("change", "land") or not done
+        else:
+            assert (outcome.written, outcome.removed, outcome.reused) == (2, 1, False)
+        asked = flaky.calls
+        outcome = publish(exact(DocumentedSink(str(tmp_path / "db")), contract), rows, **changes)
+        assert (outcome.written, outcome.removed) == (2, 1)
+        assert published(database) == {"a": str(nth), f"only {nth}": "x"}
+    assert nth > len(ASKED)
+
+
+def test_a_refusal_of_the_sinks_own_is_not_tried_again(tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    class Refusing(DocumentedSink):  # type: ignore[misc]
+        def land(self, landing: Any) -> Any:
+            tries.append(1)
+            raise SinkError("no such table")
+
+    with pytest.raises(SinkError, match="no such table"):
+        publish(exact(Refusing(str(tmp_path / "db")), load_contract(CONTRACT)), at([event("a")]))
+    assert tries == [1]
+
+
+def test_a_sink_that_lands_nothing_and_says_it_did_is_found_out(tmp_path: Path) -> None:
+    class Liar(DocumentedSink):  # type: ignore[misc]
+        def land(self, landing: Any) -> Any:
+            return Figures(1, 1)
+
+    with pytest.raises(SinkError, match="publishing to events: it says that it landed, and its ledger doesn't"):
+        publish(exact(Liar(str(tmp_path / "db")), load_contract(CONTRACT)), at([event("a")]))
+
+
+def test_others_who_keep_changing_the_entry_are_waited_for_until_the_time_is_over(tmp_path: Path) -> None:
+    class Beaten(DocumentedSink):  # type: ignore[misc]
+        def change(self, key: str, old: str | None, new: str) -> bool:
+            return False
+
+    sink = ExactSink(Beaten(str(tmp_path / "db")), load_contract(CONTRACT).table(), {}, timeout=0.3)
+    with pytest.raises(UnavailableError, match="others keep changing the ledger's entry of window"):
+        sink.claim(claim())
+    sink.close()
+
+
+def test_a_large_window_goes_in_parts(tmp_path: Path, database: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_sink, "_PART_BYTES", 100)
+    parts: list[Any] = []
+
+    class Counting(DocumentedSink):  # type: ignore[misc]
+        def stage(self, part: Any, rows: Any) -> None:
+            parts.append(part)
+            super().stage(part, rows)
+
+    sink = exact(Counting(str(tmp_path / "db")), load_contract(CONTRACT))
+    assert sink.claim(claim()) is None
+    for n in range(5):
+        sink.write([record(event(str(n % 2), str(n)), 0, n)])
+    assert sink.commit(rejected=0).duplicates == 3
+    sink.close()
+    assert [part.number for part in parts] == list(range(5))
+    assert len({part.name for part in parts}) == 5
+    assert published(database) == {"0": "4", "1": "3"}
+
+
+class Upserting(LedgerSink):
+    """A store without transactions: the greatest rank of each key stays."""
+
+    capability = "idempotent"
+    table = "store"
+
+    def __init__(self) -> None:
+        self.store: dict[Any, tuple[Any, ...]] = {}
+        self.staged: dict[Any, list[tuple[Any, ...]]] = {}
+        self.failures: list[Exception] = []
+        self.landed: list[int] = []
+
+    def stage(self, part: Any, rows: Any) -> None:
+        self.staged[part] = rows.rows
+
+    def land(self, landing: Any) -> Figures:
+        newest: dict[Any, tuple[Any, ...]] = {}
+        for row in (row for part in landing.parts for row in self.staged[part]):
+            if row[0] not in newest or row[-1] > newest[row[0]][-1]:
+                newest[row[0]] = row
+        put = {key: row for key, row in newest.items() if key not in self.store or row[-1] >= self.store[key][-1]}
+        self.store |= put
+        self.landed.append(landing.publication)
+        if self.failures:
+            raise self.failures.pop()
+        return Figures(len(newest), len(put))
+
+
+class TestASinkWithoutTransactions:
+    @pytest.fixture
+    def run(self, runs: Runs) -> AgentRun:
+        topic = runs.topic("in", partitions=2)
+        runs.produce(topic, [*events(50), b"{broken"])
+        return runs.run(runs.window(topic), name="publish", stage="publish", dead_letter_topic=f"{topic}.dead")
+
+    def test_lands_again_after_a_lost_answer_and_is_reused_by_kafkas_ledger(self, runs: Runs, run: AgentRun) -> None:
+        import msgspec
+
+        sink = Upserting()
+
+        def go(run: AgentRun) -> Any:
+            return run_sink(RunContext(runs.config), run, lambda: exact(sink, load_contract(BY_ID)))
+
+        sink.failures = [UnavailableError("no answer")]
+        result = go(run)
+        assert (result.counts.consumed, result.counts.written, result.counts.rejected) == (51, 50, 1)
+        assert len(sink.landed) == 2
+        assert len(set(sink.landed)) == 1
+        assert go(run).reused
+        assert len(sink.landed) == 2
+        result = go(msgspec.structs.replace(run, order=Order("task", 1, again=True)))
+        assert (result.reused, result.counts.written) == (False, 50)
+        assert len(set(sink.landed)) == 2
+        assert len(sink.store) == 50
+
+    def test_one_that_fails_is_completed_by_the_retry(self, runs: Runs, run: AgentRun) -> None:
+        sink = Upserting()
+        sink.failures = [OSError("cut")]
+        with pytest.raises(exact_sink.RaisedError, match=r"sink store: OSError: cut \(.*test_exact_sink.py:\d+\)"):
+            run_sink(RunContext(runs.config), run, lambda: exact(sink, load_contract(BY_ID)))
+        result = run_sink(RunContext(runs.config), run, lambda: exact(sink, load_contract(BY_ID)))
+        assert result.counts.written == 50
+        assert len(set(sink.landed)) == 1  # an endpoint may know by it that it did this before
