@@ -1,0 +1,48 @@
+"""Datasets are named as OpenLineage names them, and never hold a password."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_provider_factory.lineage import result_lineage, topic_lineage
+from factory_agents.protocol import Counts, Manifest, PartitionRange
+from tests.provider.samples import result
+
+
+def outputs(**arguments: Any) -> list[tuple[str, str, int | None]]:
+    lineage = result_lineage(**arguments)
+    return [(d.namespace, d.name, d.outputFacets["outputStatistics"].rowCount) for d in lineage.outputs]
+
+
+def test_topics_are_datasets_of_their_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__FACTORY__CLUSTER", "east")
+    lineage = topic_lineage(inputs=["raw", ""], outputs=["enriched"])
+    assert [(d.namespace, d.name) for d in lineage.inputs] == [("kafka://east", "raw")]
+    assert [(d.namespace, d.name) for d in lineage.outputs] == [("kafka://east", "enriched")]
+
+
+def test_dead_letters_are_an_output_only_where_there_are_some() -> None:
+    letters = Manifest("enriched.dead", "T3", "w", (PartitionRange(0, 0, 5, 3),))
+    none = Manifest("enriched.dead", "T3", "w")
+    assert outputs(result=result(dead_letters=letters)) == [("kafka://main", "enriched", 10), ("kafka://main", "enriched.dead", 3)]
+    assert outputs(result=result(dead_letters=none)) == [("kafka://main", "enriched", 10)]
+
+
+@pytest.mark.parametrize(
+    ("table", "url", "namespace", "name"),
+    [
+        ("events", "postgresql://u:secret@db:5433/shop", "postgres://db:5433", "shop.public.events"),
+        ("mart.events", "postgresql://u:secret@db/shop", "postgres://db:5432", "shop.mart.events"),
+        ("events", "postgresql://u:secret@[::1]:5432/shop", "postgres://[::1]:5432", "shop.public.events"),
+        ("events", "postgresql:///shop?host=/run/pg&port=6000", "postgres:///run/pg:6000", "shop.public.events"),
+        ("events", "postgresql:///shop?host=a,b&port=1,2&password=secret", "postgres://a:1", "shop.public.events"),
+        ("events", "", "postgres", "public.events"),
+        ("p.d.events", "bigquery:", "bigquery", "p.d.events"),
+    ],
+)
+def test_a_table_is_named_by_where_it_is(table: str, url: str, namespace: str, name: str) -> None:
+    done = result(manifest=None, table=table, counts=Counts(written=4))
+    assert outputs(result=done, database_url=url) == [(namespace, name, 4)]
+    assert "secret" not in repr(result_lineage(done, database_url=url))
