@@ -67,6 +67,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         default="factory",
         example="factory-staging",
     ),
+    "keep_windows": _option(
+        "For how long the ledger remembers what was planned and done: ``retention`` (as long as the pipeline's topics keep records, and a "
+        "margin), a time such as ``45 d``, or ``forever``. Older windows are forgotten, and refused from then on.\n",
+        default="retention",
+        example="45 d",
+    ),
     "retry_delay": _option(
         "Seconds between a task's tries in DAGs that use ``airflow_provider_factory.settings.retry_delay``; short ones make a "
         "failing ``airflow dags test`` end soon.\n",

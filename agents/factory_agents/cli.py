@@ -21,10 +21,12 @@ def _group(help_: str) -> typer.Typer:
 app = _group("Agents over Kafka: run them, and look after topics, windows, lag and dead letters.")
 agents = _group("Run agents.")
 topics = _group("Topics as a file declares them.")
+windows = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 letters = _group("Rejected events: look at them, and put them back.")
 sandboxes = _group("Kafka and PostgreSQL on this machine, and a BigQuery emulator.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
+app.add_typer(windows, name="windows")
 app.add_typer(letters, name="dead-letters")
 app.add_typer(sandboxes, name="sandbox")
 
@@ -145,8 +147,9 @@ def _fields(row: Any) -> dict[str, Any]:
     return asdict(row)
 
 
-@app.command("windows")
-def windows(
+@windows.callback()
+def windows_list(
+    context: typer.Context,
     pipeline: Annotated[str, typer.Option(help="only this pipeline's", metavar="NAME", show_default=False)] = "",
     limit: Annotated[int, typer.Option(help="most windows to show; 0 for all", metavar="N", min=0)] = 50,
     prefix: _Prefix = "factory",
@@ -163,7 +166,11 @@ def windows(
     Examples:
       factory windows
       factory windows --pipeline software_factory_pipeline --json
+      factory windows prune --dry-run
     """
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+        return
     from factory_agents.kafka.windows import read_windows
 
     found = read_windows(kafka_config(bootstrap, kafka_settings or ()), pipeline=pipeline, prefix=prefix)
@@ -178,6 +185,73 @@ def windows(
     )
     if len(shown) < len(found):
         console.say(f"{len(found) - len(shown):,} more: --limit 0 shows all")
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """An option of the list that stands before another command would be passed over."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--{name.replace('_', '-')}: put it behind {context.invoked_subcommand!r}")
+
+
+@windows.command("prune")
+def windows_prune(
+    pipeline: Annotated[str, typer.Option(help="only this pipeline's; without it all pipelines'", metavar="NAME", show_default=False)] = "",
+    before: Annotated[
+        str | None, typer.Option(help="windows that end by this time, in place of --keep-windows", metavar="TIME", show_default=False)
+    ] = None,
+    keep_windows: Annotated[
+        str,
+        typer.Option(
+            help="windows on which nothing was done for so long: a time such as 45 d, or retention (as long as the pipeline's topics keep "
+            "records, and a margin)",
+            envvar="FACTORY_KEEP_WINDOWS",
+            metavar="TIME",
+        ),
+    ] = "retention",
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="with --before: windows that are not finished, too")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be forgotten; change nothing")] = False,
+    prefix: _Prefix = "factory",
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """Forget old windows: what was planned and done goes from the ledger, and such windows are refused from then on.
+
+    Planners do it by themselves. What later windows need stays. It may be killed at any point and run again, beside planners and agents.
+
+    \b
+    Examples:
+      factory windows prune --dry-run
+      factory windows prune --pipeline software_factory_pipeline --before 2026-10-01
+      factory windows prune --keep-windows '90 d' --json
+    """
+    from factory_agents.kafka.pruner import pipelines_of, prune_pipeline
+    from factory_agents.options import parse_time
+
+    config = kafka_config(bootstrap, kafka_settings or ())
+    until = parse_time(before, "--before") if before else None
+    done = []
+    for name in [pipeline] if pipeline else pipelines_of(config, prefix=prefix):
+        with console.counting(f"pruning {name}") as progress:
+            done.append(
+                prune_pipeline(
+                    config, name, prefix=prefix, keep=keep_windows, before=until, unfinished=unfinished, dry_run=dry_run, progress=progress
+                )
+            )
+    if console.wants_json(json):
+        console.print_json(done)
+        return
+    console.print_table(
+        ["pipeline", "windows", "of them unfinished", "records", "first", "last", "what stays"],
+        [
+            [d.pipeline, d.windows, d.unfinished_windows, d.records, d.first, d.last, [*(f"{k.window}: {k.why}" for k in d.kept), *d.notes]]
+            for d in done
+        ],
+        right=["windows", "of them unfinished", "records"],
+        title="would be forgotten" if dry_run else "forgotten",
+    )
 
 
 def _state_of(state: str) -> str:

@@ -94,6 +94,7 @@ def run_agent(  # one parameter an option
     rerun: Annotated[str | None, _option("rerun", metavar="reuse|redo")] = None,
     accept_loss: Annotated[bool, _option("accept_loss")] = False,
     max_rejected: Annotated[str | None, _option("max_rejected", metavar="LIMIT")] = None,
+    keep_windows: Annotated[str | None, _option("keep_windows", metavar="TIME")] = None,
     deadline: Annotated[str | None, _option("deadline", metavar="SECONDS")] = None,
     chunk_records: Annotated[str | None, _option("chunk_records", metavar="N")] = None,
     database_url: Annotated[str | None, _option("database_url", metavar="URL")] = None,

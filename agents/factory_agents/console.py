@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_USAGE", "error_line", "guarded", "print_json", "print_table", "progress", "say", "wants_json"]
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "EXIT_USAGE",
+    "counting",
+    "error_line",
+    "guarded",
+    "print_json",
+    "print_table",
+    "progress",
+    "say",
+    "wants_json",
+]
 
 EXIT_FAILED, EXIT_USAGE, EXIT_RETRY, EXIT_INTERRUPTED = 1, 2, 75, 130
 
@@ -128,6 +139,19 @@ def progress(label: str, *, shown: bool) -> Iterator[Observer]:
     )
     with bar:
         yield _Bar(bar, bar.add_task(label, total=None, figures=""))
+
+
+@contextmanager
+def counting(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error that is told how many of how many are done, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, of: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 class _Bar(Observer):

@@ -17,6 +17,7 @@ from factory_agents.ingest import source_name
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_window_topic, plan_window, preview_window
 from factory_agents.kafka.ledger import Ledger, StageRecord
+from factory_agents.kafka.pruner import RETENTION
 from factory_agents.kafka.topics import Cluster
 from factory_agents.options import AgentSettings, Resolved, parse_interval
 from factory_agents.protocol import (
@@ -30,7 +31,7 @@ from factory_agents.protocol import (
 )
 from factory_agents.run import BUILT_IN, build_transform, execute
 from factory_agents.runtime.live import default_group, run_live
-from factory_agents.runtime.live_sink import run_sink_live
+from factory_agents.runtime.live_sink import KEEP_WINDOWS, run_sink_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.stage_plan import StageInput, stage_input
 
@@ -165,6 +166,7 @@ def make_run(agent: str, settings: AgentSettings, given: StageInput | None) -> A
         deadline_seconds=settings.deadline,
         chunk_records=settings.chunk_records,
         prefix=settings.prefix,
+        keep_windows=settings.keep_windows,
     )
 
 
@@ -183,6 +185,7 @@ def _window(config: KafkaConfig, agent: str, settings: AgentSettings) -> Window:
         interval=interval,
         prefix=settings.prefix,
         accept_loss=settings.accept_loss,
+        keep=settings.keep_windows,
     )
 
 
@@ -255,6 +258,7 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
             in_topic=settings.in_topic,
             prefix=settings.prefix,
             accept_loss=settings.accept_loss,
+            keep=KEEP_WINDOWS if settings.keep_windows == RETENTION else settings.keep_windows,
         )
         return LiveResult(transform.name, transform.version, group, settings.in_topic, "", counts, round(time.monotonic() - began, 3))
     counts = run_live(

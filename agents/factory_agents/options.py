@@ -88,6 +88,14 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_rejected: Annotated[
         str, _key("rejected events past which the stage fails: a number, or a share such as '5 %'", env="FACTORY_MAX_REJECTED")
     ] = "50 %"
+    keep_windows: Annotated[
+        str,
+        _key(
+            "for how long the ledger remembers windows: retention (as long as the topics keep records, and a margin), a time such as 45 d, "
+            "or forever",
+            env="FACTORY_KEEP_WINDOWS",
+        ),
+    ] = "retention"
     deadline: Annotated[float, _key("seconds after which an unfinished window fails; 0 for never", env="FACTORY_DEADLINE")] = 0.0
     chunk_records: Annotated[int, _key("most records in one transaction", env="FACTORY_CHUNK_RECORDS")] = 100_000
     database_url: Annotated[

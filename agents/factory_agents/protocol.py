@@ -227,7 +227,8 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     names the whole plan that the shard is a part of. ``origin`` and ``instance`` are as in Window: they and pipeline, stage, window and
     shard are what the work *is*. ``mapped``: how many tasks the stage is mapped to (0: it isn't, or nobody can tell). ``rerun``:
     ``reuse`` returns the finished result of the same fingerprint, ``redo`` does the work again; so does an ``order`` that was given
-    since. Limits and ``accept_loss`` don't enter the fingerprint.
+    since. Limits and ``accept_loss`` don't enter the fingerprint. ``keep_windows``: for how long the ledger remembers what was read of a
+    source, such as ``45 d``.
 
     ``untrusted`` names the parameters whose values come from whoever started the run, not from the pipeline's author: the files and URLs
     that they name are confined (see ``factory_agents.paths``).
@@ -258,6 +259,7 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     deadline_seconds: float = 0.0
     chunk_records: int = 100_000
     prefix: str = "factory"
+    keep_windows: str = "retention"
 
     @property
     def key(self) -> str:

@@ -218,6 +218,7 @@ class KafkaAgentOperator(AgentPodOperator):
             max_rejected=str(self.max_rejected),
             deadline_seconds=_seconds(self.deadline),
             prefix=option("prefix"),
+            keep_windows=option("keep_windows"),
         )
 
     def _check_arguments(self) -> None:

@@ -110,6 +110,8 @@ class WindowOperator(BaseOperator):
             policy="carry" if carry else "index",
             follows=carry and interval is not None and follows(context, interval),
             accept_loss=as_bool(self.accept_loss, "accept_loss"),
+            asked=getattr(context.get("dag_run"), "run_after", None),
+            keep=option("keep_windows"),
             timeout=self.timeout,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import time
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, DeadlineError, FencedError, WindowError
 from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
 from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView, PlanRecord
-from factory_agents.kafka.plan_view import PlanView
+from factory_agents.kafka.plan_view import Lane, PlanView
 from factory_agents.kafka.planning import (
     FUTURE_MS,
     LogAnswers,
@@ -31,6 +32,9 @@ from factory_agents.kafka.planning import (
     relevant_source,
     source_plan,
 )
+from factory_agents.kafka.pruner import RETENTION, keep_seconds, prune_beside, retention_of
+from factory_agents.kafka.pruning import is_due, origin_of
+from factory_agents.kafka.records import MarkRecord, mark_key
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval, Window, Work, transactional_id
 from factory_agents.telemetry import fields
@@ -80,22 +84,32 @@ def plan_window(
     policy: Policy = "index",
     follows: bool = False,
     accept_loss: bool = False,
+    asked: datetime | None = None,
+    keep: str = RETENTION,
+    view: PlanView | None = None,
     timeout: float = 120.0,
 ) -> Window:
     """The window of an interval on a topic (or, without one, since the pipeline's last cut), planned once and then always the same.
 
     ``policy`` says what a missing start cut takes: ``carry`` the latest earlier scheduled cut (scheduled runs: a pause is carried into the
     next run), ``index`` the timestamp index; and so does ``carry`` where the run ``follows`` another scheduled one, planned yet or not,
-    whose interval ends where this one begins. Raises WindowError (mixed modes, overlap, an interval that is not over), DataLossError
-    (a recreated topic), UnavailableError, and DeadlineError after ``timeout`` seconds.
+    whose interval ends where this one begins. ``asked`` is when a run without an interval came into being: one that is older than what was
+    pruned is refused. ``keep``: for how long the ledger remembers windows, see ``prune_pipeline``; what is older goes beside the plan.
+    ``view``: what a planner that lives long has followed so far.
+
+    Raises WindowError (mixed modes, overlap, an interval that is not over, pruned), DataLossError (a recreated topic), UnavailableError,
+    and DeadlineError after ``timeout`` seconds.
     """
+    keep_seconds(keep)
     check_names(pipeline=pipeline, prefix=prefix, **({} if interval else {"run_key": run_key}))
     _check_past(interval)
-    request = PlanRequest(pipeline, topic, interval, run_key, policy, accept_loss, follows)
+    request = PlanRequest(pipeline, topic, interval, run_key, policy, accept_loss, follows, round(asked.timestamp() * 1000) if asked else 0)
     with Cluster(config) as cluster:
-        window = _WindowPlanner(config, cluster, request, prefix, timeout).plan()
-        stamped = cluster.settings(topic).get("message.timestamp.type")
-    if interval is not None and stamped == "CreateTime":
+        planner = _WindowPlanner(config, cluster, request, prefix, timeout, view)
+        window = planner.plan()
+        settings = cluster.settings(topic)
+        planner.prune(keep, retention_of(settings))
+    if interval is not None and settings.get("message.timestamp.type") == "CreateTime":
         log.warning("topic %r stamps records with the producer's time (CreateTime); LogAppendTime makes windows follow arrival", topic)
     facts = fields(
         pipeline=pipeline,
@@ -130,19 +144,30 @@ def preview_window(
 
 
 def plan_source(
-    config: KafkaConfig, work: Work, interval: Interval | None, *, prefix: str = "factory", dry_run: bool = False, timeout: float = 120.0
+    config: KafkaConfig,
+    work: Work,
+    interval: Interval | None,
+    *,
+    prefix: str = "factory",
+    dry_run: bool = False,
+    output_topic: str = "",
+    keep: str = RETENTION,
+    timeout: float = 120.0,
 ) -> None:
     """Say in the ledger that a stage reads an interval of its source (None: all of it), so that no other one reads the same rows again.
 
-    A dry run says nothing. Raises WindowError where the interval overlaps another one of the stage, UnavailableError, and DeadlineError
-    after ``timeout`` seconds.
+    A dry run says nothing. ``keep`` as in ``plan_window``, by the retention of ``output_topic`` at first. Raises WindowError where the
+    interval overlaps another one of the stage or was pruned, UnavailableError, and DeadlineError after ``timeout`` seconds.
     """
+    keep_seconds(keep)
     with Cluster(config) as cluster:
         planner = _SourcePlanner(config, cluster, work, interval, prefix, timeout)
         if dry_run:
             planner.preview()
-        else:
-            planner.plan()
+            return
+        planner.plan()
+        if output_topic:
+            planner.prune(keep, retention_of(cluster.settings(output_topic)))
 
 
 def _check_past(interval: Interval | None) -> None:
@@ -155,14 +180,17 @@ def _check_past(interval: Interval | None) -> None:
 class _Planner(ABC, Generic[_T]):
     """One planner at work: reads the ledger, writes what is missing, and begins again when another took over."""
 
-    def __init__(self, config: KafkaConfig, cluster: Cluster, pipeline: str, doing: str, prefix: str, timeout: float) -> None:
+    def __init__(
+        self, config: KafkaConfig, cluster: Cluster, pipeline: str, doing: str, prefix: str, timeout: float, view: PlanView | None = None
+    ) -> None:
         self.config = config
+        self.prefix = prefix
         self.cluster = cluster
         self.timeout = timeout
         self.deadline = time.monotonic() + timeout
         self.doing = doing
         self.ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
-        self.view = PlanView(pipeline)
+        self.view = view or PlanView(pipeline)
         self._transactional_id = transactional_id(prefix, "plan", pipeline)
 
     @abstractmethod
@@ -197,6 +225,27 @@ class _Planner(ABC, Generic[_T]):
                 return found
             lost += 1  # whoever took over is given time to finish, or all would fence each other for ever
             time.sleep(random.uniform(0.05, 0.1 * min(2**lost, 30)))
+
+    @property
+    @abstractmethod
+    def origin(self) -> str:
+        """The topic or source whose windows are planned."""
+
+    @abstractmethod
+    def lanes(self) -> Iterable[Lane]:
+        """All that was planned on it."""
+
+    def prune(self, keep: str, retention_ms: int | None) -> None:
+        """Beside the plan, forget what is older than the ledger has to remember; raises nothing."""
+        seconds = keep_seconds(keep)
+        found = self.view.get(mark_key(self.ledger.pipeline, self.origin))
+        mark = found if isinstance(found, MarkRecord) else None
+        if seconds is not None:
+            keep_ms = 0.0 if math.isinf(seconds) else seconds * 1000
+        else:  # some other topic of the pipeline may keep its records longer, as was seen when it was pruned last
+            keep_ms = 0.0 if retention_ms is None else max(retention_ms, mark.keep if mark is not None else 0)
+        if keep_ms and is_due(self.view, self.lanes(), mark, int(keep_ms), int(time.time() * 1000)):
+            prune_beside(self.config, self.cluster, self.ledger.pipeline, prefix=self.prefix, keep=keep, mark=mark)
 
     def preview(self) -> _T:
         """The plan that would be made now; writes nothing."""
@@ -255,13 +304,22 @@ class _Planner(ABC, Generic[_T]):
 class _WindowPlanner(_Planner[Window]):
     """Plans a window on a topic."""
 
-    def __init__(self, config: KafkaConfig, cluster: Cluster, request: PlanRequest, prefix: str, timeout: float) -> None:
+    def __init__(
+        self, config: KafkaConfig, cluster: Cluster, request: PlanRequest, prefix: str, timeout: float, view: PlanView | None = None
+    ) -> None:
         doing = f"planning {request.window} of {request.pipeline!r} on {request.topic!r}"
-        super().__init__(config, cluster, request.pipeline, doing, prefix, timeout)
+        super().__init__(config, cluster, request.pipeline, doing, prefix, timeout, view)
         self._request = request
         self._topic = cluster.topic(request.topic)
         self._answers: LogAnswers | None = None
         check_window_topic(cluster, request.topic)
+
+    @property
+    def origin(self) -> str:
+        return self._request.topic
+
+    def lanes(self) -> Iterable[Lane]:
+        return self.view.lanes_of(self.origin).values()
 
     def near(self) -> LedgerView:
         return relevant(self.view, self._request, self._topic)
@@ -301,16 +359,24 @@ class _SourcePlanner(_Planner[PlanRecord]):
         doing = f"planning {work.window} of {work.pipeline!r}, stage {work.stage!r}"
         super().__init__(config, cluster, work.pipeline, doing, prefix, timeout)
         self._record = source_plan(work, interval)
+        self._origin = origin_of(work.scope)
+
+    @property
+    def origin(self) -> str:
+        return self._origin
+
+    def lanes(self) -> Iterable[Lane]:
+        return [self.view.lane(self._record.topic_id)]
 
     def near(self) -> LedgerView:
-        return relevant_source(self.view, self._record)
+        return relevant_source(self.view, self._record, self.origin)
 
     def found(self, view: LedgerView) -> PlanRecord | None:
         found = view.get(self._record.key())
         return found if isinstance(found, PlanRecord) else None
 
     def missing(self, view: LedgerView, now_ms: int) -> list[LedgerRecord]:
-        check_source(view, self._record)
+        check_source(view, self._record, self.origin)
         return [msgspec.structs.replace(self._record, planned_at=now_ms)]
 
 

@@ -20,6 +20,7 @@ from factory_agents.kafka.records import (
     CutRecord,
     FailureRecord,
     LedgerRecord,
+    MarkRecord,
     PipelineRecord,
     PlanRecord,
     Progress,
@@ -43,6 +44,7 @@ __all__ = [
     "Ledger",
     "LedgerRecord",
     "LedgerView",
+    "MarkRecord",
     "PipelineRecord",
     "PlanRecord",
     "Progress",
@@ -170,6 +172,11 @@ class Ledger:
         """Put records into the producer's open transaction."""
         for record in records:
             producer.produce(self.topic, encode_record(record), record.key().encode(), partition=self.partition)
+
+    def erase(self, producer: Producer, keys: Iterable[bytes]) -> None:
+        """Put deletions of records into the producer's open transaction."""
+        for key in keys:
+            producer.produce(self.topic, None, key, partition=self.partition)
 
 
 def read_result(config: KafkaConfig, work: Work, *, prefix: str = "factory", timeout: float = 60.0) -> AgentResult | None:

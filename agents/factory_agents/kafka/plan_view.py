@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias, TypeVar
@@ -12,7 +12,7 @@ from factory_agents.kafka.records import CutRecord, LedgerRecord, PlanRecord
 from factory_agents.kafka.view import LedgerView, about_plans
 from factory_agents.protocol import to_ms
 
-__all__ = ["Lane", "PlanView", "Span"]
+__all__ = ["Lane", "PlanView", "Span", "times_of"]
 
 Span: TypeAlias = tuple[int, int, str]
 """A planned interval: start and end in milliseconds, and its record's key."""
@@ -47,6 +47,20 @@ class Lane:
         """Cuts at or before a time, the last one first."""
         yield from (key for _, key in reversed(self.cuts[: bisect_left(self.cuts, (at + 1,))]))
 
+    def above(self, low_water: int, is_scheduled: Callable[[str], bool]) -> Lane:
+        """What stays where windows that begin before a time (milliseconds) are pruned: enough for whatever is planned from there on.
+
+        The cut at or before it, from which windows tile on, and the last scheduled one, from which a pause is carried; the last window
+        before it, with its cuts, as there is a gap behind it or none; the cut that was made last, which tells how many partitions
+        there are. It is the same whether the rest was deleted already or not.
+        """
+        first = max(0, bisect_left(self.spans, (low_water,)) - 1)
+        floor = max(0, bisect_left(self.cuts, (low_water + 1,)) - 1)
+        ends = set(self.spans[first][:2]) if self.spans else set()
+        kept = {next((key for _, key in reversed(self.cuts[: floor + 1]) if is_scheduled(key)), ""), *list(self.newest)[-1:]}
+        cuts = [cut for cut in self.cuts[:floor] if cut[0] in ends or cut[1] in kept]
+        return Lane(cuts + self.cuts[floor:], self.spans[first:], self.others, self.newest)
+
 
 class PlanView(LedgerView):
     """One pipeline's cuts and plans, with an order of time that their keys tell without being decoded."""
@@ -61,9 +75,23 @@ class PlanView(LedgerView):
 
     def lanes_of(self, topic: str) -> dict[str, Lane]:
         """What was planned on topics of this name, by their ids."""
-        return {topic_id: lane for topic_id, lane in self._lanes.items() if self._topic_of(lane) == topic}
+        return {topic_id: lane for topic_id, lane in self._lanes.items() if self.topic_of(lane) == topic}
 
-    def _topic_of(self, lane: Lane) -> str:
+    @property
+    def lanes(self) -> dict[str, Lane]:
+        """What was planned, by topic id or source."""
+        return self._lanes
+
+    def above(self, lane: Lane, low_water: int | None) -> Lane:
+        """See ``Lane.above``; the whole lane where nothing was pruned."""
+        return lane if low_water is None else lane.above(low_water, self._is_scheduled)
+
+    def _is_scheduled(self, key: str) -> bool:
+        cut = self.get(key)
+        return isinstance(cut, CutRecord) and cut.scheduled
+
+    def topic_of(self, lane: Lane) -> str:
+        """The name of a lane's topic; empty for a source."""
         for key in (*reversed(lane.newest), *(span[2] for span in lane.spans[-1:]), *lane.others):
             record = self.get(key)
             if isinstance(record, CutRecord | PlanRecord):
@@ -108,7 +136,7 @@ def _order_cut(lane: Lane, key: str, *, known: bool, there: bool) -> None:
 
 
 def _order_plan(lane: Lane, key: str, *, known: bool, there: bool) -> None:
-    times = _times(key.rpartition("|")[2])
+    times = times_of(key.rpartition("|")[2])
     if times is not None:
         _order(lane.spans, (*times, key), known=known, there=there)
     elif there:
@@ -127,7 +155,7 @@ def _order(items: list[_Timed], item: _Timed, *, known: bool, there: bool) -> No
         insort(items, item)
 
 
-def _times(window: str) -> tuple[int, int] | None:
+def times_of(window: str) -> tuple[int, int] | None:
     """Start and end of the interval that a window's key tells, in milliseconds; None for one that has another name."""
     start, slash, end = window.partition("/")
     if not slash or not window[0].isdecimal():

@@ -12,6 +12,7 @@ import msgspec
 from factory_agents.errors import DataLossError, UnavailableError, WindowError
 from factory_agents.kafka.ledger import CutRecord, LedgerRecord, LedgerView, PipelineRecord, PlanRecord
 from factory_agents.kafka.plan_view import Lane, PlanView
+from factory_agents.kafka.records import MarkRecord, mark_key
 from factory_agents.kafka.topics import TopicFacts
 from factory_agents.protocol import Interval, PartitionRange, Window, Work
 
@@ -24,6 +25,7 @@ __all__ = [
     "decide",
     "decide_cut",
     "planned",
+    "pruned",
     "relevant",
     "relevant_source",
     "source_plan",
@@ -43,7 +45,8 @@ Policy = Literal["carry", "index"]
 class PlanRequest:
     """What a planner wants: the window of an interval on a topic, or (``interval`` None) one since the last cut under a run's key.
 
-    ``follows`` says that another run is there for the time right before the interval, whether it was planned already or not.
+    ``follows`` says that another run is there for the time right before the interval, whether it was planned already or not. ``asked``
+    (milliseconds) is when a run without an interval came into being (0: nobody knows).
     """
 
     pipeline: str
@@ -53,6 +56,7 @@ class PlanRequest:
     policy: Policy = "index"
     accept_loss: bool = False
     follows: bool = False
+    asked: int = 0
 
     @property
     def mode(self) -> Literal["intervals", "since_last"]:
@@ -112,8 +116,12 @@ def relevant(view: PlanView, request: PlanRequest, topic: TopicFacts) -> LedgerV
 
     Cuts are monotone, so that of those before and after a time its neighbours say all; likewise of windows, which don't overlap.
     """
-    keys = [PipelineRecord(request.pipeline, request.mode).key()]
-    for topic_id, lane in {topic.id: view.lane(topic.id), **view.lanes_of(topic.name)}.items():
+    marked = mark_key(request.pipeline, topic.name)
+    keys = [PipelineRecord(request.pipeline, request.mode).key(), marked]
+    mark = view.get(marked)
+    low_water = mark.low_water if isinstance(mark, MarkRecord) else None
+    for topic_id, whole in {topic.id: view.lane(topic.id), **view.lanes_of(topic.name)}.items():
+        lane = view.above(whole, low_water)
         keys.append(PlanRecord(request.pipeline, topic.name, topic_id, request.window, ()).key())
         keys.extend(list(lane.newest)[-1:])
         if request.interval is not None:
@@ -141,8 +149,10 @@ def _beside(view: PlanView, lane: Lane, interval: Interval) -> Iterator[str]:
 def planned(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> Window | None:
     """The window, where everything about it stands in the ledger already; None where something is missing or has to be refused.
 
-    A window that was planned on the topic that bore the name before stays what it is, unless its loss is accepted.
+    A window that was planned on the topic that bore the name before stays what it is, unless its loss is accepted. Raises WindowError for
+    one that was pruned.
     """
+    _check_pruned(view, request, topic)
     plan = view.get(PlanRecord(request.pipeline, topic.name, topic.id, request.window, ()).key())
     if not isinstance(plan, PlanRecord) and request.accept_loss:
         return None
@@ -183,10 +193,11 @@ def decide(view: LedgerView, request: PlanRequest, answers: LogAnswers, now_ms: 
     Where the window was planned on a topic that was deleted since, and this one holds nothing for it, it stays what it was: an empty one
     would take back what came of it.
 
-    Raises WindowError (mixed modes, overlap), DataLossError (the topic was recreated) and UnavailableError (the answers are older than
-    the ledger).
+    Raises WindowError (mixed modes, overlap, pruned), DataLossError (the topic was recreated) and UnavailableError (the answers are older
+    than the ledger).
     """
     _check_mode(view, request)
+    _check_pruned(view, request, answers.topic)
     topic = answers.topic
     unmarked = _unmarked(view, request, topic)
     if unmarked is not None:
@@ -235,10 +246,10 @@ def source_plan(work: Work, interval: Interval | None) -> PlanRecord:
     return PlanRecord(work.pipeline, "", f"{work.stage} {work.scope}".rstrip(), work.window, (), interval=interval)
 
 
-def relevant_source(view: PlanView, plan: PlanRecord) -> LedgerView:
+def relevant_source(view: PlanView, plan: PlanRecord, origin: str = "") -> LedgerView:
     """The few records that can matter to ``check_source``."""
     lane = view.lane(plan.topic_id)
-    keys = [plan.key(), *lane.others]
+    keys = [mark_key(plan.pipeline, origin), plan.key(), *lane.others]
     if plan.interval is None:
         return view.only([*keys, *(key for _, _, key in lane.spans)])
     start, end = plan.interval.start_ms, plan.interval.end_ms
@@ -246,8 +257,11 @@ def relevant_source(view: PlanView, plan: PlanRecord) -> LedgerView:
     return view.only([*keys, *(key for _, _, key in spans)])
 
 
-def check_source(view: LedgerView, plan: PlanRecord) -> None:
-    """Refuse to read rows of a source that the stage has read under another interval; raises WindowError."""
+def check_source(view: LedgerView, plan: PlanRecord, origin: str = "") -> None:
+    """Refuse to read rows of a source that the stage has read under another interval, or once and for good; raises WindowError."""
+    mark = view.get(mark_key(plan.pipeline, origin))
+    if isinstance(mark, MarkRecord) and mark.spans and (plan.interval is None or mark.covers(plan.interval)):
+        raise pruned(f"pipeline {plan.pipeline!r}, stage {plan.topic_id.partition(' ')[0]!r}", plan.window)
     for other in view.of(PlanRecord):
         if not other.topic and other.topic_id == plan.topic_id and other.window != plan.window and _overlap(other.interval, plan.interval):
             raise WindowError(
@@ -258,6 +272,28 @@ def check_source(view: LedgerView, plan: PlanRecord) -> None:
 
 def _overlap(one: Interval | None, other: Interval | None) -> bool:
     return one is None or other is None or (one.start < other.end and other.start < one.end)
+
+
+def pruned(doing: str, window: str) -> WindowError:
+    """The error of work that lies below a mark."""
+    return WindowError(
+        f"{doing}: window {window} was pruned from the ledger, so nobody knows any more what came of it, and it isn't done again; "
+        f"use another pipeline name (--pipeline) to do it all the same"
+    )
+
+
+def _check_pruned(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> None:
+    mark = view.get(mark_key(request.pipeline, topic.name))
+    if not isinstance(mark, MarkRecord):
+        return
+    if request.interval is not None:
+        gone = mark.covers(request.interval)
+    else:
+        plans = [p for p in view.of(PlanRecord) if p.topic == topic.name and p.window == request.window]
+        newest = max((view.offset(p.key()) or 0 for p in plans), default=None)
+        gone = 0 < request.asked <= mark.asked if newest is None else newest < mark.offset
+    if gone:
+        raise pruned(f"pipeline {request.pipeline!r} on {topic.name!r}", request.window)
 
 
 def _cuts(view: LedgerView, topic: TopicFacts) -> list[CutRecord]:
@@ -376,7 +412,8 @@ class _CutMaker:
 def _gap(view: LedgerView, topic: TopicFacts, request: PlanRequest, start: CutRecord, end: CutRecord) -> int:
     """Records (offsets) beside this window that are in no window: up to the windows planned next to it in time.
 
-    Before the window of a scheduled run: up to the last one of a scheduled run, whatever was run by hand in between.
+    Before the window of a scheduled run: up to the last one of a scheduled run, whatever was run by hand in between. What lies below the
+    mark of what was pruned can be taken by nobody any more, and doesn't count.
     """
     cuts = {c.at: c for c in _cuts(view, topic)}
     plans = [p for p in view.of(PlanRecord) if p.topic == topic.name and p.interval is not None]
@@ -388,7 +425,10 @@ def _gap(view: LedgerView, topic: TopicFacts, request: PlanRequest, start: CutRe
         last = msgspec.structs.replace(start, offsets=()) if plans and not spans else start
         return _between(last, start) + _between(end, following)
     scheduled = [c.at for c in cuts.values() if c.scheduled and c.at <= start.at] if request.policy == "carry" else []
-    since = max(scheduled, default=earlier[-1][1])
+    mark = view.get(mark_key(request.pipeline, topic.name))
+    low_water = mark.low_water if isinstance(mark, MarkRecord) else None
+    floor = max((at for at in cuts if low_water is not None and at <= low_water), default=0)
+    since = max([floor, *scheduled]) if scheduled else max(floor, earlier[-1][1])
     taken = [(since, since), *(span for span in earlier if span[0] >= since), (start.at, start.at)]
     at = {**cuts, start.at: start}
     return sum(_between(at[one[1]], at[next_[0]]) for one, next_ in pairwise(taken)) + _between(end, following)

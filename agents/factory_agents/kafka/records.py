@@ -6,6 +6,7 @@ else than it is gets a greater version: it is refused by whoever needs that very
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -13,10 +14,12 @@ import msgspec
 from factory_agents.protocol import AgentResult, Counts, Interval, Manifest, Order, PartitionRange, Shard, Work
 
 __all__ = [
+    "ALWAYS",
     "RECORD_VERSION",
     "CutRecord",
     "FailureRecord",
     "LedgerRecord",
+    "MarkRecord",
     "PipelineRecord",
     "PlanRecord",
     "Progress",
@@ -27,6 +30,8 @@ __all__ = [
     "encode_record",
     "failure_key",
     "kind_of",
+    "mark_key",
+    "microseconds",
     "shards_key",
     "stage_key",
 ]
@@ -35,6 +40,10 @@ RECORD_VERSION = 2
 """What this release writes. Records without a version are of the first one, which had the same fields, or fewer."""
 
 _SEPARATOR = "|"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+ALWAYS = -(2**53)
+"""The beginning of a span that has none."""
 
 
 class _Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind"):
@@ -139,6 +148,38 @@ class StoredResult(msgspec.Struct, frozen=True, omit_defaults=True):
         return cls(**{name: getattr(result, name) for name in cls.__struct_fields__})
 
 
+class MarkRecord(_Record, frozen=True, tag="mark"):
+    """What was pruned of a pipeline's windows of one origin (a topic, or a source): such work is refused, as its results are forgotten.
+
+    ``spans`` are the times whose intervals were pruned, ``[start, end)`` in microseconds since 1970; of a topic one span without a
+    beginning: the low-water mark. Windows without an interval were pruned where they were planned below ``offset`` of the ledger; a
+    run that was there by ``asked`` (milliseconds) and has no plan may be one of them. ``at`` says when it was last looked at, and ``keep``
+    for how long windows were remembered then (milliseconds; 0: nobody said).
+    """
+
+    pipeline: str
+    origin: str
+    spans: tuple[tuple[int, int], ...] = ()
+    offset: int = 0
+    asked: int = 0
+    at: int = 0
+    keep: int = 0
+
+    def key(self) -> str:
+        """The record key."""
+        return mark_key(self.pipeline, self.origin)
+
+    def covers(self, interval: Interval) -> bool:
+        """Whether windows at this time were pruned."""
+        start, end = microseconds(interval.start), microseconds(interval.end)
+        return any(first < end and start < last for first, last in self.spans)
+
+    @property
+    def low_water(self) -> int | None:
+        """Of a topic's windows: the time (milliseconds) before whose they begin that were pruned; None where no such mark is set."""
+        return self.spans[0][1] // 1000 if self.spans and self.spans[0][0] == ALWAYS else None
+
+
 class StageRecord(_Record, frozen=True, tag="stage"):
     """A shard of a stage over a window: in progress, or finished with its result.
 
@@ -236,6 +277,16 @@ def shards_key(work: Work) -> str:
     return _work_key("stage", work)
 
 
+def mark_key(pipeline: str, origin: str) -> str:
+    """The record key of what was pruned of an origin's windows."""
+    return _SEPARATOR.join(("mark", pipeline, origin))
+
+
+def microseconds(moment: datetime) -> int:
+    """A time as microseconds since 1970 UTC."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
 def stage_key(work: Work) -> str:
     """The record key of what was done."""
     return shards_key(work) + work.shard.key
@@ -246,11 +297,12 @@ def failure_key(work: Work) -> str:
     return _work_key("failure", work) + work.shard.key
 
 
-LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | StageRecord | ReplayRecord | FailureRecord
+LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | MarkRecord | StageRecord | ReplayRecord | FailureRecord
 _TYPES: dict[str, type[LedgerRecord]] = {
     "pipeline": PipelineRecord,
     "cut": CutRecord,
     "plan": PlanRecord,
+    "mark": MarkRecord,
     "stage": StageRecord,
     "replay": ReplayRecord,
     "failure": FailureRecord,

@@ -12,7 +12,8 @@ from typing import Literal
 import msgspec
 
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.ledger import FailureRecord, Ledger, LedgerView, PlanRecord, StageRecord
+from factory_agents.kafka.ledger import FailureRecord, Ledger, LedgerView, MarkRecord, PlanRecord, StageRecord
+from factory_agents.kafka.pruning import interval_of, origin_of
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Counts, Interval
 
@@ -143,19 +144,45 @@ def windows_of(view: LedgerView) -> list[WindowStatus]:
     """See ``read_windows``: from what was read of the ledger."""
     told: dict[tuple[str, str], _Told] = {}
     stages_of: dict[str, dict[str, None]] = {}
+    pruned = _Pruned(view)
     for plan in view.of(PlanRecord):
-        if not plan.topic or plan.former:
+        if not plan.topic or plan.former or pruned.plan(plan, view.offset(plan.key()) or 0):
             continue
         told.setdefault((plan.pipeline, plan.window), _Told()).plans.append(plan)
     for record in view.of(StageRecord):
+        if pruned.work(record):
+            continue
         told.setdefault((record.pipeline, record.window), _Told()).records.setdefault(record.stage, []).append(record)
         stages_of.setdefault(record.pipeline, {})[record.stage] = None
     for failure in view.of(FailureRecord):
+        if pruned.work(failure):
+            continue
         told.setdefault((failure.pipeline, failure.window), _Told()).failures.setdefault(failure.stage, []).append(failure)
         stages_of.setdefault(failure.pipeline, {})[failure.stage] = None
     found = [_window(*key, of, stages_of.get(key[0], {})) for key, of in told.items()]
     found += _uncovered(told)
     return sorted(sorted(found, key=lambda w: w.window, reverse=True), key=lambda w: _ORDER[w.state])
+
+
+class _Pruned:
+    """What was pruned, whether all of its records are deleted by now or not."""
+
+    def __init__(self, view: LedgerView) -> None:
+        self._marks = {(mark.pipeline, mark.origin): mark for mark in view.of(MarkRecord)}
+
+    def plan(self, plan: PlanRecord, offset: int) -> bool:
+        """Whether a planned window was."""
+        mark = self._marks.get((plan.pipeline, plan.topic))
+        return mark is not None and (mark.covers(plan.interval) if plan.interval is not None else offset < mark.offset)
+
+    def work(self, record: StageRecord | FailureRecord) -> bool:
+        """Whether the window of a stage's work was."""
+        mark = self._marks.get((record.pipeline, origin_of(record.scope)))
+        if mark is None:
+            return False
+        interval = interval_of(record.window)
+        begin = record.result.ledger_offset if isinstance(record, StageRecord) and record.result is not None else 0
+        return mark.covers(interval) if interval is not None else 0 < begin < mark.offset
 
 
 def _window(pipeline: str, window: str, told: _Told, stages: Iterable[str]) -> WindowStatus:

@@ -6,10 +6,12 @@ import logging
 import time
 import zlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from factory_agents.errors import FencedError, StoppedError
 from factory_agents.kafka.cuts import plan_window
-from factory_agents.kafka.ledger import Ledger, PlanRecord, StageRecord
+from factory_agents.kafka.ledger import Ledger, MarkRecord, PlanRecord, StageRecord
+from factory_agents.kafka.plan_view import PlanView
 from factory_agents.kafka.planning import window_of
 from factory_agents.kafka.presence import Presence
 from factory_agents.kafka.topics import Cluster
@@ -19,12 +21,15 @@ from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.telemetry import fields
 
-__all__ = ["run_sink_live"]
+__all__ = ["KEEP_WINDOWS", "run_sink_live"]
 
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2
 _LEDGER_SECONDS = 120.0
+
+KEEP_WINDOWS = "1 d"
+"""For how long the ledger remembers windows that nobody asks for again: there is one every few seconds."""
 
 
 def run_sink_live(
@@ -37,6 +42,7 @@ def run_sink_live(
     prefix: str = "factory",
     every: float = 5.0,
     accept_loss: bool = False,
+    keep: str = KEEP_WINDOWS,
 ) -> Counts:
     """Publish what arrives, from the topic's beginning at the first start, until ``context.stop`` says so; returns the counts.
 
@@ -44,9 +50,9 @@ def run_sink_live(
     each ``every`` seconds, and the sink's own ledger row makes it once. Several of one pipeline may run side by side: what one of them
     planned and did not live to publish, another one publishes. Raises DataLossError where records that were not published are gone, unless
     ``accept_loss`` (which ``make_run`` has to pass on), and another FactoryError where it cannot go on; starting it again loses and doubles
-    nothing.
+    nothing. ``keep`` as in ``plan_window``.
     """
-    live = _Live(context, make_run, make, pipeline, in_topic, prefix, accept_loss=accept_loss)
+    live = _Live(context, make_run, make, pipeline, in_topic, prefix, accept_loss=accept_loss, keep=keep)
     log.info("live", extra=fields(pipeline=pipeline, topic=in_topic))
     try:
         live.run(every)
@@ -66,14 +72,16 @@ class _Live:
         prefix: str,
         *,
         accept_loss: bool,
+        keep: str,
     ) -> None:
         self.context, self.make_run, self.make = context, make_run, make
-        self.pipeline, self.in_topic, self.prefix, self.accept_loss = pipeline, in_topic, prefix, accept_loss
+        self.pipeline, self.in_topic, self.prefix, self.accept_loss, self.keep = pipeline, in_topic, prefix, accept_loss, keep
         self.cluster = Cluster(context.config)
         self.cluster.topic(in_topic)
         self.ledger = Ledger(context.config, self.cluster, prefix=prefix, pipeline=pipeline)
         self.ledger.ensure()
         self.presence = Presence(context.config, self.cluster, group=f"{pipeline}.members", topic=in_topic)
+        self.plans = PlanView(pipeline)
         self.read_to = 0
         self.unfinished: dict[str, Window] = {}
         self.seen: dict[int, int] = {}
@@ -111,6 +119,8 @@ class _Live:
         for record in view.of(StageRecord):
             if record.result is not None:
                 self.unfinished.pop(record.window, None)
+        for mark in view.of(MarkRecord):
+            self.unfinished = {name: w for name, w in self.unfinished.items() if w.ledger_offset >= mark.offset}
         return [w for w in self.unfinished.values() if _heir(w, peers) == self.presence.me]
 
     def has_new(self) -> bool:
@@ -130,6 +140,9 @@ class _Live:
             run_key=f"live-{time.time_ns()}-{self.presence.me}",
             prefix=self.prefix,
             accept_loss=self.accept_loss,
+            asked=datetime.now(UTC),
+            keep=self.keep,
+            view=self.plans,
         )
 
     def publish(self, window: Window) -> None:

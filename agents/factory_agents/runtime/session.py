@@ -17,7 +17,9 @@ from factory_agents import failpoints
 from factory_agents.errors import AccountingError, ConfigurationError, DeadlineError, FencedError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_names, check_window_topic
-from factory_agents.kafka.ledger import Ledger, Progress, StageRecord, StoredResult, shards_key, stage_key
+from factory_agents.kafka.ledger import Ledger, LedgerRecord, MarkRecord, Progress, StageRecord, StoredResult, shards_key, stage_key
+from factory_agents.kafka.planning import pruned
+from factory_agents.kafka.records import mark_key
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, Order, PartitionRange, Window, digest
@@ -229,13 +231,27 @@ class Session:
         self.writer.open(self.deadline)
         failpoints.hit("start.after-init")
         begin = self._ledger_begin
-        shards = shards_key(self.run.work).encode()
+        shards, mark = shards_key(self.run.work).encode(), mark_key(self.run.pipeline, self.run.origin)
+        mark_bytes = mark.encode()
         until = min(self.deadline, time.monotonic() + _LEDGER_SECONDS)
-        view = self.ledger.read(start=begin, deadline=until, wanted=lambda key: key.startswith(shards))
+        view = self.ledger.read(start=begin, deadline=until, wanted=lambda key: key.startswith(shards) or key == mark_bytes)
+        self._refuse_pruned(view.get(mark))
         self._view_end = view.end
         self._shards = [record for record in view.of(StageRecord) if record.window == self.run.key]
         found = view.get(stage_key(self.run.work))
         return found if isinstance(found, StageRecord) else None
+
+    def _refuse_pruned(self, mark: LedgerRecord | None) -> None:
+        """What was done on a window that lies below the mark is forgotten, so that doing it would be doing it again.
+
+        A mark is written behind the plans that it is about, so that whoever begins to read at a window's plan meets it.
+        """
+        if not isinstance(mark, MarkRecord):
+            return
+        run = self.run
+        interval = run.interval or (run.window.interval if run.window is not None else None)
+        if mark.covers(interval) if interval is not None else 0 < self._ledger_begin < mark.offset:
+            raise pruned(f"pipeline {run.pipeline!r}, stage {run.stage!r}", run.key)
 
     def earlier_results(self) -> list[AgentResult]:
         """The results of this stage's shards over this window, of whatever plan."""

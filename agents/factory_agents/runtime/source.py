@@ -35,7 +35,15 @@ def run_source(context: RunContext, run: AgentRun, make: Callable[[], Source]) -
             done = session.start()
             if done is not None:
                 return session.reused(done)
-            plan_source(context.config, run.work, run.interval, prefix=run.prefix, dry_run=run.dry_run)
+            plan_source(
+                context.config,
+                run.work,
+                run.interval,
+                prefix=run.prefix,
+                dry_run=run.dry_run,
+                output_topic=run.output_topic,
+                keep=run.keep_windows,
+            )
             return _SourceRun(session, thread, source).to_end()
         finally:
             session.close()

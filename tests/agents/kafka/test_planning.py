@@ -3,122 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta, timezone
-from typing import TypeVar
+from datetime import timedelta, timezone
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from factory_agents.errors import DataLossError, FactoryError, UnavailableError, WindowError
-from factory_agents.kafka.ledger import CutRecord, LedgerView, PlanRecord
+from factory_agents.errors import DataLossError, UnavailableError, WindowError
+from factory_agents.kafka.ledger import CutRecord, PlanRecord
 from factory_agents.kafka.plan_view import PlanView
 from factory_agents.kafka.planning import (
     FUTURE_MS,
     LogAnswers,
     PlanRequest,
     Policy,
-    check_source,
-    decide,
     decide_cut,
-    planned,
-    relevant,
-    relevant_source,
     source_plan,
 )
-from factory_agents.kafka.topics import TopicFacts
 from factory_agents.protocol import Interval, PartitionRange, Window, Work
-
-T = TypeVar("T")
-
-HOUR = 3_600_000
-DAY0 = datetime(2026, 11, 1, tzinfo=UTC)
-
-
-def ms(hour: float) -> int:
-    return round(DAY0.timestamp() * 1000 + hour * HOUR)
-
-
-def interval(start: float, end: float) -> Interval:
-    return Interval(DAY0 + timedelta(hours=start), DAY0 + timedelta(hours=end))
-
-
-def cut(at: float, *offsets: int, scheduled: bool = False) -> CutRecord:
-    return CutRecord("p", "t", "id-1", ms(at), offsets, scheduled=scheduled)
-
-
-class ModelLog:
-    """The model of a topic: per partition a list of timestamps, and the first offset of an open transaction, if there is one."""
-
-    def __init__(self, partitions: int = 1, topic_id: str = "id-1") -> None:
-        self.topic_id = topic_id
-        self.stamps: list[list[int]] = [[] for _ in range(partitions)]
-        self.open_since: dict[int, int] = {}
-
-    def append(self, partition: int, stamp: int) -> None:
-        self.stamps[partition].append(stamp)
-
-    def answers(self, interval: Interval | None) -> LogAnswers:
-        """What a broker would say: its index gives the first record, in the order of offsets, at or past a time."""
-        partitions = range(len(self.stamps))
-        return LogAnswers(
-            TopicFacts("t", self.topic_id, len(self.stamps)),
-            log_start=dict.fromkeys(partitions, 0),
-            stable={p: self.open_since.get(p, len(self.stamps[p])) for p in partitions},
-            index={
-                at: {
-                    p: next(((o, stamp) for o, stamp in enumerate(self.stamps[p]) if stamp >= at), (-1, -1)) for p in partitions
-                }
-                for at in (() if interval is None else (interval.start_ms, interval.end_ms))
-            },
-        )  # fmt: skip
-
-
-class ModelLedger:
-    """The model of a ledger: what is written is there at once, for good."""
-
-    def __init__(self) -> None:
-        self.view = PlanView("p")
-
-    def plan(self, log: ModelLog, request: PlanRequest, now_ms: int, answers: LogAnswers | None = None) -> Window:
-        """As the planner does it; ``answers`` may be older than the ledger."""
-        answers = answers or log.answers(request.interval)
-        window = self.judged(request, answers.topic, lambda view: planned(view, request, answers.topic))
-        if window is None:
-            self.view.add(*self.judged(request, answers.topic, lambda view: decide(view, request, answers, now_ms)))
-            window = self.judged(request, answers.topic, lambda view: planned(view, request, answers.topic))
-        assert window is not None
-        return window
-
-    def judged(self, request: PlanRequest, topic: TopicFacts, judge: Callable[[LedgerView], T]) -> T:
-        """By the few records that matter, which has to be the same as by all of them."""
-
-        def outcome(view: LedgerView) -> T | str:
-            try:
-                return judge(view)
-            except FactoryError as error:
-                return f"{type(error).__name__}: {error}"
-
-        assert outcome(relevant(self.view, request, topic)) == outcome(self.view)
-        return judge(relevant(self.view, request, topic))
-
-
-def request(start: float, end: float, policy: Policy = "index", **more: bool) -> PlanRequest:
-    return PlanRequest("p", "t", interval(start, end), policy=policy, **more)
-
-
-def since_last(run: str, **more: bool) -> PlanRequest:
-    return PlanRequest("p", "t", None, run_key=run, **more)
-
-
-def check(view: PlanView, plan: PlanRecord) -> None:
-    check_source(relevant_source(view, plan), plan)
-
-
-def offsets(window: Window) -> set[tuple[int, int]]:
-    return {(r.partition, o) for r in window.ranges for o in range(r.start, r.end)}
+from tests.support.planning_model import DAY0, ModelLedger, ModelLog, check, cut, interval, ms, offsets, request, since_last
 
 
 class TestACut:

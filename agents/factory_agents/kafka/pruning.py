@@ -1,0 +1,440 @@
+"""Decides what of a pipeline's ledger can be forgotten, and which marks take its place; asks nobody."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.plan_view import Lane, PlanView, times_of
+from factory_agents.kafka.records import (
+    ALWAYS,
+    RECORD_VERSION,
+    MarkRecord,
+    PipelineRecord,
+    PlanRecord,
+    mark_key,
+    microseconds,
+)
+from factory_agents.protocol import Interval, Manifest
+
+__all__ = ["Done", "Horizon", "Kept", "PruneView", "Pruning", "decide_pruning", "interval_of", "is_due", "origin_of"]
+
+MOST_SPANS = 500
+_DAY_MS = 24 * 3600 * 1000
+
+LettersThere: TypeAlias = Callable[[Manifest], bool]
+"""Whether dead letters of a manifest may still lie in their topic."""
+
+
+def origin_of(scope: str) -> str:
+    """The topic or source that a scope names, without its mapped task."""
+    return re.sub(r"\[\d+\]$", "", scope)
+
+
+class _Topic(msgspec.Struct, frozen=True):
+    topic: str = ""
+
+
+class _Result(msgspec.Struct, frozen=True):
+    input: _Topic | None = None
+    manifest: _Topic | None = None
+    dead_letters: Manifest | None = None
+    ledger_offset: int = 0
+
+
+class _Work(msgspec.Struct, frozen=True):
+    """The few fields of a stage's or a failure's record that a prune needs."""
+
+    stage: str = ""
+    window: str = ""
+    scope: str = ""
+    version: int = 1
+    updated_at: int = 0
+    at: int = 0
+    result: _Result | None = None
+    earlier: tuple[Manifest, ...] = ()
+
+
+_DECODER = msgspec.json.Decoder(_Work)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One record of what a stage did: of which window, when last (milliseconds), whether it is finished, and its dead letters."""
+
+    stage: str
+    window: str
+    scope: str
+    last: int
+    finished: bool
+    letters: tuple[Manifest, ...]
+    planned_at: int
+
+
+class PruneView(PlanView):
+    """All of one pipeline's records; of what stages did no more than a prune needs. ``topics`` are those that they read and wrote."""
+
+    def __init__(self, pipeline: str) -> None:
+        super().__init__(pipeline)
+        self.works: dict[bytes, Done] = {}
+        self.topics: set[str] = set()
+        self._names: dict[str, str] = {}
+        self._begins = tuple(f"{kind}|{pipeline}|".encode() for kind in ("stage", "failure"))
+
+    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
+        """See ``Follower.take``."""
+        if not key.startswith(self._begins):
+            super().take(offset, key, value)
+        elif value is None:
+            self.works.pop(key, None)
+        else:
+            self.works[key] = self._done(offset, key, value)
+
+    def _done(self, offset: int, key: bytes, value: bytes) -> Done:
+        try:
+            work = _DECODER.decode(value)
+            if work.version > RECORD_VERSION:
+                raise ValueError(f"its version is {work.version}, this release reads up to {RECORD_VERSION}")
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise ConfigurationError(
+                f"ledger record {key.decode(errors='replace')!r} at offset {offset}: not one that this version can read ({error}), so "
+                f"nothing of its pipeline is pruned; was it written by a newer release?"
+            ) from error
+        result = work.result
+        if result is not None:
+            manifests = (result.input, result.manifest, result.dead_letters)
+            self.topics.update(m.topic for m in manifests if m is not None)
+        letters = (*work.earlier, *((result.dead_letters,) if result is not None and result.dead_letters is not None else ()))
+        self.topics.update(m.topic for m in letters)
+        return Done(
+            self._one(work.stage),
+            self._one(work.window),
+            self._one(work.scope),
+            max(work.updated_at, work.at),
+            result is not None or key.startswith(self._begins[1]),
+            tuple(m for m in letters if m.ranges),
+            result.ledger_offset if result is not None else 0,
+        )
+
+    def _one(self, text: str) -> str:
+        """The same text as one object: there are many records of few names."""
+        return self._names.setdefault(text, text)
+
+    def forget(self) -> None:
+        """See ``Follower.forget``."""
+        super().forget()
+        self.works.clear()
+        self.topics.clear()
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How far a prune may go: windows of before a time (milliseconds).
+
+    By ``rest`` a window is of the moment at which something was last said of it, and goes whether it was finished or not: whatever was to
+    be read is gone. By ``time`` it is of its interval's end, or the moment at which it was planned; one that is not finished stays, and
+    with it all later ones, unless ``unfinished``. ``keep``: for how long windows are remembered (milliseconds), if that was said.
+    """
+
+    before: int
+    by: Literal["rest", "time"]
+    unfinished: bool = True
+    keep: int = 0
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """The first window of an origin that stays, though the horizon may be past it, and why."""
+
+    origin: str
+    window: str
+    why: str
+
+
+@dataclass
+class Pruning:
+    """What a prune comes to: marks to write first, then keys to delete (of works, then of plans and cuts), and what to tell of it."""
+
+    marks: list[MarkRecord] = field(default_factory=list)
+    works: list[bytes] = field(default_factory=list)
+    plans: list[bytes] = field(default_factory=list)
+    windows: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    letters: int = 0
+
+
+@dataclass
+class _Window:
+    """What is known of one window of an origin; ``offset`` is where its plan lies."""
+
+    name: str
+    start: int = 0
+    end: int = 0
+    plan: PlanRecord | None = None
+    offset: int = 0
+
+
+@dataclass
+class _Rest:
+    """When something was said last of a window's works, and whether all of them are finished."""
+
+    last: int = 0
+    finished: bool = True
+
+
+def decide_pruning(view: PruneView, horizon: Horizon, now_ms: int, letters_there: LettersThere) -> Pruning:
+    """What can go. It is the same decision whether an earlier prune got to the end of its deletions or not."""
+    return _Decision(view, horizon, now_ms, letters_there).all()
+
+
+def is_due(view: PlanView, lanes: Iterable[Lane], mark: MarkRecord | None, keep_ms: int, now_ms: int) -> bool:
+    """Whether a planner should prune: the oldest window in some lanes is past what is remembered, and nobody looked for a while.
+
+    A prune reads the whole of a pipeline's ledger, so that it is worth it for many windows only: each eighth of the time that they are
+    remembered, or each day.
+    """
+    mark = mark or MarkRecord("", "")
+    step = min(keep_ms // 8, _DAY_MS)
+    if now_ms - mark.at < step:
+        return False
+    for lane in lanes:
+        spans = (key for start, _, key in lane.spans if not any(first <= start * 1000 < last for first, last in mark.spans))
+        others = (key for key in lane.others if (view.offset(key) or 0) >= mark.offset)
+        plan = view.get(next(spans, None) or next(others, None) or "")
+        if isinstance(plan, PlanRecord) and 0 < plan.planned_at < now_ms - keep_ms - step:
+            return True
+    return False
+
+
+class _Decision:
+    def __init__(self, view: PruneView, horizon: Horizon, now_ms: int, letters_there: LettersThere) -> None:
+        self.view, self.horizon, self.now, self.letters_there = view, horizon, now_ms, letters_there
+        self.pruning = Pruning()
+        first = next(iter(view.of(PipelineRecord)), None)
+        self.by_interval = first is None or first.mode == "intervals"
+        self.rest: dict[str, _Rest] = {}
+        self.works: dict[str, dict[str, list[bytes]]] = {}
+        self.sources: dict[str, str] = {}
+        for key, done in view.works.items():
+            rest = self.rest.setdefault(done.window, _Rest())
+            rest.last, rest.finished = max(rest.last, done.last), rest.finished and done.finished
+            self.works.setdefault(origin_of(done.scope), {}).setdefault(done.window, []).append(key)
+            self.sources[f"{done.stage} {done.scope}".rstrip()] = origin_of(done.scope)
+        self.topics: dict[str, dict[str, Lane]] = {}
+        for topic_id, lane in view.lanes.items():
+            topic = view.topic_of(lane)
+            if topic:
+                self.topics.setdefault(topic, {})[topic_id] = lane
+
+    def all(self) -> Pruning:
+        """Origin by origin."""
+        for topic, lanes in self.topics.items():
+            mark = self._intervals(topic, lanes) if self.by_interval else self._since_last(topic, lanes)
+            self._say(mark)
+            self._forget_works(mark, self._forget_plans(mark, lanes))
+        marked = [mark.origin for mark in self.view.of(MarkRecord)]
+        for origin in dict.fromkeys((*self.works, *marked)):
+            if origin not in self.topics:
+                mark = self._spans(origin)
+                self._say(mark)
+                self._forget_source(mark)
+                self._forget_works(mark, set())
+        return self.pruning
+
+    def _mark(self, origin: str) -> MarkRecord:
+        found = self.view.get(mark_key(self.view.pipeline, origin))
+        return found if isinstance(found, MarkRecord) else MarkRecord(self.view.pipeline, origin)
+
+    def _say(self, mark: MarkRecord) -> None:
+        self.pruning.marks.append(msgspec.structs.replace(mark, at=self.now, keep=self.horizon.keep or mark.keep))
+
+    def _why_not(self, window: _Window) -> str:
+        """Why a window stays; empty where it goes."""
+        planned = window.plan.planned_at if window.plan is not None else 0
+        if self.horizon.by == "rest":
+            rest = self.rest.get(window.name)
+            last = max(planned, rest.last if rest is not None else 0) or window.end
+            return "" if 0 < last < self.horizon.before else "something was done on it since"
+        if (window.end or planned) > self.horizon.before:
+            return "it is newer"
+        return "" if self.horizon.unfinished or self._is_finished(window) else "it isn't finished; --unfinished prunes it too"
+
+    def _is_finished(self, window: _Window) -> bool:
+        rest = self.rest.get(window.name)
+        if rest is not None:
+            return rest.finished
+        return window.plan is None or not window.plan.ranges or window.plan.former
+
+    def _goes(self, origin: str, window: _Window) -> bool:
+        why = self._why_not(window)
+        if why:
+            self.pruning.kept.append(Kept(origin, window.name, why))
+            return False
+        return True
+
+    def _tell(self, windows: Iterable[_Window]) -> None:
+        for window in windows:
+            self.pruning.windows.append(window.name)
+            if not self._is_finished(window):
+                self.pruning.unfinished.append(window.name)
+
+    def _intervals(self, topic: str, lanes: Mapping[str, Lane]) -> MarkRecord:
+        """The mark of a topic's windows with intervals: up to the first one that stays."""
+        mark = self._mark(topic)
+        since = low_water = mark.low_water
+        going: list[_Window] = []
+        for window in self._planned(topic, lanes, since):
+            if not self._goes(topic, window):
+                low_water = None if low_water is None else min(low_water, window.start)
+                break
+            going.append(window)
+            low_water = window.end if low_water is None else max(low_water, window.end)
+        if low_water is None or low_water == since:
+            return mark
+        self._tell(window for window in going if window.start < low_water)
+        return msgspec.structs.replace(mark, spans=((ALWAYS, low_water * 1000),))
+
+    def _planned(self, topic: str, lanes: Mapping[str, Lane], since: int | None) -> list[_Window]:
+        """The topic's windows from a time on, whether they were planned by this pipeline or come from another one, by their start."""
+        found: dict[str, _Window] = {}
+        for lane in lanes.values():
+            for start, end, key in lane.spans:
+                if since is None or start >= since:
+                    name = key.rpartition("|")[2]
+                    found[name] = _Window(name, start, end, self._plan(key))
+        for name in self.works.get(topic, ()):
+            times = times_of(name)
+            if times is not None and (since is None or times[0] >= since):
+                found.setdefault(name, _Window(name, *times))
+        return sorted(found.values(), key=lambda w: w.start)
+
+    def _plan(self, key: str) -> PlanRecord | None:
+        plan = self.view.get(key)
+        return plan if isinstance(plan, PlanRecord) else None
+
+    def _since_last(self, topic: str, lanes: Mapping[str, Lane]) -> MarkRecord:
+        """The mark of a topic's windows without intervals: up to the first plan that stays."""
+        mark = self._mark(topic)
+        offsets = sorted((self.view.offset(key) or 0, key) for lane in lanes.values() for key in lane.others)
+        offset, asked = mark.offset, mark.asked
+        going: list[_Window] = []
+        for at, key in offsets:
+            if at < mark.offset:
+                continue
+            plan = self._plan(key)
+            window = _Window(key.rpartition("|")[2], plan=plan, offset=at)
+            if not self._goes(topic, window):
+                break
+            going.append(window)
+            offset, asked = at + 1, max(asked, plan.planned_at if plan is not None else 0)
+        self._tell(going)
+        return msgspec.structs.replace(mark, offset=offset, asked=asked)
+
+    def _forget_plans(self, mark: MarkRecord, lanes: Mapping[str, Lane]) -> set[str]:
+        """Note the plans and cuts that go; the names of windows without an interval among them."""
+        names: set[str] = set()
+        gone: list[str] = []
+        low_water = mark.low_water
+        for lane in lanes.values():
+            if low_water is not None:
+                kept = self.view.above(lane, low_water)
+                there = set(kept.cuts)
+                gone += [key for _, _, key in lane.spans[: len(lane.spans) - len(kept.spans)]]
+                gone += [cut[1] for cut in lane.cuts if cut not in there]
+            if mark.offset:
+                plans = [key for key in lane.others if (self.view.offset(key) or 0) < mark.offset]
+                names.update(key.rpartition("|")[2] for key in plans)
+                gone += plans
+                gone += [key for key in list(lane.newest)[:-1] if (self.view.offset(key) or 0) < mark.offset]
+        names -= {key.rpartition("|")[2] for lane in lanes.values() for key in lane.others if (self.view.offset(key) or 0) >= mark.offset}
+        self.pruning.plans += [key.encode() for key in gone]
+        return names
+
+    def _spans(self, origin: str) -> MarkRecord:
+        """The mark of windows whose times no topic tells, as a source's: the very intervals that were pruned."""
+        mark = self._mark(origin)
+        going: list[tuple[Interval, _Window]] = []
+        staying: list[tuple[int, int]] = []
+        for name in dict.fromkeys((*self.works.get(origin, ()), *(key.rpartition("|")[2] for key in self._source_plans(origin)))):
+            interval = interval_of(name)
+            if interval is None or mark.covers(interval):
+                continue
+            window = _Window(name, interval.start_ms, interval.end_ms)
+            if self._goes(origin, window):
+                going.append((interval, window))
+            else:
+                staying.append((microseconds(interval.start), microseconds(interval.end)))
+        staying = _merged(staying)
+        gone = [(i, w) for i, w in going if not _meets(staying, (microseconds(i.start), microseconds(i.end)))]
+        self._tell(window for _, window in gone)
+        spans = _merged([*mark.spans, *((microseconds(i.start), microseconds(i.end)) for i, _ in gone)])
+        return msgspec.structs.replace(mark, spans=tuple(_fewer(spans, staying)))
+
+    def _source_plans(self, origin: str) -> Iterator[str]:
+        """The keys of what stages planned to read of a source: those of stages of which something else is known."""
+        for name, lane in self.view.lanes.items():
+            if self.sources.get(name) == origin:
+                yield from (key for _, _, key in lane.spans)
+
+    def _forget_source(self, mark: MarkRecord) -> None:
+        for key in self._source_plans(mark.origin):
+            interval = interval_of(key.rpartition("|")[2])
+            if interval is not None and mark.covers(interval):
+                self.pruning.plans.append(key.encode())
+
+    def _forget_works(self, mark: MarkRecord, names: set[str]) -> None:
+        """Note what stages did that goes, unless its dead letters are there to be replayed."""
+        for name, keys in self.works.get(mark.origin, {}).items():
+            interval = interval_of(name)
+            covered = name in names or (interval is not None and mark.covers(interval))
+            for key in keys:
+                done = self.view.works[key]
+                if not covered and not (interval is None and 0 < done.planned_at < mark.offset):
+                    continue
+                if any(map(self.letters_there, done.letters)):
+                    self.pruning.letters += 1
+                else:
+                    self.pruning.works.append(key)
+
+
+def interval_of(name: str) -> Interval | None:
+    """The interval that a window's name tells."""
+    if times_of(name) is None:
+        return None
+    start, _, end = name.partition("/")
+    return Interval(datetime.fromisoformat(start), datetime.fromisoformat(end))
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same times in as few spans as can be, in order."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _meets(spans: list[tuple[int, int]], span: tuple[int, int]) -> bool:
+    """Whether a span overlaps one of several, which are in order and apart."""
+    i = bisect_left(spans, (span[1],))
+    return i > 0 and spans[i - 1][1] > span[0]
+
+
+def _fewer(spans: list[tuple[int, int]], staying: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """No more spans than a record should hold: the oldest gaps in which no window stays are closed."""
+    while len(spans) > MOST_SPANS:
+        i = next((i for i, (one, after) in enumerate(pairwise(spans)) if not _meets(staying, (one[1], after[0]))), None)
+        if i is None:
+            break
+        spans[i : i + 2] = [(spans[i][0], spans[i + 1][1])]
+    return spans
