@@ -7,19 +7,31 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 
 import msgspec
-from harness import ROOT, bench_sandbox, filled_window, run_agent
+from harness import ROOT, bench_sandbox, filled_window, run_agent, run_process
 
 from factory_agents.errors import UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import plan_window
-from factory_agents.kafka.ledger import LEDGER_PARTITIONS, Ledger, StageRecord, StoredResult
-from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.ledger import (
+    LEDGER_PARTITIONS,
+    CutRecord,
+    Ledger,
+    LedgerRecord,
+    PipelineRecord,
+    PlanRecord,
+    StageRecord,
+    StoredResult,
+)
+from factory_agents.kafka.pruner import prune_pipeline
+from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.view import Follower
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Counts, Interval, Manifest, PartitionRange, Shard, Window
 
 PARTITIONS = 4
@@ -122,6 +134,84 @@ class Growth:
             found["enrich"].append(self.stage("enrich", window, PARTITIONS, size))
         return found
 
+    def year(self, windows: int, live_windows: int) -> dict[str, list[Point]]:
+        """A plan and a lag look-up in a pipeline of so many hours, which shares its part of the ledger with so many live windows.
+
+        Each of them in a process of its own that looks twice: the first time it reads all of it, the second time what came since. Then
+        both pipelines are pruned, the hours to 15 days (topics of 7 days) and the live windows to one day, and it is measured again, with
+        the deletions still in the log, and once the broker has compacted it.
+        """
+        pipeline, topic = f"{self.name}-year", self.topic(PARTITIONS)
+        ledger = Ledger(self.config, self.cluster, prefix=self.name, pipeline=pipeline)
+        names = (Ledger(self.config, self.cluster, prefix=self.name, pipeline=f"{self.name}-live-{n}") for n in range(10_000))
+        live = next(other for other in names if other.partition == ledger.partition)
+        ledger.ensure()
+        self.made.append(ledger.topic)
+        self.cluster.alter(ledger.topic, {"delete.retention.ms": "1000"})
+        now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        facts = self.cluster.topic(topic)
+        found: dict[str, list[Point]] = {}
+
+        def look(when: str) -> None:
+            for what in ("plan", "lag"):
+                interval = f"{(now - timedelta(hours=1)).isoformat()}/{now.isoformat()}"
+                cost = run_process([sys.executable, "-c", _LOOK, what, self.config.bootstrap, self.name, pipeline, topic, interval])
+                looks = json.loads(cost.output.splitlines()[-1])
+                for which, (seconds, cpu) in zip(("at first", "then"), looks, strict=True):
+                    point = Point(windows, round(seconds, 3), round(cpu, 3), round(cost.peak, 1))
+                    found.setdefault(f"{what}, {which}, {when}", []).append(point)
+                    print(f"  {what} {which} {when}: {seconds:.3f} s, {cpu:.3f} s of CPU, {cost.peak:.0f} MB", file=sys.stderr)
+
+        self._write(ledger, (r for n in range(windows, 0, -1) for r in _hour(pipeline, facts, now - timedelta(hours=n + 1))))
+        look("alone, all kept")
+        self._write(live, (r for n in range(live_windows, 0, -1) for r in _arrivals(live.pipeline, facts, now - n * timedelta(seconds=5))))
+        look("beside live publish, all kept")
+        gone = 0
+        for name, keep in ((pipeline, "15 d"), (live.pipeline, "1 d")):
+            began, cpu = time.monotonic(), time.process_time()
+            pruned = prune_pipeline(self.config, name, prefix=self.name, keep=keep)
+            took, cpu = time.monotonic() - began, time.process_time() - cpu
+            gone += pruned.records
+            print(f"  pruned {pruned.windows:,} windows, {pruned.records:,} records: {took:.1f} s, {cpu:.1f} s of CPU", file=sys.stderr)
+            found.setdefault("the first prune", []).append(Point(pruned.windows, round(took, 2), round(cpu, 2), 0))
+        look("just pruned")
+        self._wait_compacted(ledger, gone)
+        look("pruned and compacted")
+        return found
+
+    def _wait_compacted(self, ledger: Ledger, gone: int) -> None:
+        """Until the broker's cleaner has been over all but the segment that is written to."""
+        written = before = self._count(ledger)
+        until = time.monotonic() + (300 if gone > 100_000 else 0)
+        while time.monotonic() < until:
+            count = self._count(ledger)
+            print(f"  {count:,} records in the ledger", file=sys.stderr)
+            if count == before and count < written - gone / 2:
+                return
+            before = count
+            time.sleep(15)
+
+    @staticmethod
+    def _count(ledger: Ledger) -> int:
+        counter = _Counter()
+        ledger.follow(counter, deadline=time.monotonic() + 120)
+        return counter.records
+
+    def _write(self, ledger: Ledger, records: Iterable[LedgerRecord]) -> None:
+        producer = self.config.producer(f"{self.name}-fill")
+        producer.init_transactions()
+        pending = iter(records)
+        while batch := list(islice(pending, 20_000)):
+            producer.begin_transaction()
+            for record in batch:
+                while True:
+                    try:
+                        ledger.produce(producer, [record])
+                        break
+                    except BufferError:
+                        producer.poll(0.1)
+            producer.commit_transaction()
+
     def _age(self, ledger: Ledger, have: int, size: int) -> None:
         """Results of stages over windows long past, as the ledger would hold them after years."""
         producer = self.config.producer(f"{self.name}-age")
@@ -142,6 +232,69 @@ class Growth:
         for future in self.config.admin().delete_topics(self.made).values():
             future.exception()
         self.made.clear()
+
+
+class _Counter(Follower):
+    """How many records there are to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records = 0
+
+    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
+        self.records += 1
+
+    def forget(self) -> None:
+        self.records = 0
+
+
+_LOOK = """
+import json, sys, time
+from datetime import datetime
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.cuts import plan_window
+from factory_agents.kafka.lag import Lags
+from factory_agents.kafka.plan_view import PlanView
+from factory_agents.kafka.topics import Cluster
+from factory_agents.protocol import Interval
+what, bootstrap, prefix, pipeline, topic, interval = sys.argv[1:]
+config, view = KafkaConfig(bootstrap), PlanView(pipeline)
+cluster = Cluster(config)
+lags, interval = Lags(config, cluster), Interval(*map(datetime.fromisoformat, interval.split("/")))
+looks = []
+for _ in range(2):
+    began, cpu = time.monotonic(), time.process_time()
+    if what == "plan":
+        plan_window(config, pipeline=pipeline, topic=topic, interval=interval, prefix=prefix, view=view, keep="forever")
+    else:
+        lags.of_pipeline(pipeline, [topic], prefix=prefix)
+    looks.append((time.monotonic() - began, time.process_time() - cpu))
+print(json.dumps(looks))
+"""
+STAGES, SHARDS = ("ingest", "enrich", "validate", "publish"), 12
+
+
+def _hour(pipeline: str, topic: TopicFacts, start: datetime) -> Iterator[LedgerRecord]:
+    """What the ledger holds of one hourly window: its cut, its plan, and what each shard of each stage came to."""
+    interval = Interval(start, start + timedelta(hours=1))
+    at, ranges = interval.end_ms, tuple(PartitionRange(p, 0, 0) for p in range(topic.partitions))
+    yield PipelineRecord(pipeline, "intervals")
+    yield CutRecord(pipeline, topic.name, topic.id, at, (0,) * topic.partitions, scheduled=True)
+    yield PlanRecord(pipeline, topic.name, topic.id, interval.key, ranges, interval=interval, planned_at=at)
+    for stage in STAGES:
+        for shard in range(SHARDS):
+            result = msgspec.structs.replace(_result(pipeline, shard), stage=stage, window=interval.key, shard=Shard(shard, SHARDS))
+            yield msgspec.structs.replace(result, scope=topic.name, updated_at=at)
+
+
+def _arrivals(pipeline: str, topic: TopicFacts, moment: datetime) -> Iterator[LedgerRecord]:
+    """What the ledger holds of one window of a live publish."""
+    at, name = int(moment.timestamp() * 1000), f"live-{int(moment.timestamp() * 1e9)}-0123456789abcdef"
+    ranges = tuple(PartitionRange(p, at, at + 1) for p in range(topic.partitions))
+    yield PipelineRecord(pipeline, "since_last")
+    yield CutRecord(pipeline, topic.name, topic.id, at, (at,) * topic.partitions, run_key=name)
+    yield PlanRecord(pipeline, topic.name, topic.id, name, ranges, planned_at=at)
+    yield msgspec.structs.replace(_result(pipeline, 0), window=name, scope=topic.name, updated_at=at)
 
 
 _SCHEMA = {
@@ -213,8 +366,8 @@ def main() -> None:
     """Measure the three, print tables, draw them, and end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small sizes: shows that it runs, measures nothing")
-    parser.add_argument("--full", action="store_true", help="a window of ten million events too")
-    parser.add_argument("--only", choices=["windows", "partitions", "ledger"], help="one of the three")
+    parser.add_argument("--full", action="store_true", help="a window of ten million events too, and 90 days of live publish")
+    parser.add_argument("--only", choices=["windows", "partitions", "ledger", "year"], help="one of them")
     parser.add_argument("--rounds", type=int, default=1, help="taken for the sake of make bench: sizes are what varies here")
     options = parser.parse_args()
     small = options.smoke
@@ -231,11 +384,15 @@ def main() -> None:
     if options.only in (None, "ledger"):
         aged = growth.ledger([1, 1_000] if small else [1, 1_000, 10_000, 100_000, 1_000_000])
         table(f"By the results in the pipeline's ledger (one of {LEDGER_PARTITIONS} partitions)", aged)
+    year: dict[str, list[Point]] = {}
+    if options.only in (None, "year"):
+        year = growth.year(*((48, 500) if small else (8_760, 90 * 17_280 if options.full else 7 * 17_280)))
+        table("A pipeline of a year: 4 stages of 12 shards each hour", year)
     growth.delete()
     if not small and options.only is None:
         draw(IMAGE, windows, partitions, aged)
     ratios = {name: {"memory": round(p[-1].peak / p[0].peak, 2), "events": p[-1].size / p[0].size} for name, p in windows.items()}
-    figures = {"windows": windows, "partitions": partitions, "ledger": aged}
+    figures = {"windows": windows, "partitions": partitions, "ledger": aged, "year": year}
     print(json.dumps({"benchmark": "growth", "ratios": ratios, **msgspec.to_builtins(figures)}))
 
 

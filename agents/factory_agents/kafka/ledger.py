@@ -66,7 +66,12 @@ _FRESH_SECONDS = 12 * 3600.0
 """How long a follower may rest: what was deleted meanwhile is told for a day (``delete.retention.ms``), then it isn't there any more."""
 
 LEDGER_PARTITIONS = 12
-LEDGER_SETTINGS = {"cleanup.policy": "compact", "segment.bytes": "67108864", "min.cleanable.dirty.ratio": "0.3"}
+LEDGER_SETTINGS = {
+    "cleanup.policy": "compact",
+    "segment.bytes": "16777216",  # the segment that is written to is never compacted: what was pruned of it is read by everybody
+    "segment.ms": "86400000",
+    "min.cleanable.dirty.ratio": "0.3",
+}
 
 
 def ledger_topic(prefix: str) -> str:

@@ -69,6 +69,11 @@ class PlanView(LedgerView):
         self._lanes: dict[str, Lane] = {}
         super().__init__(pipeline, about_plans, records)
 
+    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
+        """See ``Follower.take``. What stages did is most of a ledger: it is passed over before anything else is asked."""
+        if about_plans(key):
+            super().take(offset, key, value)
+
     def lane(self, topic_id: str) -> Lane:
         """What was planned on one topic id; of a source: on the name that stands for it."""
         return self._lanes.get(topic_id) or Lane()
