@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import math
 import re
 import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Context, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -68,6 +70,14 @@ _MOST_CHARACTERS = 2**31
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST, _LAST = -62_135_596_800, 253_402_300_800
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_SAFE = 2**51
+"""Microseconds up to which a float of any unit says which one is meant."""
+_NO_YEAR = "not a time between the years 1 and 9999"
+_DAY = 86_400_000_000
+_MICRO = Decimal("0.000001")
+_LARGEST_OFFSET = 16 * 3600
+_DAY_END = re.compile(r"(?:(?<=[Tt ])|^)24(?::?00){1,2}(?:[.,]0+)?(?=$|[Zz+-])")
+_LONG_FRACTION = re.compile(r"[.,](\d{7,})")
 _NUMERIC_DIGITS = 2000
 _EXACT = Context(prec=2 * _NUMERIC_DIGITS)
 _JSONB_VERSION = b"\x01"  # what its binary form begins with
@@ -110,7 +120,8 @@ class Kind(msgspec.Struct, frozen=True):
     """How the values of one column are read and copied.
 
     msgspec reads JSON as ``decoded``, ``finish`` makes of that what is copied; where it doesn't take a value that is right all the same
-    (a time without a zone), ``lenient`` gets what is decoded without a type. psycopg copies a value as the type ``copied_as``: for bytes
+    (a time without a zone), ``lenient`` gets what is decoded without a type. Where ``finish`` refuses what a decoded value cannot say, it is
+    read by ``of_raw``. psycopg copies a value as the type ``copied_as``: for bytes
     that have PostgreSQL's binary form already, bytea.
     """
 
@@ -119,6 +130,7 @@ class Kind(msgspec.Struct, frozen=True):
     copied_as: str
     finish: Callable[[Any], Any] | None = None
     lenient: Callable[[Any], Any] | None = None
+    of_raw: Callable[[msgspec.Raw], Any] | None = None
     text: bool = False
 
     @property
@@ -128,6 +140,8 @@ class Kind(msgspec.Struct, frozen=True):
 
     def read(self, raw: msgspec.Raw) -> Any:
         """A value that is not null, as it is copied; raises what ``UNFIT`` names."""
+        if self.of_raw is not None:
+            return self.of_raw(raw)
         try:
             value = msgspec.json.decode(raw, type=self.decoded)
         except msgspec.ValidationError:
@@ -181,7 +195,14 @@ def kind_of(wanted: ColumnType, found: FoundType, *, key_bytes: int = 0, unit: s
         return Kind(found.shown, Decimal, "numeric", finish=lambda number: _numeric(number, found.digits))
     if unit and base in _FROM_NUMBER:
         copied_as, finish = _FROM_NUMBER[base]
-        return Kind(base, int | float, copied_as, finish=lambda value: finish(_from_number(value, _UNITS[unit])))
+        moment = partial(_from_number, micros=_UNITS[unit])
+        return Kind(
+            base,
+            int | float,
+            copied_as,
+            finish=lambda value: finish(moment(value)),
+            of_raw=lambda raw: finish(moment(_number(raw))),
+        )
     return _SIMPLE[base]
 
 
@@ -325,23 +346,52 @@ def _numeric(number: Decimal, digits: tuple[int, int] | None) -> Decimal:
     return number
 
 
-def _from_number(value: float, micros: int) -> datetime:
-    """A time from a number since 1970, whole microseconds exact."""
-    if not _FIRST * 1_000_000 <= value * micros < _LAST * 1_000_000:
-        raise ValueError("not a time between the years 1 and 9999")
-    return _EPOCH + timedelta(microseconds=round(value * micros))
+def _number(raw: msgspec.Raw) -> int | Decimal:
+    """A number with all its digits."""
+    value = msgspec.json.decode(raw, type=int | float)
+    return value if type(value) is int else Decimal(bytes(raw).decode())
+
+
+def _from_number(value: float | Decimal, micros: int) -> datetime:
+    """A time from a number since 1970, exact to the microsecond; raises ValueError for a float that cannot say which one it is."""
+    since = value * micros
+    if type(value) is float and abs(since) >= _SAFE:
+        if math.ulp(value) * micros > 1:
+            raise ValueError("a float of this size keeps no microseconds")
+        since = Decimal(repr(value)) * micros
+    if not _FIRST * 1_000_000 <= since < _LAST * 1_000_000 or (whole := round(since)) == _LAST * 1_000_000:
+        raise ValueError(_NO_YEAR)
+    return _EPOCH + timedelta(microseconds=whole)
+
+
+def _split(text: str) -> tuple[str, int]:
+    """A time that Python reads, and the microseconds to add to it: a day for 24:00, more than six digits of a second rounded."""
+    more = 0
+    if fraction := _LONG_FRACTION.search(text):
+        more = int(Decimal(f"0.{fraction[1]}").quantize(_MICRO, ROUND_HALF_UP) * 1_000_000)
+        text = text[: fraction.start()] + text[fraction.end() :]
+    if not more and (end := _DAY_END.search(text)):
+        text, more = f"{text[: end.start()]}00{text[end.start() + 2 :]}", _DAY
+    return text, more
 
 
 def _time_of(text: Any) -> datetime:
-    """ISO-8601 as Python reads it, a leap second included; without a zone it is UTC, as the contract has it."""
+    """ISO-8601 as Python reads it, a leap second and the day's end at 24:00 included; without a zone it is UTC, as the contract has it."""
     if type(text) is not str:
         raise TypeError(f"expected a time as text, got {type(text).__name__}")
-    found = datetime.fromisoformat(re.sub(r"(:\d\d):60(?!\d)", r"\1:59", text).replace("z", "Z"))
+    plain, more = _split(re.sub(r"(:\d\d):60(?!\d)", r"\1:59", text).replace("z", "Z"))
+    try:
+        found = datetime.fromisoformat(plain) + timedelta(microseconds=more)
+    except OverflowError as error:
+        raise ValueError(_NO_YEAR) from error
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _without_zone(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    try:
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError as error:
+        raise ValueError(_NO_YEAR) from error
 
 
 _FROM_NUMBER: Mapping[str, tuple[str, Callable[[datetime], Any]]] = {
@@ -351,20 +401,26 @@ _FROM_NUMBER: Mapping[str, tuple[str, Callable[[datetime], Any]]] = {
 }
 
 
-def _time_of_day(text: Any) -> time:
-    if type(text) is not str:
-        raise TypeError(f"expected a time of day as text, got {type(text).__name__}")
-    return time.fromisoformat(text)
+def _time_of_day(text: str) -> tuple[time, int]:
+    """A time of day, and its microseconds since midnight: the day's end has no time of Python's."""
+    plain, more = _split(text)
+    found = time.fromisoformat(plain)
+    return found, ((found.hour * 60 + found.minute) * 60 + found.second) * 1_000_000 + found.microsecond + more
 
 
-def _local_time(of_day: time) -> time:
-    if of_day.tzinfo is not None:
+def _local_time(text: str) -> bytes:
+    found, since = _time_of_day(text)
+    if found.tzinfo is not None:
         raise ValueError("expected a time of day without a zone")
-    return of_day
+    return struct.pack("!q", since)
 
 
-def _zoned_time(of_day: time) -> time:
-    return of_day if of_day.tzinfo is not None else of_day.replace(tzinfo=UTC)
+def _zoned_time(text: str) -> bytes:
+    found, since = _time_of_day(text)
+    offset = (found.utcoffset() or timedelta()).total_seconds()
+    if abs(offset) >= _LARGEST_OFFSET or offset != int(offset):
+        raise ValueError("expected an offset of whole seconds, below 16 hours")
+    return struct.pack("!qi", since, -int(offset))
 
 
 def _bytes_of(text: Any) -> bytes:
@@ -397,7 +453,7 @@ _WORD_UNITS = {"mon": "months", "min": "minutes", "sec": "seconds", "yr": "years
 def _interval(text: str) -> bytes:
     """An interval's binary form from ISO-8601's (``P1DT2H``) or PostgreSQL's own (``1 day 02:00:00``)."""
     parts = _interval_parts(text.strip())
-    micros = int(((parts["hours"] * 60 + parts["minutes"]) * 60 + parts["seconds"]) * 1_000_000)
+    micros = round(((parts["hours"] * 60 + parts["minutes"]) * 60 + parts["seconds"]) * 1_000_000)
     days, months = parts["weeks"] * 7 + parts["days"], parts["years"] * 12 + parts["months"]
     if days != int(days) or months != int(months):
         raise ValueError("expected whole years, months, weeks and days")
@@ -441,8 +497,8 @@ _SIMPLE = _kinds(
     ("timestamp with time zone", Annotated[datetime, msgspec.Meta(tz=True)], "timestamptz", None, _time_of),
     ("timestamp without time zone", datetime, "timestamp", _without_zone, _time_of),
     ("date", date, "date", None, None),
-    ("time without time zone", time, "time", _local_time, _time_of_day),
-    ("time with time zone", time, "timetz", _zoned_time, _time_of_day),
+    ("time without time zone", str, "bytea", _local_time, None),
+    ("time with time zone", str, "bytea", _zoned_time, None),
     ("interval", str, "bytea", _interval, None),
     ("uuid", uuid.UUID, "uuid", None, _uuid_of),
     ("bytea", bytes, "bytea", None, _bytes_of),
