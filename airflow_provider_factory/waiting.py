@@ -143,7 +143,7 @@ class Sizes:
         elif error.code() in UNREADABLE:
             self._add_unreadable(fetch, partition)
         elif not passing(error):
-            raise kafka_error(error, f"reading {self._topic}-{partition}")
+            raise kafka_error(error, f"reading {self._topic}-{partition}", topic=f"READ on topic {self._topic!r}")
 
     def _add_unreadable(self, fetch: BoundedConsumer, partition: int) -> None:
         """A batch that can't be read beside others: by itself, or else it counts as what it is at least, and what follows it is read on."""

@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from factory_agents.errors import ConfigurationError, FactoryError, FencedError, UnavailableError
 from factory_agents.kafka.oauth import CALLBACK, token_source
 
-__all__ = ["LARGEST_MESSAGE", "KafkaConfig", "connect", "is_secret", "kafka_error", "message_error", "passing"]
+__all__ = ["LARGEST_MESSAGE", "KafkaConfig", "connect", "is_secret", "kafka_error", "message_error", "passing", "unauthorized"]
 
 _Client = TypeVar("_Client")
 
@@ -288,11 +288,13 @@ def _read_file(path: Path) -> dict[str, str]:
 _AUTH = {
     KafkaError._AUTHENTICATION: "authentication failed",
     KafkaError.SASL_AUTHENTICATION_FAILED: "authentication failed",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "not allowed on this topic",
-    KafkaError.GROUP_AUTHORIZATION_FAILED: "not allowed to use this group",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "not allowed on this cluster",
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "not allowed to use this transactional id",
     KafkaError._SSL: "TLS failed",
+}
+_UNAUTHORIZED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: ("topic", "not allowed on this topic"),
+    KafkaError.GROUP_AUTHORIZATION_FAILED: ("group", "not allowed to use this group"),
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: ("cluster", "not allowed on this cluster"),
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: ("transactional_id", "not allowed to use this transactional id"),
 }
 _FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
 _REFUSED = {
@@ -302,22 +304,42 @@ _REFUSED = {
     KafkaError.INVALID_GROUP_ID,
     KafkaError.POLICY_VIOLATION,
 }
-_PASSING = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE}
+_PASSING = {
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._RESOLVE,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,  # a client must name a group, and asks for it; reading by offsets needs none
+}
 
 
 def passing(error: KafkaError) -> bool:
-    """Whether a consumer gets over this by itself: it connects again, so it is waited for until the deadline."""
+    """Whether a consumer that is in no group gets over this by itself: it connects again, so it is waited for until the deadline."""
     return error.retriable() or error.code() in _PASSING
 
 
-def kafka_error(error: KafkaException | KafkaError, doing: str) -> FactoryError:
-    """Kafka's error as one of ours, with its name: what was being done, what came, and whether trying again may help."""
+def unauthorized(error: KafkaException | KafkaError) -> bool:
+    """Whether the user lacks a right, which no retry mends."""
     cause = error.args[0] if isinstance(error, KafkaException) else error
-    return message_error(cause.code(), cause.str(), cause.name(), doing)
+    return cause.code() in _UNAUTHORIZED
 
 
-def message_error(code: int, text: str, name: str, doing: str) -> FactoryError:
+def kafka_error(error: KafkaException | KafkaError, doing: str, **needed: str) -> FactoryError:
+    """Kafka's error as one of ours, with its name: what was being done, what came, and whether trying again may help.
+
+    ``needed`` says which right this takes, by the kind of resource (``topic``, ``group``, ``cluster``, ``transactional_id``): a broker
+    that refuses says only of what kind it was.
+    """
+    cause = error.args[0] if isinstance(error, KafkaException) else error
+    return message_error(cause.code(), cause.str(), cause.name(), doing, **needed)
+
+
+def message_error(code: int, text: str, name: str, doing: str, **needed: str) -> FactoryError:
     """See ``kafka_error``; from the parts of a KafkaError."""
+    if code in _UNAUTHORIZED:
+        kind, what = _UNAUTHORIZED[code]
+        right = needed.get(kind, "a right that it lacks")
+        return ConfigurationError(f"{doing}: {what} ({name}): the Kafka user needs {right}; add that ACL")
     if code in _AUTH:
         return ConfigurationError(f"{doing}: {_AUTH[code]} ({name}: {text}); check security.protocol, sasl.* and ssl.* of the connection")
     if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaException, Producer
 
 from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, DeadlineError, FencedError, WindowError
-from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
+from factory_agents.kafka.config import KafkaConfig, connect, kafka_error, unauthorized
 from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView, PlanRecord
 from factory_agents.kafka.plan_view import Lane, PlanView
 from factory_agents.kafka.planning import (
@@ -277,8 +277,13 @@ class _Planner(ABC, Generic[_T]):
                 return found
             self._commit(producer, self.missing(near, int(time.time() * 1000)))
         except KafkaException as error:
-            failure = kafka_error(error, self.doing)
-            if isinstance(failure, FencedError) or error.args[0].txn_requires_abort():
+            failure = kafka_error(
+                error,
+                self.doing,
+                topic=f"WRITE on topic {self.ledger.topic!r}",
+                transactional_id=f"WRITE on transactional id {self._transactional_id!r}",
+            )
+            if isinstance(failure, FencedError) or (error.args[0].txn_requires_abort() and not unauthorized(error)):
                 return None
             raise failure from error
         finally:

@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from factory_agents.errors import DataLossError, UnavailableError, UnreadableBatchError
-from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.errors import DataLossError, FactoryError, UnavailableError, UnreadableBatchError
+from factory_agents.kafka.config import KafkaConfig, kafka_error, passing, unauthorized
 from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import TOPIC_CHANGED
@@ -165,9 +165,12 @@ class GroupReader:
             self._check_at = 0.0
         elif error.code() in UNREADABLE and partition in self.reading:
             self._read_alone(partition)
-        elif not passing(error):
-            raise kafka_error(error, f"reading {self.topic.name}")
+        elif unauthorized(error) or not passing(error):
+            raise self._failed(error, f"reading {self.topic.name}")
         return False
+
+    def _failed(self, error: KafkaException | KafkaError, doing: str) -> FactoryError:
+        return kafka_error(error, doing, topic=f"READ on topic {self.topic.name!r}", group=f"READ on group {self._group!r}")
 
     def _read_alone(self, partition: int) -> None:
         """A batch that can't be read beside others: by itself, if it can; else go on behind it, if its loss is accepted."""
@@ -224,8 +227,8 @@ class GroupReader:
             log.info("where the group stands cannot be read now", extra=fields(group=self._group, reason=str(error)))
             return
         except KafkaException as error:
-            if not passing(error.args[0]):
-                raise kafka_error(error, f"group {self._group!r}: reading its positions") from error
+            if unauthorized(error) or not passing(error.args[0]):
+                raise self._failed(error, f"group {self._group!r}: reading its positions") from error
             return  # a transaction is open that may move the group on
         for p, start in starts.items():
             if start.lost:

@@ -134,6 +134,11 @@ class Lags:
             )
         committed = self._cluster.committed(group, topics)
         names = sorted({t for t, _ in (*committed, *facts.assigned)}) if topics is None else list(dict.fromkeys(topics))
+        if not (names or facts.members):
+            raise ConfigurationError(
+                f"consumer group {group!r}: none of the topics that it has read may be looked at; the Kafka user needs READ on its topics; "
+                f"add those ACLs, or name the topics"
+            )
         return self._lags(names, committed)
 
     def of_pipeline(self, pipeline: str, topics: Sequence[str] | None = None, *, prefix: str = "factory") -> list[PartitionLag]:

@@ -157,7 +157,7 @@ class Ledger:
                 end = todo.get(partition)
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
                     if not passing(error):
-                        raise kafka_error(error, f"reading the ledger {self.topic}-{partition}")
+                        raise kafka_error(error, f"reading the ledger {self.topic}-{partition}", topic=f"READ on topic {self.topic!r}")
                     continue
                 if end is None:
                     continue

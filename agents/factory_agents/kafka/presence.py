@@ -6,10 +6,10 @@ import logging
 import threading
 import uuid
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from factory_agents.errors import UnavailableError
-from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.config import KafkaConfig, kafka_error, unauthorized
 from factory_agents.kafka.topics import Cluster
 from factory_agents.telemetry import fields
 
@@ -32,6 +32,8 @@ class Presence:
         self.me = uuid.uuid4().hex[:12]
         session = {} if "session.timeout.ms" in config.values else {"session_timeout_ms": _SESSION_MS}
         self._consumer: Consumer = config.consumer(group_id=group, client_id=self.me, **session)
+        self._topic = topic
+        self._refused: KafkaError | None = None
         self._consumer.subscribe([topic], on_assign=_take_nothing)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._stay, name=f"presence in {group}", daemon=True)
@@ -39,10 +41,22 @@ class Presence:
 
     def _stay(self) -> None:
         while not self._ended.is_set():
-            self._consumer.poll(0.2)
+            message = self._consumer.poll(0.2)
+            error = message.error() if message is not None else None
+            self._refused = error if error is not None and unauthorized(error) else self._refused
 
     def peers(self) -> list[str]:
-        """Who is there now, oneself included, in one order for all; empty while that isn't known, or this process isn't there itself."""
+        """Who is there now, oneself included, in one order for all; empty while that isn't known, or this process isn't there itself.
+
+        Raises ConfigurationError where the user may not be in the group.
+        """
+        if self._refused is not None:
+            raise kafka_error(
+                self._refused,
+                f"joining group {self._group!r}",
+                group=f"READ on group {self._group!r}",
+                topic=f"READ on topic {self._topic!r}",
+            )
         try:
             found = self._cluster.group(self._group)
         except UnavailableError as error:

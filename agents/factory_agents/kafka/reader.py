@@ -304,7 +304,7 @@ class WindowReader:
             return False
         if passing(error):
             return False
-        raise kafka_error(error, f"reading {self._window.topic}-{r.partition}")
+        raise kafka_error(error, f"reading {self._window.topic}-{r.partition}", topic=f"READ on topic {self._window.topic!r}")
 
     def _out_of_range(self, r: PartitionRange) -> bool:
         """The broker has no such offset (any more): go on after what is lost, if that is accepted."""

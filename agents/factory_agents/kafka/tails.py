@@ -96,7 +96,7 @@ def _note(message: Message, ranges: Mapping[int, tuple[int, int]], last: dict[in
     if error is not None and error.code() != KafkaError._PARTITION_EOF:
         if passing(error):
             return
-        raise kafka_error(error, f"reading {message.topic()}-{partition}")
+        raise kafka_error(error, f"reading {message.topic()}-{partition}", topic=f"READ on topic {message.topic()!r}")
     if partition not in unread:
         return
     end = ranges[partition][1]

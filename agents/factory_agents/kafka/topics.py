@@ -20,6 +20,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import (
+    AclOperation,
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
@@ -31,7 +32,7 @@ from confluent_kafka.admin import (
 )
 
 from factory_agents.errors import ConfigurationError, UnavailableError
-from factory_agents.kafka.config import KafkaConfig, kafka_error, message_error
+from factory_agents.kafka.config import KafkaConfig, kafka_error, message_error, unauthorized
 
 __all__ = ["Cluster", "GroupFacts", "TopicFacts"]
 
@@ -130,15 +131,16 @@ class Cluster:
                 if time.monotonic() > until:
                     raise
 
-    def _result(self, future: Any, doing: str) -> Any:
+    def _result(self, future: Any, doing: str, **needed: str) -> Any:
         try:
             return self._wait(future)
         except _NO_ANSWER as error:
-            raise self._failed(error, doing) from error
+            raise self._failed(error, doing, **needed) from error
 
-    def _failed(self, error: Exception, doing: str) -> Exception:
+    def _failed(self, error: Exception, doing: str, **needed: str) -> Exception:
+        """Ours for a question that failed; ``needed`` as for ``kafka_error``."""
         if isinstance(error, KafkaException) and error.args[0].code() not in _UNANSWERED:
-            return kafka_error(error, doing)
+            return kafka_error(error, doing, **needed)
         return self._unreachable(doing)
 
     def _unreachable(self, doing: str) -> Exception:
@@ -157,6 +159,18 @@ class Cluster:
             raise message_error(KafkaError.UNKNOWN_TOPIC_OR_PART, "", "", f"topic {name!r}")
         return found
 
+    def not_writable(self, names: Iterable[str]) -> list[str]:
+        """Those of these topics that the user may not write to, or not even look at."""
+        wanted = TopicCollection(sorted(names))
+        futures = self.admin.describe_topics(wanted, include_authorized_operations=True, request_timeout=self._timeout)
+        return [name for name, future in futures.items() if not self._may_write(future)]
+
+    def _may_write(self, future: Any) -> bool:
+        try:
+            return AclOperation.WRITE in (self._wait(future).authorized_operations or ())
+        except _NO_ANSWER as error:
+            return not (isinstance(error, KafkaException) and unauthorized(error))
+
     def topics(self, names: Iterable[str]) -> dict[str, TopicFacts]:
         """Several topics' facts; ConfigurationError naming the first that does not exist."""
         return {name: self.topic(name) for name in names}
@@ -172,7 +186,7 @@ class Cluster:
         except _NO_ANSWER as error:
             if _is_unknown(error):
                 return None
-            raise self._failed(error, f"topic {name!r}") from error
+            raise self._failed(error, f"topic {name!r}", topic=f"DESCRIBE on topic {name!r}") from error
 
     def _spread(self, topic: str, ask: Callable[[], _Answer]) -> _Answer:
         """Ask about one topic, again while the broker that answers doesn't know it and the controller does."""
@@ -221,7 +235,7 @@ class Cluster:
             for tp, future in futures.items():
                 if time.monotonic() < deadline and _moving(future, self._timeout + 5):
                     continue
-                info = self._result(future, f"offsets of {topic}-{tp.partition}")
+                info = self._result(future, f"offsets of {topic}-{tp.partition}", topic=f"DESCRIBE on topic {topic!r}")
                 found[tp.partition] = (info.offset, info.timestamp)
                 del request[tp]
             if request:
@@ -259,12 +273,13 @@ class Cluster:
                 topic, lambda: self._wait(self.admin.describe_configs([resource], request_timeout=self._timeout)[resource])
             )
         except _NO_ANSWER as error:
-            raise self._failed(error, f"settings of topic {topic!r}") from error
+            raise self._failed(error, f"settings of topic {topic!r}", topic=f"DESCRIBE_CONFIGS on topic {topic!r}") from error
         return {name: entry.value or "" for name, entry in entries.items()}
 
     def group(self, name: str) -> GroupFacts | None:
         """A consumer group's facts, or None where it has neither members nor committed offsets."""
         described = self._asked(
+            name,
             lambda patience: self._wait(self.admin.describe_consumer_groups([name], request_timeout=_COORDINATOR_SECONDS)[name], patience),
             f"consumer group {name!r}",
         )
@@ -287,7 +302,7 @@ class Cluster:
         """
         sizes = self._sizes() if topics is None else {name: facts.partitions for name, facts in self.topics(topics).items()}
         wanted = [TopicPartition(name, p) for name, size in sizes.items() for p in range(size)]
-        found = self._asked(lambda patience: self._stands(group, wanted, patience), f"offsets of consumer group {group!r}")
+        found = self._asked(group, lambda patience: self._stands(group, wanted, patience), f"offsets of consumer group {group!r}")
         return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
     def _stands(self, group: str, wanted: list[TopicPartition], patience: float) -> list[TopicPartition]:
@@ -318,7 +333,7 @@ class Cluster:
             raise self._failed(error, "listing topics") from error
         return {name: len(found.partitions) for name, found in known.items() if not name.startswith("__")}
 
-    def _asked(self, ask: Callable[[float], _Answer], doing: str) -> _Answer:
+    def _asked(self, group: str, ask: Callable[[float], _Answer], doing: str) -> _Answer:
         """Ask a group's coordinator for so many seconds, again while it moves or loads, and by a new client where this one gets no answer.
 
         A client that once found no coordinator may stay deaf: it asks nobody any more.
@@ -330,7 +345,7 @@ class Cluster:
             except _NO_ANSWER as error:
                 refused = isinstance(error, KafkaException) and error.args[0].code() not in _COORDINATOR_MOVES | _UNANSWERED
                 if refused or time.monotonic() > deadline:
-                    raise self._failed(error, doing) from error
+                    raise self._failed(error, doing, group=f"DESCRIBE on group {group!r}") from error
                 if not isinstance(error, KafkaException):
                     self.close()
             time.sleep(0.05)
@@ -366,7 +381,8 @@ class Cluster:
             self._wait(future)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise self._failed(error, f"creating topic {name!r}") from error
+                needed = f"CREATE on topic {name!r} (or on the cluster)"
+                raise self._failed(error, f"creating topic {name!r}", topic=needed, cluster=needed) from error
             return False
         self.topic(name)
         return True
@@ -378,14 +394,14 @@ class Cluster:
     def add_partitions(self, name: str, total: int) -> None:
         """Give a topic more partitions, ``total`` in all; records of one key may lie in two partitions afterwards."""
         future = self.admin.create_partitions([NewPartitions(name, total)], request_timeout=self._timeout)[name]
-        self._result(future, f"adding partitions to topic {name!r}")
+        self._result(future, f"adding partitions to topic {name!r}", topic=f"ALTER on topic {name!r}")
 
     def alter(self, name: str, settings: Mapping[str, str]) -> None:
         """Set some of a topic's settings and leave the others."""
         entries = [ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in settings.items()]
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
         future = self.admin.incremental_alter_configs([resource], request_timeout=self._timeout)[resource]
-        self._result(future, f"altering topic {name!r}")
+        self._result(future, f"altering topic {name!r}", topic=f"ALTER_CONFIGS on topic {name!r}")
 
 
 def _note_refusal(refused: list[KafkaError], error: KafkaError) -> None:

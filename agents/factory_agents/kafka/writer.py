@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 
 from factory_agents import failpoints
 from factory_agents.errors import DeadlineError, FactoryError, FencedError, StoppedError
-from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
+from factory_agents.kafka.config import KafkaConfig, connect, kafka_error, unauthorized
+from factory_agents.kafka.topics import Cluster
 
 __all__ = ["ChunkAbortedError", "RefusedRecord", "TransactionalWriter", "choose_partition"]
 
@@ -108,7 +109,12 @@ class TransactionalWriter:
                 return
             except KafkaException as error:
                 if not error.args[0].retriable() or time.monotonic() > until or self._stop():
-                    raise kafka_error(error, doing) from error
+                    raise kafka_error(error, doing, **self._needed()) from error
+
+    def _needed(self, topics: Collection[str] = ()) -> dict[str, str]:
+        """The rights that writing to these topics takes, of those that may be missing (see ``kafka_error``)."""
+        needed = {"transactional_id": f"WRITE on transactional id {self._id!r}"}
+        return needed | ({"topic": f"WRITE on topic {' and '.join(map(repr, sorted(topics)))}"} if topics else {})
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
@@ -163,11 +169,18 @@ class TransactionalWriter:
         if self._errors:
             raise self._aborted(self._errors[0][0], "writing")
 
-    def send_offsets(self, offsets: Sequence[TopicPartition], group: Any) -> None:
+    def send_offsets(self, offsets: Sequence[TopicPartition], group: str, membership: Any) -> None:
         """Put a consumer group's positions into the transaction."""
         try:
-            self.producer.send_offsets_to_transaction(list(offsets), group, 30)
+            self.producer.send_offsets_to_transaction(list(offsets), membership, 30)
         except KafkaException as error:
+            if unauthorized(error):
+                topics = " and ".join(sorted({repr(tp.topic) for tp in offsets}))
+                raise kafka_error(
+                    error,
+                    "committing positions",
+                    **self._needed() | {"group": f"READ on group {group!r}", "topic": f"READ on topic {topics}"},
+                ) from error
             if error.args[0].retriable():
                 raise ChunkAbortedError(kafka_error(error, "committing positions"), refused=False) from error
             raise self._failure(error, "committing positions") from error
@@ -223,7 +236,7 @@ class TransactionalWriter:
             return self._fenced(cause, doing)
         if cause.txn_requires_abort():
             return self._aborted(cause, doing)
-        return kafka_error(cause, doing)
+        return kafka_error(cause, doing, **self._needed())
 
     def _reason(self) -> KafkaError | None:
         """Why the transaction is in error: ``produce`` says only that it is, ``begin_transaction`` tells."""
@@ -236,8 +249,8 @@ class TransactionalWriter:
         return None
 
     def _fenced(self, cause: KafkaError, doing: str) -> FactoryError:
-        failure = kafka_error(cause, doing)
-        if isinstance(failure, FencedError):
+        failure = kafka_error(cause, doing, **self._needed())
+        if isinstance(failure, FencedError) or unauthorized(cause):
             return failure
         return FencedError(f"{doing}: {cause.str()} ({cause.name()}): this attempt cannot go on; a retry resumes")
 
@@ -249,12 +262,21 @@ class TransactionalWriter:
             self._wait_for_answers()
         self._poll()
         refused = [(e, m) for e, m in self._errors if e.code() in _REFUSED]
-        if refused:
-            failure = kafka_error(refused[0][0], doing)
-        elif cause.code() in _CONSEQUENCES:
-            failure = kafka_error(self._reason() or cause, doing)
+        reason = refused[0][0] if refused else cause
+        if not refused and cause.code() in _CONSEQUENCES:
+            reason = self._reason() or cause
+        if unauthorized(reason):
+            return self._unauthorized(reason, doing)
         records = [self._refused(e, m, alone=self._is_culprit(m, refused)) for e, m in refused]
-        return ChunkAbortedError(failure, refused=bool(records) or cause.code() in _REFUSED, records=records)
+        return ChunkAbortedError(kafka_error(reason, doing), refused=bool(records) or cause.code() in _REFUSED, records=records)
+
+    def _unauthorized(self, cause: KafkaError, doing: str) -> FactoryError:
+        """What the user lacks; the client doesn't say of which topic, so the broker is asked."""
+        written = {topic for _, message in self._errors if (topic := message.topic()) is not None}
+        if len(written) > 1:
+            with Cluster(self._config) as cluster:
+                written = set(cluster.not_writable(written)) or written
+        return kafka_error(cause, doing, **self._needed(written))
 
     def _wait_for_answers(self) -> None:
         """The more refused records are known, the fewer times the chunk is tried again."""

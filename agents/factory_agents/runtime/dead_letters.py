@@ -6,13 +6,14 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from factory_agents.errors import ConfigurationError, StoppedError, UnavailableError
+from factory_agents.errors import ConfigurationError, FencedError, StoppedError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
 from factory_agents.kafka.ledger import Ledger, ReplayRecord, StageRecord
 from factory_agents.kafka.messages import Message, readable_headers
@@ -371,7 +372,8 @@ def replay_letters(
     try:
         return replay.run(selection, dry_run=dry_run, observer=observer or Observer())
     finally:
-        replay.writer.abort()
+        with suppress(FencedError):  # of a failure before it
+            replay.writer.abort()
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ class _Live:
         def seal() -> None:
             failpoints.hit("live.before-offsets")
             self._check_topic(deadline)
-            self.writer.send_offsets(self.reader.offsets(self.positions), self.reader.membership)
+            self.writer.send_offsets(self.reader.offsets(self.positions), self.group, self.reader.membership)
 
         counts = self.counts.copy()
         counts.add(self.uncommitted)

@@ -47,8 +47,12 @@ logger.config.level = WARN
 """
 
 
-def start(folder: Path, state: KafkaState, password: str, tell: Callable[[str], None]) -> ProcessRecord:
+def start(
+    folder: Path, state: KafkaState, password: str, tell: Callable[[str], None], *, more: Mapping[str, str] | None = None
+) -> ProcessRecord:
     """Begin to start the broker whose files are in ``folder``, fetching its jars and formatting its storage if need be.
+
+    ``more`` are settings of the broker in place of, or beside, those of a sandbox.
 
     Raises:
         ConfigurationError: the ``sandbox`` extra isn't installed.
@@ -58,7 +62,8 @@ def start(folder: Path, state: KafkaState, password: str, tell: Callable[[str], 
     private.tighten_all(private.folder(folder))
     jars = _jars(tell)
     settings = folder / "server.properties"
-    private.write(settings, "".join(f"{key}={value}\n" for key, value in _settings(folder, state, password).items()))
+    values = {**_settings(folder, state, password), **(more or {})}
+    private.write(settings, "".join(f"{key}={value}\n" for key, value in values.items()))
     private.write(folder / "log4j2.properties", _LOGGING)
     java = [str(_java_home() / "bin" / "java"), *_class_cache(folder, jars), *_JVM]
     java += [f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "-cp", os.pathsep.join(map(str, jars))]

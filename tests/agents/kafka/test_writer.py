@@ -29,7 +29,7 @@ METHODS: dict[str, tuple[str, Callable[[TransactionalWriter], Any]]] = {
     "commit": ("commit_transaction", lambda w: w.commit(soon())),
     "begin": ("begin_transaction", lambda w: w.begin()),
     "flush": ("flush", lambda w: w.flush(soon())),
-    "offsets": ("send_offsets_to_transaction", lambda w: w.send_offsets([], None)),
+    "offsets": ("send_offsets_to_transaction", lambda w: w.send_offsets([], "g", None)),
 }
 
 

@@ -1,0 +1,251 @@
+"""Every part with just the ACLs that docs/least-rights.md gives it, on a broker with an authorizer; each one missing is named."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from follow_docs import blocks
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.cuts import plan_window
+from factory_agents.kafka.lag import group_lag, pipeline_lag
+from factory_agents.kafka.topics import Cluster
+from factory_agents.protocol import AgentRef, AgentRun, Counts, Window
+from factory_agents.runtime.agents import agent
+from factory_agents.runtime.dead_letters import LetterTopic, Selection, replay_letters
+from factory_agents.runtime.live import run_live
+from factory_agents.runtime.live_sink import run_sink_live
+from factory_agents.runtime.session import RunContext
+from factory_agents.runtime.sink import run_sink
+from factory_agents.runtime.window import run_transform
+from factory_agents.topics_file import WantedTopic, apply_topics
+from tests.support.guarded_broker import Acl, GuardedBroker, guarded_broker, parse_acls
+from tests.support.runs import events
+from tests.support.sqlite_sink import SqliteSink
+from tests.support.topics import create_topic
+from tests.support.waiting import wait_for
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "least-rights.md"
+SAID = {b.words: parse_acls(b.text) for b in blocks(PAGE.read_text()) if b.language == "acls"}
+RAW, ENRICHED, DEAD, LEDGER = "raw_events", "enriched_events", "enriched_events.dead", "factory.ledger"
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedBroker]:
+    """With the topics that an administrator made."""
+    with guarded_broker(tmp_path_factory.mktemp("guarded") / "kafka") as broker:
+        for name in (RAW, ENRICHED, DEAD):
+            create_topic(broker.admin, name, 2)
+        create_topic(broker.admin, LEDGER, 12, cleanup_policy="compact")
+        administrator = Factory(broker, tmp_path_factory.mktemp("before"), KafkaConfig(broker.bootstrap))
+        administrator.agent()
+        administrator.live()
+        yield broker
+
+
+class Factory:
+    """The jobs, each done as the user with the rights, on new records each time; ``administrator`` prepares what a job finds."""
+
+    def __init__(self, broker: GuardedBroker, folder: Path, config: KafkaConfig) -> None:
+        self.broker = broker
+        self.config = config
+        self.administrator = KafkaConfig(broker.bootstrap)
+        self.database = folder / "rows.db"
+        self.made = 0
+
+    def produce(self, topic: str) -> None:
+        producer = Producer({"bootstrap.servers": self.broker.bootstrap, "log_level": 0})
+        for i, value in enumerate([*events(4, start=self.made), b"{broken"]):
+            producer.produce(topic, value, partition=i % 2)
+        self.made += 4
+        assert producer.flush(10) == 0
+
+    def window(self, config: KafkaConfig, topic: str = RAW) -> Window:
+        self.produce(topic)
+        return plan_window(config, pipeline=f"orders-{topic}", topic=topic, interval=None, run_key=f"run-{self.made}", timeout=20)
+
+    def plan(self) -> None:
+        assert sum(r.end - r.start for r in self.window(self.config).ranges) >= 5
+
+    def agent(self) -> None:
+        run = AgentRun("orders", "enrich", AgentRef("enrich"), window=self.window(self.administrator), output_topic=ENRICHED)
+        counts = run_transform(RunContext(self.config), run, lambda: agent(version="1")(same).bind({})).counts
+        assert (counts.forwarded, counts.rejected) == (4, 1)
+
+    def _publish(self, window: Window) -> AgentRun:
+        return AgentRun("orders", "publish", AgentRef("publish"), window=window)
+
+    def publish(self) -> None:
+        run = self._publish(self.window(self.administrator, ENRICHED))
+        counts = run_sink(RunContext(self.config), run, lambda: SqliteSink(self.database)).counts
+        assert counts.rejected >= 1
+
+    def _until(self, done: Callable[[], bool], work: Callable[[RunContext], Counts], then: Callable[[], None] | None = None) -> None:
+        """Live work until it has done what was to be done, or failed; with ``then``, until it fails for that."""
+        stop = threading.Event()
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                work(RunContext(self.config, stop=stop.is_set))
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        wait_for(lambda: failed or done(), "the live part to do its work")
+        if then is not None and not failed:
+            then()
+            wait_for(lambda: failed, "the live part to end")
+        stop.set()
+        thread.join(30)
+        if failed:
+            raise failed[0]
+
+    def live(self, then: Callable[[], None] | None = None) -> None:
+        self.produce(RAW)
+        cluster = Cluster(self.administrator)
+        before = sum(cluster.stable_offset(ENRICHED, range(2)).values())
+
+        def work(context: RunContext) -> Counts:
+            return run_live(context, agent(version="1")(same).bind({}), in_topic=RAW, out_topic=ENRICHED, group="live-enrich")
+
+        self._until(lambda: sum(cluster.stable_offset(ENRICHED, range(2)).values()) > before, work, then)
+
+    def live_publish(self) -> None:
+        self.produce(ENRICHED)
+        self.database.unlink(missing_ok=True)
+
+        def work(context: RunContext) -> Counts:
+            make = lambda: SqliteSink(self.database)  # noqa: E731
+            return run_sink_live(context, self._publish, make, pipeline="orders", in_topic=ENRICHED, every=0.1)
+
+        self._until(lambda: self._rows() > 0, work)
+
+    def _rows(self) -> int:
+        with contextlib.closing(sqlite3.connect(self.database)) as database:
+            try:
+                return int(database.execute("SELECT count(*) FROM events").fetchone()[0])
+            except sqlite3.OperationalError:
+                return 0
+
+    def lag_of_a_group(self) -> None:
+        assert group_lag(self.config, "live-enrich")
+
+    def lag_of_a_pipeline(self) -> None:
+        assert pipeline_lag(self.config, f"orders-{RAW}", [RAW])
+
+    def dead_letters_list(self) -> None:
+        assert list(LetterTopic(self.config, DEAD).select(Selection(attempt="all")))
+
+    def dead_letters_replay(self) -> None:
+        assert replay_letters(self.config, DEAD, RAW, Selection(attempt="all", limit=1), again=True).replayed == 1
+
+    def topics(self) -> None:
+        for future in self.broker.admin.delete_topics([RAW, LEDGER]).values():
+            future.exception()  # there may be none: the job failed before
+        wait_for(lambda: not {RAW, LEDGER} & self.broker.admin.list_topics(timeout=10).topics.keys(), "the topics to be gone")
+        for state in ("created", "as declared"):
+            report = apply_topics(self.config, [WantedTopic(RAW, 2, 1, {})], prefix="factory", change=True, fix=False)
+            assert {t.state for t in report.topics} == {state}
+
+
+def same(event: dict[str, Any]) -> dict[str, Any]:
+    return event
+
+
+@pytest.fixture
+def factory(broker: GuardedBroker, tmp_path: Path) -> Factory:
+    return Factory(broker, tmp_path, broker.config)
+
+
+WITH_LEDGER = ("plan", "agent", "publish", "live-publish", "dead-letters-replay")
+JOBS = (
+    "plan",
+    "agent",
+    "publish",
+    "live",
+    "live-publish",
+    "lag-of-a-group",
+    "lag-of-a-pipeline",
+    "dead-letters-list",
+    "dead-letters-replay",
+)
+
+
+def needed(job: str) -> list[Acl]:
+    return [*SAID[job], *(SAID["ledger"] if job in WITH_LEDGER else ())]
+
+
+def weaker(acl: Acl, all_: list[Acl]) -> Iterator[list[Acl]]:
+    """The rights without one; where others see what it is about, or are let see it, the very right is what is missing."""
+    others = [other for other in all_ if other != acl]
+    yield others
+    if acl.operation in ("Read", "Write"):
+        yield [*others, acl._replace(operation="Describe")]
+
+
+def named(acl: Acl, have: list[Acl]) -> str:
+    """What an error has to say about a right that is missing: the first one that is, where the thing may not even be looked at."""
+    right = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", acl.operation).upper()
+    looks = {(other.type, other.name) for other in have if other.operation in ("Read", "Write", "Describe")}
+    seen = acl.type == "transactional-id" or (acl.type, acl.name) in looks
+    right = right if seen or acl.operation not in ("Read", "Write") else "(DESCRIBE|READ|WRITE)"
+    return rf"needs {right} on {acl.type.replace('-', ' ')} '{re.escape(acl.name)}"
+
+
+@pytest.mark.parametrize("job", [*JOBS, "topics"])
+def test_each_job_runs_with_just_the_rights_of_the_page_and_names_the_one_that_is_missing(
+    factory: Factory, broker: GuardedBroker, job: str
+) -> None:
+    do: Callable[[], None] = getattr(factory, job.replace("-", "_"))
+    broker.allow_only(needed(job))
+    do()
+    for acl in needed(job):
+        for have in weaker(acl, needed(job)):
+            broker.allow_only(have)
+            began = time.monotonic()
+            with pytest.raises(ConfigurationError) as raised:
+                do()
+            said = str(raised.value)
+            assert re.search(f"{named(acl, have)}|needs READ on its topics", said), f"without {acl}: {said}"
+            assert "\n" not in said
+            assert time.monotonic() - began < 15
+
+
+def test_a_topic_that_is_not_there_and_may_not_be_created_is_no_topic_that_is_unknown(factory: Factory, broker: GuardedBroker) -> None:
+    broker.admin.delete_topics([DEAD])[DEAD].result()
+    wait_for(lambda: DEAD not in broker.admin.list_topics(timeout=10).topics, "the topic to be gone")
+    broker.allow_only(needed("agent"))
+    with pytest.raises(ConfigurationError, match=rf"needs CREATE on topic '{DEAD}' \(or on the cluster\)"):
+        factory.agent()
+    broker.allow_only([*needed("agent"), Acl("Create", "topic", DEAD)])
+    factory.agent()
+
+
+@pytest.mark.parametrize(
+    "acl",
+    [Acl("Write", "topic", ENRICHED), Acl("Read", "topic", RAW), Acl("Read", "group", "live-enrich")],
+    ids=lambda a: f"{a.operation}-{a.type}",
+)
+def test_a_right_that_is_taken_away_ends_a_live_agent(factory: Factory, broker: GuardedBroker, acl: Acl) -> None:
+    have = [other for other in needed("live") if other != acl]
+    have += [acl._replace(operation="Describe")] if acl.type == "topic" else []
+
+    def take_away() -> None:
+        broker.allow_only(have)
+        factory.produce(RAW)
+
+    broker.allow_only(needed("live"))
+    with pytest.raises(ConfigurationError, match=named(acl, [acl])):
+        factory.live(then=take_away)
