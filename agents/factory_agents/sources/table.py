@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from factory_agents.databases.postgres import database_from_env, explain
+from factory_agents.databases.postgres import database_from_env, explain, usage_grants
 from factory_agents.databases.statements import one_statement, table_name
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval
@@ -72,7 +72,7 @@ def querying(what: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise explain(error, what, ConfigurationError) from error
+        raise explain(error, what, ConfigurationError, right="SELECT") from error
 
 
 class Relation(msgspec.Struct, frozen=True):
@@ -107,11 +107,18 @@ def describe(connection: psycopg.Connection[Any], table: str, query: str) -> Rel
     has a column twice.
     """
     from psycopg import sql
+    from psycopg.errors import UndefinedTable
 
     what = f"table {table!r}" if table else "query"
     body: sql.Composable = sql.Identifier(*table_name(table)) if table else sql.SQL("({})").format(sql.SQL(one_statement(query)))
     with querying(what), connection.cursor() as cursor:
-        cursor.execute(sql.SQL("SELECT * FROM {} AS q LIMIT 0").format(body))
+        try:
+            cursor.execute(sql.SQL("SELECT * FROM {} AS q LIMIT 0").format(body))
+        except UndefinedTable as error:
+            connection.rollback()
+            if grants := usage_grants(connection):
+                raise ConfigurationError(f"{what}: {error.diag.message_primary}, or in a schema that may not be used: {grants}") from error
+            raise
         columns = [(column.name, column.type_code) for column in cursor.description or ()]
     if len(dict(columns)) < len(columns):
         raise ConfigurationError(f"{what}: a column's name is there twice: {', '.join(name for name, _ in columns)}; rename it with AS")

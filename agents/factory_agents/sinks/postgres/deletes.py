@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory_agents.sinks.postgres.copy import STAGING
 from factory_agents.sinks.postgres.names import compose, identifier, names
-from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, has_table, lock_creation, same_key
+from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, begin_creation, has_table, same_key
 
 if TYPE_CHECKING:
     import psycopg
@@ -48,7 +48,7 @@ class Deletes:
         if has_table(self._connection, schema, memory_of(table.name)):
             return
         own = ", ".join(f"ADD COLUMN {name} {type_} NOT NULL" for name, (type_, _) in OWN_COLUMNS.items())
-        lock_creation(self._connection, schema)
+        begin_creation(self._connection, schema, memory_of(table.name))
         if not has_table(self._connection, schema, memory_of(table.name)):
             self._run("CREATE TABLE {memory} AS SELECT {key} FROM {table} WITH NO DATA", memory=self._memory, table=table.identifier)
             self._run(f"ALTER TABLE {{memory}} ADD PRIMARY KEY ({{key}}), {own}", memory=self._memory)

@@ -20,6 +20,7 @@ from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.ledger import Ledger
 from factory_agents.sinks.postgres.merge import Publication
 from factory_agents.sinks.postgres.names import TableName, compose
+from factory_agents.sinks.postgres.rights import check_rights
 from factory_agents.sinks.postgres.table import LEDGER, check_wanted, open_table
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class PostgresSink:
             table = self._retried(connection, lambda: open_table(connection, target.table, target.wanted, create=target.create_table))
             if table.deletes:
                 self._retried(connection, Deletes(connection, table).open)
+            check_rights(connection, table)
             ledger = Ledger(connection, table, claim)
             acquired = self._retried(connection, ledger.acquire)
             connection.commit()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from factory_agents.contracts import ColumnSpec, ColumnType, TableSpec
+from factory_agents.databases.postgres import usage_grants
 from factory_agents.errors import ConfigurationError, SinkError
 from factory_agents.sinks.postgres.catalog import FoundColumn, UniqueIndex, columns, row_triggers, rules, unique_indexes
 from factory_agents.sinks.postgres.names import TableName, check_name, compose, names
@@ -25,9 +26,9 @@ __all__ = [
     "ColumnSpec",
     "TableSpec",
     "TargetTable",
+    "begin_creation",
     "check_wanted",
     "has_table",
-    "lock_creation",
     "open_table",
     "same_key",
 ]
@@ -197,7 +198,9 @@ def has_table(connection: psycopg.Connection[Any], schema: str, name: str) -> bo
 def _default_schema(connection: psycopg.Connection[Any]) -> str:
     row = connection.execute("SELECT current_schema()").fetchone()
     if row is None or row[0] is None:
-        raise ConfigurationError("the database session has no schema: name the table as schema.table")
+        grants = usage_grants(connection)
+        todo = f"have its owner say: {grants}; or " if grants else ""
+        raise ConfigurationError(f"the database session has no schema that it may use: {todo}name the table as schema.table")
     return str(row[0])
 
 
@@ -220,7 +223,7 @@ def _create(connection: psycopg.Connection[Any], schema: str, name: str, definit
     """Create a table once, however many do so at the same moment (IF NOT EXISTS alone fails for one of two at once)."""
     from psycopg import sql
 
-    lock_creation(connection, schema)
+    begin_creation(connection, schema, name)
     table = sql.Identifier(schema, name)
     connection.execute(compose("CREATE TABLE IF NOT EXISTS {table} ({definition})", table=table, definition=definition))
     if name not in (LEDGER, PUBLICATIONS):
@@ -253,8 +256,21 @@ def _add_column(connection: psycopg.Connection[Any], schema: str, table: str, co
     connection.execute(compose(query, table=sql.Identifier(schema, table), column=sql.Identifier(column)))
 
 
-def lock_creation(connection: psycopg.Connection[Any], schema: str) -> None:
-    """Let one session at a time create tables of ours in a schema, until its transaction ends."""
+def begin_creation(connection: psycopg.Connection[Any], schema: str, name: str) -> None:
+    """Let one session at a time create tables of ours in a schema, until its transaction ends.
+
+    Raises ConfigurationError where the session's role may not create this one.
+    """
+    lacking = compose(
+        "SELECT format('GRANT USAGE, CREATE ON SCHEMA %I TO %I', {s}::text, current_user)"
+        " WHERE NOT (has_schema_privilege({s}, 'USAGE') AND has_schema_privilege({s}, 'CREATE'))",
+        s=schema,
+    )
+    if row := connection.execute(lacking).fetchone():
+        raise ConfigurationError(
+            f"table {schema}.{name} does not exist, and the database's user may not create it; have the schema's owner say: {row[0]};"
+            " or create the table beforehand (docs/least-rights.md)"
+        )
     connection.execute(compose("SELECT pg_advisory_xact_lock(hashtextextended({key}, 0))", key=f"{LEDGER}:create:{schema}"))
 
 
