@@ -16,7 +16,7 @@ from factory_agents.errors import ConfigurationError, FactoryError, SinkError, U
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["Database", "cut_after", "database_from_env", "database_from_url", "explain", "lost"]
+__all__ = ["Database", "cut_after", "database_from_env", "database_from_url", "explain", "lost", "usage_grants"]
 
 _CONNECTION = {
     "connect_timeout": "10",
@@ -30,6 +30,7 @@ _CONNECTION = {
 
 _REFUSALS = re.compile(
     r"authentication failed|no password supplied|does not exist|pg_hba\.conf|not permitted to log in|invalid \w+ value|could not match"
+    r"|permission denied for database|unsupported startup parameter|no such (?:database|user)"
 )
 """What libpq and servers say to settings, credentials and names that a retry doesn't mend; a connection that failed has no code."""
 
@@ -172,13 +173,26 @@ _REFUSED = {
 }
 
 
-def explain(error: psycopg.Error, where: str, refused: type[FactoryError] = SinkError) -> FactoryError:
+_STATEMENT_MODE = "statement pooling mode"
+_NO_PERMISSION = re.compile(r"permission denied for (\w+)")
+_RIGHTS = {"schema": "USAGE", "function": "EXECUTE", "procedure": "EXECUTE", "sequence": "USAGE", "database": "TEMPORARY", "type": "USAGE"}
+
+
+def explain(error: psycopg.Error, where: str, refused: type[FactoryError] = SinkError, right: str = "") -> FactoryError:
     """Our error for one of psycopg's, which begins with ``where``.
 
-    UnavailableError where a retry may help, ConfigurationError for a right or a name that is missing, else ``refused``.
+    UnavailableError where a retry may help, ConfigurationError for a right or a name that is missing, else ``refused``. ``right`` is what
+    was needed on a table: a server that refuses names only the table.
     """
     state = error.sqlstate or ""
     primary = " ".join((error.diag.message_primary or str(error)).split())
+    if state == "42501" and (kind := _NO_PERMISSION.match(primary)):
+        needed = _RIGHTS.get(kind[1], right)
+        return ConfigurationError(f"{where}: the database's user lacks a right; grant {needed or 'it'}: {primary}")
+    if _STATEMENT_MODE in primary:
+        return ConfigurationError(
+            f"{where}: the pooler before the database lends a session for one statement only ({primary}); use its transaction mode"
+        )
     if state in _REFUSED:
         return ConfigurationError(f"{where}: {_REFUSED[state]}: {primary}")
     if state == "57014":
@@ -190,6 +204,19 @@ def explain(error: psycopg.Error, where: str, refused: type[FactoryError] = Sink
     detail = " ".join((error.diag.message_detail or "").split())[:300]
     code = f" [{state}]" if state else ""
     return refused(f"{where}: {primary}{f' ({detail})' if detail else ''}{code}")
+
+
+def usage_grants(connection: psycopg.Connection[Any]) -> str:
+    """What would let the session's role use the schemas of its search_path that it may not: PostgreSQL passes them over in silence."""
+    rows = connection.execute(
+        """
+        SELECT format('GRANT USAGE ON SCHEMA %I TO %I', s.nspname, current_user)
+        FROM regexp_split_to_table(current_setting('search_path'), ' *, *') AS path
+            JOIN pg_catalog.pg_namespace s ON s.nspname = CASE path WHEN '"$user"' THEN current_user ELSE trim('"' FROM path) END
+        WHERE NOT has_schema_privilege(s.oid, 'USAGE')
+        """
+    ).fetchall()
+    return "; ".join(row[0] for row in rows)
 
 
 def _is_of_the_connection(error: psycopg.Error) -> bool:

@@ -66,7 +66,12 @@ class _OpenCopy:
         failpoints.hit("postgres.copying")
 
     def end(self) -> None:
-        self._open.close()
+        from psycopg.errors import AdminShutdown
+
+        try:
+            self._open.close()
+        except ValueError as error:  # a pooler answers twice, which psycopg doesn't expect
+            raise AdminShutdown("the session was ended in the middle of a COPY") from error
 
     def drop(self) -> None:
         """End it on a connection that is closed."""

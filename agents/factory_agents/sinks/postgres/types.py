@@ -120,9 +120,8 @@ class Kind(msgspec.Struct, frozen=True):
     """How the values of one column are read and copied.
 
     msgspec reads JSON as ``decoded``, ``finish`` makes of that what is copied; where it doesn't take a value that is right all the same
-    (a time without a zone), ``lenient`` gets what is decoded without a type. Where ``finish`` refuses what a decoded value cannot say, it is
-    read by ``of_raw``. psycopg copies a value as the type ``copied_as``: for bytes
-    that have PostgreSQL's binary form already, bytea.
+    (a time without a zone), ``lenient`` gets what is decoded without a type. What ``finish`` refuses because a decoded value lost it
+    ``of_raw`` reads. psycopg copies a value as the type ``copied_as``: for bytes that have PostgreSQL's binary form already, bytea.
     """
 
     name: str
@@ -354,7 +353,7 @@ def _number(raw: msgspec.Raw) -> int | Decimal:
 
 def _from_number(value: float | Decimal, micros: int) -> datetime:
     """A time from a number since 1970, exact to the microsecond; raises ValueError for a float that cannot say which one it is."""
-    since = value * micros
+    since: float | Decimal = value * micros
     if type(value) is float and abs(since) >= _SAFE:
         if math.ulp(value) * micros > 1:
             raise ValueError("a float of this size keeps no microseconds")

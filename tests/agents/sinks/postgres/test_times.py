@@ -63,7 +63,9 @@ def parsed(bench: Bench, column: str, texts: Sequence[str]) -> list[str | None]:
     """What PostgreSQL itself reads, a text without a zone as of UTC; None for what it refuses."""
     type_ = "timestamptz" if column in ("instant", "moment") else PARSED[column]
     shown = "(t::timestamptz AT TIME ZONE 'UTC')::text" if type_ == "timestamptz" else f"t::{type_}::text"
-    query = f"SELECT CASE WHEN pg_input_is_valid(t, '{type_}') THEN {shown} END FROM unnest(%s::text[]) WITH ORDINALITY AS x(t, n) ORDER BY n"
+    query = (
+        f"SELECT CASE WHEN pg_input_is_valid(t, '{type_}') THEN {shown} END FROM unnest(%s::text[]) WITH ORDINALITY AS x(t, n) ORDER BY n"
+    )
     return [row[0] for row in bench.admin.execute(query, [list(texts)]).fetchall()]  # type: ignore[arg-type]
 
 
@@ -88,7 +90,9 @@ OFFSETS = st.one_of(
     st.sampled_from(["", "Z", "+00:00", "-00:00", "+14:00", "-12:00", "+05:30", "+15:59", "-15:59", "+16:00", "-23:59", "+24:00"]),
     st.tuples(st.sampled_from("+-"), st.integers(0, 15), st.integers(0, 59)).map(lambda t: "{}{:02}:{:02}".format(*t)),
 )
-MOMENTS = st.builds(lambda d, s, c, f, o: f"{d}{s}{c}{f if c.count(':') == 2 else ''}{o}", DAYS, st.sampled_from("T "), CLOCKS, FRACTIONS, OFFSETS)
+MOMENTS = st.builds(
+    lambda d, s, c, f, o: f"{d}{s}{c}{f if c.count(':') == 2 else ''}{o}", DAYS, st.sampled_from("T "), CLOCKS, FRACTIONS, OFFSETS
+)
 TIMES = st.builds(lambda c, f, o: f"{c}{f if c.count(':') == 2 else ''}{o}", CLOCKS, FRACTIONS, OFFSETS)
 
 LENIENT = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -120,7 +124,7 @@ class TestAgainstPostgresOwnParser:
         written, rejected = publish(times, column, texts)
         for i, (text, theirs) in enumerate(zip(texts, parsed(times, column, texts), strict=True)):
             if i in rejected:
-                zoned = column == "at" and text[-1] == "Z" or "+" in text or "-" in text  # which PostgreSQL passes over in silence
+                zoned = column == "at" and re.search(r"[Z+-]", text)  # which PostgreSQL passes over in silence
                 assert theirs is None or zoned, f"{text}: rejected ({rejected[i]}), PostgreSQL has {theirs}"
             else:
                 assert written[i] == theirs, text
