@@ -353,7 +353,7 @@ def _number(raw: msgspec.Raw) -> int | Decimal:
 
 def _from_number(value: float | Decimal, micros: int) -> datetime:
     """A time from a number since 1970, exact to the microsecond; raises ValueError for a float that cannot say which one it is."""
-    since: float | Decimal = value * micros
+    since: Any = value * micros
     if type(value) is float and abs(since) >= _SAFE:
         if math.ulp(value) * micros > 1:
             raise ValueError("a float of this size keeps no microseconds")
