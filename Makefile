@@ -32,20 +32,20 @@ demo: $(READY) ## run two hours of the pipeline on a real broker and database, a
 	@$(BIN)/python scripts/demo.py $(ARGS)
 
 test: $(READY) ## run the whole test suite on a real broker and database
-	$(BIN)/pytest -n auto --max-worker-restart 0 -m 'not kubernetes and not soak' $(ARGS)
+	$(BIN)/pytest -n auto --max-worker-restart 0 -m 'not kubernetes and not soak and not fuzz' $(ARGS)
 
 unit: $(READY) ## run what needs no broker, no database and no Airflow: under a minute
-	$(BIN)/pytest -n auto --max-worker-restart 0 -m 'not parts and not airflow and not kubernetes and not slow and not soak' $(ARGS)
+	$(BIN)/pytest -n auto --max-worker-restart 0 -m 'not parts and not airflow and not kubernetes and not slow and not soak and not fuzz' $(ARGS)
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
 	$(BIN)/pytest -n 2 --max-worker-restart 0 --dist loadfile tests/kubernetes $(ARGS)
 
 soak: SEED ?= $(shell date +%s)
 soak: ROUNDS ?= 200
-soak: $(READY) ## kill a pipeline at random, ROUNDS=200 times nine, beginning with SEED (the clock by default); long runs of a whole Airflow
+soak: $(READY) ## kill a pipeline at random, ROUNDS=200 times nine, beginning with SEED (the clock by default); hostile inputs; long runs of a whole Airflow
 	@echo "make soak SEED=$(SEED) ROUNDS=$(ROUNDS)"
 	SOAK_SEED=$(SEED) SOAK_ROUNDS=$(ROUNDS) $(BIN)/pytest -n auto --dist worksteal --maxfail 1 tests/chaos/test_kills.py $(ARGS)
-	$(BIN)/pytest -n auto -m soak $(ARGS)
+	$(BIN)/pytest -n auto -m 'soak or fuzz' $(ARGS)
 	FACTORY_SOAK=1 $(BIN)/pytest tests/airflow $(ARGS)
 
 docs: $(READY) ## follow the documents in a fresh clone with an empty HOME, and compare what they print

@@ -132,7 +132,7 @@ def read_window(path: str, shard: Shard) -> StageInput:
         raise ConfigurationError(f"--window {path}: cannot be read: {error.strerror}") from None
     try:
         value = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ConfigurationError(f"--window {path}: not JSON: {error}") from None
     known = ("ranges", "stage", "window")
     if not all(isinstance(item, dict) and any(name in item for name in known) for item in (value if isinstance(value, list) else [value])):

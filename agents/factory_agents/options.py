@@ -264,8 +264,8 @@ def parse_assignments(items: Iterable[str], flag: str) -> dict[str, Any]:
         if name.endswith(":"):
             try:
                 values[name[:-1]] = json.loads(text)
-            except ValueError as error:
-                raise ConfigurationError(f"{flag} {item}: what follows := is not JSON ({error})") from None
+            except (ValueError, RecursionError) as error:
+                raise ConfigurationError(f"{flag} {item[:200]}: what follows := is not JSON ({error})") from None
         else:
             values[name] = text
     return values

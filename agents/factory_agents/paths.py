@@ -13,8 +13,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from factory_agents.errors import ConfigurationError
+from factory_agents.text import printable
 
-__all__ = ["allowed_roots", "candidates", "check_inside", "check_url", "confined_path", "resolve_path"]
+__all__ = ["allowed_roots", "candidates", "check_inside", "check_name", "check_url", "confined_path", "resolve_path"]
+
+_LONGEST, _LONGEST_PART = 4000, 255
 
 
 def candidates(path: str | Path) -> Iterator[Path]:
@@ -30,6 +33,7 @@ def resolve_path(path: str | Path, what: str = "file") -> Path:
 
     Raises ConfigurationError listing where it was looked for.
     """
+    check_name(path, what)
     tried = list(candidates(path))
     for candidate in tried:
         if candidate.exists():
@@ -39,6 +43,17 @@ def resolve_path(path: str | Path, what: str = "file") -> Path:
         "" if len(tried) > 1 or Path(path).is_absolute() else "; a relative path is also looked for under FACTORY_INCLUDE, which is not set"
     )
     raise ConfigurationError(f"{what} {str(path)!r}: no such file in {places}{hint}")
+
+
+def check_name(path: str | Path, what: str) -> None:
+    """Raise ConfigurationError for a text that no file can have as its name: too long, with a NUL, or half a surrogate."""
+    name = os.fspath(path)
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except UnicodeEncodeError:
+        parts = [b"\0"]
+    if len(name) > _LONGEST or any(len(part) > _LONGEST_PART or b"\0" in part for part in parts):
+        raise ConfigurationError(f"{what} '{printable(name[:60])}…': no file can have this name")
 
 
 def allowed_roots() -> list[Path]:
@@ -54,6 +69,7 @@ def confined_path(path: str, what: str, roots: Sequence[Path] | None = None) -> 
 
     Raises ConfigurationError; of what lies elsewhere it doesn't say whether it is there.
     """
+    check_name(path, what)
     roots = allowed_roots() if roots is None else roots
     places = [root / path for root in roots] if not Path(path).is_absolute() else [Path(path)]
     inside = [place for place in places if _is_inside(place, roots)]

@@ -141,7 +141,7 @@ def _parsed(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise WindowError(
             f"window: expected an operator's .output, or JSON, got the text {value[:80]!r}; in a template write {{{{ … | tojson }}}}"
         ) from None

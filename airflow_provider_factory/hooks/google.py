@@ -57,7 +57,7 @@ def _credentials(where: str, name: str, value: Any) -> Mapping[str, Any]:
             ) from None
     try:
         found = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ConfigurationError(f"{where}: extra {name!r}: expected JSON of a service account or a workload identity (it is not shown)")

@@ -366,6 +366,6 @@ def _disturbed(error: FactoryError, trouble: Trouble | None) -> FactoryError:
 def _api_message(error: Any) -> str:
     import json
 
-    with suppress(ValueError, TypeError, AttributeError):
+    with suppress(ValueError, TypeError, AttributeError, LookupError, RecursionError):
         return str(json.loads(error.body)["message"])
     return str(error.body or "")[:300]

@@ -461,7 +461,7 @@ def _label(run: AgentRun) -> str:
 def _mapping(value: Any, name: str) -> dict[str, Any]:
     """A rendered argument as the mapping that it has to be: an object, or JSON where a template made text of it."""
     if isinstance(value, str):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             value = json.loads(value)
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"{name}: expected a mapping, or JSON of one, got {value!r:.80}")

@@ -11,8 +11,10 @@ from factory_agents.contracts import load_contract, pack_contract
 from factory_agents.enrich import build as build_enrich
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.ingest import build as build_ingest
-from factory_agents.paths import check_url, confined_path
+from factory_agents.paths import check_url, confined_path, resolve_path
 from factory_agents.protocol import AgentRef, AgentRun
+from factory_agents.sources.files import FileSource
+from factory_agents.sources.rows import ReadOptions
 from factory_agents.validate import build as build_validate
 
 SECRET = "db.example:5432:events:alice:s3cr3t"
@@ -54,6 +56,14 @@ def test_no_other_file_may_be(outside: Path, path: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         confined_path(path.format(outside), "source")
     assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "a\0b", "\ud800" * 200, "é" * 200])
+def test_what_no_file_can_be_called_is_one_clear_line(outside: Path, name: str) -> None:
+    for use in (lambda: confined_path(name, "source"), lambda: resolve_path(name, "contract"), lambda: FileSource([name], ReadOptions())):
+        with pytest.raises(ConfigurationError, match="no file can have this name") as caught:
+            use()
+        assert len(str(caught.value)) < 500
 
 
 def test_of_other_files_nothing_says_whether_they_are_there(outside: Path) -> None:

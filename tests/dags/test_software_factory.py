@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -32,13 +33,19 @@ class Repository:
 
     sandbox: Sandbox
     environment: dict[str, str]
+    metadata: Path
 
     def dags_test(self, conf: dict[str, Any] | None = None) -> tuple[int, str]:
-        """The literal command; its exit status and everything it printed."""
+        """The literal command; its exit status and everything it printed. No secret is in that, nor in Airflow's metadata (XCom: results,
+        links, what lineage is made of; rendered fields).
+        """
         command = [sys.executable, "-m", "airflow", "dags", "test", PIPELINE, HOUR, *(["--conf", json.dumps(conf)] if conf else [])]
         done = subprocess.run(
             command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, check=False
         )
+        password = str(urlsplit(self.sandbox.info().database_url).password)
+        assert password not in done.stdout
+        assert password.encode() not in self.metadata.read_bytes()
         return done.returncode, done.stdout
 
     def rows(self, table: str, columns: str = "t.*") -> list[tuple[Any, ...]]:
@@ -63,7 +70,7 @@ def repository(own_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
     }
     apply_topics(environment)
-    return Repository(own_sandbox, environment)
+    return Repository(own_sandbox, environment, database)
 
 
 def test_an_hour_lands_once_however_often_it_runs(repository: Repository) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.support.runs import Attempt, Runs, events
 from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
-    from factory_agents.sandbox import SandboxInfo
+    from factory_agents.sandbox import Sandbox, SandboxInfo
 
 WRONG = "Geheim-?&/1 2%"
 """A password that is wrong, and that needs quoting in a URL."""
@@ -94,6 +95,19 @@ def test_a_run_that_succeeds_leaves_none(leaks: Leaks, password: str, database_u
     assert published.wait() == 0, published.log
     leaks.check(published, password)
     assert published.result.counts.written == 20
+
+
+def test_none_is_in_the_list_of_processes(leaks: Leaks, sandbox: Sandbox, password: str, database_url: str) -> None:
+    """What ``ps`` shows of an agent, of the broker and of the database to every user of the machine."""
+    runs = leaks.runs
+    run = runs.run(runs.filled(3), runs.topic("out"), name="enrich", stage="enrich")
+    attempt = runs.attempt(run, "chunk.after-commit=stop@1", secrets=leaks.secrets(database_url=database_url))
+    attempt.wait_stopped()
+    shown = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (attempt.process.pid, sandbox.kafka_pid, sandbox.postgres_pid)}
+    attempt.signal(signal.SIGCONT)
+    assert attempt.wait() == 0, attempt.log
+    assert all(shown.values())
+    assert not any(form in line for line in shown.values() for form in forms(password))
 
 
 def test_a_wrong_kafka_password_is_not_repeated(leaks: Leaks, password: str) -> None:

@@ -52,7 +52,10 @@ class Schema:
 
     def violations(self, event: Any) -> list[Violation]:
         """Everything that breaks the schema: path, what was expected, what came."""
-        return [self._violation(error) for error in self._errors(event)]
+        try:
+            return [self._violation(error) for error in self._errors(event)]
+        except (ValueError, RecursionError) as error:
+            return [Violation("schema", f"the event: cannot be checked: {str(error)[:200]}")]
 
     def _violation(self, error: Any) -> Violation:
         path = list(error.instance_path)

@@ -250,7 +250,7 @@ def _text(value: Any, key: str, where: str) -> str:
 def _parse_object(text: str, where: str) -> dict[str, str]:
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         # the text may hold a password: it is not quoted
         raise ConfigurationError(
             f"{where}: expected a JSON object of librdkafka keys, which it is not (at character {getattr(error, 'pos', 0)})"

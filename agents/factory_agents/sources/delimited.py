@@ -144,7 +144,7 @@ def _number(text: str) -> int | msgspec.Raw | None:
         return None
     try:
         value = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(str(error)) from error
     if type(value) is int:
         return value

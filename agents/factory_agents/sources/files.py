@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from factory_agents.errors import ConfigurationError, DataLossError, FactoryError, UnavailableError
-from factory_agents.paths import allowed_roots, candidates, check_inside, check_url, confined_path, resolve_path
+from factory_agents.paths import allowed_roots, candidates, check_inside, check_name, check_url, confined_path, resolve_path
 from factory_agents.protocol import Interval
 from factory_agents.runtime.agents import SourceRecord
 from factory_agents.sources.delimited import delimited_blocks
@@ -192,6 +192,8 @@ def _locate(source: str, *, confined: bool) -> list[_File]:
     if confined and remote:
         check_url(source, "source")
     with _reading(_public(source)):
+        if not remote:
+            check_name(local, "source")
         system: _System = _RemoteSystem(source) if remote else _ConfinedSystem() if confined else _LocalSystem()
         return [_File(name, path, system, *system.look(path), system.checksum(path)) for name, path in system.find(local)]
 
@@ -216,6 +218,20 @@ def _reading(name: str) -> Iterator[None]:
         if isinstance(error, OSError) or "://" in name:
             raise UnavailableError(f"source {name!r} cannot be read now: {type(error).__name__}: {_public(str(error))}") from error
         raise
+
+
+def _undamaged(blocks: Iterator[Block], name: str) -> Iterator[Block]:
+    """The same; what a Parquet file's own reader stumbles over (it looks up what the file says of itself) is the file's fault."""
+    try:
+        yield from blocks
+    except FactoryError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        if _is_damage(error):
+            raise
+        raise DataLossError(
+            f"source {name!r} is damaged: {type(error).__name__}: {_public(str(error))}; fetch or write it again"
+        ) from error
 
 
 def _is_damage(error: Exception) -> bool:
@@ -320,7 +336,7 @@ class FileSource:
 
     def _file_blocks(self, stream: BinaryIO, name: str, kind: str, bounds: tuple[int, int]) -> Iterator[Block]:
         if kind == "parquet":
-            return parquet_blocks(stream, name, self._options, bounds)
+            return _undamaged(parquet_blocks(stream, name, self._options, bounds), name)
         if kind == "jsonl":
             return jsonl_blocks(stream, name, self._options)
         return delimited_blocks(stream, name, self._options, self._options.delimiter or ("\t" if kind == "tsv" else ","))
@@ -332,7 +348,7 @@ class FileSource:
             for micros in block.times:
                 if micros is not None:
                     return micros
-            if not example:
+            if not example and block.times:
                 record = block.records([0])[0]
                 example = f"{record.where}: {record.reject.reason if record.reject else ''}"
             seen += len(block.times)

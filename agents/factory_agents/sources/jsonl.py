@@ -17,6 +17,8 @@ _BLOCK_BYTES = 1 << 20
 _KEPT_BYTES = 64 * 1024
 """What is kept of an overlong line, which would not fit into a record."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UNFIT = (msgspec.DecodeError, RecursionError, ValueError, ArithmeticError)
+"""What reading a line raises that is no row: one of too large an exponent is an arithmetic error of Decimal's."""
 
 
 def read_lines(file: BinaryIO, limit: int) -> Iterator[tuple[list[bytes], dict[int, Reject]]]:
@@ -94,7 +96,7 @@ def _block(
                 else [0] * len(lines)
             )
             return Rows(name, as_is, range(first, first + len(lines)), times, [row.id for row in decoded], lines)
-        except (msgspec.DecodeError, RecursionError, ValueError):
+        except _UNFIT:
             pass
     return _careful_block(name, first, lines, overlong, decoder, options)
 
@@ -121,7 +123,7 @@ def _careful_block(
             row = decoder.decode(line)
             key = row.id
             micros = to_micros(row.time, unit, format_) if timed else 0
-        except (Reject, msgspec.DecodeError, RecursionError, ValueError) as error:
+        except (Reject, *_UNFIT) as error:
             rejects[len(times)] = _reject(error, options.time_field)
         numbers.append(number)
         times.append(micros)
@@ -133,7 +135,7 @@ def _careful_block(
 def _reject(error: Exception, time_field: str) -> Reject:
     if isinstance(error, Reject):
         return error
-    if isinstance(error, (msgspec.DecodeError, UnicodeDecodeError, RecursionError)):
+    if isinstance(error, (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArithmeticError)):
         return Reject(f"not a JSON object: {error}", rule="decode")
     return time_reject(time_field, ValueError(error))
 

@@ -180,6 +180,16 @@ def test_a_broken_rule_shows_its_text_and_the_values() -> None:
     assert contract.checker()({"event_id": "1", "added": 3})
 
 
+@pytest.mark.parametrize("rule", ["max(tags) > 1", "min(tags) < 1", "len(n) > 1", "n // 0 == 1", "max(tags, n) > 0"])
+def test_a_rule_that_these_values_do_not_fit_is_named_and_stops_nothing(rule: str) -> None:
+    contract = load_contract({"name": "e", "id": None, "schema": {"properties": {"tags": {}, "n": {}}}, "rules": {"suspect": rule}})
+    (broken,) = contract.violations({"tags": [], "n": 1})
+    assert broken.rule == "suspect"
+    assert broken.reason.startswith("rule suspect: cannot be decided (")
+    assert rule in broken.reason
+    assert not contract.checker()({"tags": [], "n": 1})
+
+
 def test_the_fast_test_and_the_explanation_agree_on_the_sample_contract() -> None:
     contract = load_contract(ROOT / "include" / "contracts" / "events.yaml")
     good = {"event_id": "r:abcdef0:p q", "repo": "r", "commit": "abcdef0", "path": "p q", "added": 1, "deleted": 0}

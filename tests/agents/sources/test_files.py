@@ -111,6 +111,26 @@ class TestJsonLines:
         records = read(source(path, ReadOptions(time_field="t", max_line_bytes=1_000)), None)
         assert [r.reject.rule if r.reject else "" for r in records] == ["", "length"]
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["f.jsonl", "f.csv", "f.jsonl.gz"])
+    def test_a_line_of_one_and_a_half_gigabytes_takes_no_memory(self, tmp_path: Path, name: str) -> None:
+        path = tmp_path / name
+        with gzip.open(path, "wb", compresslevel=1) if name.endswith("gz") else path.open("wb") as file:
+            file.write(b'{"t":1}\n')
+            for _ in range(1500):
+                file.write(bytes(1 << 20))
+            file.write(b'\n{"t":2}\n')
+        code = (
+            "from factory_agents.sources.files import FileSource; from factory_agents.sources.rows import ReadOptions\n"
+            f"batches = FileSource([{str(path)!r}], ReadOptions()).read(None, 0)\n"
+            "answer = [[r.reject.rule if r.reject else '', len(r.value)] for batch in batches for r in batch]"
+        )
+        cost = cost_of(code)
+        assert [rule for rule, _ in cost.answer].count("length") == 1
+        assert sum(size for _, size in cost.answer) < 100_000
+        assert cost.mebibytes < 200
+        path.unlink()
+
     def test_without_a_time_field_all_rows_are_read(self, tmp_path: Path) -> None:
         path = write(tmp_path / "f.jsonl", '{"a":1}', "x", '{"a":2}')
         assert [bool(r.reject) for r in read(source(path, ReadOptions()), None)] == [False, True, False]
@@ -118,6 +138,19 @@ class TestJsonLines:
     def test_the_time_may_be_the_id(self, tmp_path: Path) -> None:
         path = write(tmp_path / "f.jsonl", '{"t":1}')
         assert read(source(path, ReadOptions(time_field="t", id_field="t")), hour(0))[0].key == b"1"
+
+    def test_a_number_beyond_all_bounds_rejects_its_line(self, tmp_path: Path) -> None:
+        path = write(
+            tmp_path / "f.jsonl", '{"t":1}', '{"t":1e123456789012345678901234567890}', '{"t":2,"event_id":1e-99999999999999999999}'
+        )
+        records = read(source(path), None)
+        assert [r.reject.rule if r.reject else "" for r in records] == ["", "decode", "decode"]
+
+    def test_where_nothing_but_blank_lines_comes_before_the_first_row_that_row_is_the_example(self, tmp_path: Path) -> None:
+        path = tmp_path / "f.jsonl"
+        path.write_bytes(b'\n{"t":"x"}')
+        with pytest.raises(ConfigurationError, match=r"none of the first 1 rows has a readable time in 't'"):
+            read(source(path), hour(0))
 
     def test_a_misspelt_time_field_is_one_line_with_the_name_meant(self, tmp_path: Path) -> None:
         path = write(tmp_path / "f.jsonl", "x", '{"occurred_at":1,"event_id":"a"}')

@@ -18,6 +18,7 @@ from kubernetes.client import models as k8s
 from kubernetes.config import new_client_from_config_dict
 
 from airflow_provider_factory.errors import AgentCrashedError
+from airflow_provider_factory.lineage import result_lineage
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from airflow_provider_factory.operators.validation import ValidationOperator
 from airflow_provider_factory.operators.window import WindowOperator
@@ -411,6 +412,21 @@ def test_lineage_names_topics_and_counts() -> None:
     assert [(d.namespace, d.name) for d in lineage.inputs] == [("kafka://main", "raw")]
     assert [(d.namespace, d.name) for d in lineage.outputs] == [("kafka://main", "enriched")]
     assert lineage.outputs[0].outputFacets["outputStatistics"].rowCount == 10
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:s3cr3t@db.example:5433/shop?password=s3cr3t&sslpassword=s3cr3t",
+        "postgresql://user:s3%20cr3t@[::1]/shop",
+        "postgresql:///shop?host=db.example&user=u&password=s3cr3t",
+    ],
+)
+def test_lineage_names_the_database_without_what_is_secret(url: str) -> None:
+    lineage = result_lineage(result(table="events"), input_topic="raw", database_url=url)
+    said = json.dumps([[d.namespace, d.name] for d in (*lineage.inputs, *lineage.outputs)])
+    assert "shop.public.events" in said
+    assert not any(word in said for word in ("cr3t", "user", "password"))
 
 
 class TestWhatComesFromWhoeverStartedTheRun:

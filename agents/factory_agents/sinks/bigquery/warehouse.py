@@ -121,7 +121,7 @@ def account_from_env(environ: Mapping[str, str] | None = None) -> Account:
     text = environ.get("BIGQUERY_CREDENTIALS", "")
     try:
         credentials = json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         credentials = ()
     if credentials is not None and not isinstance(credentials, dict):
         raise ConfigurationError("BIGQUERY_CREDENTIALS: expected the JSON of a service account's key (its value is not shown)")

@@ -47,6 +47,13 @@ class TestATombstone:
         assert counts(deletes.publish([gone("a", offset=9), gone("never there", offset=10)], W2)) == {"deleted": 2}
         assert deletes.rows() == {"b": "x"}
 
+    def test_deletes_by_its_key_alone_whatever_the_key_says(self, deletes: Bench) -> None:
+        hostile = ["a' OR '1'='1", "'; DROP TABLE factory_publishes; --", "%", "_", "$1", "a\\", '"', "\u202e"]
+        deletes.publish(at([event(name, "1") for name in (*hostile, "a")]), W1)
+        assert deletes.rows() == dict.fromkeys((*hostile, "a"), "1")
+        assert counts(deletes.publish([gone(name, offset=20 + i) for i, name in enumerate(hostile)], W2)) == {"deleted": len(hostile)}
+        assert deletes.rows() == {"a": "1"}
+
     def test_counts_within_its_window_by_the_records_order(self, deletes: Bench) -> None:
         rows = [record(event("a", "1", 5), 0, 0), gone("a", offset=1), record(event("a", "2", 1), 0, 2)]
         rows += [record(event("b"), 0, 3), gone("b", offset=4), gone("c", offset=5), record(event("c"), 0, 6), gone("c", offset=7)]
