@@ -129,14 +129,15 @@ def _own_sink(name: str, params: dict[str, Any], run: AgentRun | None) -> Sink:
     """A sink of the user's: a ``LedgerSink``, which the runtime makes exact with the contract's columns, or a ``Sink`` of its own."""
     untrusted = run.untrusted if run is not None else ()
     plugin = find_plugin(SINKS, name, untrusted="sink" in untrusted)
-    given = None if plugin.takes("contract") else params.pop("contract", None)
-    made: Any = plugin.make(params, untrusted=untrusted)
+    given = params.get("contract")
+    own = params if plugin.takes("contract") else {name: value for name, value in params.items() if name != "contract"}
+    made: Any = plugin.make(own, untrusted=untrusted)
     if isinstance(made, LedgerSink):
         contract = _contract(given, run)
         if contract is None:
             raise ConfigurationError(f"{plugin.where}: parameter 'contract' is required: it gives columns, key and order")
         return exact(made, contract, {"sink": name, "contract": contract.digest, **made.identity}, made.version)  # type: ignore[attr-defined]
-    if given is not None:
+    if own is not params and given is not None:
         raise ConfigurationError(f"{plugin.where}: unknown parameter 'contract'; a LedgerSink takes one")
     lacking = [method for method in ("claim", "write", "commit") if not callable(getattr(made, method, None))]
     if lacking:

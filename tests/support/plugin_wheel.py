@@ -31,6 +31,7 @@ from factory_agents import SourceRecord
 class Numbers:
     def __init__(self, upto: int, text: str = "event"):
         self.upto, self.text = upto, text
+        self.identity = {"upto": upto, "text": text}
 
     def read(self, interval, skip):
         yield [

@@ -230,7 +230,7 @@ def bind_params(function: Callable[..., Any], params: Mapping[str, Any], where: 
 
     Raises ConfigurationError, which begins with ``where``, naming the parameter.
     """
-    declared = list(inspect.signature(function).parameters.values())[skip:]
+    declared = [p for p in list(inspect.signature(function).parameters.values())[skip:] if p.kind is not inspect.Parameter.VAR_POSITIONAL]
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in declared):
         return dict(params)
     names = {p.name for p in declared}

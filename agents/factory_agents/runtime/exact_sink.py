@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from factory_agents import failpoints
 from factory_agents.contracts import Contract, TableSpec
@@ -18,7 +18,7 @@ from factory_agents.kafka.messages import Message
 from factory_agents.protocol import digest
 from factory_agents.runtime import sink_ledger as ledger
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
-from factory_agents.runtime.ledger_sink import Landing, LedgerSink, Part
+from factory_agents.runtime.ledger_sink import Capability, Landing, LedgerSink, Part
 from factory_agents.runtime.loading import describe
 from factory_agents.runtime.rows import RowReader
 
@@ -45,6 +45,10 @@ def exact(sink: LedgerSink, contract: Contract, identity: dict[str, Any] | None 
 
     Raises ConfigurationError for a sink that lacks a method, and a contract that gives no table or no order.
     """
+    if sink.capability not in get_args(Capability):
+        raise ConfigurationError(
+            f"sink {type(sink).__name__}: capability: expected {' or '.join(get_args(Capability))}, got {sink.capability!r}"
+        )
     needed = ("stage", "land") if sink.capability == "idempotent" else ("read", "change", "stage", "land")
     lacking = [name for name in needed if getattr(type(sink), name) is getattr(LedgerSink, name)]
     if lacking:

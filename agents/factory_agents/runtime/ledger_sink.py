@@ -12,7 +12,10 @@ from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Reject
 from factory_agents.runtime.sink_ledger import Figures
 
-__all__ = ["RANK", "Landing", "LedgerSink", "Part", "Reader", "Rows"]
+__all__ = ["RANK", "Capability", "Landing", "LedgerSink", "Part", "Reader", "Rows"]
+
+Capability = Literal["transactional", "idempotent"]
+"""What a landing is: one transaction with the ledger's entry, or something that may be done again."""
 
 RANK = "_factory_rank"
 """The last column of every row: bytes that compare as rows of one key do, by version, time, window and record; the greater one wins."""
@@ -84,7 +87,7 @@ class LedgerSink:
     and ``stale`` are empty. What a window no longer produces stays then.
     """
 
-    capability: Literal["transactional", "idempotent"] = "transactional"
+    capability: Capability = "transactional"
     table: str = ""
     """What it writes to, for results and messages."""
     notes: tuple[str, ...] = ()

@@ -19,15 +19,19 @@ __all__ = ["SINKS", "SOURCES", "Plugin", "PluginKind", "find_plugin", "installed
 
 
 class PluginKind(msgspec.Struct, frozen=True):
-    """What a plugin is called in messages, and the entry points' group that it is found in."""
+    """What a plugin is called in messages, and the entry points' group that it is found in.
+
+    ``volatile``: one that says nothing of its ``identity`` may give something else each time, so no result of it is taken up.
+    """
 
     name: str
     group: str
     built_in: tuple[str, ...] = ()
+    volatile: bool = False
 
 
 SINKS = PluginKind("sink", "factory_agents.sinks", ("postgres", "bigquery"))
-SOURCES = PluginKind("source", "factory_agents.sources")
+SOURCES = PluginKind("source", "factory_agents.sources", volatile=True)
 
 _CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -102,7 +106,8 @@ def find_plugin(kind: PluginKind, name: str, *, untrusted: bool = False) -> Plug
 
 def _completed(made: Any, plugin: Plugin, params: Mapping[str, Any]) -> Any:
     """What it made, with what enters the fingerprint where the class doesn't say it: its name, its code's version and its parameters."""
-    values = {"name": plugin.name, "version": source_version(plugin.class_), "identity": {"params": dict(params)}, "close": _nothing}
+    identity = {"params": dict(params)} | ({"volatile": True} if plugin.kind.volatile else {})
+    values = {"name": plugin.name, "version": source_version(plugin.class_), "identity": identity, "close": _nothing}
     for attribute, value in values.items():
         try:
             if not hasattr(made, attribute):

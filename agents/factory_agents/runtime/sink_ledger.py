@@ -112,6 +112,8 @@ def read_entry(text: str | None, table: str) -> Entry:
     """The entry that a sink stores, an empty one for None; raises SinkError for what is none."""
     if text is None:
         return Entry()
+    if not isinstance(text, str):
+        raise SinkError(f"table {table}: expected the ledger's entry as the text that was stored, got {type(text).__name__}")
     try:
         return msgspec.json.decode(text, type=Entry)
     except msgspec.MsgspecError as error:

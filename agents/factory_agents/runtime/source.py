@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from factory_agents import failpoints
 from factory_agents.errors import AccountingError, AgentError, ConfigurationError, DeadlineError, FactoryError, StoppedError
@@ -16,6 +17,8 @@ from factory_agents.runtime.session import RunContext, Session
 from factory_agents.telemetry import Batch
 
 __all__ = ["run_source"]
+
+_T = TypeVar("_T")
 
 
 def run_source(context: RunContext, run: AgentRun, make: Callable[[], Source]) -> AgentResult:
@@ -73,20 +76,28 @@ class _SourceRun:
 
     def _read(self, skip: int) -> Iterator[Sequence[SourceRecord]]:
         """The source's batches from a row on, each fetched while the chunk before it is kept from getting too old."""
-        batches = self.thread.call(lambda: iter(self.source.read(self.session.run.interval, skip)), self._meanwhile)
+        interval = self.session.run.interval
+        batches = self.thread.call(lambda: self._asked(lambda: iter(self.source.read(interval, skip))), self._meanwhile)
         began = time.monotonic()
-        while (batch := self.thread.call(lambda: self._next(batches), self._meanwhile)) is not None:
+        while (batch := self.thread.call(lambda: self._asked(lambda: self._checked(next(batches, None))), self._meanwhile)) is not None:
             self.session.observer.batch(self.session.subject, Batch(len(batch), time.monotonic() - began))
             yield batch
             began = time.monotonic()
 
-    def _next(self, batches: Iterator[Sequence[SourceRecord]]) -> Sequence[SourceRecord] | None:
+    def _asked(self, ask: Callable[[], _T]) -> _T:
+        """Ask the source something; what it raises is its own error, unless we know it."""
         try:
-            return next(batches, None)
+            return ask()
         except (FactoryError, OSError):
             raise
         except Exception as error:
             raise AgentError(f"source {self.source.name!r}: raised {type(error).__name__}: {error}") from error
+
+    def _checked(self, batch: object) -> Sequence[SourceRecord] | None:
+        if batch is None or (isinstance(batch, Sequence) and (not batch or isinstance(batch[0], SourceRecord))):
+            return batch
+        got = f"a list of {type(batch[0]).__name__}" if isinstance(batch, Sequence) else type(batch).__name__
+        raise AgentError(f"source {self.source.name!r}: read() gave {got}, expected lists of SourceRecord")
 
     def _meanwhile(self) -> None:
         """While the source is busy: commit what it gave before the transaction gets too old, or when it is time to go."""

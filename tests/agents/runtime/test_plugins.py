@@ -48,6 +48,13 @@ class Keyed(LedgerSink):
     def stage(self, part, rows): ...
     def land(self, landing): ...
 
+class Contracted(Keyed):
+    def __init__(self, contract, *more, path=""):
+        self.given = contract
+
+class Wrong(Keyed):
+    capability = "transaction"
+
 class Slotted:
     __slots__ = ("x",)
 
@@ -93,7 +100,12 @@ class TestYourOwn:
         assert (sink.name, sink.identity) == ("mine:Sink", {"params": {"path": "x", "size": "5"}})
         sink.close()
         source: Any = ingest.build({"source": "mine:Source", "upto": "3"})
-        assert source.upto == 3
+        assert (source.upto, source.identity) == (3, {"params": {"upto": "3"}, "volatile": True})
+
+    def test_a_sink_may_want_the_contract_too(self, here: Path) -> None:
+        sink: Any = publish.build({"sink": "mine:Contracted", "contract": CONTRACT, "path": "x"})
+        assert sink._sink.given == CONTRACT
+        assert sink._table.key == ("id",)
 
     def test_other_code_is_another_version(self, here: Path) -> None:
         versions = []
@@ -130,6 +142,10 @@ class TestYourOwn:
             ({"sink": "mine:Keyed", "contract": {"name": "n", "id": None, "columns": {"a": "text"}}}, "names no key"),
             ({"sink": "mine:Keyed", "contract": {**CONTRACT, "deletes": True}}, "sink Keyed: it takes no deletes, and the contract has"),
             ({"sink": "mine:Keyed", "contract": INTERVALS}, "column 'v': rows are compared by it; expected one of bigint, .* got interval"),
+            (
+                {"sink": "mine:Wrong", "contract": CONTRACT},
+                "sink Wrong: capability: expected transactional or idempotent, got 'transaction'",
+            ),
             ({"sink": "mine:NUMBER"}, "sink 'mine:NUMBER': expected a class that is called with its parameters, got int"),
             ({"sink": "mine:Proud"}, r"sink 'mine:Proud': making it raised OSError: no disk \(.*mine.py:\d+\)"),
             ({"sink": "postgre"}, r"sink 'postgre': there is no such sink; did you mean 'postgres'\? \(there are postgres, bigquery\)"),

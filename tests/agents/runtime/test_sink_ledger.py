@@ -37,6 +37,8 @@ def test_an_entry_survives_its_text() -> None:
     assert ledger.read_entry(None, "t") == EMPTY
     with pytest.raises(SinkError, match="table t: its ledger holds an entry that cannot be read"):
         ledger.read_entry("{", "t")
+    with pytest.raises(SinkError, match="expected the ledger's entry as the text that was stored, got dict"):
+        ledger.read_entry({}, "t")  # type: ignore[arg-type]
     outcome = entry.landed[0].outcome("t")
     assert (outcome.rows, outcome.written, outcome.duplicates, outcome.older, outcome.removed) == (5, 3, 1, 1, 2)
 

@@ -141,6 +141,22 @@ def test_what_a_source_raises_is_one_line(runs: Runs) -> None:
         ingest(runs, a_run(runs), Rows(5, before=broken))
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, "source 'rows': raised TypeError: 'NoneType' object is not iterable"),
+        ([{"a": 1}], "source 'rows': read.. gave dict, expected lists of SourceRecord"),
+        ([[{"a": 1}]], "source 'rows': read.. gave a list of dict, expected lists of SourceRecord"),
+        ([SourceRecord(None, b"{}", "here")], "source 'rows': read.. gave SourceRecord, expected lists of SourceRecord"),
+    ],
+)
+def test_a_source_that_gives_something_else_is_told_what_is_expected(runs: Runs, given: Any, says: str) -> None:
+    rows = Rows(0)
+    rows.read = lambda interval, skip: given  # type: ignore[method-assign]
+    with pytest.raises(AgentError, match=says):
+        ingest(runs, a_run(runs), rows)
+
+
 def test_a_source_needs_a_topic(runs: Runs) -> None:
     run = runs.run(None, "", "ingest", interval=HOUR)
     with pytest.raises(ConfigurationError, match="needs a topic to write to"):
