@@ -23,7 +23,7 @@ COMPILE_ALL = $(COMPILE) --extra openlineage --extra postgres --group pyproject.
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit test-kubernetes soak docs lint format bench shell try ui lock wheels clean
+.PHONY: help demo test unit test-kubernetes soak docs reference lint format bench shell try ui lock wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ soak: $(READY) ## kill a pipeline at random, ROUNDS=200 times nine, beginning wi
 
 docs: $(READY) ## follow the documents in a fresh clone with an empty HOME, and compare what they print
 	$(BIN)/python scripts/follow_docs.py $(ARGS)
+
+reference: $(READY) ## write docs/reference.md out of the docstrings
+	$(BIN)/python scripts/reference.py
 
 SPELLED = *.md docs agents airflow_provider_factory benchmarks/*.py dags deploy include/*.yaml plugins scripts
 lint: $(READY) ## check style, types, layers, spelling, scripts, the Dockerfile and workflows
