@@ -19,6 +19,7 @@ from factory_agents import __version__
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.topics import Cluster
+from factory_agents.runtime.plugins import SINKS, SOURCES, find_plugin, installed
 from factory_agents.topics_file import TopicReport, WantedTopic, apply_topics, read_topics
 
 __all__ = ["ENTRY_POINTS", "Finding", "examine"]
@@ -41,7 +42,7 @@ class Finding(msgspec.Struct, frozen=True):
 def examine(kafka: Callable[[], KafkaConfig], *, topics: str, prefix: str, environment: Mapping[str, str] | None = None) -> list[Finding]:
     """Look at every part. ``kafka`` reads the settings (and may refuse them), ``topics`` names the topics file. Changes nothing."""
     env = os.environ if environment is None else environment
-    return [_versions(), *_kafka(kafka, topics, prefix), *_database(env), *_elsewhere()]
+    return [_versions(), *_kafka(kafka, topics, prefix), *_database(env), *_plugins(), *_elsewhere()]
 
 
 def _versions() -> Finding:
@@ -122,6 +123,21 @@ def _database(env: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("clocks: database", "warn", f"{skew:.0f} s apart from this machine's", "set both clocks by NTP")
     else:
         yield Finding("clocks: database", "ok", f"{skew:.1f} s apart from this machine's")
+
+
+def _plugins() -> Iterator[Finding]:
+    """Installed sources and sinks, each loaded once."""
+    for kind in (SOURCES, SINKS):
+        fine = []
+        for name, found in sorted(installed(kind).items()):
+            try:
+                with redirect_stdout(sys.stderr):
+                    find_plugin(kind, name)
+                fine.append(f"{name} ({found[0][0].name} {found[0][0].version})")
+            except FactoryError as error:
+                yield Finding(f"{kind.name}s", "fail", str(error), "repair it, or uninstall it")
+        if fine:
+            yield Finding(f"{kind.name}s", "ok", f"installed: {', '.join(fine)}")
 
 
 def _elsewhere() -> Iterator[Finding]:

@@ -37,6 +37,15 @@ def test_a_source_and_a_sink_of_ones_own(factory: Command, topic: TopicFactory, 
     assert published(tmp_path / "db") == list(range(20))
 
 
+def test_the_doctor_names_what_is_installed_and_what_is_broken(offline: Command, tmp_path: Path) -> None:
+    done = offline("doctor", "--json", PYTHONPATH=str(install_plugins(tmp_path / "wheel")))
+    found = [(f["part"], f["state"], f["text"]) for f in done.data if f["part"] in ("sources", "sinks")]
+    assert found[0] == ("sources", "ok", "installed: acme-numbers (acme-factory 1.2)")
+    assert found[1][:2] == ("sinks", "fail")
+    assert found[1][2].startswith("sink 'broken' of acme-factory 1.2 (acme_factory.broken:Sink): importing acme_factory.broken raised")
+    assert found[2] == ("sinks", "ok", "installed: acme-lines (acme-factory 1.2)")
+
+
 def test_what_there_is_and_what_is_broken_is_one_line(offline: Command, tmp_path: Path) -> None:
     site = str(install_plugins(tmp_path / "wheel"))
     publish = ("agent", "run", "publish", "--in-topic", "t", "--dry-run")

@@ -40,6 +40,7 @@ def test_dead_letters_are_an_output_only_where_there_are_some() -> None:
         ("events", "postgresql:///shop?host=a,b&port=1,2&password=secret", "postgres://a:1", "shop.public.events"),
         ("events", "", "postgres", "public.events"),
         ("p.d.events", "bigquery:", "bigquery", "p.d.events"),
+        ("events", "my_sinks:Sqlite:", "my_sinks:Sqlite", "events"),
     ],
 )
 def test_a_table_is_named_by_where_it_is(table: str, url: str, namespace: str, name: str) -> None:

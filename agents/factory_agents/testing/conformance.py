@@ -145,6 +145,9 @@ class SinkConformance:
     )
     """Texts that come back as they were."""
 
+    NAMES: ClassVar[Sequence[str]] = ("order", "select", "a, b", "it's", "n", "ünï cödé", "%s", ":x", "excluded", "staged")
+    """Names that a column may have."""
+
     @pytest.fixture
     def publishers(self, target: SinkTarget) -> Iterator[Publishers]:
         """Publishers to the target."""
@@ -241,6 +244,14 @@ class SinkConformance:
         assert {k: v for k, v in publishers.rows().items() if k in {text[:500] for text in texts}} == {
             text[:500]: str(i) for i, text in enumerate(texts)
         }
+
+    def test_strange_names_of_columns_are_written(self, publishers: Publishers) -> None:
+        columns = {"id": "text", "value": "text"} | dict.fromkeys(self.NAMES, "bigint")
+        publishers.contract = {"name": "n", "id": "id", "version_field": self.NAMES[0], "columns": columns}
+        for version, value in ((2, "new"), (1, "old")):
+            numbers = {name: version * 10 + i for i, name in enumerate(self.NAMES)}
+            publishers.publish(at([{"id": "a", "value": value, **numbers}]), W1 if version == 2 else W2)
+        assert publishers.rows() == {"a": "new"}
 
     # Which row wins
 

@@ -38,6 +38,7 @@ class Table(SinkTarget):
 class TestBigQuery(SinkConformance):
     VERSIONS: ClassVar[Sequence[tuple[str, Any, Any, Any]]] = [SinkConformance.VERSIONS[i] for i in (0, 3, 5)]
     HISTORIES = 2
+    NAMES: ClassVar[Sequence[str]] = ("order", "select", "n", "newest", "staged")
 
     @pytest.fixture
     def target(self, bench: Bench) -> Table:
