@@ -124,11 +124,10 @@ window = WindowOperator(task_id="window", topic="<raw>")
 
 @task.kafka_agent(output_topic="<out>", execution_timeout=timedelta(seconds=5), retries=0)
 def slow(event):
-    import os, time
+    import os, threading
     with open("<pids>", "a") as file:
         file.write(f"{os.getpid()}\\n")
-    time.sleep(1)
-    return event
+    threading.Event().wait()
 
 slow(window.output)
 """

@@ -236,7 +236,7 @@ def test_an_agent_slower_than_the_transaction_timeout_succeeds(runs: Runs) -> No
     def slow(event: dict[str, Any]) -> dict[str, Any]:
         if event["event_id"] == 30:
             wait_for(lambda: observed.commits, "what was handled before to be committed")
-            time.sleep(3.5)  # well past the timeout and the broker's look for expired transactions
+            runs.outlast_a_transaction()
         return event | {"seen": True}
 
     config = runs.configured(transaction_timeout_ms=1000)
@@ -270,28 +270,35 @@ def test_a_window_that_waits_for_somebody_elses_transaction_keeps_none_of_its_ow
     foreign.flush(10)
     run = runs.run(runs.window(topic), runs.topic("out"))
     observed = Recorder()
-    timer = threading.Timer(4.0, foreign.commit_transaction, [10])  # later than our own transaction may last
-    timer.start()
+
+    def end_later() -> None:
+        wait_for(lambda: observed.commits, "what comes before it to be committed")
+        runs.outlast_a_transaction()  # of our own
+        foreign.commit_transaction(10)
+
+    thread = threading.Thread(target=end_later)
+    thread.start()
     config = runs.configured(transaction_timeout_ms=1000)
     result = runs.transform(run, config=config, observer=observed)
-    timer.join()
+    thread.join()
     assert observed.commits[0] == 10
     check_once(runs, run, result, range(11))
 
 
 def test_sigterm_commits_what_is_handled_and_the_retry_goes_on_from_there(runs: Runs) -> None:
     run = runs.run(runs.filled(40, partitions=1), runs.topic("out"))
-    asked = threading.Event()
+    asked, released = threading.Event(), threading.Event()
 
     def busy(event: dict[str, Any]) -> dict[str, Any]:
         if event["event_id"] == 30:
             asked.set()
-            time.sleep(1.5)
+            released.wait(60)
         return event | {"seen": True}
 
     began = time.monotonic()
     with pytest.raises(StoppedError) as stopped:
         runs.transform(run, busy, stop=asked.is_set)
+    released.set()
     assert stopped.value.retriable
     assert time.monotonic() - began < 5
     done = len(runs.everything(run.output_topic))

@@ -227,6 +227,17 @@ class Runs:
         assert attempt.wait() == 0, attempt.log
         return attempt.result
 
+    def outlast_a_transaction(self, timeout_ms: int = 1000) -> None:
+        """Until the broker has given up a transaction that may last so long and is begun now: any that was begun before it is over, too."""
+        topic = self.topic("outlast", partitions=1)
+        settings = {"transactional.id": topic, "transaction.timeout.ms": timeout_ms, "log_level": 0}
+        producer = Producer({"bootstrap.servers": self.bootstrap, **settings})
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        producer.produce(topic, b"x", partition=0)
+        assert producer.flush(30) == 0
+        wait_for(lambda: self.cluster.stable_offset(topic, [0])[0] > 0, "the broker to give the transaction up")
+
     def manifest(self, manifest: Manifest | None) -> list[Rec]:
         """The committed records that a manifest names, and no others; fails unless they are as many as it says."""
         assert manifest is not None

@@ -125,6 +125,7 @@ class _Live:
     def run(self) -> Counts:
         """Until asked to stop."""
         self.outputs.resolve()
+        self.writer.open(time.monotonic() + _PATIENCE)  # before it joins: who joins and ends at once is missed by the group for a while
         self.reader.subscribe(came=self._on_assign, going=self._on_revoke, gone=self._on_lost)
         log.info(
             "live",

@@ -161,17 +161,18 @@ def test_a_batch_that_cannot_be_read_is_told_and_passed_over_where_its_loss_is_a
 def test_an_agent_that_stops_in_the_middle_leaves_the_rest_to_the_next_start(runs: Runs) -> None:
     source, out = runs.topic("in", partitions=1), runs.topic("out")
     runs.produce(source, events(40))
-    reached = threading.Event()
+    reached, released = threading.Event(), threading.Event()
 
     def busy(event: dict[str, Any]) -> dict[str, Any]:
         if event["event_id"] == 30:
             reached.set()
-            time.sleep(1.0)
+            released.wait(60)
         return event
 
     with live(runs, source, out, busy) as first:
         assert reached.wait(20)
         counts = first.end()
+    released.set()
     assert counts.consumed < 40
     assert written(runs, out) == list(range(counts.consumed))
     with live(runs, source, out):
@@ -268,7 +269,7 @@ def test_an_agent_slower_than_the_transaction_timeout_goes_on(runs: Runs) -> Non
 
     def slow(event: dict[str, Any]) -> dict[str, Any]:
         if event["event_id"] == 30:
-            time.sleep(3.5)
+            runs.outlast_a_transaction()
         return event
 
     with live(runs, source, out, slow, runs.configured(transaction_timeout_ms=1000)) as running:

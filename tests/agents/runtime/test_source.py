@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -105,22 +106,23 @@ def test_content_that_cannot_be_told_apart_is_always_read_again(runs: Runs) -> N
 def test_a_source_slower_than_the_transaction_timeout_succeeds(runs: Runs) -> None:
     def slow(row: int) -> None:
         if row == 20:
-            time.sleep(3.5)
+            runs.outlast_a_transaction()
 
     check(runs, ingest(runs, a_run(runs), Rows(40, before=slow), config=runs.configured(transaction_timeout_ms=1000)), 40)
 
 
 def test_a_stop_while_the_source_is_slow_commits_what_came(runs: Runs) -> None:
-    asked: list[int] = []
+    asked, released = threading.Event(), threading.Event()
 
     def slow(row: int) -> None:
         if row == 20:
-            asked.append(row)
-            time.sleep(1.0)
+            asked.set()
+            released.wait(60)
 
     run = a_run(runs)
     with pytest.raises(StoppedError):
-        run_source(RunContext(runs.config, stop=lambda: bool(asked)), run, lambda: Rows(40, before=slow))
+        run_source(RunContext(runs.config, stop=asked.is_set), run, lambda: Rows(40, before=slow))
+    released.set()
     rows = Rows(40)
     check(runs, ingest(runs, run, rows), 40)
     assert rows.skipped == [20]
