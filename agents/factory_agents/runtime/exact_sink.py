@@ -157,7 +157,9 @@ class _Publication:
         self._number = number
         self._timeout = timeout
         self._key = ledger.entry_key(claim)
-        self._reader = _asked(sink, lambda: sink.reader(table, claim.window)) or RowReader(table, claim.window)
+        # Without a ledger of the sink's own, of two attempts at one window the newer one's rows have to win by themselves.
+        generation = claim.generation if sink.capability == "idempotent" else 0
+        self._reader = _asked(sink, lambda: sink.reader(table, claim.window)) or RowReader(table, claim.window, generation)
         self._gathered: list[Any] = []
         self._bytes = 0
         self._rows = 0

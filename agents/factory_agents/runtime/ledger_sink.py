@@ -84,7 +84,7 @@ class LedgerSink:
 
     ``transactional``: ``land`` is one transaction, rows and entry together. ``idempotent``: there is none; ``land`` upserts by key and
     rank, may be called twice with the same rows, and no entry is kept here: ``read`` and ``change`` are not called, ``old`` is "", ``past``
-    and ``stale`` are empty. What a window no longer produces stays then.
+    and ``stale`` are empty. What a window no longer produces, or gives a lower version, stays then.
     """
 
     capability: Capability = "transactional"

@@ -47,15 +47,14 @@ def installed(kind: PluginKind) -> dict[str, list[tuple[Distribution, EntryPoint
     seen: set[str] = set()
     for distribution in distributions():
         try:
-            name, points = distribution.name, distribution.entry_points
+            points = [point for point in distribution.entry_points if point.group == kind.group]
+            name = distribution.name if points else ""  # read only where it is needed: it takes a millisecond
         except Exception:  # one broken distribution hides nobody else's
             continue
-        if name in seen:  # the one that is found first is the one that is imported
-            continue
-        seen.add(name)
-        for point in points:
-            if point.group == kind.group:
+        if name not in seen:  # the one that is found first is the one that is imported
+            for point in points:
                 found.setdefault(point.name, []).append((distribution, point))
+        seen.add(name)
     return found
 
 

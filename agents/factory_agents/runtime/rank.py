@@ -23,11 +23,11 @@ _SIGN = 1 << 63
 _FLIP = bytes(255 - b for b in range(256))
 
 
-def ranker(table: TableSpec, window: str) -> Callable[[Sequence[Any], int, int, int], bytes]:
+def ranker(table: TableSpec, window: str, generation: int = 0) -> Callable[[Sequence[Any], int, int, int], bytes]:
     """Makes a row's rank of its values and its record's timestamp, partition and offset.
 
-    Rows of one key are compared by version, time (no value is the least), the window's start, and the record. Raises ConfigurationError
-    where the version or the time is of a type that isn't compared here.
+    Rows of one key are compared by version, time (no value is the least), the window's start, the record, and the generation. Raises
+    ConfigurationError where the version or the time is of a type that isn't compared here.
     """
     names = [c.name for c in table.columns]
     places = []
@@ -38,11 +38,11 @@ def ranker(table: TableSpec, window: str) -> Callable[[Sequence[Any], int, int, 
             expected = ", ".join(sorted(_COMPARED))
             raise ConfigurationError(f"column {name!r}: rows are compared by it; expected one of {expected}, got {shown}")
         places.append(names.index(name))
-    start = _whole(window_start(window))
+    start, end = _whole(window_start(window)), _whole(generation)
 
     def rank(values: Sequence[Any], timestamp: int, partition: int, offset: int) -> bytes:
         own = struct.pack(">QQQ", timestamp + _SIGN, partition + _SIGN, offset + _SIGN)
-        return b"".join([*(rank_of(values[i]) for i in places), start, own])
+        return b"".join([*(rank_of(values[i]) for i in places), start, own, end])
 
     return rank
 

@@ -37,13 +37,13 @@ _NULL = msgspec.Raw(b"null")
 class RowReader:
     """Makes ``Rows`` of records: at msgspec's speed where an event fits as it is, else column by column."""
 
-    def __init__(self, table: TableSpec, window: str) -> None:
+    def __init__(self, table: TableSpec, window: str, generation: int = 0) -> None:
         self._columns = [_Column(spec, in_key=spec.name in table.key) for spec in table.columns]
         self._names = (*(c.name for c in table.columns), RANK)
         self._decode = _decoder([(c.decoded, c.default) for c in self._columns], table)
         self._decode_raw = _decoder([(msgspec.Raw, _NULL)] * len(self._columns), table)
         self._finish = [(i, c) for i, c in enumerate(self._columns) if c.finish is not None or c.required]
-        self._rank = ranker(table, window)
+        self._rank = ranker(table, window, generation)
 
     def read(self, messages: Sequence[Message]) -> tuple[list[Rows], dict[int, Reject]]:
         """See ``Reader.read``."""

@@ -225,6 +225,18 @@ class TestASinkWithoutTransactions:
         assert len(set(sink.landed)) == 2
         assert len(sink.store) == 50
 
+    def test_a_zombie_that_lands_late_leaves_the_rows_of_its_successor(self) -> None:
+        store = Upserting()
+        zombie, newer = (exact(store, load_contract(CONTRACT)) for _ in range(2))
+        zombie.claim(claim(generation=1))
+        newer.claim(claim(generation=2, fingerprint="new code"))
+        assert newer.write(at([event("a", "newer", 1)])) == {}
+        assert newer.commit(rejected=0).written == 1
+        assert zombie.write(at([event("a", "zombie", 1)])) == {}
+        outcome = zombie.commit(rejected=0)
+        assert (outcome.written, outcome.older) == (0, 1)
+        assert "newer" in store.store["a"]
+
     def test_one_that_fails_is_completed_by_the_retry(self, runs: Runs, run: AgentRun) -> None:
         sink = Upserting()
         sink.failures = [OSError("cut")]

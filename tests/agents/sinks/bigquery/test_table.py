@@ -285,7 +285,7 @@ def test_what_is_no_tables_name(text: str) -> None:
 @pytest.mark.parametrize(
     ("params", "says"),
     [
-        ({"sink": "bigqery"}, "sink: got 'bigqery'; did you mean 'bigquery'?"),
+        ({"sink": "bigqery"}, "sink 'bigqery': there is no such sink; did you mean 'bigquery'?"),
         ({"sink": "bigquery", "table": "d.t", "lock_timeout": 3}, "unknown parameter 'lock_timeout'"),
         ({"sink": "bigquery", "table": "d.t", "partition_unit": "week"}, "Invalid enum value 'week'"),
         ({"sink": "bigquery", "table": "d.t", "timeout": 0}, "timeout must be more than 0 seconds"),
