@@ -29,7 +29,6 @@ from factory_agents.kafka.ledger import (
     StageRecord,
     StoredResult,
 )
-from factory_agents.kafka.pruner import prune_pipeline
 from factory_agents.kafka.topics import Cluster, TopicFacts
 from factory_agents.kafka.view import Follower
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Counts, Interval, Manifest, PartitionRange, Shard, Window
@@ -168,24 +167,28 @@ class Growth:
         look("beside live publish, all kept")
         gone = 0
         for name, keep in ((pipeline, "15 d"), (live.pipeline, "1 d")):
-            began, cpu = time.monotonic(), time.process_time()
-            pruned = prune_pipeline(self.config, name, prefix=self.name, keep=keep)
-            took, cpu = time.monotonic() - began, time.process_time() - cpu
-            gone += pruned.records
-            print(f"  pruned {pruned.windows:,} windows, {pruned.records:,} records: {took:.1f} s, {cpu:.1f} s of CPU", file=sys.stderr)
-            found.setdefault("the first prune", []).append(Point(pruned.windows, round(took, 2), round(cpu, 2), 0))
+            command = [sys.executable, "-m", "factory_agents.cli", "windows", "prune", "--pipeline", name, "--keep-windows", keep, "--json"]
+            cost = run_process([*command, "--prefix", self.name, "--bootstrap", self.config.bootstrap])
+            (pruned,) = json.loads(cost.output.splitlines()[-1])
+            gone += pruned["records"]
+            found.setdefault("the first prune", []).append(Point(pruned["windows"], cost.wall, cost.cpu, cost.peak))
+            print(
+                f"  pruned {pruned['records']:,} records: {cost.wall:.1f} s, {cost.cpu:.1f} s of CPU, {cost.peak:.0f} MB", file=sys.stderr
+            )
         look("just pruned")
         self._wait_compacted(ledger, gone)
         look("pruned and compacted")
         return found
 
     def _wait_compacted(self, ledger: Ledger, gone: int) -> None:
-        """Until the broker's cleaner has been over all but the segment that is written to."""
+        """Until the broker's cleaner has been over it, as it is a day later: then another segment is written to."""
+        self.cluster.alter(ledger.topic, {"segment.ms": "1000"})
         written = before = self._count(ledger)
         until = time.monotonic() + (300 if gone > 100_000 else 0)
         while time.monotonic() < until:
             count = self._count(ledger)
             print(f"  {count:,} records in the ledger", file=sys.stderr)
+            self._write(ledger, [PipelineRecord(ledger.pipeline, "intervals")])
             if count == before and count < written - gone / 2:
                 return
             before = count

@@ -22,11 +22,13 @@ app = _group("Agents over Kafka: run them, and look after topics, windows, lag a
 agents = _group("Run agents.")
 topics = _group("Topics as a file declares them.")
 windows = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+ledgers = _group("A pipeline's ledger as a file: moved to another cluster, or restored.")
 letters = _group("Rejected events: look at them, and put them back.")
 sandboxes = _group("Kafka and PostgreSQL on this machine, and a BigQuery emulator.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
 app.add_typer(windows, name="windows")
+app.add_typer(ledgers, name="ledger")
 app.add_typer(letters, name="dead-letters")
 app.add_typer(sandboxes, name="sandbox")
 
@@ -288,6 +290,69 @@ def doctor(
 
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗", "skip": "-"}
 _STYLES = {"ok": "", "warn": "yellow", "fail": "red", "skip": "dim"}
+
+
+@ledgers.command("export")
+def ledger_export(
+    pipeline: Annotated[str, typer.Option(help="whose ledger", metavar="NAME", show_default=False)],
+    output: Annotated[str, typer.Option("--output", "-o", help="the file; - is standard output", metavar="FILE")] = "-",
+    prefix: _Prefix = "factory",
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+) -> None:
+    """Write what a pipeline has planned and done to a file of JSON lines.
+
+    \b
+    Example:
+      factory ledger export --pipeline software_factory_pipeline -o ledger.jsonl
+    """
+    from factory_agents.kafka.transfer import export_ledger, write_lines
+
+    write_lines(output, export_ledger(kafka_config(bootstrap, kafka_settings or ()), pipeline, prefix=prefix))
+
+
+@ledgers.command("import")
+def ledger_import(
+    file: Annotated[str, typer.Argument(help="an exported ledger; - is standard input", metavar="FILE")],
+    offsets: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON that tells, for topics that moved, which offsets there and here are the same place: "
+            '{"raw_events": {"0": [[0, 0], [500, 480]]}}',
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be written; write nothing")] = False,
+    prefix: _Prefix = "factory",
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """Write an exported ledger into this cluster's: all of it or nothing, and once however often it is run.
+
+    Refused over other work of the pipeline, and where an offset can't be translated. Stop the pipeline before the export.
+
+    \b
+    Examples:
+      factory ledger import ledger.jsonl --dry-run
+      factory ledger import ledger.jsonl --offsets offsets.json
+    """
+    from factory_agents.kafka.transfer import import_ledger, read_lines, read_offset_maps
+
+    maps = read_offset_maps(offsets) if offsets else None
+    lines = read_lines(file)
+    with console.counting("filling the ledger up") as progress:
+        done = import_ledger(
+            kafka_config(bootstrap, kafka_settings or ()), lines, prefix=prefix, offsets=maps, dry_run=dry_run, progress=progress
+        )
+    if console.wants_json(json):
+        console.print_json(done)
+        return
+    what = "would be written" if dry_run else "written" if done.records else "all of it is there already; 0 written"
+    console.say(
+        f"{done.pipeline}: {done.records:,} records {what}, {done.translated:,} translated, {done.left_out:,} of unfinished work left out"
+    )
 
 
 @letters.command("list")

@@ -231,13 +231,19 @@ class Cluster:
         deadline = time.monotonic() + self._timeout
         found: dict[int, tuple[int, int]] = {}
         while request:
+            deaf = False
             futures = self.admin.list_offsets(request, isolation_level=isolation, request_timeout=self._timeout)
             for tp, future in futures.items():
                 if time.monotonic() < deadline and _moving(future, self._timeout + 5):
                     continue
+                if time.monotonic() < deadline and _code(future) == KafkaError._NOENT:
+                    deaf = True
+                    continue
                 info = self._result(future, f"offsets of {topic}-{tp.partition}", topic=f"DESCRIBE on topic {topic!r}")
                 found[tp.partition] = (info.offset, info.timestamp)
                 del request[tp]
+            if deaf:
+                self.close()  # a client that asked for a topic before it was there may not look for its leaders any more
             if request:
                 time.sleep(0.02)
         return found
@@ -431,6 +437,12 @@ def _moving(future: Any, patience: float) -> bool:
         KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError.FENCED_LEADER_EPOCH,
     )
+
+
+def _code(future: Any) -> int | None:
+    """The error code of a future that is done."""
+    error = future.exception(0) if future.done() else None
+    return error.args[0].code() if isinstance(error, KafkaException) else None
 
 
 def _connection_error(config: KafkaConfig) -> KafkaError | None:

@@ -42,6 +42,16 @@ def test_a_topic_has_another_id_once_it_is_recreated(cluster: Cluster, admin: Ad
     admin.delete_topics([name])[name].result()
 
 
+def test_a_topic_that_was_looked_for_before_it_was_there_has_offsets_once_it_is(cluster: Cluster, bootstrap: str, prefix: str) -> None:
+    """Whoever waits for a pipeline's first plan asks for its ledger again and again."""
+    name = f"{prefix}.later"
+    assert cluster.find(name) is None
+    Cluster(KafkaConfig(bootstrap)).create(name, 2)
+    wait_for(lambda: cluster.find(name) is not None, "the topic to be there")
+    assert cluster.high_watermark(name, range(2)) == {0: 0, 1: 0}
+    cluster.admin.delete_topics([name])[name].result()
+
+
 class FirstUsers:
     """Eight threads, each with a client that is connected, that do the same thing at once; round after round for some seconds."""
 
