@@ -26,9 +26,11 @@ _INTEGER_KINDS = (20, 21, 23)
 _TEXT_KINDS = (25, 1043)
 _UUID_KIND = 2950
 _CANONICAL = {
-    "bigint": re.compile(r"0|-?[1-9]\d{0,17}"),
+    "bigint": re.compile(r"0|-?[1-9][0-9]{0,18}"),
     "uuid": re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    "text": re.compile(r"[^\0\ud800-\udfff]*"),
 }
+"""The texts that a key may be at all: of others the database would make an error, and the table doesn't have them."""
 
 
 class Lookup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -272,12 +274,13 @@ class _TableReference:
         connection, relation = self._open()
         kind = relation.columns[self._key]
         cast = "bigint" if kind in _INTEGER_KINDS else "uuid" if kind == _UUID_KIND else "text"
-        if cast in _CANONICAL:
-            keys = [key for key in keys if _CANONICAL[cast].fullmatch(key)]
+        keys = [key for key in keys if _CANONICAL[cast].fullmatch(key)]
+        if cast == "bigint":
+            keys = [key for key in keys if -(2**63) <= int(key) < 2**63]
         column = "{}" if cast != "text" or kind in _TEXT_KINDS else "{}::text"
         query = sql.SQL(
-            "SELECT {key}::text, factory_row FROM ({rows}) AS r WHERE " + column.format("{key}") + " = ANY({keys}::" + cast + "[])"
-        ).format(key=sql.Identifier(self._key), rows=relation.as_json, keys=sql.Placeholder())
+            "SELECT {key}::text, {row} FROM ({rows}) AS r WHERE " + column.format("{key}") + " = ANY({keys}::" + cast + "[])"
+        ).format(key=sql.Identifier(self._key), row=relation.row, rows=relation.as_json, keys=sql.Placeholder())
         rows: dict[str, _Row] = {}
         try:
             with querying(self.what), connection.transaction():

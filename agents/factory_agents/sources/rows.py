@@ -62,8 +62,12 @@ DATE_LIKE = (
     DateLike(19000101, 20991232, 10**4, 101, 1231),
     DateLike(190001010000, 209912312360, 10**8, 1010000, 12312359),
     DateLike(19000101000000, 20991231235960, 10**10, 101000000, 1231235959),
+    DateLike(19000101000000 * 10**3, 20991231235960 * 10**3, 10**13, 101000000 * 10**3, 1231235960 * 10**3 - 1),
+    DateLike(19000101000000 * 10**6, 20991231235960 * 10**6, 10**16, 101000000 * 10**6, 1231235960 * 10**6 - 1),
+    DateLike(1011900, 31122100, 10**4, 1900, 2099),
 )
-"""What is more likely a year, month, day, minute or second as people write it than a count since 1970."""
+"""What is more likely a year, month, day, minute, second or a part of one as people write it than a count since 1970; the last is a day
+with its year at the end."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -197,7 +201,7 @@ def all_to_micros(values: Sequence[Any], unit: TimeUnit = "auto", format_: str =
     return [to_micros(value, unit, format_) for value in values]
 
 
-_FIRST_SECOND, _FIRST_MILLISECOND = DATE_LIKE[2].high, DATE_LIKE[3].high
+_FIRST_SECOND, _FIRST_MILLISECOND = (max(like.high for like in DATE_LIKE if like.high < most) for most in (10**11, 10**13))
 """From here on no number of seconds, or of milliseconds up to the year 2286, looks like a date."""
 _NUMBERS = (int, float, Decimal)
 _MOST_DIGITS, _LONGEST_NUMBER = 30, 60

@@ -83,16 +83,27 @@ class Relation(msgspec.Struct, frozen=True):
     columns: dict[str, int]
 
     @property
+    def row(self) -> sql.Identifier:
+        """The name, which none of the columns has, of the one that ``as_json`` adds."""
+        from psycopg import sql
+
+        name = "factory_row"
+        while name in self.columns:
+            name += "_"
+        return sql.Identifier(name)
+
+    @property
     def as_json(self) -> sql.Composable:
-        """A query for all its rows with one more column, ``factory_row``: the row as a JSON object.
+        """A query for all its rows with one more column, ``row``: the row as a JSON object.
 
         Decimals become text (exact), times ISO-8601 in UTC, bytes base64; PostgreSQL's own ``row_to_json`` does the rest.
         """
         from psycopg import sql
 
         columns = [sql.SQL(_AS.get(kind, "{0}") + " AS {0}").format(sql.Identifier(name)) for name, kind in self.columns.items()]
-        row = sql.SQL("(SELECT row_to_json(c)::text FROM (SELECT {}) AS c)").format(sql.SQL(", ").join(columns))
-        return sql.SQL("SELECT q.*, {} AS factory_row FROM {} AS q").format(row, self.body)
+        # c.* is the whole row, whatever the columns are called: c alone would be a column of that name.
+        row = sql.SQL("(SELECT row_to_json(c.*)::text FROM (SELECT {}) AS c)").format(sql.SQL(", ").join(columns))
+        return sql.SQL("SELECT q.*, {} AS {} FROM {} AS q").format(row, self.row, self.body)
 
 
 _AS = {
@@ -287,7 +298,7 @@ class TableSource:
         key: sql.Composable = sql.SQL("NULL::text")
         unreadable: sql.Composable = sql.SQL("NULL::text")
         where: sql.Composable = sql.SQL("true")
-        order: list[sql.Composable] = [sql.SQL("factory_row")]
+        order: list[sql.Composable] = [relation.row]
         if id_field in relation.columns:
             key = sql.SQL("{}::text").format(sql.Identifier(id_field))
             order.insert(0, key)
@@ -297,8 +308,8 @@ class TableSource:
             unreadable = sql.SQL("CASE WHEN {} THEN NULL ELSE coalesce({}::text, '') END").format(readable, time)
             order = [readable, sql.SQL("{} NULLS FIRST").format(time), *order]
             where = self._where(connection, relation, interval, readable) if interval is not None else where
-        return sql.SQL("SELECT {}, {}, factory_row FROM ({}) AS r WHERE {} ORDER BY {} OFFSET {}").format(
-            unreadable, key, relation.as_json, where, sql.SQL(", ").join(order), sql.Literal(skip)
+        return sql.SQL("SELECT {}, {}, {} FROM ({}) AS r WHERE {} ORDER BY {} OFFSET {}").format(
+            unreadable, key, relation.row, relation.as_json, where, sql.SQL(", ").join(order), sql.Literal(skip)
         )
 
     def _where(

@@ -126,8 +126,8 @@ class TestTables:
     @pytest.mark.parametrize(
         ("key", "hit", "misses"),
         [
-            ("id", 1, ["1x", "", 99, 10**30, "01", 1.0]),
-            ("repo", "librdkafka", ["LIBRDKAFKA", "'; DROP TABLE repos"]),
+            ("id", 1, ["1x", "", 99, 2**63, 10**18, 10**30, "01", "1\u0661", 1.0]),
+            ("repo", "librdkafka", ["LIBRDKAFKA", "'; DROP TABLE repos", "librd\0kafka", "\ud800"]),
             ("ref", "00000000-0000-0000-0000-00000000000a", ["no-uuid", "00000000-0000-0000-0000-00000000000A"]),
             ("price", "1.50", ["1.5", 2]),
         ],
@@ -139,6 +139,18 @@ class TestTables:
         first, *rest = join([{"k": hit}] + [{"k": miss} for miss in misses], lookup)
         assert first == {"k": hit, "r_repo": "librdkafka", "r_price": "1.50"}
         assert rest == [{"k": miss, "r_repo": None, "r_price": None} for miss in misses]
+
+    @pytest.mark.parametrize("key", [2**63 - 1, -(2**63), 1234567890123456789, 10**18 - 1])
+    def test_whole_numbers_of_every_size_are_found(self, database: psycopg.Connection, key: int) -> None:
+        database.execute(f"ALTER TABLE repos ALTER id TYPE bigint; UPDATE repos SET id = {key} WHERE id = 1")
+        assert join([{"id": key}, {"id": str(key)}], Lookup(on="id", table="repos", fields=("repo",))) == [
+            {"id": key, "repo": "librdkafka"}, {"id": str(key), "repo": "librdkafka"},
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("name", ["c", "q", "r", "factory_row"])
+    def test_a_column_may_have_any_name(self, database: psycopg.Connection, name: str) -> None:
+        database.execute(f"ALTER TABLE repos RENAME repo TO {name}")
+        assert join([{"id": 1}], Lookup(on="id", table="repos", fields=(name,))) == [{"id": 1, name: "librdkafka"}]
 
     def test_a_batch_is_one_query_and_what_was_found_is_kept(self, database: psycopg.Connection) -> None:
         joined = LookupJoin([Lookup(on="id", table="repos", fields=("repo",), cache_size=1)])

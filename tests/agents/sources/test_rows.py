@@ -110,12 +110,18 @@ class TestTimes:
         assert to_micros(value, "s") == to_micros(text)
         assert all_to_micros([value, value], "s") == [to_micros(text)] * 2
 
-    @pytest.mark.parametrize("value", [2024, 202401, 20240102, 202401020304, 20240102030405, "2024", "20240102", " 20240102 ", 20240102.0])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *(2024, 202401, 20240102, 202401020304, 20240102030405, "2024", "20240102", " 20240102 ", 20240102.0),
+            *(20240102030405678, 20240102030405678901, "31122024", "02012024", 12312024),
+        ],
+    )
     def test_what_looks_like_a_date_is_asked_about(self, value: object) -> None:
         for read in (to_micros, lambda v: all_to_micros([v, v])):
             with pytest.raises(ValueError, match=r"looks like a date: set time_format to its form, such as %Y%m%d, or time_unit"):
                 read(value)
-        assert to_micros(value, "us") == int(float(str(value)))
+        assert to_micros(value, "ns") == int(Decimal(str(value))) // 1000
 
     @pytest.mark.parametrize(
         ("value", "form", "text"),

@@ -188,8 +188,8 @@ UNREADABLE = [
     ("timestamp", ["null", "'infinity'", "'-infinity'", "'10000-01-01'", "'0044-03-15 BC'"], "to_timestamp(n) AT TIME ZONE 'UTC'"),
     ("date", ["null", "'infinity'", "'-infinity'", "'10000-01-01'", "'0044-03-15 BC'"], "date '1970-01-01'"),
     ("double precision", ["null", "'NaN'", "'Infinity'", "'-Infinity'", "1e30", "-1e30"], "n"),
-    ("numeric", ["null", "'NaN'", "'Infinity'", "'-Infinity'", "1e30", "-1e30", "20240102"], "n"),
-    ("bigint", ["null", "20240102", "2024", "20240102030405"], "n"),
+    ("numeric", ["null", "'NaN'", "'Infinity'", "'-Infinity'", "1e30", "-1e30", "20240102", "20240102030405678901"], "n"),
+    ("bigint", ["null", "20240102", "2024", "20240102030405", "20240102030405678", "31122024"], "n"),
 ]
 
 
@@ -272,3 +272,14 @@ def test_a_session_is_left_as_it_was_found(database: psycopg.Connection, databas
             connection.commit()
         assert connection.execute("SHOW timezone").fetchone() == before
         assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("name", ["c", "q", "r", "e", "factory_row", "factory_row_"])
+@pytest.mark.parametrize("kind", ["numeric", "point2"])
+def test_a_column_may_have_any_name(database: psycopg.Connection, table: type[TableSource], name: str, kind: str) -> None:
+    database.execute("CREATE TYPE point2 AS (x int, y int)")
+    database.execute(f"CREATE TABLE e (event_id int, t timestamptz, {name} {kind})")
+    database.execute(f"INSERT INTO e VALUES (1, 'epoch', {'1.5' if kind == 'numeric' else '(1, 2)'})")
+    (record,) = read(table("e"), hour(0))
+    value = "1.5" if kind == "numeric" else {"x": 1, "y": 2}
+    assert json.loads(record.value) == {"event_id": 1, "t": "1970-01-01T00:00:00+00:00", name: value}
