@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from psycopg.abc import Buffer
     from psycopg.copy import Writer
 
-__all__ = ["CHECK_CONSTRAINTS", "STAGING", "Copy", "Direct", "Staged", "is_of_a_row", "may_be_staged"]
+__all__ = ["CHECK_CONSTRAINTS", "STAGING", "Copy", "Direct", "Staged", "is_of_a_row", "is_raised", "may_be_staged"]
 
 STAGING = "factory_staging"
 CHECK_CONSTRAINTS = "SET CONSTRAINTS ALL IMMEDIATE"
@@ -32,14 +32,25 @@ _WAIT_LITTLE = """
 """  # a direct copy: a merge waits longer, with fewer locks in its hands
 _MET_OTHERS = frozenset({"40P01", "40001", "55P03", "0A000"})
 """Others in the way, and tables that take no COPY (row-level security)."""
-_OF_A_ROW = frozenset({"P0001", "54000", "44000"})
-"""What triggers raise, values too large for an index, rows that a view's check refuses."""
+_OF_A_ROW = ("22", "23", "P0", "44", "54000")
+"""Values, constraints, what triggers raise or don't find, rows that a view's check refuses, values too large for an index."""
+_NOT_OF_A_ROW = ("08", "40", "53", "55", "57", "58")
+"""Outages and others in the way, even where a trigger says so."""
+_RAISE = ("exec_stmt_raise", "exec_stmt_assert")
 
 
 def is_of_a_row(error: psycopg.Error) -> bool:
-    """Whether the database refuses a row: for its values, a constraint, a missing partition, or what a trigger says."""
+    """Whether the database refuses a row: for its values, a constraint, a missing partition, or what a trigger says.
+
+    A trigger raises with any code that its author likes.
+    """
     state = error.sqlstate or ""
-    return state.startswith(("22", "23")) or state in _OF_A_ROW
+    return state.startswith(_OF_A_ROW) or (is_raised(error) and not state.startswith(_NOT_OF_A_ROW))
+
+
+def is_raised(error: psycopg.Error) -> bool:
+    """Whether a trigger's RAISE or ASSERT says so: that is the place in the server where the error comes from."""
+    return error.diag.source_function in _RAISE
 
 
 def may_be_staged(error: psycopg.Error) -> bool:

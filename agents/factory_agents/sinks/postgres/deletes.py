@@ -6,12 +6,14 @@ What was deleted is remembered in a table beside the target, so that an older re
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from factory_agents.errors import SinkError
+from factory_agents.sinks.postgres.catalog import FoundColumn, columns
 from factory_agents.sinks.postgres.copy import STAGING
 from factory_agents.sinks.postgres.names import compose, identifier, names
-from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, begin_creation, has_table, same_key
+from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, begin_creation, find_table, same_key
 
 if TYPE_CHECKING:
     import psycopg
@@ -43,15 +45,42 @@ class Deletes:
         self._key = names(table.key)
 
     def open(self) -> None:
-        """Create the memory, if it isn't there, with the key's columns as the table has them."""
+        """Create the memory, if it isn't there, with the key's columns as the table has them; raises SinkError where it has others."""
         schema, table = self._table.schema, self._table
-        if has_table(self._connection, schema, memory_of(table.name)):
+        if (memory := find_table(self._connection, schema, memory_of(table.name))) is not None:
+            self._keep_up(memory)
             return
         own = ", ".join(f"ADD COLUMN {name} {type_} NOT NULL" for name, (type_, _) in OWN_COLUMNS.items())
         begin_creation(self._connection, schema, memory_of(table.name))
-        if not has_table(self._connection, schema, memory_of(table.name)):
+        if find_table(self._connection, schema, memory_of(table.name)) is None:
             self._run("CREATE TABLE {memory} AS SELECT {key} FROM {table} WITH NO DATA", memory=self._memory, table=table.identifier)
             self._run(f"ALTER TABLE {{memory}} ADD PRIMARY KEY ({{key}}), {own}", memory=self._memory)
+
+    def _keep_up(self, memory: int) -> None:
+        """Give the memory's key the types that the table's has by now."""
+        import psycopg
+
+        ours = {name: c for name, c in columns(self._connection, memory).items() if name not in OWN_COLUMNS}
+        theirs = {name: c for name, c in columns(self._connection, self._table.oid).items() if name in self._table.key}
+        if ours.keys() != theirs.keys():
+            raise self._of_another_key(ours, theirs, "they are other columns")
+        for name, column in theirs.items():
+            if (ours[name].type, ours[name].collation) == (column.type, column.collation):
+                continue
+            collate = f" COLLATE {column.collation}" if column.collation else ""
+            query = f"ALTER TABLE {{memory}} ALTER COLUMN {{name}} TYPE {column.type.shown}{collate}"
+            try:
+                self._run(query, memory=self._memory, name=identifier(name))
+            except (psycopg.ProgrammingError, psycopg.DataError, psycopg.IntegrityError) as error:
+                raise self._of_another_key(ours, theirs, error.diag.message_primary or str(error)) from error
+
+    def _of_another_key(self, ours: Mapping[str, FoundColumn], theirs: Mapping[str, FoundColumn], why: str) -> SinkError:
+        table = self._table
+        was, now = (", ".join(f"{name} {c.type.shown}" for name, c in of.items()) for of in (ours, theirs))
+        return SinkError(
+            f"table {table.schema}.{memory_of(table.name)} remembers what was deleted from {table.text} by the key ({was}), which is"
+            f" ({now}) now: {why}; drop it, and publish the windows again whose deletes count"
+        )
 
     def apply(self, past: Sequence[int], forgotten: Sequence[int]) -> int:
         """Delete, and take out of the staging what is not to be merged; how many keys are gone.

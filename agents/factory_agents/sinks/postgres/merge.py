@@ -14,7 +14,7 @@ from factory_agents.sinks.postgres.copy import CHECK_CONSTRAINTS, STAGING, Copy,
 from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.ledger import Acquired, Ledger, Mine
 from factory_agents.sinks.postgres.names import compose, identifier, names
-from factory_agents.sinks.postgres.refusals import SUSPECTS, find_refused
+from factory_agents.sinks.postgres.refusals import NUMBER, SUSPECTS, find_refused
 from factory_agents.sinks.postgres.rows import RowReader
 from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, same_key
 
@@ -241,7 +241,7 @@ class _Statements:
         written = self._written()
         rows = self._newest(written)
         if suspects is not None:
-            numbers = f"SELECT {{columns}} FROM {SUSPECTS} WHERE n BETWEEN {{first}} AND {{last}} ORDER BY n"
+            numbers = f"SELECT {{columns}} FROM {SUSPECTS} WHERE {NUMBER} BETWEEN {{first}} AND {{last}} ORDER BY {NUMBER}"
             rows = compose(numbers, columns=names(written), first=suspects[0], last=suspects[1])
         newer = self._newer(past)
         return compose(
@@ -273,7 +273,7 @@ class _Statements:
         """A table of the newest rows, numbered in key order."""
         return compose(
             f"CREATE TEMPORARY TABLE {SUSPECTS} ON COMMIT DROP AS"
-            " SELECT row_number() OVER (ORDER BY {key})::integer AS n, newest.* FROM ({newest}) AS newest",
+            f" SELECT row_number() OVER (ORDER BY {{key}})::integer AS {NUMBER}, newest.* FROM ({{newest}}) AS newest",
             key=names(self._table.key),
             newest=self._newest(),
         )

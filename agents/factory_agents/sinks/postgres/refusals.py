@@ -6,19 +6,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from factory_agents.runtime.agents import Reject
-from factory_agents.sinks.postgres.copy import CHECK_CONSTRAINTS, is_of_a_row
+from factory_agents.sinks.postgres.copy import CHECK_CONSTRAINTS, is_of_a_row, is_raised
 from factory_agents.sinks.postgres.names import compose
 
 if TYPE_CHECKING:
     import psycopg
     from psycopg import sql
 
-__all__ = ["SUSPECTS", "find_refused"]
+__all__ = ["NUMBER", "SUSPECTS", "find_refused"]
 
 SUSPECTS = "factory_suspects"
-"""The newest row of each key, numbered (``n``) in the order in which they are merged."""
+"""The newest row of each key, with its ``NUMBER`` in the order in which they are merged."""
 
-_RULES = {"23502": "not-null", "23514": "partition", "P0001": "trigger"}
+NUMBER = "_factory_number"
+
+_RULES = {"23502": "not-null", "23514": "partition"}
 _FOREIGN_KEY = "23503"
 
 
@@ -31,13 +33,13 @@ def find_refused(
     """
     connection.execute("SAVEPOINT factory_search")
     prepare()
-    connection.execute(compose(f"CREATE UNIQUE INDEX ON {SUSPECTS} (n)"))
+    connection.execute(compose(f"CREATE UNIQUE INDEX ON {SUSPECTS} ({NUMBER})"))
     row = connection.execute(compose(f"SELECT count(*) FROM {SUSPECTS}")).fetchone()
     search = _Search(connection, insert)
     search.halve(1, int(row[0]) if row is not None else 0, most)
     search.try_orphans_again()
     numbers = sorted(search.refused)
-    query = f"SELECT _factory_partition, _factory_offset FROM {SUSPECTS} WHERE n = ANY ({{numbers}}) ORDER BY n"
+    query = f"SELECT _factory_partition, _factory_offset FROM {SUSPECTS} WHERE {NUMBER} = ANY ({{numbers}}) ORDER BY {NUMBER}"
     places = connection.execute(compose(query, numbers=numbers)).fetchall()
     connection.execute("ROLLBACK TO SAVEPOINT factory_search")
     return {(p, o): _reject(search.refused[n]) for n, (p, o) in zip(numbers, places, strict=True)}
@@ -97,5 +99,5 @@ def _reject(error: psycopg.Error) -> Reject:
     said = " ".join((diag.message_primary or str(error)).split())
     detail = " ".join((diag.message_detail or "").split())
     more = f" ({detail[:300]})" if detail and not detail.startswith("Failing row contains") else ""
-    rule = diag.constraint_name or _RULES.get(error.sqlstate or "", "database")
+    rule = diag.constraint_name or ("trigger" if is_raised(error) else _RULES.get(error.sqlstate or "", "database"))
     return Reject(f"the database refuses it: {said[:500]}{more}", rule=rule)

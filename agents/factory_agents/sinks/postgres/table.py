@@ -28,7 +28,7 @@ __all__ = [
     "TargetTable",
     "begin_creation",
     "check_wanted",
-    "has_table",
+    "find_table",
     "open_table",
     "same_key",
 ]
@@ -38,6 +38,8 @@ LEDGER = "factory_publishes"
 
 PUBLICATIONS = "factory_publications"
 """Beside it: which shard of which window each number in a row's ``_factory_publication`` stands for."""
+
+_OWN = "_factory_"
 
 OWN_COLUMNS = {
     "_factory_window": ("timestamptz", "timestamp with time zone"),
@@ -162,16 +164,16 @@ def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: Tab
     Raises SinkError listing every column that doesn't fit, ConfigurationError where there is no such table and none may be made.
     """
     schema = name.schema or _default_schema(connection)
-    oid = _relation(connection, schema, name.name)
+    oid = find_table(connection, schema, name.name)
     if oid is None:
         if not wanted.columns:
             raise ConfigurationError(f"table {schema}.{name.name} does not exist: create it, or give a contract so that it can be created")
         if not create:
             raise ConfigurationError(f"table {schema}.{name.name} does not exist, and create_table is off: create it, or switch that on")
         _create(connection, schema, name.name, _definition(wanted))
-        oid = _relation(connection, schema, name.name)
+        oid = find_table(connection, schema, name.name)
     for own, definition in ((LEDGER, _LEDGER_COLUMNS), (PUBLICATIONS, _PUBLICATIONS_COLUMNS)):
-        if _relation(connection, schema, own) is None:
+        if find_table(connection, schema, own) is None:
             _create(connection, schema, own, compose(definition))
     if oid is None:
         raise SinkError(f"table {schema}.{name.name} was dropped while it was opened; retry")
@@ -190,11 +192,6 @@ def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: Tab
     return msgspec.structs.replace(table, drops_rows=row_triggers(connection, oid))
 
 
-def has_table(connection: psycopg.Connection[Any], schema: str, name: str) -> bool:
-    """Whether there is a table of this name."""
-    return _relation(connection, schema, name) is not None
-
-
 def _default_schema(connection: psycopg.Connection[Any]) -> str:
     row = connection.execute("SELECT current_schema()").fetchone()
     if row is None or row[0] is None:
@@ -204,7 +201,8 @@ def _default_schema(connection: psycopg.Connection[Any]) -> str:
     return str(row[0])
 
 
-def _relation(connection: psycopg.Connection[Any], schema: str, name: str) -> int | None:
+def find_table(connection: psycopg.Connection[Any], schema: str, name: str) -> int | None:
+    """The number (oid) of the table of this name, None where there is nothing; raises SinkError for what is no table."""
     row = connection.execute(
         "SELECT c.oid, c.relkind FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = %s AND c.relname = %s",
@@ -334,7 +332,7 @@ def _inferred(table: str, found: Mapping[str, FoundColumn], key: Sequence[str]) 
     columns, left_out = [], []
     for f in found.values():
         type_ = natural_type(f.type)
-        if f.name in OWN_COLUMNS or f.generated:
+        if f.name.startswith(_OWN) or f.generated:
             continue
         if type_ is None or (f.required and f.supplied and f.name not in key):
             left_out.append(f"{f.name} ({f.type.shown}{', has a default' if type_ else ''})")
@@ -409,6 +407,6 @@ def check_wanted(wanted: TableSpec) -> None:
     """Refuse, with ConfigurationError, what no table could hold or be kept newest by."""
     for column in wanted.columns:
         check_name(column.name, "column")
-        if column.name in OWN_COLUMNS:
+        if column.name.startswith(_OWN):
             raise ConfigurationError(f"column {column.name!r}: names that begin with _factory_ are the sink's own; rename the field")
     wanted.check_order()

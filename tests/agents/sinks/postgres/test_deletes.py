@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
+from factory_agents.errors import SinkError
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import RowsRefused, SinkOutcome
@@ -190,6 +192,40 @@ class TestATombstone:
         deletes.publish(at([event("ä"), event("b")]), W1)
         deletes.publish([gone("ä")], W2)
         assert deletes.rows() == {"b": "x"}
+
+
+class TestAKeyThatChanged:
+    def test_to_a_wider_type_is_remembered_in_it(self, bench: Bench) -> None:
+        bench.contract = {"name": "n", "id": "id", "deletes": True, "columns": {"id": "integer", "value": "text"}}
+        bench.publish([gone("1")], W2)
+        bench.admin.execute(f"ALTER TABLE {bench.name} ALTER id TYPE bigint")  # type: ignore[arg-type]
+        bench.contract = bench.contract | {"columns": {"id": "bigint", "value": "text"}}
+        big = 5_000_000_000
+        assert counts(bench.publish([record({"id": 1, "value": "x"}, 0, 0), record({"id": big, "value": "x"}, 0, 1)], W1)) == {
+            "written": 1, "older": 1,
+        }  # fmt: skip
+        assert counts(bench.publish([gone(str(big), 0, 5)], W3)) == {"deleted": 1}
+        assert bench.rows() == {}
+
+    @pytest.mark.parametrize(
+        ("key", "says"),
+        [
+            ({"id": "bigint"}, 'by the key (id text), which is (id bigint) now: column "id" cannot be cast automatically'),
+            (
+                {"ident": "text"},
+                "by the key (id text), which is (ident text) now: they are other columns; drop it, and publish",
+            ),
+            ({"id": "text", "more": "text"}, "which is (id text, more text) now"),
+        ],
+        ids=["to another type", "by name", "by a column more"],
+    )
+    def test_otherwise_is_said_at_the_claim(self, bench: Bench, key: dict[str, str], says: str) -> None:
+        bench.contract = PLAIN
+        bench.publish([gone("a")])
+        bench.admin.execute(f"DROP TABLE {bench.name}")  # type: ignore[arg-type]
+        bench.contract = {"name": "n", "key": list(key), "deletes": True, "columns": {**key, "value": "text"}}
+        with pytest.raises(SinkError, match=re.escape(says)):
+            bench.sink().claim(bench.claim(W2))
 
 
 class TestItsKey:

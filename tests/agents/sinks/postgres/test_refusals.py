@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from psycopg import sql
 
-from factory_agents.errors import SinkError
+from factory_agents.errors import SinkError, UnavailableError
 from factory_agents.runtime.agents import Reject, RowsRefused, SinkOutcome
 from tests.support.sink_bench import W1, W2, Bench, event, record
 
@@ -108,6 +108,37 @@ class TestOneRow:
         trigger(bench, "IF NEW.value = 'bad' THEN RAISE EXCEPTION 'no bad values here'; END IF; RETURN NEW;")
         _, refused = publish(bench, [*GOOD, BAD])
         assert {o: (r.rule, r.reason) for o, r in refused.items()} == {7: ("trigger", "the database refuses it: no bad values here")}
+
+    @pytest.mark.parametrize("code", ["check_violation", "no_data_found", "45000", "MY001", "raise_exception", "insufficient_privilege"])
+    def test_that_a_trigger_refuses_with_a_code_of_its_own(self, bench: Bench, code: str) -> None:
+        create(bench, ")")
+        trigger(bench, f"IF NEW.value = 'bad' THEN RAISE 'no bad values' USING ERRCODE = '{code}'; END IF; RETURN NEW;")
+        _, refused = publish(bench, [*GOOD, BAD])
+        assert {o: (r.rule, r.reason) for o, r in refused.items()} == {7: ("trigger", "the database refuses it: no bad values")}
+
+    def test_for_which_a_trigger_finds_nothing(self, bench: Bench) -> None:
+        create(bench, ")")
+        trigger(bench, f"SELECT id INTO STRICT NEW.value FROM {bench.name} WHERE NEW.value <> 'bad' LIMIT 1; RETURN NEW;")
+        bench.admin.execute(f"ALTER TABLE {bench.name} DISABLE TRIGGER USER")  # type: ignore[arg-type]
+        publish(bench, [GOOD[0]])
+        bench.admin.execute(f"ALTER TABLE {bench.name} ENABLE TRIGGER USER")  # type: ignore[arg-type]
+        _, refused = publish(bench, [GOOD[1], BAD], W2)
+        assert list(refused) == [1]
+
+    @pytest.mark.parametrize("code", ["serialization_failure", "disk_full", "query_canceled"])
+    def test_that_a_trigger_has_no_time_or_place_for_fails_as_a_whole(self, bench: Bench, code: str) -> None:
+        create(bench, ")")
+        trigger(bench, f"RAISE 'not now' USING ERRCODE = '{code}';")
+        with pytest.raises(UnavailableError, match="not now"):
+            publish(bench, GOOD)
+
+    @pytest.mark.parametrize("name", ["n", "newest", "refused", "p", "o", "s", "t", "excluded"])
+    def test_of_a_column_of_any_name(self, bench: Bench, name: str) -> None:
+        bench.contract = {"name": "n", "id": "id", "columns": {"id": "text", name: "integer"}}
+        bench.publish([])
+        bench.admin.execute(sql.SQL("ALTER TABLE {} ADD CHECK ({} < 5)").format(sql.Identifier(bench.name), sql.Identifier(name)))
+        outcome, refused = publish(bench, [{"id": "a", name: 1}, {"id": "b", name: 7}])
+        assert (outcome.written, list(refused)) == (1, [1])
 
     def test_whose_key_is_too_large_for_the_index(self, bench: Bench) -> None:
         bench.contract = {"name": "n", "id": "id", "columns": {"id": "text[]", "value": "text"}}

@@ -241,7 +241,7 @@ class TestNames:
             bench.sink(table=table)
 
     def test_names_of_ours_or_too_long_are_refused(self, bench: Bench) -> None:
-        for name in ("_factory_window", "x" * 64):
+        for name in ("_factory_window", "_factory_deleted", "_factory_number", "x" * 64):
             bench.contract = {"name": "n", "id": "id", "columns": {"id": "text", name: "text"}}
             with pytest.raises(ConfigurationError, match=name):
                 bench.sink()
