@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from airflow_provider_factory.errors import ForeignResultError
-from factory_agents.protocol import AgentResult, AgentRun, Manifest, decode_result
+from factory_agents.protocol import AgentResult, AgentRun, Manifest, decode_result, plain
 from factory_agents.text import printable
 
 __all__ = ["LARGEST_RESULT", "check_result", "read_result_file", "shown_notes"]
@@ -22,6 +23,7 @@ LARGEST_RESULT = 4 << 20
 
 _LARGEST_NUMBER = (1 << 63) - 1
 _NOTES, _NOTE = 20, 1000
+_DEEPEST = 32
 
 
 def read_result_file(path: Path) -> AgentResult | None:
@@ -48,6 +50,7 @@ def check_result(result: AgentResult, run: AgentRun) -> None:
                 f"the agent's result is of {what} {printable(str(theirs)[:200])!r}, expected {ours!r}: it is another run's, and is not used"
             )
     _check_numbers(result)
+    _check_form(result)
 
 
 def shown_notes(result: AgentResult) -> Iterator[str]:
@@ -86,3 +89,17 @@ def _check_numbers(result: AgentResult) -> None:
     numbers += [n for r in ranges for n in (r.partition, r.start, r.end, r.count + 1)]
     if not all(0 <= n <= _LARGEST_NUMBER for n in numbers) or any(r.start > r.end for r in ranges) or result.seconds < 0:
         raise ForeignResultError("the agent's result has counts or offsets that no run can have (negative, or too large); it is not used")
+
+
+def _check_form(result: AgentResult) -> None:
+    """What Airflow's metadata can't hold: a NUL in a text, or values that are nested deeply."""
+    todo: list[tuple[Any, int]] = [(plain(result), 0)]
+    while todo:
+        value, depth = todo.pop()
+        if depth > _DEEPEST or (isinstance(value, str) and "\0" in value):
+            what = "values nested too deeply" if depth > _DEEPEST else "a NUL character"
+            raise ForeignResultError(f"the agent's result holds {what}, which XCom can't; let its agent leave it out")
+        if isinstance(value, dict):
+            todo += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, list):
+            todo += [(part, depth + 1) for part in value]

@@ -108,6 +108,16 @@ def test_what_cannot_be_an_event_is_rejected_never_raised(value: bytes | None, r
     assert reason in reject.reason
 
 
+def test_a_report_shows_what_an_event_is_made_of_as_text() -> None:
+    """It goes into XCom, whose database holds no NUL, and into a log."""
+    contract = {"name": "e", "id": None, "schema": {"properties": {"deep": {"additionalProperties": {"type": "integer"}}}}}
+    validate = build({"contract": contract}, None)
+    validate.process([message(b'{"deep": {"a\\u0000\\u001b[2J": "x"}}', 1), message(b'{"deep": {"%s": 1.5}}' % (b"\\u0000" * 500), 2)])
+    samples = validate.finish(Counts(consumed=2))["samples"]
+    assert samples[0]["reason"] == 'deep.a\\u0000\\u001b[2J: expected integer, got "x"'
+    assert all(s["reason"].isprintable() and len(s["reason"]) < 300 for s in samples)
+
+
 def test_one_event_breaking_much_stays_readable() -> None:
     reject = reject_of(json.dumps({f"field{i}": "x" * 1000 for i in range(1000)}).encode())
     assert len(reject.reason) < 500

@@ -76,6 +76,20 @@ class TestWhose:
     @pytest.mark.parametrize(
         "changes",
         [
+            {"report": {"a": {"b\0": 1}}},
+            {"notes": ("fine", "\0")},
+            {"table": "a\0"},
+            {"report": json.loads('{"a":' * 100 + "1" + "}" * 100)},
+            {"report": json.loads('{"a":' + "[" * 600 + "]" * 600 + "}")},
+        ],
+    )
+    def test_what_xcom_cannot_hold_is_refused(self, changes: dict[str, Any]) -> None:
+        assert "which XCom can't" in refused(result(**changes))
+        check_result(result(report={"said": "\\u0000", "deep": [[[{"a": [1]}]]]}), RUN)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
             {"counts": Counts(consumed=-1)},
             {"counts": Counts(written=1 << 70)},
             {"manifest": Manifest("enriched", "T2", "w", (PartitionRange(0, 5, 2, 1),))},

@@ -12,6 +12,7 @@ from factory_agents.contracts.distinct import DistinctCounter
 from factory_agents.contracts.documents import show
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval
+from factory_agents.text import printable
 
 __all__ = ["WindowStatistics", "merge_reports"]
 
@@ -79,7 +80,8 @@ class WindowStatistics:
         for rule in rules:
             self._rules[rule] = self._rules.get(rule, 0) + 1
         if len(self._samples) < _SAMPLES or where < _coordinates(self._samples[-1]):
-            short = reason if len(reason) <= _REASON else reason[: _REASON - 1] + "…"
+            shown = printable(reason[: _REASON + 1])  # it quotes names of the event's fields
+            short = shown if len(shown) <= _REASON else shown[: _REASON - 1] + "…"
             sample = dict(zip(("topic", "partition", "offset", "rules", "reason"), (*where, list(rules), short), strict=True))
             self._samples = _first_samples([*self._samples, sample])
 

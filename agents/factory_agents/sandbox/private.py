@@ -72,8 +72,11 @@ def is_private(path: Path) -> bool:
 
 
 def _opened(path: Path, flags: int) -> IO[bytes]:
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    os.fchmod(descriptor, 0o600)
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.fchmod(descriptor, 0o600)
+    except OSError as error:
+        raise FactoryError(f"the sandbox cannot write {path}: {error.strerror}") from error
     return os.fdopen(descriptor, "wb")
 
 
