@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from factory_agents import Figures, LedgerSink
+from factory_agents import Figures
 from factory_agents.contracts import load_contract
 from factory_agents.errors import SinkError, UnavailableError
 from factory_agents.protocol import AgentRun, Order
@@ -22,6 +22,7 @@ from tests.support.runs import Runs, events
 from tests.support.sink_bench import CONTRACT, W1, WHOLE, at, event, record
 from tests.support.sqlite_sink import CONTRACT as BY_ID
 from tests.support.sqlite_sink import DocumentedSink
+from tests.support.upserting_sink import Upserting
 
 ASKED = ("open", "read", "change", "stage", "land")
 
@@ -170,34 +171,6 @@ def test_a_large_window_goes_in_parts(tmp_path: Path, database: sqlite3.Connecti
     assert published(database) == {"0": "4", "1": "3"}
 
 
-class Upserting(LedgerSink):
-    """A store without transactions: the greatest rank of each key stays."""
-
-    capability = "idempotent"
-    table = "store"
-
-    def __init__(self) -> None:
-        self.store: dict[Any, tuple[Any, ...]] = {}
-        self.staged: dict[Any, list[tuple[Any, ...]]] = {}
-        self.failures: list[Exception] = []
-        self.landed: list[int] = []
-
-    def stage(self, part: Any, rows: Any) -> None:
-        self.staged[part] = rows.rows
-
-    def land(self, landing: Any) -> Figures:
-        newest: dict[Any, tuple[Any, ...]] = {}
-        for row in (row for part in landing.parts for row in self.staged[part]):
-            if row[0] not in newest or row[-1] > newest[row[0]][-1]:
-                newest[row[0]] = row
-        put = {key: row for key, row in newest.items() if key not in self.store or row[-1] >= self.store[key][-1]}
-        self.store |= put
-        self.landed.append(landing.publication)
-        if self.failures:
-            raise self.failures.pop()
-        return Figures(len(newest), len(put))
-
-
 class TestASinkWithoutTransactions:
     @pytest.fixture
     def run(self, runs: Runs) -> AgentRun:
@@ -223,7 +196,7 @@ class TestASinkWithoutTransactions:
         result = go(msgspec.structs.replace(run, order=Order("task", 1, again=True)))
         assert (result.reused, result.counts.written) == (False, 50)
         assert len(set(sink.landed)) == 2
-        assert len(sink.store) == 50
+        assert len(sink.column("event_id")) == 50
 
     def test_a_zombie_that_lands_late_leaves_the_rows_of_its_successor(self) -> None:
         store = Upserting()
@@ -235,12 +208,12 @@ class TestASinkWithoutTransactions:
         assert zombie.write(at([event("a", "zombie", 1)])) == {}
         outcome = zombie.commit(rejected=0)
         assert (outcome.written, outcome.older) == (0, 1)
-        assert "newer" in store.store["a"]
+        assert store.column("value") == ["newer"]
 
     def test_one_that_fails_is_completed_by_the_retry(self, runs: Runs, run: AgentRun) -> None:
         sink = Upserting()
         sink.failures = [OSError("cut")]
-        with pytest.raises(exact_sink.RaisedError, match=r"sink store: OSError: cut \(.*test_exact_sink.py:\d+\)"):
+        with pytest.raises(exact_sink.RaisedError, match=r"sink store: OSError: cut \(.*upserting_sink.py:\d+\)"):
             run_sink(RunContext(runs.config), run, lambda: exact(sink, load_contract(BY_ID)))
         result = run_sink(RunContext(runs.config), run, lambda: exact(sink, load_contract(BY_ID)))
         assert result.counts.written == 50

@@ -14,6 +14,7 @@ from factory_agents.testing import SinkConformance, SinkTarget
 from factory_agents.testing.conformance import Publishers
 from tests.support.documented import documented
 from tests.support.sqlite_sink import DocumentedSink
+from tests.support.upserting_sink import Upserting
 
 
 class Database(SinkTarget):
@@ -43,6 +44,32 @@ class TestTheDocumentedSink(SinkConformance):
     @pytest.fixture
     def target(self, tmp_path: Path) -> Database:
         return Database(tmp_path / "events.db")
+
+
+class Store(SinkTarget):
+    """A store of one test's own, which outlives its publishers."""
+
+    def __init__(self) -> None:
+        self.upserting = Upserting()
+
+    def make(self) -> Any:
+        return self.upserting
+
+    def rows(self, *columns: str) -> list[tuple[Any, ...]]:
+        return list(zip(*map(self.upserting.column, columns), strict=True))
+
+    def empty(self) -> None:
+        self.upserting.store.clear()
+
+    drop = empty
+
+
+class TestASinkWithoutTransactions(SinkConformance):
+    IDEMPOTENT = True
+
+    @pytest.fixture
+    def target(self) -> Store:
+        return Store()
 
 
 def test_the_documented_test_runs_as_it_stands(tmp_path: Path) -> None:
