@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from factory_agents import console
+from factory_agents.errors import TooManyRejectedError
 from factory_agents.options import (
     AGENT_PARAMETERS,
     Resolved,
@@ -25,7 +26,7 @@ from factory_agents.text import printable
 
 if TYPE_CHECKING:
     from factory_agents.launch import LiveResult
-    from factory_agents.protocol import AgentResult, Counts
+    from factory_agents.protocol import AgentResult, Counts, Reason
 
 __all__ = ["Bootstrap", "Json", "KafkaSettings", "SettingsPath", "invoke", "run_agent", "run_built_in"]
 
@@ -51,7 +52,7 @@ SettingsPath = Annotated[
     str | None,
     typer.Option("--config", help="YAML or JSON file with any of these settings [FACTORY_CONFIG]", metavar="FILE", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, as when that is not a terminal")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output (the default where that is no terminal)")]
 
 
 def _param(name: str, metavar: str) -> Any:
@@ -79,7 +80,8 @@ def run_agent(  # one parameter an option
         ),
     ] = None,
     params_file: Annotated[
-        str | None, typer.Option(help="YAML or JSON file with the agent's parameters; flags go over it", metavar="FILE", show_default=False)
+        str | None,
+        typer.Option(help="YAML or JSON file with the agent's parameters; flags override it", metavar="FILE", show_default=False),
     ] = None,
     since: Annotated[str | None, _option("since", metavar="TIME")] = None,
     until: Annotated[str | None, _option("until", metavar="TIME")] = None,
@@ -144,16 +146,22 @@ class _Run:
         live = launch.is_live(self.agent, self.settings)
         terminal = sys.stderr.isatty()
         stop = Stop()
-        with console.progress(f"{self.agent}{' (live, Ctrl-C ends it)' if live else ''}", shown=terminal) as observer:
-            configure_logging(json=not terminal, level=os.environ.get("FACTORY_LOG_LEVEL") or ("WARNING" if terminal else "INFO"))
-            stop.watch_signals()
-            gc.collect()
-            gc.freeze()
-            context = RunContext(kafka, stop=stop, observer=observer, show=self._show)
-            if live:
-                outcome: LiveResult | AgentResult = launch.run_agent_live(context, self.agent, self.settings)
-            else:
-                outcome = launch.run_agent_over_window(context, self.agent, self.settings)
+        label = f"{self.agent}{' (live, Ctrl-C ends it)' if live else ''}"
+        try:
+            with console.progress(label, shown=terminal) as observer:
+                configure_logging(json=not terminal, level=os.environ.get("FACTORY_LOG_LEVEL") or ("WARNING" if terminal else "INFO"))
+                stop.watch_signals()
+                gc.collect()
+                gc.freeze()
+                context = RunContext(kafka, stop=stop, observer=observer, show=self._show, examples=self.settings.show)
+                if live:
+                    outcome: LiveResult | AgentResult = launch.run_agent_live(context, self.agent, self.settings)
+                else:
+                    outcome = launch.run_agent_over_window(context, self.agent, self.settings)
+        except TooManyRejectedError as error:
+            if self.settings.dry_run:
+                self._print_failed(error)
+            raise
         self._print(outcome)
 
     def _show(self, topic: str, key: bytes | None, value: bytes | None) -> None:
@@ -164,6 +172,15 @@ class _Run:
         out = sys.stderr if self.as_json else sys.stdout
         text = "(no value)" if value is None else printable(value.decode(errors="replace"))
         out.write(f"→ {topic or 'the sink'}  {'' if key is None else printable(key.decode(errors='replace'))}\n  {text}\n")
+
+    def _print_failed(self, error: TooManyRejectedError) -> None:
+        """What a dry run found before it failed."""
+        if self.as_json:
+            from factory_agents.run import failed_result
+
+            console.print_json(failed_result(None, error))
+        else:
+            _print_reasons(error.reasons)
 
     def _print(self, outcome: LiveResult | AgentResult) -> None:
         if self.as_json:
@@ -190,8 +207,19 @@ def _print_result(result: AgentResult, more: int) -> None:
     _print_counts(result.counts)
     for note in result.notes:
         console.say(note, "yellow")
+    _print_reasons(result.reasons)
     if result.dead_letters is not None:
         console.say(f"why events were rejected: factory dead-letters list {result.dead_letters.topic}", "yellow")
+
+
+def _print_reasons(reasons: Sequence[Reason]) -> None:
+    """Why a dry run rejected events."""
+    from factory_agents.runtime.reasons import reason_lines
+
+    if reasons:
+        console.say("rejected, with nothing written (dry run):", "yellow")
+    for line in reason_lines(reasons):
+        console.say(f"  {line}")
 
 
 def _print_counts(counts: Counts) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AccountingError",
     "AgentError",
@@ -74,7 +76,9 @@ class AgentError(FactoryError):
 
 
 class TooManyRejectedError(FactoryError):
-    """More events were rejected than the stage tolerates."""
+    """More events were rejected than the stage tolerates. ``reasons``: why, of a dry run (see ``AgentResult``)."""
+
+    reasons: tuple[Any, ...] = ()
 
 
 class ValidationFailedError(FactoryError):

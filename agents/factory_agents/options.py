@@ -80,11 +80,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     group: Annotated[str, _key("consumer group of a live agent; by default factory.<agent>.<in-topic>", env="CONSUMER_GROUP")] = ""
     shard: Annotated[Shard, _key("part of the window to take: 1/4 is the first of four")] = Shard()
     dry_run: Annotated[bool, _key("show what would be written; write nothing")] = False
-    show: Annotated[int, _key("how many records a dry run shows")] = 20
-    rerun: Annotated[
-        Literal["reuse", "redo"], _key("what becomes of work that was done before: reuse its result, or redo it", env="FACTORY_RERUN")
-    ] = "reuse"
-    accept_loss: Annotated[bool, _key("go on where records are gone, and record the loss")] = False
+    show: Annotated[int, _key("how many records a dry run shows, and at most 5 examples of each reason for which events are rejected")] = 20
+    rerun: Annotated[Literal["reuse", "redo"], _key("reuse a finished result, or redo the work", env="FACTORY_RERUN")] = "reuse"
+    accept_loss: Annotated[bool, _key("continue where records are gone, and record the loss")] = False
     max_rejected: Annotated[
         str, _key("rejected events past which the stage fails: a number, or a share such as '5 %'", env="FACTORY_MAX_REJECTED")
     ] = "50 %"

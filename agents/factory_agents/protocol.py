@@ -18,10 +18,12 @@ __all__ = [
     "AgentRun",
     "Counts",
     "ErrorInfo",
+    "Example",
     "Interval",
     "Manifest",
     "Order",
     "PartitionRange",
+    "Reason",
     "Shard",
     "Window",
     "Work",
@@ -332,11 +334,30 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     retriable: bool = False
 
 
+class Example(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A rejected event: where it was read (``topic-partition@offset``, or the place in a file), its key and how its value begins."""
+
+    at: str
+    key: str | None = None
+    value: str | None = None
+
+
+class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Events rejected for one reason: the rule, the first one's error and place, and how many they are."""
+
+    rule: str
+    error: str
+    count: int
+    first: str
+    examples: tuple[Example, ...] = ()
+
+
 class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one run of one shard of one stage did. ``manifest`` is None where nothing is written to a topic (sinks, dry runs).
 
     ``origin``, ``instance`` and ``mapped`` are the run's. ``input_generation`` is where a sink placed its input among others. ``epoch``
     counts how often the work was done again because it was told to.
+    ``reasons`` say, of a dry run, why events were rejected: it writes no dead letters.
     ``run`` is the digest of the run that it answers. ``truncated`` says that it was too long for a termination message: the whole of it
     stands in the ledger.
     """
@@ -365,6 +386,7 @@ class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     report: dict[str, Any] | None = None
     table: str = ""
     notes: tuple[str, ...] = ()
+    reasons: tuple[Reason, ...] = ()
     seconds: float = 0.0
     resumed: bool = False
     reused: bool = False

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from factory_agents.errors import ConfigurationError, FactoryError
+from factory_agents.errors import ConfigurationError, FactoryError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.failures import leave_failure
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, ErrorInfo, Shard, decode_run, encode
@@ -30,7 +30,7 @@ from factory_agents.runtime.window import run_transform
 from factory_agents.telemetry import Batch, Commit, Observer, Subject, configure_logging, fields
 from factory_agents.text import printable
 
-__all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "build_transform", "execute", "main"]
+__all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "build_transform", "execute", "failed_result", "main"]
 
 log = logging.getLogger("factory_agents.run")  # also where this module is __main__
 
@@ -68,7 +68,8 @@ def execute(context: RunContext, run: AgentRun) -> AgentResult:
         raise
 
 
-def _failed(run: AgentRun | None, error: Exception) -> AgentResult:
+def failed_result(run: AgentRun | None, error: Exception) -> AgentResult:
+    """What is answered for a run that raised."""
     known = isinstance(error, FactoryError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
     retriable = error.retriable if isinstance(error, FactoryError) else isinstance(error, OSError)  # a disk, a network: it may pass
@@ -81,20 +82,22 @@ def _failed(run: AgentRun | None, error: Exception) -> AgentResult:
         shard=run.shard if run else Shard(),
         status="failed",
         error=info,
+        reasons=error.reasons if isinstance(error, TooManyRejectedError) else (),
     )
 
 
 def fit_result(result: AgentResult, limit: int) -> bytes:
     """The result as JSON of at most ``limit`` bytes, marked as truncated where something had to go (in the ledger it is whole).
 
-    What can be found elsewhere goes first: report and notes, then ranges, then the end of the error's message.
+    What can be found elsewhere goes first: report, notes and examples, then ranges and reasons, then the end of the error's message.
     """
     data = encode(result)
     if len(data) <= limit:
         return data
-    result = msgspec.structs.replace(result, report=None, notes=(), input=None, truncated=True)
+    reasons = tuple(msgspec.structs.replace(reason, examples=()) for reason in result.reasons)
+    result = msgspec.structs.replace(result, report=None, notes=(), input=None, reasons=reasons, truncated=True)
     if len(data := encode(result)) > limit:
-        result = msgspec.structs.replace(result, manifest=None, dead_letters=None)
+        result = msgspec.structs.replace(result, manifest=None, dead_letters=None, reasons=())
         data = encode(result)
     if len(data) > limit and (error := result.error) is not None:
 
@@ -222,11 +225,11 @@ def main(argv: list[str] | None = None) -> int:
             ),
         )
     except FactoryError as error:
-        result = _failed(run, error)
+        result = failed_result(run, error)
         log.error(str(error), extra=fields(error=type(error).__name__, retriable=error.retriable))
     except Exception as error:
-        result = _failed(run, error)
-        log.exception("an error that nobody foresaw; please report it")
+        result = failed_result(run, error)
+        log.exception("unexpected error; please report it")
     try:
         answer(result)
     except OSError as error:

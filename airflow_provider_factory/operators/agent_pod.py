@@ -40,12 +40,12 @@ _STARTUP_CHECK_INTERVAL = 1  # KubernetesPodOperator's 5 would be most of a smal
 
 
 class AgentPodOperator(KubernetesPodOperator):
-    """Runs one ``AgentRun`` in a pod. What it adds to KubernetesPodOperator, whose arguments it takes:
+    """Runs one ``AgentRun`` in a pod. It takes the arguments of KubernetesPodOperator, and differs from it:
 
     * The result comes from the container's termination message, else from the ledger, else the task fails: no XCom sidecar.
-    * A live pod is taken up again only where its fingerprint fits; others of the same task instance are deleted.
-    * The agent's own error is the task's error; where it left none, what Kubernetes knows is (image, memory, eviction, no node).
-    * Log lines come at their own level and once; a deferred task's come every ``logging_interval`` seconds (10 by default).
+    * A running pod is used again only if its fingerprint fits; other pods of the same task instance are deleted.
+    * The task's error is the agent's own; if it left none, it is what Kubernetes says (image, memory, eviction, no node).
+    * Log lines keep their level and come once; those of a deferred task come every ``logging_interval`` seconds (10 by default).
 
     :param agent_secret: existing Kubernetes Secret whose keys become the pod's environment; by default ``[factory] agent_secret``.
         (templated)
@@ -80,7 +80,7 @@ class AgentPodOperator(KubernetesPodOperator):
         self._trouble: Trouble | None = None
 
     def secret_environment(self) -> dict[str, str]:
-        """What the agent's environment needs that nobody else may see, from Airflow's connections."""
+        """The secrets that the agent's environment needs, from Airflow's connections."""
         raise NotImplementedError
 
     def ledger_config(self) -> KafkaConfig:
@@ -320,7 +320,7 @@ class AgentPodOperator(KubernetesPodOperator):
             return AgentCrashedError(f"Kubernetes answered {error.status} {error.reason}: {_api_message(error)}")
         if error is not None and is_outage(error):
             return AgentCrashedError(f"the Kubernetes API server doesn't answer: {short(error)}; a retry takes the pod up again")
-        return error if error is not None else AgentCrashedError("the agent's pod ended, and nobody knows why")
+        return error if error is not None else AgentCrashedError("the agent's pod ended for an unknown reason")
 
     def _crash(self, trouble: Trouble) -> FactoryError:
         agent = self._sent.agent.name if self._sent else self.task_id
@@ -340,7 +340,7 @@ class AgentPodOperator(KubernetesPodOperator):
     def _pod_result(self, run: AgentRun) -> AgentResult:
         """What the container said at its end, else what stands in the ledger for just this run; raises AgentCrashedError for neither."""
         said = self._said()
-        if said is not None and not said.truncated:
+        if said is not None and (not said.truncated or said.dry_run or said.status != "success"):  # the ledger has no more of these
             return said
         from factory_agents.kafka.ledger import read_result
 

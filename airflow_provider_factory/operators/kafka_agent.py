@@ -28,6 +28,7 @@ from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, i
 from airflow_provider_factory.settings import Runner, option, option_seconds, runner
 from factory_agents.errors import ConfigurationError, DryRunError, FactoryError, WindowError
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, plain
+from factory_agents.runtime.reasons import reason_lines
 from factory_agents.stage_plan import StageInput, stage_input
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ _RERUNS = ("clear", "reuse", "redo")
 class KafkaAgentOperator(AgentPodOperator):
     """Runs an agent over a window, exactly once per fingerprint, and returns what it did: XCom is the ``AgentResult``, manifest included.
 
-    Whether as a pod or as a process is asked of ``[factory] runner`` on the worker, unless ``runner`` says so. A retry resumes; a
-    clear does the work again; an unchanged run over the same window returns the result that stands in the ledger. Everything
-    KubernetesPodOperator takes is taken; as a process, ``env_vars`` are honoured and the rest of the pod's arguments is passed over.
+    It runs as a pod or as a process, as ``runner`` or, on the worker, ``[factory] runner`` says. A retry resumes; a clear runs the work
+    again; an unchanged run over the same window returns the result in the ledger. It takes every argument of KubernetesPodOperator; as a
+    process it uses ``env_vars`` and ignores the other pod arguments.
 
     :param agent: a built-in (ingest, enrich, validate, publish), ``module:function``, or a name for an image with its own command.
         (templated)
@@ -71,10 +72,10 @@ class KafkaAgentOperator(AgentPodOperator):
     :param runner: ``process`` or ``kubernetes``; by default ``[factory] runner``. (templated)
     :param rerun: ``clear``: finished work is done again when the task was cleared; ``reuse``: never; ``redo``: always.
     :param reprocess: do finished work again; by default the DAG's param ``reprocess``, if it has one. (templated)
-    :param dry_run: read and handle, write nothing; the result says what would have been. Stages after a dry run are skipped. (templated)
-    :param accept_loss: go on where records are gone, and record the loss. (templated)
+    :param dry_run: write nothing; result and log say what would be written or rejected, and why. Stages after it are skipped. (templated)
+    :param accept_loss: continue where records are gone, and record the loss. (templated)
     :param max_rejected: fail when more events than this are rejected: a number, or a share like ``5 %``. (templated)
-    :param deadline: fail, keeping what is committed, when the window is not done in this time; a retry resumes. (templated)
+    :param deadline: fail if the window takes longer; what was committed stays, and a retry resumes. (templated)
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
     :param database_conn_id: Airflow connection given as DATABASE_URL, or of type google_cloud_platform, for BigQuery. Without it built-in
         agents get ``[factory] database_conn_id`` (``google_cloud_default`` with ``sink: bigquery``) if it exists. (templated)
@@ -295,7 +296,7 @@ class KafkaAgentOperator(AgentPodOperator):
 
     def _run_process(self, context: Context, run: AgentRun) -> AgentResult:
         if self.deferrable or self.pod_template_file or self.pod_template_dict or self.full_pod_spec or self.image:
-            self.log.info("Running as a process: the task's deferrable and pod arguments are passed over")
+            self.log.info("Running as a process: deferrable and the pod arguments are ignored")
         root = bundle_root(context)
         environment = child_environment(
             os.environ, secrets=self._secrets(), extra=_plain(self.env_vars), python_path=[root] if root else []
@@ -376,6 +377,8 @@ class KafkaAgentOperator(AgentPodOperator):
             raise AgentCrashedError("the task was stopped; a retry resumes")
         if run is not None:
             check_result(result, run)
+        for line in reason_lines(result.reasons):
+            self.log.info("rejected: %s", line)
         if result.status != "success":
             raise agent_error(result)
         if run is not None:  # an image with a program of its own need not know of these

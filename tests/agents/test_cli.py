@@ -208,6 +208,55 @@ def test_a_dry_run_shows_what_would_be_written_and_writes_nothing(factory: Comma
     assert factory.ok("windows").data == []
 
 
+def test_a_dry_run_says_why_events_are_rejected(factory: Command, runs: Runs) -> None:
+    source, target = filled(runs, 20, bad=3)
+    (factory.cwd / "mine.py").write_text(AGENT)
+    common = ("agent", "run", "mine:shout", "--in-topic", source, "--out-topic", target, "--dry-run")
+    (reason,) = factory.ok(*common, "--show", "2").data["reasons"]
+    assert (reason["rule"], reason["error"], reason["count"]) == ("agent-error", "shout raised ValueError: bad event", 3)
+    assert len(reason["examples"]) == 2
+    assert reason["examples"][0]["at"].startswith(f"{source}-")
+    assert json.loads(reason["examples"][0]["value"])["bad"] is True
+
+    code, screen = on_terminal(factory, *common, "--show", "1")
+    lines = [line.rstrip() for line in screen.splitlines()]
+    at = lines.index("  3 × agent-error: shout raised ValueError: bad event")
+    assert lines[at + 1].startswith(f"      {source}-")
+    assert code == 0
+    assert ".dead" not in screen
+
+
+def test_a_dry_run_with_too_many_rejected_fails_and_names_the_commonest_cause(factory: Command, runs: Runs) -> None:
+    source, target = filled(runs, 5, bad=15)
+    (factory.cwd / "mine.py").write_text(AGENT)
+    common = ("agent", "run", "mine:shout", "--in-topic", source, "--out-topic", target)
+    failed = factory(*common, "--dry-run")
+    (*_, said) = failed.err.splitlines()
+    assert failed.code == 1
+    assert said.startswith("error: stage 'shout': 15 of 20 events rejected")
+    assert "; most often (15×) agent-error: shout raised ValueError: bad event (first at " in said
+    assert ".dead" not in failed.err
+    assert (failed.data["status"], failed.data["reasons"][0]["count"]) == ("failed", 15)
+    (*_, said) = factory(*common, *last_hour()).err.splitlines()
+    assert "; most often (15×) agent-error: " in said
+    assert said.endswith(f"; see them: factory dead-letters list {target}.dead")
+
+
+@pytest.mark.parametrize("name", ["enrich", "validate", "publish"])
+def test_a_dry_run_of_a_built_in_agent_says_why_too(factory: Command, runs: Runs, name: str) -> None:
+    source, target = runs.topic("in", partitions=1), runs.topic("out", partitions=1)
+    runs.produce(source, [*events(3), b"no event"])
+    contract = "name: c\nid: event_id\nschema:\n  required: [event_id]\n  properties: {event_id: {type: integer}}\n"
+    (factory.cwd / "c.yaml").write_text(contract)
+    more = {"enrich": ("--out-topic", target), "validate": ("--out-topic", target, "--contract", "c.yaml"), "publish": ("--table", "t")}
+    result = factory.ok(
+        "agent", "run", name, "--in-topic", source, *more[name], "--dry-run", DATABASE_URL="postgresql://u@127.0.0.1:1/d"
+    ).data
+    assert [(r["rule"], r["count"], r["first"]) for r in result["reasons"]] == [("decode", 1, f"{source}-0@3")]
+    assert runs.cluster.find(f"{target}.dead") is None
+    assert runs.cluster.find(f"{source}.dead") is None
+
+
 def test_ingest_reads_a_file_whole_and_by_interval(factory: Command, runs: Runs) -> None:
     target = runs.topic("raw", partitions=2)
     rows = [{"event_id": str(i), "at": f"2026-11-01T0{i}:30:00Z"} for i in range(4)]
@@ -358,7 +407,7 @@ def test_rejected_events_are_listed_shown_and_replayed(factory: Command, runs: R
     assert factory.ok("dead-letters", "replay", dead, "--to", source).data["replayed"] == 2
     assert len(runs.everything(source)) == 7
     refused = factory("dead-letters", "replay", dead, "--to", source)
-    assert (refused.code, refused.error) == (1, f"{dead}: all letters meant (2) were replayed before; --again replays them once more")
+    assert (refused.code, refused.error) == (1, f"{dead}: all matching letters (2) were replayed before; --again replays them again")
 
 
 def test_lag_without_a_reader_asks_whose(offline: Command) -> None:
@@ -371,7 +420,7 @@ def test_lag_without_a_reader_asks_whose(offline: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("agent", "run", "enrih", "--in-topic", "t"), 1, "agent 'enrih': there is no such agent; did you mean 'enrich'?"),
+        (("agent", "run", "enrih", "--in-topic", "t"), 1, "unknown agent 'enrih'; did you mean 'enrich'?"),
         (("agent", "run", "none:such", "--in-topic", "t"), 1, "agent 'none:such': no module 'none'"),
         (("agent", "run", "enrich"), 1, "agent 'enrich': no topic to read; give --in-topic, or set INPUT_TOPIC"),
         (
@@ -380,13 +429,13 @@ def test_lag_without_a_reader_asks_whose(offline: Command) -> None:
             "interval: its end 2026-11-01T04:00:00+00:00 is not after its start 2026-11-01T05:00:00+00:00; give them the other way round",
         ),
         (("agent", "run", "enrich", "--in-topic", "t", "--since", "2026-11-01"), 1, "--since is given without --until"),
-        (("agent", "run", "enrich", "--in-topic", "t", "--window", "w", "--since", "2026-11-01"), 1, "--window names a window by itself"),
+        (("agent", "run", "enrich", "--in-topic", "t", "--window", "w", "--since", "2026-11-01"), 1, "--window already says which"),
         (("agent", "run", "enrich", "--in-topic", "t", "--shard", "2"), 1, "--shard: expected i/n"),
-        (("agent", "run", "enrich", "--in-topic", "t", "--shard", "1/2"), 1, "--shard is for a window"),
+        (("agent", "run", "enrich", "--in-topic", "t", "--shard", "1/2"), 1, "--shard needs a window"),
         (("agent", "run", "enrich", "--window", "none.json", "--out-topic", "t"), 1, "--window none.json: cannot be read: No such file"),
-        (("agent", "run", "ingest", "--in-topic", "t"), 1, "agent 'ingest' reads a source, no topic: leave --in-topic out"),
+        (("agent", "run", "ingest", "--in-topic", "t"), 1, "agent 'ingest' reads a source, not a topic: leave out --in-topic"),
         (("agent", "run", "ingest"), 1, "agent 'ingest': no topic to write to; give --topic, or set OUTPUT_TOPIC"),
-        (("agent", "run", "validate", "--in-topic", "t"), 1, "agent 'validate': no topic for the events that are valid"),
+        (("agent", "run", "validate", "--in-topic", "t"), 1, "agent 'validate': no topic for valid events"),
         (
             ("agent", "run", "enrich", "--in-topic", "t", "-X", "linger.sm=5"),
             1,
@@ -457,7 +506,7 @@ def test_wrong_credentials_are_one_line_without_the_password(factory: Command, s
     assert factory.ok("windows", **broker | {"KAFKA_CONFIG": json.dumps(right)}).data == []
 
 
-def test_an_error_nobody_foresaw_is_one_line_too(offline: Command) -> None:
+def test_an_unexpected_error_is_one_line_too(offline: Command) -> None:
     (offline.cwd / "mine.py").write_text("def f(event): ...\n")
     script = (
         "import sys; sys.argv = ['factory', 'windows']\nimport factory_agents.kafka.windows as w\n"
@@ -465,7 +514,7 @@ def test_an_error_nobody_foresaw_is_one_line_too(offline: Command) -> None:
     )
     done = offline("-c", script, program=(sys.executable,))
     assert done.code == 1
-    assert done.error.startswith("KeyError: 'x' (nobody foresaw this; FACTORY_DEBUG=1 shows where it comes from")
+    assert done.error == "unexpected KeyError: 'x' (please report it; FACTORY_DEBUG=1 shows the traceback)"
     assert "Traceback" in offline("-c", script, program=(sys.executable,), FACTORY_DEBUG="1").err
 
 

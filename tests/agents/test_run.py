@@ -13,7 +13,19 @@ import msgspec
 import pytest
 
 from factory_agents import run as run_module
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, ErrorInfo, Interval, Manifest, PartitionRange, decode_result, encode
+from factory_agents.protocol import (
+    AgentRef,
+    AgentResult,
+    AgentRun,
+    ErrorInfo,
+    Example,
+    Interval,
+    Manifest,
+    PartitionRange,
+    Reason,
+    decode_result,
+    encode,
+)
 from factory_agents.run import fit_result, write_result
 from tests.support.runs import ROOT, Runs, events
 
@@ -152,6 +164,15 @@ def test_a_manifest_is_kept_where_only_the_report_was_too_long() -> None:
     )
     cut = decode_result(fit_result(middling, 4096))
     assert (cut.truncated, cut.manifest, cut.report) == (True, middling.manifest, None)
+
+
+def test_reasons_are_kept_without_their_examples_and_at_last_go() -> None:
+    examples = (Example("t-0@1", "k", "v" * 200),) * 5
+    few = AgentResult("p", "s", "k", reasons=(Reason("r", "e" * 300, 7, "t-0@1", examples),) * 5, dry_run=True)
+    cut = decode_result(fit_result(few, 4096))
+    assert [(r.count, r.examples) for r in cut.reasons] == [(7, ())] * 5
+    many = msgspec.structs.replace(few, reasons=few.reasons * 10)
+    assert decode_result(fit_result(many, 4096)).reasons == ()
 
 
 @pytest.mark.parametrize("message", ["x" * 10_000, "€" * 10_000, '"' * 10_000, "\x00" * 10_000])

@@ -108,7 +108,9 @@ def test_counts_that_do_not_add_up_fail_the_run(runs: Runs, monkeypatch: pytest.
 
 def test_too_many_rejected_fail_the_stage_and_can_be_looked_at(runs: Runs) -> None:
     run = runs.run(runs.filled(EVENTS), runs.topic("out"), "tests.support.agents:judge", max_rejected="10 %")
-    with pytest.raises(TooManyRejectedError, match=r"40 of 200") as error:
+    with pytest.raises(
+        TooManyRejectedError, match=r"40 of 200 .*; most often \(20×\) (five|agent-error): .* \(first at .*-\d@\d+\); see them: "
+    ) as error:
         runs.transform(run, judge)
     assert not error.value.retriable
     assert len(runs.everything(f"{run.output_topic}.dead")) == 40
@@ -131,7 +133,8 @@ def test_a_dry_run_counts_and_shows_and_writes_nothing(runs: Runs) -> None:
     result = runs.transform(run, judge, show=lambda topic, _key, _value: shown.append(topic))
     assert result.counts == EXPECTED
     assert (result.manifest, result.dead_letters, result.dry_run) == (None, None, True)
-    assert len(shown) == EXPECTED.produced + EXPECTED.rejected
+    assert shown == [run.output_topic] * EXPECTED.produced
+    assert [(r.rule, r.count, len(r.examples)) for r in result.reasons] == [("five", 20, 3), ("agent-error", 20, 3)]
     assert runs.everything(run.output_topic) == []
     assert runs.cluster.find(f"{run.output_topic}.dead") is None
     assert runs.cluster.find(f"{run.prefix}.ledger") is None

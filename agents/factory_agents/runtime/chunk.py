@@ -104,10 +104,10 @@ class Chunk:
         self.forget()
         self._writer.abort()
 
-    def forget(self) -> None:
-        """Begin the next one: of this one nothing was written, as in a dry run, or nothing will be."""
+    def forget(self, *, committed: bool = False) -> None:
+        """Begin the next one: of this one nothing will be written. ``committed``: nor does it come again (a dry run)."""
         self.records = 0
-        self._outputs.forget(committed=False)
+        self._outputs.forget(committed=committed)
 
     def retry(self, aborted: ChunkAbortedError) -> None:
         """Decide how the chunk is tried again, which the caller does after ``abort``.

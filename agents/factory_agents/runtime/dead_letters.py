@@ -22,6 +22,7 @@ from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
 from factory_agents.protocol import Counts, PartitionRange, Window, transactional_id
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER, DeadLetter
+from factory_agents.runtime.reasons import error_kind
 from factory_agents.telemetry import Commit, Observer, Subject
 
 __all__ = ["ATTEMPTS", "Letter", "LetterGroup", "LetterTopic", "ReplayResult", "Selection", "group_letters", "replay_letters"]
@@ -321,17 +322,12 @@ class LetterTopic:
         )
 
 
-def _error_kind(error: str) -> str:
-    """An error without what differs from event to event: quoted values and figures."""
-    return re.sub(r"(?<![\w.])-?\d[\d.,]*", "#", re.sub(r"'[^']*'|\"[^\"]*\"", "…", error))
-
-
 def group_letters(letters: Iterable[Letter]) -> list[LetterGroup]:
     """Letters by window, attempt, stage, rule and kind of error, the most numerous first; error and example are the latest letter's."""
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for letter in letters:
         why = letter.why
-        kind = (why.pipeline, why.window, letter.attempt, why.stage, why.rule, _error_kind(why.error))
+        kind = (why.pipeline, why.window, letter.attempt, why.stage, why.rule, error_kind(why.error))
         group = groups.setdefault(kind, [0, letter.written, letter.written, why.error, letter.position])
         group[0] += 1
         group[1] = min(group[1], letter.written)
@@ -427,13 +423,13 @@ class _Replay:
     @staticmethod
     def _nothing(chosen: _Chosen) -> str:
         if chosen.before:
-            return f"all letters meant ({chosen.before:,}) were replayed before; --again replays them once more"
+            return f"all matching letters ({chosen.before:,}) were replayed before; --again replays them again"
         if chosen.others:
             return (
-                f"the {chosen.others:,} letters that fit are of attempts that failed or aren't finished, or of nobody that the ledger "
-                f"knows (is --prefix right?): a retry sees their events again; --attempt all takes them too"
+                f"the {chosen.others:,} matching letters are from attempts that failed or haven't finished, or are unknown to the ledger "
+                f"(is --prefix right?): a retry sees their events again; --attempt all includes them"
             )
-        return "there is no dead letter such as is meant"
+        return "no dead letter matches these filters"
 
     def _choose(self, ranges: Sequence[PartitionRange], selection: Selection) -> _Chosen:
         """Where the letters lie that are to be replayed: of each event the last one, unless any letter about it was replayed before."""
@@ -478,9 +474,9 @@ class _Replay:
             if result is not None and result.input is not None and result.input.writer and result.input.topic == self.target.name:
                 first = f" (--to {result.origin})" if result.origin and result.origin != self.target.name else ""
                 raise ConfigurationError(
-                    f"{self.facts.name}: stage {record.stage!r} reads of {self.target.name!r} what the stage before it wrote, by a "
-                    f"manifest: no window would hold what is put there. Replay into the topic that the pipeline begins with{first}, "
-                    f"or into one of its own, and run {record.stage!r} over that"
+                    f"{self.facts.name}: stage {record.stage!r} reads only what the stage before it wrote to "
+                    f"{self.target.name!r}: it would never see these events there. Replay into the pipeline's first topic{first}, "
+                    f"or into a new one, and run {record.stage!r} over that"
                 )
 
     def _write(self, ranges: Sequence[PartitionRange], places: set[tuple[int, int]], observer: Observer) -> None:

@@ -19,6 +19,7 @@ from factory_agents.kafka.topics import Cluster, TopicFacts
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
 from factory_agents.protocol import Counts, Manifest, PartitionRange
 from factory_agents.runtime.agents import Output, Reject
+from factory_agents.runtime.reasons import Reasons
 from factory_agents.runtime.refusals import NOWHERE, Place, Refusals, place_of
 from factory_agents.text import printable
 
@@ -91,7 +92,8 @@ class Figures(NamedTuple):
 class Outputs:
     """Puts an agent's outputs and dead letters into a writer's transaction and keeps count of them.
 
-    ``show`` (a dry run) is called with topic, key and value instead. Topics are looked up by ``resolve``; the dead-letter topic is made
+    ``show`` (a dry run) is called with topic, key and value of what would be written instead; of rejected events ``reasons`` keeps so many
+    ``examples``. Topics are looked up by ``resolve``; the dead-letter topic is made
     when first needed. An event whose record was refused (``mark_refused``) is dead-lettered when its turn comes again, whatever the agent
     makes of it then.
     """
@@ -105,6 +107,7 @@ class Outputs:
         output: str,
         dead: str,
         show: Callable[[str, bytes | None, bytes | None], None] | None = None,
+        examples: int = 0,
     ) -> None:
         self._cluster = cluster
         self._writer = writer
@@ -118,6 +121,7 @@ class Outputs:
         self._bytes = 0
         self._rejected: Counter[str] = Counter()
         self.refusals = Refusals()
+        self.reasons = Reasons(examples)
         self._limits: dict[str, int] = {}
         self._keyed = False
         self.input_topic_id = origin.input_topic_id
@@ -325,8 +329,11 @@ class Outputs:
         key: bytes | None = None,
         where: str = "",
         row: int = -1,
+        tolerated: bool = False,
     ) -> None:
         """Send one event to the dead-letter topic with the reason: whole, or a pointer to it where that topic doesn't take it whole.
+
+        ``tolerated``: it doesn't count against ``max_rejected``.
 
         Raises ConfigurationError where it doesn't take the pointer either.
         """
@@ -348,8 +355,8 @@ class Outputs:
         if message is not None:
             value, key = message.value(), message.key()
             letter, headers = _of_message(letter, message, self.input_topic_id)
+        self.reasons.add(letter.rule, letter.error, _where(letter), key, value, tolerated=tolerated)
         if self._show is not None:
-            self._show(self.dead_name, key, value)
             return
         if self.dead is None:
             self.dead = self._dead_topic()
@@ -394,6 +401,7 @@ class Outputs:
         self._sent = {}
         self._bytes = 0
         self._rejected = Counter()
+        self.reasons.end_chunk(committed=committed)
         self.refusals.forget(committed=committed)
 
     def figures(self) -> Figures:
@@ -426,6 +434,11 @@ def _text(reason: object) -> str:
     """A reason of bounded length that can be encoded: it may quote a hostile event."""
     text = printable(str(reason))
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "…"
+
+
+def _where(letter: DeadLetter) -> str:
+    """Where the event was read."""
+    return f"{letter.topic}-{letter.partition}@{letter.offset}" if letter.topic else letter.where
 
 
 def _own_key(message: Message, _: bytes) -> bytes | None:

@@ -40,12 +40,16 @@ _MOST_ORDERS = 50
 
 @dataclass
 class RunContext:
-    """What surrounds a run: the cluster, a question whether to stop, who is told of progress, and where a dry run shows its outputs."""
+    """What surrounds a run: the cluster, a question whether to stop, and who is told of progress.
+
+    ``show`` takes what a dry run would write; its result has up to so many ``examples`` of each reason for which events were rejected.
+    """
 
     config: KafkaConfig
     stop: Callable[[], bool] = lambda: False
     observer: Observer = field(default_factory=Observer)
     show: Callable[[str, bytes | None, bytes | None], None] = lambda topic, key, value: None
+    examples: int = 3
 
 
 def _loss_notes(window: Window, lost: Sequence[PartitionRange]) -> tuple[str, ...]:
@@ -153,6 +157,7 @@ class Session:
             output=run.output_topic,
             dead=run.dead_letter_topic,
             show=context.show if run.dry_run else None,
+            examples=context.examples if run.dry_run else 0,
         )
         self.subject = Subject(run.pipeline, run.stage, name, version, run.key, run.shard.key, window.size if window is not None else -1)
         self.observer = context.observer
@@ -273,10 +278,14 @@ class Session:
         rejected, consumed = self.counts.rejected - self.tolerated, self.counts.consumed
         enough = not percent or (rejected >= 10 and (final or consumed >= 10_000))
         if enough and rejected > (consumed * limit / 100 if percent else limit):
-            raise TooManyRejectedError(
+            reasons = self.outputs.reasons
+            where = "" if self.run.dry_run else f"; see them: factory dead-letters list {self.outputs.dead_name}"
+            error = TooManyRejectedError(
                 f"stage {self.run.stage!r}: {rejected} of {consumed} events rejected, more than max_rejected={self.run.max_rejected!r} "
-                f"allows; see them: factory dead-letters list {self.outputs.dead_name}"
+                f"allows{reasons.commonest()}{where}"
             )
+            error.reasons = reasons.told() if self.run.dry_run else ()
+            raise error
 
     def check_counts(self) -> None:
         """Fail unless every consumed record was forwarded, filtered or rejected."""
@@ -329,7 +338,7 @@ class Session:
 
     def _commit_dry(self, finished: bool, report: dict[str, Any] | None, **more: Any) -> AgentResult | None:
         self.progress = msgspec.structs.replace(self.progress, counts=self.counts.copy())
-        self.chunk.forget()
+        self.chunk.forget(committed=True)
         return self._result(self.progress, report, **more) if finished else None
 
     def _commit(
@@ -432,6 +441,7 @@ class Session:
             dead_letters=self.outputs.dead_manifest(progress.dead, self.writer_id),
             counts=self.counts.copy(),
             report=report,
+            reasons=self.outputs.reasons.told() if run.dry_run else (),
             seconds=round(time.monotonic() - self._started, 3),
             resumed=self.resumed,
             dry_run=run.dry_run,

@@ -151,7 +151,7 @@ class _SinkRun:
                 session.check_rejected(final=True)
             except TooManyRejectedError:
                 self._in_kafka(lambda: self._with_refused(self.sent))
-                raise
+                session.check_rejected(final=True)  # again: now it knows why they were refused
 
     def _with_refused(self, positions: dict[int, int], **more: Any) -> AgentResult | None:
         """Commit to Kafka with the dead letters of what the database refused, which are read from the topic once more."""
@@ -239,7 +239,7 @@ class _SinkRun:
         letters = self.pending[: session.chunk.size]
         session.chunk.add(len(letters))
         for message, reject in letters:
-            session.outputs.reject(reject, message=message)
+            session.outputs.reject(reject, message=message, tolerated=message.value() is None)
         out = {m.partition(): m.offset() + 1 for m, _ in letters} if len(letters) < len(self.pending) else self.reader.positions
         positions = {p: max(out.get(p, 0), self.sent.get(p, 0)) for p in out.keys() | self.sent.keys()}
         session.commit(positions, {})
@@ -288,6 +288,10 @@ class _SinkRun:
         if message.offset() >= self.sent.get(message.partition(), 0):
             self.pending.append((message, reject))
             self.pending_bytes += len(message)
+        else:
+            place = f"{message.topic()}-{message.partition()}@{message.offset()}"
+            tolerated = message.value() is None
+            self.session.outputs.reasons.add(reject.rule, reject.reason, place, message.key(), message.value(), tolerated=tolerated)
 
     def _finish(self, outcome: SinkOutcome) -> AgentResult:
         session = self.session

@@ -163,7 +163,7 @@ def test_a_second_replay_of_the_same_letters_is_refused_unless_again(runs: Runs)
     target = runs.topic("in", partitions=2)
     topic = fill(runs, [(letter(rule="a"), b"1"), (letter(rule="b"), b"2")])
     assert replay_letters(runs.config, topic, target, Selection(rule="a"), prefix=runs.prefix).replayed == 1
-    with pytest.raises(ConfigurationError, match=r"all letters meant \(1\) were replayed before; --again"):
+    with pytest.raises(ConfigurationError, match=r"all matching letters \(1\) were replayed before; --again"):
         replay_letters(runs.config, topic, target, Selection(rule="a"), prefix=runs.prefix)
     rest = replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
     assert (rest.replayed, rest.before) == (1, 1)
@@ -175,7 +175,7 @@ def test_a_second_replay_of_the_same_letters_is_refused_unless_again(runs: Runs)
 def test_nothing_to_replay_is_told(runs: Runs) -> None:
     target = runs.topic("in", partitions=2)
     topic = fill(runs, [(letter(), b"1")])
-    with pytest.raises(ConfigurationError, match="no dead letter such as is meant"):
+    with pytest.raises(ConfigurationError, match="no dead letter matches these filters"):
         replay_letters(runs.config, topic, target, Selection(rule="none"), prefix=runs.prefix)
 
 
@@ -274,7 +274,7 @@ def test_what_a_stage_reads_by_a_manifest_is_no_place_for_a_replay(runs: Runs) -
     topic = runs.topic("valid.dead", partitions=1)
     put(runs, topic, [(letter(topic=target, partition=0, offset=0), b"1")], partitions=1)
     vouch(runs, topic, read=Manifest(target, "id", "enrich/f/1"), origin=first)
-    with pytest.raises(ConfigurationError, match=rf"no window would hold what is put there. .*--to {first}"):
+    with pytest.raises(ConfigurationError, match=rf"it would never see these events there. .*--to {first}"):
         replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
     assert replay_letters(runs.config, topic, first, EVERY, prefix=runs.prefix).replayed == 1
 
@@ -360,7 +360,7 @@ class TestAWriterOfTheDeadLetterTopic:
         put(runs, topic, [(letter(), b"genuine"), (letter(), b"forged")], partitions=1)
         manifest = Manifest(topic, runs.cluster.topic(topic).id, "s/f/1", (PartitionRange(0, 0, 2, 1),))
         vouch(runs, topic, result=StoredResult(dead_letters=manifest))
-        with pytest.raises(ConfigurationError, match=r"the 2 letters that fit are of attempts that failed .*or of nobody"):
+        with pytest.raises(ConfigurationError, match=r"the 2 matching letters are from attempts that failed .*unknown to the ledger"):
             replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
 
 

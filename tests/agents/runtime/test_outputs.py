@@ -130,7 +130,8 @@ def test_a_dry_run_shows_and_writes_nothing(runs: Runs, writer: TransactionalWri
     out = runs.topic("out")
     made = outputs(runs, writer, out, show=lambda *record: shown.append(record))
     made.put([Message(0, b"k"), Message(0, b"p", value=b"poison")], [b"1", Reject("why")], Counts())
-    assert shown == [(out, b"k", b"1"), (f"{out}.dead", b"p", b"poison")]
+    assert shown == [(out, b"k", b"1")]
+    assert [(r.error, r.first) for r in made.reasons.told()] == [("why", "in-0@5")]
     assert writer.open_since is None
     assert made.manifest({}, "w") is None
 
