@@ -22,17 +22,19 @@ __all__ = ["ValidationOperator"]
 
 Conditions = str | Sequence[str]
 
+_LEVELS = {"pass": logging.INFO, "warn": logging.WARNING, "fail": logging.ERROR}
+
 
 class ValidationOperator(KafkaAgentOperator):
-    """Runs the ``validate`` agent over a window and judges its report, or judges the one that a mapped stage's shards make together.
+    """Runs the ``validate`` agent over a window and judges its report, or judges the merged report of a mapped stage.
 
-    What was valid is written before anything is judged: a failed validation keeps the window's dead letters, and nothing downstream
-    runs. XCom is the AgentResult (or the list of judged results): the next stage's ``window``; the report is under ``report``.
+    Valid events are written before the report is judged: a failed validation keeps the window's dead letters, and nothing downstream
+    runs. XCom is the AgentResult (or the list of judged results), which is the next stage's ``window``; the report is under ``report``.
 
     :param fail_if: conditions that fail the task without retries, for example ``"rejected > 1 %"`` or
         ``["rows < 1000", "null_rate(url) > 0"]``; the contract's own are judged too. (templated)
-    :param warn_if: conditions that are only shown. (templated)
-    :param results: results of a mapped validate stage, instead of a ``window`` of its own. (templated)
+    :param warn_if: conditions that are only logged as warnings. (templated)
+    :param results: results of a mapped validate stage, instead of ``window``. (templated)
     """
 
     template_fields: Sequence[str] = (*KafkaAgentOperator.template_fields, "fail_if", "warn_if", "results")
@@ -89,11 +91,9 @@ class ValidationOperator(KafkaAgentOperator):
         report = merge_reports([result.report or {} for result in results])
         verdict = judge(report, _conditions(self.fail_if), _conditions(self.warn_if))
         context["ti"].xcom_push(key="report", value={**report, "checks": [dict(c) for c in verdict.checks], "outcome": verdict.outcome})
-        level = {"fail": logging.ERROR, "warn": logging.WARNING}.get(verdict.outcome, logging.INFO)
         for line in verdict.lines:
-            self.log.log(logging.DEBUG if line.startswith("  pass ") else level, "%s", line)
-        broken = "; ".join(str(c["rule"]) for c in verdict.checks if c["outcome"] == "fail")
-        error = ValidationFailedError(f"{verdict.lines[0]}; broken: {broken}") if verdict.outcome == "fail" else None
+            self.log.log(_LEVELS[line.outcome], "%s", line.text)
+        error = ValidationFailedError(verdict.failure) if verdict.failure else None
         self._tell_ledger(context, results[0], error)
         if error is not None:
             raise error

@@ -13,7 +13,7 @@ import msgspec
 from factory_agents.contracts.documents import did_you_mean, one_of, show
 from factory_agents.errors import ConfigurationError
 
-__all__ = ["Condition", "Outcome", "Verdict", "check", "judge", "parse_condition", "parse_conditions"]
+__all__ = ["Condition", "Line", "Outcome", "Verdict", "check", "judge", "parse_condition", "parse_conditions"]
 
 Outcome = Literal["pass", "warn", "fail"]
 Level = Literal["warn", "fail"]
@@ -54,12 +54,23 @@ class Condition(msgspec.Struct, frozen=True):
         return value / 100 if self.unit == "%" else value * _SECONDS.get(self.unit, 1)
 
 
+class Line(msgspec.Struct, frozen=True):
+    """A line for a person, and how bad what it says is."""
+
+    outcome: Outcome
+    text: str
+
+
 class Verdict(msgspec.Struct, frozen=True):
-    """What a report comes to: the worst outcome, every check, and lines for a person (a summary first)."""
+    """What a report comes to: the worst outcome, every check, and lines for a person (a summary first).
+
+    ``failure`` is the one line of the error that a failed validation raises; empty for others.
+    """
 
     outcome: Outcome
     checks: tuple[dict[str, Any], ...]
-    lines: tuple[str, ...]
+    lines: tuple[Line, ...]
+    failure: str = ""
 
 
 def parse_condition(text: str) -> Condition:
@@ -189,10 +200,15 @@ def judge(report: Mapping[str, Any] | None, fail_if: str | Sequence[str] = (), w
         checks += [check(report, c, "fail" if level == "fail" else "warn") for c in parse_conditions(conditions, name)]
     outcomes = {c["outcome"] for c in checks}
     outcome: Outcome = "fail" if "fail" in outcomes else "warn" if "warn" in outcomes else "pass"
-    return Verdict(outcome, tuple(checks), tuple(_lines(report, checks, outcome)))
+    lines = [Line(outcome, f"{outcome.upper()}: {_summary(report)}")]
+    lines += [Line(c["outcome"], f"  {_check_text(c)}") for c in sorted(checks, key=lambda c: ("fail", "warn", "pass").index(c["outcome"]))]
+    lines += [Line("pass", f"  {n:,} × {rule}") for rule, n in _broken_rules(report)[:10]]
+    lines += [Line("pass", f"  e.g. {_place(s)}: {s['reason']}") for s in report["samples"]]
+    failure = f"{lines[0].text}{_causes(report, checks)}" if outcome == "fail" else ""
+    return Verdict(outcome, tuple(checks), tuple(lines), failure)
 
 
-def _lines(report: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], outcome: Outcome) -> list[str]:
+def _summary(report: Mapping[str, Any]) -> str:
     contract = report["contract"]
     figures = [f"{report[name]:,} {name}" for name in ("rows", "valid", "rejected")]
     figures[-1] += _per_cent(report["rejected_rate"])
@@ -201,16 +217,36 @@ def _lines(report: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], outco
         figures.append(f"{report['duplicates']:,} duplicates{within}")
     if report["late"]:
         figures.append(f"{report['late']:,} late")
-    lines = [f"{outcome.upper()}: {contract['name']} version {contract['version']}: {', '.join(figures)}"]
-    lines += [_check_line(c) for c in sorted(checks, key=lambda c: ("fail", "warn", "pass").index(c["outcome"]))]
-    broken = sorted(((n, rule) for rule, n in report["rules"].items() if n), key=lambda pair: (-pair[0], pair[1]))
-    lines += [f"  {n:,} × {rule}" for n, rule in broken[:10]]
-    lines += [f"  e.g. {s['topic']}-{s['partition']}@{s['offset']}: {s['reason']}" for s in report["samples"]]
-    return lines
+    return f"{contract['name']} version {contract['version']}: {', '.join(figures)}"
 
 
-def _check_line(c: Mapping[str, Any]) -> str:
-    """One check; what was observed in the unit of its condition."""
+def _broken_rules(report: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Rules and how many events broke each, the most often broken first."""
+    return sorted(((rule, n) for rule, n in report["rules"].items() if n), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _place(sample: Mapping[str, Any]) -> str:
+    return f"{sample['topic']}-{sample['partition']}@{sample['offset']}"
+
+
+def _causes(report: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]) -> str:
+    """The conditions that fail; and where one is about rejected events, the rule that was broken most often, with an example."""
+    failing = [str(c["rule"]) for c in checks if c["outcome"] == "fail"]
+    causes = f"; broken: {'; '.join(failing)}"
+    rules = _broken_rules(report)
+    if rules and any(parse_condition(c).figure in ("rejected", "valid") for c in failing):
+        rule, n = rules[0]
+        sample = next((s for s in report["samples"] if rule in s["rules"]), None)
+        causes += f"; most often ({n:,}×) {rule}" + (f": {sample['reason']} ({_place(sample)})" if sample is not None else "")
+    return causes
+
+
+_WORDS = {">": "above", ">=": "from", "<": "below", "<=": "up to", "==": "at", "!=": "unless"}
+_PASSED = {"pass": "ok", "warn": "warning", "fail": "broken"}
+
+
+def _check_text(c: Mapping[str, Any]) -> str:
+    """One check in a line: what was observed, in the unit of its condition, and what would be too much or too little."""
     condition = parse_condition(c["rule"])
     if c["observed"] is None:
         observed = c.get("note", "not known")
@@ -220,7 +256,9 @@ def _check_line(c: Mapping[str, Any]) -> str:
         observed = f"{c['observed'] / _SECONDS[condition.unit]:,.6g} {condition.unit}"
     else:
         observed = f"{c['observed']:,}"
-    return f"  {c['outcome']:<4} {c['level']} if {c['rule']}: {observed}"
+    figure = f"{condition.figure}({condition.argument})" if condition.argument else condition.figure
+    limit = f"{_WORDS[condition.comparison]} {condition.threshold} {condition.unit}".rstrip()
+    return f"{_PASSED[c['outcome']]}: {figure} {observed} ({c['level']}s {limit})"
 
 
 def _per_cent(share: float | None) -> str:

@@ -105,7 +105,7 @@ def test_an_empty_window_breaks_no_share_and_no_freshness() -> None:
         verdict = judge(report(**empty), fail_if=condition)
         assert verdict.outcome == "pass"
         assert verdict.checks[0]["observed"] is None
-        assert "the window is empty" in verdict.lines[1]
+        assert "the window is empty" in verdict.lines[1].text
     assert outcome("rows < 1", **empty) == "fail"
 
 
@@ -123,15 +123,31 @@ def test_what_cannot_be_known_warns() -> None:
 def test_lines_tell_a_person_what_happened() -> None:
     sample = {"topic": "t", "partition": 1, "offset": 9, "rules": ["r"], "reason": "a: too small"}
     verdict = judge(report(samples=[sample], shards=4), fail_if=["rejected > 0.5 %", "freshness > 1 h"], warn_if="null_rate(a) > 50 %")
-    assert verdict.lines == (
+    assert [line.text for line in verdict.lines] == [
         "FAIL: events version 1: 1,000 rows, 993 valid, 7 rejected (0.7 %), 3 duplicates (within each of 4 shards), 10 late",
-        "  fail fail if rejected > 0.5 %: 0.7 %",
-        "  fail fail if freshness > 1 h: 2 h",
-        "  pass warn if null_rate(a) > 50 %: 5.035 %",
+        "  broken: rejected 0.7 % (fails above 0.5 %)",
+        "  broken: freshness 2 h (fails above 1 h)",
+        "  ok: null_rate(a) 5.035 % (warns above 50 %)",
         "  5 × r",
         "  2 × decode",
         "  e.g. t-1@9: a: too small",
-    )
+    ]
+    assert [line.outcome for line in verdict.lines] == ["fail", "fail", "fail", "pass", "pass", "pass", "pass"]
+
+
+def test_a_failure_names_what_was_broken_most_often_where_rejected_events_are_why() -> None:
+    sample = {"topic": "t", "partition": 1, "offset": 9, "rules": ["r"], "reason": "a: too small"}
+    failure = judge(report(samples=[sample]), fail_if="rejected > 0.5 %").failure
+    assert failure.endswith("10 late; broken: rejected > 0.5 %; most often (5×) r: a: too small (t-1@9)")
+    assert judge(report(samples=[sample]), fail_if="freshness > 1 h").failure.endswith("; broken: freshness > 1 h")
+    assert judge(report()).failure == ""
+
+
+def test_a_run_that_is_well_warns_of_nothing() -> None:
+    lines = judge(report(), fail_if="rejected > 5 %", warn_if="rows < 1").lines
+    assert {line.outcome for line in lines} == {"pass"}
+    assert lines[1].text == "  ok: rejected 0.7 % (fails above 5 %)"
+    assert lines[2].text == "  ok: rows 1,000 (warns below 1)"
 
 
 @pytest.mark.parametrize("value", [None, {}, {"rows": 1}])

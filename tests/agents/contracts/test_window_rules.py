@@ -182,7 +182,7 @@ def test_the_same_id_in_two_shards_is_not_seen_and_the_verdict_says_so() -> None
     parts = [report_of([(0, {"id": "a", "at": seconds(59)})]), report_of([(1, {"id": "a", "at": seconds(59)})])]
     merged = merge_reports(parts)
     assert (merged["duplicates"], merged["shards"]) == (0, 2)
-    assert "0 duplicates (within each of 2 shards)" in judge(merged).lines[0]
+    assert "0 duplicates (within each of 2 shards)" in judge(merged).lines[0].text
 
 
 def test_shares_of_shards_are_not_averaged() -> None:
