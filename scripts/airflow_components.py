@@ -30,7 +30,7 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
 }
 """What is started, by name, and how."""
 
-NEW_FILES_SOON: Mapping[str, str] = {
+NEW_FILES_SOON = {
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "3",
     "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",

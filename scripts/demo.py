@@ -17,7 +17,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import AgentResult
-from factory_agents.runtime.dead_letters import Selection, group_letters, read_letters
+from factory_agents.runtime.dead_letters import LetterTopic, Selection, group_letters
 from factory_agents.sandbox import Sandbox
 
 PIPELINE = "software_factory_pipeline"
@@ -31,7 +31,8 @@ def results(config: KafkaConfig) -> list[AgentResult]:
     """The finished results of the demo's hours, from the ledger, in the pipeline's order."""
     ledger = Ledger(config, Cluster(config), prefix="factory", pipeline=PIPELINE)
     records: list[StageRecord] = ledger.read(deadline=time.monotonic() + 60).of(StageRecord)
-    done = [r.result for r in records if r.result is not None and r.result.interval is not None and r.result.interval.start in HOURS]
+    answers = [answer for record in records if (answer := record.answer()) is not None]
+    done = [r for r in answers if r.interval is not None and r.interval.start in HOURS]
     return sorted(done, key=lambda r: (r.key, STAGES.index(r.stage)))
 
 
@@ -66,7 +67,7 @@ def show_rejected(config: KafkaConfig, done: list[AgentResult]) -> None:
     """Rejected events with their reasons."""
     table = _table("What was rejected, and why", "stage", "rule", "times", "letter", "reason")
     for topic in dict.fromkeys(r.dead_letters.topic for r in done if r.dead_letters is not None):
-        for group in group_letters(read_letters(config, topic, Selection())):
+        for group in group_letters(LetterTopic(config, topic).select(Selection())):
             table.add_row(
                 group.stage, group.rule, str(group.count), f"{topic} {group.example}", textwrap.shorten(group.error, 60, placeholder=" …")
             )
