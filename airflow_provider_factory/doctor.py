@@ -96,12 +96,29 @@ def _pool(session: Session) -> Finding:
     stuck = session.execute(waiting.where(TaskInstance.pool.not_in(select(Pool.pool))).limit(1)).first()
     if stuck is not None:
         todo = f"airflow pools set {stuck.pool} 8 'agents at a time'"
-        return Finding("pool", "fail", f"tasks of {stuck.dag_id} wait for the pool {stuck.pool!r}, which isn't there", todo)
+        return Finding("pool", "fail", f"tasks of {stuck.dag_id} wait for the pool {stuck.pool!r}, which doesn't exist", todo)
+    there = set(session.scalars(select(Pool.pool)))
+    for dag_id, name in _named_pools(session):
+        if name not in there:
+            text = f"DAG {dag_id} names the pool {name!r}, which doesn't exist: its tasks would wait for ever"
+            return Finding("pool", "fail", text, f"airflow pools set {name} 8 'agents at a time'")
     pool = session.scalar(select(Pool).where(Pool.pool == _POOL))
     if pool is None:
-        todo = f"airflow pools set {_POOL} 8 'agents at a time', if your DAGs name it as the examples do: else their tasks wait for ever"
+        todo = f"airflow pools set {_POOL} 8 'agents at a time' (if your DAGs name it, as the examples do)"
         return Finding("pool", "warn", f"there is no pool {_POOL!r}", todo)
     return Finding("pool", "ok", f"{_POOL!r} has {pool.slots} slots")
+
+
+def _named_pools(session: Session) -> Iterator[tuple[str, str]]:
+    """The pools of every DAG's tasks, as the DAG processor has read them."""
+    from airflow.models.dag import DagModel
+    from airflow.models.serialized_dag import SerializedDagModel
+    from sqlalchemy import select
+
+    stale = set(session.scalars(select(DagModel.dag_id).where(DagModel.is_stale)))
+    for dag_id, dag in sorted(SerializedDagModel.read_all_dags(session=session).items()):
+        if dag_id not in stale:
+            yield from ((dag_id, name) for name in sorted({task.pool for task in dag.tasks}))
 
 
 def _dags(session: Session) -> Finding:
@@ -113,7 +130,7 @@ def _dags(session: Session) -> Finding:
         names = ", ".join(str(e.filename) for e in errors[:_MOST])
         last = (errors[0].stacktrace or "").strip().splitlines()[-1:]
         return Finding("DAG files", "fail", f"{len(errors)} cannot be read: {names}: {' '.join(last)}", "airflow dags list-import-errors")
-    return Finding("DAG files", "ok", "all that were read are sound")
+    return Finding("DAG files", "ok", "no import errors")
 
 
 def _components(session: Session) -> Iterator[Finding]:

@@ -142,6 +142,7 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("AgentFactsLink", "InputTopicLink", "OutputTopicLink", "PodLink")],
         "plugins": [
             {"name": "factory_page", "plugin-class": f"{_PACKAGE}.plugins.page.FactoryPagePlugin"},
+            {"name": "factory_pools", "plugin-class": f"{_PACKAGE}.plugins.pools.PoolsPlugin"},
             {"name": "factory_preload", "plugin-class": f"{_PACKAGE}.plugins.preload.PreloadPlugin"},
         ],
         "config": {

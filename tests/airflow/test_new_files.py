@@ -29,6 +29,14 @@ put_there_later()
 """
 
 
+def pool_of(airflow_running: RunningAirflow) -> dict[str, str]:
+    """What ``factory doctor`` says of pools."""
+    command = [PYTHON_BIN / "factory", "doctor", "--json"]
+    done = subprocess.run(command, env=airflow_running.components.environment, capture_output=True, check=False)
+    (pool,) = [finding for finding in json.loads(done.stdout) if finding["part"] == "pool"]
+    return dict(pool)
+
+
 def test_a_new_file_is_there_soon_and_its_missing_pool_is_named(airflow_running: RunningAirflow) -> None:
     folder = Path(airflow_running.components.environment["AIRFLOW__CORE__DAGS_FOLDER"])
     assert not airflow_running.knows("put_there_later")
@@ -37,14 +45,15 @@ def test_a_new_file_is_there_soon_and_its_missing_pool_is_named(airflow_running:
     try:
         wait_for(lambda: airflow_running.knows("put_there_later"), "the new DAG", 60)
         assert time.monotonic() - began < 30, "10 s on an idle machine"
+        assert "DAG put_there_later names the pool 'nobody_made_it', which doesn't exist" in pool_of(airflow_running)["text"]
 
         airflow_running.unpause("put_there_later")
         run = airflow_running.trigger("put_there_later")
         wait_for(lambda: airflow_running.task("put_there_later", run, "work")["state"] == "scheduled", "the task to wait for its pool", 120)
-        done = subprocess.run(
-            [PYTHON_BIN / "factory", "doctor", "--json"], env=airflow_running.components.environment, capture_output=True, check=False
-        )
-        (pool,) = [finding for finding in json.loads(done.stdout) if finding["part"] == "pool"]
+        (begun,) = airflow_running.runs("put_there_later")
+        assert begun["note"].startswith("Tasks of this run name a pool that doesn't exist ('nobody_made_it')")
+        assert "airflow pools set nobody_made_it 8" in begun["note"]
+        pool = pool_of(airflow_running)
         assert (pool["state"], pool["todo"]) == ("fail", "airflow pools set nobody_made_it 8 'agents at a time'")
         assert "tasks of put_there_later wait for the pool 'nobody_made_it'" in pool["text"]
     finally:
