@@ -49,7 +49,7 @@ def test_what_a_run_was_started_for_does_not_count_again() -> None:
 
 
 def test_positions_ages_and_sizes_are_those_beyond_the_pipelines_last_window(runs: Runs) -> None:
-    topic = runs.topic("in", partitions=3)
+    topic = runs.topic("in", partitions=3, retention_ms=-1)  # else the broker deletes the old record, at any moment
     sizes = Sizes(topic)
     asked = {"topic": topic, "pipeline": runs.prefix, "prefix": runs.prefix, "sizes": sizes}
     long_ago, now = 1_600_000_000_000, round(time.time() * 1000)
