@@ -18,13 +18,13 @@ def _group(help_: str) -> typer.Typer:
     return typer.Typer(help=help_, rich_markup_mode=None, no_args_is_help=True)
 
 
-app = _group("Agents over Kafka: run them, and look after topics, windows, lag and dead letters.")
+app = _group("Run agents over Kafka; see to topics, windows, lag and dead letters.")
 agents = _group("Run agents.")
-topics = _group("Topics as a file declares them.")
+topics = _group("Create and check the topics that a file declares.")
 windows = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 ledgers = _group("A pipeline's ledger as a file: moved to another cluster, or restored.")
-letters = _group("Rejected events: look at them, and put them back.")
-sandboxes = _group("Kafka and PostgreSQL on this machine, and a BigQuery emulator.")
+letters = _group("Rejected events: see why, and replay them.")
+sandboxes = _group("Kafka, PostgreSQL and a BigQuery emulator on this machine.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
 app.add_typer(windows, name="windows")
@@ -36,13 +36,13 @@ agents.command("run")(run_agent)
 
 _Prefix = Annotated[str, typer.Option("--prefix", help="prefix of the ledger topic", envvar="FACTORY_PREFIX", metavar="NAME")]
 _DeadTopic = Annotated[str, typer.Argument(help="a dead-letter topic, such as enriched_events.dead", metavar="TOPIC")]
-_Rule = Annotated[str | None, typer.Option("--rule", help="only letters with this rule among theirs", metavar="RULE")]
+_Rule = Annotated[str | None, typer.Option("--rule", help="only letters that name this rule", metavar="RULE")]
 _Stage = Annotated[str | None, typer.Option("--stage", help="only letters of this stage", metavar="STAGE")]
 _LetterPipeline = Annotated[str | None, typer.Option("--pipeline", help="only letters of this pipeline, or live group", metavar="NAME")]
 _LetterWindow = Annotated[str | None, typer.Option("--window", help="only letters of this window, as the list names it", metavar="WINDOW")]
 _Attempt = Annotated[
     str | None,
-    typer.Option("--attempt", help="only letters of such attempts: finished, unfinished, live, unknown, or all", metavar="ATTEMPT"),
+    typer.Option("--attempt", help="only letters of these attempts: finished, unfinished, live, unknown, or all", metavar="ATTEMPT"),
 ]
 _Since = Annotated[str | None, typer.Option("--since", help="only letters written at or after this time", metavar="TIME")]
 _Until = Annotated[str | None, typer.Option("--until", help="only letters written before this time", metavar="TIME")]
@@ -61,7 +61,7 @@ def topics_apply(
     check: Annotated[bool, typer.Option("--check", help="change nothing; exit with 2 if the cluster differs from the file")] = False,
     fix: Annotated[bool, typer.Option("--fix", help="add partitions and alter settings where topics differ")] = False,
     replication: Annotated[
-        int | None, typer.Option(help="replicas of new topics, in place of the file's", envvar="FACTORY_REPLICATION", metavar="N", min=1)
+        int | None, typer.Option(help="replicas of new topics, instead of the file's", envvar="FACTORY_REPLICATION", metavar="N", min=1)
     ] = None,
     prefix: _Prefix = "factory",
     bootstrap: Bootstrap = None,
@@ -101,18 +101,18 @@ def topics_apply(
 def lag(
     group: Annotated[str | None, typer.Argument(help="a consumer group", metavar="[GROUP]", show_default=False)] = None,
     topic: Annotated[
-        list[str] | None, typer.Option("--topic", help="a topic; repeatable; without a group: of every group", metavar="TOPIC")
+        list[str] | None, typer.Option("--topic", help="a topic; repeatable; without GROUP, every group that reads it", metavar="TOPIC")
     ] = None,
-    pipeline: Annotated[str | None, typer.Option(help="a pipeline's windows in place of a group", metavar="NAME")] = None,
-    by_partition: Annotated[bool, typer.Option("--partitions", help="every partition on a line of its own")] = False,
+    pipeline: Annotated[str | None, typer.Option(help="a pipeline's windows, instead of a group", metavar="NAME")] = None,
+    by_partition: Annotated[bool, typer.Option("--partitions", help="one line for each partition")] = False,
     prefix: _Prefix = "factory",
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
 ) -> None:
-    """How far readers are behind.
+    """Show how far readers are behind.
 
-    Of one consumer group, of every group that reads a topic, or of a pipeline's windows. Asking joins no group and commits nothing.
+    The lag of one consumer group, of every group that reads a topic, or of a pipeline's windows. This joins no group and commits nothing.
 
     \b
     Examples:
@@ -159,10 +159,10 @@ def windows_list(
     kafka_settings: KafkaSettings = None,
     json: Json = False,
 ) -> None:
-    """Windows, and how far their stages are.
+    """List windows and how far each stage got.
 
-    Failed ones first, with the reason; then unfinished ones (planned and not begun, or without a stage which the pipeline's other windows
-    have); then intervals between windows that no run covers. "≤" before a number of records: markers of transactions are counted too.
+    Failed ones come first, with the reason; then unfinished ones (planned but not started, or missing a stage that the pipeline's other
+    windows have); then intervals that no run covers. "≤" before a number of records: it includes transaction markers.
 
     \b
     Examples:
@@ -268,7 +268,7 @@ def doctor(
     kafka_settings: KafkaSettings = None,
     json: Json = False,
 ) -> None:
-    """What a factory needs, part by part: Kafka, topics, database, clocks, and Airflow where one is configured; exit status 1 if one fails.
+    """Check what the factory needs. Kafka, topics, database, clocks and, where configured, Airflow; exit status 1 if a check fails.
 
     \b
     Examples:
@@ -370,10 +370,9 @@ def letters_list(
     kafka_settings: KafkaSettings = None,
     json: Json = False,
 ) -> None:
-    """How many events were rejected, by window, attempt, stage, rule and error, with an example of each.
+    """Count rejected events by reason. Also by window, attempt and stage, with an example of each.
 
-    An attempt is finished, unfinished (under way, or failed), live, or unknown to the ledger: it failed and was done again, or no agent
-    made it.
+    An attempt is finished, unfinished (running or failed), live, or unknown to the ledger (it failed and was redone, or no agent wrote it).
 
     \b
     Examples:
@@ -397,11 +396,11 @@ def letters_list(
         title=f"{sum(g.count for g in groups):,} dead letters in {topic}",
     )
     if letter_topic.passed_over:
-        console.say(f"{letter_topic.passed_over:,} more are unknown to the ledger: --attempt all lists them too", "yellow")
+        console.say(f"{letter_topic.passed_over:,} more are unknown to the ledger: --attempt all includes them", "yellow")
     if letter_topic.foreign:
-        console.say(f"{letter_topic.foreign:,} records are no dead letters", "yellow")
+        console.say(f"{letter_topic.foreign:,} records are not dead letters", "yellow")
     if groups:
-        console.say(f"one of them: factory dead-letters show {topic} {groups[0].example}")
+        console.say(f"see one: factory dead-letters show {topic} {groups[0].example}")
 
 
 def _selection(rule: str | None, stage: str | None, since: str | None, until: str | None, limit: int = 0, **more: str) -> Any:
@@ -421,13 +420,13 @@ def _selection(rule: str | None, stage: str | None, since: str | None, until: st
 @letters.command("show")
 def letters_show(
     topic: _DeadTopic,
-    position: Annotated[str, typer.Argument(help="which one: partition@offset, such as 3@17", metavar="P@O")],
+    position: Annotated[str, typer.Argument(help="partition@offset, such as 3@17", metavar="P@O")],
     prefix: _Prefix = "factory",
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
 ) -> None:
-    """One dead letter, whole: why it was rejected, where it came from, its key, headers and value.
+    """Show one dead letter, whole. Why it was rejected, where it came from, its key, headers and value.
 
     \b
     Example:
@@ -458,17 +457,17 @@ def letters_replay(
     since: _Since = None,
     until: _Until = None,
     limit: Annotated[int, typer.Option(help="most letters to replay; 0 for all", metavar="N", min=0)] = 0,
-    again: Annotated[bool, typer.Option("--again", help="also those that were replayed before")] = False,
+    again: Annotated[bool, typer.Option("--again", help="include letters that were replayed before")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be replayed; write nothing")] = False,
     prefix: _Prefix = "factory",
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
 ) -> None:
-    """Put rejected events back into a topic, each exactly once, as they were: key, value, headers.
+    """Write rejected events to a topic again. Each exactly once, with its own key, value and headers.
 
-    What was replayed stands in the ledger: a second replay takes only letters that are new, and is refused where there are none. Letters of
-    failed attempts are left out unless --attempt says so (their events come again), and so are those that the ledger doesn't know.
+    The ledger records what was replayed: a second replay takes only new letters, and is refused if there are none. Letters of failed
+    attempts, and those unknown to the ledger, are left out unless --attempt includes them: a retry sees those events again.
 
     \b
     Examples:
@@ -491,16 +490,16 @@ def letters_replay(
     console.say(f"{outcome.replayed:,} events {'would go' if dry_run else 'went'} from {topic} to {to}", "bold")
     if outcome.before:
         console.say(
-            f"{outcome.before:,} were replayed before and {'go again' if again else 'stay where they are (--again takes them too)'}"
+            f"{outcome.before:,} were replayed before{', and are replayed again' if again else ': left out (--again includes them)'}"
         )
     if outcome.superseded:
-        console.say(f"{outcome.superseded:,} are older letters about an event that was rejected again since")
+        console.say(f"{outcome.superseded:,} are older letters about an event that was rejected again later: left out")
     if outcome.others:
         console.say(
-            f"{outcome.others:,} are of failed attempts, or unknown to the ledger: left out (--attempt all takes them too)", "yellow"
+            f"{outcome.others:,} are from failed attempts, or unknown to the ledger: left out (--attempt all includes them)", "yellow"
         )
     if outcome.foreign:
-        console.say(f"{outcome.foreign:,} records are no dead letters: passed over", "yellow")
+        console.say(f"{outcome.foreign:,} records are not dead letters: left out", "yellow")
     for reason in outcome.refused:
         console.say(f"not replayed: {reason}", "red")
     raise typer.Exit(code)
@@ -508,12 +507,10 @@ def letters_replay(
 
 @sandboxes.command("up")
 def sandbox_up(
-    with_: Annotated[
-        Literal["bigquery"] | None, typer.Option("--with", help="an emulator beside them: bigquery (needs Python 3.13)")
-    ] = None,
+    with_: Annotated[Literal["bigquery"] | None, typer.Option("--with", help="also an emulator: bigquery (needs Python 3.13)")] = None,
     json: Json = False,
 ) -> None:
-    """Start what doesn't run, wait until it serves, and say where it is.
+    """Start the sandbox, and print its addresses. Parts that run already are left alone.
 
     \b
     Examples:
@@ -534,8 +531,8 @@ def sandbox_up(
 
 
 @sandboxes.command("down")
-def sandbox_down(wipe: Annotated[bool, typer.Option("--wipe", help="forget the data too")] = False) -> None:
-    """End the broker, the database and what runs with them; their data stays unless --wipe.
+def sandbox_down(wipe: Annotated[bool, typer.Option("--wipe", help="delete the data too")] = False) -> None:
+    """Stop the sandbox. Its data stays unless --wipe is given.
 
     \b
     Example:
@@ -548,7 +545,7 @@ def sandbox_down(wipe: Annotated[bool, typer.Option("--wipe", help="forget the d
 
 @sandboxes.command("status")
 def sandbox_status(json: Json = False) -> None:
-    """What runs, and where; exit status 1 unless both parts run.
+    """Show what runs, and where. Exit status 1 unless Kafka and PostgreSQL run.
 
     \b
     Example:
@@ -576,14 +573,12 @@ def sandbox_env(
     shell: Annotated[
         str, typer.Option(help="sh (bash, zsh too), fish, or env (KEY=value lines, as --env-file reads)", metavar="SHELL")
     ] = "sh",
-    airflow: Annotated[
-        bool, typer.Option("--airflow", help="also all that airflow needs: the DAGs of this folder, metadata, a pool")
-    ] = False,
+    airflow: Annotated[bool, typer.Option("--airflow", help="also what Airflow needs: the DAGs of this folder, metadata, a pool")] = False,
     trial: Annotated[
-        bool, typer.Option("--trial", help="the same with metadata of their own, for airflow dags test beside a scheduler")
+        bool, typer.Option("--trial", help="the same with a separate metadata database, for airflow dags test beside a scheduler")
     ] = False,
 ) -> None:
-    """The variables that make a shell use the running sandbox.
+    """Print the variables that a shell needs. They make it use the running sandbox.
 
     \b
     Examples:

@@ -99,7 +99,7 @@ def guarded(command: Callable[[], object]) -> int:
     """Run a command and turn what it raises into an exit status, with one line on standard error and never a traceback.
 
     0; 1 for an error; 2 for a mistyped command line; 75 for an error that a later try may not meet; 130 for Ctrl-C. ``FACTORY_DEBUG`` lets
-    exceptions that nobody foresaw through.
+    unexpected exceptions through.
     """
     try:
         code = command()
@@ -114,7 +114,7 @@ def guarded(command: Callable[[], object]) -> int:
     except Exception as error:
         if os.environ.get("FACTORY_DEBUG"):
             raise
-        error_line(f"{type(error).__name__}: {error} (nobody foresaw this; FACTORY_DEBUG=1 shows where it comes from: please report it)")
+        error_line(f"unexpected {type(error).__name__}: {error} (please report it; FACTORY_DEBUG=1 shows the traceback)")
         return EXIT_FAILED
     return code if isinstance(code, int) else 0
 

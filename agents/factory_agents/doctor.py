@@ -80,9 +80,9 @@ def _topic_finding(report: TopicReport, file: str) -> Finding:
         return Finding("topics", "fail", f"missing: {', '.join(missing)}", f"factory topics apply {file}")
     if report.drift:
         first = report.drift[0]
-        text = f"{len(report.drift)} not as {file} says, such as {first.topic}: {first.setting} is {first.found}, wanted {first.wanted}"
+        text = f"{len(report.drift)} settings differ from {file}: {first.topic}: {first.setting} is {first.found}, wanted {first.wanted}"
         return Finding("topics", "warn", text, f"factory topics apply {file} --fix, where it can")
-    return Finding("topics", "ok", f"{len(report.topics)} as {file} says, the ledger among them")
+    return Finding("topics", "ok", f"{len(report.topics)} as {file} says, the ledger included")
 
 
 def _kafka_clock(cluster: Cluster, wanted: list[WantedTopic]) -> Finding:
@@ -91,12 +91,12 @@ def _kafka_clock(cluster: Cluster, wanted: list[WantedTopic]) -> Finding:
         facts = cluster.find(topic.name)
         newest = max((ms for _, ms in cluster.newest(topic.name, range(facts.partitions)).values()), default=-1) if facts else -1
         if newest / 1000 > time.time() + _SKEW_SECONDS:
-            ahead = f"{topic.name} has a record of {datetime.fromtimestamp(newest / 1000, UTC):%F %H:%M:%S} UTC, which is yet to come"
+            ahead = f"{topic.name} has a record of {datetime.fromtimestamp(newest / 1000, UTC):%F %H:%M:%S} UTC, which is in the future"
     if ahead:
         return Finding(
-            "clocks: Kafka", "warn", ahead, "set the clock of the producer, or with LogAppendTime the broker's (NTP); see tuning.md"
+            "clocks: Kafka", "warn", ahead, "set the clock of the producer, or with LogAppendTime the broker's (NTP); see docs/tuning.md"
         )
-    return Finding("clocks: Kafka", "ok", "no record is of a time to come")
+    return Finding("clocks: Kafka", "ok", "no record is from the future")
 
 
 def _database(env: Mapping[str, str]) -> Iterator[Finding]:
@@ -146,4 +146,4 @@ def _elsewhere() -> Iterator[Finding]:
             with redirect_stdout(sys.stderr):
                 yield from point.load()()
         except Exception as error:
-            yield Finding(point.name, "fail", f"cannot be looked at: {type(error).__name__}: {error}", f"see {point.value}")
+            yield Finding(point.name, "fail", f"can't be checked: {type(error).__name__}: {error}", f"see {point.value}")

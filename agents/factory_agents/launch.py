@@ -74,10 +74,10 @@ def check(agent: str, resolved: Resolved) -> None:
     settings = resolved.settings
     if agent not in BUILT_IN and ":" not in agent:
         near = difflib.get_close_matches(agent, BUILT_IN, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BUILT_IN)}, or your own as module:function"
-        raise AgentError(f"agent {agent!r}: there is no such agent; {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(BUILT_IN)}, or your own as module:function"
+        raise AgentError(f"unknown agent {agent!r}; {hint}")
     if settings.window and (settings.since is not None or settings.until is not None):
-        raise ConfigurationError("--window names a window by itself: leave --since and --until out, or --window")
+        raise ConfigurationError("--window already says which records to read: leave out --since and --until, or --window")
     parse_interval(settings)
     if agent == "ingest":
         _check_ingest(resolved)
@@ -86,13 +86,13 @@ def check(agent: str, resolved: Resolved) -> None:
     elif not settings.window and not settings.in_topic:
         raise ConfigurationError(f"agent {agent!r}: no topic to read; give --in-topic, or set INPUT_TOPIC")
     if agent == "validate" and not settings.out_topic:
-        raise ConfigurationError("agent 'validate': no topic for the events that are valid; give --out-topic, or set OUTPUT_TOPIC")
+        raise ConfigurationError("agent 'validate': no topic for valid events; give --out-topic, or set OUTPUT_TOPIC")
 
 
 def _check_ingest(resolved: Resolved) -> None:
     for name in ("in_topic", "window", "group"):
         if resolved.by_flag(name):
-            raise ConfigurationError(f"agent 'ingest' reads a source, no topic: leave {resolved.origins[name]} out")
+            raise ConfigurationError(f"agent 'ingest' reads a source, not a topic: leave out {resolved.origins[name]}")
     if not resolved.settings.out_topic:
         raise ConfigurationError("agent 'ingest': no topic to write to; give --topic, or set OUTPUT_TOPIC")
 
@@ -103,7 +103,7 @@ def _check_live(agent: str, resolved: Resolved) -> None:
     for name in ("shard", "rerun", "max_rejected", "deadline", "pipeline"):
         if resolved.by_flag(name):
             raise ConfigurationError(
-                f"{resolved.origins[name]} is for a window: give one (--since and --until, or --window FILE), or leave it out"
+                f"{resolved.origins[name]} needs a window: give one (--since and --until, or --window FILE), or leave it out"
             )
 
 
@@ -231,9 +231,9 @@ def _refuse_what_windows_wrote(config: KafkaConfig, settings: AgentSettings, gro
         maker = next((r.pipeline for r in results if _topics_of(r) == (settings.in_topic, settings.out_topic)), "")
     if maker:
         raise ConfigurationError(
-            f"topic {settings.out_topic!r} holds what windows of pipeline {maker!r} made of {settings.in_topic!r}; a live agent begins "
-            "with the earliest record and would write all of it once more: give it a topic of its own (--out-topic), or have its group "
-            f"begin where the windows end (kafka-consumer-groups --reset-offsets --group {group})"
+            f"topic {settings.out_topic!r} holds what windows of pipeline {maker!r} made of {settings.in_topic!r}; a live agent starts "
+            "at the earliest record and would write all of it a second time: give it another topic (--out-topic), or start its group "
+            f"where the windows end (kafka-consumer-groups --reset-offsets --group {group})"
         )
 
 

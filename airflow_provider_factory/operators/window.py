@@ -1,4 +1,4 @@
-"""Plans which records of a topic a DAG run is about, once and for good, and cuts them into shards."""
+"""Plans which records of a topic belong to a DAG run, once and for good, and cuts them into shards."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ RECORDS_PER_SHARD = 500_000
 
 
 class WindowOperator(BaseOperator):
-    """Turns the run's data interval into offsets per partition, the same ones however often it runs, and cuts them into shards.
+    """Turns the run's data interval into offsets per partition (the same ones whenever it runs again), and cuts them into shards.
 
-    XCom is a list with one entry a shard (at least one, for an empty hour too): map a stage over it,
-    ``expand(window=window.output)``, or give a stage the whole, ``window=window.output``.
+    XCom is a list with one entry for each shard (at least one, even for an empty hour): map a stage over it with
+    ``expand(window=window.output)``, or give all of it to one stage with ``window=window.output``.
 
     :param topic: the topic's name, or an asset ``kafka://<cluster>/<topic>``. (templated)
-    :param shards: how many shards at most; never more than partitions. ``auto``: one for every ``records_per_shard`` records. (templated)
-    :param records_per_shard: what ``shards="auto"`` goes by: about as many as an agent handles in ten times a pod's start. (templated)
+    :param shards: the most shards to make; never more than partitions. ``auto``: one for each ``records_per_shard`` records. (templated)
+    :param records_per_shard: for ``shards="auto"``: about as many as an agent handles in ten times a pod's start. (templated)
     :param after_pause: what a scheduled run of a ``catchup=False`` DAG does with records since the last scheduled run: ``carry``
         takes them, ``leave`` leaves them to a backfill. Backfilled and manual runs read exactly their interval.
     :param no_interval: what a run without a data interval does: ``error``, or ``since_last``, which reads from the pipeline's last
         window to the end.
-    :param accept_loss: go on where records of the window were deleted already; the loss is recorded. (templated)
-    :param timeout: how long to try to plan while other planners of the pipeline are at work.
+    :param accept_loss: continue although records of the window were deleted already, and record the loss. (templated)
+    :param timeout: how long to keep trying while others plan windows of the same pipeline.
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
     """
 

@@ -93,7 +93,7 @@ class KafkaSensor(BaseSensorOperator):
             if not isinstance(error.__cause__, TaskDeferralTimeout):
                 raise
             late = self.timeout + _MARGIN.total_seconds()
-            raise AirflowSensorTimeout(f"after {late:g} s: no triggerer told what it saw; is one running?") from None
+            raise AirflowSensorTimeout(f"after {late:g} s: no triggerer answered; is one running?") from None
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """What the trigger saw: the figures, or a timeout or an error with its reason."""

@@ -217,5 +217,5 @@ def test_waiting_holds_no_thread_that_others_share() -> None:
 
 def test_a_wait_that_no_triggerer_took_up_again_says_so() -> None:
     waiting = sensor(ConsumerLagSensor, topics="t", group="g", timeout=5, deferrable=True)
-    with pytest.raises(AirflowSensorTimeout, match="after 605 s: no triggerer told what it saw"):
+    with pytest.raises(AirflowSensorTimeout, match="after 605 s: no triggerer answered"):
         waiting.resume_execution("__fail__", {"error": "Trigger timeout"}, context())
