@@ -14,15 +14,16 @@ import msgspec
 
 from airflow_provider_factory.errors import ForeignResultError
 from factory_agents.protocol import AgentResult, AgentRun, Manifest, decode_result, plain
+from factory_agents.runtime.reasons import reason_lines
 from factory_agents.text import printable
 
-__all__ = ["LARGEST_RESULT", "check_result", "read_result_file", "shown_notes"]
+__all__ = ["LARGEST_RESULT", "check_result", "read_result_file", "shown_notes", "shown_reasons"]
 
 LARGEST_RESULT = 4 << 20
 """Bytes of an answer: XCom holds it. The ledger's record of it has to fit into a message of Kafka's, which is less."""
 
 _LARGEST_NUMBER = (1 << 63) - 1
-_NOTES, _NOTE = 20, 1000
+_NOTES, _NOTE, _REASONS = 20, 1000, 100
 _DEEPEST = 32
 
 
@@ -59,6 +60,12 @@ def shown_notes(result: AgentResult) -> Iterator[str]:
         yield printable(note[:_NOTE])
     if len(result.notes) > _NOTES:
         yield f"and {len(result.notes) - _NOTES:,} more notes: they are in the result"
+
+
+def shown_reasons(result: AgentResult) -> Iterator[str]:
+    """Why a dry run rejected events, as a log may show it."""
+    for line in reason_lines(result.reasons)[:_REASONS]:
+        yield printable(line[:_NOTE])
 
 
 def _names(result: AgentResult, run: AgentRun) -> Iterable[tuple[str, object, object]]:

@@ -23,12 +23,11 @@ from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, Outpu
 from airflow_provider_factory.operators.agent_pod import AgentPodOperator
 from airflow_provider_factory.outside import from_outside, names_from_outside
 from airflow_provider_factory.processes import AgentProcess, child_environment
-from airflow_provider_factory.results import check_result, shown_notes
+from airflow_provider_factory.results import check_result, shown_notes, shown_reasons
 from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, instance, mapped, order, reprocess_wanted
 from airflow_provider_factory.settings import Runner, option, option_seconds, runner
 from factory_agents.errors import ConfigurationError, DryRunError, FactoryError, WindowError
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, plain
-from factory_agents.runtime.reasons import reason_lines
 from factory_agents.stage_plan import StageInput, stage_input
 
 if TYPE_CHECKING:
@@ -377,7 +376,7 @@ class KafkaAgentOperator(AgentPodOperator):
             raise AgentCrashedError("the task was stopped; a retry resumes")
         if run is not None:
             check_result(result, run)
-        for line in reason_lines(result.reasons):
+        for line in shown_reasons(result):
             self.log.info("rejected: %s", line)
         if result.status != "success":
             raise agent_error(result)

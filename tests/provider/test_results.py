@@ -20,10 +20,22 @@ from airflow_provider_factory.errors import AgentCrashedError, ForeignResultErro
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from airflow_provider_factory.pod_troubles import pod_trouble, termination_message
 from airflow_provider_factory.processes import AgentProcess, log_line
-from airflow_provider_factory.results import LARGEST_RESULT, check_result, shown_notes
+from airflow_provider_factory.results import LARGEST_RESULT, check_result, shown_notes, shown_reasons
 from factory_agents import errors
 from factory_agents.errors import ConfigurationError, FactoryError
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Counts, ErrorInfo, Manifest, PartitionRange, Shard, encode
+from factory_agents.protocol import (
+    AgentRef,
+    AgentResult,
+    AgentRun,
+    Counts,
+    ErrorInfo,
+    Example,
+    Manifest,
+    PartitionRange,
+    Reason,
+    Shard,
+    encode,
+)
 from tests.provider.samples import INTERVAL, context, result, window
 
 RUN = AgentRun("clicks", "enrich", AgentRef("enrich"), window=window(), output_topic="enriched", run_id="manual__1")
@@ -211,6 +223,12 @@ class TestWhatIsShown:
         assert len(shown) == 21
         assert all(note.isprintable() and len(note) < 10_000 for note in shown)
         assert shown[-1] == "and 4,980 more notes: they are in the result"
+
+    def test_of_many_reasons_some_are(self) -> None:
+        examples = (Example(HOSTILE, HOSTILE, HOSTILE * 1000),) * 7
+        shown = list(shown_reasons(result(reasons=(Reason(HOSTILE, HOSTILE, 7, HOSTILE, examples),) * 5000, dry_run=True)))
+        assert len(shown) == 100
+        assert all(line.isprintable() and len(line) < 10_000 for line in shown)
 
     @pytest.mark.parametrize("name", errors.__all__)
     def test_every_error_of_ours_comes_back_as_itself(self, name: str) -> None:
