@@ -10,6 +10,7 @@ import pytest
 
 from factory_agents.contracts import Contract, load_contract
 from factory_agents.errors import ContractError
+from tests.support.bounded import cost_of
 
 
 def contract(properties: str, more: str = "") -> Contract:
@@ -120,6 +121,22 @@ def test_the_digest_sees_referenced_files_but_not_where_they_lie(folder: Path, t
 def test_a_broken_event_is_told_by_path_expected_and_got(field: str, value: Any, reason: str) -> None:
     (violation,) = contract(f"    a: {field}\n").violations({"event_id": "1", "a": value})
     assert violation == ("schema:a", reason)
+
+
+@pytest.mark.parametrize("items", ["{type: string}", "{anyOf: [{type: string}, {pattern: '^a{1,50}$', minimum: 5}]}"])
+def test_an_event_of_very_many_wrong_values_is_told_at_once(items: str) -> None:
+    code = """
+from factory_agents.contracts import load_contract
+checked = load_contract("name: e\\nid: null\\nschema:\\n  properties:\\n    l: {type: array, items: " + sys.argv[1] + "}")
+event = {"l": [1] * 1_000_000}
+assert not checked.checker()(event)
+answer = [[v.rule, v.reason] for v in checked.violations(event)]
+"""
+    cost = cost_of(code, items)
+    ((rule, reason),) = cost.answer
+    assert (rule, "more than 2,000 values" in reason) == ("schema", True)
+    assert cost.seconds < 5
+    assert cost.mebibytes < 400
 
 
 def test_rules_are_named_by_declared_fields_only() -> None:
