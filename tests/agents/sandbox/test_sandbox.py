@@ -331,6 +331,13 @@ class TestOtherUsersOfTheHost:
         finally:
             Sandbox(home).down(wipe=True)
 
+    def test_are_named_where_they_may_use_it(self, sandbox: Sandbox) -> None:
+        command = [sys.executable, "-m", "factory_agents.cli", "sandbox", "up"]
+        environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"FACTORY_HOME": str(sandbox.home)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        said = " ".join((done.stdout + done.stderr).split())
+        assert f"Kafka {sandbox.info().bootstrap} (without a password: any user of this machine may use it)" in said
+
     @pytest.mark.airflow
     def test_nor_with_airflows(self, own_sandbox: Sandbox) -> None:
         before = os.umask(0)
