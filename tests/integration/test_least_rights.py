@@ -20,6 +20,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.lag import group_lag, pipeline_lag
 from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.windows import read_windows
 from factory_agents.protocol import AgentRef, AgentRun, Counts, Window
 from factory_agents.runtime.agents import agent
 from factory_agents.runtime.dead_letters import LetterTopic, Selection, replay_letters
@@ -145,6 +146,9 @@ class Factory:
     def lag_of_a_pipeline(self) -> None:
         assert pipeline_lag(self.config, f"orders-{RAW}", [RAW])
 
+    def windows(self) -> None:
+        assert read_windows(self.config)
+
     def dead_letters_list(self) -> None:
         assert list(LetterTopic(self.config, DEAD).select(Selection(attempt="all")))
 
@@ -178,6 +182,7 @@ JOBS = (
     "live-publish",
     "lag-of-a-group",
     "lag-of-a-pipeline",
+    "windows",
     "dead-letters-list",
     "dead-letters-replay",
 )

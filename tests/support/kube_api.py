@@ -1,4 +1,7 @@
-"""As much of a Kubernetes API server as one pod's life needs, on loopback: what it is asked is kept, what it answers a test may change."""
+"""As much of a Kubernetes API server as one pod's life needs, on loopback: what it is asked is kept, what it answers a test may change.
+
+It allows what deploy/kubernetes/rbac.yaml does, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 POD: dict[str, Any] = {
     "kind": "Pod",
@@ -19,6 +25,21 @@ POD: dict[str, Any] = {
         "containerStatuses": [{"name": "base", "image": "i", "imageID": "i", "ready": True, "restartCount": 0, "state": {"running": {}}}],
     },
 }
+
+
+_RBAC = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes" / "rbac.yaml"
+_ROLES = [document for document in yaml.safe_load_all(_RBAC.read_text()) if document["kind"] == "Role"]
+_ALLOWED = {(resource, verb) for role in _ROLES for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+_VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
+
+
+def right_for(method: str, target: str) -> tuple[str, str]:
+    """Resource and verb of a request, as Kubernetes' authorization has them."""
+    path, _, query = target.partition("?")
+    resource, *rest = path.removeprefix("/api/v1/namespaces/").split("/")[1:]
+    name, *part = rest or [""]
+    read = "get" if name else "watch" if "watch=" in query else "list"
+    return "/".join([resource, *part]), _VERBS.get(method, read)
 
 
 class KubeApi:
@@ -57,7 +78,8 @@ def kube_api() -> Iterator[KubeApi]:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = self.path.partition("?")[0]
             api.asked.append((self.command, path))
-            status = api.answer(self.command, path) or 200
+            allowed = right_for(self.command, self.path) in _ALLOWED
+            status = (api.answer(self.command, path) or 200) if allowed else 403
             listing = self.command == "GET" and path.endswith(("/pods", "/events"))
             body = json.dumps({"kind": "List", "apiVersion": "v1", "metadata": {}, "items": []} if listing else POD).encode()
             self.send_response(status)

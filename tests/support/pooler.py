@@ -29,7 +29,8 @@ def pooler(folder: Path, url: str, *, mode: str = "transaction", sessions: int =
     users.write_text(f'"{user}" "{password}"\n')
     settings.write_text(
         f"[databases]\n* = host={parts.hostname} port={parts.port}\n[pgbouncer]\nlisten_addr = {HOST}\nlisten_port = {port}\n"
-        f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = {mode}\ndefault_pool_size = {sessions}\nunix_socket_dir =\n"
+        f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = {mode}\ndefault_pool_size = {sessions}\nquery_wait_timeout = 5\n"
+        "unix_socket_dir =\n"
         "ignore_startup_parameters = extra_float_digits\n" + ("user = nobody\n" if os.geteuid() == 0 else "")
     )
     process = spawn([PROGRAM, str(settings)], log=log)

@@ -189,6 +189,10 @@ def explain(error: psycopg.Error, where: str, refused: type[FactoryError] = Sink
     if state == "42501" and (kind := _NO_PERMISSION.match(primary)):
         needed = _RIGHTS.get(kind[1], right)
         return ConfigurationError(f"{where}: the database's user lacks a right; grant {needed or 'it'}: {primary}")
+    if "query_wait_timeout" in primary:
+        return UnavailableError(
+            f"{where}: the pooler has no session free (publish may need two at a time: raise its default_pool_size): {primary}"
+        )
     if _STATEMENT_MODE in primary:
         return ConfigurationError(
             f"{where}: the pooler before the database lends a session for one statement only ({primary}); use its transaction mode"

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from factory_agents.errors import ConfigurationError, FactoryError, FencedError
+from factory_agents.errors import ConfigurationError, FactoryError, FencedError, UnavailableError
 from factory_agents.sources.lookups import Lookup, LookupJoin
 from factory_agents.sources.rows import ReadOptions
 from factory_agents.sources.table import TableSource
@@ -122,6 +122,19 @@ class TestPublish:
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(publish, range(8))) == [10] * 8
         assert len(bench.rows()) == 80
+
+    def test_two_sessions_are_enough_where_rows_change_over_to_be_merged(self, bench: Bench) -> None:
+        bench.publish(at([event(f"k{i}") for i in range(20)]))
+        assert bench.publish(at([event(f"k{i}", "y") for i in range(20)]), W2).written == 20
+
+    def test_one_session_is_not_and_that_is_said(self, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pooler(tmp_path / "small", database, sessions=1) as url:
+            monkeypatch.setenv("DATABASE_URL", url)
+            bench = Bench(database)
+            bench.publish(at([event(f"k{i}") for i in range(20)]))
+            with pytest.raises(UnavailableError, match=r"no session free .*default_pool_size"):
+                bench.publish(at([event(f"k{i}", "y") for i in range(20)]), W2)
+            bench.close()
 
     def test_whoever_waits_for_a_session_behind_claims_gets_it(self, bench: Bench) -> None:
         """A claim that waits for another's lock holds a session; the one that is to free the lock needs one, too."""
