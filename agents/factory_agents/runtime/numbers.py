@@ -21,6 +21,7 @@ _ALIKE = bytes(
     ord("0") if chr(c) in "0123456789." else ord("e") if chr(c) in "eE" else c if chr(c) == "-" else ord(" ") for c in range(256)
 )
 """Makes the characters of numbers alike: a float holds no more than 15 digits for certain, and no exponent of three."""
+_PLAIN = frozenset({str, int, bool, type(None)})
 _MANY = 2
 """From so many fractions a record on, a look at the bytes costs less than a call for each of them."""
 _SURE_LENGTH, _SURE_LEAST, _SURE_MOST = 17, 1e-290, 1e290
@@ -81,8 +82,18 @@ class Digits:
             return value if kept is None else msgspec.Raw(kept[1].encode())
         if kind is dict:
             return {key: self._restored(item) for key, item in value.items()}
-        if kind is list or kind is tuple:
+        if kind is list:
             return [self._restored(item) for item in value]
+        return value if kind in _PLAIN else self._restored_of(value)
+
+    def _restored_of(self, value: Any) -> Any:
+        """The same of what agents seldom give: dataclasses, structs, tuples, sets, and kinds of dicts of their own."""
+        if isinstance(value, msgspec.Struct) or hasattr(type(value), "__dataclass_fields__"):
+            value = msgspec.to_builtins(value)
+        if isinstance(value, dict):
+            return self._restored(dict(value))
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return self._restored(list(value))
         return value
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -54,6 +56,31 @@ def test_a_number_that_is_left_alone_keeps_its_digits(number: str) -> None:
     assert through(lambda event: [event], [value]) == [[value]]
     assert through(lambda event: {"moved": event["b"], "n": 1}, [value]) == [b'{"moved":[{"c":%s}],"n":1}' % number.encode()]
     assert through(lambda event: event, [value], key="a") == [(number.encode(), value)]
+
+
+@dataclass
+class Point:
+    a: float
+
+
+class Place(msgspec.Struct):
+    a: Any
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda event: OrderedDict(event), '{"a":%s}'),  # noqa: PLW0108  # an agent needs a signature
+        (lambda event: defaultdict(int, event), '{"a":%s}'),
+        (lambda event: {"b": Point(event["a"])}, '{"b":{"a":%s}}'),
+        (lambda event: {"b": Place([event["a"]])}, '{"b":{"a":[%s]}}'),
+        (lambda event: {"b": (event["a"],)}, '{"b":[%s]}'),
+        (lambda event: {"b": {event["a"]}}, '{"b":[%s]}'),
+    ],
+)
+def test_it_does_so_in_whatever_the_agent_puts_it(make: Callable[[dict[str, Any]], Any], expected: str) -> None:
+    number = "12345678901234567.89"
+    assert through(make, [f'{{"a":{number}}}'.encode()]) == [(expected % number).encode()]
 
 
 def test_the_agent_sees_floats_and_what_it_computes_is_its_own() -> None:
