@@ -110,6 +110,11 @@ def test_a_dead_letter_keeps_key_value_and_headers_and_says_where_it_was_and_why
     }
 
 
+class _WithoutTextError(Exception):
+    def __str__(self) -> str:
+        raise AttributeError("response")
+
+
 HOSTILE_ERRORS: dict[str, Any] = {
     "a reason": Reject("too old", rule="age"),
     "an exception": KeyError("url"),
@@ -120,6 +125,7 @@ HOSTILE_ERRORS: dict[str, Any] = {
     "out of memory": MemoryError(),
     "recursion": RecursionError("maximum recursion depth exceeded"),
     "an end of iteration": StopIteration(3),
+    "no text": _WithoutTextError(),
 }
 
 

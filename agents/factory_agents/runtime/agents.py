@@ -393,7 +393,11 @@ class FunctionTransform:
         return self._raised(error)
 
     def _raised(self, error: Exception) -> Reject:
-        return Reject(f"{self._agent.name} raised {type(error).__name__}: {error}", rule="agent-error")
+        try:
+            said = str(error)
+        except Exception as unspeakable:
+            said = f"(its text cannot be had: {type(unspeakable).__name__})"
+        return Reject(f"{self._agent.name} raised {type(error).__name__}: {said}", rule="agent-error")
 
     def _finish(self, result: Any, message: Message) -> Output:
         if result is None or isinstance(result, Reject):

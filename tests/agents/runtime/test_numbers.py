@@ -70,7 +70,7 @@ class Place(msgspec.Struct):
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda event: OrderedDict(event), '{"a":%s}'),  # noqa: PLW0108  # an agent needs a signature
+        (lambda event: OrderedDict(event), '{"a":%s}'),  # an agent needs a signature
         (lambda event: defaultdict(int, event), '{"a":%s}'),
         (lambda event: {"b": Point(event["a"])}, '{"b":{"a":%s}}'),
         (lambda event: {"b": Place([event["a"]])}, '{"b":{"a":[%s]}}'),
