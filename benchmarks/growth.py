@@ -182,7 +182,7 @@ class Growth:
 
     def _wait_compacted(self, ledger: Ledger, gone: int) -> None:
         """Until the broker's cleaner has been over it, as it is a day later: then another segment is written to."""
-        self.cluster.alter(ledger.topic, {"segment.ms": "1000"})
+        self.cluster.alter(ledger.topic, {"segment.ms": "1000", "min.cleanable.dirty.ratio": "0.01"})
         written = before = self._count(ledger)
         until = time.monotonic() + (300 if gone > 100_000 else 0)
         while time.monotonic() < until:

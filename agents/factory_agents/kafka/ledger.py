@@ -70,6 +70,7 @@ LEDGER_SETTINGS = {
     "cleanup.policy": "compact",
     "segment.bytes": "16777216",  # the segment that is written to is never compacted: what was pruned of it is read by everybody
     "segment.ms": "86400000",
+    "max.compaction.lag.ms": "86400000",  # deletions are small beside what they delete: by the dirty ratio alone they would wait for days
     "min.cleanable.dirty.ratio": "0.3",
 }
 

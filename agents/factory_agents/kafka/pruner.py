@@ -109,8 +109,7 @@ def prune_pipeline(
         def horizon(view: PruneView) -> Horizon | None:
             if before is not None:
                 return Horizon(min(to_ms(before), now), by="time", unfinished=unfinished)
-            kept = _keep_ms(cluster, view, seconds)
-            return None if kept is None else Horizon(now - kept, by="rest", keep=kept)
+            return _horizon(cluster, view, seconds, now)
 
         return pruner.run(horizon, dry_run=dry_run)
 
@@ -127,8 +126,7 @@ def prune_beside(config: KafkaConfig, cluster: Cluster, pipeline: str, *, prefix
     def horizon(view: PruneView) -> Horizon | None:
         if any(found.at > seen for found in view.of(MarkRecord)):
             return None
-        kept = _keep_ms(cluster, view, seconds)
-        return Horizon(0 if kept is None else now - kept, by="rest", keep=kept or 0)  # the mark says that somebody looked, in any case
+        return _horizon(cluster, view, seconds, now) or Horizon(0, by="rest")  # the mark says that somebody looked, in any case
 
     try:
         done = _Pruner(config, cluster, pipeline, prefix, _BESIDE_SECONDS, lambda done, of: None).run(horizon, patient=False)
@@ -175,16 +173,16 @@ class _Names(Follower):
         self.found.clear()
 
 
-def _keep_ms(cluster: Cluster, view: PruneView, seconds: float | None) -> int | None:
-    """For how long windows are remembered (milliseconds): what was said, else the longest that one of their topics keeps records.
+def _horizon(cluster: Cluster, view: PruneView, seconds: float | None, now: int) -> Horizon | None:
+    """How far back windows are remembered: as was said, else for as long as the topic that keeps records longest; None: for ever.
 
-    A segment is deleted once its newest record is too old, so that records may be there for as long as a segment lasts, too.
+    A window that isn't finished is remembered for as long as its topics keep records, in any case.
     """
-    if seconds is not None:
-        return None if math.isinf(seconds) else int(seconds * 1000)
     names = view.topics | {view.topic_of(lane) for lane in view.lanes.values()}
     kept = [retention_of(cluster.settings(name)) for name in sorted(names - {""}) if cluster.find(name) is not None]
-    return None if not kept or None in kept else max(filter(None, kept))
+    retention = None if not kept or None in kept else max(filter(None, kept))
+    keep = retention if seconds is None else None if math.isinf(seconds) else int(seconds * 1000)
+    return None if keep is None else Horizon(now - keep, by="rest", lost=0 if retention is None else now - retention, keep=keep)
 
 
 def retention_of(settings: dict[str, str]) -> int | None:

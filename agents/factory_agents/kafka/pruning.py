@@ -139,14 +139,15 @@ class PruneView(PlanView):
 class Horizon:
     """How far a prune may go: windows of before a time (milliseconds).
 
-    By ``rest`` a window is of the moment at which something was last said of it, and goes whether it was finished or not: whatever was to
-    be read is gone. By ``time`` it is of its interval's end, or the moment at which it was planned; one that is not finished stays, and
-    with it all later ones, unless ``unfinished``. ``keep``: for how long windows are remembered (milliseconds), if that was said.
+    By ``rest`` a window is of the moment at which something was last said of it, by ``time`` of its interval's end, or the moment at which
+    it was planned. One that isn't finished stays, and with it all later ones, unless ``unfinished`` says otherwise, or it rests since
+    before ``lost``: whatever it was to read is gone. ``keep``: for how long windows are remembered (milliseconds), if that was said.
     """
 
     before: int
     by: Literal["rest", "time"]
-    unfinished: bool = True
+    unfinished: bool = False
+    lost: int = 0
     keep: int = 0
 
 
@@ -180,14 +181,17 @@ class _Window:
     end: int = 0
     plan: PlanRecord | None = None
     offset: int = 0
+    rest: _Rest = field(default_factory=lambda: _Rest())
+    finished: bool = True
 
 
 @dataclass
 class _Rest:
-    """When something was said last of a window's works, and whether all of them are finished."""
+    """Of a window of an origin: when something was said last of its works, whether all that began are finished, and their stages."""
 
     last: int = 0
     finished: bool = True
+    stages: set[str] = field(default_factory=set)
 
 
 def decide_pruning(view: PruneView, horizon: Horizon, now_ms: int, letters_there: LettersThere) -> Pruning:
@@ -220,14 +224,16 @@ class _Decision:
         self.pruning = Pruning()
         first = next(iter(view.of(PipelineRecord)), None)
         self.by_interval = first is None or first.mode == "intervals"
-        self.rest: dict[str, _Rest] = {}
+        self.rest: dict[tuple[str, str], _Rest] = {}
         self.works: dict[str, dict[str, list[bytes]]] = {}
         self.sources: dict[str, str] = {}
         for key, done in view.works.items():
-            rest = self.rest.setdefault(done.window, _Rest())
+            origin = origin_of(done.scope)
+            rest = self.rest.setdefault((origin, done.window), _Rest())
             rest.last, rest.finished = max(rest.last, done.last), rest.finished and done.finished
-            self.works.setdefault(origin_of(done.scope), {}).setdefault(done.window, []).append(key)
-            self.sources[f"{done.stage} {done.scope}".rstrip()] = origin_of(done.scope)
+            rest.stages.add(done.stage)
+            self.works.setdefault(origin, {}).setdefault(done.window, []).append(key)
+            self.sources[f"{done.stage} {done.scope}".rstrip()] = origin
         self.topics: dict[str, dict[str, Lane]] = {}
         for topic_id, lane in view.lanes.items():
             topic = view.topic_of(lane)
@@ -256,51 +262,61 @@ class _Decision:
     def _say(self, mark: MarkRecord) -> None:
         self.pruning.marks.append(msgspec.structs.replace(mark, at=self.now, keep=self.horizon.keep or mark.keep))
 
-    def _why_not(self, window: _Window) -> str:
+    def _why_not(self, window: _Window, *, finished: bool) -> str:
         """Why a window stays; empty where it goes."""
         planned = window.plan.planned_at if window.plan is not None else 0
-        if self.horizon.by == "rest":
-            rest = self.rest.get(window.name)
-            last = max(planned, rest.last if rest is not None else 0) or window.end
-            return "" if 0 < last < self.horizon.before else "something was done on it since"
-        if (window.end or planned) > self.horizon.before:
+        last = max(planned, window.rest.last) or window.end
+        if self.horizon.by == "rest" and not 0 < last < self.horizon.before:
+            return "something was done on it since"
+        if self.horizon.by == "time" and (window.end or planned) > self.horizon.before:
             return "it is newer"
-        return "" if self.horizon.unfinished or self._is_finished(window) else "it isn't finished; --unfinished prunes it too"
+        if finished or self.horizon.unfinished or 0 < last < self.horizon.lost:
+            return ""
+        return "it isn't finished; --before with --unfinished prunes it too"
 
-    def _is_finished(self, window: _Window) -> bool:
-        rest = self.rest.get(window.name)
-        if rest is not None:
-            return rest.finished
-        return window.plan is None or not window.plan.ranges or window.plan.former
+    def _going(
+        self, mark: MarkRecord, windows: Iterable[_Window], *, all_of: bool = False
+    ) -> tuple[list[_Window], list[_Window], MarkRecord]:
+        """Of windows in order those that go and those that stay; without ``all_of`` all from the first one on that stays.
 
-    def _goes(self, origin: str, window: _Window) -> bool:
-        why = self._why_not(window)
-        if why:
-            self.pruning.kept.append(Kept(origin, window.name, why))
-            return False
-        return True
+        A window is finished with all the stages that the one before it had: one that was taken out of the pipeline is missed until a window
+        goes without it.
+        """
+        stages = set(mark.stages)
+        going: list[_Window] = []
+        staying: list[_Window] = []
+        for window in windows:
+            begun = window.rest.stages or window.plan is None or not window.plan.ranges or window.plan.former
+            window.finished = bool(begun) and window.rest.finished and (not window.rest.stages or stages <= window.rest.stages)
+            why = self._why_not(window, finished=window.finished)
+            if not why:
+                going.append(window)
+                stages = (stages | window.rest.stages) if window.finished else window.rest.stages
+                continue
+            if not staying:
+                self.pruning.kept.append(Kept(mark.origin, window.name, why))
+            staying.append(window)
+            if not all_of:
+                break
+        return going, staying, msgspec.structs.replace(mark, stages=tuple(sorted(stages)))
 
     def _tell(self, windows: Iterable[_Window]) -> None:
         for window in windows:
             self.pruning.windows.append(window.name)
-            if not self._is_finished(window):
+            if not window.finished:
                 self.pruning.unfinished.append(window.name)
 
     def _intervals(self, topic: str, lanes: Mapping[str, Lane]) -> MarkRecord:
         """The mark of a topic's windows with intervals: up to the first one that stays."""
         mark = self._mark(topic)
-        since = low_water = mark.low_water
-        going: list[_Window] = []
-        for window in self._planned(topic, lanes, since):
-            if not self._goes(topic, window):
-                low_water = None if low_water is None else min(low_water, window.start)
-                break
-            going.append(window)
-            low_water = window.end if low_water is None else max(low_water, window.end)
-        if low_water is None or low_water == since:
+        since = mark.low_water
+        going, staying, new = self._going(mark, self._planned(topic, lanes, since))
+        ends = [window.end for window in going] + ([since] if since is not None else [])
+        if not going:
             return mark
+        low_water = min([max(ends), *(window.start for window in staying)])
         self._tell(window for window in going if window.start < low_water)
-        return msgspec.structs.replace(mark, spans=((ALWAYS, low_water * 1000),))
+        return msgspec.structs.replace(new, spans=((ALWAYS, low_water * 1000),))
 
     def _planned(self, topic: str, lanes: Mapping[str, Lane], since: int | None) -> list[_Window]:
         """The topic's windows from a time on, whether they were planned by this pipeline or come from another one, by their start."""
@@ -309,12 +325,15 @@ class _Decision:
             for start, end, key in lane.spans:
                 if since is None or start >= since:
                     name = key.rpartition("|")[2]
-                    found[name] = _Window(name, start, end, self._plan(key))
+                    found[name] = self._window(topic, name, start, end, self._plan(key))
         for name in self.works.get(topic, ()):
             times = times_of(name)
             if times is not None and (since is None or times[0] >= since):
-                found.setdefault(name, _Window(name, *times))
+                found.setdefault(name, self._window(topic, name, *times))
         return sorted(found.values(), key=lambda w: w.start)
+
+    def _window(self, origin: str, name: str, start: int = 0, end: int = 0, plan: PlanRecord | None = None, offset: int = 0) -> _Window:
+        return _Window(name, start, end, plan, offset, self.rest.get((origin, name), _Rest()))
 
     def _plan(self, key: str) -> PlanRecord | None:
         plan = self.view.get(key)
@@ -324,19 +343,13 @@ class _Decision:
         """The mark of a topic's windows without intervals: up to the first plan that stays."""
         mark = self._mark(topic)
         offsets = sorted((self.view.offset(key) or 0, key) for lane in lanes.values() for key in lane.others)
-        offset, asked = mark.offset, mark.asked
-        going: list[_Window] = []
-        for at, key in offsets:
-            if at < mark.offset:
-                continue
-            plan = self._plan(key)
-            window = _Window(key.rpartition("|")[2], plan=plan, offset=at)
-            if not self._goes(topic, window):
-                break
-            going.append(window)
-            offset, asked = at + 1, max(asked, plan.planned_at if plan is not None else 0)
+        windows = (self._window(topic, key.rpartition("|")[2], plan=self._plan(key), offset=at) for at, key in offsets if at >= mark.offset)
+        going, _, new = self._going(mark, windows)
+        if not going:
+            return mark
         self._tell(going)
-        return msgspec.structs.replace(mark, offset=offset, asked=asked)
+        asked = max(window.plan.planned_at for window in going if window.plan is not None)
+        return msgspec.structs.replace(new, offset=going[-1].offset + 1, asked=max(mark.asked, asked))
 
     def _forget_plans(self, mark: MarkRecord, lanes: Mapping[str, Lane]) -> set[str]:
         """Note the plans and cuts that go; the names of windows without an interval among them."""
@@ -361,22 +374,19 @@ class _Decision:
     def _spans(self, origin: str) -> MarkRecord:
         """The mark of windows whose times no topic tells, as a source's: the very intervals that were pruned."""
         mark = self._mark(origin)
-        going: list[tuple[Interval, _Window]] = []
-        staying: list[tuple[int, int]] = []
+        spans: dict[str, tuple[int, int]] = {}
+        windows: list[_Window] = []
         for name in dict.fromkeys((*self.works.get(origin, ()), *(key.rpartition("|")[2] for key in self._source_plans(origin)))):
             interval = interval_of(name)
-            if interval is None or mark.covers(interval):
-                continue
-            window = _Window(name, interval.start_ms, interval.end_ms)
-            if self._goes(origin, window):
-                going.append((interval, window))
-            else:
-                staying.append((microseconds(interval.start), microseconds(interval.end)))
-        staying = _merged(staying)
-        gone = [(i, w) for i, w in going if not _meets(staying, (microseconds(i.start), microseconds(i.end)))]
-        self._tell(window for _, window in gone)
-        spans = _merged([*mark.spans, *((microseconds(i.start), microseconds(i.end)) for i, _ in gone)])
-        return msgspec.structs.replace(mark, spans=tuple(_fewer(spans, staying)))
+            if interval is not None and not mark.covers(interval):
+                spans[name] = (microseconds(interval.start), microseconds(interval.end))
+                windows.append(self._window(origin, name, interval.start_ms, interval.end_ms))
+        going, left, new = self._going(mark, sorted(windows, key=lambda w: w.start), all_of=True)
+        staying = _merged(spans[window.name] for window in left)
+        gone = [window for window in going if not _meets(staying, spans[window.name])]
+        self._tell(gone)
+        pruned = _merged([*mark.spans, *(spans[window.name] for window in gone)])
+        return msgspec.structs.replace(new, spans=tuple(_fewer(pruned, staying)))
 
     def _source_plans(self, origin: str) -> Iterator[str]:
         """The keys of what stages planned to read of a source: those of stages of which something else is known."""

@@ -154,7 +154,8 @@ class MarkRecord(_Record, frozen=True, tag="mark"):
     ``spans`` are the times whose intervals were pruned, ``[start, end)`` in microseconds since 1970; of a topic one span without a
     beginning: the low-water mark. Windows without an interval were pruned where they were planned below ``offset`` of the ledger; a
     run that was there by ``asked`` (milliseconds) and has no plan may be one of them. ``at`` says when it was last looked at, and ``keep``
-    for how long windows were remembered then (milliseconds; 0: nobody said).
+    for how long windows were remembered then (milliseconds; 0: nobody said). ``stages`` are those that the windows had which were pruned
+    last: a later one without one of them isn't finished.
     """
 
     pipeline: str
@@ -164,6 +165,7 @@ class MarkRecord(_Record, frozen=True, tag="mark"):
     asked: int = 0
     at: int = 0
     keep: int = 0
+    stages: tuple[str, ...] = ()
 
     def key(self) -> str:
         """The record key."""

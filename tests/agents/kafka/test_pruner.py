@@ -137,7 +137,7 @@ class TestAPrune:
         found = hourly.prune(5)
         assert (found.windows, [(k.window, k.why) for k in found.kept]) == (
             2,
-            [(hour(2).key, "it isn't finished; --unfinished prunes it too")],
+            [(hour(2).key, "it isn't finished; --before with --unfinished prunes it too")],
         )
         assert hourly.prune(5, unfinished=True).unfinished == (hour(2).key,)
 

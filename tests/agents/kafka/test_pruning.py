@@ -126,6 +126,24 @@ class TestTheMark:
         assert ledger.prune(until(8), 10).unfinished == [interval(h, h + 1).key for h in (2, 5, 6, 7)]
         assert ledger.mark().low_water == ms(8)
 
+    def test_is_not_passed_by_a_window_that_lacks_a_stage_which_those_before_it_had(self) -> None:
+        _, ledger = hourly()
+        for hour in range(4):
+            ledger.work(interval(hour, hour + 1).key, stage="publish", at=hour)
+        for _ in range(2):  # the windows that had it are gone by the second time
+            assert "isn't finished" in ledger.prune(Horizon(ms(90), by="rest"), 100).kept[0].why
+            assert ledger.mark().low_water == ms(4)
+        ledger.prune(until(5), 100)
+        ledger.prune(Horizon(ms(90), by="rest"), 100)
+        assert ledger.mark().low_water == ms(10), "it was taken out of the pipeline"
+
+    def test_is_not_passed_by_itself_while_records_of_an_unfinished_window_may_be_there(self) -> None:
+        _, ledger = hourly(works=False)
+        ledger.prune(Horizon(ms(90), by="rest", lost=ms(1)), 100)
+        assert ledger.mark().low_water is None
+        assert ledger.prune(Horizon(ms(90), by="rest", lost=ms(7.5)), 100).unfinished == [interval(h, h + 1).key for h in range(7)]
+        assert ledger.mark().low_water == ms(7)
+
     def test_never_goes_back(self) -> None:
         _, ledger = hourly()
         ledger.prune(until(8), 10)
@@ -243,7 +261,7 @@ class TestAPlan:
         for n in range(5):
             log.append(0, ms(n))
             ledger.plan(log, since_last(f"run-{n}"), ms(n))
-        ledger.prune(Horizon(ms(3), by="rest"), 5, killed_after=2)
+        ledger.prune(Horizon(ms(3), by="rest", unfinished=True), 5, killed_after=2)
         log.append(0, ms(5))
         for run, asked in (("run-0", 0), ("run-2", 2), ("never-planned", 1)):
             with pytest.raises(WindowError, match="was pruned"):
@@ -378,7 +396,7 @@ class Pairs(RuleBasedStateMachine):
     @precondition(lambda self: self.pruned.view.lanes)
     @rule(ago=st.integers(-1, 6), by=st.sampled_from(["time", "rest"]), killed_after=st.sampled_from([0, 1, 3, ALL, ALL]))
     def prune(self, ago: int, by: str, killed_after: int) -> None:
-        self.pruned.prune(Horizon(ms(self.now - ago), by=by), self.now, killed_after=killed_after)  # type: ignore[arg-type]
+        self.pruned.prune(Horizon(ms(self.now - ago), by=by, unfinished=True), self.now, killed_after=killed_after)  # type: ignore[arg-type]
 
     def plan(self, hour: int, hours: int, policy: Policy, **more: bool) -> None:
         asked = request(hour, hour + hours, policy, **more)

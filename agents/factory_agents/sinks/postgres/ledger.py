@@ -154,14 +154,14 @@ class Ledger:
             )
 
     def _fresh(self) -> bool:
-        """Whether nothing of the window was ever published, and the publication before this one met no key twice."""
+        """Whether nothing of the window was ever published, and the newest other window met no key twice."""
         if self.published_before():
             return False
         before = self._row(
             "SELECT (outcome->>'duplicates')::bigint + (outcome->>'older')::bigint FROM {ledger}"
             " WHERE table_name = {table} AND pipeline = {pipeline} AND stage = {stage} AND "
             + _COMMITTED
-            + " ORDER BY committed_at DESC LIMIT 1"
+            + " ORDER BY window_key DESC LIMIT 1"  # by the primary key's index; by the time of the commit it would sort all of them
         )
         return before is None or not before[0]
 
