@@ -38,7 +38,7 @@ _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DAY_MS = 24 * 3600 * 1000
 _WEEK_MS = 7 * _DAY_MS
 _CHUNK = 5_000
-_TRANSACTION_MS = 60_000
+_TRANSACTION_MS = 20_000  # a chunk takes a second; what a killed prune leaves open holds readers this long at most
 _BESIDE_SECONDS = 60.0
 _NAMES = 20
 
@@ -179,10 +179,19 @@ def _horizon(cluster: Cluster, view: PruneView, seconds: float | None, now: int)
     A window that isn't finished is remembered for as long as its topics keep records, in any case.
     """
     names = view.topics | {view.topic_of(lane) for lane in view.lanes.values()}
-    kept = [retention_of(cluster.settings(name)) for name in sorted(names - {""}) if cluster.find(name) is not None]
+    kept = [retention for name in sorted(names - {""}) for retention in _retention(cluster, name)]
     retention = None if not kept or None in kept else max(filter(None, kept))
     keep = retention if seconds is None else None if math.isinf(seconds) else int(seconds * 1000)
     return None if keep is None else Horizon(now - keep, by="rest", lost=0 if retention is None else now - retention, keep=keep)
+
+
+def _retention(cluster: Cluster, topic: str) -> list[int | None]:
+    """For how long records lie in a topic, if there is one; where it may not be asked, for ever."""
+    try:
+        return [] if cluster.find(topic) is None else [retention_of(cluster.settings(topic))]
+    except ConfigurationError as error:
+        log.info("topic %r: for how long it keeps records may not be asked, so that windows are remembered for ever: %s", topic, error)
+        return [None]
 
 
 def retention_of(settings: dict[str, str]) -> int | None:
@@ -202,15 +211,17 @@ class _Letters:
 
     def there(self, letters: Manifest) -> bool:
         """Whether some of these are."""
-        if letters.topic not in self._topics:
-            facts = self._cluster.find(letters.topic)
-            self._topics[letters.topic] = (facts, self._cluster.log_start(letters.topic, range(facts.partitions)) if facts else {})
-        found, starts = self._topics[letters.topic]
-        return found is not None and found.id == letters.topic_id and any(r.end > starts.get(r.partition, 0) for r in letters.ranges)
+        return self.offsets_there(letters.topic, letters.topic_id, {r.partition: [r.end - 1] for r in letters.ranges})
 
     def offsets_there(self, topic: str, topic_id: str, offsets: dict[int, list[int]]) -> bool:
-        """Whether one of some offsets of a topic is."""
-        self.there(Manifest(topic, topic_id, ""))
+        """Whether one of some offsets of a topic is; a topic that may not be asked may have them."""
+        if topic not in self._topics:
+            try:
+                facts = self._cluster.find(topic)
+                starts = self._cluster.log_start(topic, range(facts.partitions)) if facts is not None else {}
+            except ConfigurationError:
+                return True
+            self._topics[topic] = (facts, starts)
         found, starts = self._topics[topic]
         return found is not None and found.id == topic_id and any(o >= starts.get(p, 0) for p, of in offsets.items() for o in of)
 

@@ -40,7 +40,7 @@ FORMAT_VERSION = 1
 _FORMAT = "factory-ledger"
 _PAD = b"pad|"
 _PAD_CHUNK = 50_000
-_TRANSACTION_MS = 600_000
+_TRANSACTION_MS = 120_000
 
 OffsetMaps = Mapping[str, Mapping[int, Sequence[tuple[int, int]]]]
 """By topic and partition, offsets there and here that mean the same place, in order."""
