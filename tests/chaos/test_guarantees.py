@@ -21,6 +21,13 @@ def test_some_are_named() -> None:
 def test_a_test_that_a_page_names_exists(file: str, names: str) -> None:
     body: list[ast.stmt] = ast.parse((ROOT / file).read_text()).body
     for name in filter(None, names.split("::")):
-        found = [node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name]
+        found = [node for node in body if name in _defined(node)]
         assert found, f"{file} has no {name}"
-        body = found[0].body
+        body = getattr(found[0], "body", [])
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """The test, or the class of tests, that a statement defines; hypothesis makes one of a state machine by an assignment."""
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
