@@ -459,7 +459,8 @@ class SinkConformance:
             died = self._dies(publishers, monkeypatch, step, rows, same)
             landed = f"only {step}" in publishers.rows()
             outcome = publishers.publish(rows, **same)
-            assert outcome.reused == landed, f"step {step}"
+            # What was under way may land after we looked, until the next claim; that it did, the rows below say.
+            assert outcome.reused or not landed, f"step {step}"
             assert (outcome.rows, outcome.written, outcome.duplicates, outcome.removed) == (6, 2, 4, 1), f"step {step}"
             assert publishers.rows() == {"k": "last", f"only {step}": "x"}, f"step {step}"
             step += _APART
