@@ -2,8 +2,10 @@
 
 Fenced blocks say what they are: ``console`` holds commands after ``$`` and what they print (``…`` stands for anything), ``sh`` commands
 alone, a block with ``file=NAME`` is that file. ``background until="TEXT"`` starts a command that stays, and waits until it has printed
-the text. A block that needs more than this machine says so: ``cluster`` (Kubernetes), ``deployment`` (a scheduler, real brokers),
-``long`` (many minutes).
+the text; ``soon``: its commands are repeated until they print what the page says. A block that needs more than this machine says so:
+``cluster`` (Kubernetes), ``deployment`` (a scheduler, real brokers), ``long`` (many minutes).
+
+With ``arrived`` the reader's own DAG has run in the scheduler: how many commands and minutes that took from the clone is printed.
 """
 
 from __future__ import annotations
@@ -24,14 +26,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MARKS", "PAGES", "Block", "blocks", "differs", "steps"]
+__all__ = ["MARKS", "MOST_COMMANDS", "PAGES", "Block", "blocks", "differs", "steps", "walk"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("docs/getting-started.md", "docs/parameters.md", "docs/operations.md")
 """Followed in this order, in one shell."""
 
 MARKS = ("cluster", "deployment", "long")
+MOST_COMMANDS, MOST_MINUTES = 15, 10
+"""From the clone to the reader's own DAG in the scheduler, on an idle machine."""
+
 _PATIENCE = 1800.0  # for one command, on a busy machine
+_SOON = 300.0
 _FENCE = re.compile(r"^```(\w+) ?(.*)$")
 _OURS = re.compile(r"^(AIRFLOW|FACTORY_|KAFKA_|DATABASE_URL|VIRTUAL_ENV|PYTHONPATH|XDG_|MAKE|MFLAGS|PYTEST)")
 
@@ -54,6 +60,10 @@ class Block:
     def marked(self) -> bool:
         """Whether it needs more than this machine."""
         return any(word in MARKS for word in self.words.split())
+
+    def has(self, word: str) -> bool:
+        """Whether it says a word after the language."""
+        return word in self.words.split()
 
     def word(self, name: str) -> str:
         """The value of ``name=value`` after the language."""
@@ -89,6 +99,17 @@ def steps(block: Block) -> list[tuple[str, list[str]]]:
         else:
             found[-1][1].append(line)
     return found
+
+
+def walk(text: str) -> list[str]:
+    """The commands of a page up to where its reader has arrived."""
+    found: list[str] = []
+    for block in blocks(text):
+        if block.commands and not block.marked:
+            found += [command for command, _ in steps(block)]
+        if block.has("arrived"):
+            return found
+    return []
 
 
 def differs(expected: Sequence[str], printed: str) -> str:
@@ -168,31 +189,56 @@ def background(command: str, until: str, folder: Path, environment: dict[str, st
         process.wait(120)
 
 
-def follow(page: str, shell: Shell, clone: Path, environment: dict[str, str], stay: contextlib.ExitStack) -> int:
-    """Do what a page says; how many commands that were. Ends with an error at the first that fails or prints something else."""
-    done = 0
-    for block in blocks((clone / page).read_text()):
-        if name := block.word("file"):
-            (clone / name).write_text(block.text)
-        if not block.commands or block.marked:
-            continue
-        for command, expected in steps(block):
-            print(f"{page}:{block.line} $ {command.strip()}", flush=True)
-            done += 1
-            if block.words.startswith("background"):
-                stay.enter_context(background(command, block.word("until"), clone, environment))
+class Reader:
+    """Who does what pages say, in one shell; ends with an error at the first command that fails or prints something else."""
+
+    def __init__(self, shell: Shell, clone: Path, environment: dict[str, str], stay: contextlib.ExitStack) -> None:
+        self._shell, self._clone, self._environment, self._stay = shell, clone, environment, stay
+        self._began = time.monotonic()
+        self.done = 1  # the clone
+
+    @property
+    def minutes(self) -> float:
+        """Since the clone."""
+        return (time.monotonic() - self._began) / 60
+
+    def follow(self, page: str) -> None:
+        """Do what a page says."""
+        for block in blocks((self._clone / page).read_text()):
+            if name := block.word("file"):
+                (self._clone / name).write_text(block.text)
+            if not block.commands or block.marked:
                 continue
-            code, printed = shell.run(command)
-            wrong = differs(expected, printed)
-            if code or wrong:
-                why = f"ended with {code}" if code else f"should have printed: {wrong}"
-                raise SystemExit(f"{page}:{block.line}: {command.strip()!r} {why}\n{printed[-4000:]}")
-    return done
+            for command, expected in steps(block):
+                began = time.monotonic()
+                print(f"{page}:{block.line} $ {command.strip()}", end="", flush=True)
+                self.done += 1
+                wrong = self._do(block, command, expected)
+                print(f"   ({time.monotonic() - began:.1f} s)", flush=True)
+                if wrong:
+                    raise SystemExit(f"{page}:{block.line}: {command.strip()!r} {wrong}")
+            if block.has("arrived"):
+                print(f"{page}: the reader's own DAG runs in the scheduler after {self.done} commands and {self.minutes:.1f} minutes")
+                if self.done > MOST_COMMANDS or self.minutes > MOST_MINUTES:
+                    raise SystemExit(f"{page}: wanted: at most {MOST_COMMANDS} commands and {MOST_MINUTES} minutes")
+
+    def _do(self, block: Block, command: str, expected: Sequence[str]) -> str:
+        """What went wrong."""
+        if block.has("background"):
+            self._stay.enter_context(background(command, block.word("until"), self._clone, self._environment))
+            return ""
+        until = time.monotonic() + (_SOON if block.has("soon") else 0)
+        while True:
+            code, printed = self._shell.run(command)
+            wrong = f"ended with {code}" if code else differs(expected, printed)
+            if not wrong or time.monotonic() > until:
+                return wrong and f"{wrong if code else f'should have printed: {wrong}'}\n{printed[-4000:]}"
 
 
 def main() -> int:
     """Clone, follow, tidy up."""
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what was started is ended all the same
     with tempfile.TemporaryDirectory(prefix="factory-docs-") as name, contextlib.ExitStack() as stay:
         folder, clone = Path(name), Path(name) / "clone"
         (folder / "home").mkdir()
@@ -214,8 +260,10 @@ def main() -> int:
         shell = Shell(clone, environment)
         stay.callback(shell.close)
         stay.callback(lambda: subprocess.run(["make", "clean"], cwd=clone, env=environment, check=False, capture_output=True))
-        done = sum(follow(page, shell, clone, environment, stay) for page in PAGES)
-    print(f"{done} commands of {len(PAGES)} pages did and printed what the pages say, in {time.monotonic() - began:.0f} s")
+        reader = Reader(shell, clone, environment, stay)
+        for page in PAGES:
+            reader.follow(page)
+    print(f"{reader.done} commands of {len(PAGES)} pages did and printed what the pages say, in {time.monotonic() - began:.0f} s")
     return 0
 
 

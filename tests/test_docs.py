@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from follow_docs import MARKS, PAGES, Block, blocks, differs, steps
+from follow_docs import MARKS, MOST_COMMANDS, PAGES, Block, blocks, differs, steps, walk
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,6 +28,15 @@ def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
         if heading:
             headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
             assert heading in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, f"{path.name}: {target}"
+
+
+def test_a_reader_gets_from_the_clone_to_a_dag_of_theirs_in_few_commands() -> None:
+    page = (ROOT / "docs/getting-started.md").read_text()
+    commands = ["git clone", *walk(page)]
+    assert 1 < len(commands) <= MOST_COMMANDS
+    assert f"in {len(commands)} commands" in page
+    assert "make ui" in commands
+    assert any("backfill create" in command for command in commands)
 
 
 def test_a_page_is_read_as_its_blocks() -> None:
