@@ -139,7 +139,7 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "google", "kafka")]}
         ],
         "task-decorators": [{"name": "kafka_agent", "class-name": f"{_PACKAGE}.decorators.kafka_agent.kafka_agent_task"}],
-        "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("AgentFactsLink", "InputTopicLink", "OutputTopicLink", "PodLink")],
+        "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("AgentRunLink", "InputTopicLink", "OutputTopicLink", "PodLink")],
         "plugins": [
             {"name": "factory_page", "plugin-class": f"{_PACKAGE}.plugins.page.FactoryPagePlugin"},
             {"name": "factory_pools", "plugin-class": f"{_PACKAGE}.plugins.pools.PoolsPlugin"},

@@ -13,7 +13,7 @@ from airflow.sdk.execution_time.xcom import XCom
 
 from airflow_provider_factory.settings import option
 
-__all__ = ["AgentFactsLink", "InputTopicLink", "OutputTopicLink", "PodLink", "facts_url", "pod_url", "push_links", "topic_url"]
+__all__ = ["AgentRunLink", "InputTopicLink", "OutputTopicLink", "PodLink", "pod_url", "push_links", "run_info_url", "topic_url"]
 
 
 class _PushedLink(BaseOperatorLink):
@@ -36,11 +36,11 @@ class _PushedLink(BaseOperatorLink):
 
 
 @attrs.define()
-class AgentFactsLink(_PushedLink):
+class AgentRunLink(_PushedLink):
     """The task's XCom page, with the facts of the run: window, shard, transactional id, where it runs."""
 
-    name: str = "Agent facts"
-    key: ClassVar[str] = "factory_facts_link"
+    name: str = "Agent run"
+    key: ClassVar[str] = "run_info_link"
 
 
 @attrs.define()
@@ -88,7 +88,7 @@ def pod_url(namespace: str, pod: str) -> str:
     return _filled(option("pod_url"), {"namespace": namespace, "pod": pod})
 
 
-def facts_url(ti: Any) -> str:
+def run_info_url(ti: Any) -> str:
     """The XCom page of a task instance in Airflow's UI."""
     base = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
     mapped = f"/mapped/{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ""

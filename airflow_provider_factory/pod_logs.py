@@ -14,7 +14,7 @@ from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import Kubern
 from airflow.providers.cncf.kubernetes.utils.container import container_is_completed
 from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager, PodManager, PodPhase
 
-from airflow_provider_factory.pod_troubles import fresh_lines, log_stamp
+from airflow_provider_factory.pod_failure import fresh_lines, log_stamp
 from airflow_provider_factory.processes import log_line
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from factory_agents.kafka.ledger import (
     StageRecord,
     StoredResult,
 )
-from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.view import Follower
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Counts, Interval, Manifest, PartitionRange, Shard, Window
 
@@ -277,7 +277,7 @@ print(json.dumps(looks))
 STAGES, SHARDS = ("ingest", "enrich", "validate", "publish"), 12
 
 
-def _hour(pipeline: str, topic: TopicFacts, start: datetime) -> Iterator[LedgerRecord]:
+def _hour(pipeline: str, topic: TopicInfo, start: datetime) -> Iterator[LedgerRecord]:
     """What the ledger holds of one hourly window: its cut, its plan, and what each shard of each stage came to."""
     interval = Interval(start, start + timedelta(hours=1))
     at, ranges = interval.end_ms, tuple(PartitionRange(p, 0, 0) for p in range(topic.partitions))
@@ -290,7 +290,7 @@ def _hour(pipeline: str, topic: TopicFacts, start: datetime) -> Iterator[LedgerR
             yield msgspec.structs.replace(result, scope=topic.name, updated_at=at)
 
 
-def _arrivals(pipeline: str, topic: TopicFacts, moment: datetime) -> Iterator[LedgerRecord]:
+def _arrivals(pipeline: str, topic: TopicInfo, moment: datetime) -> Iterator[LedgerRecord]:
     """What the ledger holds of one window of a live publish."""
     at, name = int(moment.timestamp() * 1000), f"live-{int(moment.timestamp() * 1e9)}-0123456789abcdef"
     ranges = tuple(PartitionRange(p, at, at + 1) for p in range(topic.partitions))

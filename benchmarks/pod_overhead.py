@@ -144,7 +144,7 @@ def throughput(cluster: Any, bootstrap: str, image: str, events: int) -> None:
 
 def _shard(cluster: Any, image: str, window: Any, index: int, of: int, target: str) -> tuple[float, float]:
     """Run one shard as a pod; the seconds that its agent took, and those that the pod took beside it."""
-    from airflow_provider_factory.pod_troubles import termination_message
+    from airflow_provider_factory.pod_failure import termination_message
     from airflow_provider_factory.pods import AgentPod, agent_pod, pod_template
     from factory_agents.protocol import AgentRef, AgentRun, Shard, decode_result, shard_window
 

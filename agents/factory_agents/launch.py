@@ -226,7 +226,7 @@ def _refuse_what_windows_wrote(config: KafkaConfig, settings: AgentSettings, gro
         ledger = Ledger(config, cluster, prefix=settings.prefix, pipeline="")
         if cluster.committed(group, [settings.in_topic]) or cluster.find(ledger.topic) is None:
             return
-        view = ledger.glance(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
+        view = ledger.read_stable(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
         results = (result for record in view.of(StageRecord) if (result := record.answer()) is not None)
         maker = next((r.pipeline for r in results if _topics_of(r) == (settings.in_topic, settings.out_topic)), "")
     if maker:

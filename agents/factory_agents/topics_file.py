@@ -11,7 +11,7 @@ import msgspec
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS, LEDGER_SETTINGS, ledger_topic
-from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.paths import candidates, resolve_path
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _normal(setting: str, value: str) -> str:
     return ",".join(sorted(p.strip() for p in value.split(","))) if setting == "cleanup.policy" else value.lower()
 
 
-def compare(wanted: WantedTopic, facts: TopicFacts, settings: Mapping[str, str], *, at_least: bool = False) -> list[Drift]:
+def compare(wanted: WantedTopic, facts: TopicInfo, settings: Mapping[str, str], *, at_least: bool = False) -> list[Drift]:
     """How a topic differs from what is wanted; with ``at_least`` more partitions or replicas than wanted are no difference."""
     drift = []
     if facts.partitions < wanted.partitions:

@@ -18,8 +18,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.errors import AgentCrashedError, agent_error
 from airflow_provider_factory.links import PodLink, pod_url, push_links
+from airflow_provider_factory.pod_failure import Trouble, event_lines, fresh_lines, pod_failure, termination_message
 from airflow_provider_factory.pod_logs import AgentPodManager, is_outage, short, since_seconds
-from airflow_provider_factory.pod_troubles import Trouble, event_lines, fresh_lines, pod_trouble, termination_message
 from airflow_provider_factory.pods import AgentPod, agent_pod, owned_secret, pod_labels, pod_template, with_secret
 from airflow_provider_factory.results import check_result
 from airflow_provider_factory.settings import credentials, option
@@ -262,7 +262,7 @@ class AgentPodOperator(KubernetesPodOperator):
         self._message = termination_message(pod, self.base_container_name) or self._message
         if pod is None or pod.status is None or pod.status.phase != PodPhase.SUCCEEDED:
             events = self._events(known)
-            self._trouble = pod_trouble(pod, self.base_container_name, events) or self._trouble
+            self._trouble = pod_failure(pod, self.base_container_name, events) or self._trouble
             for line in event_lines(events):
                 self.log.error("Kubernetes says: %s", line)
         return pod
@@ -313,7 +313,7 @@ class AgentPodOperator(KubernetesPodOperator):
         if said is not None and said.status == "failed":
             return _disturbed(agent_error(said), self._trouble)
         gone = (isinstance(error, ApiException) and error.status == 404) or type(error).__name__ == "PodNotFoundException"
-        trouble = self._trouble or (pod_trouble(None, self.base_container_name) if gone else None)
+        trouble = self._trouble or (pod_failure(None, self.base_container_name) if gone else None)
         if trouble is not None:
             return self._crash(trouble)
         if isinstance(error, ApiException):

@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_provider_factory.assets import event_extra, result_partition, stage_assets, topic_argument, topic_name
 from airflow_provider_factory.errors import AgentCrashedError, agent_error, airflow_errors
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
-from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, OutputTopicLink, PodLink, facts_url, push_links, topic_url
+from airflow_provider_factory.links import AgentRunLink, InputTopicLink, OutputTopicLink, PodLink, push_links, run_info_url, topic_url
 from airflow_provider_factory.operators.agent_pod import AgentPodOperator
 from airflow_provider_factory.outside import from_outside, names_from_outside
 from airflow_provider_factory.processes import AgentProcess, child_environment
@@ -105,7 +105,7 @@ class KafkaAgentOperator(AgentPodOperator):
         "agent_params": "json",
         "window": "json",
     }
-    operator_extra_links = (AgentFactsLink(), InputTopicLink(), OutputTopicLink(), PodLink())
+    operator_extra_links = (AgentRunLink(), InputTopicLink(), OutputTopicLink(), PodLink())
     ui_color = "#d9f0e3"
 
     def __init__(
@@ -257,7 +257,7 @@ class KafkaAgentOperator(AgentPodOperator):
             self._check_arguments()
             self._run = run = self.agent_run(context)
             where = runner(self.runner)
-            self._push_facts(context, run, where)
+            self._push_run_info(context, run, where)
             work = self._run_process if where == "process" else self._run_pod
             return self._conclude(context, work(context, run))
 
@@ -404,7 +404,7 @@ class KafkaAgentOperator(AgentPodOperator):
                 if partition is not None:
                     event.add_partitions(partition)
 
-    def _push_facts(self, context: Context, run: AgentRun, where: Runner) -> None:
+    def _push_run_info(self, context: Context, run: AgentRun, where: Runner) -> None:
         ti = context["ti"]
         topic = run.window.topic if run.window else ""
         facts = {
@@ -421,13 +421,13 @@ class KafkaAgentOperator(AgentPodOperator):
             "rerun": run.rerun,
         }
         context["shard_label"] = _label(run)  # type: ignore[typeddict-unknown-key]
-        ti.xcom_push(key="factory_facts", value=facts)
+        ti.xcom_push(key="run_info", value=facts)
         self._push_links(context, run)
 
     def _push_links(self, context: Context, run: AgentRun) -> None:
         ti, topic = context["ti"], run.window.topic if run.window else ""
         links = {InputTopicLink.key: topic_url(topic), OutputTopicLink.key: topic_url(run.output_topic)}
-        push_links(self, ti, {AgentFactsLink.key: facts_url(ti), **links})
+        push_links(self, ti, {AgentRunLink.key: run_info_url(ti), **links})
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """The topics and the table that the run read and wrote, with counts."""

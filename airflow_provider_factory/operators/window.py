@@ -11,7 +11,7 @@ from airflow.sdk import Asset, BaseOperator
 from airflow_provider_factory.assets import asset_topic, topic_argument, topic_name
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.lineage import topic_lineage
-from airflow_provider_factory.links import AgentFactsLink, InputTopicLink, facts_url, push_links, topic_url
+from airflow_provider_factory.links import AgentRunLink, InputTopicLink, push_links, run_info_url, topic_url
 from airflow_provider_factory.runs import as_bool, data_interval, follows, optional_interval, window_policy
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError
@@ -50,7 +50,7 @@ class WindowOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("topic", "shards", "records_per_shard", "accept_loss", "kafka_conn_id")
-    operator_extra_links = (InputTopicLink(), AgentFactsLink())
+    operator_extra_links = (InputTopicLink(), AgentRunLink())
     ui_color = "#dbe7f6"
 
     def __init__(
@@ -89,7 +89,7 @@ class WindowOperator(BaseOperator):
             self.log.info("Interval %s", f"[{interval.start}, {interval.end})" if interval else "since the pipeline's last window")
             window = self._plan(context, interval)
             plan = plan_shards(window, shards or auto_shards(window, per_shard))
-        self._push_facts(context, window, plan)
+        self._push_run_info(context, window, plan)
         return plan
 
     def _interval(self, context: Context) -> Interval | None:
@@ -115,7 +115,7 @@ class WindowOperator(BaseOperator):
             timeout=self.timeout,
         )
 
-    def _push_facts(self, context: Context, window: Window, plan: Sequence[Mapping[str, Any]]) -> None:
+    def _push_run_info(self, context: Context, window: Window, plan: Sequence[Mapping[str, Any]]) -> None:
         self.log.info("Window %s of %s: up to %s records in %d shard(s)", window.key, window.topic, f"{window.size:,}", len(plan))
         if window.carried:
             self.log.info(
@@ -140,8 +140,8 @@ class WindowOperator(BaseOperator):
             "shards": len(plan),
             "plan": plan[0]["plan"],
         }
-        ti.xcom_push(key="factory_facts", value=facts)
-        push_links(self, ti, {InputTopicLink.key: topic_url(window.topic), AgentFactsLink.key: facts_url(ti)})
+        ti.xcom_push(key="run_info", value=facts)
+        push_links(self, ti, {InputTopicLink.key: topic_url(window.topic), AgentRunLink.key: run_info_url(ti)})
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """The topic as input."""

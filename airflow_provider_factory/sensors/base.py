@@ -20,7 +20,7 @@ from factory_agents.errors import FactoryError
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_provider_factory.checks import Answer
+    from airflow_provider_factory.conditions import Answer
     from airflow_provider_factory.triggers.base import KafkaTrigger
     from factory_agents.kafka.config import KafkaConfig
 

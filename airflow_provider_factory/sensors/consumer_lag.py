@@ -9,7 +9,7 @@ import msgspec
 from airflow.sdk import Asset
 
 from airflow_provider_factory.assets import topic_argument, topic_name
-from airflow_provider_factory.checks import Answer, LagQuestion, ask_lag
+from airflow_provider_factory.conditions import Answer, LagQuestion, ask_lag
 from airflow_provider_factory.sensors.base import KafkaSensor
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import Asset
 
 from airflow_provider_factory.assets import topic_argument, topic_name
-from airflow_provider_factory.checks import Answer, WindowClosedQuestion, ask_window_closed
+from airflow_provider_factory.conditions import Answer, WindowClosedQuestion, ask_window_closed
 from airflow_provider_factory.runs import data_interval
 from airflow_provider_factory.sensors.base import KafkaSensor
 

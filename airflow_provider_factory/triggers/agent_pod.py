@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.triggers.base import TriggerEvent
 
+from airflow_provider_factory.pod_failure import pod_failure, termination_message
 from airflow_provider_factory.pod_logs import AsyncAgentPodManager, outlast
-from airflow_provider_factory.pod_troubles import pod_trouble, termination_message
 
 if TYPE_CHECKING:
     from kubernetes.client import models as k8s
@@ -35,7 +35,7 @@ class AgentPodTrigger(KubernetesPodTrigger):
         """One event, when the pod has ended, could not start, or the time is over."""
         async for event in super().run():
             ended = event.payload["status"] in ("failed", "timeout") and self._last is not None
-            trouble = pod_trouble(self._last, self.base_container_name) if ended else None
+            trouble = pod_failure(self._last, self.base_container_name) if ended else None
             payload = {
                 **event.payload,
                 "said": termination_message(self._last, self.base_container_name),

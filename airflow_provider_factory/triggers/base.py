@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_factory.checks import Answer
 from airflow_provider_factory.clusters import Client, SharedCluster, shared_cluster
+from airflow_provider_factory.conditions import Answer
 from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
 from factory_agents.errors import FactoryError
 

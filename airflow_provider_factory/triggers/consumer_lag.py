@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import msgspec
 
-from airflow_provider_factory.checks import Answer, LagQuestion, ask_lag
 from airflow_provider_factory.clusters import Client
+from airflow_provider_factory.conditions import Answer, LagQuestion, ask_lag
 from airflow_provider_factory.triggers.base import KafkaTrigger
 
 __all__ = ["ConsumerLagTrigger"]

@@ -12,10 +12,10 @@ from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
+from airflow_provider_factory.backlog import Enough, Sizes, Waiting, look, reason_to_start
 from airflow_provider_factory.clusters import Client, shared_cluster
 from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
 from airflow_provider_factory.settings import option
-from airflow_provider_factory.waiting import Enough, Sizes, Waiting, look, reason_to_start
 from factory_agents.errors import ConfigurationError, FactoryError
 
 __all__ = ["TopicReadyTrigger"]

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import msgspec
 
-from airflow_provider_factory.checks import Answer, WindowClosedQuestion, ask_window_closed
 from airflow_provider_factory.clusters import Client
+from airflow_provider_factory.conditions import Answer, WindowClosedQuestion, ask_window_closed
 from airflow_provider_factory.triggers.base import KafkaTrigger
 
 __all__ = ["WindowClosedTrigger"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.topics_file import WantedTopic, apply_topics, compare, read_topics
 from tests.support.commands import ROOT, Command
 from tests.support.runs import Runs
@@ -74,14 +74,14 @@ def test_a_mistyped_file_names_its_line(tmp_path: Path, text: str, message: str)
 
 def test_drift_is_told_setting_by_setting_with_what_mends_it() -> None:
     wanted = WantedTopic("t", 12, 3, {"retention.ms": "5", "cleanup.policy": "compact,delete", "no.such": "1"})
-    found = compare(wanted, TopicFacts("t", "id", 4, 1), {"retention.ms": "6", "cleanup.policy": "delete, compact"})
+    found = compare(wanted, TopicInfo("t", "id", 4, 1), {"retention.ms": "6", "cleanup.policy": "delete, compact"})
     assert [(d.setting, d.wanted, d.found) for d in found] == [
         ("partitions", "12", "4"),
         ("replication", "3", "1"),
         ("retention.ms", "5", "6"),
         ("no.such", "1", "(this broker has no such setting)"),
     ]
-    fewer = compare(WantedTopic("t", 2, 1, {}), TopicFacts("t", "id", 4, 1), {})
+    fewer = compare(WantedTopic("t", 2, 1, {}), TopicInfo("t", "id", 4, 1), {})
     assert [d.hint for d in fewer] == ["Kafka cannot take partitions away"]
 
 

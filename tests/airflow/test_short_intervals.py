@@ -72,7 +72,7 @@ def ids(airflow: RunningAirflow, dag_id: str) -> list[int]:
 
 def facts(airflow: RunningAirflow, dag_id: str) -> list[dict[str, Any]]:
     done = [run for run in airflow.runs(dag_id) if run["state"] == "success"]
-    return [airflow.xcom(dag_id, run["dag_run_id"], "window", "factory_facts") for run in done]
+    return [airflow.xcom(dag_id, run["dag_run_id"], "window", "run_info") for run in done]
 
 
 def last_end(airflow: RunningAirflow, dag_id: str) -> datetime:

@@ -14,7 +14,7 @@ import msgspec
 
 from airflow_provider_factory.errors import agent_error
 from airflow_provider_factory.operators.kafka_agent import summary
-from airflow_provider_factory.pod_troubles import fresh_lines
+from airflow_provider_factory.pod_failure import fresh_lines
 from airflow_provider_factory.processes import log_line
 from airflow_provider_factory.results import check_result, shown_notes
 from factory_agents.contracts import judge, load_contract, merge_reports, parse_condition

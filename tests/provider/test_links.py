@@ -40,7 +40,7 @@ def test_without_a_console_or_a_topic_there_is_no_link(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("map_index", "mapped"), [(-1, ""), (None, ""), (0, "/mapped/0"), (7, "/mapped/7")])
 def test_a_mapped_tasks_page_is_its_own(monkeypatch: pytest.MonkeyPatch, map_index: int | None, mapped: str) -> None:
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow/x/")
-    url = links.facts_url(Pushed(map_index=map_index))
+    url = links.run_info_url(Pushed(map_index=map_index))
     assert url == f"https://airflow/x/dags/clicks/runs/scheduled__2026-03-01T05%3A00%3A00%2B00%3A00/tasks/enrich{mapped}/xcom"
 
 

@@ -18,7 +18,7 @@ from kubernetes.client import models as k8s
 
 from airflow_provider_factory.errors import AgentCrashedError, ForeignResultError, agent_error, airflow_errors
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
-from airflow_provider_factory.pod_troubles import pod_trouble, termination_message
+from airflow_provider_factory.pod_failure import pod_failure, termination_message
 from airflow_provider_factory.processes import AgentProcess, log_line
 from airflow_provider_factory.results import LARGEST_RESULT, check_result, shown_notes, shown_reasons
 from factory_agents import errors
@@ -194,7 +194,7 @@ class TestAPod:
         assert len(termination_message(seen, "base")) < 20_000
         evicted = k8s.V1Pod(metadata=seen.metadata, status=k8s.V1PodStatus(reason="Evicted", message=HOSTILE * 10_000))
         for pod in (seen, evicted):
-            trouble = pod_trouble(pod, "base")
+            trouble = pod_failure(pod, "base")
             assert trouble is not None
             assert trouble.text.isprintable()
             assert len(trouble.text) < 2000

@@ -10,7 +10,7 @@ from factory_agents.errors import FactoryError
 from factory_agents.kafka.ledger import CutRecord, LedgerView, PlanRecord
 from factory_agents.kafka.plan_view import PlanView
 from factory_agents.kafka.planning import LogAnswers, PlanRequest, Policy, check_source, decide, planned, relevant, relevant_source
-from factory_agents.kafka.topics import TopicFacts
+from factory_agents.kafka.topics import TopicInfo
 from factory_agents.protocol import Interval, Window
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class ModelLog:
         """What a broker would say: its index gives the first record, in the order of offsets, at or past a time."""
         partitions = range(len(self.stamps))
         return LogAnswers(
-            TopicFacts("t", self.topic_id, len(self.stamps)),
+            TopicInfo("t", self.topic_id, len(self.stamps)),
             log_start=dict.fromkeys(partitions, 0),
             stable={p: self.open_since.get(p, len(self.stamps[p])) for p in partitions},
             index={
@@ -82,7 +82,7 @@ class ModelLedger:
         assert window is not None
         return window
 
-    def judged(self, request: PlanRequest, topic: TopicFacts, judge: Callable[[LedgerView], T]) -> T:
+    def judged(self, request: PlanRequest, topic: TopicInfo, judge: Callable[[LedgerView], T]) -> T:
         """By the few records that matter, which has to be the same as by all of them."""
         assert outcome(judge, relevant(self.view, request, topic)) == outcome(judge, self.view)
         return judge(relevant(self.view, request, topic))

@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from factory_agents.errors import ConfigurationError, FactoryError, FencedError, UnavailableError
 from factory_agents.kafka.oauth import CALLBACK, token_source
 
-__all__ = ["LARGEST_MESSAGE", "KafkaConfig", "connect", "is_secret", "kafka_error", "message_error", "passing", "unauthorized"]
+__all__ = ["LARGEST_MESSAGE", "KafkaConfig", "connect", "is_secret", "is_transient", "kafka_error", "message_error", "unauthorized"]
 
 _Client = TypeVar("_Client")
 
@@ -313,7 +313,7 @@ _PASSING = {
 }
 
 
-def passing(error: KafkaError) -> bool:
+def is_transient(error: KafkaError) -> bool:
     """Whether a consumer that is in no group gets over this by itself: it connects again, so it is waited for until the deadline."""
     return error.retriable() or error.code() in _PASSING
 

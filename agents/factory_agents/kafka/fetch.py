@@ -16,7 +16,7 @@ from typing import Any, cast
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from factory_agents.errors import ConfigurationError, UnreadableBatchError
-from factory_agents.kafka.config import LARGEST_MESSAGE, KafkaConfig, passing
+from factory_agents.kafka.config import LARGEST_MESSAGE, KafkaConfig, is_transient
 from factory_agents.kafka.messages import Headers, Message, readable_headers
 from factory_agents.kafka.topics import Cluster
 
@@ -248,7 +248,7 @@ class BoundedConsumer:
                 if found and error is None:
                     rest = cast("list[Message]", consumer.consume(10_000, 0.0))
                     return found + [m for m in rest if m.error() is None]
-                if error is not None and not passing(error) and found[0].topic():  # else it is about the connection
+                if error is not None and not is_transient(error) and found[0].topic():  # else it is about the connection
                     return found
             return []
         finally:

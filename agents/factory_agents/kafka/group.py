@@ -12,11 +12,11 @@ from typing import TypeAlias
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from factory_agents.errors import DataLossError, FactoryError, UnavailableError, UnreadableBatchError
-from factory_agents.kafka.config import KafkaConfig, kafka_error, passing, unauthorized
+from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error, unauthorized
 from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import TOPIC_CHANGED
-from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.telemetry import fields
 
@@ -165,7 +165,7 @@ class GroupReader:
             self._check_at = 0.0
         elif error.code() in UNREADABLE and partition in self.reading:
             self._read_alone(partition)
-        elif unauthorized(error) or not passing(error):
+        elif unauthorized(error) or not is_transient(error):
             raise self._failed(error, f"reading {self.topic.name}")
         return False
 
@@ -203,7 +203,7 @@ class GroupReader:
             raise ChunkAbortedError(self._replaced_by(found), refused=False)
         self.topic = found  # it may have more partitions by now
 
-    def _replaced_by(self, found: TopicFacts | None) -> DataLossError:
+    def _replaced_by(self, found: TopicInfo | None) -> DataLossError:
         name = self.topic.name
         if found is None:
             return DataLossError(f"group {self._group!r}: topic {name!r} does not exist any more: what it held and was not read is lost")
@@ -227,7 +227,7 @@ class GroupReader:
             log.info("where the group stands cannot be read now", extra=fields(group=self._group, reason=str(error)))
             return
         except KafkaException as error:
-            if unauthorized(error) or not passing(error.args[0]):
+            if unauthorized(error) or not is_transient(error.args[0]):
                 raise self._failed(error, f"group {self._group!r}: reading its positions") from error
             return  # a transaction is open that may move the group on
         for p, start in starts.items():

@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from factory_agents.errors import ConfigurationError, DeadlineError
-from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.records import (
     CutRecord,
@@ -114,14 +114,14 @@ class Ledger:
         self._follow(view, start, deadline, stable=False)
         return view
 
-    def glance(self, *, deadline: float, wanted: Wanted = everything) -> LedgerView:
+    def read_stable(self, *, deadline: float, wanted: Wanted = everything) -> LedgerView:
         """What is committed and to be seen now, waiting for nobody: enough for what never changes once it is there, as plans don't."""
         view = LedgerView(self.pipeline, wanted)
         self._follow(view, 0, deadline, stable=True)
         return view
 
     def follow(self, follower: Follower, *, start: int = 0, deadline: float, stable: bool = False) -> None:
-        """Have a follower take what came since it was here last: as ``read`` does it, or with ``stable`` as ``glance`` does.
+        """Have a follower take what came since it was here last: as ``read`` does it, or with ``stable`` as ``read_stable`` does.
 
         It begins again with another topic of this name, and when it has rested for too long.
         """
@@ -157,7 +157,7 @@ class Ledger:
                 error, partition, offset = message.error(), message.partition(), message.offset()
                 end = todo.get(partition)
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    if not passing(error):
+                    if not is_transient(error):
                         raise kafka_error(error, f"reading the ledger {self.topic}-{partition}", topic=f"READ on topic {self.topic!r}")
                     continue
                 if end is None:

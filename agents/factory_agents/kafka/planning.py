@@ -13,7 +13,7 @@ from factory_agents.errors import DataLossError, UnavailableError, WindowError
 from factory_agents.kafka.ledger import CutRecord, LedgerRecord, LedgerView, PipelineRecord, PlanRecord
 from factory_agents.kafka.plan_view import Lane, PlanView
 from factory_agents.kafka.records import MarkRecord, mark_key
-from factory_agents.kafka.topics import TopicFacts
+from factory_agents.kafka.topics import TopicInfo
 from factory_agents.protocol import Interval, PartitionRange, Window, Work
 
 __all__ = [
@@ -76,7 +76,7 @@ class LogAnswers:
     ``stable`` holds last stable offsets; ``index`` maps a time (ms) to (offset, timestamp) of the first record at or past it, or (-1, -1).
     """
 
-    topic: TopicFacts
+    topic: TopicInfo
     log_start: Mapping[int, int]
     stable: Mapping[int, int]
     index: Mapping[int, Mapping[int, tuple[int, int]]]
@@ -111,7 +111,7 @@ def decide_cut(
     return tuple(offsets)
 
 
-def relevant(view: PlanView, request: PlanRequest, topic: TopicFacts) -> LedgerView:
+def relevant(view: PlanView, request: PlanRequest, topic: TopicInfo) -> LedgerView:
     """The few records of a ledger that can matter to ``planned`` and ``decide`` for this request: they answer the same with these alone.
 
     Cuts are monotone, so that of those before and after a time its neighbours say all; likewise of windows, which don't overlap.
@@ -146,7 +146,7 @@ def _beside(view: PlanView, lane: Lane, interval: Interval) -> Iterator[str]:
     yield from (key for _, _, key in spans)
 
 
-def planned(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> Window | None:
+def planned(view: LedgerView, request: PlanRequest, topic: TopicInfo) -> Window | None:
     """The window, where everything about it stands in the ledger already; None where something is missing or has to be refused.
 
     A window that was planned on the topic that bore the name before stays what it is, unless its loss is accepted. Raises WindowError for
@@ -163,7 +163,7 @@ def planned(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> Window
     return window_of(plan, view.offset(plan.key()) or 0)
 
 
-def _former_plan(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> PlanRecord | None:
+def _former_plan(view: LedgerView, request: PlanRequest, topic: TopicInfo) -> PlanRecord | None:
     """The same window as it was planned on a topic of the same name that was deleted since."""
     plans: list[PlanRecord] = [p for p in view.of(PlanRecord) if p.topic == topic.name and p.window == request.window]
     return next((p for p in reversed(plans) if p.topic_id != topic.id), None)
@@ -282,7 +282,7 @@ def pruned(doing: str, window: str) -> WindowError:
     )
 
 
-def _check_pruned(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> None:
+def _check_pruned(view: LedgerView, request: PlanRequest, topic: TopicInfo) -> None:
     mark = view.get(mark_key(request.pipeline, topic.name))
     if not isinstance(mark, MarkRecord):
         return
@@ -296,16 +296,16 @@ def _check_pruned(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> 
         raise pruned(f"pipeline {request.pipeline!r} on {topic.name!r}", request.window)
 
 
-def _cuts(view: LedgerView, topic: TopicFacts) -> list[CutRecord]:
+def _cuts(view: LedgerView, topic: TopicInfo) -> list[CutRecord]:
     return [c for c in view.of(CutRecord) if c.topic_id == topic.id]
 
 
-def _before(view: LedgerView, topic: TopicFacts) -> list[CutRecord]:
+def _before(view: LedgerView, topic: TopicInfo) -> list[CutRecord]:
     """Cuts of the topics that bore this name before: in this one, everything came after them."""
     return [msgspec.structs.replace(c, offsets=()) for c in view.of(CutRecord) if c.topic == topic.name and c.topic_id != topic.id]
 
 
-def _unmarked(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> CutRecord | None:
+def _unmarked(view: LedgerView, request: PlanRequest, topic: TopicInfo) -> CutRecord | None:
     """The end of a planned window that a manual run made and a scheduled one now asks for: a later pause is carried from there, too."""
     if request.interval is None or request.policy != "carry":
         return None
@@ -325,7 +325,7 @@ def _check_mode(view: LedgerView, request: PlanRequest) -> None:
         )
 
 
-def _check_overlap(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> None:
+def _check_overlap(view: LedgerView, request: PlanRequest, topic: TopicInfo) -> None:
     interval = request.interval
     if interval is None:
         return
@@ -338,7 +338,7 @@ def _check_overlap(view: LedgerView, request: PlanRequest, topic: TopicFacts) ->
             )
 
 
-def _replaced(view: LedgerView, request: PlanRequest, topic: TopicFacts) -> str:
+def _replaced(view: LedgerView, request: PlanRequest, topic: TopicInfo) -> str:
     """The id of the topic that this one replaces with this very plan, empty for none; DataLossError unless that loss is accepted."""
     others: list[str] = [c.topic_id for c in view.of(CutRecord) if c.topic == topic.name and c.topic_id != topic.id]
     if not others or _cuts(view, topic):
@@ -409,7 +409,7 @@ class _CutMaker:
         return CutRecord(self._request.pipeline, topic.name, topic.id, at, offsets, scheduled=scheduled)
 
 
-def _gap(view: LedgerView, topic: TopicFacts, request: PlanRequest, start: CutRecord, end: CutRecord) -> int:
+def _gap(view: LedgerView, topic: TopicInfo, request: PlanRequest, start: CutRecord, end: CutRecord) -> int:
     """Records (offsets) beside this window that are in no window: up to the windows planned next to it in time.
 
     Before the window of a scheduled run: up to the last one of a scheduled run, whatever was run by hand in between. What lies below the

@@ -21,7 +21,7 @@ from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
 from factory_agents.kafka.ledger import Ledger, ReplayRecord
 from factory_agents.kafka.pruning import Horizon, Kept, PruneView, Pruning, decide_pruning
 from factory_agents.kafka.records import MarkRecord
-from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.view import Follower
 from factory_agents.protocol import Manifest, to_ms, transactional_id
 from factory_agents.telemetry import fields
@@ -207,7 +207,7 @@ class _Letters:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._topics: dict[str, tuple[TopicFacts | None, dict[int, int]]] = {}
+        self._topics: dict[str, tuple[TopicInfo | None, dict[int, int]]] = {}
 
     def there(self, letters: Manifest) -> bool:
         """Whether some of these are."""

@@ -11,7 +11,7 @@ from operator import methodcaller
 from confluent_kafka import KafkaError
 
 from factory_agents.errors import DataLossError, DeadlineError, FactoryError, ForgedRecordError, UnreadableBatchError, WindowError
-from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error
 from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer
 from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, headers_of, readable_headers
 from factory_agents.kafka.topics import Cluster
@@ -302,7 +302,7 @@ class WindowReader:
         if error.code() in TOPIC_CHANGED:
             self.check_topic()  # where it is only the client's metadata that are behind, it goes on by itself
             return False
-        if passing(error):
+        if is_transient(error):
             return False
         raise kafka_error(error, f"reading {self._window.topic}-{r.partition}", topic=f"READ on topic {self._window.topic!r}")
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 from confluent_kafka import KafkaError, TopicPartition
 
-from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error
 from factory_agents.kafka.fetch import UNREADABLE, fetch_limits
 from factory_agents.kafka.messages import Message
 
@@ -94,7 +94,7 @@ def _note(message: Message, ranges: Mapping[int, tuple[int, int]], last: dict[in
             unread.discard(partition)
         return
     if error is not None and error.code() != KafkaError._PARTITION_EOF:
-        if passing(error):
+        if is_transient(error):
             return
         raise kafka_error(error, f"reading {message.topic()}-{partition}", topic=f"READ on topic {message.topic()!r}")
     if partition not in unread:

@@ -34,7 +34,7 @@ from confluent_kafka.admin import (
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, kafka_error, message_error, unauthorized
 
-__all__ = ["Cluster", "GroupFacts", "TopicFacts"]
+__all__ = ["Cluster", "GroupInfo", "TopicInfo"]
 
 _TIMEOUT = 15.0
 _COORDINATOR_SECONDS = 3600.0
@@ -62,7 +62,7 @@ _COORDINATOR_MOVES = {
 
 
 @dataclass(frozen=True)
-class TopicFacts:
+class TopicInfo:
     """A topic's name, id (new when it is recreated), number of partitions and of replicas of each (the fewest)."""
 
     name: str
@@ -72,7 +72,7 @@ class TopicFacts:
 
 
 @dataclass(frozen=True)
-class GroupFacts:
+class GroupInfo:
     """A consumer group's name, how many members it has now, what they are assigned, and their client ids."""
 
     name: str
@@ -152,7 +152,7 @@ class Cluster:
             f"{doing}: no broker answered at {self._config.bootstrap} within {self._timeout:.0f} s; is it up, is the address right?"
         )
 
-    def topic(self, name: str) -> TopicFacts:
+    def topic(self, name: str) -> TopicInfo:
         """A topic's facts; ConfigurationError where there is none."""
         found = self.find(name)
         if found is None:
@@ -171,14 +171,14 @@ class Cluster:
         except _NO_ANSWER as error:
             return not (isinstance(error, KafkaException) and unauthorized(error))
 
-    def topics(self, names: Iterable[str]) -> dict[str, TopicFacts]:
+    def topics(self, names: Iterable[str]) -> dict[str, TopicInfo]:
         """Several topics' facts; ConfigurationError naming the first that does not exist."""
         return {name: self.topic(name) for name in names}
 
-    def find(self, name: str) -> TopicFacts | None:
+    def find(self, name: str) -> TopicInfo | None:
         """A topic's facts, or None where there is none."""
 
-        def ask() -> TopicFacts:
+        def ask() -> TopicInfo:
             return _facts(name, self._wait(self.admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name]))
 
         try:
@@ -282,7 +282,7 @@ class Cluster:
             raise self._failed(error, f"settings of topic {topic!r}", topic=f"DESCRIBE_CONFIGS on topic {topic!r}") from error
         return {name: entry.value or "" for name, entry in entries.items()}
 
-    def group(self, name: str) -> GroupFacts | None:
+    def group(self, name: str) -> GroupInfo | None:
         """A consumer group's facts, or None where it has neither members nor committed offsets."""
         described = self._asked(
             name,
@@ -294,7 +294,7 @@ class Cluster:
         )
         if described.state == ConsumerGroupState.DEAD and not described.members:
             return None
-        return GroupFacts(name, len(described.members), assigned, frozenset(m.client_id for m in described.members))
+        return GroupInfo(name, len(described.members), assigned, frozenset(m.client_id for m in described.members))
 
     def groups(self) -> list[str]:
         """The names of all consumer groups."""
@@ -368,7 +368,7 @@ class Cluster:
             return default
         return entry.value if entry is not None and entry.value is not None else default
 
-    def ensure(self, name: str, partitions: int, *, settings: Mapping[str, str] | None = None) -> TopicFacts:
+    def ensure(self, name: str, partitions: int, *, settings: Mapping[str, str] | None = None) -> TopicInfo:
         """A topic's facts; it is created first where there is none."""
         found = self.find(name)
         if found is None:
@@ -419,9 +419,9 @@ def _is_unknown(error: BaseException | None) -> bool:
     return isinstance(error, KafkaException) and error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART
 
 
-def _facts(name: str, described: Any) -> TopicFacts:
+def _facts(name: str, described: Any) -> TopicInfo:
     partitions = described.partitions
-    return TopicFacts(name, str(described.topic_id), len(partitions), min((len(p.replicas) for p in partitions), default=0))
+    return TopicInfo(name, str(described.topic_id), len(partitions), min((len(p.replicas) for p in partitions), default=0))
 
 
 def _moving(future: Any, patience: float) -> bool:

@@ -15,7 +15,7 @@ from factory_agents.errors import ConfigurationError, DataLossError, Unavailable
 from factory_agents.kafka.fetch import Digest, LargeMessage
 from factory_agents.kafka.messages import UNREADABLE_HEADERS, Message, drop_headers, headers_of, readable_headers
 from factory_agents.kafka.reader import WRITER_HEADER
-from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
 from factory_agents.protocol import Counts, Manifest, PartitionRange
 from factory_agents.runtime.agents import Output, Reject
@@ -125,8 +125,8 @@ class Outputs:
         self._limits: dict[str, int] = {}
         self._keyed = False
         self.input_topic_id = origin.input_topic_id
-        self.output: TopicFacts | None = None
-        self.dead: TopicFacts | None = None
+        self.output: TopicInfo | None = None
+        self.dead: TopicInfo | None = None
 
     def resolve(self) -> None:
         """Look the output topic up; ConfigurationError where it does not exist, or where dead letters would be taken for events."""
@@ -283,7 +283,7 @@ class Outputs:
             key = (_id(value) or f"{self._origin.window}-{row}").encode()
         return self._send(output, value, key, choose_partition(key, row, output.partitions), self._headers, (-1, row))
 
-    def _needed_output(self) -> TopicFacts:
+    def _needed_output(self) -> TopicInfo:
         if self.output is None:
             raise ConfigurationError(
                 f"stage {self._origin.stage!r}: agent {self._origin.agent!r} gives events, but no output topic is named"
@@ -291,7 +291,7 @@ class Outputs:
         return self.output
 
     def _send(
-        self, topic: TopicFacts, value: bytes | None, key: bytes | None, partition: int, headers: list[tuple[str, Any]], place: Place
+        self, topic: TopicInfo, value: bytes | None, key: bytes | None, partition: int, headers: list[tuple[str, Any]], place: Place
     ) -> Reject | None:
         if self._show is not None:
             self._show(topic.name, key, value)
@@ -309,7 +309,7 @@ class Outputs:
         self._bytes += len(value or b"")
         return None
 
-    def _begin(self, topic: TopicFacts) -> dict[int, int]:
+    def _begin(self, topic: TopicInfo) -> dict[int, int]:
         """Before a record goes to a topic: a transaction is open and the topic's bounds are known. Records sent by partition."""
         if self._writer.open_since is None:
             self._writer.begin()
@@ -378,11 +378,11 @@ class Outputs:
                 f"a dead letter does not fit the topic {self.dead.name!r}: {refused.reason}; raise its max.message.bytes"
             )
 
-    def _dead_topic(self) -> TopicFacts:
+    def _dead_topic(self) -> TopicInfo:
         partitions = self.output.partitions if self.output else self._origin.input_partitions
         return self._cluster.ensure(self.dead_name, max(1, partitions), settings=_DEAD_SETTINGS)
 
-    def bounds(self, topic: TopicFacts | None, have: Bounds) -> Bounds:
+    def bounds(self, topic: TopicInfo | None, have: Bounds) -> Bounds:
         """``have`` and what this chunk has sent to a topic, once it is flushed."""
         sent = self._sent.get(topic.name) if topic is not None else None
         if topic is None or not sent:

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import KafkaError
 
 from factory_agents.errors import ConfigurationError, FencedError, UnavailableError
-from factory_agents.kafka.config import KafkaConfig, connect, kafka_error, passing
+from factory_agents.kafka.config import KafkaConfig, connect, is_transient, kafka_error
 
 SECRET = "correct horse battery staple"
 SECRET_KEYS = [
@@ -163,6 +163,6 @@ def test_an_error_of_kafka_says_what_was_being_done_and_whether_trying_again_hel
 
 
 def test_a_lost_connection_passes_and_a_wrong_password_does_not() -> None:
-    assert passing(KafkaError(KafkaError._TRANSPORT))
-    assert passing(KafkaError(KafkaError._ALL_BROKERS_DOWN))
-    assert not passing(KafkaError(KafkaError._AUTHENTICATION))
+    assert is_transient(KafkaError(KafkaError._TRANSPORT))
+    assert is_transient(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    assert not is_transient(KafkaError(KafkaError._AUTHENTICATION))

@@ -32,7 +32,7 @@ from factory_agents.kafka.ledger import (
 )
 from factory_agents.kafka.planning import PlanRequest, planned
 from factory_agents.kafka.records import RECORD_VERSION, encode_record
-from factory_agents.kafka.topics import Cluster, TopicFacts
+from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.windows import read_windows
 from factory_agents.protocol import AgentResult, Counts, Interval, Manifest, Order, PartitionRange, Shard, Work
 from tests.conftest import TopicFactory
@@ -207,8 +207,8 @@ class TestWhatCommit3110607Wrote:
     def test_its_windows_are_planned_already(self, old: Ledgers) -> None:
         plan = next(r["value"] for r in self.RECORDS if r["value"]["kind"] == "plan" and r["value"]["pipeline"] == "hourly")
         interval = msgspec.convert(plan["interval"], Interval)
-        view = old.of("hourly").glance(deadline=soon(), wanted=about_plans)
-        window = planned(view, PlanRequest("hourly", plan["topic"], interval), TopicFacts(plan["topic"], plan["topic_id"], 3))
+        view = old.of("hourly").read_stable(deadline=soon(), wanted=about_plans)
+        window = planned(view, PlanRequest("hourly", plan["topic"], interval), TopicInfo(plan["topic"], plan["topic_id"], 3))
         assert window is not None
         assert window.ranges == msgspec.convert(plan["ranges"], tuple[PartitionRange, ...])
 
@@ -230,7 +230,7 @@ def test_what_is_not_committed_is_waited_for_by_a_read_and_not_by_a_glance(ledge
     ledgers.write(ledger, cut("p", 1, 1))
     transaction = Transaction(bootstrap, ledger.topic, "open")
     transaction.write([msgspec.json.encode(cut("p", 2, 2)).decode()], partition=ledger.partition, key=cut("p", 2).key())
-    assert len(ledger.glance(deadline=soon()).of(CutRecord)) == 1
+    assert len(ledger.read_stable(deadline=soon()).of(CutRecord)) == 1
     with pytest.raises(DeadlineError, match="still open"):
         ledger.read(deadline=time.monotonic() + 0.3)
     transaction.commit()

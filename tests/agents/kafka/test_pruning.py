@@ -18,7 +18,7 @@ from factory_agents.kafka.plan_view import PlanView
 from factory_agents.kafka.planning import LogAnswers, PlanRequest, Policy, relevant, source_plan
 from factory_agents.kafka.pruning import MOST_SPANS, Horizon, PruneView, Pruning, decide_pruning, is_due
 from factory_agents.kafka.records import ALWAYS, FailureRecord, Progress, encode_record, mark_key
-from factory_agents.kafka.topics import TopicFacts
+from factory_agents.kafka.topics import TopicInfo
 from factory_agents.protocol import Interval, Manifest, PartitionRange, Shard, Window, Work
 from tests.support.planning_model import ModelLedger, ModelLog, check, interval, ms, offsets, outcome, request, since_last
 
@@ -56,7 +56,7 @@ class PrunedLedger(ModelLedger):
             self.view.take(self.view.end, key, None)
         return pruning
 
-    def judged(self, request: PlanRequest, topic: TopicFacts, judge: Callable[[LedgerView], T]) -> T:
+    def judged(self, request: PlanRequest, topic: TopicInfo, judge: Callable[[LedgerView], T]) -> T:
         """It is all the same how far the deletions have come."""
         clean = PlanView("p")
         for offset, key in sorted((self.view.offset(key) or 0, key) for key in set(self.view.keys()) - self.gone):

@@ -323,7 +323,7 @@ def test_a_pods_result_is_its_termination_message(monkeypatch: pytest.MonkeyPatc
     task, run_context = pod_task(monkeypatch, encode(result()).decode())
     assert task.execute(run_context)["counts"]["consumed"] == 10  # type: ignore[arg-type]
     assert task.do_xcom_push
-    assert run_context["ti"].pushed["factory_facts"]["runner"] == "kubernetes"
+    assert run_context["ti"].pushed["run_info"]["runner"] == "kubernetes"
 
 
 def test_a_failed_pods_error_is_the_agents_own(monkeypatch: pytest.MonkeyPatch) -> None:

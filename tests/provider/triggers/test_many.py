@@ -17,8 +17,8 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from airflow_provider_factory.checks import Answer
 from airflow_provider_factory.clusters import Client
+from airflow_provider_factory.conditions import Answer
 from airflow_provider_factory.triggers.consumer_lag import ConsumerLagTrigger
 from airflow_provider_factory.triggers.topic_ready import TopicReadyTrigger
 from factory_agents.kafka.ledger import Ledger

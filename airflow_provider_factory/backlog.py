@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import KafkaError
 
 from factory_agents.errors import UnreadableBatchError
-from factory_agents.kafka.config import KafkaConfig, kafka_error, passing
+from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error
 from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer, LargeMessage
 from factory_agents.kafka.lag import Lags
 from factory_agents.kafka.messages import Message
@@ -142,7 +142,7 @@ class Sizes:
             self._read[partition] = max(self._read[partition], message.offset())
         elif error.code() in UNREADABLE:
             self._add_unreadable(fetch, partition)
-        elif not passing(error):
+        elif not is_transient(error):
             raise kafka_error(error, f"reading {self._topic}-{partition}", topic=f"READ on topic {self._topic!r}")
 
     def _add_unreadable(self, fetch: BoundedConsumer, partition: int) -> None:

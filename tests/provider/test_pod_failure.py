@@ -8,7 +8,7 @@ import pytest
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 from kubernetes.client import models as k8s
 
-from airflow_provider_factory.pod_troubles import event_lines, fresh_lines, log_stamp, pod_trouble, termination_message
+from airflow_provider_factory.pod_failure import event_lines, fresh_lines, log_stamp, pod_failure, termination_message
 
 
 def pod(state: dict[str, Any] | None = None, phase: str = "Running", **status: Any) -> k8s.V1Pod:
@@ -61,7 +61,7 @@ def warning(reason: str, message: str, count: int = 1, kind: str = "Warning") ->
     ],
 )  # fmt: skip
 def test_each_trouble_has_its_words(seen: k8s.V1Pod | None, says: str) -> None:
-    trouble = pod_trouble(seen, "base", [warning("FailedMount", "no volume")])
+    trouble = pod_failure(seen, "base", [warning("FailedMount", "no volume")])
     assert trouble is not None
     assert says in trouble.text
     assert not trouble.permanent
@@ -69,11 +69,11 @@ def test_each_trouble_has_its_words(seen: k8s.V1Pod | None, says: str) -> None:
 
 @pytest.mark.parametrize("seen", [pod({"running": {}}), pod({"terminated": {"exitCode": 0}}, "Succeeded")])
 def test_a_pod_without_trouble_has_none(seen: k8s.V1Pod) -> None:
-    assert pod_trouble(seen, "base") is None
+    assert pod_failure(seen, "base") is None
 
 
 def test_an_image_name_that_cannot_be_is_permanent() -> None:
-    trouble = pod_trouble(pod({"waiting": {"reason": "InvalidImageName", "message": "bad"}}, "Pending"), "base")
+    trouble = pod_failure(pod({"waiting": {"reason": "InvalidImageName", "message": "bad"}}, "Pending"), "base")
     assert trouble is not None
     assert trouble.permanent
 

@@ -11,7 +11,7 @@ from factory_agents.text import printable
 if TYPE_CHECKING:
     from kubernetes.client import models as k8s
 
-__all__ = ["Trouble", "event_lines", "fresh_lines", "log_stamp", "pod_trouble", "termination_message"]
+__all__ = ["Trouble", "event_lines", "fresh_lines", "log_stamp", "pod_failure", "termination_message"]
 
 _PULLING = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable")
 _SETTING_UP = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
@@ -45,7 +45,7 @@ def termination_message(pod: k8s.V1Pod | None, container: str) -> str:
     return (status.state.terminated.message or "")[:_LONGEST] if status and status.state and status.state.terminated else ""
 
 
-def pod_trouble(pod: k8s.V1Pod | None, container: str, events: Iterable[k8s.CoreV1Event] = ()) -> Trouble | None:
+def pod_failure(pod: k8s.V1Pod | None, container: str, events: Iterable[k8s.CoreV1Event] = ()) -> Trouble | None:
     """What went wrong with a pod, the deepest cause first; None where Kubernetes knows of nothing."""
     if pod is None or pod.status is None:
         return Trouble("is gone: somebody deleted it, or its node went")

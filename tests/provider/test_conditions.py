@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from airflow_provider_factory.checks import LagQuestion, WindowClosedQuestion, ask_window_closed, judge_lag
+from airflow_provider_factory.conditions import LagQuestion, WindowClosedQuestion, ask_window_closed, judge_lag
 from factory_agents.kafka.lag import PartitionLag
 
 LAGS = [PartitionLag("a", 0, 90, 100, 10), PartitionLag("a", 1, None, 30, 30), PartitionLag("b", 0, 5, 5, 0)]

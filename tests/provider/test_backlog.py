@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from airflow_provider_factory.waiting import Enough, Sizes, Waiting, look, reason_to_start
+from airflow_provider_factory.backlog import Enough, Sizes, Waiting, look, reason_to_start
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.lag import Lags
 from tests.support.measured import peak_of_python
@@ -102,7 +102,7 @@ class TestSizesOfATopicThatOthersWriteTo:
         topic = runs.topic("in", partitions=1)
         put(runs.bootstrap, topic, 0, *[holding(60)] * 25)
         code = (
-            "import time; from airflow_provider_factory.waiting import Sizes; from factory_agents.kafka.config import KafkaConfig; "
+            "import time; from airflow_provider_factory.backlog import Sizes; from factory_agents.kafka.config import KafkaConfig; "
             f"from factory_agents.kafka.topics import Cluster; config = KafkaConfig({runs.bootstrap!r}); began = time.monotonic(); "
             f"Sizes({topic!r}).beyond(config, Cluster(config), {{0: 0}}, {{0: 25}}, 1 << 40); print(time.monotonic() - began)"
         )
