@@ -55,7 +55,7 @@ class Model:
         return True
 
     def sweep(self, window: str, shard: tuple[int, int], again: bool) -> int:
-        current = self.windows[window]["current"]
+        current, turn = self.windows[window]["current"], self.windows[window]["turn"]
         whole = len(current) == shard[1]
 
         def stale(row: dict[str, Any]) -> bool:
@@ -63,7 +63,7 @@ class Model:
                 return False
             if whole:
                 return bool(current.get(row["shard"]) != row["generation"])
-            return again and bool(row["shard"] == shard and row["generation"] != current[shard])
+            return again and bool(row["shard"] == shard and row["turn"] == turn and row["generation"] != current[shard])
 
         gone = [k for k, row in self.table.items() if stale(row)]
         for k in gone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from factory_agents.errors import FencedError, SinkError
@@ -13,7 +13,7 @@ from factory_agents.protocol import Shard
 from factory_agents.runtime import sink_ledger as ledger
 from factory_agents.runtime.agents import Claim
 from tests.support.publication_model import PUBLICATIONS, Model
-from tests.support.sink_bench import W1, WHOLE
+from tests.support.sink_bench import W1, WHOLE, event
 
 EMPTY = ledger.Entry()
 
@@ -115,6 +115,7 @@ class Table:
 
 
 @settings(max_examples=300)
+@example([(W1, (0, 2), 1, [(event("a"), 0, 0)]), (W1, (0, 2), 2, []), (W1, (0, 2), 2, [])])
 @given(history=st.lists(PUBLICATIONS, min_size=1, max_size=16))
 def test_any_history_of_publications_leaves_what_the_rules_say(history: list[Any]) -> None:
     model, table = Model(), Table()

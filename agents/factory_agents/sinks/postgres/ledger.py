@@ -222,8 +222,10 @@ class Ledger:
         return self._publications("publication <> ALL ({current})", current=list(current))
 
     def own_older(self, publication: int) -> list[int]:
-        """This shard's earlier publications."""
-        return self._publications("{this_shard} AND publication <> {publication}", publication=publication)
+        """This shard's earlier publications of this plan."""
+        return self._publications(
+            "{this_shard} AND publication <> {publication} AND generation >= {since}", publication=publication, since=self._since()
+        )
 
     def _publications(self, condition: str, **more: Any) -> list[int]:
         query = "SELECT publication FROM {publications} WHERE {this_window} AND published_at IS NOT NULL AND " + condition

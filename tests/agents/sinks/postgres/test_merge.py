@@ -20,6 +20,7 @@ from tests.support.sink_bench import W1, W2, Bench, event, record
 @given(history=st.lists(PUBLICATIONS, min_size=1, max_size=12))
 @example([(W1, (0, 1), 1, [(event("a"), 0, 0)]), (W2, (0, 1), 1, [(event("a"), 0, 0)]), (W1, (0, 1), 1, [])])
 @example([(W1, (1, 2), 2, [(event("a"), 0, 0)]), (W1, (1, 2), 3, []), (W1, (0, 2), 3, [])])
+@example([(W1, (0, 2), 1, [(event("a"), 0, 0)]), (W1, (0, 2), 2, []), (W1, (0, 2), 2, [])])
 def test_any_history_of_publications_leaves_what_the_rules_say(bench: Bench, history: list[Any]) -> None:
     bench.name = f"m_{secrets.token_hex(6)}"
     model = Model()
