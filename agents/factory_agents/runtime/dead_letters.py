@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -247,8 +248,12 @@ class LetterTopic:
         self.cluster = Cluster(config)
         self.facts = self.cluster.topic(topic)
         self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline="")
-        self.known = _Ledgered(self._stages(), self.facts.id)
         self.foreign = self.passed_over = 0
+
+    @cached_property
+    def known(self) -> _Ledgered:
+        """What the ledger knows, read when it is first asked for: an attempt that was killed may hold it up until somebody fences it."""
+        return _Ledgered(self._stages(), self.facts.id)
 
     def _stages(self) -> list[StageRecord]:
         if self.cluster.find(self.ledger.topic) is None:
