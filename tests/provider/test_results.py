@@ -151,7 +151,9 @@ class TestAProcess:
         assert time.monotonic() - began < 20
 
     @pytest.mark.parametrize(
-        "answer", [b"[" * 100_000, b'{"report": ' + b'{"a":' * 50_000, b"\xff\xfe", b"\x00", b'{"pipeline": "\\ud800"}']
+        "answer",
+        [b"[" * 100_000, b'{"report": ' + b'{"a":' * 50_000, b"\xff\xfe", b"\x00", b'{"pipeline": "\\ud800"}'],
+        ids=["deep list", "deep report", "no text", "nul", "surrogate"],  # pytest puts a test's name into the environment
     )
     def test_leaves_a_result_or_one_clear_error(self, tmp_path: Path, answer: bytes) -> None:
         with pytest.raises(ConfigurationError, match="AgentResult: not what this version"):
