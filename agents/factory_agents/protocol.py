@@ -100,7 +100,7 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class PartitionRange(msgspec.Struct, frozen=True, array_like=True):
-    """Offsets ``[start, end)`` of one partition; ``count`` is how many records the writer put there, -1 where nobody knows."""
+    """Offsets ``[start, end)`` of one partition; ``count`` is how many records the writer put there, -1 where that is unknown."""
 
     partition: int
     start: int

@@ -122,7 +122,7 @@ class WindowStatistics:
 
 
 def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One report of a whole window from those of its shards: counts are summed, shares and checks made anew.
+    """One report of a whole window from those of its shards: counts are summed, shares and checks are computed again.
 
     Only duplicates can differ from a report of the whole: two events with one id that fell into different shards are not seen
     as such (``shards`` says how many there were). A topic keyed by id has all events of an id in one partition, so in one shard.

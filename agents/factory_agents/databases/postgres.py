@@ -149,7 +149,7 @@ def _shown_host(url: str) -> str:
 
 
 def lost(connection: psycopg.Connection[Any], error: Exception) -> bool:
-    """Whether the session is gone, so that nobody knows what it did last."""
+    """Whether the session is gone, which leaves open whether its last statement took effect."""
     state = getattr(error, "sqlstate", None) or ""
     return connection.closed or connection.broken or state.startswith(("08", "57P0"))
 

@@ -46,7 +46,7 @@ class PlanRequest:
     """What a planner wants: the window of an interval on a topic, or (``interval`` None) one since the last cut under a run's key.
 
     ``follows`` says that another run is there for the time right before the interval, whether it was planned already or not. ``asked``
-    (milliseconds) is when a run without an interval came into being (0: nobody knows).
+    (milliseconds) is when a run without an interval was created (0: unknown).
     """
 
     pipeline: str
@@ -277,7 +277,7 @@ def _overlap(one: Interval | None, other: Interval | None) -> bool:
 def pruned(doing: str, window: str) -> WindowError:
     """The error of work that lies below a mark."""
     return WindowError(
-        f"{doing}: window {window} was pruned from the ledger, so nobody knows any more what came of it, and it isn't done again; "
+        f"{doing}: window {window} was pruned from the ledger, so its results are no longer known, and it isn't done again; "
         f"use another pipeline name (--pipeline) to do it all the same"
     )
 

@@ -300,7 +300,7 @@ def _interval(told: _Told) -> Interval | None:
 
 
 def _between(plan: PlanRecord | None, after: PlanRecord | None) -> int | None:
-    """How many offsets lie between two plans on one topic (a run after a pause carries on: none); None where nobody knows."""
+    """How many offsets lie between two plans on one topic (a run after a pause carries on: none); None where that is unknown."""
     if plan is None or after is None:
         return None
     ends = {r.partition: r.end for r in plan.ranges}

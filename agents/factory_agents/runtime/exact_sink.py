@@ -250,7 +250,7 @@ class _Publication:
 
 
 class RaisedError(SinkError):
-    """A sink raised what is no error of ours: nobody knows whether it passes, so a retry may help."""
+    """A sink raised an exception that isn't one of ours: it may pass, so a retry may help."""
 
     retriable = True
 

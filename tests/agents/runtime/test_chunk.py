@@ -58,7 +58,7 @@ def test_after_a_refusal_it_is_small_and_careful_and_grows_with_each_commit(runs
     made.retry(refused())
     assert (made.size, outputs.refusals.careful) == (1000, True)
     made.add(1000)
-    made.retry(refused())  # nobody knows yet which it was
+    made.retry(refused())  # which one it was is not known yet
     assert made.size == 500
     for size, careful in ((1000, True), (2000, False), (4000, False)):
         commit(made)

@@ -196,7 +196,7 @@ class Warehouse:
         """Run a script under a job id of its own; returns the bytes that it read.
 
         Raises ConflictError where another transaction was in its way: nothing of this one was done. After any other error that isn't a
-        SinkError or ConfigurationError nobody knows.
+        SinkError or ConfigurationError, whether it was done is unknown.
         """
         job, _ = self._job(sql, doing, job_id, parameters)
         return int(job.total_bytes_processed or 0)
