@@ -45,15 +45,22 @@ RAW, ENRICHED, DEAD, LEDGER = "raw_events", "enriched_events", "enriched_events.
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedBroker]:
-    """With the topics that an administrator made."""
+    """With the topics that an administrator made, and a group that has read."""
     with guarded_broker(tmp_path_factory.mktemp("guarded") / "kafka") as broker:
-        for name in (RAW, ENRICHED, DEAD):
-            create_topic(broker.admin, name, 2)
-        create_topic(broker.admin, LEDGER, 12, cleanup_policy="compact")
-        administrator = Factory(broker, tmp_path_factory.mktemp("before"), KafkaConfig(broker.bootstrap))
-        administrator.agent()
-        administrator.live()
+        _prepared(broker, tmp_path_factory.mktemp("before")).live()
         yield broker
+
+
+def _prepared(broker: GuardedBroker, folder: Path) -> Factory:
+    """An administrator's: there are topics and something in each, whatever a test before this one took away."""
+    there = broker.admin.list_topics(timeout=10).topics
+    for name in {RAW, ENRICHED, DEAD} - there.keys():
+        create_topic(broker.admin, name, 2)
+    if LEDGER not in there:
+        create_topic(broker.admin, LEDGER, 12, cleanup_policy="compact")
+    administrator = Factory(broker, folder, KafkaConfig(broker.bootstrap))
+    administrator.agent()
+    return administrator
 
 
 class Factory:
@@ -81,7 +88,8 @@ class Factory:
     def agent(self) -> None:
         run = AgentRun("orders", "enrich", AgentRef("enrich"), window=self.window(self.administrator), output_topic=ENRICHED)
         counts = run_transform(RunContext(self.config), run, lambda: agent(version="1")(same).bind({})).counts
-        assert (counts.forwarded, counts.rejected) == (4, 1)
+        assert counts.forwarded >= 4  # all that came since the last window
+        assert counts.rejected >= 1
 
     def _publish(self, window: Window) -> AgentRun:
         return AgentRun("orders", "publish", AgentRef("publish"), window=window)
@@ -172,6 +180,7 @@ def same(event: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def factory(broker: GuardedBroker, tmp_path: Path) -> Factory:
+    _prepared(broker, tmp_path)
     return Factory(broker, tmp_path, broker.config)
 
 

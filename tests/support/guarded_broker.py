@@ -78,6 +78,7 @@ class GuardedBroker:
         self.bootstrap = f"{state.host}:{state.port}"
         self.admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
         login = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": USER, "sasl.password": password}
+        login["session.timeout.ms"] = "6000"  # who may not even leave its group is missed after this
         self.config = KafkaConfig(f"{state.host}:{state.sasl_port}", login)
 
     def allow_only(self, acls: Iterable[Acl]) -> None:
