@@ -163,7 +163,8 @@ class Bench:
 
     def backends(self) -> list[int]:
         name = f"factory {self.pipeline}/publish"
-        return [r[0] for r in self.admin.execute("SELECT pid FROM pg_stat_activity WHERE application_name = %s", [name]).fetchall()]
+        query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()"
+        return [r[0] for r in self.admin.execute(query, [name]).fetchall()]
 
     def terminate(self) -> None:
         for pid in self.backends():
@@ -172,7 +173,7 @@ class Bench:
 
     def waits_for_lock(self) -> bool:
         name = f"factory {self.pipeline}/publish"
-        query = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+        query = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND datname = current_database() AND wait_event_type = 'Lock'"
         return self.admin.execute(query, [name]).fetchone() is not None
 
 

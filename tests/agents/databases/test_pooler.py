@@ -49,7 +49,8 @@ def prepared_or_set(url: str) -> list[tuple[object, ...]]:
         query = (
             "SELECT name FROM pg_prepared_statements UNION ALL SELECT name FROM pg_settings WHERE source = 'session' AND name NOT IN"
             " ('application_name', 'client_encoding', 'DateStyle', 'TimeZone', 'standard_conforming_strings')"
-            " UNION ALL SELECT locktype FROM pg_locks WHERE locktype = 'advisory'"
+            " UNION ALL SELECT locktype FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database"
+            " WHERE locktype = 'advisory' AND datname = current_database()"
         )
         return connection.execute(query).fetchall()
 
