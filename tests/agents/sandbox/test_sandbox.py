@@ -111,7 +111,9 @@ class TestRunning:
     def test_another_process_finds_it(self, sandbox: Sandbox, sandbox_info: SandboxInfo) -> None:
         found = read_info(sandbox.home)
         assert found is not None
-        assert (found.bootstrap, found.database_url, found.kafka_pid) == (sandbox_info.bootstrap, sandbox_info.database_url, sandbox_info.kafka_pid)
+        assert found.bootstrap == sandbox_info.bootstrap
+        assert found.database_url == sandbox_info.database_url
+        assert found.kafka_pid == sandbox_info.kafka_pid
 
 
 @pytest.mark.parts
