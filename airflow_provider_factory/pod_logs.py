@@ -15,7 +15,7 @@ from airflow.providers.cncf.kubernetes.utils.container import container_is_compl
 from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager, PodManager, PodPhase
 
 from airflow_provider_factory.pod_failure import fresh_lines, log_stamp
-from airflow_provider_factory.processes import log_line
+from factory_agents.runners.process import log_line
 
 if TYPE_CHECKING:
     from kubernetes.client import models as k8s

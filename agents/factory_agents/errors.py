@@ -6,6 +6,7 @@ from typing import Any
 
 __all__ = [
     "AccountingError",
+    "AgentCrashedError",
     "AgentError",
     "ConfigurationError",
     "ContractError",
@@ -14,6 +15,7 @@ __all__ = [
     "DryRunError",
     "FactoryError",
     "FencedError",
+    "ForeignResultError",
     "ForgedRecordError",
     "SinkError",
     "StoppedError",
@@ -73,6 +75,18 @@ class UnreadableBatchError(DataLossError):
 
 class AgentError(FactoryError):
     """An agent cannot be loaded, or broke outside the handling of one event."""
+
+
+class AgentCrashedError(FactoryError, RuntimeError):
+    """An agent ended without a result: killed, out of memory, or never started properly. A retry resumes."""
+
+    retriable = True
+
+
+class ForeignResultError(AgentCrashedError):
+    """What an agent left as its result is another run's, or none that a run leaves: its code is at fault, and a retry runs the same."""
+
+    retriable = False
 
 
 class TooManyRejectedError(FactoryError):

@@ -16,16 +16,15 @@ from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.providers.cncf.kubernetes.utils.pod_manager import OnFinishAction, PodPhase
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_provider_factory.errors import AgentCrashedError, agent_error
 from airflow_provider_factory.links import PodLink, pod_url, push_links
 from airflow_provider_factory.pod_failure import Trouble, event_lines, fresh_lines, pod_failure, termination_message
 from airflow_provider_factory.pod_logs import AgentPodManager, is_outage, short, since_seconds
 from airflow_provider_factory.pods import AgentPod, agent_pod, owned_secret, pod_labels, pod_template, with_secret
-from airflow_provider_factory.results import check_result
 from airflow_provider_factory.settings import credentials, option
 from airflow_provider_factory.triggers.agent_pod import AgentPodTrigger
-from factory_agents.errors import ConfigurationError, FactoryError, StoppedError
+from factory_agents.errors import AgentCrashedError, ConfigurationError, FactoryError, StoppedError
 from factory_agents.protocol import AgentResult, AgentRun, decode_result
+from factory_agents.runners.results import agent_error, check_result
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -17,17 +17,17 @@ from airflow.sdk.definitions._internal.mixins import ResolveMixin
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.assets import event_extra, result_partition, stage_assets, topic_argument, topic_name
-from airflow_provider_factory.errors import AgentCrashedError, agent_error, airflow_errors
+from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
 from airflow_provider_factory.links import AgentRunLink, InputTopicLink, OutputTopicLink, PodLink, push_links, run_info_url, topic_url
 from airflow_provider_factory.operators.agent_pod import AgentPodOperator
 from airflow_provider_factory.outside import from_outside, names_from_outside
-from airflow_provider_factory.processes import AgentProcess, child_environment
-from airflow_provider_factory.results import check_result, shown_notes, shown_reasons
 from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, instance, mapped, order, reprocess_wanted
 from airflow_provider_factory.settings import Runner, option, option_seconds, runner
-from factory_agents.errors import ConfigurationError, DryRunError, FactoryError, WindowError
+from factory_agents.errors import AgentCrashedError, ConfigurationError, DryRunError, FactoryError, WindowError
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, plain
+from factory_agents.runners.process import AgentProcess, child_environment
+from factory_agents.runners.results import agent_error, check_result, shown_notes, shown_reasons
 from factory_agents.stage_plan import StageInput, stage_input
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ BUILT_IN = ("ingest", "enrich", "validate", "publish")
 
 GOOGLE_CONNECTION = "google_cloud_default"
 """What ``publish`` with ``sink: bigquery`` is given where it exists: the official provider's default."""
+
+_AIRFLOWS = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "_AIRFLOW_")
+"""How the environment variables begin that are Airflow's own: no agent's process is given them."""
 
 _RERUNS = ("clear", "reuse", "redo")
 
@@ -298,7 +301,11 @@ class KafkaAgentOperator(AgentPodOperator):
             self.log.info("Running as a process: deferrable and the pod arguments are ignored")
         root = bundle_root(context)
         environment = child_environment(
-            os.environ, secrets=self._secrets(), extra=_plain(self.env_vars), python_path=[root] if root else []
+            os.environ,
+            private=_AIRFLOWS,
+            secrets=self._secrets(),
+            extra=_plain(self.env_vars),
+            python_path=[root] if root else [],
         )
         if include := _include(root):
             environment.setdefault("FACTORY_INCLUDE", str(include))

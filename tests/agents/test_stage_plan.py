@@ -12,7 +12,7 @@ import pytest
 from factory_agents.errors import WindowError
 from factory_agents.protocol import AgentResult, Manifest, PartitionRange, Shard, plain
 from factory_agents.stage_plan import auto_shards, plan_shards, stage_input
-from tests.provider.samples import result, window
+from tests.support.samples import result, window
 
 
 class Lazy(Sequence[Any]):

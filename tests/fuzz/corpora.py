@@ -122,7 +122,7 @@ def run_message() -> bytes:
 
 def result_messages() -> list[bytes]:
     """Results as agents leave them, good and failed."""
-    from tests.provider.samples import result
+    from tests.support.samples import result
 
     failed = result(status="failed", error=ErrorInfo("UnreadableBatchError", "offsets 1 to 2", retriable=True))
     return [encode(result()), encode(failed), encode(result(report={"rows": 1}, notes=("note",), truncated=True))]

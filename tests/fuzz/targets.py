@@ -12,11 +12,8 @@ from typing import Any
 
 import msgspec
 
-from airflow_provider_factory.errors import agent_error
 from airflow_provider_factory.operators.kafka_agent import summary
 from airflow_provider_factory.pod_failure import fresh_lines
-from airflow_provider_factory.processes import log_line
-from airflow_provider_factory.results import check_result, shown_notes
 from factory_agents.contracts import judge, load_contract, merge_reports, parse_condition
 from factory_agents.contracts.documents import parse_document
 from factory_agents.contracts.expressions import ExpressionError, parse_expression
@@ -26,6 +23,8 @@ from factory_agents.kafka.fetch import LargeMessage
 from factory_agents.kafka.ledger import CutRecord, FailureRecord, LedgerView, PipelineRecord, PlanRecord, ReplayRecord, StageRecord
 from factory_agents.kafka.windows import windows_of
 from factory_agents.protocol import AgentRef, AgentRun, decode_result, decode_run, decode_window, plain
+from factory_agents.runners.process import log_line
+from factory_agents.runners.results import agent_error, check_result, shown_notes
 from factory_agents.runtime.agents import Reject, agent, decode_event
 from factory_agents.runtime.dead_letters import _Ledgered, _letter, group_letters
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
 from factory_agents.protocol import Counts, Manifest, PartitionRange
-from tests.provider.samples import result
+from tests.support.samples import result
 
 
 def outputs(**arguments: Any) -> list[tuple[str, str, int | None]]:

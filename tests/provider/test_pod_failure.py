@@ -109,3 +109,16 @@ def test_lines_already_shown_are_left_out_and_their_continuations_with_them() ->
         (log_stamp(lines[2]), "of new"),
     ]
     assert [text for _, text in fresh_lines(lines, "")] == ["old", "of old", "new", "of new"]
+
+
+@pytest.mark.parametrize("field", ["its container's message", "its own message"])
+def test_a_hostile_message_says_so_in_one_bounded_line(field: str) -> None:
+    hostile = "\x1b]0;owned\x07\x9b2J\nERROR forged\u202e" * 10_000
+    own = field == "its own message"
+    ended = {"terminated": {"exitCode": 128, "reason": "StartError", "message": hostile}}
+    seen = pod(None if own else ended, "Failed", **({"reason": "Evicted", "message": hostile} if own else {}))
+    assert len(termination_message(seen, "base")) < 20_000
+    trouble = pod_failure(seen, "base")
+    assert trouble is not None
+    assert trouble.text.isprintable()
+    assert len(trouble.text) < 2000

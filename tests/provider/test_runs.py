@@ -23,7 +23,7 @@ from airflow_provider_factory.runs import (
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.protocol import Order
 from factory_agents.stage_plan import StageInput, stage_input
-from tests.provider.samples import INTERVAL, context, window
+from tests.support.samples import INTERVAL, context, window
 
 
 def test_the_interval_is_the_runs_data_interval() -> None:

@@ -21,7 +21,7 @@ POOL = ("software_factory", "8", "agents at a time")
 """The pool that the repository's DAGs name: its slots, and what they are."""
 
 _METADATA = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
-_OWN_LINES = "airflow.task.operators.airflow_provider_factory=INFO airflow_provider_factory.processes=INFO"
+_OWN_LINES = "airflow.task.operators.airflow_provider_factory=INFO factory_agents.runners.process=INFO"
 
 
 def airflow_variables(info: SandboxInfo, project: Path, *, trial: bool = False) -> dict[str, str]:

@@ -17,7 +17,7 @@ from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.client import models as k8s
 from kubernetes.config import new_client_from_config_dict
 
-from airflow_provider_factory.errors import AgentCrashedError
+from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.lineage import result_lineage
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from airflow_provider_factory.operators.validation import ValidationOperator
@@ -26,10 +26,10 @@ from airflow_provider_factory.pods import ANNOTATION, AgentPod, agent_pod
 from airflow_provider_factory.sensors.consumer_lag import ConsumerLagSensor
 from airflow_provider_factory.sensors.window_closed import WindowClosedSensor
 from factory_agents.contracts import load_contract
-from factory_agents.errors import ConfigurationError, UnavailableError, WindowError
+from factory_agents.errors import AgentCrashedError, ConfigurationError, UnavailableError, WindowError
 from factory_agents.protocol import AgentRun, ErrorInfo, Order, Shard, decode_run, encode, plain
-from tests.provider.samples import INTERVAL, context, result, window
 from tests.support.kube_api import kube_api
+from tests.support.samples import INTERVAL, context, result, window
 
 
 class TaskInstance(SimpleNamespace):
@@ -281,6 +281,17 @@ def test_a_failed_result_is_its_own_error(info: ErrorInfo, raised: type[Exceptio
     with pytest.raises(raised, match=says) as error:
         task._conclude(task_context(task), result(status="failed", error=info))  # type: ignore[arg-type]
     assert error.value.retriable is info.retriable  # type: ignore[attr-defined]
+
+
+def test_another_pipelines_result_fails_the_task_for_good() -> None:
+    task = operator()
+    context = task_context(task)
+    task._run = task.agent_run(context)  # type: ignore[arg-type]
+    with (
+        pytest.raises(AirflowFailException, match="is of pipeline 'payments', expected 'clicks': it is another run's"),
+        airflow_errors(),
+    ):
+        task._conclude(context, result(pipeline="payments"))  # type: ignore[arg-type]
 
 
 def test_another_shards_result_is_never_taken() -> None:

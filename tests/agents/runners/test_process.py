@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_factory.errors import AgentCrashedError
-from airflow_provider_factory.processes import AgentProcess, child_environment, log_line
+from factory_agents.errors import AgentCrashedError
 from factory_agents.protocol import AgentRef, AgentRun
+from factory_agents.runners.process import AgentProcess, child_environment, log_line
 from factory_agents.sandbox.processes import wait_until
-from tests.provider.samples import window
+from tests.support.samples import window
 
 DONE = """open(result, 'w').write('{"pipeline": "p", "stage": "s", "key": "k"}')\n"""
 RUN = AgentRun("clicks", "enrich", AgentRef("enrich"), window=window())
@@ -111,7 +111,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_the_environment_holds_the_agents_secrets_and_none_of_airflows() -> None:
+def test_the_environment_holds_the_agents_secrets_and_none_of_the_orchestrators() -> None:
     base = {
         "PATH": "/bin",
         "AIRFLOW_CONN_KAFKA_DEFAULT": "secret",
@@ -121,7 +121,13 @@ def test_the_environment_holds_the_agents_secrets_and_none_of_airflows() -> None
         "DATABASE_URL": "old",
         "PYTHONPATH": "/there",
     }
-    environment = child_environment(base, secrets={"KAFKA_BOOTSTRAP": "b:1"}, extra={"MODE": "x"}, python_path=[Path("/bundle"), "/there"])
+    environment = child_environment(
+        base,
+        private=("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_"),
+        secrets={"KAFKA_BOOTSTRAP": "b:1"},
+        extra={"MODE": "x"},
+        python_path=[Path("/bundle"), "/there"],
+    )
     assert environment == {
         "PATH": "/bin",
         "KAFKA_BOOTSTRAP": "b:1",

@@ -1,4 +1,4 @@
-"""Runs an agent as a process beside the task: its run on standard input, its log lines in the task's log, its result in a file."""
+"""Runs an agent as a process of its own: its run on standard input, its log lines in the caller's log, its result in a file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from airflow_provider_factory.errors import AgentCrashedError
-from airflow_provider_factory.results import read_result_file
+from factory_agents.errors import AgentCrashedError
 from factory_agents.protocol import AgentResult, AgentRun, encode
+from factory_agents.runners.results import read_result_file
 from factory_agents.text import printable
 
 __all__ = ["AgentProcess", "child_environment", "log_line"]
@@ -28,7 +28,6 @@ __all__ = ["AgentProcess", "child_environment", "log_line"]
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "factory_agents.run")
-_PRIVATE = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "_AIRFLOW_")
 _OURS = ("KAFKA_BOOTSTRAP", "KAFKA_CONFIG", "KAFKA_CONFIG_FILE", "DATABASE_URL")
 _FIELDS_OF_ITS_OWN = ("time", "level", "logger", "message", "exception")
 _LAST_LINES = 20
@@ -36,14 +35,20 @@ _LONGEST_LINE, _LINES_WAITING = 65_536, 500
 
 
 def child_environment(
-    base: Mapping[str, str], *, secrets: Mapping[str, str], extra: Mapping[str, str], python_path: Sequence[Path | str]
+    base: Mapping[str, str],
+    *,
+    private: Sequence[str],
+    secrets: Mapping[str, str],
+    extra: Mapping[str, str],
+    python_path: Sequence[Path | str],
 ) -> dict[str, str]:
-    """The environment of an agent's process: the worker's without Airflow's own settings and connections, then ours.
+    """The environment of an agent's process: the worker's without the orchestrator's own settings and connections, then ours.
 
-    ``secrets`` (Kafka's and the database's settings) replace whatever the worker's environment says of them; ``extra`` are the
-    task's ``env_vars``; ``python_path`` comes before what stands in PYTHONPATH.
+    What begins with one of ``private`` stays with the worker. ``secrets`` (Kafka's and the database's settings) replace whatever the
+    worker's environment says of them; ``extra`` is what the task adds; ``python_path`` comes before what stands in PYTHONPATH.
     """
-    environment = {k: v for k, v in base.items() if not k.startswith(_PRIVATE) and k not in _OURS}
+    hidden = tuple(private)
+    environment = {k: v for k, v in base.items() if not k.startswith(hidden) and k not in _OURS}
     environment.update(secrets)
     environment.update(extra)
     path = [str(p) for p in python_path] + [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]

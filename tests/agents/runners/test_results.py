@@ -13,16 +13,9 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
-from kubernetes.client import models as k8s
 
-from airflow_provider_factory.errors import AgentCrashedError, ForeignResultError, agent_error, airflow_errors
-from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
-from airflow_provider_factory.pod_failure import pod_failure, termination_message
-from airflow_provider_factory.processes import AgentProcess, log_line
-from airflow_provider_factory.results import LARGEST_RESULT, check_result, shown_notes, shown_reasons
 from factory_agents import errors
-from factory_agents.errors import ConfigurationError, FactoryError
+from factory_agents.errors import AgentCrashedError, ConfigurationError, FactoryError, ForeignResultError
 from factory_agents.protocol import (
     AgentRef,
     AgentResult,
@@ -36,7 +29,9 @@ from factory_agents.protocol import (
     Shard,
     encode,
 )
-from tests.provider.samples import INTERVAL, context, result, window
+from factory_agents.runners.process import AgentProcess, log_line
+from factory_agents.runners.results import LARGEST_RESULT, agent_error, check_result, shown_notes, shown_reasons
+from tests.support.samples import INTERVAL, result, window
 
 RUN = AgentRun("clicks", "enrich", AgentRef("enrich"), window=window(), output_topic="enriched", run_id="manual__1")
 HOSTILE = "\x1b]0;owned\x07\x9b2J\nERROR forged\u202e"
@@ -95,8 +90,8 @@ class TestWhose:
             {"report": json.loads('{"a":' + "[" * 600 + "]" * 600 + "}")},
         ],
     )
-    def test_what_xcom_cannot_hold_is_refused(self, changes: dict[str, Any]) -> None:
-        assert "which XCom can't" in refused(result(**changes))
+    def test_what_a_database_cannot_hold_is_refused(self, changes: dict[str, Any]) -> None:
+        assert "which an orchestrator's database can't" in refused(result(**changes))
         check_result(result(report={"said": "\\u0000", "deep": [[[{"a": [1]}]]]}), RUN)
 
     @pytest.mark.parametrize(
@@ -182,45 +177,8 @@ class TestAProcess:
         assert all(part.isprintable() for part in shown.split("\n"))
 
 
-def ended(message: str) -> k8s.V1Pod:
-    terminated = k8s.V1ContainerStateTerminated(message=message, exit_code=128, reason="StartError")
-    base = k8s.V1ContainerStatus(
-        name="base", image="i", image_id="i", ready=False, restart_count=0, state=k8s.V1ContainerState(terminated=terminated)
-    )
-    return k8s.V1Pod(metadata=k8s.V1ObjectMeta(name="p"), status=k8s.V1PodStatus(phase="Failed", container_statuses=[base]))
-
-
-class TestAPod:
-    def test_whose_message_is_hostile_says_so_in_one_bounded_line(self) -> None:
-        seen = ended(HOSTILE * 10_000)
-        assert len(termination_message(seen, "base")) < 20_000
-        evicted = k8s.V1Pod(metadata=seen.metadata, status=k8s.V1PodStatus(reason="Evicted", message=HOSTILE * 10_000))
-        for pod in (seen, evicted):
-            trouble = pod_failure(pod, "base")
-            assert trouble is not None
-            assert trouble.text.isprintable()
-            assert len(trouble.text) < 2000
-
-
-def concluded(answer: AgentResult) -> dict[str, Any]:
-    from airflow.sdk import DAG
-
-    with DAG("clicks", schedule=None):
-        task = KafkaAgentOperator(task_id="enrich", agent="enrich", window=window())
-    task._run = msgspec.structs.replace(RUN)
-    done: dict[str, Any] = task._conclude(context(), answer)  # type: ignore[arg-type]
-    return done
-
-
 class TestWhatIsShown:
-    def test_another_runs_result_fails_the_task_for_good(self) -> None:
-        with (
-            pytest.raises(AirflowFailException, match="is of pipeline 'payments', expected 'clicks': it is another run's"),
-            airflow_errors(),
-        ):
-            concluded(result(pipeline="payments"))
-
-    def test_of_many_notes_some_are(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_of_many_notes_some_are(self) -> None:
         shown = list(shown_notes(result(notes=(HOSTILE * 1000,) * 5000)))
         assert len(shown) == 21
         assert all(note.isprintable() and len(note) < 10_000 for note in shown)

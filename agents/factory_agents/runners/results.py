@@ -12,19 +12,21 @@ from typing import Any
 
 import msgspec
 
-from airflow_provider_factory.errors import ForeignResultError
+from factory_agents import errors
+from factory_agents.errors import AgentCrashedError, FactoryError, ForeignResultError
 from factory_agents.protocol import AgentResult, AgentRun, Manifest, decode_result, plain
 from factory_agents.runtime.reasons import reason_lines
 from factory_agents.text import printable
 
-__all__ = ["LARGEST_RESULT", "check_result", "read_result_file", "shown_notes", "shown_reasons"]
+__all__ = ["LARGEST_RESULT", "agent_error", "check_result", "read_result_file", "shown_notes", "shown_reasons"]
 
 LARGEST_RESULT = 4 << 20
-"""Bytes of an answer: XCom holds it. The ledger's record of it has to fit into a message of Kafka's, which is less."""
+"""Bytes of an answer: Airflow's XCom holds it. The ledger's record of it has to fit into a message of Kafka's, which is less."""
 
 _LARGEST_NUMBER = (1 << 63) - 1
 _NOTES, _NOTE, _REASONS = 20, 1000, 100
 _DEEPEST = 32
+_LONGEST_ERROR = 4000
 
 
 def read_result_file(path: Path) -> AgentResult | None:
@@ -52,6 +54,18 @@ def check_result(result: AgentResult, run: AgentRun) -> None:
             )
     _check_numbers(result)
     _check_form(result)
+
+
+def agent_error(result: AgentResult) -> FactoryError:
+    """The error that a failed result tells of, as the class it was in the agent where that is one of ours, its message cut and escaped."""
+    info = result.error
+    if info is None:
+        return AgentCrashedError(f"agent {result.agent or result.stage!r} failed without saying why; see its log above")
+    kind: type[FactoryError] = getattr(errors, info.type) if info.type in errors.__all__ else AgentCrashedError
+    message = printable(info.message if len(info.message) <= _LONGEST_ERROR else f"{info.message[:_LONGEST_ERROR]}…")
+    error = kind(message)
+    error.retriable = info.retriable
+    return error
 
 
 def shown_notes(result: AgentResult) -> Iterator[str]:
@@ -99,13 +113,13 @@ def _check_numbers(result: AgentResult) -> None:
 
 
 def _check_form(result: AgentResult) -> None:
-    """What Airflow's metadata can't hold: a NUL in a text, or values that are nested deeply."""
+    """What an orchestrator's database can't hold: a NUL in a text, or values that are nested deeply."""
     todo: list[tuple[Any, int]] = [(plain(result), 0)]
     while todo:
         value, depth = todo.pop()
         if depth > _DEEPEST or (isinstance(value, str) and "\0" in value):
             what = "values nested too deeply" if depth > _DEEPEST else "a NUL character"
-            raise ForeignResultError(f"the agent's result holds {what}, which XCom can't; let its agent leave it out")
+            raise ForeignResultError(f"the agent's result holds {what}, which an orchestrator's database can't; let its agent leave it out")
         if isinstance(value, dict):
             todo += [(part, depth + 1) for pair in value.items() for part in pair]
         elif isinstance(value, list):

@@ -1,0 +1,1 @@
+"""Starts an agent for an orchestrator and judges what it answers: ``process`` here, pods in the Airflow provider."""
