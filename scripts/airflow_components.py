@@ -41,10 +41,14 @@ _HEALTH = {"scheduler": "scheduler", "triggerer": "triggerer", "dag-processor": 
 _GRACE = 30.0
 
 
-def free_port() -> int:
-    """A port that nobody uses now."""
+def free_port(wanted: int = 0) -> int:
+    """The port wanted where nobody uses it now, else another that is free."""
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(("127.0.0.1", wanted))
+        except OSError:
+            s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
 
 

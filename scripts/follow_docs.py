@@ -10,7 +10,9 @@ With ``arrived`` the reader's own DAG has run in the scheduler: how many command
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import ctypes
 import os
 import pty
 import re
@@ -22,11 +24,14 @@ import sys
 import tempfile
 import termios
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MARKS", "MOST_COMMANDS", "PAGES", "Block", "blocks", "differs", "steps", "walk"]
+import psutil
+
+__all__ = ["MARKS", "MOST_COMMANDS", "PAGES", "Block", "blocks", "differs", "documents", "steps", "under_guard", "walk"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("docs/getting-started.md", "docs/parameters.md", "docs/operations.md")
@@ -37,9 +42,13 @@ MOST_COMMANDS, MOST_MINUTES = 15, 10
 """From the clone to the reader's own DAG in the scheduler, on an idle machine."""
 
 _PATIENCE = 1800.0  # for one command, on a busy machine
+_PROGRESS = 20.0
 _SOON = 300.0
+_FAREWELL = 40.0  # for what the pages started to end by itself
+_LINES, _COLUMNS = 40, 140
+_SET_CHILD_SUBREAPER = 36  # of prctl
 _FENCE = re.compile(r"^```(\w+) ?(.*)$")
-_OURS = re.compile(r"^(AIRFLOW|FACTORY_|KAFKA_|DATABASE_URL|VIRTUAL_ENV|PYTHONPATH|XDG_|MAKE|MFLAGS|PYTEST)")
+_OURS = re.compile(r"^(AIRFLOW|FACTORY_|KAFKA_|DATABASE_URL|VIRTUAL_ENV|PYTHONPATH|XDG_|MAKE|MFLAGS|ARGS|PYTEST)")
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,11 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
+def documents(root: Path = ROOT) -> list[Path]:
+    """Every page that a user reads."""
+    return [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
+
+
 def steps(block: Block) -> list[tuple[str, list[str]]]:
     """Commands of a block, each with the lines that it is said to print."""
     if block.language == "sh":
@@ -134,6 +148,7 @@ class Shell:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._terminal, child = pty.openpty()
+        termios.tcsetwinsize(child, (_LINES, _COLUMNS))
         settings = termios.tcgetattr(child)
         settings[3] &= ~termios.ECHO  # what is typed is not what is printed
         termios.tcsetattr(child, termios.TCSANOW, settings)
@@ -151,8 +166,11 @@ class Shell:
         mark = f"=={self._count}=="
         os.write(self._terminal, f"{{ {command}\n}} < /dev/null\nprintf '\\n{mark[:3]}'\"{mark[3:]}%s\\n\" $?\n".encode())
         output = ""
-        until = time.monotonic() + _PATIENCE
+        until, told = time.monotonic() + _PATIENCE, time.monotonic() + _PROGRESS
         while time.monotonic() < until:
+            if time.monotonic() > told:
+                print(" …", end="", flush=True)
+                told += _PROGRESS
             if select.select([self._terminal], [], [], 1.0)[0]:
                 output += os.read(self._terminal, 65536).decode(errors="replace").replace("\r\n", "\n")
             if found := re.search(rf"\n{mark}(\d+)\n", output):
@@ -235,35 +253,101 @@ class Reader:
                 return wrong and f"{wrong if code else f'should have printed: {wrong}'}\n{printed[-4000:]}"
 
 
-def main() -> int:
-    """Clone, follow, tidy up."""
+def follow(folder: Path, *, changed: bool) -> None:
+    """Clone into a folder, follow the pages there, and end what they started."""
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what was started is ended all the same
-    with tempfile.TemporaryDirectory(prefix="factory-docs-") as name, contextlib.ExitStack() as stay:
-        folder, clone = Path(name), Path(name) / "clone"
-        (folder / "home").mkdir()
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        if sys.argv[1:] == ["--changed"]:  # what is not committed yet, too
-            for path in subprocess.check_output(["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, text=True).splitlines():
-                (clone / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / path, clone / path)
-        kept = {k: v for k, v in os.environ.items() if not _OURS.match(k)}
-        kept["PATH"] = os.pathsep.join(p for p in kept["PATH"].split(os.pathsep) if not p.startswith(str(ROOT)))
-        environment = {
-            **kept,
-            "HOME": str(folder / "home"),
-            "TERM": "dumb",
-            "NO_COLOR": "1",
-            "COLUMNS": "160",
-            "VIRTUAL_ENV_DISABLE_PROMPT": "1",
-        }
+    clone = folder / "clone"
+    (folder / "home").mkdir()
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    if changed:
+        for path in subprocess.check_output(["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, text=True).splitlines():
+            (clone / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, clone / path)
+    kept = {k: v for k, v in os.environ.items() if not _OURS.match(k)}
+    kept["PATH"] = os.pathsep.join(p for p in kept["PATH"].split(os.pathsep) if not p.startswith(str(ROOT)))
+    terminal = {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": str(_COLUMNS), "LINES": str(_LINES), "VIRTUAL_ENV_DISABLE_PROMPT": "1"}
+    environment = {**kept, **terminal, "HOME": str(folder / "home")}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    with contextlib.ExitStack() as stay:
         shell = Shell(clone, environment)
-        stay.callback(shell.close)
         stay.callback(lambda: subprocess.run(["make", "clean"], cwd=clone, env=environment, check=False, capture_output=True))
+        stay.callback(shell.close)
         reader = Reader(shell, clone, environment, stay)
         for page in PAGES:
             reader.follow(page)
-    print(f"{reader.done} commands of {len(PAGES)} pages did and printed what the pages say, in {time.monotonic() - began:.0f} s")
+        beyond = Counter(mark for page in documents(clone) for block in blocks(page.read_text()) for mark in MARKS if block.has(mark))
+        print(
+            f"{reader.done} commands of {len(PAGES)} pages did and printed what the pages say, in {time.monotonic() - began:.0f} s; "
+            f"not followed: {', '.join(f'{count} {mark}' for mark, count in beyond.items())} blocks",
+            flush=True,
+        )
+
+
+def under_guard(command: Sequence[str]) -> int:
+    """Run a command on a folder of its own, its last argument; returns its exit code, or 1 if it left processes running.
+
+    They are ended, and the folder is removed, by a guard in a session of its own: even after this process was killed.
+    """
+    held, alive = os.pipe()
+    if (guard := os.fork()) == 0:
+        os.close(alive)
+        os._exit(_guard(command, held))
+    pipe = os.fdopen(alive, "wb")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: pipe.close())
+    return os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1])
+
+
+def _guard(command: Sequence[str], held: int) -> int:
+    """What the command starts and leaves alone becomes a child of this process, so that all of it is found at the end."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with tempfile.TemporaryDirectory(prefix="factory-docs-", ignore_cleanup_errors=True) as folder:
+        child = os.spawnvp(os.P_NOWAIT, command[0], [*command, folder])
+        code = _wait(child, held, float("inf"))
+        if code is None:
+            os.kill(child, signal.SIGTERM)
+            code = _wait(child, None, time.monotonic() + _FAREWELL) or 1
+        left = _end_all()
+    for line in left:
+        print(f"was left running: {line}", file=sys.stderr)
+    return code or bool(left)
+
+
+def _wait(child: int, pipe: int | None, until: float) -> int | None:
+    """The exit code of a child, or None where a pipe closes or the time is up before; whatever else ends is forgotten."""
+    while time.monotonic() < until:
+        if select.select([pipe] if pipe is not None else [], [], [], 0.2)[0]:
+            return None
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == child:
+                return os.waitstatus_to_exitcode(ended[1])
+    return None
+
+
+def _end_all() -> list[str]:
+    """End all processes under this one; what they were."""
+    left: dict[int, str] = {}
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + 10
+        while (living := psutil.Process().children(recursive=True)) and time.monotonic() < until:
+            for process in living:
+                with contextlib.suppress(psutil.Error):
+                    left.setdefault(process.pid, " ".join(process.cmdline())[:200])
+                    process.send_signal(number)
+            psutil.wait_procs(living, timeout=1)
+    return list(left.values())
+
+
+def main() -> int:
+    """Follow the pages under a guard."""
+    parser = argparse.ArgumentParser(prog="make docs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--changed", action="store_true", help="with what isn't committed yet")
+    parser.add_argument("--in", type=Path, dest="folder", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if not given.folder:
+        return under_guard([sys.executable, __file__, *sys.argv[1:], "--in"])
+    follow(given.folder, changed=given.changed)
     return 0
 
 

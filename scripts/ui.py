@@ -17,8 +17,8 @@ from factory_agents.sandbox.airflow import POOL
 def main() -> int:
     """Start every component, say where the UI is once all are healthy, and end them all at Ctrl-C or when one ends."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=8080, help="port of the web UI on 127.0.0.1; 0 takes a free one (default: 8080)")
-    port = parser.parse_args().port or free_port()
+    parser.add_argument("--port", type=int, help="port of the web UI on 127.0.0.1 (default: 8080, or a free one where that is taken)")
+    port = parser.parse_args().port or free_port(8080)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from follow_docs import MARKS, MOST_COMMANDS, PAGES, Block, blocks, differs, steps, walk
+from follow_docs import MARKS, MOST_COMMANDS, PAGES, Block, blocks, differs, documents, steps, walk
+
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = documents()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -61,3 +68,40 @@ def test_a_page_is_read_as_its_blocks() -> None:
 )
 def test_what_is_printed_is_compared_line_by_line(expected: list[str], printed: str, wrong: str) -> None:
     assert differs(expected, printed) == wrong
+
+
+class TestTheGuard:
+    """What runs under it leaves nothing behind."""
+
+    STARTS = "setsid sleep 1000 & echo $! > $0; echo $1 >> $0; "
+
+    def run(self, script: str, noted: Path) -> subprocess.Popen[bytes]:
+        program = f"import follow_docs, sys; sys.exit(follow_docs.under_guard(['bash', '-c', {script!r}, {str(noted)!r}]))"
+        return subprocess.Popen(
+            [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, stderr=subprocess.PIPE
+        )
+
+    @staticmethod
+    def gone(noted: Path) -> bool:
+        process, folder = noted.read_text().splitlines()
+        return not psutil.pid_exists(int(process)) and not Path(folder).exists()
+
+    def test_ends_what_was_left_running_and_says_so(self, tmp_path: Path) -> None:
+        guarded = self.run(self.STARTS, tmp_path / "noted")
+        _, errors = guarded.communicate(timeout=30)
+        assert (guarded.returncode, errors.decode()) == (1, "was left running: sleep 1000\n")
+        assert self.gone(tmp_path / "noted")
+
+    def test_passes_on_how_it_ended(self, tmp_path: Path) -> None:
+        guarded = self.run("exit 3", tmp_path / "noted")
+        guarded.communicate(timeout=30)
+        assert guarded.returncode == 3
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_outlives_whoever_is_killed(self, tmp_path: Path, number: signal.Signals) -> None:
+        noted = tmp_path / "noted"
+        guarded = self.run(self.STARTS + "wait", noted)
+        wait_for(lambda: noted.exists() and len(noted.read_text().splitlines()) == 2, "the command runs")
+        guarded.send_signal(number)
+        wait_for(lambda: self.gone(noted), "process and folder are gone")
+        guarded.communicate(timeout=30)
