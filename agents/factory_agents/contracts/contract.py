@@ -24,6 +24,7 @@ from factory_agents.contracts.documents import (
     show,
 )
 from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, parse_expression
+from factory_agents.contracts.fast import FastPath, compile_fast
 from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
 from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnSpec, ColumnType, TableSpec
 from factory_agents.errors import ConfigurationError, ContractError
@@ -119,6 +120,12 @@ class Contract:
                 return False
 
         return check
+
+    def fast_path(self) -> FastPath:
+        """A decoder and a test for most events; what they don't take, or raise at, ``checker`` decides. Raises NotFast with the reason."""
+        ids = [] if self.id is None else [self.id]
+        times = [] if self.time is None else [self.time]
+        return compile_fast(self._schema, self._expressions, ids, [*times, *self.nulls])
 
     def time_reader(self) -> Callable[[Any], int | None]:
         """Turns a value of the time field into microseconds since 1970 UTC, None into None; it raises ValueError for no time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
@@ -96,15 +96,20 @@ def parse_expression(text: str) -> Expression:
         raise ExpressionError("nested too deeply", 1, 1) from error
 
 
-def compile_all(expressions: Sequence[Expression]) -> Callable[[Getter], Any]:
-    """One test for all rules at once: true where each of them is (one call an event, not one a rule)."""
-    if not expressions:
-        return lambda _get: True
-    if len(expressions) == 1:
-        return expressions[0].test
-    compiler = _Compiler("")
-    bodies: list[ast.expr] = [compiler.visit(e.tree) for e in expressions]
-    return compiler.function(ast.BoolOp(ast.And(), bodies))
+def compile_all(
+    expressions: Sequence[Expression], *, attributes: Mapping[str, str] | None = None, checks: Sequence[tuple[str, Callable[[Any], Any]]] = ()
+) -> Callable[[Any], Any]:
+    """One test for all rules at once: true where each of them is (one call an event, not one a rule).
+
+    It takes an event's ``get``; with ``attributes`` (by field) it takes an object that has the fields as these, and ``checks`` are tests
+    of its attributes that come first, where they aren't None.
+    """
+    compiler = _Compiler("", attributes)
+    bodies: list[ast.expr] = [compiler.checked(name, check) for name, check in checks]
+    bodies += [compiler.visit(e.tree) for e in expressions]
+    if len(bodies) > 1:
+        return compiler.function(ast.BoolOp(ast.And(), bodies))
+    return compiler.function(bodies[0] if bodies else ast.Constant(True))
 
 
 def _parse(text: str) -> ast.expr:
@@ -124,10 +129,14 @@ def _parse(text: str) -> ast.expr:
 
 
 class _Compiler:
-    """Rewrites an allowed tree so that fields become ``get("field")`` and nothing of Python's own is in reach."""
+    """Rewrites an allowed tree so that fields become ``get("field")`` and nothing of Python's own is in reach.
 
-    def __init__(self, text: str) -> None:
+    With ``attributes`` fields become these attributes of the argument.
+    """
+
+    def __init__(self, text: str, attributes: Mapping[str, str] | None = None) -> None:
         self.fields: list[tuple[str, int, int]] = []
+        self._attributes = attributes
         self._lines = text.split("\n")
         self._environment: dict[str, Any] = {"__builtins__": {}, "_product": _product, "_modulo": _modulo, "_item": _item}
         self._environment.update({f"_{name}": function for name, function in _FUNCTIONS.items()})
@@ -250,8 +259,17 @@ class _Compiler:
         self._environment[name] = search
         return name
 
+    def checked(self, attribute: str, check: Callable[[Any], Any]) -> ast.expr:
+        """That an attribute is None, or passes a check."""
+        name = f"_check{len(self._environment)}"
+        self._environment[name] = check
+        value = ast.Attribute(ast.Name("get", ast.Load()), attribute, ast.Load())
+        return ast.BoolOp(ast.Or(), [ast.Compare(value, [ast.Is()], [ast.Constant(None)]), self._call(name, value)])
+
     def _field(self, node: ast.expr, name: str) -> ast.expr:
         self.fields.append((name, *self._place(node)))
+        if self._attributes is not None:
+            return ast.Attribute(ast.Name("get", ast.Load()), self._attributes[name], ast.Load())
         return self._call("get", ast.Constant(name))
 
     def _call(self, name: str, *arguments: ast.expr) -> ast.expr:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,8 @@ class FieldType(NamedTuple):
 class Schema:
     """A compiled schema: ``is_valid`` for the many, ``violations`` for the few, ``fields`` in the order of their declaration.
 
-    ``texts`` are the files that it refers to, by their names relative to its folder; ``notes`` what it says that is not checked.
+    ``texts`` are the files that it refers to, by their names relative to its folder; ``notes`` what it says that is not checked. ``plain`` is
+    what the validator was given, ``part`` the validator of what stands at a path of it.
     """
 
     is_valid: Callable[[Any], bool]
@@ -48,6 +49,8 @@ class Schema:
     content: Any
     texts: Mapping[str, str]
     notes: tuple[str, ...]
+    plain: Any = field(repr=False)
+    part: Callable[[Sequence[str]], Callable[[Any], bool]] = field(repr=False)
     _errors: Callable[[Any], Iterator[Any]] = field(repr=False)
 
     def violations(self, event: Any) -> list[Violation]:
@@ -190,20 +193,35 @@ class _Compiler:
         self._check_meta(top)
         self._walk(top, set())
         try:
-            validator = jsonschema_rs.validator_for(
-                self._plain[top.uri],
-                validate_formats=True,
-                ignore_unknown_formats=False,
-                retriever=self._retrieve,
-                base_uri=top.uri,
-                pattern_options=engine(),
-            )
+            validator = self._validator(self._plain[top.uri])
         except ValueError as error:
             top.document.fail((*top.path, *getattr(error, "instance_path", ())), _short(error))
         files = {self._references.relative(uri): document for uri, document in self._references.files.items()}
         content = [top.data, {name: document.data for name, document in files.items()}]
         texts = {name: document.text for name, document in files.items()}
-        return Schema(validator.is_valid, self._fields(), content, texts, tuple(self._notes), validator.iter_errors)
+        return Schema(
+            validator.is_valid, self._fields(), content, texts, tuple(self._notes), self._copy(top), self._part, validator.iter_errors
+        )
+
+    def _validator(self, schema: Any, uri: str = "") -> Any:
+        import jsonschema_rs
+
+        return jsonschema_rs.validator_for(
+            schema,
+            validate_formats=True,
+            ignore_unknown_formats=False,
+            retriever=self._retrieve,
+            base_uri=uri or self._top.uri,
+            pattern_options=engine(),
+        )
+
+    def _part(self, path: Sequence[str]) -> Callable[[Any], bool]:
+        """The validator of a part, which may refer to the others."""
+        top = self._copy(self._top)
+        dialect = {"$schema": top["$schema"]} if "$schema" in top else {}
+        schema = {**dialect, "$ref": self._references.canonical(self._top.inner(*path))}
+        is_valid: Callable[[Any], bool] = self._validator(schema, f"{self._top.uri}.part").is_valid
+        return is_valid
 
     def _retrieve(self, uri: str) -> Any:
         base = urldefrag(uri).url

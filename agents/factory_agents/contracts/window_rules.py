@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import methodcaller
 from typing import Any
 
 from factory_agents.contracts.conditions import check, parse_condition
@@ -19,6 +20,10 @@ __all__ = ["WindowStatistics", "merge_reports"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SAMPLES = 5
 _REASON = 200
+
+
+def _of_dict(name: str) -> Callable[[Any], Any]:
+    return methodcaller("get", name)
 
 
 class WindowStatistics:
@@ -51,17 +56,17 @@ class WindowStatistics:
         """Events seen."""
         return self.valid + self.rejected
 
-    def add_valid(self, events: Sequence[dict[str, Any]], times: Sequence[int | None]) -> None:
-        """Count a batch of valid events; ``times`` are theirs in microseconds, empty where the contract names none."""
+    def add_valid(self, events: Sequence[Any], reader: Callable[[str], Callable[[Any], Any]] = _of_dict) -> None:
+        """Count a batch of valid events, of which ``reader`` of a field's name reads its value (None where it is missing)."""
         self.valid += len(events)
         for name in self._nulls:
-            self._nulls[name] += [event.get(name) for event in events].count(None)
+            self._nulls[name] += list(map(reader(name), events)).count(None)
         id_ = self._contract.id
         if self._ids is not None and id_ is not None:
-            self._ids.add([v if type(v) is str else ("", repr(v)) for event in events if (v := event.get(id_)) is not None])
-        self._add_times(times)
+            self._ids.add([v if type(v) is str else ("", repr(v)) for v in map(reader(id_), events) if v is not None])
 
-    def _add_times(self, times: Sequence[int | None]) -> None:
+    def add_times(self, times: Sequence[int | None]) -> None:
+        """Count the times of a batch of valid events, in microseconds since 1970 UTC."""
         known = [t for t in times if t is not None]
         self._untimed += len(times) - len(known)
         if not known:

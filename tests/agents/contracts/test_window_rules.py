@@ -54,7 +54,8 @@ def feed(statistics: WindowStatistics, contract: Contract, records: list[tuple[i
     check = contract.checker()
     for i in range(0, len(records), batch):
         valid = [event for _, event in records[i : i + batch] if check(event)]
-        statistics.add_valid(valid, [contract.event_time(event) for event in valid])
+        statistics.add_valid(valid)
+        statistics.add_times([contract.event_time(event) for event in valid])
         for offset, event in records[i : i + batch]:
             if not check(event):
                 broken = contract.violations(event)
@@ -143,9 +144,9 @@ def test_ids_of_all_kinds_are_told_apart() -> None:
     contract = load_contract({"name": "e", "id": "id"})
     statistics = WindowStatistics(contract)
     ids: list[Any] = ["1", 1, -1, -2, 2**61 - 1, 0, 1.5, None, None, True, "True", "\x001"]
-    statistics.add_valid([{"id": i} for i in ids] + [{}], [])
+    statistics.add_valid([{"id": i} for i in ids] + [{}])
     assert statistics.report()["duplicates"] == 0
-    statistics.add_valid([{"id": -2}, {"id": "1"}], [])
+    statistics.add_valid([{"id": -2}, {"id": "1"}])
     assert statistics.report()["duplicates"] == 2
 
 

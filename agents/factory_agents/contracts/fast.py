@@ -1,0 +1,218 @@
+"""The fast path of a contract's checks: events decoded straight into a msgspec type that takes nothing which the schema refuses.
+
+What the type takes is valid; what it doesn't take is decided, and worded, by the JSON Schema's own validator as before. So it may be
+narrower than the schema (a field that isn't declared, ``1.0`` for an integer), never wider.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+
+from factory_agents.contracts.expressions import Expression, compile_all
+from factory_agents.contracts.schema import Schema
+
+__all__ = ["FastPath", "NotFast", "compile_fast"]
+
+Validator: TypeAlias = Callable[[Any], bool]
+
+
+class NotFast(Exception):  # noqa: N818  # a reason, not an error
+    """Why a schema has no fast path."""
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """``decode``: the event as a struct, or ValidationError where the validator has to decide; ``check``: whether rules (and what of the
+    schema its type cannot say) hold, raising where a rule cannot be decided; ``names``: the struct's attribute of each field."""
+
+    decode: Callable[[bytes], Any]
+    check: Callable[[Any], Any] | None
+    names: Mapping[str, str]
+
+
+_REMARKS = {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id"}
+_TOP = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", *_REMARKS}
+_OBJECT = {"type", "properties", "required", "additionalProperties", *_REMARKS}
+_MOST_DEPTH = 20
+_INT64 = 1 << 63
+
+
+def compile_fast(schema: Schema, expressions: Sequence[Expression], values: Sequence[str], used: Sequence[str]) -> FastPath:
+    """The fast path of a schema and the rules on top; ``values`` are fields whose values are looked at besides, of ``used`` ones only
+    numbers and texts, and whether they are null.
+
+    Raises NotFast with the reason where there is none.
+    """
+    whole = schema.plain
+    if not isinstance(whole, dict) or whole.get("type") != "object":
+        raise NotFast("the schema isn't of type object alone")
+    if unknown := sorted(k for k in whole if k not in _TOP and not k.startswith("x-")):
+        raise NotFast(f"the schema has {unknown[0]}")
+    plain = {name for e in expressions for name, _, _ in e.fields} | set(values)
+    known = [*whole.get("required", ()), *sorted(plain), *used]
+    properties: dict[str, Any] = {**dict.fromkeys(known, True), **whole.get("properties", {})}
+    types = _Types(schema.part)
+    checks: list[tuple[str, Validator]] = []
+    fields = []
+    names = {name: f"f{i}" for i, name in enumerate(properties)}
+    for name, part in properties.items():
+        type_, check = types.of_field(part, ("properties", name), plain=name in plain)
+        if check is not None:
+            checks.append((names[name], check))
+        fields.append((names[name], type_) if name in whole.get("required", ()) else (names[name], type_, None))
+    event = types.struct(fields, names)
+    try:
+        decode = msgspec.json.Decoder(event).decode
+    except (TypeError, ValueError) as error:
+        raise NotFast(str(error).splitlines()[0]) from error
+    check = compile_all(expressions, attributes=names, checks=checks) if expressions or checks else None
+    return FastPath(decode, check, names)
+
+
+class _Types:
+    """Types for subschemas; ``part`` gives the validator of what stands at a path of the schema."""
+
+    def __init__(self, part: Callable[[Sequence[str]], Validator]) -> None:
+        self._part = part
+
+    def struct(self, fields: Sequence[Any], names: Mapping[str, str]) -> Any:
+        rename = {attribute: name for name, attribute in names.items()}
+        ordered = sorted(fields, key=len)  # those without a default first
+        return msgspec.defstruct("Event", ordered, rename=rename, forbid_unknown_fields=True, gc=False, kw_only=True)
+
+    def of_field(self, part: Any, path: Sequence[str], *, plain: bool) -> tuple[Any, Validator | None]:
+        """The type of a field, and what checks its values besides (None itself it doesn't see)."""
+        try:
+            return self._whole(part, plain, 0), None
+        except NotFast:
+            check = self._part(path)
+        kinds = _kinds(part)
+        takes_null = check(None)
+        if kinds is None and not takes_null:
+            raise NotFast(f"the field {path[-1]!r} takes anything but null")
+        if kinds is not None and takes_null != ("null" in kinds):
+            raise NotFast(f"the field {path[-1]!r} names null among its types and doesn't take it")
+        return (Any if kinds is None else _union(kinds)), check
+
+    def _whole(self, part: Any, plain: bool, depth: int) -> Any:
+        """A type that says all that a subschema says; NotFast where none does."""
+        if part is True:
+            return Any
+        if not isinstance(part, dict) or depth > _MOST_DEPTH:
+            raise NotFast
+        said = {key: value for key, value in part.items() if key not in _REMARKS and not key.startswith("x-")}
+        if not said:
+            return Any
+        if "enum" in said or "const" in said:
+            return _literal(said)
+        kinds = _kinds(said)
+        if kinds is None:
+            raise NotFast
+        del said["type"]
+        if not said:
+            return _union(kinds)
+        optional = "null" in kinds
+        kind = "".join(kinds - {"null"})
+        makers = {"string": _string, "integer": _integer, "number": _number}
+        if kind in makers:
+            type_ = makers[kind](said)
+        elif kind == "array":
+            type_ = self._array(said, plain, depth)
+        elif kind == "object" and not plain:
+            type_ = self._object(said, depth)
+        else:
+            raise NotFast
+        return type_ | None if optional else type_
+
+    def _array(self, said: dict[str, Any], plain: bool, depth: int) -> Any:
+        if not said.keys() <= {"items", "minItems", "maxItems"}:
+            raise NotFast
+        many: Any = list
+        items = many[self._whole(said.get("items", True), plain, depth + 1)]
+        least, most = _length(said.get("minItems")), _length(said.get("maxItems"))
+        return items if least is most is None else Annotated[items, msgspec.Meta(min_length=least, max_length=most)]
+
+    def _object(self, said: dict[str, Any], depth: int) -> Any:
+        if not said.keys() <= _OBJECT or not isinstance(said.get("additionalProperties", True), bool):
+            raise NotFast
+        required = said.get("required", ())
+        properties = {**dict.fromkeys(required, True), **said.get("properties", {})}
+        names = {name: f"f{i}" for i, name in enumerate(properties)}
+        fields = []
+        for name, part in properties.items():
+            type_ = self._whole(part, False, depth + 1)
+            fields.append((names[name], type_) if name in required else (names[name], type_, None))
+        return self.struct(fields, names)
+
+
+_KINDS: dict[str, Any] = {
+    "string": str, "integer": int, "number": int | float, "boolean": bool, "null": None, "array": list[Any], "object": dict[str, Any]
+}  # fmt: skip
+
+
+def _kinds(part: Any) -> frozenset[str] | None:
+    given = part.get("type") if isinstance(part, dict) else None
+    names = [given] if isinstance(given, str) else given
+    return frozenset(names) if isinstance(names, list) and names and set(names) <= _KINDS.keys() else None
+
+
+def _union(kinds: frozenset[str]) -> Any:
+    union: Any = None
+    for i, kind in enumerate(sorted(kinds, key=list(_KINDS).index)):
+        union = _KINDS[kind] if i == 0 else union | _KINDS[kind]
+    return union
+
+
+def _literal(said: dict[str, Any]) -> Any:
+    values = said["enum"] if "enum" in said else [said["const"]]
+    kinds = _kinds(said)
+    if said.keys() - {"enum", "const", "type"} or ("enum" in said and "const" in said) or ("type" in said and kinds is None):
+        raise NotFast
+    taken = [v for v in values if kinds is None or _json_kind(v) in kinds]
+    if not taken or any(type(v) not in (str, int, type(None)) for v in taken) or any(type(v) is int and abs(v) >= _INT64 for v in taken):
+        raise NotFast
+    return Literal[tuple(taken)]
+
+
+def _json_kind(value: Any) -> str:
+    return {str: "string", int: "integer", type(None): "null"}.get(type(value), "")
+
+
+def _string(said: dict[str, Any]) -> Any:
+    if not said.keys() <= {"minLength", "maxLength"}:
+        raise NotFast
+    return Annotated[str, msgspec.Meta(min_length=_length(said.get("minLength")), max_length=_length(said.get("maxLength")))]
+
+
+def _length(value: Any) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value < _INT64:
+        raise NotFast
+    return value
+
+
+_BOUNDS = {"minimum": "ge", "exclusiveMinimum": "gt", "maximum": "le", "exclusiveMaximum": "lt"}
+
+
+def _bounds(said: dict[str, Any]) -> dict[str, Any]:
+    if not said.keys() <= _BOUNDS.keys() or any(type(v) not in (int, float) or abs(v) >= 2**53 for v in said.values()):
+        raise NotFast
+    if {"minimum", "exclusiveMinimum"} <= said.keys() or {"maximum", "exclusiveMaximum"} <= said.keys():
+        raise NotFast
+    return {_BOUNDS[name]: value for name, value in said.items()}
+
+
+def _integer(said: dict[str, Any]) -> Any:
+    whole = {"ge": math.ceil, "gt": math.floor, "le": math.floor, "lt": math.ceil}
+    bounds: dict[str, Any] = {name: whole[name](value) for name, value in _bounds(said).items()}
+    return Annotated[int, msgspec.Meta(**bounds)]
+
+
+def _number(said: dict[str, Any]) -> Any:
+    return _integer(said) | Annotated[float, msgspec.Meta(**_bounds(said))]

@@ -1,0 +1,222 @@
+"""The fast path takes nothing that the schema and the rules refuse, and the report doesn't tell which path an event took."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factory_agents.contracts import load_contract
+from factory_agents.contracts.fast import NotFast
+from factory_agents.protocol import AgentRef, AgentRun, Counts
+from factory_agents.runtime.agents import Reject
+from factory_agents.validate import ValidateTransform
+
+NAMES = ("a", "b", "user id")
+
+
+class Record(NamedTuple):
+    data: bytes
+    place: int
+
+    def value(self) -> bytes:
+        return self.data
+
+    def topic(self) -> str:
+        return "t"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self.place
+
+
+def outcome(contract: dict[str, Any], values: list[bytes], *, fast: bool) -> tuple[list[Any], dict[str, Any]]:
+    """What the agent makes of events, and its report."""
+    run = AgentRun("p", "validate", AgentRef("validate"))
+    agent = ValidateTransform(load_contract(contract), run)
+    if not fast:
+        agent._fast = None
+    records: list[Any] = [Record(value, i) for i, value in enumerate(values)]
+    outputs = [(output.rule, output.reason) if isinstance(output, Reject) else output for output in agent.process(records)]
+    report = agent.finish(Counts(consumed=len(values)))
+    agent.close()
+    return outputs, report
+
+
+bounds = st.sampled_from([0, 1, 2, -1, 0.5, 3.0, 2**40])
+small = st.sampled_from([0, 1, 2, 3])
+strings = st.fixed_dictionaries(
+    {"type": st.sampled_from(["string", ["string", "null"]])},
+    optional={
+        "minLength": small,
+        "maxLength": small,
+        "pattern": st.sampled_from(["^a+$", "b", "^[a-c]{1,3}$"]),
+        "format": st.sampled_from(["date-time", "uuid"]),
+    },
+)
+numbers = st.fixed_dictionaries(
+    {"type": st.sampled_from(["integer", "number", ["integer", "null"], ["number", "null"], ["integer", "string"]])},
+    optional={"minimum": bounds, "maximum": bounds, "exclusiveMinimum": bounds, "exclusiveMaximum": bounds, "multipleOf": st.just(2)},
+)
+enums = st.one_of(
+    st.fixed_dictionaries({"enum": st.lists(st.sampled_from(["a", "b", 1, 2, None, 1.0, True]), min_size=1, max_size=4)}),
+    st.fixed_dictionaries({"const": st.sampled_from(["a", 1, None])}),
+    st.just({"type": "string", "enum": ["a", "b"]}),
+    st.just({"type": ["integer", "null"], "enum": ["a", 1, None]}),
+)
+others = st.sampled_from(
+    [True, {}, {"type": "boolean"}, {"type": "null"}, {"type": "object"}, {"type": "array"}, {"type": ["array", "object"]}]
+)
+leaves = st.one_of(strings, numbers, enums, others)
+properties = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(["array", ["array", "null"]]), "items": inner},
+            optional={"minItems": small, "maxItems": small, "uniqueItems": st.booleans()},
+        ),
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(["object", ["object", "null"]]), "properties": st.dictionaries(st.sampled_from(NAMES), inner)},
+            optional={"required": st.lists(st.sampled_from(NAMES), unique=True), "additionalProperties": st.booleans()},
+        ),
+        st.fixed_dictionaries({"anyOf": st.lists(inner, min_size=1, max_size=2)}),
+        st.just({"$ref": "#/$defs/short"}),
+    ),
+    max_leaves=4,
+)
+schemas = st.fixed_dictionaries(
+    {
+        "type": st.just("object"),
+        "properties": st.dictionaries(st.sampled_from(NAMES), properties, min_size=1),
+        "$defs": st.just({"short": {"type": "string", "maxLength": 2}}),
+    },
+    optional={"required": st.lists(st.sampled_from(NAMES), unique=True), "additionalProperties": st.booleans()},
+)
+texts = [
+    *(b'""', b'"a"', b'"ab"', b'"abc"', b'"aaaa"', b'"\\u0061"', b'"a\\n"', b'"\xf0\x9f\x98\x80"', b'"\xff"', b'"2026-11-01T04:00:00Z"'),
+    *(b"0", b"1", b"2", b"3", b"-1", b"-0", b"1.0", b"0.5", b"1e0", b"2.5", b"1e999", b"123456789012345678901234567890", b"1099511627777"),
+    *(
+        b"true",
+        b"false",
+        b"null",
+        b"{}",
+        b"[]",
+        b"NaN",
+        b"tru",
+        b'["a","a"]',
+        b"[1,2,3,4]",
+        b'{"a":1}',
+        b'{"b":"a"}',
+        b"9223372036854775808",
+    ),
+]
+values = st.recursive(
+    st.sampled_from(texts),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda items: b"[" + b",".join(items) + b"]"),
+        st.lists(st.tuples(st.sampled_from(NAMES), inner), max_size=3).map(lambda pairs: document(pairs)),
+    ),
+    max_leaves=4,
+)
+rules = st.sampled_from(
+    ["a != b", 'a is None or field("user id") is None', "a > 1", "len(b) < 3", 'a["b"] == 1', "b[0] == 1", 'a.matches("^a")']
+)
+
+
+def document(pairs: list[tuple[str, bytes]]) -> bytes:
+    return b"{" + b",".join(msgspec.json.encode(name) + b":" + value for name, value in pairs) + b"}"
+
+
+events = st.one_of(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, values)).map(lambda event: document(list(event.items()))),
+    st.lists(st.tuples(st.sampled_from([*NAMES, "other"]), values), max_size=4).map(document),
+    values,
+)
+
+
+def check(schema: dict[str, Any], rule: str, id_: str | None, batch: list[bytes]) -> None:
+    declared = schema["properties"]
+    schema = schema | {"properties": declared | {name: True for name in NAMES if name not in declared}}
+    contract = {"name": "c", "id": id_, "key": ["a"], "schema": schema, "rules": {"rule": rule}}
+    del contract["key"]
+    if id_ is not None:
+        schema["required"] = [*schema.get("required", ()), *([id_] if id_ not in schema.get("required", ()) else ())]
+        schema["properties"][id_] = {"type": "string"}
+    assert outcome(contract, batch, fast=True) == outcome(contract, batch, fast=False)
+
+
+@settings(max_examples=150)
+@given(schemas, rules, st.sampled_from([None, "b"]), st.lists(events, min_size=20, max_size=40))
+def test_both_paths_agree(schema: dict[str, Any], rule: str, id_: str | None, batch: list[bytes]) -> None:
+    check(schema, rule, id_, batch)
+
+
+@pytest.mark.soak
+@settings(max_examples=1500)
+@given(schemas, rules, st.sampled_from([None, "b"]), st.lists(events, min_size=20, max_size=40))
+def test_both_paths_agree_on_tens_of_thousands(schema: dict[str, Any], rule: str, id_: str | None, batch: list[bytes]) -> None:
+    check(schema, rule, id_, batch)
+
+
+def contract_of(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"name": "c", "id": None, "schema": {"type": "object", "properties": properties, **more}}
+
+
+@pytest.mark.parametrize(
+    ("contract", "why"),
+    [
+        (contract_of({"a": {}}, patternProperties={"^x": {"type": "string"}}), "patternProperties"),
+        (contract_of({"a": {"not": {"type": "null"}}}), "'a' takes anything but null"),
+        ({"name": "c", "id": None}, ""),
+    ],
+)
+def test_what_has_no_fast_path_says_why(contract: dict[str, Any], why: str) -> None:
+    loaded = load_contract(contract)
+    if not why:
+        loaded.fast_path()
+        return
+    with pytest.raises(NotFast, match=why):
+        loaded.fast_path()
+
+
+def test_the_usual_fields_are_taken_by_it() -> None:
+    """A change that sends them all the slow way would be seen by nobody else."""
+    fast = load_contract(
+        contract_of(
+            {
+                "id": {"type": "string", "minLength": 1},
+                "price": {"type": ["number", "null"], "exclusiveMinimum": 0},
+                "at": {"type": "string", "format": "date-time"},
+                "kind": {"enum": ["a", "b"]},
+                "tags": {"type": "array", "items": {"type": "string"}},
+                "user": {"type": "object", "required": ["id"], "properties": {"id": {"type": "integer"}}},
+            },
+            required=["id", "at"],
+        )
+    ).fast_path()
+    event = fast.decode(b'{"id":"x","price":1.5,"at":"2026-11-01T04:00:00Z","kind":"a","tags":["t"],"user":{"id":1}}')
+    assert fast.check is not None
+    assert fast.check(event)
+    assert getattr(event, fast.names["price"]) == 1.5
+    assert not fast.check(fast.decode(b'{"id":"x","at":"yesterday"}'))
+    for bad in (
+        b'{"id":"","at":""}',
+        b'{"at":""}',
+        b'{"id":"x","at":"","price":0}',
+        b'{"id":"x","at":"","user":{}}',
+        b'{"id":"x","at":"","n":1}',
+    ):
+        with pytest.raises(msgspec.ValidationError):
+            fast.decode(bad)
+
+
+def test_events_with_other_fields_are_not_tried_twice_for_ever() -> None:
+    agent = ValidateTransform(load_contract(contract_of({"a": {"type": "integer"}})), None)
+    record: Any = Record(b'{"a":1,"other":2}', 0)
+    assert agent.process([record] * 10) == [record.value()] * 10
+    assert agent._fast is None
