@@ -186,7 +186,6 @@ class _Compiler:
         self._notes: dict[str, None] = {}
 
     def compile(self) -> Schema:
-        import jsonschema_rs
 
         top = self._top
         top.document.mapping(top.path, top.data, "a JSON Schema")
