@@ -40,8 +40,8 @@ class FieldType(NamedTuple):
 class Schema:
     """A compiled schema: ``is_valid`` for the many, ``violations`` for the few, ``fields`` in the order of their declaration.
 
-    ``texts`` are the files that it refers to, by their names relative to its folder; ``notes`` what it says that is not checked. ``plain`` is
-    what the validator was given, ``part`` the validator of what stands at a path of it.
+    ``texts`` are the files that it refers to, by their names relative to its folder; ``notes`` what it says that is not checked.
+    ``plain`` is what the validator was given, ``part`` the validator of what stands at a path of it.
     """
 
     is_valid: Callable[[Any], bool]
