@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -254,6 +255,42 @@ def windows_prune(
         right=["windows", "of them unfinished", "records"],
         title="would be forgotten" if dry_run else "forgotten",
     )
+
+
+@windows.command("report")
+def windows_report(
+    pipeline: Annotated[str, typer.Argument(help="the pipeline, as factory windows shows it", metavar="PIPELINE", show_default=False)],
+    stage: Annotated[str, typer.Option(help="its validate stage, where it has several", metavar="NAME", show_default=False)] = "",
+    window: Annotated[
+        str,
+        typer.Option(
+            help="a window, by the start of its name such as 2026-11-01T04; without it the newest", metavar="WINDOW", show_default=False
+        ),
+    ] = "",
+    html: Annotated[Path | None, typer.Option(help="write a page that needs nothing else", metavar="FILE", show_default=False)] = None,
+    prefix: _Prefix = "factory",
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """Show the validation report of a window: the figures, what was broken how often, the first rejected events, and the trend.
+
+    \b
+    Examples:
+      factory windows report software_factory_pipeline
+      factory windows report software_factory_pipeline --window 2018-07-06T09 --html report.html
+    """
+    from factory_agents import reports
+
+    found = reports.read_reports(kafka_config(bootstrap, kafka_settings or ()), pipeline, stage=stage, prefix=prefix)
+    shown = reports.chosen(found, pipeline, window)
+    if html is not None:
+        html.write_text(reports.html_page(shown, found), encoding="utf-8")
+        console.say(f"{shown.outcome}: {html}")
+    elif console.wants_json(json):
+        console.print_json({"pipeline": shown.pipeline, "stage": shown.stage, "window": shown.window, **shown.report})
+    else:
+        typer.echo(reports.markdown(shown), nl=False)
 
 
 def _state_of(state: str) -> str:

@@ -345,6 +345,10 @@ def test_validate_and_publish_follow_by_window(factory: Command, runs: Runs, dat
         "agent", "run", "validate", "--in-topic", raw, "--out-topic", valid, "--contract", "c.yaml", "--max-rejected", "3", *last_hour()
     )
     assert (validated.data["counts"]["forwarded"], validated.data["counts"]["rejected"]) == (4, 2)
+    shown = factory.ok("windows", "report", f"cli.validate.{raw}", "--html", "report.html")
+    assert "rejected" in (factory.cwd / "report.html").read_text()
+    assert shown.out == "pass: report.html\n"
+    assert factory.ok("windows", "report", f"cli.validate.{raw}").data["rules"]["schema:event_id"] == 2
     (factory.cwd / "v.json").write_text(validated.out)
     table = f"t_{prefix.replace('-', '_')}"
     published = factory.ok(

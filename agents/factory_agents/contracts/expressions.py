@@ -97,7 +97,10 @@ def parse_expression(text: str) -> Expression:
 
 
 def compile_all(
-    expressions: Sequence[Expression], *, attributes: Mapping[str, str] | None = None, checks: Sequence[tuple[str, Callable[[Any], Any]]] = ()
+    expressions: Sequence[Expression],
+    *,
+    attributes: Mapping[str, str] | None = None,
+    checks: Sequence[tuple[str, Callable[[Any], Any]]] = (),
 ) -> Callable[[Any], Any]:
     """One test for all rules at once: true where each of them is (one call an event, not one a rule).
 
