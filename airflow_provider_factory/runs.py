@@ -18,6 +18,7 @@ __all__ = [
     "bundle_root",
     "data_interval",
     "follows",
+    "include_folder",
     "instance",
     "mapped",
     "optional_interval",
@@ -175,3 +176,8 @@ def bundle_root(context: Mapping[str, Any]) -> Path | None:
         return Path(path)
     fileloc = getattr(context.get("dag"), "fileloc", "") or ""
     return Path(fileloc).parent if fileloc and Path(fileloc).is_file() else None
+
+
+def include_folder(root: Path | None) -> Path | None:
+    """The repository's ``include`` folder: in the bundle's root, or beside it where the bundle is the ``dags`` folder alone."""
+    return next((p for p in (root / "include", root.parent / "include") if p.is_dir()), None) if root else None

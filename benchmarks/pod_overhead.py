@@ -75,7 +75,7 @@ def overhead(cluster: Any, bootstrap: str, image: str, count: int) -> None:
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 
     from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
-    from airflow_provider_factory.pods import pod_template
+    from airflow_provider_factory.runners.kubernetes.manifest import pod_template
     from factory_agents.kafka.config import KafkaConfig
     from factory_agents.kafka.topics import Cluster
     from factory_agents.protocol import plain
@@ -144,8 +144,8 @@ def throughput(cluster: Any, bootstrap: str, image: str, events: int) -> None:
 
 def _shard(cluster: Any, image: str, window: Any, index: int, of: int, target: str) -> tuple[float, float]:
     """Run one shard as a pod; the seconds that its agent took, and those that the pod took beside it."""
-    from airflow_provider_factory.pod_failure import termination_message
-    from airflow_provider_factory.pods import AgentPod, agent_pod, pod_template
+    from airflow_provider_factory.runners.kubernetes.failure import termination_message
+    from airflow_provider_factory.runners.kubernetes.manifest import AgentPod, agent_pod, pod_template
     from factory_agents.protocol import AgentRef, AgentRun, Shard, decode_result, shard_window
 
     part = shard_window(window, of)[index]

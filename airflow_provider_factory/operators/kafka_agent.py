@@ -22,11 +22,13 @@ from airflow_provider_factory.lineage import result_lineage, topic_lineage
 from airflow_provider_factory.links import AgentRunLink, InputTopicLink, OutputTopicLink, PodLink, push_links, run_info_url, topic_url
 from airflow_provider_factory.operators.agent_pod import AgentPodOperator
 from airflow_provider_factory.outside import from_outside, names_from_outside
-from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, instance, mapped, order, reprocess_wanted
-from airflow_provider_factory.settings import Runner, option, option_seconds, runner
+from airflow_provider_factory.runners.base import Access, AgentRunner
+from airflow_provider_factory.runners.kubernetes.runner import PodRunner
+from airflow_provider_factory.runners.process import ProcessRunner
+from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, include_folder, instance, mapped, order, reprocess_wanted
+from airflow_provider_factory.settings import Runner, option, runner
 from factory_agents.errors import AgentCrashedError, ConfigurationError, DryRunError, FactoryError, WindowError
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, plain
-from factory_agents.runners.process import AgentProcess, child_environment
 from factory_agents.runners.results import agent_error, check_result, shown_notes, shown_reasons
 from factory_agents.stage_plan import StageInput, stage_input
 
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
-    from factory_agents.kafka.config import KafkaConfig
 
 __all__ = ["BUILT_IN", "KafkaAgentOperator", "Rerun"]
 
@@ -46,9 +47,6 @@ BUILT_IN = ("ingest", "enrich", "validate", "publish")
 
 GOOGLE_CONNECTION = "google_cloud_default"
 """What ``publish`` with ``sink: bigquery`` is given where it exists: the official provider's default."""
-
-_AIRFLOWS = ("AIRFLOW__", "AIRFLOW_CONN_", "AIRFLOW_VAR_", "_AIRFLOW_")
-"""How the environment variables begin that are Airflow's own: no agent's process is given them."""
 
 _RERUNS = ("clear", "reuse", "redo")
 
@@ -163,7 +161,7 @@ class KafkaAgentOperator(AgentPodOperator):
         own = stage_assets({"agent": agent, "agent_params": agent_params, "output_topic": output_topic})
         self.known_links: dict[str, str] = {}
         self.outlets = [*self.outlets, *(asset for asset in own if asset not in self.outlets)]
-        self._process: AgentProcess | None = None
+        self._runner: AgentRunner | None = None
         self._run: AgentRun | None = None
         self._result: AgentResult | None = None
         self._stopped = False
@@ -261,8 +259,10 @@ class KafkaAgentOperator(AgentPodOperator):
             self._run = run = self.agent_run(context)
             where = runner(self.runner)
             self._push_run_info(context, run, where)
-            work = self._run_process if where == "process" else self._run_pod
-            return self._conclude(context, work(context, run))
+            if where == "kubernetes" or run.agent.name in BUILT_IN:
+                self._run = run = self._portable(run, context)
+            self._runner = self._agent_runner(context, run, where)
+            return self._conclude(context, self._runner.run(context))
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
         """Take up again after deferral: logs, result and clean-up of the pod, then the same end as without deferral."""
@@ -272,7 +272,8 @@ class KafkaAgentOperator(AgentPodOperator):
             self._run = run = self._portable(self.agent_run(context), context)
             context["shard_label"] = _label(run)  # type: ignore[typeddict-unknown-key]
             self._push_links(context, run)
-            return self._conclude(context, self.resume_pod(context, run, event))
+            self._runner = pod = PodRunner(run, self._access, self)
+            return self._conclude(context, pod.resume(context, event))
 
     @contextmanager
     def _word_of_failure(self) -> Iterator[None]:
@@ -285,72 +286,33 @@ class KafkaAgentOperator(AgentPodOperator):
                 from factory_agents.kafka.failures import leave_failure
 
                 with suppress(FactoryError):  # the connection itself may be what is wrong
-                    leave_failure(self.ledger_config(), run.work, error=error, began=began, run_id=run.run_id, prefix=run.prefix)
+                    leave_failure(self._access.ledger(), run.work, error=error, began=began, run_id=run.run_id, prefix=run.prefix)
             raise
 
     def on_kill(self) -> None:
         """Stop the agent: its process (SIGTERM, then SIGKILL), or its pod."""
         self._stopped = True
-        if self._process is not None:
-            self._process.stop()
+        if self._runner is not None:
+            self._runner.stop()
         else:
             super().on_kill()
 
-    def _run_process(self, context: Context, run: AgentRun) -> AgentResult:
+    def _agent_runner(self, context: Context, run: AgentRun, where: Runner) -> AgentRunner:
+        if where == "kubernetes":
+            return PodRunner(run, self._access, self)
         if self.deferrable or self.pod_template_file or self.pod_template_dict or self.full_pod_spec or self.image:
             self.log.info("Running as a process: deferrable and the pod arguments are ignored")
-        root = bundle_root(context)
-        environment = child_environment(
-            os.environ,
-            private=_AIRFLOWS,
-            secrets=self._secrets(),
-            extra=_plain(self.env_vars),
-            python_path=[root] if root else [],
-        )
-        if include := _include(root):
-            environment.setdefault("FACTORY_INCLUDE", str(include))
-        if root:
-            environment["FACTORY_FILES"] = os.pathsep.join(filter(None, [str(root), environment.get("FACTORY_FILES")]))
-        if run.agent.name in BUILT_IN:
-            self._run = run = self._portable(run, context)
-        self._process = AgentProcess(run, environment, grace=option_seconds("stop_grace"))
-        try:
-            return self._process.run()
-        finally:
-            self._process.stop()
-            self._process = None
+        return ProcessRunner(run, self._access, _plain(self.env_vars))
 
-    def _secrets(self) -> dict[str, str]:
-        from airflow_provider_factory.hooks.database import database_environment
-        from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
-
-        environment = FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).environment()
-        if self.database_conn_id:
-            environment |= database_environment(self.database_conn_id, required=True)
-        elif self.agent in BUILT_IN and (default := GOOGLE_CONNECTION if self._sink == "bigquery" else option("database_conn_id")):
-            environment |= database_environment(default, required=False)
-        return environment
+    @property
+    def _access(self) -> Access:
+        default = "" if self.agent not in BUILT_IN else GOOGLE_CONNECTION if self._sink == "bigquery" else option("database_conn_id")
+        return Access(self.kafka_conn_id or option("kafka_conn_id"), self.database_conn_id or "", default)
 
     @property
     def _sink(self) -> str:
         """Where ``publish`` writes to."""
         return str(self._params().get("sink") or "postgres") if self.agent == "publish" else ""
-
-    # As a pod
-
-    def secret_environment(self) -> dict[str, str]:
-        """The Kafka and database connections as the agent's environment."""
-        return self._secrets()
-
-    def ledger_config(self) -> KafkaConfig:
-        """The Kafka connection, as the worker uses it."""
-        from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
-
-        return FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).config()
-
-    def _run_pod(self, context: Context, run: AgentRun) -> AgentResult:
-        self._run = run = self._portable(run, context)
-        return self.run_pod(context, run)
 
     def _portable(self, run: AgentRun, context: Context) -> AgentRun:
         """The run with the texts of its contract's files put in: the same wherever it is read, and an image needn't hold them.
@@ -443,7 +405,7 @@ class KafkaAgentOperator(AgentPodOperator):
         if self._result is None:
             return topic_lineage(inputs=[topic], outputs=[self.output_topic])
         sink = self._sink
-        url = self._secrets().get("DATABASE_URL", "") if self._result.table and sink in ("", "postgres") else f"{sink}:"
+        url = self._access.environment().get("DATABASE_URL", "") if self._result.table and sink in ("", "postgres") else f"{sink}:"
         return result_lineage(self._result, input_topic=topic, database_url=url)
 
 
@@ -493,12 +455,7 @@ def _plain(env_vars: Any) -> dict[str, str]:
     return {v.name: v.value for v in env_vars or () if v.value is not None}
 
 
-def _include(root: Path | None) -> Path | None:
-    """The repository's ``include`` folder: in the bundle's root, or beside it where the bundle is the ``dags`` folder alone."""
-    return next((p for p in (root / "include", root.parent / "include") if p.is_dir()), None) if root else None
-
-
 def _places(root: Path | None) -> list[Path]:
     """Where a contract is looked for: ``FACTORY_INCLUDE``, the repository's ``include``, the repository."""
     include = os.environ.get("FACTORY_INCLUDE")
-    return [place for place in (Path(include) if include else None, _include(root), root) if place]
+    return [place for place in (Path(include) if include else None, include_folder(root), root) if place]

@@ -105,7 +105,7 @@ class ValidationOperator(KafkaAgentOperator):
         from factory_agents.kafka.failures import forget_failure, leave_failure
 
         work = Work(self.dag_id, self.task_id, result.key, scope=scope_of(result.origin, result.instance))
-        config, prefix = self.ledger_config(), option("prefix")
+        config, prefix = self._access.ledger(), option("prefix")
         if error is None:
             forget_failure(config, work, start=result.ledger_offset, prefix=prefix)
         else:

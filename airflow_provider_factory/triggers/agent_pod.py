@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Coroutine
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.triggers.base import TriggerEvent
 
-from airflow_provider_factory.pod_failure import pod_failure, termination_message
-from airflow_provider_factory.pod_logs import AsyncAgentPodManager, outlast
+from airflow_provider_factory.runners.kubernetes.failure import pod_failure, termination_message
+from airflow_provider_factory.runners.kubernetes.logs import AsyncAgentPodManager, outlast
+from airflow_provider_factory.runners.kubernetes.private import OpenPodTrigger
 
 if TYPE_CHECKING:
     from kubernetes.client import models as k8s
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["AgentPodTrigger"]
 
 
-class AgentPodTrigger(KubernetesPodTrigger):
+class AgentPodTrigger(OpenPodTrigger):
     """A KubernetesPodTrigger that waits out an unreachable API server; takes its arguments.
 
     Its event also has ``said``, the container's termination message, and ``trouble``, why the pod came to nothing.
@@ -56,7 +56,8 @@ class AgentPodTrigger(KubernetesPodTrigger):
         """Reads the pod's log."""
         return AsyncAgentPodManager(async_hook=self.hook)
 
-    async def _get_pod(self) -> k8s.V1Pod:  # type: ignore[override]
+    async def look(self) -> k8s.V1Pod:
+        """See ``OpenPodTrigger``; what was seen last is kept for the event."""
         self._last = await outlast(lambda: self.hook.get_pod(name=self.pod_name, namespace=self.pod_namespace), self.log)
         return self._last
 

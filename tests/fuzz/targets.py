@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from airflow_provider_factory.operators.kafka_agent import summary
-from airflow_provider_factory.pod_failure import fresh_lines
+from airflow_provider_factory.runners.kubernetes.failure import fresh_lines
 from factory_agents.contracts import judge, load_contract, merge_reports, parse_condition
 from factory_agents.contracts.documents import parse_document
 from factory_agents.contracts.expressions import ExpressionError, parse_expression

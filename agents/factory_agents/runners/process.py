@@ -86,6 +86,7 @@ class AgentProcess:
         self._command = tuple(command)
         self._process: subprocess.Popen[str] | None = None
         self._ended = False
+        self._stopping = False
         self._lines: queue.Queue[str | None] = queue.Queue(_LINES_WAITING)  # an agent that talks faster than it is heard waits
         self._over = threading.Event()
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
@@ -110,7 +111,11 @@ class AgentProcess:
             return self._result(result, code)
 
     def stop(self) -> None:
-        """End the process group: SIGTERM, so that the agent finishes or aborts its chunk, then SIGKILL after the grace. Safe to repeat."""
+        """End the process group: SIGTERM, so that the agent finishes or aborts its chunk, then SIGKILL after the grace.
+
+        Safe to repeat, and at any moment, in another thread or a signal handler: what has not started yet never does.
+        """
+        self._stopping = True
         process = self._process
         if process is None:
             return
@@ -124,6 +129,9 @@ class AgentProcess:
             if process.stdin:
                 process.stdin.close()
 
+    def _is_stopping(self) -> bool:
+        return self._stopping
+
     def _end_group(self, process: subprocess.Popen[str]) -> None:
         """Once: what is left of the group goes, so that nothing holds the output open; a group's number may be another's later."""
         if not self._ended:
@@ -132,6 +140,8 @@ class AgentProcess:
         process.wait()
 
     def _run_to_end(self, result: Path) -> int:
+        if self._is_stopping():
+            raise AgentCrashedError(f"agent {self._run.agent.name!r} was stopped before it started; a retry resumes")
         self._process = process = subprocess.Popen(
             [*self._command, "--result", str(result)],
             env=self._environment,
@@ -143,10 +153,12 @@ class AgentProcess:
             errors="replace",
             start_new_session=True,
         )
+        if self._is_stopping():  # asked while the child was made, before it was known here
+            self.stop()
         if process.stdin is None or process.stdout is None:
             raise AgentCrashedError("the agent's process has no pipes")
         threading.Thread(target=self._read, args=(process.stdout,), name=f"agent-{process.pid}", daemon=True).start()
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it ended, or was stopped, which closes the pipe
             process.stdin.write(encode(self._run).decode() + "\n")
             process.stdin.flush()
         while (talking := self._relay(timeout=0.2)) and process.poll() is None:

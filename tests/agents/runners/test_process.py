@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +86,30 @@ def test_stop_asks_first_and_takes_the_result_of_a_clean_stop(tmp_path: Path) ->
     )
     agent = process(tmp_path, script)
     stopped_by_another_thread(agent, ready)
+
+
+def test_what_is_stopped_before_it_starts_never_does(tmp_path: Path) -> None:
+    agent = process(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w').close()\n" + DONE)
+    agent.stop()
+    with pytest.raises(AgentCrashedError, match="stopped before it started"):
+        agent.run()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_stop_that_comes_while_the_child_is_made_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = process(tmp_path, "time.sleep(60)")
+    made: list[int] = []
+
+    class Popen(subprocess.Popen[str]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self.pid)
+            agent.stop()
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with pytest.raises(AgentCrashedError, match="SIGTERM"):
+        agent.run()
+    assert gone(made[0])
 
 
 def test_a_deaf_agent_and_its_children_are_killed_after_the_grace(tmp_path: Path) -> None:

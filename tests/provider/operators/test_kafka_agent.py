@@ -22,7 +22,8 @@ from airflow_provider_factory.lineage import result_lineage
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from airflow_provider_factory.operators.validation import ValidationOperator
 from airflow_provider_factory.operators.window import WindowOperator
-from airflow_provider_factory.pods import ANNOTATION, AgentPod, agent_pod
+from airflow_provider_factory.runners.kubernetes.manifest import ANNOTATION, AgentPod, agent_pod
+from airflow_provider_factory.runners.kubernetes.runner import PodRunner
 from airflow_provider_factory.sensors.consumer_lag import ConsumerLagSensor
 from airflow_provider_factory.sensors.window_closed import WindowClosedSensor
 from factory_agents.contracts import load_contract
@@ -191,7 +192,7 @@ def pod(task: KafkaAgentOperator) -> dict[str, Any]:
     """The pod that KubernetesPodOperator would create, on any cluster."""
     task.hook = SimpleNamespace(is_in_cluster=False, get_namespace=lambda: "ns")  # type: ignore[assignment]
     run_context = task_context(task)
-    task._prepare_pod(task._portable(task.agent_run(run_context), run_context))  # type: ignore[arg-type]
+    PodRunner(task._portable(task.agent_run(run_context), run_context), task._access, task)  # type: ignore[arg-type]
     made = task.build_pod_request_obj(run_context)  # type: ignore[arg-type]
     data: dict[str, Any] = ApiClient().sanitize_for_serialization(made)
     return data
@@ -322,7 +323,7 @@ def pod_task(monkeypatch: pytest.MonkeyPatch, message: str, phase: str = "Succee
         self.cleanup(ended(message, phase), ended(message, phase))
 
     monkeypatch.setattr(KubernetesPodOperator, "execute_sync", run_pod)
-    monkeypatch.setattr(KafkaAgentOperator, "_events", lambda *a: [])
+    monkeypatch.setattr(PodRunner, "_events", lambda *a: [])
     monkeypatch.setattr(KubernetesPodOperator, "is_istio_enabled", lambda *a: False)
     monkeypatch.setattr(KubernetesPodOperator, "process_pod_deletion", lambda *a, **k: True)
     monkeypatch.setattr(KubernetesPodOperator, "patch_already_checked", lambda *a, **k: None)
@@ -396,12 +397,12 @@ def test_a_task_that_is_stopped_leaves_no_pod(told: str, monkeypatch: pytest.Mon
         client = CoreV1Api(new_client_from_config_dict(api.config))
         monkeypatch.setattr(KafkaAgentOperator, "client", client)
         run_context = task_context(task)
-        task._prepare_pod(task.agent_run(run_context))  # type: ignore[arg-type]
+        PodRunner(task.agent_run(run_context), task._access, task)  # type: ignore[arg-type]
         request = k8s.V1Pod(metadata=k8s.V1ObjectMeta(name="pod", namespace="ns", labels={}), spec=k8s.V1PodSpec(containers=[]))
         moment = {"before the pod is asked for": "GET", "while it is created": "POST"}.get(told)
 
         def stop(method: str, path: str) -> None:
-            if method == moment and not task._killed:
+            if method == moment and not task.was_killed:
                 task.on_kill()
 
         api.answer = stop

@@ -12,13 +12,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_factory.pods import ANNOTATION, AgentPod, agent_pod, pod_labels, pod_template, safe_label
+from airflow_provider_factory.runners.kubernetes.manifest import ANNOTATION, AgentPod, agent_pod, pod_labels, pod_template, safe_label
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentRef, AgentRun, Shard, decode_run
 from tests.support.samples import window
 
 GOLDEN = Path(__file__).parent / "golden"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 RUN = AgentRun(
     "clicks",
     "enrich",

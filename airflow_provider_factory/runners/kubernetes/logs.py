@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import KubernetesApiException
 from airflow.providers.cncf.kubernetes.utils.container import container_is_completed
-from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager, PodManager, PodPhase
+from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager, PodPhase
 
-from airflow_provider_factory.pod_failure import fresh_lines, log_stamp
+from airflow_provider_factory.runners.kubernetes.failure import fresh_lines, log_stamp
+from airflow_provider_factory.runners.kubernetes.private import OpenAsyncPodManager, OpenPodManager
 from factory_agents.runners.process import log_line
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _all_succeeded(pod: k8s.V1Pod) -> bool:
     )
 
 
-class AgentPodManager(PodManager):
+class AgentPodManager(OpenPodManager):
     """Follows an agent's pod; waits out an API server that doesn't answer; keeps the last lines for an error's message."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -142,12 +143,8 @@ class AgentPodManager(PodManager):
         self.last_lines.append(text)
         self.log.log(level, "%s", text)
 
-    def _log_message(self, message: str, *args: Any, **kwargs: Any) -> None:
-        for line in message.splitlines():
-            self.tell(line)
 
-
-class AsyncAgentPodManager(AsyncPodManager):
+class AsyncAgentPodManager(OpenAsyncPodManager):
     """The same for a trigger: each line once, whatever second it falls in."""
 
     async def read_pod(self, pod: k8s.V1Pod) -> k8s.V1Pod:
@@ -157,9 +154,7 @@ class AsyncAgentPodManager(AsyncPodManager):
     async def fetch_container_logs_before_current_sec(self, pod: k8s.V1Pod, container_name: str, since_time: Any = None) -> Any:
         """Log the lines later than ``since_time`` (a stamp of Kubernetes') and return the last one's stamp."""
         since = since_time if isinstance(since_time, str) else ""
-        lines = await self._hook.read_logs(
-            name=pod.metadata.name, namespace=pod.metadata.namespace, container_name=container_name, since_seconds=since_seconds(since)
-        )
+        lines = await self.read_log(pod, container_name, since_seconds=since_seconds(since))
         for stamp, line in fresh_lines(lines, since):
             level, text = log_line(line)
             self.log.log(level, "%s", text)

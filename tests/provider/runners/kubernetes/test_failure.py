@@ -8,7 +8,7 @@ import pytest
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 from kubernetes.client import models as k8s
 
-from airflow_provider_factory.pod_failure import event_lines, fresh_lines, log_stamp, pod_failure, termination_message
+from airflow_provider_factory.runners.kubernetes.failure import event_lines, fresh_lines, log_stamp, pod_failure, termination_message
 
 
 def pod(state: dict[str, Any] | None = None, phase: str = "Running", **status: Any) -> k8s.V1Pod:

@@ -12,7 +12,7 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
 from kubernetes.client import ApiException
 from urllib3.exceptions import MaxRetryError
 
-from airflow_provider_factory.pod_logs import AgentPodManager, _all_succeeded, is_outage, since_seconds
+from airflow_provider_factory.runners.kubernetes.logs import AgentPodManager, _all_succeeded, is_outage, since_seconds
 
 LINE = '{"time":"2026-01-01T00:00:00.000+00:00","level":"warning","logger":"l","message":"slow","lag":3}'
 
@@ -69,7 +69,7 @@ def test_a_pod_is_asked_for_until_the_server_answers(monkeypatch: pytest.MonkeyP
         return answer
 
     monkeypatch.setattr(PodManager, "read_pod", read)
-    monkeypatch.setattr("airflow_provider_factory.pod_logs.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("airflow_provider_factory.runners.kubernetes.logs.time.sleep", lambda seconds: None)
     assert manager().read_pod(None) == "pod"  # type: ignore[arg-type, comparison-overlap]
 
 

@@ -1,0 +1,1 @@
+"""An agent's pod: its manifest, its log, why it failed, and what it comes to."""
