@@ -258,9 +258,12 @@ def follow(folder: Path, *, changed: bool) -> None:
     began = time.monotonic()
     clone = folder / "clone"
     (folder / "home").mkdir()
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    settings = folder / "gitconfig"
+    settings.write_text("[safe]\n\tdirectory = *\n")  # a checkout of continuous integration may be another user's
+    git = {**os.environ, "GIT_CONFIG_GLOBAL": str(settings)}
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, env=git)
     if changed:
-        for path in subprocess.check_output(["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, text=True).splitlines():
+        for path in subprocess.check_output(["git", "ls-files", "-mo", "--exclude-standard"], cwd=ROOT, env=git, text=True).splitlines():
             (clone / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, clone / path)
     kept = {k: v for k, v in os.environ.items() if not _OURS.match(k)}
