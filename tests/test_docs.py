@@ -17,6 +17,7 @@ from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = documents()
+AIRFLOWS = ("Database migration required", "no such table")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -35,6 +36,15 @@ def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
         if heading:
             headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
             assert heading in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, f"{path.name}: {target}"
+
+
+def test_a_message_that_troubleshooting_explains_is_one_that_is_said() -> None:
+    code = "\n".join(p.read_text() for room in ("agents", "airflow_provider_factory") for p in (ROOT / room).rglob("*.py"))
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    said = [part for row in rows for message in re.findall("`(.*?)`", row) for part in re.split("…|[0-9]+|'x'|[:;] ", message)]
+    parts = [part.strip(" ';:,") for part in said if len(part) > 8]
+    assert len(parts) > 20
+    assert not [part for part in parts if part not in code and part not in AIRFLOWS]
 
 
 def test_a_reader_gets_from_the_clone_to_a_dag_of_theirs_in_few_commands() -> None:
