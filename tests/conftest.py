@@ -123,6 +123,12 @@ def bigquery_url(sandbox: Sandbox) -> str:
         pytest.skip(f"the BigQuery emulator: {error}")
 
 
+@pytest.fixture(scope="session")
+def temporal_address(sandbox: Sandbox) -> str:
+    """The shared Temporal server: names of its own for each test, don't stop it."""
+    return shared_sandbox.with_temporal().up().temporal_address or ""
+
+
 @pytest.fixture
 def emulator(bigquery_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """A dataset of this test's own; publishers in this process find the emulator."""

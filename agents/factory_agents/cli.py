@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from factory_agents import __version__, console
 from factory_agents.commands import Bootstrap, Json, KafkaSettings, invoke, run_agent
 from factory_agents.options import kafka_config
+from factory_agents.temporal.commands import temporal
 
 __all__ = ["app", "main"]
 
@@ -25,13 +27,14 @@ topics = _group("Create and check the topics that a file declares.")
 windows = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 ledgers = _group("A pipeline's ledger as a file: moved to another cluster, or restored.")
 letters = _group("Rejected events: see why, and replay them.")
-sandboxes = _group("Kafka, PostgreSQL and a BigQuery emulator on this machine.")
+sandboxes = _group("Kafka, PostgreSQL, a BigQuery emulator and a Temporal server on this machine.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
 app.add_typer(windows, name="windows")
 app.add_typer(ledgers, name="ledger")
 app.add_typer(letters, name="dead-letters")
 app.add_typer(sandboxes, name="sandbox")
+app.add_typer(temporal, name="temporal")
 
 agents.command("run")(run_agent)
 
@@ -542,9 +545,17 @@ def letters_replay(
     raise typer.Exit(code)
 
 
+class _With(StrEnum):
+    bigquery = "bigquery"
+    temporal = "temporal"
+
+
 @sandboxes.command("up")
 def sandbox_up(
-    with_: Annotated[Literal["bigquery"] | None, typer.Option("--with", help="also an emulator: bigquery (needs Python 3.13)")] = None,
+    with_: Annotated[
+        list[_With] | None,
+        typer.Option("--with", help="also: bigquery, an emulator (needs Python 3.13); temporal, a server; repeatable"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start the sandbox, and print its addresses. Parts that run already are left alone.
@@ -553,10 +564,12 @@ def sandbox_up(
     Examples:
       factory sandbox up && eval "$(factory sandbox env)"
       factory sandbox up --with bigquery
+      factory sandbox up --with temporal
     """
     from factory_agents.sandbox import Sandbox
 
-    info = Sandbox(with_bigquery=with_ == "bigquery").up()
+    wanted = with_ or ()
+    info = Sandbox(with_bigquery=_With.bigquery in wanted, with_temporal=_With.temporal in wanted).up()
     if json:
         console.print_json(info.env())
         return
@@ -564,6 +577,8 @@ def sandbox_up(
     console.say(f"PostgreSQL  {info.database_url}")
     if info.bigquery_url is not None:
         console.say(f"BigQuery    {info.bigquery_url} (an emulator, without a password too)")
+    if info.temporal_address is not None:
+        console.say(f"Temporal    {info.temporal_address}, its pages at {info.temporal_ui_url} (without a password too)")
     console.say('use it in this shell: eval "$(factory sandbox env)"')
 
 
@@ -597,6 +612,8 @@ def sandbox_status(json: Json = False) -> None:
         parts = [("Kafka", status.kafka), ("PostgreSQL", status.postgres)]
         if status.bigquery is not None:
             parts.append(("BigQuery", status.bigquery))
+        if status.temporal is not None:
+            parts.append(("Temporal", status.temporal))
         console.print_table(
             ["part", "state", "address", "process", "log"],
             [[name, "running" if p.running else "stopped", p.address or "", p.pid or "", p.log or ""] for name, p in parts],

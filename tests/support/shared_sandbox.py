@@ -30,6 +30,11 @@ def with_bigquery() -> Sandbox:
     return Sandbox(HOME, sasl=True, with_bigquery=True)
 
 
+def with_temporal() -> Sandbox:
+    """The same with a Temporal server beside it."""
+    return Sandbox(HOME, sasl=True, with_temporal=True)
+
+
 def take_lease() -> None:
     """Keep the shared sandbox from being ended while this process lives."""
     with _locked():

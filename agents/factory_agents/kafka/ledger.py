@@ -56,6 +56,7 @@ __all__ = [
     "failure_key",
     "ledger_topic",
     "read_result",
+    "read_stage",
     "shards_key",
     "stage_key",
 ]
@@ -185,12 +186,18 @@ class Ledger:
             producer.produce(self.topic, None, key, partition=self.partition)
 
 
-def read_result(config: KafkaConfig, work: Work, *, prefix: str = "factory", timeout: float = 60.0) -> AgentResult | None:
-    """The finished result that stands in the ledger for a piece of work, or None."""
+def read_stage(config: KafkaConfig, work: Work, *, prefix: str = "factory", start: int = 0, timeout: float = 60.0) -> StageRecord | None:
+    """What the ledger says of a piece of work, in progress or finished, or None; ``start``: where to begin to look."""
     with Cluster(config) as cluster:
         ledger = Ledger(config, cluster, prefix=prefix, pipeline=work.pipeline)
         if cluster.find(ledger.topic) is None:
             return None
         key = stage_key(work)
-        record = ledger.read(deadline=time.monotonic() + timeout, wanted=key.encode().__eq__).get(key)
-        return record.answer() if isinstance(record, StageRecord) else None
+        record = ledger.read(start=start, deadline=time.monotonic() + timeout, wanted=key.encode().__eq__).get(key)
+        return record if isinstance(record, StageRecord) else None
+
+
+def read_result(config: KafkaConfig, work: Work, *, prefix: str = "factory", timeout: float = 60.0) -> AgentResult | None:
+    """The finished result that stands in the ledger for a piece of work, or None."""
+    record = read_stage(config, work, prefix=prefix, timeout=timeout)
+    return record.answer() if record is not None else None

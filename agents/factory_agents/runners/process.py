@@ -110,20 +110,20 @@ class AgentProcess:
                 self._over.set()
             return self._result(result, code)
 
-    def stop(self) -> None:
+    def stop(self, grace: float | None = None) -> None:
         """End the process group: SIGTERM, so that the agent finishes or aborts its chunk, then SIGKILL after the grace.
 
         Safe to repeat, and at any moment, in another thread or a signal handler: what has not started yet never does.
         """
         self._stopping = True
-        process = self._process
+        process, grace = self._process, self._grace if grace is None else grace
         if process is None:
             return
         if process.poll() is None:
-            log.info("Stopping agent process %d (it has %g s)", process.pid, self._grace)
+            log.info("Stopping agent process %d (it has %g s)", process.pid, grace)
             _signal(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(self._grace)
+                process.wait(grace)
         self._end_group(process)
         with contextlib.suppress(OSError):
             if process.stdin:

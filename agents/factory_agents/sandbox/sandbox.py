@@ -15,10 +15,20 @@ import msgspec
 
 from factory_agents.errors import UnavailableError
 from factory_agents.sandbox import airflow as airflows
-from factory_agents.sandbox import bigquery, kafka, postgres, private
+from factory_agents.sandbox import bigquery, kafka, postgres, private, temporal
 from factory_agents.sandbox import state as states
 from factory_agents.sandbox.processes import alive, free_port, listens
-from factory_agents.sandbox.state import HOST, BigQueryState, KafkaState, PartStatus, PostgresState, SandboxInfo, SandboxStatus, State
+from factory_agents.sandbox.state import (
+    HOST,
+    BigQueryState,
+    KafkaState,
+    PartStatus,
+    PostgresState,
+    SandboxInfo,
+    SandboxStatus,
+    State,
+    TemporalState,
+)
 
 _TRIES = 3  # a port that was free may be taken before the server binds it
 
@@ -31,12 +41,13 @@ class Sandbox:
     """A Kafka broker and a PostgreSQL server whose files and processes belong to ``home``, which nobody else may read.
 
     The database wants a password; so does the listener of the broker that ``sasl`` adds. The other listener takes any client on this
-    machine, and the BigQuery emulator has no password at all.
+    machine, and the BigQuery emulator and the Temporal server have no password at all.
 
     Args:
         home: where everything is kept; by default ``FACTORY_HOME``, else ``.factory`` in the current directory.
         sasl: whether the broker also has a listener that wants a user and a password (SASL_PLAINTEXT, PLAIN).
         with_bigquery: whether a BigQuery emulator runs beside them. It needs Python 3.13 on the machine, and is built the first time.
+        with_temporal: whether a Temporal development server runs beside them.
         host: this machine's address to listen at; another than loopback lets its neighbours in, for example a test cluster's pods.
         tell: receives progress, one line a call; by default written to standard error.
 
@@ -49,12 +60,14 @@ class Sandbox:
         *,
         sasl: bool = False,
         with_bigquery: bool = False,
+        with_temporal: bool = False,
         host: str = HOST,
         tell: Callable[[str], None] = _to_stderr,
     ) -> None:
         self.home = (home or states.default_home()).absolute()
         self._sasl = sasl
         self._with_bigquery = with_bigquery
+        self._with_temporal = with_temporal
         self._host = host
         self._tell = tell
 
@@ -72,9 +85,14 @@ class Sandbox:
             for _ in range(_TRIES):  # a part that was being killed when looked at is dead only now
                 self._start_missing()
                 found = states.info_of(self.home, self._state())
-                if found is not None and (found.bigquery_url is not None or not self._with_bigquery):
+                if found is not None and self._is_all(found):
                     return found
         raise UnavailableError(f"the sandbox in {self.home} ends as soon as it is started: see its logs there")
+
+    def _is_all(self, found: SandboxInfo) -> bool:
+        return (found.bigquery_url is not None or not self._with_bigquery) and (
+            found.temporal_address is not None or not self._with_temporal
+        )
 
     def down(self, *, wipe: bool = False) -> None:
         """End all parts; with ``wipe`` forget their data too. No-op where nothing runs."""
@@ -84,11 +102,13 @@ class Sandbox:
             self._end_kafka()
             self._end_postgres()
             self._end_bigquery()
+            self._end_temporal()
             if wipe:
                 states.forget(self.home)
                 shutil.rmtree(self._kafka_folder, ignore_errors=True)
                 shutil.rmtree(self._postgres_folder, ignore_errors=True)
                 shutil.rmtree(self._bigquery_folder, ignore_errors=True)
+                shutil.rmtree(self._temporal_folder, ignore_errors=True)
 
     def status(self) -> SandboxStatus:
         """What runs, where; takes no lock, so it answers while another process starts the parts."""
@@ -98,6 +118,7 @@ class Sandbox:
             kafka=_part(state.kafka if state else None, kafka.log_of(self._kafka_folder)),
             postgres=_part(state.postgres if state else None, postgres.log_of(self._postgres_folder)),
             bigquery=_part(state.bigquery, bigquery.log_of(self._bigquery_folder)) if state and state.bigquery else None,
+            temporal=_part(state.temporal, temporal.log_of(self._temporal_folder)) if state and state.temporal else None,
         )
 
     def info(self) -> SandboxInfo:
@@ -190,6 +211,10 @@ class Sandbox:
     def _bigquery_folder(self) -> Path:
         return self.home / "bigquery"
 
+    @property
+    def _temporal_folder(self) -> Path:
+        return self.home / "temporal"
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         private.folder(self.home, group=postgres.server_group())
@@ -205,6 +230,8 @@ class Sandbox:
         self._start_postgres()
         if self._with_bigquery:
             self._start_bigquery()
+        if self._with_temporal:
+            self._start_temporal()
         if broker is not None:
             self._finish_kafka(broker)
 
@@ -297,8 +324,27 @@ class Sandbox:
             bigquery.end(state.bigquery.process)
             states.save(self.home, msgspec.structs.replace(state, bigquery=msgspec.structs.replace(state.bigquery, process=None)))
 
+    def _start_temporal(self) -> None:
+        server = self._state().temporal
+        if server is not None and alive(server.process):
+            if listens(server.host, server.port):
+                return
+            temporal.end(server.process)
+        port = _port_again(self._host, server.port if server else None)
+        ui_port = _port_again(self._host, server.ui_port if server else None)
+        process = temporal.start(self._temporal_folder, self._host, port, ui_port, self._tell)
+        started = TemporalState(host=self._host, port=port, ui_port=ui_port, process=process)
+        states.save(self.home, msgspec.structs.replace(self._state(), temporal=started))
+        temporal.wait_ready(self._temporal_folder, process, self._host, port)
 
-def _part(state: KafkaState | PostgresState | BigQueryState | None, log: Path) -> PartStatus:
+    def _end_temporal(self) -> None:
+        state = self._state()
+        if state.temporal is not None:
+            temporal.end(state.temporal.process)
+            states.save(self.home, msgspec.structs.replace(state, temporal=msgspec.structs.replace(state.temporal, process=None)))
+
+
+def _part(state: KafkaState | PostgresState | BigQueryState | TemporalState | None, log: Path) -> PartStatus:
     log_if_any = log if log.exists() else None
     if state is None or state.process is None or not alive(state.process):
         return PartStatus(running=False, log=log_if_any)

@@ -48,6 +48,15 @@ class BigQueryState(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessRecord | None = None
 
 
+class TemporalState(msgspec.Struct, frozen=True, kw_only=True):
+    """The development server's address and process."""
+
+    port: int
+    ui_port: int
+    host: str = HOST
+    process: ProcessRecord | None = None
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a sandbox keeps; ``password`` serves both parts."""
 
@@ -55,6 +64,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     kafka: KafkaState | None = None
     postgres: PostgresState | None = None
     bigquery: BigQueryState | None = None
+    temporal: TemporalState | None = None
 
 
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +72,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     The URLs carry the password and suit psycopg and psql; ``airflow_database_url`` is the empty database for Airflow's own
     metadata, in SQLAlchemy's form. The ``sasl_`` fields are None unless the sandbox was started with ``sasl=True``
-    (SASL_PLAINTEXT, mechanism PLAIN); ``bigquery_url`` is None unless the emulator runs.
+    (SASL_PLAINTEXT, mechanism PLAIN); ``bigquery_url`` is None unless the emulator runs, ``temporal_address`` and ``temporal_ui_url``
+    unless that server does.
     """
 
     home: Path
@@ -75,6 +86,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     sasl_username: str | None = None
     sasl_password: str | None = None
     bigquery_url: str | None = None
+    temporal_address: str | None = None
+    temporal_ui_url: str | None = None
 
     def env(self) -> dict[str, str]:
         """The variables that make any shell, agent or Airflow process use this sandbox."""
@@ -85,7 +98,11 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
             "AIRFLOW_CONN_KAFKA_DEFAULT": msgspec.json.encode(kafka).decode(),
             "AIRFLOW_CONN_POSTGRES_DEFAULT": self.database_url,
         }
-        return variables if self.bigquery_url is None else variables | bigquery_env(self.bigquery_url)
+        if self.bigquery_url is not None:
+            variables |= bigquery_env(self.bigquery_url)
+        if self.temporal_address is not None:
+            variables["TEMPORAL_ADDRESS"] = self.temporal_address
+        return variables
 
 
 def bigquery_env(url: str) -> dict[str, str]:
@@ -108,12 +125,13 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The parts of the sandbox kept in ``home``; ``bigquery`` where it was asked for."""
+    """The parts of the sandbox kept in ``home``; ``bigquery`` and ``temporal`` where they were asked for."""
 
     home: Path
     kafka: PartStatus
     postgres: PartStatus
     bigquery: PartStatus | None = None
+    temporal: PartStatus | None = None
 
     @property
     def running(self) -> bool:
@@ -169,6 +187,7 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
         return None
     authority = f"{USER}:{quote(state.password)}@{postgres.host}:{postgres.port}"
     sasl = kafka.sasl_port is not None
+    temporal = state.temporal if state.temporal is not None and alive(state.temporal.process) else None
     return SandboxInfo(
         home=home,
         bootstrap=f"{kafka.host}:{kafka.port}",
@@ -180,6 +199,8 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
         sasl_username=USER if sasl else None,
         sasl_password=state.password if sasl else None,
         bigquery_url=_bigquery_url(state.bigquery),
+        temporal_address=f"{temporal.host}:{temporal.port}" if temporal is not None else None,
+        temporal_ui_url=f"http://{temporal.host}:{temporal.ui_port}" if temporal is not None else None,
     )
 
 

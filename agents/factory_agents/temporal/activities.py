@@ -1,0 +1,228 @@
+"""The activities: plan a window, run a slice of an agent, look how far it is, judge a validation. None keeps anything of its own."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, CancelledError
+
+from factory_agents.contracts import judge, merge_reports
+from factory_agents.errors import AgentCrashedError, DeadlineError, FactoryError, StoppedError, ValidationFailedError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.cuts import plan_window
+from factory_agents.kafka.failures import forget_failure, leave_failure
+from factory_agents.kafka.ledger import read_stage
+from factory_agents.protocol import AgentResult, AgentRun, Window, Work, scope_of
+from factory_agents.run import execute, failed_result
+from factory_agents.runners.process import AgentProcess, child_environment
+from factory_agents.runners.results import agent_error, check_result
+from factory_agents.runtime.session import RunContext
+from factory_agents.temporal.protocol import Judgement, Planning, Slice, SliceOutcome
+
+__all__ = ["Activities", "Runner"]
+
+log = logging.getLogger(__name__)
+
+Runner = Literal["process", "thread"]
+
+_BEAT_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
+_CANCEL_SECONDS = 4.0  # that an agent has to commit and go once its workflow is cancelled
+_PRIVATE = ("TEMPORAL_",)  # the worker's own: an agent has no business with the server
+
+_LEVELS = {"pass": logging.INFO, "warn": logging.WARNING, "fail": logging.ERROR}
+
+
+class Activities:
+    """What a worker offers.
+
+    Args:
+        runner: ``process`` runs each slice in a process of its own, which can be killed; ``thread`` in the worker's, half a second faster.
+        grace: seconds that an agent's process has to commit and go when its slice is over or the worker stops.
+    """
+
+    def __init__(self, *, runner: Runner = "process", grace: float = 20.0) -> None:
+        self._run = partial(_run_process, grace=grace) if runner == "process" else _run_thread
+
+    @property
+    def all(self) -> Sequence[Callable[..., Any]]:
+        """For a Worker."""
+        return [self.plan_window, self.run_slice, self.read_position, self.judge_stage]
+
+    @activity.defn(name="plan_window", no_thread_cancel_exception=True)
+    def plan_window(self, planning: Planning) -> Window:
+        """The window that the pipeline reads: planned now if nobody has planned it before."""
+        with _failures():
+            return plan_window(
+                KafkaConfig.from_env(),
+                pipeline=planning.pipeline,
+                topic=planning.topic,
+                interval=planning.interval,
+                run_key=planning.key,
+                prefix=planning.prefix,
+                accept_loss=planning.accept_loss,
+                keep=planning.keep_windows,
+                asked=planning.asked,
+            )
+
+    @activity.defn(name="run_slice", no_thread_cancel_exception=True)
+    def run_slice(self, request: Slice) -> SliceOutcome:
+        """Run the agent until its window is done, its time is over, or it is to go; whatever is committed stays, and is gone on with."""
+        with _failures(request.run), _Pulse(request.seconds) as pulse:
+            try:
+                result = self._run(request.run, pulse)
+                return SliceOutcome(result.counts.consumed, result.generation, _slim(result))
+            except FactoryError as error:
+                if activity.is_cancelled():
+                    raise CancelledError(str(error)) from error
+                if not _is_pause(error, pulse):
+                    raise
+                log.info("slice over: %s", error)
+                return _position(request.run)
+
+    @activity.defn(name="read_position", no_thread_cancel_exception=True)
+    def read_position(self, request: Slice) -> SliceOutcome:
+        """How far the ledger says the work is."""
+        with _failures(request.run):
+            return _position(request.run)
+
+    @activity.defn(name="judge_stage", no_thread_cancel_exception=True)
+    def judge_stage(self, judgement: Judgement) -> None:
+        """Judge the merged report of a validate stage; bad data fails for good, and the ledger says so."""
+        with _failures():
+            _judge(judgement)
+
+
+class _Pulse:
+    """Beats while a slice runs, and learns when it is to go: cancelled, the worker stopping, or its time over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.leaving, self.cancelled = threading.Event(), threading.Event()
+        self._ends = time.monotonic() + seconds
+        self._over = threading.Event()
+        context = contextvars.copy_context()  # in which the SDK knows the activity
+        self._thread = threading.Thread(target=lambda: context.run(self._beat), name="pulse", daemon=True)
+
+    def __enter__(self) -> _Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        last = 0.0
+        while not self._over.wait(_LOOK_SECONDS):
+            now = time.monotonic()
+            if now - last >= _BEAT_SECONDS:
+                last = now
+                activity.heartbeat()
+            if activity.is_cancelled():
+                self.cancelled.set()
+            if self.cancelled.is_set() or activity.is_worker_shutdown() or now > self._ends:
+                self.leaving.set()
+
+
+def _run_thread(run: AgentRun, pulse: _Pulse) -> AgentResult:
+    return execute(RunContext(KafkaConfig.from_env(), stop=pulse.leaving.is_set), run)
+
+
+def _run_process(run: AgentRun, pulse: _Pulse, *, grace: float) -> AgentResult:
+    config, began = KafkaConfig.from_env(), time.time()
+    own = {name: os.environ[name] for name in ("DATABASE_URL",) if name in os.environ}
+    environment = child_environment(os.environ, private=_PRIVATE, secrets=config.to_env() | own, extra={}, python_path=[Path.cwd()])
+    process = AgentProcess(run, environment, grace=grace)
+    with _ended_in_time(process, pulse, grace):
+        try:
+            result = process.run()
+        except AgentCrashedError as error:
+            if not pulse.leaving.is_set():
+                leave_failure(config, run.work, error=error, began=began, run_id=run.run_id, prefix=run.prefix)
+            raise
+    check_result(result, run)
+    if result.status != "success":
+        raise agent_error(result)
+    return result
+
+
+@contextmanager
+def _ended_in_time(process: AgentProcess, pulse: _Pulse, grace: float) -> Iterator[None]:
+    """Tell the process to go once the slice is to: another thread does, as this one reads what the process says."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            if pulse.leaving.is_set():
+                process.stop(min(grace, _CANCEL_SECONDS) if pulse.cancelled.is_set() else grace)
+                return
+
+    watcher = threading.Thread(target=watch, name="watcher", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _is_pause(error: FactoryError, pulse: _Pulse) -> bool:
+    """Whether a run ended because its slice did: it said so, or it was killed as it would not go."""
+    return isinstance(error, StoppedError | DeadlineError) or (isinstance(error, AgentCrashedError) and pulse.leaving.is_set())
+
+
+def _position(run: AgentRun) -> SliceOutcome:
+    window = run.window
+    start = window.ledger_offset if window is not None and window.pipeline == run.pipeline else 0
+    record = read_stage(KafkaConfig.from_env(), run.work, prefix=run.prefix, start=start)
+    if record is None:
+        return SliceOutcome(0)
+    done = record.progress or record.result
+    return SliceOutcome(done.counts.consumed if done is not None else 0, record.generation)
+
+
+def _slim(result: AgentResult) -> AgentResult:
+    """Without what nobody downstream reads: a workflow's history is kept, and its payloads are bounded."""
+    return msgspec.structs.replace(result, input=None, reasons=())
+
+
+@contextmanager
+def _failures(run: AgentRun | None = None) -> Iterator[None]:
+    """What is raised as the server takes it: by its class, and not tried again where that can't help."""
+    try:
+        yield
+    except (ApplicationError, CancelledError):
+        raise
+    except Exception as error:
+        info = failed_result(run, error).error
+        if not isinstance(error, FactoryError):
+            log.exception("unexpected error; please report it")
+        if info is None:
+            raise
+        raise ApplicationError(info.message, type=info.type, non_retryable=not info.retriable) from error
+
+
+def _judge(judgement: Judgement) -> None:
+    first, began = judgement.results[0], time.time()
+    verdict = judge(merge_reports([r.report or {} for r in judgement.results]), judgement.fail_if, judgement.warn_if)
+    for line in verdict.lines:
+        log.log(_LEVELS[line.outcome], "%s", line.text)
+    work = Work(first.pipeline, first.stage, first.key, scope=scope_of(first.origin, first.instance))
+    config = KafkaConfig.from_env()
+    if not verdict.failure:
+        forget_failure(config, work, start=first.ledger_offset, prefix=judgement.prefix)
+        return
+    error = ValidationFailedError(verdict.failure)
+    leave_failure(config, work, error=error, began=began, run_id=judgement.run_id, prefix=judgement.prefix)
+    raise error

@@ -1,0 +1,138 @@
+"""Starts pipelines on a Temporal server and asks after them; where it is, the ``TEMPORAL_*`` variables and its profiles say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.envconfig import ClientConfig
+from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
+from factory_agents.temporal.converter import data_converter
+from factory_agents.temporal.protocol import PipelineDone, PipelineRequest, Progress
+
+__all__ = ["PipelineFailedError", "cancel", "connect", "outcome", "pause", "progress", "start", "workflow_id"]
+
+WORKFLOW = "FactoryPipeline"
+
+_PASSING = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.ABORTED)
+
+
+class PipelineFailedError(FactoryError):
+    """A workflow ended without its pipeline's result; the message begins with the error's class in the agent."""
+
+
+async def connect() -> Client:
+    """A client of the server that ``TEMPORAL_ADDRESS`` and its like name, else of the one on this machine at port 7233.
+
+    ``TEMPORAL_NAMESPACE``, ``TEMPORAL_API_KEY`` and ``TEMPORAL_TLS…`` are Temporal's own; so is the file that ``TEMPORAL_CONFIG_FILE``
+    names, with its profiles. Raises UnavailableError where it doesn't answer, ConfigurationError for settings that can't be used.
+    """
+    try:
+        settings = ClientConfig.load_client_connect_config()
+    except Exception as error:  # the SDK's own, RuntimeError for most
+        raise ConfigurationError(f"Temporal's settings (TEMPORAL_…) can't be used: {error}") from error
+    where = settings.setdefault("target_host", "localhost:7233")
+    try:
+        return await Client.connect(**settings, data_converter=data_converter)
+    except (RPCError, RuntimeError) as error:
+        raise UnavailableError(
+            f"Temporal at {where} doesn't answer: {error}; set TEMPORAL_ADDRESS, or run `factory sandbox up --with temporal`"
+        ) from error
+
+
+def workflow_id(request: PipelineRequest) -> str:
+    """``pipeline/window``: one workflow a window, whoever starts it."""
+    return f"{request.spec.pipeline}/{request.window}"
+
+
+async def start(client: Client, request: PipelineRequest, *, again: bool = False) -> WorkflowHandle[Any, PipelineDone]:
+    """Start a pipeline over a window, or give the workflow that runs it or has run it; raises ConfigurationError where that one failed.
+
+    ``again``: start another after one that failed, which goes on where that ended. A request to redo the work always starts another.
+    """
+    reuse = WorkflowIDReusePolicy.REJECT_DUPLICATE
+    if again:
+        reuse = WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
+    if request.rerun == "redo":
+        reuse = WorkflowIDReusePolicy.ALLOW_DUPLICATE
+    conflict = WorkflowIDConflictPolicy.FAIL if request.rerun == "redo" else WorkflowIDConflictPolicy.USE_EXISTING
+    id_ = workflow_id(request)
+    with _rpc_errors(f"starting {id_}"):
+        try:
+            return await client.start_workflow(
+                WORKFLOW,
+                request,
+                id=id_,
+                task_queue=request.spec.task_queue,
+                id_reuse_policy=reuse,
+                id_conflict_policy=conflict,
+                result_type=PipelineDone,
+                static_summary=f"{request.spec.pipeline} {request.window}",
+            )
+        except WorkflowAlreadyStartedError:
+            if request.rerun == "redo":
+                raise ConfigurationError(f"workflow {id_} is running: wait for its end, or cancel it, before the work is redone") from None
+            return client.get_workflow_handle(id_, result_type=PipelineDone)
+
+
+async def outcome(handle: WorkflowHandle[Any, PipelineDone]) -> PipelineDone:
+    """Wait for the end; raises PipelineFailedError where that isn't success."""
+    with _rpc_errors(f"waiting for {handle.id}"):
+        try:
+            return await handle.result()
+        except WorkflowFailureError as error:
+            raise PipelineFailedError(f"workflow {handle.id}: {_root(error)}") from error
+
+
+async def progress(client: Client, id_: str) -> Progress:
+    """How far a workflow is; raises ConfigurationError where there is none of this id."""
+    with _rpc_errors(f"asking {id_}"):
+        found: Progress = await client.get_workflow_handle(id_).query("progress", result_type=Progress)
+        return found
+
+
+async def pause(client: Client, id_: str, paused: bool) -> Progress:
+    """Begin no further slice, or go on; answers with the progress."""
+    with _rpc_errors(f"asking {id_}"):
+        found: Progress = await client.get_workflow_handle(id_).execute_update("pause", paused, result_type=Progress)
+        return found
+
+
+async def cancel(client: Client, id_: str, *, wait: bool = True) -> None:
+    """Cancel a workflow: its agents commit what they have in hand and end; by default wait until they have."""
+    handle = client.get_workflow_handle(id_, result_type=PipelineDone)
+    with _rpc_errors(f"cancelling {id_}"):
+        await handle.cancel()
+        if wait:
+            try:
+                await handle.result()
+            except WorkflowFailureError as error:
+                if not isinstance(error.cause, CancelledError):
+                    raise PipelineFailedError(f"workflow {id_} had ended before: {_root(error)}") from error
+
+
+def _root(error: BaseException) -> str:
+    """What ended a workflow, in one line: the innermost cause."""
+    inner = error
+    while (cause := getattr(inner, "cause", None)) is not None:
+        inner = cause
+    if isinstance(inner, CancelledError):
+        return "cancelled"
+    kind = inner.type if isinstance(inner, ApplicationError) else type(inner).__name__
+    return f"{kind}: {getattr(inner, 'message', None) or inner}"
+
+
+@contextmanager
+def _rpc_errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except RPCError as error:
+        if error.status in _PASSING:
+            raise UnavailableError(f"{doing}: Temporal: {error.message}") from error
+        raise ConfigurationError(f"{doing}: Temporal: {error.message}") from error

@@ -1,0 +1,221 @@
+"""``factory temporal``: run a worker; start pipelines, ask after them, pause and cancel them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from factory_agents import console
+from factory_agents.commands import Json
+from factory_agents.errors import ConfigurationError
+
+__all__ = ["temporal"]
+
+temporal = typer.Typer(help="Pipelines as Temporal workflows.", rich_markup_mode=None, no_args_is_help=True)
+
+_T = TypeVar("_T")
+
+_Pipeline = Annotated[str, typer.Argument(help="the pipeline's file, YAML or JSON", metavar="FILE", show_default=False)]
+_Id = Annotated[str, typer.Argument(help="the workflow's id: pipeline/window", metavar="ID", show_default=False)]
+_Since = Annotated[str | None, typer.Option("--since", help="start of the window's interval, such as 2026-11-01T04:00", metavar="TIME")]
+_Until = Annotated[str | None, typer.Option("--until", help="end of the window's interval; the window ends before it", metavar="TIME")]
+
+
+def _served(ask: Callable[[Any], Awaitable[_T]]) -> _T:
+    """Ask the server something."""
+    _require()
+    import asyncio
+
+    from factory_agents.temporal.client import connect
+
+    async def asked() -> _T:
+        return await ask(await connect())
+
+    return asyncio.run(asked())
+
+
+def _require() -> None:
+    try:
+        import temporalio  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("factory temporal needs Temporal's SDK: pip install 'factory-agents[temporal]'") from error
+
+
+@temporal.command("worker")
+def worker(
+    task_queue: Annotated[str, typer.Option(help="whose tasks to take", envvar="TEMPORAL_TASK_QUEUE", metavar="NAME")] = "factory",
+    slots: Annotated[
+        int | None, typer.Option(help="most activities at once; by default one a processor", metavar="N", min=1, show_default=False)
+    ] = None,
+    runner: Annotated[
+        Literal["process", "thread"], typer.Option(help="an agent in a process of its own, or in a thread of the worker's")
+    ] = "process",
+    grace: Annotated[
+        float, typer.Option(help="seconds that an agent has to commit and end when the worker stops", metavar="SECONDS", min=1)
+    ] = 20.0,
+) -> None:
+    """Run a worker until it is stopped. It runs workflows and agents; SIGTERM loses nothing, and costs no attempt.
+
+    Kafka and the database are found as by `factory agent run`, the server by Temporal's own variables (TEMPORAL_ADDRESS).
+
+    \b
+    Examples:
+      factory temporal worker
+      factory temporal worker --task-queue factory-gpu --slots 1
+    """
+    _require()
+    from factory_agents.telemetry import configure_logging
+
+    configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
+    from factory_agents.options import kafka_config
+    from factory_agents.temporal.worker import run_worker
+
+    kafka_config(None)  # without it nothing here would run: say so now
+    number = slots or os.cpu_count() or 1
+    _served(lambda client: run_worker(client, task_queue=task_queue, slots=number, runner=runner, grace=grace))
+
+
+@temporal.command("start")
+def start(
+    file: _Pipeline,
+    since: _Since = None,
+    until: _Until = None,
+    key: Annotated[
+        str | None, typer.Option(help="name of a window of all that came since the pipeline's last one", metavar="NAME", show_default=False)
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="start another workflow where this window's failed; it goes on there")] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="do the window again, finished or not")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="wait for the end, and print what the stages did")] = False,
+    json: Json = False,
+) -> None:
+    """Start a pipeline over a window, and print the workflow's id. A window's second start gives the first one's workflow.
+
+    \b
+    Examples:
+      factory temporal start examples/software_factory.yaml --since 2018-06-05T08:00 --until 2018-06-05T09:00 --wait
+      factory temporal start clicks.yaml --key 2026-11-01
+    """
+    _require()
+    from factory_agents.temporal import client as clients
+    from factory_agents.temporal.pipelines import read_pipeline
+    from factory_agents.temporal.protocol import PipelineRequest
+
+    request = PipelineRequest(read_pipeline(file), _interval(since, until, key), key or "", "redo" if redo else "reuse")
+
+    async def started(client: Any) -> Any:
+        handle = await clients.start(client, request, again=again)
+        return handle.id, await clients.outcome(handle) if wait else None
+
+    id_, done = _served(started)
+    if console.wants_json(json):
+        console.print_json(done if done is not None else {"workflow_id": id_})
+    elif done is None:
+        console.say(f"{id_}: see factory temporal progress '{id_}'")
+    else:
+        _print_stages(id_, done.stages)
+
+
+def _interval(since: str | None, until: str | None, key: str | None) -> Any:
+    from factory_agents.options import parse_time
+    from factory_agents.protocol import Interval
+
+    if key is not None:
+        if since or until:
+            raise ConfigurationError("--key names a window without an interval: leave out --since and --until, or --key")
+        return None
+    if since is None or until is None:
+        raise ConfigurationError("expected --since and --until, the window's interval, or --key for all that came since the last window")
+    return Interval(parse_time(since, "--since"), parse_time(until, "--until"))
+
+
+@temporal.command("progress")
+def progress(id_: _Id, json: Json = False) -> None:
+    """Show how far a workflow is: its stages with their counts, and what the one that runs has done.
+
+    \b
+    Example:
+      factory temporal progress software_factory_pipeline/2018-06-05T08:00:00.000Z/2018-06-05T09:00:00.000Z
+    """
+    _require()
+    from factory_agents.temporal import client as clients
+
+    _print_progress(id_, _served(lambda client: clients.progress(client, id_)), json)
+
+
+@temporal.command("pause")
+def pause(id_: _Id, json: Json = False) -> None:
+    """Let a workflow begin no further slice; what runs goes on to the end of its own.
+
+    \b
+    Example:
+      factory temporal pause software_factory_pipeline/2018-06-05T08:00:00.000Z/2018-06-05T09:00:00.000Z
+    """
+    _set_paused(id_, True, json)
+
+
+@temporal.command("resume")
+def resume(id_: _Id, json: Json = False) -> None:
+    """Let a paused workflow go on.
+
+    \b
+    Example:
+      factory temporal resume software_factory_pipeline/2018-06-05T08:00:00.000Z/2018-06-05T09:00:00.000Z
+    """
+    _set_paused(id_, False, json)
+
+
+def _set_paused(id_: str, paused: bool, json: bool) -> None:
+    _require()
+    from factory_agents.temporal import client as clients
+
+    _print_progress(id_, _served(lambda client: clients.pause(client, id_, paused)), json)
+
+
+@temporal.command("cancel")
+def cancel(id_: _Id, wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until its agents have ended")] = True) -> None:
+    """Cancel a workflow. Its agents commit what they have in hand and end; another start of the window goes on there (--again).
+
+    \b
+    Example:
+      factory temporal cancel software_factory_pipeline/2018-06-05T08:00:00.000Z/2018-06-05T09:00:00.000Z
+    """
+    _require()
+    from factory_agents.temporal import client as clients
+
+    _served(lambda client: clients.cancel(client, id_, wait=wait))
+
+
+def _print_progress(id_: str, found: Any, json: bool) -> None:
+    if console.wants_json(json):
+        console.print_json(found)
+        return
+    _print_stages(id_, found.stages)
+    if found.stage and all(done.stage != found.stage for done in found.stages):
+        total = f" of up to {found.total:,}" if found.total >= 0 else ""
+        shards = f", {found.shards_done} of {found.shards} shards" if found.shards > 1 else ""
+        console.say(f"{found.stage}: {found.done:,}{total} events as of its last slice{shards}{' (paused)' if found.paused else ''}")
+
+
+def _print_stages(id_: str, stages: Any) -> None:
+    console.print_table(
+        ["stage", "consumed", "forwarded", "rejected", "wrote to", "shards", "slices", ""],
+        [
+            [
+                done.stage,
+                done.counts.consumed,
+                done.counts.forwarded,
+                done.counts.rejected,
+                done.table or done.topic,
+                done.shards,
+                done.slices,
+                "done before" if done.reused == done.shards else "",
+            ]
+            for done in stages
+        ],
+        right=["consumed", "forwarded", "rejected", "shards", "slices"],
+        title=id_,
+    )

@@ -1,0 +1,202 @@
+"""What passes between a Temporal client, workflow and worker: data only, none of it Temporal's.
+
+Each struct has a required field and refuses fields that it doesn't know: a payload meant for something else never reads as an empty one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Counts, Interval
+
+__all__ = [
+    "Judgement",
+    "PipelineDone",
+    "PipelineRequest",
+    "PipelineSpec",
+    "Planning",
+    "Progress",
+    "Slice",
+    "SliceOutcome",
+    "StageDone",
+    "StageSpec",
+]
+
+INGEST, VALIDATE = "ingest", "validate"
+
+
+class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+    """One stage: an agent, over what the stage before wrote.
+
+    ``agent``: a built-in, ``module:function``, or with ``source`` the name of the function that this text defines. ``shards``: into how
+    many parts the window is cut at most. ``fail_if`` and ``warn_if`` judge the report of ``validate``, as the contract's own conditions
+    do. ``task_queue``: whose workers have the agent (by default the pipeline's).
+    """
+
+    name: str
+    agent: str
+    source: str = ""
+    version: str = ""
+    params: dict[str, Any] = {}
+    output_topic: str = ""
+    dead_letter_topic: str = ""
+    shards: int = 1
+    max_rejected: str = "50 %"
+    fail_if: tuple[str, ...] = ()
+    warn_if: tuple[str, ...] = ()
+    task_queue: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no stage can be."""
+        if self.shards < 1:
+            raise ConfigurationError(f"stage {self.name!r}: shards: expected at least 1, got {self.shards}")
+        if (self.fail_if or self.warn_if) and self.agent != VALIDATE:
+            raise ConfigurationError(f"stage {self.name!r}: fail_if and warn_if judge the report of validate, not of {self.agent!r}")
+
+    @property
+    def ref(self) -> AgentRef:
+        """The agent as a run names it."""
+        return AgentRef(self.agent, self.version, self.source, self.agent if self.source else "")
+
+
+class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+    """A pipeline as data. With ``pipeline``, stage names and ``prefix`` the same as a DAG's, both do the same work in the same ledger.
+
+    ``topic``: what the first stage reads; without one it is ``ingest``. ``timeout`` is how long one activity may take (seconds): an agent
+    over a window of any length is run in slices of that. ``heartbeat_timeout``: when a worker that says nothing is given up.
+    """
+
+    pipeline: str
+    stages: tuple[StageSpec, ...]
+    topic: str = ""
+    task_queue: str = "factory"
+    prefix: str = "factory"
+    timeout: float = 300.0
+    heartbeat_timeout: float = 10.0
+    chunk_records: int = 100_000
+    accept_loss: bool = False
+    keep_windows: str = "retention"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run, before anything does."""
+        for problem in self._problems():
+            raise ConfigurationError(f"pipeline {self.pipeline!r}: {problem}")
+
+    def _problems(self) -> Iterator[str]:
+        if not self.pipeline or "|" in self.pipeline or "/" in self.pipeline:
+            yield "expected a name without | and /"
+        if not self.stages:
+            yield "expected at least one stage"
+            return
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            yield f"each stage needs a name of its own, got {', '.join(names)}"
+        ingests = [stage.agent == INGEST for stage in self.stages]
+        if ingests != [not self.topic] + [False] * (len(self.stages) - 1):
+            yield "expected a topic that the first stage reads, or ingest as the first stage and no topic; and ingest nowhere else"
+        for stage in self.stages[:-1]:
+            if not stage.output_topic:
+                yield f"stage {stage.name!r} needs an output_topic, which the next stage reads"
+        if self.timeout < 1 or self.heartbeat_timeout < 1:
+            yield "expected timeout and heartbeat_timeout of at least 1 second"
+
+
+class PipelineRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A pipeline over one window: of ``interval``, or without one of what came since the last window, under the name ``key``."""
+
+    spec: PipelineSpec
+    interval: Interval | None = None
+    key: str = ""
+    rerun: Literal["reuse", "redo"] = "reuse"
+
+    def __post_init__(self) -> None:
+        """Refuse a request for no window, or for two."""
+        if (self.interval is None) == (not self.key):
+            raise ConfigurationError("expected an interval, or the name of a window without one")
+
+    @property
+    def window(self) -> str:
+        """The window's key."""
+        return self.interval.key if self.interval is not None else self.key
+
+
+class Planning(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Plan a window: see ``factory_agents.kafka.cuts.plan_window``."""
+
+    pipeline: str
+    topic: str
+    interval: Interval | None
+    key: str
+    prefix: str
+    accept_loss: bool
+    keep_windows: str
+    asked: datetime | None = None
+
+
+class Slice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Run an agent for so many seconds, or to the end of its window."""
+
+    run: AgentRun
+    seconds: float
+
+
+class SliceOutcome(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Where a slice ended: its result, or how far the ledger says the work is (``done`` events of its ``generation``)."""
+
+    done: int
+    generation: int = 0
+    result: AgentResult | None = None
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Changes with everything that is committed."""
+        return self.generation, self.done
+
+
+class Judgement(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Judge what a validate stage reported of its shards."""
+
+    results: tuple[AgentResult, ...]
+    prefix: str
+    run_id: str
+    fail_if: tuple[str, ...] = ()
+    warn_if: tuple[str, ...] = ()
+
+
+class StageDone(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a stage came to: in all its shards, of which ``reused`` were done before."""
+
+    stage: str
+    shards: int
+    reused: int = 0
+    slices: int = 0
+    counts: Counts = msgspec.field(default_factory=Counts)
+    topic: str = ""
+    table: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class PipelineDone(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a pipeline came to over one window."""
+
+    pipeline: str
+    window: str
+    stages: tuple[StageDone, ...] = ()
+
+
+class Progress(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How far a workflow is. ``done``: events of the stage that runs, as of its last slice; ``total``: at most, -1 where nobody knows."""
+
+    window: str
+    stage: str = ""
+    shards: int = 0
+    shards_done: int = 0
+    done: int = 0
+    total: int = -1
+    paused: bool = False
+    stages: tuple[StageDone, ...] = ()

@@ -1,0 +1,51 @@
+"""The worker: takes workflows and activities from a task queue until it is told to stop, and then loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from factory_agents.telemetry import fields
+from factory_agents.temporal.activities import Activities, Runner
+from factory_agents.temporal.workflow import FactoryPipeline
+
+__all__ = ["make_worker", "run_worker"]
+
+log = logging.getLogger(__name__)
+
+_HEARTBEATS = timedelta(seconds=1)  # a cancellation comes with the answer to one; by default the SDK sends few
+_SPARE = 2.0
+
+
+def make_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, grace: float, pool: ThreadPoolExecutor) -> Worker:
+    """A worker that runs up to ``slots`` activities at once, each in a thread of ``pool``, and its agent where ``runner`` says."""
+    return Worker(
+        client,
+        task_queue=task_queue,
+        workflows=[FactoryPipeline],
+        activities=Activities(runner=runner, grace=grace).all,
+        activity_executor=pool,
+        max_concurrent_activities=slots,
+        max_heartbeat_throttle_interval=_HEARTBEATS,
+        default_heartbeat_throttle_interval=_HEARTBEATS,
+        graceful_shutdown_timeout=timedelta(seconds=grace + _SPARE),
+    )
+
+
+async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, grace: float) -> None:
+    """Work until SIGTERM or SIGINT: agents then commit what they have in hand and go, and other workers go on with their windows."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with ThreadPoolExecutor(slots, thread_name_prefix="activity") as pool:
+        async with make_worker(client, task_queue=task_queue, slots=slots, runner=runner, grace=grace, pool=pool):
+            facts = fields(task_queue=task_queue, slots=slots, runner=runner, server=client.service_client.config.target_host)
+            log.info("working", extra=facts)
+            await stop.wait()
+            log.info("stopping")

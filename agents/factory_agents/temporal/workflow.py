@@ -1,0 +1,207 @@
+"""The workflow: plan a window, then stage after stage over it, each shard in as many slices as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+
+with workflow.unsafe.imports_passed_through():
+    import msgspec
+
+    from factory_agents.errors import FactoryError
+    from factory_agents.protocol import AgentResult, AgentRun, Counts, Shard, Window, merge_results, shard_window
+    from factory_agents.stage_plan import plan_id
+    from factory_agents.temporal.protocol import (
+        VALIDATE,
+        Judgement,
+        PipelineDone,
+        PipelineRequest,
+        Planning,
+        Progress,
+        Slice,
+        SliceOutcome,
+        StageDone,
+        StageSpec,
+    )
+
+__all__ = ["FactoryPipeline"]
+
+_T = TypeVar("_T")
+
+# A failure is tried again; the end of a slice is none.
+_RETRY = RetryPolicy(initial_interval=timedelta(seconds=10), maximum_attempts=3)
+_SHORT = timedelta(minutes=5)
+_MARGIN = 30.0  # seconds that an agent has at the end of its slice to commit, and its answer to arrive
+_MOST_IDLE = 3
+
+
+@workflow.defn(name="FactoryPipeline", failure_exception_types=[FactoryError])
+class FactoryPipeline:
+    """A pipeline over one window. Whatever becomes of workers, server or workflow: what is done stands in the ledger and is done once."""
+
+    @workflow.init
+    def __init__(self, request: PipelineRequest) -> None:
+        self._request = request
+        self._progress = Progress(request.window)
+        self._paused = False
+        self._slices = 0
+
+    @workflow.query
+    def progress(self) -> Progress:
+        """How far it is."""
+        return msgspec.structs.replace(self._progress, paused=self._paused)
+
+    @workflow.update
+    def pause(self, paused: bool) -> Progress:
+        """Begin no further slice, or go on."""
+        self._paused = paused
+        return self.progress()
+
+    @workflow.run
+    async def run(self, request: PipelineRequest) -> PipelineDone:
+        """Plan, then stage after stage; fails where a stage fails for good."""
+        window = await self._plan() if request.spec.topic else None
+        for stage in request.spec.stages:
+            results = await self._stage(stage, window)
+            window = merge_results(results) if results[0].manifest is not None else None
+        return PipelineDone(request.spec.pipeline, request.window, self._progress.stages)
+
+    async def _plan(self) -> Window:
+        request, spec = self._request, self._request.spec
+        asked = workflow.info().workflow_start_time
+        planning = Planning(
+            spec.pipeline, spec.topic, request.interval, request.key, spec.prefix, spec.accept_loss, spec.keep_windows, asked
+        )
+        return await self._short("plan_window", planning, Window, f"window of {spec.topic}")
+
+    async def _stage(self, stage: StageSpec, window: Window | None) -> list[AgentResult]:
+        runs = self._runs(stage, window)
+        total = window.size if window is not None else -1
+        self._progress = msgspec.structs.replace(self._progress, stage=stage.name, shards=len(runs), shards_done=0, done=0, total=total)
+        self._slices = 0
+        results = list(await asyncio.gather(*(self._shard(stage, run) for run in runs)))
+        if stage.agent == VALIDATE:
+            judgement = Judgement(tuple(results), self._request.spec.prefix, runs[0].run_id, stage.fail_if, stage.warn_if)
+            await self._short("judge_stage", judgement, None, stage.name)
+        done = _stage_done(stage, results, self._slices)
+        self._progress = msgspec.structs.replace(self._progress, stages=(*self._progress.stages, done))
+        return results
+
+    def _runs(self, stage: StageSpec, window: Window | None) -> list[AgentRun]:
+        """One a shard. What names the work (pipeline, stage, window, shard, origin) is what any orchestrator of this pipeline says."""
+        request, spec, info = self._request, self._request.spec, workflow.info()
+        run = AgentRun(
+            pipeline=spec.pipeline,
+            stage=stage.name,
+            agent=stage.ref,
+            params=stage.params,
+            output_topic=stage.output_topic,
+            dead_letter_topic=stage.dead_letter_topic,
+            run_id=f"{info.workflow_id} {info.first_execution_run_id}",
+            rerun=request.rerun,
+            accept_loss=spec.accept_loss,
+            max_rejected=stage.max_rejected,
+            deadline_seconds=spec.timeout,
+            chunk_records=spec.chunk_records,
+            prefix=spec.prefix,
+            keep_windows=spec.keep_windows,
+        )
+        if window is None:
+            return [msgspec.structs.replace(run, interval=request.interval, name=request.key)]
+        parts = shard_window(window, stage.shards)
+        plan = plan_id(window, len(parts))
+        return [
+            msgspec.structs.replace(run, window=part, shard=Shard(i, len(parts)), plan=plan, origin=window.origin, instance=window.instance)
+            for i, part in enumerate(parts)
+        ]
+
+    async def _shard(self, stage: StageSpec, run: AgentRun) -> AgentResult:
+        """Slice after slice, until the window is done. Raises what ended it for good."""
+        position, idle, done = (0, 0), 0, 0
+        while True:
+            await workflow.wait_condition(lambda: not self._paused)
+            self._slices += 1
+            try:
+                outcome = await self._slice(stage, run)
+            except ActivityError as error:
+                outcome = await self._look(run, error)
+                if outcome.position == position:
+                    raise
+            self._tell(outcome.result.counts.consumed - done if outcome.result is not None else outcome.done - done, outcome)
+            if outcome.result is not None:
+                return outcome.result
+            idle = idle + 1 if outcome.position == position else 0
+            if idle >= _MOST_IDLE:
+                raise ApplicationError(
+                    f"stage {stage.name!r}, shard {run.shard.key}: {idle} slices of {self._seconds:g} s committed nothing; where one "
+                    "event, or what the agent begins with, takes longer, raise the pipeline's timeout",
+                    type="NoProgress",
+                    non_retryable=True,
+                )
+            position, done = outcome.position, outcome.done
+
+    def _tell(self, more: int, outcome: SliceOutcome) -> None:
+        self._progress = msgspec.structs.replace(
+            self._progress,
+            done=self._progress.done + more,
+            shards_done=self._progress.shards_done + (outcome.result is not None),
+        )
+
+    @property
+    def _seconds(self) -> float:
+        """How long an agent runs of the time that its activity has."""
+        timeout = self._request.spec.timeout
+        return timeout - min(_MARGIN, timeout / 3)
+
+    async def _slice(self, stage: StageSpec, run: AgentRun) -> SliceOutcome:
+        spec = self._request.spec
+        outcome: SliceOutcome = await workflow.execute_activity(
+            "run_slice",
+            Slice(run, self._seconds),
+            result_type=SliceOutcome,
+            task_queue=stage.task_queue or None,
+            start_to_close_timeout=timedelta(seconds=spec.timeout),
+            heartbeat_timeout=timedelta(seconds=spec.heartbeat_timeout),
+            retry_policy=_RETRY,
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=f"{stage.name} {run.key} shard {run.shard.index + 1} of {run.shard.of}",
+        )
+        return outcome
+
+    async def _look(self, run: AgentRun, error: ActivityError) -> SliceOutcome:
+        """How far the work is after its attempts failed; raises the error where no further one would help.
+
+        Workers that die once in a while must not end a window on which each of them got a little further.
+        """
+        cause = error.cause
+        if isinstance(cause, CancelledError) or (isinstance(cause, ApplicationError) and cause.non_retryable):
+            raise error
+        return await self._short("read_position", Slice(run, 0), SliceOutcome, f"{run.stage}: how far it is")
+
+    async def _short(self, name: str, argument: object, result_type: type[_T] | None, summary: str) -> _T:
+        value: _T = await workflow.execute_activity(
+            name, argument, result_type=result_type, start_to_close_timeout=_SHORT, retry_policy=_RETRY, summary=summary
+        )
+        return value
+
+
+def _stage_done(stage: StageSpec, results: Sequence[AgentResult], slices: int) -> StageDone:
+    counts = Counts()
+    for result in results:
+        counts.add(result.counts)
+    return StageDone(
+        stage.name,
+        len(results),
+        sum(result.reused for result in results),
+        slices,
+        counts,
+        stage.output_topic,
+        results[0].table,
+        tuple(note for result in results for note in result.notes),
+    )

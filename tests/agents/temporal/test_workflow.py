@@ -1,0 +1,89 @@
+"""A pipeline as a workflow: what its stages write, what is done again and what is not."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from factory_agents.kafka.cuts import plan_window
+from factory_agents.temporal.client import PipelineFailedError
+from tests.support.runs import Runs, events
+from tests.support.temporal import Pipelines, stage
+
+
+def test_stages_read_what_the_one_before_wrote_each_event_once(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked, judged = runs.topic("raw"), runs.topic("marked"), runs.topic("judged")
+    runs.produce(raw, events(1000))
+    request = pipelines.request(raw, stage("mark", output=marked), stage("judge", "tests.support.agents:judge", judged, shards=3))
+    pipelines.worker(runner="thread")
+    done = pipelines.run(request)
+    assert [(s.stage, s.shards, s.counts.consumed, s.counts.rejected) for s in done.stages] == [
+        ("mark", 1, 1000, 0),
+        ("judge", 3, 1000, 200),
+    ]
+    assert sorted(r.id for r in runs.everything(marked)) == list(range(1000))
+    assert all(r.event["seen"] for r in runs.everything(marked))
+    assert len(runs.everything(judged)) == 800  # of ten events one is filtered, two are rejected, one is doubled
+
+
+def test_a_window_is_done_once_whoever_starts_it(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(100))
+    request = pipelines.request(raw, stage("mark", output=marked))
+    pipelines.worker()
+    first, second = pipelines.start(request), pipelines.start(request)
+    done = pipelines.done(first)
+    assert first == second == f"{pipelines.prefix}/w"
+    assert pipelines.run(request) == done
+    assert sorted(r.id for r in runs.everything(marked)) == list(range(100))
+
+
+def test_a_window_that_others_did_is_returned_as_it_is(pipelines: Pipelines, runs: Runs) -> None:
+    """Another orchestrator's window: its name, stage and agent are the same, so its result is."""
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(100))
+    window = plan_window(runs.config, pipeline=pipelines.prefix, topic=raw, interval=None, run_key="w", prefix=pipelines.prefix)
+    theirs = runs.transform(runs.run(window, marked, stage="mark", origin=raw, run_id="another's"))
+    pipelines.worker(runner="thread")
+    request = pipelines.request(raw, stage("mark", output=marked))
+    done = pipelines.run(request)
+    assert done.stages[0].reused == 1
+    assert pipelines.result(request, "mark").manifest == theirs.manifest
+    assert sorted(r.id for r in runs.everything(marked)) == list(range(100))
+
+
+def test_what_no_retry_mends_fails_at_once_in_one_line(pipelines: Pipelines, runs: Runs) -> None:
+    raw = runs.topic("raw")
+    runs.produce(raw, events(10))
+    pipelines.worker(runner="thread")
+    id_ = pipelines.start(pipelines.request(raw, stage("mark", output="no-such-topic")))
+    with pytest.raises(PipelineFailedError, match=rf"workflow {id_}: \w+Error: .*'no-such-topic'"):
+        pipelines.done(id_)
+    assert pipelines.attempts(id_) == [1, 1]
+
+
+def test_a_failed_window_is_started_again_only_when_asked_to(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(100))
+    pipelines.worker(runner="thread")
+    strict = pipelines.request(raw, stage("judge", "tests.support.agents:judge", marked, max_rejected="5 %"))
+    with pytest.raises(PipelineFailedError, match=r"TooManyRejectedError: .*20 of 100 events rejected"):
+        pipelines.run(strict)
+    lenient = pipelines.request(raw, stage("judge", "tests.support.agents:judge", marked))
+    with pytest.raises(PipelineFailedError, match="TooManyRejectedError"):
+        pipelines.run(lenient)
+    assert pipelines.run(lenient, again=True).stages[0].counts.consumed == 100
+
+
+def test_a_window_is_redone_when_told_to_and_replaced(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(100))
+    pipelines.worker(runner="thread")
+    request = pipelines.request(raw, stage("mark", output=marked))
+    pipelines.run(request)
+    before = pipelines.result(request, "mark")
+    again = pipelines.run(msgspec.structs.replace(request, rerun="redo"))
+    after = pipelines.result(request, "mark")
+    assert again.stages[0].reused == 0
+    assert after.generation > before.generation
+    assert sorted(r.id for r in runs.manifest(after.manifest)) == list(range(100))

@@ -1,0 +1,127 @@
+"""Workers as processes and workflows of one test's own, on a Temporal server that all tests share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client, WorkflowHandle
+
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.ledger import read_result
+from factory_agents.protocol import AgentResult, Shard, Work
+from factory_agents.temporal import client as clients
+from factory_agents.temporal.converter import data_converter
+from factory_agents.temporal.protocol import PipelineDone, PipelineRequest, PipelineSpec, Progress, StageSpec
+from tests.support.commands import ROOT, Command, Live, clean_environment
+from tests.support.waiting import wait_for
+
+_T = TypeVar("_T")
+
+
+class Pipelines:
+    """Pipelines of one test: their workers, their workflows, and what came of them."""
+
+    def __init__(self, address: str, bootstrap: str, prefix: str, folder: Path) -> None:
+        self.address, self.bootstrap, self.prefix = address, bootstrap, prefix
+        self.config = KafkaConfig(bootstrap)
+        variables = {"TEMPORAL_ADDRESS": address, "KAFKA_BOOTSTRAP": bootstrap, "PYTHONPATH": str(ROOT)}
+        self.factory = Command(folder, clean_environment(**variables))
+        self.workers: list[Live] = []
+
+    def close(self) -> None:
+        self.factory.close()
+
+    # Asking the server
+
+    def ask(self, ask: Callable[[Client], Awaitable[_T]]) -> _T:
+        """Anything of the server."""
+
+        async def asked() -> _T:
+            return await ask(await Client.connect(self.address, data_converter=data_converter))
+
+        return asyncio.run(asked())
+
+    def start(self, request: PipelineRequest, **more: Any) -> str:
+        """Start a workflow; its id."""
+
+        async def started(client: Client) -> str:
+            return (await clients.start(client, request, **more)).id
+
+        return self.ask(started)
+
+    def done(self, id_: str) -> PipelineDone:
+        """Wait for a workflow's result."""
+        return self.ask(lambda client: clients.outcome(self._handle(client, id_)))
+
+    def run(self, request: PipelineRequest, **more: Any) -> PipelineDone:
+        """Start a workflow and wait for its result."""
+        return self.done(self.start(request, **more))
+
+    def progress(self, id_: str) -> Progress:
+        """How far a workflow is."""
+        return self.ask(lambda client: clients.progress(client, id_))
+
+    def history(self, id_: str) -> list[HistoryEvent]:
+        """All that the server remembers of a workflow."""
+
+        async def fetched(client: Client) -> list[HistoryEvent]:
+            return list((await self._handle(client, id_).fetch_history()).events)
+
+        return self.ask(fetched)
+
+    def attempts(self, id_: str) -> list[int]:
+        """The attempt that each of a workflow's activities ended on."""
+        started = [
+            e.activity_task_started_event_attributes for e in self.history(id_) if e.HasField("activity_task_started_event_attributes")
+        ]
+        return [attributes.attempt for attributes in started]
+
+    def _handle(self, client: Client, id_: str) -> WorkflowHandle[Any, PipelineDone]:
+        return client.get_workflow_handle(id_, result_type=PipelineDone)
+
+    # Workers
+
+    def worker(self, *arguments: str, runner: str = "process", slots: int = 2, wait: bool = True, **variables: str) -> Live:
+        """Start a worker for this test's task queue, and wait until it works."""
+        options = ["--task-queue", self.prefix, "--runner", runner, "--slots", str(slots), *arguments]
+        live = self.factory.start("temporal", "worker", *options, **variables)
+        self.workers.append(live)
+        if wait:
+            self.wait_working(live)
+        return live
+
+    def wait_working(self, live: Live) -> None:
+        """Until it takes tasks, or has ended, which fails the test."""
+        wait_for(lambda: live.process.poll() is not None or any('"working"' in line for line in live.lines), "the worker to work", 60)
+        assert live.process.poll() is None, "\n".join(live.lines)
+
+    # What to do, and what came of it
+
+    def request(self, topic: str, *stages: StageSpec, key: str = "w", pipeline: str = "", **more: Any) -> PipelineRequest:
+        """A pipeline over all that has come to a topic since its last window."""
+        spec = PipelineSpec(
+            pipeline=pipeline or self.prefix, stages=stages, topic=topic, task_queue=self.prefix, prefix=self.prefix, **more
+        )
+        return PipelineRequest(spec, key=key)
+
+    def result(self, request: PipelineRequest, stage: str, shard: Shard | None = None) -> AgentResult:
+        """A stage's result, as the ledger has it."""
+        work = Work(request.spec.pipeline, stage, request.window, shard or Shard(), request.spec.topic)
+        found = read_result(self.config, work, prefix=self.prefix)
+        assert found is not None, f"{stage} over {request.window} isn't finished"
+        return found
+
+
+def stage(name: str, agent: str = "tests.support.agents:mark", output: str = "", **more: Any) -> StageSpec:
+    """A stage."""
+    return StageSpec(name=name, agent=agent, output_topic=output, **more)
+
+
+def of_spec(request: PipelineRequest, **more: Any) -> PipelineRequest:
+    """The same request with other words in its pipeline."""
+    return msgspec.structs.replace(request, spec=msgspec.structs.replace(request.spec, **more))
