@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
@@ -22,6 +25,7 @@ __all__ = ["ValidationOperator"]
 
 Conditions = str | Sequence[str]
 
+_ON_FAILURE = ("fail", "skip", "warn")
 _LEVELS = {"pass": logging.INFO, "warn": logging.WARNING, "fail": logging.ERROR}
 
 
@@ -35,9 +39,11 @@ class ValidationOperator(KafkaAgentOperator):
         ``["rows < 1000", "null_rate(url) > 0"]``; the contract's own are judged too. (templated)
     :param warn_if: conditions that are only logged as warnings. (templated)
     :param results: results of a mapped validate stage, instead of ``window``. (templated)
+    :param on_failure: what a broken ``fail_if`` does: ``fail`` the task, ``skip`` it and with it what comes after, or ``warn`` in the log
+        and go on. The ledger holds the failure unless it is only a warning. (templated)
     """
 
-    template_fields: Sequence[str] = (*KafkaAgentOperator.template_fields, "fail_if", "warn_if", "results")
+    template_fields: Sequence[str] = (*KafkaAgentOperator.template_fields, "fail_if", "warn_if", "results", "on_failure")
     ui_color = "#fbe3d6"
 
     def __init__(
@@ -47,6 +53,7 @@ class ValidationOperator(KafkaAgentOperator):
         fail_if: Conditions = (),
         warn_if: Conditions = (),
         results: Any = None,
+        on_failure: str = "fail",
         **kwargs: Any,
     ) -> None:
         super().__init__(agent=agent, **kwargs)
@@ -57,6 +64,7 @@ class ValidationOperator(KafkaAgentOperator):
         self.fail_if = fail_if
         self.warn_if = warn_if
         self.results = results
+        self.on_failure = on_failure
         self._judges = results is not None
 
     def execute(self, context: Context) -> Any:
@@ -74,6 +82,8 @@ class ValidationOperator(KafkaAgentOperator):
 
         parse_conditions(_conditions(self.fail_if), "fail_if")
         parse_conditions(_conditions(self.warn_if), "warn_if")
+        if self.on_failure not in _ON_FAILURE:
+            raise ConfigurationError(f"task {self.task_id!r}: on_failure={self.on_failure!r}: expected one of {', '.join(_ON_FAILURE)}")
 
     def _verdict(self, context: Context, result: AgentResult) -> Any:
         if result.shard.of == 1:
@@ -93,10 +103,19 @@ class ValidationOperator(KafkaAgentOperator):
         context["ti"].xcom_push(key="report", value={**report, "checks": [dict(c) for c in verdict.checks], "outcome": verdict.outcome})
         for line in verdict.lines:
             self.log.log(_LEVELS[line.outcome], "%s", line.text)
-        error = ValidationFailedError(verdict.failure) if verdict.failure else None
+        self._tell_assets(context, report, verdict.outcome)
+        error = ValidationFailedError(verdict.failure) if verdict.failure and self.on_failure != "warn" else None
         self._tell_ledger(context, results[0], error)
         if error is not None:
-            raise error
+            raise AirflowSkipException(str(error)) if self.on_failure == "skip" else error
+
+    def _tell_assets(self, context: Context, report: Mapping[str, Any], outcome: str) -> None:
+        """The verdict beside what the outlets' events say of the result."""
+        verdict = {"outcome": outcome, "rows": report["rows"], "rejected": report["rejected"]}
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                event = context["outlet_events"][outlet]
+                event.extra = {**(event.extra or {}), "validation": verdict}
 
     def _tell_ledger(self, context: Context, result: AgentResult, error: ValidationFailedError | None) -> None:
         """Word in the ledger of a judgement: the agent itself succeeded, and where it did nothing again it takes no older word back."""

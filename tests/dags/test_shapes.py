@@ -83,6 +83,25 @@ last(judged.output)
     assert window.state == "finished", window.stages
 
 
+def test_a_failed_validation_skips_or_warns_as_told(dag_runner: DagRunner, topic: TopicFactory, produce: Any, bootstrap: str) -> None:
+    body = """
+window = WindowOperator(task_id="window", topic="<raw>")
+checked = ValidationOperator(task_id="check", contract="contracts/clicks.yaml", output_topic="<valid>", window=window.output,
+    fail_if="rejected >= 1", on_failure="<do>")
+KafkaAgentOperator(task_id="last", agent="enrich", window=checked.output, output_topic="<last>")
+"""
+    names = {"raw": topic("raw"), "valid": topic("valid"), "last": topic("last")}
+    produce(names["raw"], [event(1), {"url": "https://a/b"}])
+    for do, check, last, state in (
+        ("skip", "skipped", "skipped", "failed"),
+        ("warn", "success", "success", "finished"),
+    ):
+        ran = dag_runner.run(text(body, do=do, **names))
+        assert (ran.states["check"], ran.states["last"]) == ([check], [last]), do
+        (window,) = read_windows(KafkaConfig(bootstrap), pipeline=dag_runner.dag_id)
+        assert window.state == state, do
+
+
 def test_a_skipped_stage_never_means_nothing_to_read(dag_runner: DagRunner, topic: TopicFactory, capfd: pytest.CaptureFixture[str]) -> None:
     body = """
 from airflow.sdk.exceptions import AirflowSkipException
