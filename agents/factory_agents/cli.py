@@ -27,12 +27,14 @@ topics = _group("Create and check the topics that a file declares.")
 windows = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 ledgers = _group("A pipeline's ledger as a file: moved to another cluster, or restored.")
 letters = _group("Rejected events: see why, and replay them.")
+metrics_ = _group("Counters and lag for Prometheus.")
 sandboxes = _group("Kafka, PostgreSQL, a BigQuery emulator and a Temporal server on this machine.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
 app.add_typer(windows, name="windows")
 app.add_typer(ledgers, name="ledger")
 app.add_typer(letters, name="dead-letters")
+app.add_typer(metrics_, name="metrics")
 app.add_typer(sandboxes, name="sandbox")
 app.add_typer(temporal, name="temporal")
 
@@ -543,6 +545,58 @@ def letters_replay(
     for reason in outcome.refused:
         console.say(f"not replayed: {reason}", "red")
     raise typer.Exit(code)
+
+
+@metrics_.command("serve")
+def metrics_serve(
+    listen: Annotated[
+        str,
+        typer.Option(
+            "--listen", help="address to answer at; a port alone is on loopback", envvar="FACTORY_METRICS_LISTEN", metavar="HOST:PORT"
+        ),
+    ] = "127.0.0.1:9108",
+    groups: Annotated[
+        str, typer.Option("--groups", help="consumer groups whose lag is told: a regular expression", metavar="REGEX")
+    ] = ".*",
+    topics: Annotated[str, typer.Option("--topics", help="topics whose lag is told: a regular expression", metavar="REGEX")] = ".*",
+    partitions: Annotated[bool, typer.Option("--partitions/--no-partitions", help="lag of each partition, or of a topic in all")] = True,
+    every: Annotated[float, typer.Option("--every", help="seconds between two looks at lag", metavar="SECONDS", min=1.0)] = 15.0,
+    group: Annotated[
+        str | None, typer.Option("--group", help="group that keeps how far was counted; by default PREFIX.metrics", metavar="NAME")
+    ] = None,
+    prefix: _Prefix = "factory",
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+) -> None:
+    """Serve counters of what the ledger tells, and lag, for Prometheus, until stopped.
+
+    Counters begin at 0 with each start and count what was not shown before, so that their increases add up to what the ledger holds.
+    Run one of it.
+
+    \b
+    Examples:
+      factory metrics serve
+      factory metrics serve --listen 0.0.0.0:9108 --topics 'raw_.*' --no-partitions
+    """
+    import os
+    import time
+
+    from factory_agents.metrics.lags import LagChoice
+    from factory_agents.metrics.server import MetricsServer
+    from factory_agents.run import Stop
+    from factory_agents.telemetry import configure_logging
+
+    configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL") or "INFO")
+    choice = LagChoice(groups, topics, by_partition=partitions)
+    stop = Stop()
+    stop.watch_signals()
+    config = kafka_config(bootstrap, kafka_settings or ())
+    server = MetricsServer(config, listen=listen, prefix=prefix, group=group or "", every=every, lag=choice)
+    server.start()
+    console.say(f"metrics at http://{server.address}/metrics")
+    while not stop():
+        time.sleep(0.1)
+    server.close()
 
 
 class _With(StrEnum):

@@ -59,12 +59,19 @@ def build_transform(ref: AgentRef, params: dict[str, Any], run: AgentRun | None)
 def execute(context: RunContext, run: AgentRun) -> AgentResult:
     """Run it to its end; raises a FactoryError where it cannot, and leaves word of it in the ledger."""
     runner = BUILT_IN.get(run.agent.name, run_transform) if not run.agent.source else run_transform
-    began = time.time()
+    began, agent = time.time(), run.agent.name.rpartition(":")[2]
+
+    def make() -> Any:
+        nonlocal agent
+        made = build_transform(run.agent, run.params, run)
+        agent = made.name
+        return made
+
     try:
-        return runner(context, run, lambda: build_transform(run.agent, run.params, run))
+        return runner(context, run, make)
     except Exception as error:
         if not run.dry_run:
-            leave_failure(context.config, run.work, error=error, began=began, run_id=run.run_id, prefix=run.prefix)
+            leave_failure(context.config, run.work, error=error, began=began, agent=agent, run_id=run.run_id, prefix=run.prefix)
         raise
 
 

@@ -286,7 +286,9 @@ class KafkaAgentOperator(AgentPodOperator):
                 from factory_agents.kafka.failures import leave_failure
 
                 with suppress(FactoryError):  # the connection itself may be what is wrong
-                    leave_failure(self._access.ledger(), run.work, error=error, began=began, run_id=run.run_id, prefix=run.prefix)
+                    name = run.agent.name.rpartition(":")[2]
+                    config = self._access.ledger()
+                    leave_failure(config, run.work, error=error, began=began, agent=name, run_id=run.run_id, prefix=run.prefix)
             raise
 
     def on_kill(self) -> None:

@@ -128,7 +128,7 @@ class ValidationOperator(KafkaAgentOperator):
         if error is None:
             forget_failure(config, work, start=result.ledger_offset, prefix=prefix)
         else:
-            leave_failure(config, work, error=error, began=time.time(), run_id=str(context["run_id"]), prefix=prefix)
+            leave_failure(config, work, error=error, began=time.time(), agent=result.agent, run_id=str(context["run_id"]), prefix=prefix)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """See ``KafkaAgentOperator``; a judge alone reads and writes no topic."""

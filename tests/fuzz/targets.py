@@ -20,7 +20,16 @@ from factory_agents.contracts.expressions import ExpressionError, parse_expressi
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.fetch import LargeMessage
-from factory_agents.kafka.ledger import CutRecord, FailureRecord, LedgerView, PipelineRecord, PlanRecord, ReplayRecord, StageRecord
+from factory_agents.kafka.ledger import (
+    AttemptRecord,
+    CutRecord,
+    FailureRecord,
+    LedgerView,
+    PipelineRecord,
+    PlanRecord,
+    ReplayRecord,
+    StageRecord,
+)
 from factory_agents.kafka.windows import windows_of
 from factory_agents.protocol import AgentRef, AgentRun, decode_result, decode_run, decode_window, plain
 from factory_agents.runners.process import log_line
@@ -146,7 +155,7 @@ def a_ledger_record(data: bytes) -> None:
     view = LedgerView()
     view.take(3, key, value or None)
     view.take(4, *(part.encode() for part in (corpora.LEDGER[3][0], json.dumps(corpora.LEDGER[3][1]))))
-    for kind in (PipelineRecord, CutRecord, PlanRecord, StageRecord, FailureRecord, ReplayRecord):
+    for kind in (PipelineRecord, CutRecord, PlanRecord, StageRecord, FailureRecord, AttemptRecord, ReplayRecord):
         with contextlib.suppress(ConfigurationError):
             for record in view.of(kind):
                 assert record.key()

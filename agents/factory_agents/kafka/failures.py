@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import msgspec
 from confluent_kafka import KafkaException
 
 from factory_agents.errors import FactoryError, FencedError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.ledger import FailureRecord, Ledger, failure_key
+from factory_agents.kafka.ledger import AttemptRecord, FailureRecord, Ledger, failure_key
+from factory_agents.kafka.records import encode_record
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Work
 
@@ -24,8 +24,10 @@ _PATIENCE = 3.0
 _LONGEST = 1000
 
 
-def leave_failure(config: KafkaConfig, work: Work, *, error: Exception, began: float, run_id: str = "", prefix: str = "factory") -> None:
-    """Say in the ledger why an attempt that began at ``began`` (seconds since 1970) failed.
+def leave_failure(
+    config: KafkaConfig, work: Work, *, error: Exception, began: float, agent: str = "", run_id: str = "", prefix: str = "factory"
+) -> None:
+    """Say in the ledger why an agent's attempt that began at ``began`` (seconds since 1970) failed; for those who count, that it did.
 
     Raises nothing: without a ledger, or a broker that answers soon, nothing is said. Nor is it where a newer attempt has taken over,
     whose word counts.
@@ -34,23 +36,14 @@ def leave_failure(config: KafkaConfig, work: Work, *, error: Exception, began: f
         return
     message = str(error).partition("\n")[0][:_LONGEST]
     retriable = isinstance(error, FactoryError) and error.retriable
-    record = FailureRecord(
-        work.pipeline,
-        work.stage,
-        work.window,
-        work.shard,
-        int(began * 1000),
-        int(time.time() * 1000),
-        type(error).__name__,
-        message,
-        retriable,
-        run_id,
-        work.scope,
-    )
+    times = (int(began * 1000), int(time.time() * 1000))
+    what = (work.pipeline, work.stage, work.window, work.shard, *times, type(error).__name__)
+    failure = FailureRecord(*what, message, retriable, run_id, work.scope)
+    attempt = AttemptRecord(*what, agent, retriable, work.scope)
     with _unheard(), Cluster(config, timeout=_PATIENCE) as cluster:
         ledger = Ledger(config, cluster, prefix=prefix, pipeline=work.pipeline)
         if cluster.find(ledger.topic) is not None:
-            _say(config, ledger, record.key(), msgspec.json.encode(record))
+            _say(config, ledger, {record.key(): encode_record(record) for record in (failure, attempt)})
 
 
 def forget_failure(config: KafkaConfig, work: Work, *, start: int = 0, prefix: str = "factory") -> None:
@@ -61,12 +54,13 @@ def forget_failure(config: KafkaConfig, work: Work, *, start: int = 0, prefix: s
         if cluster.find(ledger.topic) is not None:
             found = ledger.read(start=start, deadline=time.monotonic() + _PATIENCE, wanted=key.encode().__eq__)
             if found.get(key) is not None:
-                _say(config, ledger, key, None)
+                _say(config, ledger, {key: None})
 
 
-def _say(config: KafkaConfig, ledger: Ledger, key: str, value: bytes | None) -> None:
+def _say(config: KafkaConfig, ledger: Ledger, records: Mapping[str, bytes | None]) -> None:
     producer = config.plain_producer(message_timeout_ms=int(_PATIENCE * 1000))
-    producer.produce(ledger.topic, value, key.encode(), partition=ledger.partition)
+    for key, value in records.items():
+        producer.produce(ledger.topic, value, key.encode(), partition=ledger.partition)
     producer.flush(_PATIENCE)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
@@ -14,7 +14,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import CutRecord, Ledger
 from factory_agents.kafka.records import decode_record
 from factory_agents.kafka.tails import Span, Tails
-from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.view import Follower
 
 __all__ = ["LagTotal", "Lags", "PartitionLag", "group_lag", "lag_of", "lag_totals", "pipeline_lag", "topic_lag"]
@@ -155,6 +155,26 @@ class Lags:
         committed = {(t, p): o for (t, topic_id), offsets in cuts.items() if ids.get(t) == topic_id for p, o in enumerate(offsets)}
         return self._lags(names, committed)
 
+    def of_groups(self, group: Callable[[str], bool], topic: Callable[[str], bool]) -> dict[str, list[PartitionLag]]:
+        """By group, the lag of all groups with fitting names on the topics with fitting names that they have committed offsets for.
+
+        Each topic is looked at once, however many groups read it, and one question goes to each group's coordinator.
+        """
+        sizes = {name: partitions for name, partitions in self._cluster.sizes().items() if topic(name)}
+        groups = [name for name in self._cluster.groups() if group(name)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            stands = list(pool.map(lambda name: self._cluster.positions(name, sizes), groups))
+        return self._of_readers(dict(zip(groups, stands, strict=True)))
+
+    def behind_cuts(self, cuts: Mapping[tuple[str, str, str], Sequence[int]]) -> dict[str, list[PartitionLag]]:
+        """By pipeline, what has arrived since its last cuts (offsets by pipeline, topic and topic id), without topics that are gone."""
+        ids = {name: facts.id for name in {topic for _, topic, _ in cuts} if (facts := self._cluster.find(name)) is not None}
+        stands: dict[str, dict[tuple[str, int], int]] = {}
+        for (pipeline, topic, topic_id), offsets in cuts.items():
+            if ids.get(topic) == topic_id:
+                stands.setdefault(pipeline, {}).update(((topic, p), offset) for p, offset in enumerate(offsets))
+        return self._of_readers(stands)
+
     def _last_cuts(self, pipeline: str, prefix: str) -> dict[tuple[str, str], tuple[int, ...]]:
         ledger = Ledger(self._config, self._cluster, prefix=prefix, pipeline=pipeline)
         if self._cluster.find(ledger.topic) is None:
@@ -162,15 +182,32 @@ class Lags:
         return self._cuts.setdefault((prefix, pipeline), _LastCuts(pipeline)).look(ledger)
 
     def _lags(self, topics: Sequence[str], committed: Mapping[tuple[str, int], int]) -> list[PartitionLag]:
-        lags: list[PartitionLag] = []
-        for name in topics:
-            facts = self._cluster.topic(name)
-            partitions = range(facts.partitions)
-            starts, ends = self._cluster.log_start(name, partitions), self._cluster.stable_offset(name, partitions)
-            spans = {p: Span(min(ends[p], max(starts[p], committed.get((name, p), 0))), ends[p]) for p in partitions}
-            seen = self._tails.visible_ends(name, facts.id, spans)
-            lags.extend(PartitionLag(name, p, committed.get((name, p)), seen[p], seen[p] - spans[p].start) for p in partitions)
-        return lags
+        return [row for name in topics for row in self._on_topic(self._cluster.topic(name), {"": committed})[""]]
+
+    def _of_readers(self, stands: Mapping[str, Mapping[tuple[str, int], int]]) -> dict[str, list[PartitionLag]]:
+        """By reader, the lag on the topics where it stands somewhere; a topic that is gone is left out."""
+        found: dict[str, list[PartitionLag]] = {reader: [] for reader in stands}
+        for name in sorted({topic for stand in stands.values() for topic, _ in stand}):
+            facts = self._cluster.find(name)
+            if facts is not None:
+                of_topic = {reader: stand for reader, stand in stands.items() if any(topic == name for topic, _ in stand)}
+                for reader, rows in self._on_topic(facts, of_topic).items():
+                    found[reader] += rows
+        return found
+
+    def _on_topic(self, topic: TopicInfo, stands: Mapping[str, Mapping[tuple[str, int], int]]) -> dict[str, list[PartitionLag]]:
+        """By reader, the lag on a topic from where each stands; what is the topic's own is looked up once."""
+        name, partitions = topic.name, range(topic.partitions)
+        starts, ends = self._cluster.log_start(name, partitions), self._cluster.stable_offset(name, partitions)
+        begins = {reader: [min(ends[p], max(starts[p], stand.get((name, p), 0))) for p in partitions] for reader, stand in stands.items()}
+        spans = {p: Span(min(begin[p] for begin in begins.values()), ends[p]) for p in partitions}
+        seen = self._tails.visible_ends(name, topic.id, spans)
+        return {
+            reader: [
+                PartitionLag(name, p, stands[reader].get((name, p)), max(begin[p], seen[p]), max(0, seen[p] - begin[p])) for p in partitions
+            ]
+            for reader, begin in begins.items()
+        }
 
 
 class _LastCuts(Follower):

@@ -17,6 +17,7 @@ from factory_agents.errors import ConfigurationError, DeadlineError
 from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.records import (
+    AttemptRecord,
     CutRecord,
     FailureRecord,
     LedgerRecord,
@@ -39,6 +40,7 @@ from factory_agents.protocol import AgentResult, Work
 __all__ = [
     "LEDGER_PARTITIONS",
     "LEDGER_SETTINGS",
+    "AttemptRecord",
     "CutRecord",
     "FailureRecord",
     "Ledger",
@@ -55,6 +57,7 @@ __all__ = [
     "about_plans",
     "failure_key",
     "ledger_topic",
+    "partition_of",
     "read_result",
     "read_stage",
     "shards_key",
@@ -81,6 +84,11 @@ def ledger_topic(prefix: str) -> str:
     return f"{prefix}.ledger"
 
 
+def partition_of(pipeline: bytes) -> int:
+    """In which partition all of a pipeline's records lie."""
+    return zlib.crc32(pipeline) % LEDGER_PARTITIONS
+
+
 class Ledger:
     """Reads and writes one pipeline's records (all pipelines' with ``pipeline=""``: reading only)."""
 
@@ -89,7 +97,7 @@ class Ledger:
         self._cluster = cluster
         self.topic = ledger_topic(prefix)
         self.pipeline = pipeline
-        self.partition = zlib.crc32(pipeline.encode()) % LEDGER_PARTITIONS
+        self.partition = partition_of(pipeline.encode())
 
     def ensure(self) -> None:
         """Create the topic if it is absent; ConfigurationError where it has too few partitions, or a policy that deletes records."""

@@ -51,7 +51,7 @@ class _Result(msgspec.Struct, frozen=True):
 
 
 class _Work(msgspec.Struct, frozen=True):
-    """The few fields of a stage's or a failure's record that a prune needs."""
+    """The few fields of what was said of a stage's work that a prune needs."""
 
     stage: str = ""
     window: str = ""
@@ -87,7 +87,7 @@ class PruneView(PlanView):
         self.works: dict[bytes, Done] = {}
         self.topics: set[str] = set()
         self._names: dict[str, str] = {}
-        self._begins = tuple(f"{kind}|{pipeline}|".encode() for kind in ("stage", "failure"))
+        self._begins = tuple(f"{kind}|{pipeline}|".encode() for kind in ("stage", "failure", "attempt"))
 
     def take(self, offset: int, key: bytes, value: bytes | None) -> None:
         """See ``Follower.take``."""
@@ -119,7 +119,7 @@ class PruneView(PlanView):
             self._one(work.window),
             self._one(work.scope),
             max(work.updated_at, work.at),
-            result is not None or key.startswith(self._begins[1]),
+            result is not None or key.startswith(self._begins[1:]),
             tuple(m for m in letters if m.ranges),
             result.ledger_offset if result is not None else 0,
         )

@@ -16,6 +16,7 @@ from factory_agents.protocol import AgentResult, Counts, Interval, Manifest, Ord
 __all__ = [
     "ALWAYS",
     "RECORD_VERSION",
+    "AttemptRecord",
     "CutRecord",
     "FailureRecord",
     "LedgerRecord",
@@ -270,6 +271,29 @@ class FailureRecord(_Record, frozen=True, tag="failure"):
         return failure_key(Work(self.pipeline, self.stage, self.window, self.shard, self.scope))
 
 
+class AttemptRecord(_Record, frozen=True, tag="attempt"):
+    """One attempt at a stage's shard that failed, for good: it is for those who count, and no later attempt takes it back.
+
+    Times as in FailureRecord; ``agent`` is its name, ``error`` the error's class.
+    """
+
+    pipeline: str
+    stage: str
+    window: str
+    shard: Shard
+    began: int
+    at: int
+    error: str
+    agent: str = ""
+    retriable: bool = False
+    scope: str = ""
+
+    def key(self) -> str:
+        """The record key: its own for each attempt."""
+        work = Work(self.pipeline, self.stage, self.window, self.shard, self.scope)
+        return f"{_work_key('attempt', work)}{self.shard.key}@{self.began}"
+
+
 def _work_key(kind: str, work: Work) -> str:
     return _SEPARATOR.join((kind, work.pipeline, work.stage, work.scope, work.window, ""))
 
@@ -299,7 +323,7 @@ def failure_key(work: Work) -> str:
     return _work_key("failure", work) + work.shard.key
 
 
-LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | MarkRecord | StageRecord | ReplayRecord | FailureRecord
+LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | MarkRecord | StageRecord | ReplayRecord | FailureRecord | AttemptRecord
 _TYPES: dict[str, type[LedgerRecord]] = {
     "pipeline": PipelineRecord,
     "cut": CutRecord,
@@ -308,6 +332,7 @@ _TYPES: dict[str, type[LedgerRecord]] = {
     "stage": StageRecord,
     "replay": ReplayRecord,
     "failure": FailureRecord,
+    "attempt": AttemptRecord,
 }
 _KINDS = {type_: kind for kind, type_ in _TYPES.items()}
 _DECODERS = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}

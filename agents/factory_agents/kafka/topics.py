@@ -306,7 +306,11 @@ class Cluster:
 
         A consumer asks, not the admin client: that one's question ends the whole process where the coordinator moved (librdkafka 2.16).
         """
-        sizes = self._sizes() if topics is None else {name: facts.partitions for name, facts in self.topics(topics).items()}
+        sizes = self.sizes() if topics is None else {name: facts.partitions for name, facts in self.topics(topics).items()}
+        return self.positions(group, sizes)
+
+    def positions(self, group: str, sizes: Mapping[str, int]) -> dict[tuple[str, int], int]:
+        """As ``committed``, of topics whose numbers of partitions are known: one question to the group's coordinator, and no other."""
         wanted = [TopicPartition(name, p) for name, size in sizes.items() for p in range(size)]
         found = self._asked(group, lambda patience: self._stands(group, wanted, patience), f"offsets of consumer group {group!r}")
         return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
@@ -331,7 +335,7 @@ class Cluster:
             other.close()
         return found
 
-    def _sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """The number of partitions of every topic but Kafka's own."""
         try:
             known = self.admin.list_topics(timeout=self._timeout).topics

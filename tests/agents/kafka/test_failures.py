@@ -10,7 +10,8 @@ import pytest
 from factory_agents.errors import FactoryError, FencedError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.failures import forget_failure, leave_failure
-from factory_agents.kafka.ledger import FailureRecord, Ledger
+from factory_agents.kafka.ledger import AttemptRecord, FailureRecord, Ledger
+from factory_agents.kafka.pruning import PruneView
 from factory_agents.kafka.windows import WindowStatus, read_windows
 from factory_agents.protocol import Work
 from factory_agents.run import execute
@@ -80,3 +81,19 @@ def test_what_was_said_can_be_taken_back(runs: Runs) -> None:
     assert [(f.message, f.run_id) for f in said()] == [("first", "r1")]
     forget_failure(runs.config, work, prefix=runs.prefix)
     assert not said()
+
+
+def test_each_failed_attempt_is_kept_for_those_who_count_and_goes_with_its_window(runs: Runs) -> None:
+    ledger = Ledger(runs.config, runs.cluster, prefix=runs.prefix, pipeline=runs.prefix)
+    ledger.ensure()
+    good = runs.run(runs.filled(20), runs.topic("out"))
+    for _ in range(2):
+        with pytest.raises(FactoryError):
+            execute(RunContext(runs.config), msgspec.structs.replace(good, params={"no": "such"}))
+    execute(RunContext(runs.config), good)
+    attempts = ledger.read(deadline=time.monotonic() + 30).of(AttemptRecord)
+    assert [(a.agent, a.error, a.stage, a.window) for a in attempts] == [("mark", "ConfigurationError", "stage", "w")] * 2
+    assert only_window(runs).state == "finished"
+    view = PruneView(runs.prefix)
+    ledger.follow(view, deadline=time.monotonic() + 30)
+    assert {a.key().encode() for a in attempts} <= view.works.keys()

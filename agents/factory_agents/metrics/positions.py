@@ -1,0 +1,84 @@
+"""Where in the ledger a server was when it was last scraped, kept as a group's offsets: from there its next life counts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from factory_agents.kafka.config import KafkaConfig, kafka_error
+from factory_agents.kafka.ledger import LEDGER_PARTITIONS
+from factory_agents.metrics.tally import Told
+from factory_agents.telemetry import fields
+
+__all__ = ["Positions"]
+
+log = logging.getLogger(__name__)
+
+_TAG = "topic-id:"
+_SECONDS = 10.0
+_LAST_SECONDS = 3.0
+_PAUSE = 1.0
+
+
+class Positions:
+    """Keeps positions in a group that nobody joins. They are written by a thread of its own, at once and at most once a second.
+
+    The topic's id stands beside each: of a ledger that was deleted and made again nothing was counted.
+    """
+
+    def __init__(self, config: KafkaConfig, topic: str, group: str) -> None:
+        self._topic, self._group = topic, group
+        self._onlooker = config.onlooker(group)
+        self._wanted = self._kept = Told()
+        self._woken, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._write, name="positions", daemon=True)
+
+    def load(self) -> tuple[str, dict[int, int]]:
+        """The topic's id and the positions that were kept last; raises a FactoryError where nobody can tell."""
+        wanted = [TopicPartition(self._topic, p) for p in range(LEDGER_PARTITIONS)]
+        try:
+            found = self._onlooker.committed(wanted, timeout=_SECONDS)
+        except KafkaException as error:
+            raise kafka_error(error, f"positions of group {self._group!r}", group=f"READ on group {self._group!r}") from error
+        for tp in found:
+            if tp.error is not None:
+                raise kafka_error(tp.error, f"positions of group {self._group!r}", group=f"READ on group {self._group!r}")
+        ids = {(tp.metadata or "").removeprefix(_TAG) for tp in found if tp.offset >= 0}
+        return (ids.pop() if len(ids) == 1 else ""), {tp.partition: tp.offset for tp in found if tp.offset >= 0}
+
+    def start(self) -> None:
+        """Begin to keep what ``keep`` is given."""
+        self._thread.start()
+
+    def keep(self, told: Told) -> None:
+        """What was told was shown. Returns at once."""
+        self._wanted = told
+        self._woken.set()
+
+    def close(self) -> None:
+        """Write what isn't written yet, if a broker takes it soon."""
+        self._stop.set()
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(_LAST_SECONDS)
+
+    def _write(self) -> None:
+        while not self._stop.is_set():
+            self._woken.wait()
+            self._woken.clear()
+            self._commit()
+            self._stop.wait(_PAUSE)
+        self._commit()
+
+    def _commit(self) -> None:
+        told = self._wanted
+        if told.number <= self._kept.number or not told.topic_id:
+            return
+        offsets = [TopicPartition(self._topic, p, offset, _TAG + told.topic_id) for p, offset in told.positions.items()]
+        try:
+            self._onlooker.commit(offsets=offsets, asynchronous=False)
+            self._kept = told
+        except KafkaException as error:
+            log.warning("positions are not kept; a restart before they are counts twice", extra=fields(reason=error.args[0].str()))

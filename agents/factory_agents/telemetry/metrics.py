@@ -1,0 +1,153 @@
+"""Which metrics there are: their names, types, labels and meaning, for live agents and the metrics server alike; and their text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from factory_agents.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+__all__ = ["FAMILIES", "Family", "Series", "Values", "encoder", "family"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric. ``buckets`` are a histogram's upper bounds, without the last one."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many figures a series of it has: of a histogram its buckets (each for itself), those beyond, and the sum."""
+        return len(self.buckets) + 2 if self.buckets else 1
+
+
+_MINUTE, _HOUR = 60.0, 3600.0
+_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, _MINUTE, 2 * _MINUTE, 5 * _MINUTE, 10 * _MINUTE, 30 * _MINUTE, _HOUR)
+_LANDING = (30.0, *(m * _MINUTE for m in (1, 2, 5, 10, 15, 30)), *(h * _HOUR for h in (1, 2, 4, 12, 24)))
+
+_STAGE = ("pipeline", "stage")
+_AGENT = ("agent", *_STAGE)
+
+FAMILIES: Mapping[str, Family] = {
+    of.name: of
+    for of in (
+        Family("agent_success_total", "counter", _AGENT, "Runs of agents that finished: a shard of a stage over a window each."),
+        Family("agent_failure_total", "counter", (*_AGENT, "error"), "Attempts that failed, by the error's class."),
+        Family(
+            "factory_events_total",
+            "counter",
+            (*_AGENT, "outcome"),
+            "Events of finished runs by what became of them; consumed are all that were read.",
+        ),
+        Family("factory_run_seconds", "histogram", _AGENT, "How long the attempts lasted that finished.", _SECONDS),
+        Family("factory_windows_finished_total", "counter", _STAGE, "Windows of which a stage finished the last shard."),
+        Family(
+            "factory_window_landing_seconds",
+            "histogram",
+            _STAGE,
+            "From the end of a window's interval until a stage first finished all of it.",
+            _LANDING,
+        ),
+        Family(
+            "factory_windows_open",
+            "gauge",
+            _STAGE,
+            "Windows that a stage has begun and not finished; with an empty stage: planned ones that none has.",
+        ),
+        Family(
+            "factory_window_open_updated_timestamp_seconds",
+            "gauge",
+            _STAGE,
+            "When something was last committed on the open window that rests longest.",
+        ),
+        Family("factory_window_end_timestamp_seconds", "gauge", _STAGE, "End of the latest interval that a stage has finished."),
+        Family("factory_window_length_seconds", "gauge", _STAGE, "Length of that interval."),
+        Family(
+            "kafka_consumer_lag",
+            "gauge",
+            ("topic", "group", "partition"),
+            "Offsets that a group has still to read, up to the last record that a committed reader sees.",
+        ),
+        Family("factory_pipeline_lag", "gauge", ("pipeline", "topic"), "Offsets that have arrived since a pipeline's last cut of a topic."),
+        Family(
+            "factory_metrics_up", "gauge", ("part",), "Whether the metrics server could read its part of Kafka last time: ledger or lag."
+        ),
+        Family("factory_metrics_age_seconds", "gauge", ("part",), "How old the figures of a part are."),
+        Family(
+            "factory_ledger_unreadable_records",
+            "gauge",
+            (),
+            "Ledger records that this release can't read, so that they are missing in all figures.",
+        ),
+    )
+}
+
+Series: TypeAlias = tuple[str, tuple[str, ...]]
+"""A metric's name and its labels' values."""
+
+Values: TypeAlias = Mapping[Series, tuple[float, ...]]
+"""Figures by series; as many as ``Family.width`` says."""
+
+
+def family(name: str) -> Family:
+    """A metric by its name."""
+    return FAMILIES[name]
+
+
+def encoder(accept: str) -> tuple[Callable[[Values], bytes], str]:
+    """What makes a text of values, in the format that a scraper accepts, and that text's content type.
+
+    Raises ConfigurationError where prometheus-client isn't installed.
+    """
+    try:
+        from prometheus_client import exposition
+    except ImportError:
+        raise ConfigurationError("metrics need prometheus-client, which is not installed: pip install 'factory-agents[metrics]'") from None
+    encode, content_type = exposition.choose_encoder(accept)
+    return lambda values: encode(_Collected(values)), content_type
+
+
+class _Collected:
+    """Values as prometheus-client collects them."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics that have series, in the order in which they are declared."""
+        by_name: dict[str, list[tuple[tuple[str, ...], tuple[float, ...]]]] = {}
+        for (name, labels), figures in self._values.items():
+            by_name.setdefault(name, []).append((labels, figures))
+        for name, of in FAMILIES.items():
+            if name in by_name:
+                yield _metric(of, sorted(by_name[name]))
+
+
+def _metric(of: Family, rows: Iterable[tuple[tuple[str, ...], tuple[float, ...]]]) -> Metric:
+    from prometheus_client import core
+
+    made: Any = getattr(core, f"{of.kind.capitalize()}MetricFamily")(of.name.removesuffix("_total"), of.help, labels=of.labels)
+    for labels, figures in rows:
+        if of.kind == "histogram":
+            made.add_metric(labels, _cumulated(of.buckets, figures), figures[-1])
+        else:
+            made.add_metric(labels, figures[0])
+    metric: Metric = made
+    return metric
+
+
+def _cumulated(buckets: tuple[float, ...], figures: tuple[float, ...]) -> list[tuple[str, float]]:
+    found, total = [], 0.0
+    for bound, count in zip((*map(str, buckets), "+Inf"), figures, strict=False):
+        total += count
+        found.append((bound, total))
+    return found
