@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "mapped",
     "optional_interval",
     "order",
+    "places",
     "reprocess_wanted",
     "window_policy",
 ]
@@ -181,3 +183,9 @@ def bundle_root(context: Mapping[str, Any]) -> Path | None:
 def include_folder(root: Path | None) -> Path | None:
     """The repository's ``include`` folder: in the bundle's root, or beside it where the bundle is the ``dags`` folder alone."""
     return next((p for p in (root / "include", root.parent / "include") if p.is_dir()), None) if root else None
+
+
+def places(root: Path | None) -> list[Path]:
+    """Where a file that a DAG names is looked for: ``FACTORY_INCLUDE``, the repository's ``include``, the repository."""
+    include = os.environ.get("FACTORY_INCLUDE")
+    return [place for place in (Path(include) if include else None, include_folder(root), root) if place]

@@ -1,7 +1,7 @@
 """Agents over Kafka: written once, run over a window or live, exactly once.
 
 ``agent`` makes a function an agent; ``Reject`` sends an event to the dead letters; a source of your own gives ``SourceRecord``, a sink
-of your own is a ``LedgerSink``.
+of your own is a ``LedgerSink``, a codec of your own a ``Codec``.
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from factory_agents.runtime.agents import Reject, SourceRecord, agent
+    from factory_agents.codecs import Codec
+    from factory_agents.reject import Reject
+    from factory_agents.runtime.agents import SourceRecord, agent
     from factory_agents.runtime.ledger_sink import Landing, LedgerSink, Part, Rows
     from factory_agents.runtime.sink_ledger import Figures
 
-__all__ = ["Figures", "Landing", "LedgerSink", "Part", "Reject", "Rows", "SourceRecord", "__version__", "agent"]
+__all__ = ["Codec", "Figures", "Landing", "LedgerSink", "Part", "Reject", "Rows", "SourceRecord", "__version__", "agent"]
 
 __version__ = "0.1.0"
 
 
 _MODULES = {
-    **dict.fromkeys(("Reject", "SourceRecord", "agent"), "agents"),
-    **dict.fromkeys(("Landing", "LedgerSink", "Part", "Rows"), "ledger_sink"),
-    "Figures": "sink_ledger",
+    "Codec": "codecs",
+    "Reject": "reject",
+    **dict.fromkeys(("SourceRecord", "agent"), "runtime.agents"),
+    **dict.fromkeys(("Landing", "LedgerSink", "Part", "Rows"), "runtime.ledger_sink"),
+    "Figures": "runtime.sink_ledger",
 }
 
 
@@ -30,5 +34,5 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(f"factory_agents.runtime.{_MODULES[name]}"), name)
+        return getattr(import_module(f"factory_agents.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

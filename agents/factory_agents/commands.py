@@ -68,6 +68,8 @@ def run_agent(  # one parameter an option
     in_topic: Annotated[str | None, _option("in_topic", metavar="TOPIC")] = None,
     out_topic: Annotated[str | None, _option("out_topic", "--out-topic", "--topic", metavar="TOPIC")] = None,
     dead_letter_topic: Annotated[str | None, _option("dead_letter_topic", metavar="TOPIC")] = None,
+    input_codec: Annotated[str | None, _option("input_codec", metavar="CODEC")] = None,
+    output_codec: Annotated[str | None, _option("output_codec", metavar="CODEC")] = None,
     source: Annotated[str | None, _param("source", "FILE")] = None,
     time_field: Annotated[str | None, _param("time_field", "FIELD")] = None,
     function: Annotated[str | None, _param("function", "MODULE:FUNCTION")] = None,

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from factory_agents.codecs import codec_ref
 from factory_agents.errors import AgentError, ConfigurationError, FactoryError
 from factory_agents.ingest import source_name
 from factory_agents.kafka.config import KafkaConfig
@@ -19,21 +20,24 @@ from factory_agents.kafka.cuts import check_window_topic, plan_window, preview_w
 from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.kafka.pruner import RETENTION
 from factory_agents.kafka.topics import Cluster
-from factory_agents.options import AgentSettings, Resolved, parse_interval
+from factory_agents.options import AgentSettings, Resolved, flag_of, parse_interval
 from factory_agents.protocol import (
     AgentRef,
     AgentResult,
     AgentRun,
+    CodecRef,
     Counts,
     PartitionRange,
     Shard,
     Window,
 )
 from factory_agents.run import BUILT_IN, build_transform, execute
+from factory_agents.runtime.codecs import codec_class
 from factory_agents.runtime.live import default_group, run_live
 from factory_agents.runtime.live_sink import KEEP_WINDOWS, run_sink_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.stage_plan import StageInput, stage_input
+from factory_agents.topics_file import declared_codec
 
 __all__ = [
     "WHOLE_SOURCE",
@@ -144,6 +148,8 @@ def make_run(agent: str, settings: AgentSettings, given: StageInput | None) -> A
     """What is to be done, as an orchestrator would say it. ``given`` is None for ``ingest``, whose source is part of what the work is."""
     interval = parse_interval(settings) if given is None else None
     window = given.window if given is not None else None
+    if window is not None:
+        window = msgspec.structs.replace(window, codec=_codec(settings, "input_codec", window.topic, window.codec))
     target = settings.out_topic if window is None else window.topic
     return AgentRun(
         pipeline=settings.pipeline or (window.pipeline if window is not None else "") or f"cli.{_stage_of(agent)}.{target}",
@@ -158,6 +164,7 @@ def make_run(agent: str, settings: AgentSettings, given: StageInput | None) -> A
         origin=window.origin if window is not None else source_name(settings.params),
         instance=window.instance if window is not None else 0,
         output_topic=settings.out_topic,
+        output_codec=_codec(settings, "output_codec", settings.out_topic),
         dead_letter_topic=settings.dead_letter_topic,
         rerun=settings.rerun,
         accept_loss=settings.accept_loss,
@@ -168,6 +175,12 @@ def make_run(agent: str, settings: AgentSettings, given: StageInput | None) -> A
         prefix=settings.prefix,
         keep_windows=settings.keep_windows,
     )
+
+
+def _codec(settings: AgentSettings, setting: str, topic: str, written: CodecRef | None = None) -> CodecRef | None:
+    """A topic's codec: as the setting says, else the one that its records were written with, else the topics file's."""
+    given = getattr(settings, setting)
+    return codec_ref(given, flag_of(setting)) if given else written or declared_codec(topic)
 
 
 def _window(config: KafkaConfig, agent: str, settings: AgentSettings) -> Window:
@@ -206,6 +219,9 @@ def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettin
     if agent != "ingest":
         # Looked at beforehand: a mistyped function, parameter or topic plans nothing.
         build_transform(AgentRef(agent), settings.params, None).close()
+    for setting, topic in (("input_codec", settings.in_topic), ("output_codec", settings.out_topic)):
+        if codec := _codec(settings, setting, topic):
+            codec_class(codec)
     given = read_window(settings.window, settings.shard) if settings.window else None
     if settings.out_topic:
         Cluster(context.config).topic(settings.out_topic)
@@ -270,6 +286,8 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
         dead_letter_topic=settings.dead_letter_topic,
         prefix=settings.prefix,
         accept_loss=settings.accept_loss,
+        input_codec=_codec(settings, "input_codec", settings.in_topic),
+        output_codec=_codec(settings, "output_codec", settings.out_topic),
     )
     return LiveResult(
         transform.name, transform.version, group, settings.in_topic, settings.out_topic, counts, round(time.monotonic() - began, 3)

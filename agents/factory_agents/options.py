@@ -64,6 +64,17 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     dead_letter_topic: Annotated[
         str, _key("topic for rejected events; by default the output topic's name followed by .dead", env="DEAD_LETTER_TOPIC")
     ] = ""
+    input_codec: Annotated[
+        str,
+        _key(
+            "what reads the input topic's records: json, avro, avro?version=3, or your own as module:Class; by default what the window or "
+            "the topics file says",
+            env="INPUT_CODEC",
+        ),
+    ] = ""
+    output_codec: Annotated[
+        str, _key("what writes the output topic's records, likewise; by default what the topics file says", env="OUTPUT_CODEC")
+    ] = ""
     params: Annotated[dict[str, Any], _key("the agent's own parameters")] = {}
     since: Annotated[datetime | None, _key("start of the window's interval, such as 2026-11-01T04:00 (UTC unless it says otherwise)")] = (
         None

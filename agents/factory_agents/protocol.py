@@ -16,6 +16,7 @@ __all__ = [
     "AgentRef",
     "AgentResult",
     "AgentRun",
+    "CodecRef",
     "Counts",
     "ErrorInfo",
     "Example",
@@ -120,13 +121,25 @@ class Shard(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.index}of{self.of}"
 
 
+class CodecRef(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the records of a topic are written: a codec's name (or ``module:Class``) and its options. JSON is None.
+
+    ``pinned`` is what the options leave open and the first attempt at a piece of work found out for good: which schema ``latest`` is.
+    """
+
+    name: str
+    options: dict[str, Any] = {}
+    pinned: dict[str, Any] = {}
+
+
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one stage (one shard of it) wrote to one topic: bounds and counts per partition, and whose records count."""
+    """What one stage (one shard of it) wrote to one topic: bounds and counts per partition, whose records count, and their codec."""
 
     topic: str
     topic_id: str
     writer: str
     ranges: tuple[PartitionRange, ...] = ()
+    codec: CodecRef | None = None
 
     @property
     def count(self) -> int:
@@ -147,6 +160,7 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     a reader of the pipeline's ledger partition may begin. ``carried`` records arrived before the interval, in a pause, and are in this
     window; ``gap`` lay beside it in no window when it was planned (a backfill takes them). Both are upper bounds, in offsets.
     ``origin`` is the topic on which the pipeline's window was planned, and ``instance`` tells mapped tasks apart: stages hand both on.
+    ``codec`` is what reads its records.
     """
 
     pipeline: str
@@ -163,6 +177,7 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     gap: int = 0
     origin: str = ""
     instance: int = 0
+    codec: CodecRef | None = None
 
     @property
     def key(self) -> str:
@@ -230,7 +245,7 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     shard are what the work *is*. ``mapped``: how many tasks the stage is mapped to (0: it isn't, or nobody can tell). ``rerun``:
     ``reuse`` returns the finished result of the same fingerprint, ``redo`` does the work again; so does an ``order`` that was given
     since. Limits and ``accept_loss`` don't enter the fingerprint. ``keep_windows``: for how long the ledger remembers what was read of a
-    source, such as ``45 d``.
+    source, such as ``45 d``. ``output_codec`` is what writes records to the output topic; the window names what reads them.
 
     ``untrusted`` names the parameters whose values come from whoever started the run, not from the pipeline's author: the files and URLs
     that they name are confined (see ``factory_agents.paths``).
@@ -251,6 +266,7 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     instance: int = 0
     mapped: int = 0
     output_topic: str = ""
+    output_codec: CodecRef | None = None
     dead_letter_topic: str = ""
     run_id: str = ""
     rerun: Literal["reuse", "redo"] = "reuse"
@@ -502,6 +518,11 @@ def _window_of(results: Sequence[AgentResult]) -> Window:
         )
     if len({m.topic_id for m in manifests}) != 1:
         raise WindowError(f"{name}: topic {topics[0]!r} was deleted and created again between its results; clear the whole stage")
+    if any(m.codec != manifests[0].codec for m in manifests):
+        raise WindowError(
+            f"{name}: its results on topic {topics[0]!r} were not written by one codec and one schema; clear the whole stage, and name the "
+            f"schema's version if it changes while stages run"
+        )
     first = min(results, key=lambda r: (r.instance, r.origin))
     return Window(
         pipeline=first.pipeline,
@@ -515,6 +536,7 @@ def _window_of(results: Sequence[AgentResult]) -> Window:
         ledger_offset=min(r.ledger_offset for r in results),
         origin=first.origin,
         instance=first.instance,
+        codec=manifests[0].codec,
     )
 
 

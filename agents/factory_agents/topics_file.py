@@ -1,25 +1,30 @@
-"""Topics as a file declares them: read it, compare it with the cluster, create what is missing, mend what differs."""
+"""Topics as a file declares them: read it, compare it with the cluster, create what is missing, mend what differs, know their codecs."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from factory_agents.codecs import codec_ref
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS, LEDGER_SETTINGS, ledger_topic
 from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.paths import candidates, resolve_path
+from factory_agents.protocol import CodecRef
 
 if TYPE_CHECKING:
     from factory_agents.contracts.documents import Document, KeyPath
 
-__all__ = ["Drift", "TopicReport", "TopicState", "WantedTopic", "apply_topics", "compare", "ledger_wanted", "read_topics"]
+__all__ = ["Drift", "TopicReport", "TopicState", "WantedTopic", "apply_topics", "compare", "declared_codec", "ledger_wanted", "read_topics"]
 
-_KEYS = ("partitions", "replication", "config")
+TOPICS_FILE = "include/topics.yaml"
+
+_KEYS = ("partitions", "replication", "config", "codec")
 _SETTINGS = (
     "cleanup.policy", "compression.type", "delete.retention.ms", "file.delete.delay.ms", "flush.messages", "flush.ms",
     "index.interval.bytes", "local.retention.bytes", "local.retention.ms", "max.compaction.lag.ms", "max.message.bytes",
@@ -30,12 +35,13 @@ _SETTINGS = (
 
 
 class WantedTopic(msgspec.Struct, frozen=True):
-    """A topic as it should be. ``settings`` are those that matter; all others are the broker's business."""
+    """A topic as it should be. ``settings`` are those that matter; all others are the broker's business. ``codec``: None for JSON."""
 
     name: str
     partitions: int
     replication: int
     settings: Mapping[str, str]
+    codec: CodecRef | None = None
 
 
 class Drift(msgspec.Struct, frozen=True):
@@ -77,12 +83,28 @@ def read_topics(path: str, *, replication: int | None = None) -> list[WantedTopi
     """
     from factory_agents.contracts.documents import read_document
 
-    inside = path.removeprefix("include/")
+    path, inside = _places(path)
     found = inside if any(c.exists() for c in candidates(inside)) and not any(c.exists() for c in candidates(path)) else path
     try:
         return _Reader(read_document(resolve_path(found, "topics file"), path), replication).topics()
     except ContractError as error:
         raise ConfigurationError(str(error)) from None
+
+
+def declared_codec(topic: str, file: str = "") -> CodecRef | None:
+    """The codec that the topics file (FACTORY_TOPICS, by default ``include/topics.yaml``) declares for a topic; None for JSON, for a topic
+    that isn't in it, and where there is no such file by default.
+
+    Raises ConfigurationError for a file that can't be read.
+    """
+    named = file or os.environ.get("FACTORY_TOPICS", "")
+    if not topic or (not named and not any(c.exists() for name in _places(TOPICS_FILE) for c in candidates(name))):
+        return None
+    return next((wanted.codec for wanted in read_topics(named or TOPICS_FILE) if wanted.name == topic), None)
+
+
+def _places(path: str) -> tuple[str, str]:
+    return path, path.removeprefix("include/")
 
 
 class _Reader:
@@ -101,12 +123,14 @@ class _Reader:
         return [self._topic(name, defaults, self._spec(("topics", name), spec)) for name, spec in topics.items()]
 
     def _spec(self, path: KeyPath, value: Any) -> dict[str, Any]:
-        spec = self.document.mapping(path, {} if value is None else value, "a mapping with partitions, replication or config")
+        spec = self.document.mapping(path, {} if value is None else value, "a mapping with partitions, replication, config or codec")
         self.document.check_keys(path, spec, _KEYS)
         for name in ("partitions", "replication"):
             number = spec.get(name, 1)
             if type(number) is not int or number < 1:
                 self.document.fail((*path, name), f"expected a whole number from 1, got {number!r}")
+        if "codec" in spec:
+            codec_ref(spec["codec"], self.document.where((*path, "codec")))
         config = self.document.mapping((*path, "config"), spec.get("config") or {}, "a mapping of Kafka's topic settings")
         return {**spec, "config": {name: self._setting((*path, "config", name), name, v) for name, v in config.items()}}
 
@@ -120,8 +144,9 @@ class _Reader:
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     def _topic(self, name: str, defaults: dict[str, Any], spec: dict[str, Any]) -> WantedTopic:
-        merged = {"partitions": 1, "replication": 1, **defaults, **spec}
-        return WantedTopic(name, merged["partitions"], self.replication or merged["replication"], {**defaults["config"], **spec["config"]})
+        merged = {"partitions": 1, "replication": 1, "codec": "json", **defaults, **spec}
+        settings = {**defaults["config"], **spec["config"]}
+        return WantedTopic(name, merged["partitions"], self.replication or merged["replication"], settings, codec_ref(merged["codec"]))
 
 
 def ledger_wanted(prefix: str, replication: int) -> WantedTopic:

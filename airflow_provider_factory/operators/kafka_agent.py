@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
@@ -17,6 +15,7 @@ from airflow.sdk.definitions._internal.mixins import ResolveMixin
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.assets import event_extra, result_partition, stage_assets, topic_argument, topic_name
+from airflow_provider_factory.codecs import topic_codec
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
 from airflow_provider_factory.links import AgentRunLink, InputTopicLink, OutputTopicLink, PodLink, push_links, run_info_url, topic_url
@@ -25,7 +24,16 @@ from airflow_provider_factory.outside import from_outside, names_from_outside
 from airflow_provider_factory.runners.base import Access, AgentRunner
 from airflow_provider_factory.runners.kubernetes.runner import PodRunner
 from airflow_provider_factory.runners.process import ProcessRunner
-from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, include_folder, instance, mapped, order, reprocess_wanted
+from airflow_provider_factory.runs import (
+    as_bool,
+    bundle_root,
+    data_interval,
+    instance,
+    mapped,
+    order,
+    places,
+    reprocess_wanted,
+)
 from airflow_provider_factory.settings import Runner, option, runner
 from factory_agents.errors import AgentCrashedError, ConfigurationError, DryRunError, FactoryError, WindowError
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Shard, plain
@@ -64,6 +72,9 @@ class KafkaAgentOperator(AgentPodOperator):
         Without it the agent (``ingest``) reads no topic: its window is the data interval. (templated)
     :param shard: ``(index, of)`` or a planned shard: the part of ``window`` to run, for ``.partial(window=…).expand(shard=…)``. (templated)
     :param output_topic: where it writes: a name, or an asset ``kafka://<cluster>/<topic>``; reported as an asset of the task. (templated)
+    :param input_codec: what reads the window's records: ``json``, ``avro``, ``avro?version=3``, your own as ``module:Class``, or a mapping
+        with ``name`` and its options; by default what they were written with, or what the topics file declares.
+    :param output_codec: what writes to ``output_topic``, likewise; by default what the topics file declares.
     :param dead_letter_topic: where rejected events go; by default ``<output_topic>.dead``. (templated)
     :param agent_params: the agent's parameters, JSON-able. (templated)
     :param agent_version: part of the fingerprint; by default the agent's own. (templated)
@@ -116,6 +127,8 @@ class KafkaAgentOperator(AgentPodOperator):
         window: Any = None,
         shard: Any = None,
         output_topic: str | Asset | None = None,
+        input_codec: str | Mapping[str, Any] | None = None,
+        output_codec: str | Mapping[str, Any] | None = None,
         dead_letter_topic: str | Asset | None = None,
         agent_params: Mapping[str, Any] | str | ResolveMixin | None = None,
         agent_version: str = "",
@@ -144,6 +157,8 @@ class KafkaAgentOperator(AgentPodOperator):
         self.shard = shard
         self.output_topic = topic_argument(output_topic)
         self.dead_letter_topic = topic_argument(dead_letter_topic)
+        self.input_codec = input_codec
+        self.output_codec = output_codec
         self.agent_params = dict(agent_params) if isinstance(agent_params, Mapping) else agent_params or {}
         self.agent_version = agent_version
         self.agent_source = agent_source
@@ -191,6 +206,10 @@ class KafkaAgentOperator(AgentPodOperator):
         self.log.info("Interval %s", where)
         if given is not None:
             self.log.info("Shard %s of %s", given.label, given.window.topic)
+        root = bundle_root(context)
+        window = given.window if given is not None else None
+        if window is not None and (self.input_codec is not None or window.codec is None):
+            window = msgspec.structs.replace(window, codec=topic_codec(self.input_codec, "input_codec", window.topic, root))
         return AgentRun(
             pipeline=self.dag_id,
             stage=self.task_id,
@@ -202,14 +221,15 @@ class KafkaAgentOperator(AgentPodOperator):
             ),
             params=(params := self._params()),
             untrusted=self._untrusted(params),
-            window=given.window if given else None,
+            window=window,
             interval=None if given else interval,
             shard=given.shard if given else Shard(),
             plan=given.plan if given else "",
             origin=given.window.origin if given else "",
             instance=instance(context, given),
             mapped=mapped(context),
-            output_topic=topic_name(self.output_topic),
+            output_topic=(output := topic_name(self.output_topic)),
+            output_codec=topic_codec(self.output_codec, "output_codec", output, root),
             dead_letter_topic=topic_name(self.dead_letter_topic),
             run_id=str(context["run_id"]),
             rerun="redo" if self.rerun == "redo" or reprocess_wanted(context, self.reprocess) else "reuse",
@@ -326,16 +346,16 @@ class KafkaAgentOperator(AgentPodOperator):
         given = run.params.get("contract")
         if not given:
             return run
-        places = _places(bundle_root(context))
+        folders = places(bundle_root(context))
         if "contract" in run.untrusted:
-            contract = untrusted_contract(given, places)
+            contract = untrusted_contract(given, folders)
         elif isinstance(given, str) and not is_text(given):
-            path = next((place / given for place in places if (place / given).is_file()), None)
+            path = next((place / given for place in folders if (place / given).is_file()), None)
             if path is None:
                 return run
             contract = load_contract(path, name=given)
         else:
-            contract = load_contract(given, folder=places[0] if places else None)
+            contract = load_contract(given, folder=folders[0] if folders else None)
         return msgspec.structs.replace(run, params={**run.params, "contract": pack_contract(contract)})
 
     # What came out
@@ -455,9 +475,3 @@ def _plain(env_vars: Any) -> dict[str, str]:
     if isinstance(env_vars, Mapping):
         return {str(k): str(v) for k, v in env_vars.items()}
     return {v.name: v.value for v in env_vars or () if v.value is not None}
-
-
-def _places(root: Path | None) -> list[Path]:
-    """Where a contract is looked for: ``FACTORY_INCLUDE``, the repository's ``include``, the repository."""
-    include = os.environ.get("FACTORY_INCLUDE")
-    return [place for place in (Path(include) if include else None, include_folder(root), root) if place]

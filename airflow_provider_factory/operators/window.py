@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from airflow.sdk import Asset, BaseOperator
 
 from airflow_provider_factory.assets import asset_topic, topic_argument, topic_name
+from airflow_provider_factory.codecs import topic_codec
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.lineage import topic_lineage
 from airflow_provider_factory.links import AgentRunLink, InputTopicLink, push_links, run_info_url, topic_url
-from airflow_provider_factory.runs import as_bool, data_interval, follows, optional_interval, window_policy
+from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, follows, optional_interval, window_policy
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval, Window, decode_window
@@ -38,6 +40,8 @@ class WindowOperator(BaseOperator):
     ``expand(window=window.output)``, or give all of it to one stage with ``window=window.output``.
 
     :param topic: the topic's name, or an asset ``kafka://<cluster>/<topic>``. (templated)
+    :param codec: what reads the topic's records: ``json``, ``avro``, ``avro?version=3``, your own as ``module:Class``, or a mapping with
+        ``name`` and its options; by default what the topics file declares.
     :param shards: the most shards to make; never more than partitions. ``auto``: one for each ``records_per_shard`` records. (templated)
     :param records_per_shard: for ``shards="auto"``: about as many as an agent handles in ten times a pod's start. (templated)
     :param after_pause: what a scheduled run of a ``catchup=False`` DAG does with records since the last scheduled run: ``carry``
@@ -57,6 +61,7 @@ class WindowOperator(BaseOperator):
         self,
         *,
         topic: str | Asset,
+        codec: str | Mapping[str, Any] | None = None,
         shards: int | str = 1,
         records_per_shard: int | str = RECORDS_PER_SHARD,
         after_pause: AfterPause = "carry",
@@ -68,6 +73,7 @@ class WindowOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.topic = topic_argument(topic)
+        self.codec = codec
         self.shards = shards
         self.records_per_shard = records_per_shard
         self.after_pause = _one_of(after_pause, ("carry", "leave"), "after_pause")
@@ -100,7 +106,8 @@ class WindowOperator(BaseOperator):
         from factory_agents.kafka.cuts import plan_window
 
         carry = window_policy(context, self.after_pause) == "carry"
-        return plan_window(
+        codec = topic_codec(self.codec, "codec", topic_name(self.topic), bundle_root(context))
+        window = plan_window(
             FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).config(),
             pipeline=self.dag_id,
             topic=topic_name(self.topic),
@@ -114,6 +121,7 @@ class WindowOperator(BaseOperator):
             keep=option("keep_windows"),
             timeout=self.timeout,
         )
+        return msgspec.structs.replace(window, codec=codec)
 
     def _push_run_info(self, context: Context, window: Window, plan: Sequence[Mapping[str, Any]]) -> None:
         self.log.info("Window %s of %s: up to %s records in %d shard(s)", window.key, window.topic, f"{window.size:,}", len(plan))

@@ -1,4 +1,4 @@
-"""Sources and sinks from elsewhere by the factory command: installed from a wheel, or beside the user."""
+"""Sources, sinks and codecs from elsewhere by the factory command: installed from a wheel, or beside the user."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.agents.test_cli import last_hour
 from tests.conftest import TopicFactory
 from tests.support.commands import Command
 from tests.support.plugin_wheel import install_plugins
+from tests.support.runs import Runs
 from tests.support.sqlite_sink import CONTRACT, published
 
 
@@ -55,3 +56,18 @@ def test_what_there_is_and_what_is_broken_is_one_line(offline: Command, tmp_path
     )
     done = offline(*publish, "-p", "sink=broken", PYTHONPATH=site)
     assert done.error.startswith("sink 'broken' of acme-factory 1.2 (acme_factory.broken:Sink): importing acme_factory.broken raised")
+
+
+def test_a_codec_of_ones_own_by_flag_and_in_the_topics_file(factory: Command, topic: TopicFactory, tmp_path: Path, runs: Runs) -> None:
+    path = {"PYTHONPATH": str(install_plugins(tmp_path / "wheel"))}
+    raw, out = (topic(name, partitions=2, message_timestamp_type="LogAppendTime") for name in ("in", "out"))
+    numbers = ("--source", "acme-numbers", "-p", "upto:=3")
+    factory.ok("agent", "run", "ingest", *numbers, "--topic", raw, "--output-codec", "acme-csv", "--json", **path)
+    assert sorted(r.value or b"" for r in runs.everything(raw)) == [b"0,event 0", b"1,event 1", b"2,event 2"]
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "topics.yaml").write_text(f"topics:\n  {raw}: {{codec: acme-csv}}\n")
+    done = factory.ok("agent", "run", "enrich", "--in-topic", raw, "--out-topic", out, *last_hour(), "--json", **path)
+    assert sorted(r.event["text"] for r in runs.everything(out)) == ["event 0", "event 1", "event 2"]
+    assert done.data["counts"]["forwarded"] == 3
+    done = factory("agent", "run", "enrich", "--in-topic", raw, "--out-topic", out, *last_hour(), "--input-codec", "acme-cvs", **path)
+    assert done.error.startswith("codec 'acme-cvs': there is no such codec; did you mean 'acme-csv'? (there are json, acme-csv)")

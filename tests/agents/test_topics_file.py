@@ -9,7 +9,8 @@ import pytest
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.topics import Cluster, TopicInfo
-from factory_agents.topics_file import WantedTopic, apply_topics, compare, read_topics
+from factory_agents.protocol import CodecRef
+from factory_agents.topics_file import WantedTopic, apply_topics, compare, declared_codec, read_topics
 from tests.support.commands import ROOT, Command
 from tests.support.runs import Runs
 
@@ -53,10 +54,26 @@ def test_a_topics_own_settings_go_over_the_defaults(tmp_path: Path) -> None:
     ]
 
 
+def test_a_topic_has_a_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "defaults: {codec: avro}\ntopics:\n  a: {codec: json}\n  b:\n  c: {codec: {name: avro, version: 3}}\n")
+    declared = [None, CodecRef("avro"), CodecRef("avro", {"version": 3})]
+    assert [wanted.codec for wanted in read_topics(path)] == declared
+    monkeypatch.setenv("FACTORY_TOPICS", path)
+    assert [declared_codec(name) for name in ("a", "b", "c", "d", "")] == [*declared, None, None]
+    monkeypatch.delenv("FACTORY_TOPICS")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert declared_codec("b") is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("topics:\n  a: {partition: 3}\n", "topics.yaml:2:7: topics.a.partition: unknown key; did you mean 'partitions'?"),
+        (
+            "topics:\n  a: {codec: [avro]}\n",
+            "topics.yaml:2:14: expected a codec's name, such as avro, or a mapping with name and options, got ['avro']",
+        ),
         ("topic: {}\n", "topics.yaml:1:1: topic: unknown key; did you mean 'topics'?"),
         ("topics:\n  a: {partitions: none}\n", "topics.yaml:2:19: topics.a.partitions: expected a whole number from 1, got 'none'"),
         (

@@ -1,4 +1,4 @@
-"""A distribution with a source and a sink, built as a wheel and installed into a folder of its own."""
+"""A distribution with a source, a sink and a codec, built as a wheel and installed into a folder of its own."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ acme-numbers = "acme_factory.numbers:Numbers"
 [project.entry-points."factory_agents.sinks"]
 acme-lines = "acme_factory.sqlite_sink:SqliteSink"
 broken = "acme_factory.broken:Sink"
+[project.entry-points."factory_agents.codecs"]
+acme-csv = "acme_factory.csv_codec:Csv"
 """
 _SOURCE = '''
 """Numbers as events."""
@@ -40,6 +42,24 @@ class Numbers:
         ]
 '''
 
+_CODEC = '''
+"""Events as one line of values."""
+from factory_agents import Codec, Reject
+
+class Csv(Codec):
+    def __init__(self, fields: str = "event_id,text"):
+        self.fields = fields.split(",")
+
+    def decode(self, value, headers):
+        values = value.decode().split(",")
+        if len(values) != len(self.fields):
+            raise Reject(f"expected {len(self.fields)} values, got {len(values)}", rule="csv")
+        return dict(zip(self.fields, values))
+
+    def encode(self, event):
+        return ",".join(str(event[name]) for name in self.fields).encode()
+'''
+
 
 def install_plugins(folder: Path) -> Path:
     """Build the wheel and install it; the folder that has to be on the path."""
@@ -49,6 +69,7 @@ def install_plugins(folder: Path) -> Path:
     (project / "pyproject.toml").write_text(_PROJECT)
     (package / "__init__.py").touch()
     (package / "numbers.py").write_text(_SOURCE)
+    (package / "csv_codec.py").write_text(_CODEC)
     (package / "broken.py").write_text("raise RuntimeError('not today')\n")
     (package / "sqlite_sink.py").write_text(documented("own-sink.md", "sqlite_sink.py"))
     build = f"from hatchling.build import build_wheel; build_wheel({str(wheels)!r})"

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from factory_agents.protocol import AgentResult, Counts, Interval, Manifest, Order, PartitionRange, Shard, Work
+from factory_agents.protocol import AgentResult, CodecRef, Counts, Interval, Manifest, Order, PartitionRange, Shard, Work
 
 __all__ = [
     "ALWAYS",
@@ -189,7 +189,8 @@ class StageRecord(_Record, frozen=True, tag="stage"):
     ``scope`` tells works over the same window apart (``AgentRun.scope``). ``redo`` is the run that told the work in progress to be done
     again: its own retries resume it. ``orders`` are those that the work obeyed, by task instance; ``epoch`` counts how many of them
     told it to begin again. ``source`` tells what a source held. ``earlier`` are the dead letters of finished work over other records
-    under this key (another topic of the name, another content of the file), which are still good for a replay.
+    under this key (another topic of the name, another content of the file), which are still good for a replay. ``input_codec`` and
+    ``output_codec`` are what it is read and written with, pinned.
     """
 
     pipeline: str
@@ -207,6 +208,8 @@ class StageRecord(_Record, frozen=True, tag="stage"):
     result: StoredResult | None = None
     source: str = ""
     earlier: tuple[Manifest, ...] = ()
+    input_codec: CodecRef | None = None
+    output_codec: CodecRef | None = None
 
     def answer(self) -> AgentResult | None:
         """The result as its run gave it, once the work is finished."""

@@ -15,6 +15,7 @@ import msgspec
 from factory_agents.errors import AgentError, ConfigurationError, UnavailableError
 from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Counts, Interval, Shard
+from factory_agents.reject import Reject
 from factory_agents.runtime.numbers import Digits
 
 __all__ = [
@@ -29,26 +30,11 @@ __all__ = [
     "Source",
     "SourceRecord",
     "Transform",
+    "Undecoded",
     "agent",
     "bind_params",
     "source_version",
 ]
-
-
-class Reject(Exception):  # noqa: N818  # what a user raises reads as an order
-    """Raise (or, in a batch agent, return) this to send the event to the dead-letter topic with a reason.
-
-    ``rule`` names what was broken, for counting; ``reason`` is one line for a person.
-    """
-
-    def __init__(self, reason: str, *, rule: str = "rejected") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.rule = rule
-
-    def forget_frames(self) -> None:
-        """Let go of the frames that it was raised through: they hold the event, in a cycle that only the garbage collector would find."""
-        self.__traceback__ = self.__cause__ = self.__context__ = None
 
 
 Record: TypeAlias = "bytes | tuple[bytes | None, bytes]"
@@ -324,6 +310,12 @@ _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
+class Undecoded(bytes):
+    """In place of a value that its topic's codec can't read: no JSON, so that whoever decodes it asks ``decode_event`` why."""
+
+    reject: Reject
+
+
 def decode_event(value: bytes | None, decode: Callable[[Any], Any] = _decode) -> dict[str, Any]:
     """A record's value as an event; raises Reject for what is not a JSON object."""
     if value is None:
@@ -331,6 +323,8 @@ def decode_event(value: bytes | None, decode: Callable[[Any], Any] = _decode) ->
     try:
         event = decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(value, Undecoded):
+            raise value.reject from None
         raise Reject(f"not JSON: {error}", rule="decode") from error
     if type(event) is not dict:
         raise Reject(f"expected a JSON object, got {type(event).__name__}", rule="decode")

@@ -13,10 +13,11 @@ from factory_agents.kafka.cuts import check_names
 from factory_agents.kafka.group import GroupReader
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
-from factory_agents.protocol import Counts, transactional_id
+from factory_agents.protocol import CodecRef, Counts, transactional_id
 from factory_agents.runtime.agent_thread import AgentThread
 from factory_agents.runtime.agents import Transform
 from factory_agents.runtime.chunk import Chunk
+from factory_agents.runtime.codecs import OpenCodec, open_codec
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import BatchSize, process
@@ -49,6 +50,8 @@ def run_live(
     dead_letter_topic: str = "",
     prefix: str = "factory",
     accept_loss: bool = False,
+    input_codec: CodecRef | None = None,
+    output_codec: CodecRef | None = None,
 ) -> Counts:
     """Handle what arrives, from the group's position (at first: the earliest record), outputs and positions in one transaction.
 
@@ -59,7 +62,10 @@ def run_live(
     check_names(group=group, prefix=prefix)
     if transform.stateful:
         raise WindowError(f"agent {transform.name!r} judges a whole window and cannot run live; give it a window (--since, --until)")
+    reading = open_codec(input_codec, in_topic, writing=False)
+    writing = open_codec(output_codec, out_topic, writing=True)
     live = _Live(context, transform, in_topic, out_topic, group, dead_letter_topic, prefix, accept_loss=accept_loss)
+    live.use_codecs(reading, writing)
     try:
         return live.run()
     finally:
@@ -98,7 +104,7 @@ class _Live:
             output=out_topic,
             dead=dead_letter_topic,
         )
-        self.outputs.set_writer(f"live/{group}/0")
+        self.input_codec: OpenCodec | None = None
         self.counts, self.uncommitted = Counts(), Counts()
         self.positions: dict[int, int] = {}
         self.batch = BatchSize()
@@ -115,11 +121,19 @@ class _Live:
         self.lag_told = 0.0
         self.thread = AgentThread(transform.name)
 
+    def use_codecs(self, reading: OpenCodec | None, writing: OpenCodec | None) -> None:
+        """Set what reads and writes the events."""
+        self.input_codec = reading
+        self.outputs.use_codecs(reading, writing)
+        self.outputs.set_writer(f"live/{self.group}/0")
+
     def close(self) -> None:
         """Leave the group; an open transaction is ended without its outputs."""
         self._drop("the agent ends")
         self.reader.close()
         self.thread.close(self.transform.close)
+        for codec in filter(None, (self.input_codec, self.outputs.codec)):
+            codec.close()
         self.cluster.close()
 
     def run(self) -> Counts:
@@ -159,7 +173,7 @@ class _Live:
         messages = self.reader.batch(min(self.batch.records, self.chunk.room), _POLL)
         if messages:
             began = time.monotonic()
-            outputs = self.thread.call(lambda: process(self.transform, messages), self._meanwhile)
+            outputs = self.thread.call(lambda: process(self.transform, messages, self.input_codec), self._meanwhile)
             took = time.monotonic() - began
             self.batch.took(took)
             self.observer.batch(self.subject, Batch(len(messages), took))

@@ -18,7 +18,9 @@ from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
 from factory_agents.protocol import Counts, Manifest, PartitionRange
-from factory_agents.runtime.agents import Output, Reject
+from factory_agents.reject import Reject
+from factory_agents.runtime.agents import Output, Record
+from factory_agents.runtime.codecs import OpenCodec
 from factory_agents.runtime.reasons import Reasons
 from factory_agents.runtime.refusals import NOWHERE, Place, Refusals, place_of
 from factory_agents.text import printable
@@ -115,7 +117,10 @@ class Outputs:
         self._show = show
         self._output_name = output
         self._dead_name = dead
+        self._own_headers: list[tuple[str, Any]] = []
         self._headers: list[tuple[str, Any]] = []
+        self._replaced = frozenset((WRITER_HEADER, DEAD_LETTER_HEADER))
+        self.codec: OpenCodec | None = None
         self._starts: dict[str, dict[int, int]] = {}
         self._sent: dict[str, dict[int, int]] = {}
         self._bytes = 0
@@ -151,7 +156,13 @@ class Outputs:
 
     def set_writer(self, writer_id: str) -> None:
         """Set what every record carries in its writer header from now on."""
-        self._headers = [(WRITER_HEADER, writer_id.encode())]
+        self._own_headers = [(WRITER_HEADER, writer_id.encode())]
+        self._headers = [*self._own_headers, *(self.codec.headers if self.codec is not None else ())]
+
+    def use_codecs(self, reading: OpenCodec | None, writing: OpenCodec | None) -> None:
+        """Set what writes the events, and which headers of what was read speak of its own codec: they don't go on."""
+        self.codec = writing
+        self._replaced = self._replaced.union(*(codec.header_names for codec in (reading, writing) if codec is not None))
 
     @property
     def dead_name(self) -> str:
@@ -168,9 +179,39 @@ class Outputs:
 
         ``plain`` says that no input has headers of its own to be passed on.
         """
+        if self.codec is not None:
+            outputs = self._encoded(self.codec, messages, outputs)
         done = self._put_plain(messages, outputs, counts) if plain and self._is_plain() else 0
         if done < len(messages):
             self._put_each(messages[done:], outputs[done:], counts)
+
+    def _encoded(self, codec: OpenCodec, messages: Sequence[Message], outputs: Sequence[Output]) -> list[Output]:
+        """The same outputs as the topic's codec writes them; an event that it can't write is rejected whole.
+
+        A dry run keeps them as JSON, which is what it shows.
+        """
+
+        def encoded(message: Message, record: Record) -> Record:
+            key, text = record if isinstance(record, tuple) else (None, record)
+            value = codec.write(text)
+            if self._show is not None:
+                return record
+            if isinstance(record, tuple):
+                return key, value
+            return (_key(message, text), value) if self._keyed else value
+
+        result: list[Output] = []
+        for message, output in zip(messages, outputs, strict=True):
+            try:
+                if output is None or isinstance(output, Reject):
+                    result.append(output)
+                elif isinstance(output, list):
+                    result.append([encoded(message, record) for record in output])
+                else:
+                    result.append(encoded(message, output))
+            except Reject as reject:
+                result.append(reject)
+        return result
 
     def _is_plain(self) -> bool:
         """Whether a record goes to the partition that it came from, under its own key."""
@@ -273,7 +314,7 @@ class Outputs:
             drop_headers(message)
             return Reject("the name of a header is no UTF-8: the event can't be passed on with its headers", rule="headers")
         if own and (len(own) > 1 or own[0][0] != WRITER_HEADER):
-            headers = [h for h in own if h[0] != WRITER_HEADER and h[0] != DEAD_LETTER_HEADER] + headers
+            headers = [h for h in own if h[0] not in self._replaced] + headers
         return self._send(output, value, key, partition, headers, place_of(message) if self.refusals.active else NOWHERE)
 
     def write_new(self, key: bytes | None, value: bytes, row: int) -> Reject | None:
@@ -281,6 +322,12 @@ class Outputs:
         output = self._needed_output()
         if key is None and self._keyed:
             key = (_id(value) or f"{self._origin.window}-{row}").encode()
+        if self.codec is not None:
+            try:
+                encoded = self.codec.write(value)
+            except Reject as reject:
+                return reject
+            value = value if self._show is not None else encoded
         return self._send(output, value, key, choose_partition(key, row, output.partitions), self._headers, (-1, row))
 
     def _needed_output(self) -> TopicInfo:
@@ -365,12 +412,12 @@ class Outputs:
             digest = message.digest
         else:
             place = (-1, row) if message is None else place_of(message)
-            whole = [*headers, *self._headers, (DEAD_LETTER_HEADER, msgspec.json.encode(letter))]
+            whole = [*headers, *self._own_headers, (DEAD_LETTER_HEADER, msgspec.json.encode(letter))]
             if self._send(self.dead, value, key, partition, whole, place) is None:
                 return
             digest = Digest(value or b"")
         letter = msgspec.structs.replace(letter, size=digest.size, sha256=digest.sha256, prefix=digest.prefix)
-        pointer = [*self._headers, (DEAD_LETTER_HEADER, msgspec.json.encode(letter))]
+        pointer = [*self._own_headers, (DEAD_LETTER_HEADER, msgspec.json.encode(letter))]
         key = key if len(key or b"") <= _LONGEST_KEY else None
         refused = self._send(self.dead, None, key, partition, pointer, NOWHERE)
         if refused is not None:
@@ -412,7 +459,8 @@ class Outputs:
         """What was written to the output topic, or None where there is no output topic or nothing is written for real."""
         if self.output is None or self._show is not None:
             return None
-        return Manifest(self.output.name, self.output.id, writer_id, _ranges(bounds))
+        codec = self.codec.ref if self.codec is not None else None
+        return Manifest(self.output.name, self.output.id, writer_id, _ranges(bounds), codec)
 
     def dead_manifest(self, bounds: Bounds, writer_id: str) -> Manifest | None:
         """What was written to the dead-letter topic, or None for nothing."""

@@ -24,6 +24,7 @@ from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, Order, PartitionRange, Window, digest
 from factory_agents.runtime.chunk import Chunk
+from factory_agents.runtime.codecs import OpenCodec, open_codec, same_choice
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.telemetry import Done, Observer, Subject, fields
 
@@ -56,8 +57,10 @@ def _loss_notes(window: Window, lost: Sequence[PartitionRange]) -> tuple[str, ..
     return tuple(f"lost: {window.topic}-{r.partition} offsets {r.start} to {r.end}" for r in lost[:_MOST_NOTES])
 
 
-def fingerprint(run: AgentRun, name: str, version: str, identity: dict[str, Any], output_id: str = "") -> str:
-    """Equal for equal work: what it is, agent with version and resolved parameters, output topic (and its id)."""
+def fingerprint(
+    run: AgentRun, name: str, version: str, identity: dict[str, Any], output_id: str = "", codecs: Sequence[OpenCodec | None] = ()
+) -> str:
+    """Equal for equal work: what it is, agent with version and parameters, output topic (and its id), codecs and their schemas."""
     window = run.window
     ranges = None if window is None else [window.topic_id, [(r.partition, r.start, r.end) for r in window.ranges], window.writers]
     return digest(
@@ -71,6 +74,7 @@ def fingerprint(run: AgentRun, name: str, version: str, identity: dict[str, Any]
             "agent": [name, version, identity],
             "output": [run.output_topic, output_id],
         }
+        | ({"codecs": [codec and codec.identity for codec in codecs]} if any(codecs) else {})
     )
 
 
@@ -133,6 +137,7 @@ class Session:
         self._earlier: tuple[Manifest, ...] = ()
         self._source = digest(identity["files"]) if "files" in identity and run.window is None else ""
         self._shards: list[StageRecord] = []
+        self.input_codec: OpenCodec | None = None
         self.resumed = False
         self.progress = Progress()
         self.counts = Counts()
@@ -185,13 +190,26 @@ class Session:
         run = self.run
         self.outputs.resolve()
         output = self.outputs.output
-        self.fingerprint = fingerprint(run, self.agent, self.version, self._identity, output.id if output is not None else "")
         if output is not None:
             check_window_topic(self.cluster, output.name)
-        if run.dry_run:
-            return None
-        self.ledger.ensure()
-        return self._decide(self._claim())
+        record = None
+        if not run.dry_run:
+            self.ledger.ensure()
+            record = self._claim()
+        self._open_codecs(record)
+        codecs = (self.input_codec, self.outputs.codec)
+        self.fingerprint = fingerprint(run, self.agent, self.version, self._identity, output.id if output is not None else "", codecs)
+        return None if run.dry_run else self._decide(record)
+
+    def _open_codecs(self, record: StageRecord | None) -> None:
+        """With the schemas that this work was begun with, or another shard of it, so that all of it is read and written by the same."""
+        window = self.run.window
+        reading, writing = window.codec if window is not None else None, self.run.output_codec
+        for before in (*([record] if record is not None else []), *self._shards):
+            if self._may_resume(before):
+                reading, writing = same_choice(reading, before.input_codec), same_choice(writing, before.output_codec)
+        self.input_codec = open_codec(reading, window.topic if window is not None else "", writing=False)
+        self.outputs.use_codecs(self.input_codec, open_codec(writing, self.run.output_topic, writing=True))
 
     def _decide(self, record: StageRecord | None) -> AgentResult | None:
         self.generation = self._view_end
@@ -385,6 +403,8 @@ class Session:
             result=None if result is None else StoredResult.of(result),
             source=self._source,
             earlier=self._earlier,
+            input_codec=self.input_codec.ref if self.input_codec is not None else None,
+            output_codec=self.outputs.codec.ref if self.outputs.codec is not None else None,
         )
 
     def _write_record(self, record: StageRecord) -> None:
@@ -460,4 +480,6 @@ class Session:
         """End an open transaction without its outputs, and disconnect."""
         with contextlib.suppress(FencedError):
             self.writer.abort()
+        for codec in filter(None, (self.input_codec, self.outputs.codec)):
+            codec.close()
         self.cluster.close()

@@ -259,7 +259,7 @@ class _SinkRun:
 
     def _stage(self, messages: Sequence[Message]) -> None:
         counts = self.session.counts
-        write = self._show if self.session.run.dry_run else self.sink.write
+        write = self._show if self.session.run.dry_run else self._write
         large = reject_large(messages)
         began = time.monotonic()
         rejected = self.heartbeat.during(lambda: write(messages)) if large is None else {0: large}
@@ -269,10 +269,20 @@ class _SinkRun:
         counts.consumed += len(messages)
         counts.forwarded += len(messages) - len(rejected)
 
+    def _write(self, messages: Sequence[Message]) -> dict[int, Reject]:
+        """What the sink, or the topic's codec before it, rejects of a batch, by index."""
+        codec = self.session.input_codec
+        if codec is None:
+            return self.sink.write(messages)
+        readable, places, rejected = codec.readable(messages)
+        refused = self.sink.write(readable) if readable else {}
+        return rejected | {places[i]: reject for i, reject in refused.items()}
+
     def _show(self, messages: Sequence[Message]) -> dict[int, Reject]:
         """A dry run: what there is of events, and what is none, by index."""
         rejected = {}
-        for i, message in enumerate(messages):
+        codec = self.session.input_codec
+        for i, message in enumerate(messages if codec is None else codec.read(messages)):
             try:
                 decode_event(message.value())
             except Reject as reject:

@@ -16,6 +16,7 @@ from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun, Counts, PartitionRange, Window
 from factory_agents.runtime.agent_thread import AgentThread
 from factory_agents.runtime.agents import Output, Transform
+from factory_agents.runtime.codecs import OpenCodec
 from factory_agents.runtime.outputs import reject_large
 from factory_agents.runtime.session import RunContext, Session
 from factory_agents.telemetry import Batch
@@ -70,11 +71,11 @@ class BatchSize:
             self.records = max(1, int(self.records * _BATCH_SECONDS / seconds))
 
 
-def process(transform: Transform, messages: Sequence[Message]) -> list[Output]:
-    """What the transform makes of a batch; AgentError, with where it was, for what it must not do."""
+def process(transform: Transform, messages: Sequence[Message], codec: OpenCodec | None = None) -> list[Output]:
+    """What the transform makes of a batch, read by the topic's codec; AgentError, with where it was, for what it must not do."""
     where = f"agent {transform.name!r}, {len(messages)} records from {messages[0].topic()}-{messages[0].partition()}@{messages[0].offset()}"
     try:
-        outputs = transform.process(messages)
+        outputs = transform.process(messages if codec is None else codec.read(messages))
     except FactoryError:
         raise
     except Exception as error:
@@ -208,7 +209,7 @@ class _TransformRun:
         return took
 
     def _process(self, messages: Sequence[Message]) -> list[Output]:
-        return self.thread.call(lambda: process(self.transform, messages), self._meanwhile)
+        return self.thread.call(lambda: process(self.transform, messages, self.session.input_codec), self._meanwhile)
 
     def _mark_handled(self) -> None:
         """All that was read so far is in the chunk."""

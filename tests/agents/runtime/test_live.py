@@ -20,7 +20,7 @@ from confluent_kafka import TopicPartition
 from factory_agents.errors import ConfigurationError, DataLossError, FencedError, UnavailableError, WindowError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.writer import ChunkAbortedError
-from factory_agents.protocol import Counts
+from factory_agents.protocol import CodecRef, Counts
 from factory_agents.runtime.agents import agent
 from factory_agents.runtime.live import _Live, default_group, run_live
 from factory_agents.runtime.session import RunContext
@@ -35,9 +35,7 @@ from tests.support.waiting import wait_for
 class Live:
     """A live agent in a thread of its own."""
 
-    def __init__(
-        self, runs: Runs, source: str, out: str, function: Callable[..., Any], config: KafkaConfig | None, *, accept_loss: bool = False
-    ) -> None:
+    def __init__(self, runs: Runs, source: str, out: str, function: Callable[..., Any], config: KafkaConfig | None, **more: Any) -> None:
         self.stop = threading.Event()
         self.counts: Counts | None = None
         self.error: BaseException | None = None
@@ -50,7 +48,7 @@ class Live:
             out_topic=out,
             group=f"{runs.prefix}.group",
             prefix=runs.prefix,
-            accept_loss=accept_loss,
+            **more,
         )
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -596,3 +594,15 @@ def test_a_live_agent_killed_anywhere_loses_and_doubles_nothing(runs: Runs, poin
         restarted.wait(30)
     assert restarted.returncode == 0
     assert written(runs, out) == list(range(300))
+
+
+def test_events_of_another_codec_are_read_and_written_live(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    runs.produce(source, [b"event_id=1;text=a", b"no pair", b"event_id=2;text=b"])
+    codec = CodecRef("tests.support.codecs:Pairs")
+    with live(runs, source, out, input_codec=codec, output_codec=codec) as running:
+        wait_written(runs, out, 2)
+        wait_for(lambda: runs.cluster.find(f"{out}.dead") is not None and runs.everything(f"{out}.dead"), "the dead letter")
+        assert running.end().rejected == 1
+    assert sorted(r.value or b"" for r in runs.everything(out)) == [b"event_id=1;text=a;seen=True", b"event_id=2;text=b;seen=True"]
+    assert [r.value for r in runs.everything(f"{out}.dead")] == [b"no pair"]

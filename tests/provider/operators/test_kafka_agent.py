@@ -28,7 +28,7 @@ from airflow_provider_factory.sensors.consumer_lag import ConsumerLagSensor
 from airflow_provider_factory.sensors.window_closed import WindowClosedSensor
 from factory_agents.contracts import load_contract
 from factory_agents.errors import AgentCrashedError, ConfigurationError, UnavailableError, WindowError
-from factory_agents.protocol import AgentRun, ErrorInfo, Order, Shard, decode_run, encode, plain
+from factory_agents.protocol import AgentRun, CodecRef, ErrorInfo, Order, Shard, decode_run, encode, plain
 from tests.support.kube_api import kube_api
 from tests.support.samples import INTERVAL, context, result, window
 
@@ -62,6 +62,24 @@ def test_the_agent_is_told_who_what_where_and_over_what() -> None:
     assert (run.agent.name, run.agent.version, run.params) == ("enrich", "v2", {"n": 1})
     assert (run.window, run.interval, run.shard) == (window(), None, Shard())
     assert (run.output_topic, run.dead_letter_topic, run.deadline_seconds, run.max_rejected) == ("enriched", "dead", 300.0, "1 %")
+
+
+def test_a_topics_codec_is_the_arguments_else_the_one_it_was_written_with_else_the_topics_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def codecs(**arguments: Any) -> tuple[CodecRef | None, CodecRef | None]:
+        run = told(**arguments)
+        assert run.window is not None
+        return run.window.codec, run.output_codec
+
+    written = window(codec=CodecRef("avro", {}, {"id": 7}))
+    assert codecs() == (None, None)
+    assert codecs(input_codec="avro?version=3", output_codec={"name": "a:B"}) == (CodecRef("avro", {"version": "3"}), CodecRef("a:B"))
+    monkeypatch.setenv("FACTORY_INCLUDE", str(tmp_path))
+    (tmp_path / "topics.yaml").write_text("topics: {raw: {codec: avro}, enriched: {codec: avro}}")
+    assert codecs() == (CodecRef("avro"), CodecRef("avro"))
+    assert codecs(window=written) == (written.codec, CodecRef("avro"))
+    assert codecs(window=written, input_codec="json", output_codec="json") == (None, None)
 
 
 NEEDED: dict[type[BaseOperator], dict[str, Any]] = {
