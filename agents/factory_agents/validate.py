@@ -36,7 +36,7 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> ValidateTra
     Raises ConfigurationError for parameters it doesn't take and ContractError for a contract that can't be read.
     """
     contract = load_contract(_params(params).contract, untrusted=run is not None and "contract" in run.untrusted)
-    for note in contract.notes:
+    for note in (*contract.notes, *contract.not_run):
         log.info("%s", note)
     return ValidateTransform(contract, run)
 

@@ -341,7 +341,7 @@ class KafkaAgentOperator(AgentPodOperator):
 
         A contract that is found nowhere here is left to the image by its name, unless that came from whoever started the run.
         """
-        from factory_agents.contracts import is_text, load_contract, pack_contract, untrusted_contract
+        from factory_agents.contracts import is_text, load_contract, pack_contract, split_name, untrusted_contract
 
         given = run.params.get("contract")
         if not given:
@@ -350,10 +350,11 @@ class KafkaAgentOperator(AgentPodOperator):
         if "contract" in run.untrusted:
             contract = untrusted_contract(given, folders)
         elif isinstance(given, str) and not is_text(given):
-            path = next((place / given for place in folders if (place / given).is_file()), None)
+            file, schema = split_name(given)
+            path = next((place / file for place in folders if (place / file).is_file()), None)
             if path is None:
                 return run
-            contract = load_contract(path, name=given)
+            contract = load_contract(f"{path}#{schema}" if schema else path, name=file)
         else:
             contract = load_contract(given, folder=folders[0] if folders else None)
         return msgspec.structs.replace(run, params={**run.params, "contract": pack_contract(contract)})

@@ -19,6 +19,8 @@ Outcome = Literal["pass", "warn", "fail"]
 Level = Literal["warn", "fail"]
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "between": lambda value, limits: limits[0] <= value <= limits[1],
+    "not between": lambda value, limits: not limits[0] <= value <= limits[1],
     ">": operator.gt,
     ">=": operator.ge,
     "<": operator.lt,
@@ -29,15 +31,26 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _UNITS = {"sec": "s", "second": "s", "seconds": "s", "m": "min", "minute": "min", "minutes": "min"}
 _UNITS |= {"hour": "h", "hours": "h", "day": "d", "days": "d"}
+_OF_FIELDS = {"null_rate": "nulls", "nulls": "nulls", "missing": "missing", "invalid": "invalid"}
+"""Figures of a field, with the name of their counts in a report."""
 _SHARE_OF = {"rejected": "rows", "duplicates": "valid", "late": "valid", "early": "valid", "untimed": "valid"}
-_FIGURES = ("rows", "valid", "rejected", "rejected(rule)", "null_rate(field)", "duplicates", "late", "early", "untimed", "freshness")
-_CONDITION = re.compile(r"\s*(\w+)\s*(?:\(\s*([^()]*?)\s*\))?\s*(>=|<=|==|!=|>|<)\s*(\d+(?:[_,]\d{3})*(?:\.\d+)?)\s*(%|[A-Za-z]+)?\s*")
+_SHARE_OF |= dict.fromkeys(_OF_FIELDS, "valid")
+_FIGURES = (
+    *("rows", "valid", "rejected", "rejected(rule)", "null_rate(field)", "nulls(field)", "missing(field)", "invalid(field)"),
+    *("duplicates", "duplicates(fields)", "late", "early", "untimed", "freshness"),
+)
+_NUMBER = r"(-?\d+(?:[_,]\d{3})*(?:\.\d+)?)"
+_CONDITION = re.compile(
+    rf"\s*(\w+)\s*(?:\(\s*([^()]*?)\s*\))?\s*(?:(>=|<=|==|!=|>|<)\s*{_NUMBER}|((?:not\s+)?between)\s+{_NUMBER}\s+and\s+{_NUMBER})"
+    r"\s*(%|[A-Za-z]+)?\s*"
+)
 
 
 class Condition(msgspec.Struct, frozen=True):
-    """A parsed threshold: true where ``figure`` (of ``argument``, a field or a rule) compares so with ``threshold``.
+    """A parsed threshold: true where ``figure`` (of ``argument``, a field, fields or a rule) compares so with ``threshold``.
 
-    The threshold's ``unit`` is ``""`` for a count, ``"%"`` for a share, else a unit of time.
+    The threshold's ``unit`` is ``""`` for a count, ``"%"`` for a share, else a unit of time. ``between`` and ``not between`` have an
+    ``upper`` one too, and both belong to what lies between.
     """
 
     text: str
@@ -46,12 +59,25 @@ class Condition(msgspec.Struct, frozen=True):
     comparison: str
     threshold: str
     unit: str
+    upper: str = ""
 
     @property
-    def limit(self) -> Fraction:
-        """The threshold as a count, a share of one, or seconds; exact."""
-        value = Fraction(self.threshold)
-        return value / 100 if self.unit == "%" else value * _SECONDS.get(self.unit, 1)
+    def limits(self) -> tuple[Fraction, ...]:
+        """The threshold, or the two, as counts, shares of one, or seconds; exact."""
+        values = [Fraction(text) for text in (self.threshold, self.upper) if text]
+        return tuple(value / 100 if self.unit == "%" else value * _SECONDS.get(self.unit, 1) for value in values)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that the figure is about; none where it is about all events, or a rule."""
+        if self.figure == "duplicates" and self.argument:
+            return tuple(name.strip() for name in self.argument.split(","))
+        return (self.argument,) if self.figure in _OF_FIELDS else ()
+
+    def holds(self, observed: Fraction) -> bool:
+        """Whether the figure, observed in the threshold's unit, compares so with it."""
+        limits = self.limits
+        return _COMPARE[self.comparison](observed, limits if self.upper else limits[0])
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -82,9 +108,12 @@ def parse_condition(text: str) -> Condition:
     if match is None:
         what = "a figure, a comparison and a threshold, such as 'rejected > 1 %'"
         raise ConfigurationError(f"condition {show(text)}: expected {what}")
-    figure, argument, comparison, number, unit = match.groups(default="")
-    number = number.replace(",", "").replace("_", "")
-    condition = Condition(" ".join(text.split()), figure, argument, comparison, number, _UNITS.get(unit, unit))
+    figure, argument, comparison, number, between, lower, upper, unit = match.groups(default="")
+    first, second = (text.replace(",", "").replace("_", "") for text in (number or lower, upper))
+    comparison = comparison or " ".join(between.split())
+    condition = Condition(" ".join(text.split()), figure, argument, comparison, first, _UNITS.get(unit, unit), second)
+    if second and condition.limits[0] > condition.limits[1]:
+        _fail(condition, f"expected the smaller number first, got {first} and {second}")
     _check_figure(condition)
     _check_unit(condition)
     return condition
@@ -111,9 +140,11 @@ def _check_figure(c: Condition) -> None:
     if c.figure not in names:
         near = did_you_mean(c.figure, names) or did_you_mean(c.figure.removesuffix("_rate"), names)
         _fail(c, f"unknown figure {c.figure!r}{near or one_of('', _FIGURES)}")
-    if c.figure == "null_rate" and not c.argument:
-        _fail(c, "expected a field in brackets, such as null_rate(added)")
-    if c.argument and c.figure not in ("null_rate", "rejected"):
+    if c.figure in _OF_FIELDS and not c.argument:
+        _fail(c, f"expected a field in brackets, such as {c.figure}(added)")
+    if "" in c.fields and c.argument:
+        _fail(c, f"expected fields with commas between them, such as duplicates(tenant, order), got ({c.argument})")
+    if c.argument and c.figure not in (*_OF_FIELDS, "rejected", "duplicates"):
         _fail(c, f"{c.figure} takes nothing in brackets, got ({c.argument})")
 
 
@@ -133,15 +164,16 @@ def _check_unit(c: Condition) -> None:
 def check(report: Mapping[str, Any], condition: Condition, level: Level) -> dict[str, Any]:
     """Apply one condition: ``{rule, level, observed, threshold, outcome}``, with ``note`` where the figure is not known.
 
-    ``observed`` and ``threshold`` are counts, shares of one, or seconds. An empty window breaks no share and no freshness (that
-    is what ``rows < 1`` is for); a figure that can't be known although there are events gives ``warn``.
+    ``observed`` and ``threshold`` (a list of two for ``between``) are counts, shares of one, or seconds. An empty window breaks no share
+    and no freshness (that is what ``rows < 1`` is for); a figure that can't be known although there are events gives ``warn``.
     """
-    limit = _number(condition.limit)
-    result = {"rule": condition.text, "level": level, "observed": None, "threshold": limit, "outcome": "pass"}
+    limits = [_number(limit) for limit in condition.limits]
+    threshold = limits if condition.upper else limits[0]
+    result: dict[str, Any] = {"rule": condition.text, "level": level, "observed": None, "threshold": threshold, "outcome": "pass"}
     observed = _observe(report, condition)
     if observed is not None:
         result["observed"] = _number(observed)
-        if _COMPARE[condition.comparison](observed, condition.limit):
+        if condition.holds(observed):
             result["outcome"] = level
     elif report["valid"]:
         result["outcome"] = "warn"
@@ -155,14 +187,25 @@ def _observe(report: Mapping[str, Any], c: Condition) -> Fraction | None:
     if c.figure == "freshness":
         seconds = report["freshness_seconds"]
         return None if seconds is None else Fraction(str(seconds))
-    if c.figure == "null_rate":
-        if c.argument not in report["nulls"]:
-            _fail(c, f"the report counts no nulls of {c.argument!r}{one_of(c.argument, report['nulls'])}")
-        return _share(report["nulls"][c.argument], report["valid"])
-    count = _rejected_by(report, c) if c.argument else report[c.figure]
+    count = _count(report, c)
     if count is None or c.unit != "%":
         return None if count is None else Fraction(count)
     return _share(count, report[_SHARE_OF[c.figure]])
+
+
+def _count(report: Mapping[str, Any], c: Condition) -> int | None:
+    if c.figure == "rejected" and c.argument:
+        return _rejected_by(report, c)
+    if not c.fields:
+        value: int | None = report[c.figure]
+        return value
+    counts = report.get(_OF_FIELDS.get(c.figure, "duplicates_of"), {})  # a report of before these were counted has none
+    name = ", ".join(c.fields)
+    if name not in counts:
+        what = c.figure if c.figure != "null_rate" else "nulls"
+        _fail(c, f"the report counts no {what} of {name!r}{one_of(name, counts) if counts else ''}")
+    count: int | None = counts[name]
+    return count
 
 
 def _rejected_by(report: Mapping[str, Any], c: Condition) -> int:
@@ -204,6 +247,7 @@ def judge(report: Mapping[str, Any] | None, fail_if: str | Sequence[str] = (), w
     lines += [Line(c["outcome"], f"  {_check_text(c)}") for c in sorted(checks, key=lambda c: ("fail", "warn", "pass").index(c["outcome"]))]
     lines += [Line("pass", f"  {n:,} × {rule}") for rule, n in _broken_rules(report)[:10]]
     lines += [Line("pass", f"  e.g. {_place(s)}: {s['reason']}") for s in report["samples"]]
+    lines += [Line("pass", f"  {text}") for text in report.get("not_run", ())]
     failure = f"{lines[0].text}{_causes(report, checks)}" if outcome == "fail" else ""
     return Verdict(outcome, tuple(checks), tuple(lines), failure)
 
@@ -241,7 +285,7 @@ def _causes(report: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]) -> s
     return causes
 
 
-_WORDS = {">": "above", ">=": "from", "<": "below", "<=": "up to", "==": "at", "!=": "unless"}
+_WORDS = {">": "above", ">=": "from", "<": "below", "<=": "up to", "==": "at", "!=": "unless", "not between": "outside"}
 _PASSED = {"pass": "ok", "warn": "warning", "fail": "broken"}
 
 
@@ -257,7 +301,9 @@ def _check_text(c: Mapping[str, Any]) -> str:
     else:
         observed = f"{c['observed']:,}"
     figure = f"{condition.figure}({condition.argument})" if condition.argument else condition.figure
-    limit = f"{_WORDS[condition.comparison]} {condition.threshold} {condition.unit}".rstrip()
+    word = _WORDS.get(condition.comparison, condition.comparison)
+    upper = f" and {condition.upper}" if condition.upper else ""
+    limit = f"{word} {condition.threshold}{upper} {condition.unit}".rstrip()
     return f"{_PASSED[c['outcome']]}: {figure} {observed} ({c['level']}s {limit})"
 
 

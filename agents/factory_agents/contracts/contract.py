@@ -25,8 +25,11 @@ from factory_agents.contracts.documents import (
 )
 from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, parse_expression
 from factory_agents.contracts.fast import FastPath, compile_fast
+from factory_agents.contracts.figures import Figure, read_figures
+from factory_agents.contracts.odcs import is_odcs, read_odcs
 from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
 from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnSpec, ColumnType, TableSpec
+from factory_agents.contracts.times import iso_time
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import confined_path, resolve_path
 from factory_agents.protocol import digest
@@ -39,7 +42,7 @@ _KEYS = (
     *("name", "version", "description", "owner", "id", "time", "time_unit"),
     *("version_field", "key", "deletes", "schema", "rules", "window", "columns"),
 )
-_WINDOW_KEYS = ("fail_if", "warn_if", "nulls")
+_WINDOW_KEYS = ("fail_if", "warn_if", "nulls", "missing", "invalid")
 _RESERVED = ("schema", "decode", "time")
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _FIRST_US = int(datetime(1, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
@@ -58,9 +61,10 @@ class Contract:
     """A checked data contract.
 
     ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
-    counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row. ``digest`` is equal for equal
-    meaning: comments, layout and descriptions don't enter it. ``notes`` say what in it checks nothing. ``text`` is its own; ``texts`` are
-    those of the files that it refers to, by their names relative to its folder.
+    counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row. ``nulls`` are the fields whose nulls
+    are counted, ``figures`` what else is, ``duplicates_of`` the fields whose values, taken together, should come once. ``digest`` is equal
+    for equal meaning: comments, layout and descriptions don't enter it. ``notes`` say what in it checks nothing, ``not_run`` which checks
+    are not ours to run. ``text`` is its own; ``texts`` are those of the files that it refers to, by their names relative to its folder.
     """
 
     name: str
@@ -75,9 +79,12 @@ class Contract:
     fail_if: tuple[Condition, ...]
     warn_if: tuple[Condition, ...]
     nulls: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    duplicates_of: tuple[tuple[str, ...], ...]
     source: str
     digest: str
     notes: tuple[str, ...]
+    not_run: tuple[str, ...]
     text: str = field(repr=False)
     texts: Mapping[str, str] = field(repr=False)
     _columns: tuple[Column, ...] = field(repr=False)
@@ -123,9 +130,13 @@ class Contract:
 
     def fast_path(self) -> FastPath:
         """A decoder and a test for most events; what they don't take, or raise at, ``checker`` decides. Raises NotFast with the reason."""
-        ids = [] if self.id is None else [self.id]
+        values = [
+            *([] if self.id is None else [self.id]),
+            *(f.field for f in self.figures),
+            *(n for names in self.duplicates_of for n in names),
+        ]
         times = [] if self.time is None else [self.time]
-        return compile_fast(self._schema, self._expressions, ids, [*times, *self.nulls])
+        return compile_fast(self._schema, self._expressions, values, [*times, *self.nulls])
 
     def time_reader(self) -> Callable[[Any], int | None]:
         """Turns a value of the time field into microseconds since 1970 UTC, None into None; it raises ValueError for no time."""
@@ -180,10 +191,32 @@ def load_contract(
     """
     if isinstance(source, Mapping) and source.keys() == _PACKED:
         texts = dict(source["files"])
-        return _Builder(parse_document(source["text"], source["name"]), _folder_of(texts), texts).build()
+        file, wanted = split_name(source["name"])
+        return _build(parse_document(source["text"], file), wanted, _folder_of(texts), texts)
     if untrusted:
         return untrusted_contract(source, None)
-    return _Builder(*_open(source, name, folder or Path(os.environ.get("FACTORY_INCLUDE") or Path.cwd()))).build()
+    wanted = split_name(source)[1] if isinstance(source, (str, Path)) else ""
+    document, folder = _open(source, name, folder or Path(os.environ.get("FACTORY_INCLUDE") or Path.cwd()))
+    return _build(document, wanted, folder)
+
+
+def _build(document: Document, wanted: str, folder: Path, texts: Mapping[str, str] | None = None) -> Contract:
+    """The contract that a document holds, in whichever notation."""
+    if not is_odcs(document.data):
+        if wanted:
+            document.fail((), f"expected a schema called {wanted!r}, but only contracts of the Open Data Contract Standard have several")
+        return _Builder(document, folder, texts).build()
+    translation = read_odcs(document, wanted)
+    return _Builder(translation.document, folder, texts, translation.notes, translation.not_run, wanted).build()
+
+
+def split_name(source: str | Path) -> tuple[str, str]:
+    """A contract's file, and which of its schemas is meant: ``orders.odcs.yaml#receivers``."""
+    name = os.fspath(source)
+    if is_text(name) or "#" not in name or Path(name).exists():
+        return name, ""
+    file, _, schema = name.rpartition("#")
+    return file, schema
 
 
 def untrusted_contract(source: Any, roots: Sequence[Path] | None) -> Contract:
@@ -193,9 +226,10 @@ def untrusted_contract(source: Any, roots: Sequence[Path] | None) -> Contract:
             f"contract: it comes from a parameter of the run, so expected the name of a file, such as contracts/events.yaml, got "
             f"{'the text of one' if isinstance(source, str) else type(source).__name__}"
         )
+    source, wanted = split_name(source)
     path = confined_path(source, "contract", roots)
     try:
-        return _Builder(read_document(path, source), path.parent.absolute()).build()
+        return _build(read_document(path, source), wanted, path.parent.absolute())
     except ContractError as error:
         place = re.match(re.escape(source) + r"(?::\d+:\d+)?", str(error))
         where = place[0] if place else source
@@ -221,8 +255,9 @@ def _open(source: str | Path | Mapping[str, Any], name: str, folder: Path) -> tu
         return inline_document(source), folder.absolute()
     if isinstance(source, str) and is_text(source):
         return parse_document(source, "inline contract"), folder.absolute()
-    path = resolve_path(source, "contract")
-    return read_document(path, name or os.fspath(source)), path.parent.absolute()
+    file = split_name(source)[0]
+    path = resolve_path(file, "contract")
+    return read_document(path, split_name(name)[0] if name else file), path.parent.absolute()
 
 
 def _folder_of(texts: Mapping[str, str]) -> Path:
@@ -234,10 +269,21 @@ def _folder_of(texts: Mapping[str, str]) -> Path:
 class _Builder:
     """Reads a contract's document part by part; each error names its place."""
 
-    def __init__(self, document: Document, folder: Path, texts: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        document: Document,
+        folder: Path,
+        texts: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
+        not_run: Sequence[str] = (),
+        schema: str = "",
+    ) -> None:
         self._document = document
         self._folder = folder
         self._texts = texts
+        self._notes = tuple(notes)
+        self._not_run = tuple(not_run)
+        self._source = f"{document.name}#{schema}" if schema else document.name
         self._data: dict[str, Any] = document.mapping((), document.data, "a contract (a mapping with a name)")
         self._fields: Mapping[str, FieldType] = {}
 
@@ -253,7 +299,7 @@ class _Builder:
         id_ = self._field("id", None if self._data.get("id", "") is None else "event_id")
         time, unit = self._time()
         rules = self._rules()
-        fail_if, warn_if, nulls = self._window([rule.name for rule, _ in rules])
+        fail_if, warn_if, nulls, figures = self._window([rule.name for rule, _ in rules])
         key = self._key(id_)
         version = self._version()
         version_field = self._field("version_field", None)
@@ -274,6 +320,9 @@ class _Builder:
             "window": [[c.text for c in fail_if], [c.text for c in warn_if], nulls],
             "columns": columns,
         } | ({"deletes": True} if deletes else {})
+        for what, missing in (("missing", True), ("invalid", False)):
+            counted = [figure.meaning for figure in figures if figure.missing is missing]
+            meaning |= {what: counted} if counted else {}
         return Contract(
             name=name,
             version=version,
@@ -287,9 +336,12 @@ class _Builder:
             fail_if=fail_if,
             warn_if=warn_if,
             nulls=nulls,
-            source=self._document.name,
+            figures=figures,
+            duplicates_of=tuple(dict.fromkeys(c.fields for c in (*fail_if, *warn_if) if c.figure == "duplicates" and c.fields)),
+            source=self._source,
             digest=digest(meaning),
-            notes=schema.notes,
+            notes=(*self._notes, *schema.notes),
+            not_run=self._not_run,
             text=self._document.text or msgspec.json.encode(self._data).decode(),
             texts=schema.texts,
             _columns=columns,
@@ -391,21 +443,25 @@ class _Builder:
                 self._document.fail_inside(path, line, column, message)
         return expression
 
-    def _window(self, rules: Sequence[str]) -> tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...]]:
+    def _window(self, rules: Sequence[str]) -> tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...], tuple[Figure, ...]]:
         data = self._document.mapping(("window",), self._data.get("window") or {}, "a mapping with fail_if, warn_if")
         self._document.check_keys(("window",), data, _WINDOW_KEYS)
-        fail_if = self._conditions("fail_if", data.get("fail_if"), rules)
-        warn_if = self._conditions("warn_if", data.get("warn_if"), rules)
+        missing, invalid = (
+            read_figures(self._document, ("window", what), data.get(what), self._declared) for what in ("missing", "invalid")
+        )
+        known = {"rejected": rules, "missing": [f.name for f in missing], "invalid": [f.name for f in invalid]}
+        fail_if = self._conditions("fail_if", data.get("fail_if"), known)
+        warn_if = self._conditions("warn_if", data.get("warn_if"), known)
         default = [name for name, f in self._fields.items() if f.nullable]
         nulls = data.get("nulls", default)
         if not isinstance(nulls, list):
             self._fail(("window", "nulls"), f"expected a list of fields whose nulls are counted, got {show(nulls)}")
         for i, name in enumerate(nulls):
             self._declared(name, ("window", "nulls", i))
-        nulls = [*nulls, *(c.argument for c in (*fail_if, *warn_if) if c.figure == "null_rate")]
-        return fail_if, warn_if, tuple(dict.fromkeys(nulls))
+        nulls = [*nulls, *(c.argument for c in (*fail_if, *warn_if) if c.figure in ("null_rate", "nulls"))]
+        return fail_if, warn_if, tuple(dict.fromkeys(nulls)), (*missing, *invalid)
 
-    def _conditions(self, key: str, value: Any, rules: Sequence[str]) -> tuple[Condition, ...]:
+    def _conditions(self, key: str, value: Any, known: Mapping[str, Sequence[str]]) -> tuple[Condition, ...]:
         items = [value] if isinstance(value, str) else value or []
         if not isinstance(items, list):
             self._fail(("window", key), f"expected a condition or a list of them, such as 'rejected > 1 %', got {show(value)}")
@@ -416,14 +472,22 @@ class _Builder:
                 condition = parse_condition(text)
             except ConfigurationError as error:
                 self._fail(path, str(error))
-            if condition.figure == "null_rate":
-                self._declared(condition.argument, path)
-            elif condition.argument and condition.argument not in rules and condition.argument.split(":")[0] not in _RESERVED:
-                self._fail(path, f"there is no rule {condition.argument!r}{did_you_mean(condition.argument, rules)}")
-            if condition.figure in ("freshness", "late", "early", "untimed") and self._data.get("time") is None:
-                self._fail(path, f"{condition.figure} needs event times: expected time: to name their field")
+            self._check_condition(condition, path, known)
             result.append(condition)
         return tuple(result)
+
+    def _check_condition(self, c: Condition, path: KeyPath, known: Mapping[str, Sequence[str]]) -> None:
+        if c.figure in ("missing", "invalid"):
+            if c.argument not in known[c.figure]:
+                what = f"window.{c.figure} does not say which values of {c.argument!r} are {c.figure}"
+                self._fail(path, f"{what}{did_you_mean(c.argument, known[c.figure])}")
+        elif c.fields:
+            for name in c.fields:
+                self._declared(name, path)
+        elif c.argument and c.argument not in known["rejected"] and c.argument.split(":")[0] not in _RESERVED:
+            self._fail(path, f"there is no rule {c.argument!r}{did_you_mean(c.argument, known['rejected'])}")
+        if c.figure in ("freshness", "late", "early", "untimed") and self._data.get("time") is None:
+            self._fail(path, f"{c.figure} needs event times: expected time: to name their field")
 
     def _columns(self, key: tuple[str, ...]) -> tuple[Column, ...]:
         what = "a mapping of column names to types, such as 'added: bigint'"
@@ -454,7 +518,7 @@ def _column_type(field_: FieldType) -> str:
 
 
 def _time_reader(unit: TimeUnit) -> Callable[[Any], int | None]:
-    return _iso_time if unit == "iso" else _number_time(unit)
+    return iso_time if unit == "iso" else _number_time(unit)
 
 
 def _number_time(unit: TimeUnit) -> Callable[[Any], int | None]:
@@ -472,27 +536,3 @@ def _number_time(unit: TimeUnit) -> Callable[[Any], int | None]:
         raise ValueError(f"expected {what}, counted in {unit} since 1970, got {show(value)}")
 
     return read
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _iso_time(value: Any) -> int | None:
-    if value is None:
-        return None
-    try:
-        time = _parse_iso(value)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"expected an ISO-8601 time, such as 2026-11-01T04:00:00Z, got {show(value)}") from error
-    since = time - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-
-
-def _parse_iso(value: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(value)
-    except ValueError:
-        if not re.search(r":60(?!\d)|z$", value):
-            raise
-        time = datetime.fromisoformat(re.sub(r":60(?!\d)", ":59", value).upper())  # a leap second, a small z: RFC 3339 has both
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

@@ -52,16 +52,33 @@ def one_of(word: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file (or text, or a mapping from elsewhere): its data, and the place of every key and value in it."""
+    """A parsed file (or text, or a mapping from elsewhere): its data, and the place of every key and value in it.
+
+    Where the data were made from what the text says (a contract in another notation), ``origins`` tells from which of its values.
+    """
 
     name: str
     data: Any
     text: str = ""
     values: Mapping[KeyPath, _Position] = field(default_factory=dict)
     keys: Mapping[KeyPath, _Position] = field(default_factory=dict)
+    origins: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
+
+    def origin(self, path: KeyPath) -> KeyPath:
+        """The path in the text that a path in the data came from: as much of it as there is."""
+        if not self.origins:
+            return path
+        known = path
+        while known not in self.origins and known:
+            known = known[:-1]
+        found = (*self.origins.get(known, ()), *path[len(known) :])
+        while found not in self.values and found:
+            found = found[:-1]
+        return found
 
     def where(self, path: KeyPath, *, key: bool = False) -> str:
         """``file:line:column`` (from 1) of a value, or of its key; the nearest enclosing value's where it has none itself."""
+        path = self.origin(path)
         position = self.keys.get(path) if key else None
         while position is None and (path in self.values or path):
             position = self.values.get(path)
@@ -72,11 +89,16 @@ class Document:
 
     def fail(self, path: KeyPath, message: str, *, key: bool = False) -> NoReturn:
         """Raise ContractError at a place, naming the path to it."""
-        dotted = ".".join(map(str, path))
-        raise ContractError(f"{self.where(path, key=key)}: {dotted + ': ' if dotted else ''}{message}")
+        raise self.error(path, message, key=key)
+
+    def error(self, path: KeyPath, message: str, *, key: bool = False) -> ContractError:
+        """What ``fail`` raises."""
+        dotted = ".".join(map(str, self.origin(path)))
+        return ContractError(f"{self.where(path, key=key)}: {dotted + ': ' if dotted else ''}{message}")
 
     def fail_inside(self, path: KeyPath, line: int, column: int, message: str) -> NoReturn:
         """Raise ContractError at a line and column (from 1) within a text value, as exactly as its notation allows."""
+        path = self.origin(path)
         position = self.values.get(path)
         if position is not None:
             first, start = self._text_start(position)

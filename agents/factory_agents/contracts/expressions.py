@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from factory_agents.contracts.documents import one_of
 from factory_agents.contracts.patterns import PatternError, compile_search
+from factory_agents.contracts.times import iso_time
 
 __all__ = ["Expression", "ExpressionError", "Getter", "compile_all", "parse_expression"]
 
@@ -66,7 +67,7 @@ def _item(value: Any, key: str | int) -> Any:
     raise TypeError(f"{type(value).__name__} has no field {key!r}")
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"len": len, "abs": abs, "min": min, "max": max}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"len": len, "abs": abs, "min": min, "max": max, "time": iso_time}
 _METHODS = {"startswith": 1, "endswith": 1, "lower": 0, "upper": 0, "matches": 1}
 _OPERATORS = (ast.Add, ast.Sub, ast.Div, ast.FloorDiv)
 _COMPARISONS = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Is, ast.IsNot)
@@ -235,8 +236,8 @@ class _Compiler:
             return self._field(node, argument.value)
         if name not in _FUNCTIONS:
             self._fail(node, f"unknown function {ast.unparse(node.func)!r}{one_of(name, ['field', *_FUNCTIONS])}")
-        if not node.args:
-            self._fail(node, f"{name}() needs an argument")
+        if not node.args or (name == "time" and len(node.args) > 1):
+            self._fail(node, f"{name}() {'needs an' if not node.args else 'takes one'} argument")
         return self._call(f"_{name}", *self._all(node.args))
 
     def _method(self, node: ast.Call, function: ast.Attribute) -> ast.expr:

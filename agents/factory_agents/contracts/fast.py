@@ -55,7 +55,7 @@ def compile_fast(schema: Schema, expressions: Sequence[Expression], values: Sequ
         raise NotFast(f"the schema has {unknown[0]}")
     plain = {name for e in expressions for name, _, _ in e.fields} | set(values)
     known = [*whole.get("required", ()), *sorted(plain), *used]
-    properties: dict[str, Any] = {**dict.fromkeys(known, True), **whole.get("properties", {})}
+    properties = _with_undeclared(known, whole)
     types = _Types(schema.part)
     checks: list[tuple[str, Validator]] = []
     fields = []
@@ -141,13 +141,21 @@ class _Types:
         if not said.keys() <= _OBJECT or not isinstance(said.get("additionalProperties", True), bool):
             raise NotFast
         required = said.get("required", ())
-        properties = {**dict.fromkeys(required, True), **said.get("properties", {})}
+        properties = _with_undeclared(required, said)
         names = {name: f"f{i}" for i, name in enumerate(properties)}
         fields = []
         for name, part in properties.items():
             type_ = self._whole(part, False, depth + 1)
             fields.append((names[name], type_) if name in required else (names[name], type_, None))
         return self.struct(fields, names)
+
+
+def _with_undeclared(names: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The properties of a schema, and those that it only names elsewhere: any value, unless it forbids what it doesn't declare."""
+    declared = schema.get("properties", {})
+    if schema.get("additionalProperties", True) is False and not declared.keys() >= set(names):
+        raise NotFast("the schema names a field that it forbids")
+    return {**dict.fromkeys(names, True), **declared}
 
 
 _KINDS: dict[str, Any] = {

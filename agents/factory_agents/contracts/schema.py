@@ -13,7 +13,7 @@ from factory_agents.contracts.documents import Document, KeyPath, did_you_mean, 
 from factory_agents.contracts.patterns import PatternError, bounded, check_pattern, engine
 from factory_agents.contracts.references import Place, References
 
-__all__ = ["FieldType", "Schema", "Violation", "compile_schema"]
+__all__ = ["FieldType", "Schema", "Violation", "compile_schema", "wording"]
 
 
 class Violation(NamedTuple):
@@ -69,7 +69,7 @@ class Schema:
             path.append(error.kind.property)
         name = path[0] if path and path[0] in self.fields else ""
         where = _dotted(path) or "the event"
-        return Violation(f"schema:{name}" if name else "schema", f"{where}: {_wording(error)}")
+        return Violation(f"schema:{name}" if name else "schema", f"{where}: {wording(error)}")
 
 
 _MOST_VALUES = 2_000
@@ -113,7 +113,8 @@ _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def _wording(error: Any) -> str:
+def wording(error: Any) -> str:
+    """A validator's error as what was expected and what came."""
     kind: str = error.kind.name
     facts: dict[str, Any] = error.kind.as_dict()
     if kind == "required":
@@ -243,7 +244,7 @@ class _Compiler:
             value = getattr(error, "instance", None)
             if path[-1:] == ("type",) and isinstance(value, str):
                 place.document.fail(path, f"unknown type {value!r}{one_of(value, _TYPES)}")
-            message = _wording(error) if isinstance(error, jsonschema_rs.ValidationError) else _short(error)
+            message = wording(error) if isinstance(error, jsonschema_rs.ValidationError) else _short(error)
             place.document.fail(path, f"not JSON Schema: {message}")
 
     def _walk(self, place: Place, seen: set[tuple[str, KeyPath]]) -> None:

@@ -42,7 +42,9 @@ class WindowStatistics:
         self._samples: list[dict[str, Any]] = []
         self._rules: dict[str, int] = dict.fromkeys((rule.name for rule in contract.rules), 0)
         self._nulls: dict[str, int] = dict.fromkeys(contract.nulls, 0)
+        self._figures = [0 for _ in contract.figures]
         self._ids = DistinctCounter() if count_duplicates and contract.id is not None else None
+        self._tuples = {fields: DistinctCounter() if count_duplicates else None for fields in contract.duplicates_of}
         self._first: int | None = None
         self._last: int | None = None
         self.valid = 0
@@ -61,6 +63,12 @@ class WindowStatistics:
         self.valid += len(events)
         for name in self._nulls:
             self._nulls[name] += list(map(reader(name), events)).count(None)
+        for i, figure in enumerate(self._contract.figures):
+            self._figures[i] += figure.count(map(reader(figure.field), events))
+        for fields, counter in self._tuples.items():
+            if counter is not None:
+                rows = zip(*(map(reader(name), events) for name in fields), strict=True)
+                counter.add([repr(row) for row in rows if None not in row])
         id_ = self._contract.id
         if self._ids is not None and id_ is not None:
             self._ids.add([v if type(v) is str else ("", repr(v)) for v in map(reader(id_), events) if v is not None])
@@ -106,7 +114,10 @@ class WindowStatistics:
                 "rejected": self.rejected,
                 "rules": self._rules,
                 "nulls": self._nulls,
-                "duplicates": None if self._ids is None else self._ids.added - self._ids.count(),
+                "missing": self._counted(missing=True),
+                "invalid": self._counted(missing=False),
+                "duplicates": _repeated(self._ids),
+                "duplicates_of": {", ".join(fields): _repeated(counter) for fields, counter in self._tuples.items()},
                 "late": self._late if windowed else None,
                 "early": self._early if windowed else None,
                 "untimed": self._untimed if timed else None,
@@ -116,14 +127,19 @@ class WindowStatistics:
                 "window_end": _text(self._end),
                 "samples": self._samples,
                 "shards": 1,
+                "not_run": list(contract.not_run),
             },
             [("fail", c.text) for c in contract.fail_if] + [("warn", c.text) for c in contract.warn_if],
         )
 
+    def _counted(self, *, missing: bool) -> dict[str, int]:
+        return {f.name: n for f, n in zip(self._contract.figures, self._figures, strict=True) if f.missing is missing}
+
     def close(self) -> None:
         """Free memory and temporary files."""
-        if self._ids is not None:
-            self._ids.close()
+        for counter in (self._ids, *self._tuples.values()):
+            if counter is not None:
+                counter.close()
 
 
 def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -147,19 +163,26 @@ def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for name in ("rows", "valid", "rejected", "shards", "duplicates", "late", "early", "untimed"):
         counts = [p[name] for p in parts]
         merged[name] = None if None in counts else sum(counts)
-    for name in ("rules", "nulls"):
-        merged[name] = _sum([p[name] for p in parts])
+    for name in ("rules", "nulls", "missing", "invalid", "duplicates_of"):
+        merged[name] = _sum([p.get(name, {}) for p in parts])
+    merged["not_run"] = first.get("not_run", [])
     merged["first_event"] = min((p["first_event"] for p in parts if p["first_event"]), default=None)
     merged["last_event"] = max((p["last_event"] for p in parts if p["last_event"]), default=None)
     merged["samples"] = _first_samples([s for p in parts for s in p["samples"]])
     return _complete(merged, [(c["level"], c["rule"]) for c in first["checks"]])
 
 
-def _sum(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+def _repeated(counter: DistinctCounter | None) -> int | None:
+    """How many of the values came before; None where they were not counted."""
+    return None if counter is None else counter.added - counter.count()
+
+
+def _sum(counts: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
+    total: dict[str, int | None] = {}
     for part in counts:
         for name, count in part.items():
-            total[name] = total.get(name, 0) + count
+            known = total.get(name, 0)
+            total[name] = None if count is None or known is None else known + count
     return total
 
 

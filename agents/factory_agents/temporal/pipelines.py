@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from factory_agents.contracts import is_text, load_contract, pack_contract
+from factory_agents.contracts import is_text, load_contract, pack_contract, split_name
 from factory_agents.contracts.documents import Document, read_document
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import candidates, resolve_path
@@ -50,6 +50,6 @@ def _check_keys(document: Document, where: tuple[str | int, ...], data: Mapping[
 
 def _packed(stage: StageSpec) -> StageSpec:
     named = stage.params.get("contract")
-    if not isinstance(named, str) or is_text(named) or not any(path.is_file() for path in candidates(named)):
+    if not isinstance(named, str) or is_text(named) or not any(path.is_file() for path in candidates(split_name(named)[0])):
         return stage
     return msgspec.structs.replace(stage, params={**stage.params, "contract": pack_contract(load_contract(named))})

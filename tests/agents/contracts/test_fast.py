@@ -150,6 +150,16 @@ def check(schema: dict[str, Any], rule: str, id_: str | None, batch: list[bytes]
     assert outcome(contract, batch, fast=True) == outcome(contract, batch, fast=False)
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_required_field_that_is_forbidden_is_never_taken(depth: int) -> None:
+    schema: dict[str, Any] = {"type": "object", "properties": {}, "required": ["b"], "additionalProperties": False}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"b": schema}}
+    contract = {"name": "c", "id": None, "schema": schema}
+    batch = [b'{"b":{"b":""}}', b'{"b":""}', b"{}"] * 10
+    assert outcome(contract, batch, fast=True) == outcome(contract, batch, fast=False)
+
+
 @settings(max_examples=150)
 @given(schemas, rules, st.sampled_from([None, "b"]), st.lists(events, min_size=20, max_size=40))
 def test_both_paths_agree(schema: dict[str, Any], rule: str, id_: str | None, batch: list[bytes]) -> None:

@@ -82,6 +82,10 @@ def test_a_window_is_counted_as_it_streams_by() -> None:
     ]
     report = report_of(list(enumerate(events)))
     assert report | {"contract": None, "checks": None} == {
+        "missing": {},
+        "invalid": {},
+        "duplicates_of": {},
+        "not_run": [],
         "contract": None,
         "rows": 7,
         "valid": 5,

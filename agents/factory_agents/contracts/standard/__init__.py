@@ -1,0 +1,1 @@
+"""The Open Data Contract Standard's JSON Schemas (see NOTICE)."""
