@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from factory_agents import __version__, console
-from factory_agents.commands import Bootstrap, Json, KafkaSettings, invoke, run_agent
-from factory_agents.options import kafka_config
+from factory_agents.commands import Bootstrap, Json, KafkaSettings, invoke, run_agent, setting
+from factory_agents.options import AgentSettings, kafka_config
 from factory_agents.temporal.commands import temporal
 
 __all__ = ["app", "main"]
@@ -40,7 +40,8 @@ app.add_typer(temporal, name="temporal")
 
 agents.command("run")(run_agent)
 
-_Prefix = Annotated[str, typer.Option("--prefix", help="prefix of the ledger topic", envvar="FACTORY_PREFIX", metavar="NAME")]
+_DEFAULTS = AgentSettings()
+_Prefix = Annotated[str, setting("prefix")]
 _DeadTopic = Annotated[str, typer.Argument(help="a dead-letter topic, such as enriched_events.dead", metavar="TOPIC")]
 _Rule = Annotated[str | None, typer.Option("--rule", help="only letters that name this rule", metavar="RULE")]
 _Stage = Annotated[str | None, typer.Option("--stage", help="only letters of this stage", metavar="STAGE")]
@@ -69,7 +70,7 @@ def topics_apply(
     replication: Annotated[
         int | None, typer.Option(help="replicas of new topics, instead of the file's", envvar="FACTORY_REPLICATION", metavar="N", min=1)
     ] = None,
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
@@ -111,7 +112,7 @@ def lag(
     ] = None,
     pipeline: Annotated[str | None, typer.Option(help="a pipeline's windows, instead of a group", metavar="NAME")] = None,
     by_partition: Annotated[bool, typer.Option("--partitions", help="one line for each partition")] = False,
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
@@ -160,7 +161,7 @@ def windows_list(
     context: typer.Context,
     pipeline: Annotated[str, typer.Option(help="only this pipeline's", metavar="NAME", show_default=False)] = "",
     limit: Annotated[int, typer.Option(help="most windows to show; 0 for all", metavar="N", min=0)] = 50,
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
@@ -209,18 +210,10 @@ def windows_prune(
     before: Annotated[
         str | None, typer.Option(help="windows that end by this time, in place of --keep-windows", metavar="TIME", show_default=False)
     ] = None,
-    keep_windows: Annotated[
-        str,
-        typer.Option(
-            help="windows on which nothing was done for so long: a time such as 45 d, or retention (as long as the pipeline's topics keep "
-            "records, and a margin)",
-            envvar="FACTORY_KEEP_WINDOWS",
-            metavar="TIME",
-        ),
-    ] = "retention",
+    keep_windows: Annotated[str, setting("keep_windows")] = _DEFAULTS.keep_windows,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="with --before: windows that are not finished, too")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be forgotten; change nothing")] = False,
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
@@ -273,7 +266,7 @@ def windows_report(
         ),
     ] = "",
     html: Annotated[Path | None, typer.Option(help="write a page that needs nothing else", metavar="FILE", show_default=False)] = None,
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
@@ -305,7 +298,7 @@ def _state_of(state: str) -> str:
 @app.command("doctor")
 def doctor(
     topics_file: Annotated[str, typer.Option("--topics", help="the topics file", metavar="FILE")] = "include/topics.yaml",
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
@@ -338,7 +331,7 @@ _STYLES = {"ok": "", "warn": "yellow", "fail": "red", "skip": "dim"}
 def ledger_export(
     pipeline: Annotated[str, typer.Option(help="whose ledger", metavar="NAME", show_default=False)],
     output: Annotated[str, typer.Option("--output", "-o", help="the file; - is standard output", metavar="FILE")] = "-",
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
 ) -> None:
@@ -366,7 +359,7 @@ def ledger_import(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be written; write nothing")] = False,
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
@@ -407,7 +400,7 @@ def letters_list(
     attempt: _Attempt = None,
     since: _Since = None,
     until: _Until = None,
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
@@ -463,7 +456,7 @@ def _selection(rule: str | None, stage: str | None, since: str | None, until: st
 def letters_show(
     topic: _DeadTopic,
     position: Annotated[str, typer.Argument(help="partition@offset, such as 3@17", metavar="P@O")],
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,
@@ -501,7 +494,7 @@ def letters_replay(
     limit: Annotated[int, typer.Option(help="most letters to replay; 0 for all", metavar="N", min=0)] = 0,
     again: Annotated[bool, typer.Option("--again", help="include letters that were replayed before")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be replayed; write nothing")] = False,
-    prefix: _Prefix = "factory",
+    prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     json: Json = False,

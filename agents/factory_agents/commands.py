@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -28,14 +29,7 @@ if TYPE_CHECKING:
     from factory_agents.launch import LiveResult
     from factory_agents.protocol import AgentResult, Counts, Reason
 
-__all__ = ["Bootstrap", "Json", "KafkaSettings", "SettingsPath", "invoke", "run_agent", "run_built_in"]
-
-
-def _option(name: str, *flags: str, metavar: str = "") -> Any:
-    """The option of a declared setting, with the help that stands there."""
-    key = declared()[name]
-    text = key.help + (f" [{key.env}]" if key.env else "")
-    return typer.Option(*(flags or (flag_of(name),)), help=text, metavar=metavar or None, show_default=False)
+__all__ = ["Bootstrap", "Json", "KafkaSettings", "SettingsPath", "invoke", "run_agent", "run_built_in", "setting"]
 
 
 Bootstrap = Annotated[
@@ -55,57 +49,54 @@ SettingsPath = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output (the default where that is no terminal)")]
 
 
-def _param(name: str, metavar: str) -> Any:
-    known = AGENT_PARAMETERS[name]
-    text = f"{', '.join(known.agents)}: {known.help}" + (f" [{known.env}]" if known.env else "")
-    return typer.Option(flag_of(name), help=text, metavar=metavar, show_default=False)
+def setting(name: str) -> Any:
+    """The option of a declared setting for a command that has a few of them: its flag, else its environment variable, else its default."""
+    key = declared()[name]
+    return typer.Option(*key.flags, help=key.help, envvar=key.env or None, metavar=key.metavar)
 
 
-def run_agent(  # one parameter an option
+def _setting_flags() -> Iterator[tuple[str, Any, Any]]:
+    """Name, annotation and default of each flag of ``agent run``: the declared settings, with the agent's own parameters among them."""
+    for name, key in declared().items():
+        if name == "params":
+            yield from _parameter_flags()
+            continue
+        type_, default = (bool, False) if key.type is bool else (str | None, None)
+        yield name, Annotated[type_, typer.Option(*key.flags, help=key.text, metavar=key.metavar or None, show_default=False)], default
+
+
+def _parameter_flags() -> Iterator[tuple[str, Any, Any]]:
+    for name, known in AGENT_PARAMETERS.items():
+        text = f"{', '.join(known.agents)}: {known.help}" + (f" [{known.env}]" if known.env else "")
+        yield name, Annotated[str | None, typer.Option(flag_of(name), help=text, metavar=known.metavar, show_default=False)], None
+    text = "a parameter of the agent: key=text, or key:=JSON; repeatable"
+    yield "param", Annotated[list[str] | None, typer.Option("--param", "-p", help=text, metavar="KEY=VALUE", show_default=False)], None
+    text = "YAML or JSON file with the agent's parameters; flags override it"
+    yield "params_file", Annotated[str | None, typer.Option(help=text, metavar="FILE", show_default=False)], None
+
+
+def _with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with every flag that ``**given`` takes in its signature, where Typer looks."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())
+    kind = inspect.Parameter.KEYWORD_ONLY
+    flags = [inspect.Parameter(name, kind, default=default, annotation=type_) for name, type_, default in _setting_flags()]
+    first = [p for p in own if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    last = [p for p in own if p.kind is kind]
+    command.__signature__ = inspect.Signature([*first, *flags, *last])  # type: ignore[attr-defined]
+    return command
+
+
+@_with_setting_flags
+def run_agent(
     name: Annotated[
         str, typer.Argument(help="ingest, enrich, validate, publish, or your own as module:function", metavar="NAME", show_default=False)
     ],
-    in_topic: Annotated[str | None, _option("in_topic", metavar="TOPIC")] = None,
-    out_topic: Annotated[str | None, _option("out_topic", "--out-topic", "--topic", metavar="TOPIC")] = None,
-    dead_letter_topic: Annotated[str | None, _option("dead_letter_topic", metavar="TOPIC")] = None,
-    input_codec: Annotated[str | None, _option("input_codec", metavar="CODEC")] = None,
-    output_codec: Annotated[str | None, _option("output_codec", metavar="CODEC")] = None,
-    source: Annotated[str | None, _param("source", "FILE")] = None,
-    time_field: Annotated[str | None, _param("time_field", "FIELD")] = None,
-    function: Annotated[str | None, _param("function", "MODULE:FUNCTION")] = None,
-    contract: Annotated[str | None, _param("contract", "FILE")] = None,
-    table: Annotated[str | None, _param("table", "TABLE")] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param", "-p", help="a parameter of the agent: key=text, or key:=JSON; repeatable", metavar="KEY=VALUE", show_default=False
-        ),
-    ] = None,
-    params_file: Annotated[
-        str | None,
-        typer.Option(help="YAML or JSON file with the agent's parameters; flags override it", metavar="FILE", show_default=False),
-    ] = None,
-    since: Annotated[str | None, _option("since", metavar="TIME")] = None,
-    until: Annotated[str | None, _option("until", metavar="TIME")] = None,
-    window: Annotated[str | None, _option("window", metavar="FILE")] = None,
-    pipeline: Annotated[str | None, _option("pipeline", metavar="NAME")] = None,
-    stage: Annotated[str | None, _option("stage", metavar="NAME")] = None,
-    prefix: Annotated[str | None, _option("prefix", metavar="NAME")] = None,
-    group: Annotated[str | None, _option("group", metavar="NAME")] = None,
-    shard: Annotated[str | None, _option("shard", metavar="I/N")] = None,
-    dry_run: Annotated[bool, _option("dry_run")] = False,
-    show: Annotated[str | None, _option("show", metavar="N")] = None,
-    rerun: Annotated[str | None, _option("rerun", metavar="reuse|redo")] = None,
-    accept_loss: Annotated[bool, _option("accept_loss")] = False,
-    max_rejected: Annotated[str | None, _option("max_rejected", metavar="LIMIT")] = None,
-    keep_windows: Annotated[str | None, _option("keep_windows", metavar="TIME")] = None,
-    deadline: Annotated[str | None, _option("deadline", metavar="SECONDS")] = None,
-    chunk_records: Annotated[str | None, _option("chunk_records", metavar="N")] = None,
-    database_url: Annotated[str | None, _option("database_url", metavar="URL")] = None,
+    *,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
     config: SettingsPath = None,
     json: Json = False,
+    **given: Any,
 ) -> None:
     """Run an agent: over a window (--since and --until, or --window), else live in a consumer group until stopped.
 
@@ -118,11 +109,11 @@ def run_agent(  # one parameter an option
       factory agent run my_agents.clicks:enrich --in-topic raw_events --out-topic clicks --dry-run
       factory agent run validate --window enriched.json --contract contracts/events.yaml --out-topic valid_events --json
     """
-    given = locals()
     file = read_settings_file(config)
     flags = {key: given[key] or None if isinstance(given[key], bool) else given[key] for key in declared() if key in given}
-    params = {key: given[key] for key in AGENT_PARAMETERS if given[key] is not None} | parse_assignments(param or (), "--param")
-    resolved = resolve(name, flags, file=file, params=params, params_file=read_params_file(params_file) if params_file else None)
+    params = {key: given[key] for key in AGENT_PARAMETERS if given[key] is not None} | parse_assignments(given["param"] or (), "--param")
+    params_file = read_params_file(given["params_file"]) if given["params_file"] else None
+    resolved = resolve(name, flags, file=file, params=params, params_file=params_file)
     from factory_agents import launch
 
     launch.check(name, resolved)
@@ -262,9 +253,7 @@ def run_built_in(name: Literal["ingest", "enrich", "validate", "publish"]) -> No
     def command(**flags: Any) -> None:
         run_agent(name, **flags)
 
-    import inspect
-
-    signature = inspect.signature(run_agent, eval_str=True)
+    signature = inspect.signature(run_agent)
     command.__signature__ = signature.replace(parameters=[p for k, p in signature.parameters.items() if k != "name"])  # type: ignore[attr-defined]
     command.__doc__ = (run_agent.__doc__ or "").replace("Run an agent:", f"Run the {name} agent:").partition("\b")[0]
     app.command()(command)

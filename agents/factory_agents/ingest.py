@@ -7,7 +7,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from factory_agents.contracts.documents import did_you_mean
 from factory_agents.errors import ConfigurationError
 from factory_agents.params import read_params
 from factory_agents.paths import candidates
@@ -15,6 +14,7 @@ from factory_agents.protocol import AgentRun, digest
 from factory_agents.runtime.agents import Source
 from factory_agents.runtime.plugins import SOURCES, find_plugin, installed, is_class_path
 from factory_agents.sources.rows import ReadOptions
+from factory_agents.text import did_you_mean
 
 __all__ = ["IngestParams", "build", "source_name"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import time
@@ -37,6 +36,7 @@ from factory_agents.runtime.live import default_group, run_live
 from factory_agents.runtime.live_sink import KEEP_WINDOWS, run_sink_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.stage_plan import StageInput, stage_input
+from factory_agents.text import unknown
 from factory_agents.topics_file import declared_codec
 
 __all__ = [
@@ -77,9 +77,7 @@ def check(agent: str, resolved: Resolved) -> None:
     """Refuse settings that contradict each other, or that say something this agent cannot do. Raises ConfigurationError or WindowError."""
     settings = resolved.settings
     if agent not in BUILT_IN and ":" not in agent:
-        near = difflib.get_close_matches(agent, BUILT_IN, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(BUILT_IN)}, or your own as module:function"
-        raise AgentError(f"unknown agent {agent!r}; {hint}")
+        raise AgentError(unknown("agent", agent, [*BUILT_IN, "module:function"]))
     if settings.window and (settings.since is not None or settings.until is not None):
         raise ConfigurationError("--window already says which records to read: leave out --since and --until, or --window")
     parse_interval(settings)

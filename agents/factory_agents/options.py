@@ -6,7 +6,6 @@ Each setting is declared once, in ``AgentSettings``: what it means, its environm
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -52,72 +51,95 @@ _NEXT_TOPIC = {("enrich", "raw_events"): "enriched_events", ("validate", "enrich
 """Where the stages of ``include/topics.yaml``'s pipeline write if nothing is said: the topic that the next stage reads."""
 
 
-def _key(help_: str, *, env: str = "") -> msgspec.Meta:
-    return msgspec.Meta(description=help_, extra={"env": env})
+def _key(help_: str, metavar: str = "", *, env: str = "", also: str = "") -> msgspec.Meta:
+    return msgspec.Meta(description=help_, extra={"env": env, "metavar": metavar, "also": also})
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How one agent is run by a person or in a container of its own."""
 
-    in_topic: Annotated[str, _key("topic to read", env="INPUT_TOPIC")] = ""
-    out_topic: Annotated[str, _key("topic to write to", env="OUTPUT_TOPIC")] = ""
+    in_topic: Annotated[str, _key("topic to read", "TOPIC", env="INPUT_TOPIC")] = ""
+    out_topic: Annotated[str, _key("topic to write to", "TOPIC", also="--topic", env="OUTPUT_TOPIC")] = ""
     dead_letter_topic: Annotated[
-        str, _key("topic for rejected events; by default the output topic's name followed by .dead", env="DEAD_LETTER_TOPIC")
+        str, _key("topic for rejected events; by default the output topic's name followed by .dead", "TOPIC", env="DEAD_LETTER_TOPIC")
     ] = ""
     input_codec: Annotated[
         str,
         _key(
             "what reads the input topic's records: json, avro, avro?version=3, or your own as module:Class; by default what the window or "
             "the topics file says",
+            metavar="CODEC",
             env="INPUT_CODEC",
         ),
     ] = ""
     output_codec: Annotated[
-        str, _key("what writes the output topic's records, likewise; by default what the topics file says", env="OUTPUT_CODEC")
+        str,
+        _key("what writes the output topic's records, likewise; by default what the topics file says", metavar="CODEC", env="OUTPUT_CODEC"),
     ] = ""
     params: Annotated[dict[str, Any], _key("the agent's own parameters")] = {}
-    since: Annotated[datetime | None, _key("start of the window's interval, such as 2026-11-01T04:00 (UTC unless it says otherwise)")] = (
-        None
-    )
-    until: Annotated[datetime | None, _key("end of the window's interval; the window ends before it")] = None
+    since: Annotated[
+        datetime | None, _key("start of the window's interval, such as 2026-11-01T04:00 (UTC unless it says otherwise)", "TIME")
+    ] = None
+    until: Annotated[datetime | None, _key("end of the window's interval; the window ends before it", "TIME")] = None
     window: Annotated[
-        str, _key("file that holds the window: a Window, or the AgentResult (or a list of them) of the stage before; - is standard input")
+        str,
+        _key(
+            "file that holds the window: a Window, or the AgentResult (or a list of them) of the stage before; - is standard input", "FILE"
+        ),
     ] = ""
     pipeline: Annotated[
-        str, _key("name under which windows are planned and remembered; by default cli.<agent>.<in-topic>", env="FACTORY_PIPELINE")
+        str, _key("name under which windows are planned and remembered; by default cli.<agent>.<in-topic>", "NAME", env="FACTORY_PIPELINE")
     ] = ""
-    stage: Annotated[str, _key("the stage's name; by default the agent's", env="FACTORY_STAGE")] = ""
-    prefix: Annotated[str, _key("prefix of the ledger topic and of transactional ids", env="FACTORY_PREFIX")] = "factory"
-    group: Annotated[str, _key("consumer group of a live agent; by default factory.<agent>.<in-topic>", env="CONSUMER_GROUP")] = ""
-    shard: Annotated[Shard, _key("part of the window to take: 1/4 is the first of four")] = Shard()
+    stage: Annotated[str, _key("the stage's name; by default the agent's", "NAME", env="FACTORY_STAGE")] = ""
+    prefix: Annotated[str, _key("prefix of the ledger topic and of transactional ids", "NAME", env="FACTORY_PREFIX")] = "factory"
+    group: Annotated[str, _key("consumer group of a live agent; by default factory.<agent>.<in-topic>", "NAME", env="CONSUMER_GROUP")] = ""
+    shard: Annotated[Shard, _key("part of the window to take: 1/4 is the first of four", "I/N")] = Shard()
     dry_run: Annotated[bool, _key("show what would be written; write nothing")] = False
-    show: Annotated[int, _key("how many records a dry run shows, and at most 5 examples of each reason for which events are rejected")] = 20
-    rerun: Annotated[Literal["reuse", "redo"], _key("reuse a finished result, or redo the work", env="FACTORY_RERUN")] = "reuse"
+    show: Annotated[
+        int, _key("how many records a dry run shows, and at most 5 examples of each reason for which events are rejected", "N")
+    ] = 20
+    rerun: Annotated[Literal["reuse", "redo"], _key("reuse a finished result, or redo the work", "reuse|redo", env="FACTORY_RERUN")] = (
+        "reuse"
+    )
     accept_loss: Annotated[bool, _key("continue where records are gone, and record the loss")] = False
     max_rejected: Annotated[
-        str, _key("rejected events past which the stage fails: a number, or a share such as '5 %'", env="FACTORY_MAX_REJECTED")
+        str, _key("rejected events past which the stage fails: a number, or a share such as '5 %'", "LIMIT", env="FACTORY_MAX_REJECTED")
     ] = "50 %"
     keep_windows: Annotated[
         str,
         _key(
             "for how long the ledger remembers windows: retention (as long as the topics keep records, and a margin), a time such as 45 d, "
             "or forever",
+            "TIME",
             env="FACTORY_KEEP_WINDOWS",
         ),
     ] = "retention"
-    deadline: Annotated[float, _key("seconds after which an unfinished window fails; 0 for never", env="FACTORY_DEADLINE")] = 0.0
-    chunk_records: Annotated[int, _key("most records in one transaction", env="FACTORY_CHUNK_RECORDS")] = 100_000
+    deadline: Annotated[float, _key("seconds after which an unfinished window fails; 0 for never", "SECONDS", env="FACTORY_DEADLINE")] = 0.0
+    chunk_records: Annotated[int, _key("most records in one transaction", "N", env="FACTORY_CHUNK_RECORDS")] = 100_000
     database_url: Annotated[
-        str, _key("PostgreSQL for the agents that use it: postgresql://user:password@host/name", env="DATABASE_URL")
+        str, _key("PostgreSQL for the agents that use it: postgresql://user:password@host/name", "URL", env="DATABASE_URL")
     ] = ""
 
 
 class Declared(NamedTuple):
-    """What is said of one setting where it is declared."""
+    """What is said of one setting where it is declared: ``metavar`` is what its flag takes, ``also`` another name of the flag."""
 
+    name: str
     help: str
     env: str
+    metavar: str
+    also: str
     type: Any
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The names of its flag."""
+        return (flag_of(self.name), *([self.also] if self.also else []))
+
+    @property
+    def text(self) -> str:
+        """Its help, with the environment variable in brackets."""
+        return self.help + (f" [{self.env}]" if self.env else "")
 
 
 @cache
@@ -127,7 +149,7 @@ def declared() -> Mapping[str, Declared]:
     found = {}
     for name, hint in hints.items():
         meta: msgspec.Meta = hint.__metadata__[0]
-        found[name] = Declared(meta.description or "", (meta.extra or {})["env"], hint.__origin__)
+        found[name] = Declared(name, meta.description or "", type=hint.__origin__, **(meta.extra or {}))
     return found
 
 
@@ -193,15 +215,20 @@ class AgentParameter(NamedTuple):
 
     agents: tuple[str, ...]
     help: str
+    metavar: str
     env: str = ""
 
 
 AGENT_PARAMETERS: Mapping[str, AgentParameter] = {
-    "source": AgentParameter(("ingest",), "file, pattern or URL to read, or a source by its name or as module:Class [FACTORY_SOURCE]"),
-    "time_field": AgentParameter(("ingest",), "field that holds a row's time; needed for an interval", "FACTORY_TIME_FIELD"),
-    "function": AgentParameter(("enrich",), "module:function to call; without one events get enriched: true", "FACTORY_FUNCTION"),
-    "contract": AgentParameter(("validate", "publish"), "data contract, such as contracts/events.yaml", "FACTORY_CONTRACT"),
-    "table": AgentParameter(("publish",), "table to write to", "FACTORY_TABLE"),
+    "source": AgentParameter(
+        ("ingest",), "file, pattern or URL to read, or a source by its name or as module:Class [FACTORY_SOURCE]", "FILE"
+    ),
+    "time_field": AgentParameter(("ingest",), "field that holds a row's time; needed for an interval", "FIELD", "FACTORY_TIME_FIELD"),
+    "function": AgentParameter(
+        ("enrich",), "module:function to call; without one events get enriched: true", "MODULE:FUNCTION", "FACTORY_FUNCTION"
+    ),
+    "contract": AgentParameter(("validate", "publish"), "data contract, such as contracts/events.yaml", "FILE", "FACTORY_CONTRACT"),
+    "table": AgentParameter(("publish",), "table to write to", "TABLE", "FACTORY_TABLE"),
 }
 
 
@@ -308,12 +335,10 @@ def read_settings_file(path: str | None, environ: Mapping[str, str] | None = Non
     if not path:
         return SettingsFile()
     document = _document(path, "settings file")
-    known = [*declared(), "kafka"]
-    for name in document.data:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of: {', '.join(known)}"
-            raise ConfigurationError(f"{document.where((name,), key=True)}: unknown key {name!r}; {hint}")
+    try:
+        document.check_keys((), document.data, [*declared(), "kafka"])
+    except ContractError as error:
+        raise ConfigurationError(str(error)) from None
     values = {k: v for k, v in document.data.items() if k != "kafka" and v is not None}
     kafka = document.data.get("kafka") or {}
     if not isinstance(kafka, dict):

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from factory_agents.errors import ConfigurationError
+from factory_agents.text import unknown
 
 __all__ = ["read_params"]
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 
-def read_params(agent: str, params: Mapping[str, Any], type_: type[_S]) -> _S:
-    """The parameters as ``type_``; numbers and booleans may come as text. Raises ConfigurationError naming the parameter."""
+def read_params(agent: str, params: Mapping[str, Any], type_: type[_S], *, required: Mapping[str, str] | None = None) -> _S:
+    """The parameters as ``type_``; numbers and booleans may come as text. Raises ConfigurationError naming the parameter.
+
+    ``required``: parameters that have to be there and not empty, and what each is.
+    """
     known = type_.__struct_fields__
     for name in params:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes: {', '.join(known)}"
-            raise ConfigurationError(f"agent {agent!r}: unknown parameter {name!r}; {hint}")
+            raise ConfigurationError(f"agent {agent!r}: {unknown('parameter', name, known)}")
+    for name, what in (required or {}).items():
+        if not params.get(name):
+            raise ConfigurationError(f"agent {agent!r}: parameter {name!r} is required: {what}")
     try:
         return msgspec.convert(dict(params), type_, strict=False)
     except msgspec.ValidationError as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
 from factory_agents.contracts import Contract, TableSpec, load_contract
-from factory_agents.contracts.documents import did_you_mean
 from factory_agents.databases.postgres import database_from_env
 from factory_agents.errors import ConfigurationError
+from factory_agents.params import read_params
 from factory_agents.protocol import AgentRun
 from factory_agents.runtime.agents import Sink
 from factory_agents.runtime.exact_sink import ExactSink, exact
@@ -20,6 +20,8 @@ from factory_agents.sinks import bigquery
 from factory_agents.sinks.postgres import PostgresSink, PostgresTarget, TableName
 
 __all__ = ["BigQueryParams", "PublishParams", "build"]
+
+_TABLE = "the table to publish to, such as"
 
 
 class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,7 +83,7 @@ def _contract(named: str | dict[str, Any] | None, run: AgentRun | None) -> Contr
 
 
 def _postgres(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
-    settings = _params(params, PublishParams, "events or analytics.events")
+    settings = read_params("publish", params, PublishParams, required={"table": f"{_TABLE} events or analytics.events"})
     if settings.statement_timeout < 0 or settings.lock_timeout <= 0:
         raise ConfigurationError("agent 'publish': statement_timeout must be at least 0 and lock_timeout more than 0 seconds")
     contract = _contract(settings.contract, run)
@@ -101,7 +103,7 @@ def _postgres(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
 
 
 def _bigquery(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
-    settings = _params(params, BigQueryParams, "analytics.events or project.analytics.events")
+    settings = read_params("publish", params, BigQueryParams, required={"table": f"{_TABLE} analytics.events or project.analytics.events"})
     if settings.timeout <= 0:
         raise ConfigurationError("agent 'publish': timeout must be more than 0 seconds")
     contract = _contract(settings.contract, run)
@@ -138,7 +140,7 @@ def _own_sink(name: str, params: dict[str, Any], run: AgentRun | None) -> Sink:
             raise ConfigurationError(f"{plugin.where}: parameter 'contract' is required: it gives columns, key and order")
         return exact(made, contract, {"sink": name, "contract": contract.digest, **made.identity}, made.version)  # type: ignore[attr-defined]
     if own is not params and given is not None:
-        raise ConfigurationError(f"{plugin.where}: unknown parameter 'contract'; a LedgerSink takes one")
+        raise ConfigurationError(f"{plugin.where}: unknown parameter 'contract'; only a LedgerSink takes one")
     lacking = [method for method in ("claim", "write", "commit") if not callable(getattr(made, method, None))]
     if lacking:
         raise ConfigurationError(f"{plugin.where}: it is no sink: expected a LedgerSink, or one with {', '.join(lacking)} too")
@@ -147,23 +149,6 @@ def _own_sink(name: str, params: dict[str, Any], run: AgentRun | None) -> Sink:
 
 
 _SINKS: Mapping[str, Callable[[Mapping[str, Any], AgentRun | None], Sink]] = {"postgres": _postgres, "bigquery": _bigquery}
-
-_S = TypeVar("_S", PublishParams, BigQueryParams)
-
-
-def _params(params: Mapping[str, Any], type_: type[_S], example: str) -> _S:
-    known = type_.__struct_fields__
-    for name in params:
-        if name not in known:
-            hint = did_you_mean(name, known) or f"; it takes: {', '.join(known)}"
-            raise ConfigurationError(f"agent 'publish': unknown parameter {name!r}{hint}")
-    if not params.get("table"):
-        raise ConfigurationError(f"agent 'publish': parameter 'table' is required: the table to publish to, such as {example}")
-    try:
-        return msgspec.convert(dict(params), type_, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"agent 'publish': {error}") from error
-
 
 if __name__ == "__main__":
     from factory_agents.commands import run_built_in

@@ -1,8 +1,11 @@
-"""Text from elsewhere as a terminal, a log or a report may show it."""
+"""Words of messages: text from elsewhere as a terminal or a log may show it, and the name that was likely meant."""
 
 from __future__ import annotations
 
-__all__ = ["printable", "shortened"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["did_you_mean", "one_of", "printable", "shortened", "unknown"]
 
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _ESCAPES = {n: f"\\u{n:04x}" for n in [*_CONTROLS, *range(0xD800, 0xE000)]} | {9: "\\t", 10: "\\n", 13: "\\r"}
@@ -20,3 +23,20 @@ def printable(text: str, *, lines: bool = False) -> str:
 def shortened(text: str, length: int) -> str:
     """A text of at most so many characters; one that was cut ends with ``…``."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def one_of(word: str, known: Iterable[str]) -> str:
+    """The nearest known word, or else all of them, as the end of a message."""
+    known = list(known)
+    return did_you_mean(word, known) or f"; expected one of: {', '.join(known) or '(there are none)'}"
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """``unknown parameter 'tabel'; did you mean 'table'?``: the one wording for a key that nothing declares."""
+    return f"unknown {what} {name!r}{one_of(name, known)}"

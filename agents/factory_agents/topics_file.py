@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from factory_agents.kafka.ledger import LEDGER_PARTITIONS, LEDGER_SETTINGS, ledg
 from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.paths import candidates, resolve_path
 from factory_agents.protocol import CodecRef
+from factory_agents.text import did_you_mean
 
 if TYPE_CHECKING:
     from factory_agents.contracts.documents import Document, KeyPath
@@ -136,9 +136,9 @@ class _Reader:
 
     def _setting(self, path: KeyPath, name: str, value: Any) -> str:
         if name not in _SETTINGS:
-            near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.75)
-            if near:  # an unlike name may be a newer broker's: it is asked
-                self.document.fail(path, f"unknown topic setting; did you mean {near[0]!r}?", key=True)
+            hint = did_you_mean(name, _SETTINGS, cutoff=0.75)
+            if hint:  # an unlike name may be a newer broker's: it is asked
+                self.document.fail(path, f"unknown topic setting{hint}", key=True)
         if isinstance(value, (dict, list)) or value is None:
             self.document.fail(path, f"expected a text or a number, got {value!r}")
         return str(value).lower() if isinstance(value, bool) else str(value)

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from factory_agents.contracts import Contract, WindowStatistics, load_contract
-from factory_agents.contracts.documents import one_of
 from factory_agents.contracts.fast import FastPath, NotFast
-from factory_agents.errors import AccountingError, ConfigurationError
+from factory_agents.errors import AccountingError
 from factory_agents.kafka.messages import Message
+from factory_agents.params import read_params
 from factory_agents.protocol import AgentRun, Counts
 from factory_agents.runtime.agents import Output, Reject, decode_event
 
@@ -22,6 +22,8 @@ __all__ = ["ValidateParams", "ValidateTransform", "build"]
 log = logging.getLogger(__name__)
 
 _REASONS = 10
+
+_REQUIRED = {"contract": "the contract's file, such as contracts/events.yaml"}
 
 
 class ValidateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,23 +37,11 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> ValidateTra
 
     Raises ConfigurationError for parameters it doesn't take and ContractError for a contract that can't be read.
     """
-    contract = load_contract(_params(params).contract, untrusted=run is not None and "contract" in run.untrusted)
+    settings = read_params("validate", params, ValidateParams, required=_REQUIRED)
+    contract = load_contract(settings.contract, untrusted=run is not None and "contract" in run.untrusted)
     for note in (*contract.notes, *contract.not_run):
         log.info("%s", note)
     return ValidateTransform(contract, run)
-
-
-def _params(params: Mapping[str, Any]) -> ValidateParams:
-    known = ValidateParams.__struct_fields__
-    for name in params:
-        if name not in known:
-            raise ConfigurationError(f"agent 'validate': unknown parameter {name!r}{one_of(name, known)}")
-    if "contract" not in params:
-        raise ConfigurationError("agent 'validate': parameter 'contract' is required: the contract's file, such as contracts/events.yaml")
-    try:
-        return msgspec.convert(dict(params), ValidateParams, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"agent 'validate': {error}") from error
 
 
 class ValidateTransform:

@@ -443,7 +443,7 @@ def test_lag_without_a_reader_asks_whose(offline: Command) -> None:
         (
             ("agent", "run", "enrich", "--in-topic", "t", "-X", "linger.sm=5"),
             1,
-            "-X: 'linger.sm' is no librdkafka configuration key; did you mean 'linger.ms'?",
+            "-X: unknown librdkafka key 'linger.sm'; did you mean 'linger.ms'?",
         ),
         (("agent", "run", "enrich", "--in-topc", "t"), 2, "No such option: --in-topc"),
         (("agent", "run"), 2, "Missing argument 'NAME'"),

@@ -122,5 +122,5 @@ def test_what_it_does_not_take_is_one_clear_line(params: dict[str, Any], error: 
 
 
 def test_args_that_the_function_does_not_take_are_one_clear_line(module: str) -> None:
-    with pytest.raises(ConfigurationError, match="unknown parameter 'b'; it takes: by"):
+    with pytest.raises(ConfigurationError, match="unknown parameter 'b'; did you mean 'by'"):
         build({"function": f"{module}:add", "args": {"b": 1}})

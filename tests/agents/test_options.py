@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from factory_agents.commands import run_agent
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.options import (
+    AGENT_PARAMETERS,
     AgentSettings,
     declared,
     export_lines,
@@ -58,6 +61,14 @@ def test_every_setting_says_what_it_means() -> None:
     assert set(declared()) == set(AgentSettings.__struct_fields__)
 
 
+def test_every_setting_is_a_flag_of_agent_run_and_its_declaration_is_the_only_one() -> None:
+    parameters = inspect.signature(run_agent).parameters
+    assert set(declared()) - {"params"} <= set(parameters)
+    assert set(AGENT_PARAMETERS) <= set(parameters)
+    code = run_agent.__code__
+    assert not (set(declared()) | set(AGENT_PARAMETERS)) & set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
 def test_an_empty_variable_is_not_set() -> None:
     assert resolve("enrich", {}, environ={"INPUT_TOPIC": ""}).settings.in_topic == ""
 
@@ -103,7 +114,7 @@ def test_a_mistyped_value_names_its_flag_or_variable(flags: dict[str, str], envi
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("in_topic: a\nout_topik: b\n", "factory.yaml:2:1: unknown key 'out_topik'; did you mean 'out_topic'?"),
+        ("in_topic: a\nout_topik: b\n", "factory.yaml:2:1: out_topik: unknown key; did you mean 'out_topic'?"),
         ("kafka: here\n", "factory.yaml:1:8: kafka: expected a mapping of librdkafka keys, got 'here'"),
         ("- in_topic\n", "factory.yaml:1:1: expected a mapping, got list"),
         ("in_topic: [\n", "factory.yaml:2:1: not YAML: expected the node content, but found '<stream end>'"),
@@ -140,7 +151,7 @@ def test_kafka_keys_follow_the_same_precedence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["linger.sm=5"], "-X: 'linger.sm' is no librdkafka configuration key; did you mean 'linger.ms'?"),
+        (["linger.sm=5"], "-X: unknown librdkafka key 'linger.sm'; did you mean 'linger.ms'?"),
         (["linger.ms"], "-X linger.ms: expected key=value, or key:=JSON"),
         (["isolation.level=read_uncommitted"], "-X: 'isolation.level' is set by the factory (windows are read committed); leave it out"),
     ],
@@ -153,7 +164,7 @@ def test_a_mistyped_kafka_key_is_one_clear_line(overrides: list[str], message: s
 
 def test_a_mistyped_kafka_key_of_the_file_names_the_file(tmp_path: Path) -> None:
     file = read_settings_file(settings_file(tmp_path, "kafka: {linger.sm: 7}\n"), {})
-    with pytest.raises(ConfigurationError, match=r"factory.yaml: kafka: 'linger.sm' is no librdkafka configuration key"):
+    with pytest.raises(ConfigurationError, match=r"factory.yaml: kafka: unknown librdkafka key 'linger.sm'"):
         kafka_config("host:1", environ={}, file=file)
 
 

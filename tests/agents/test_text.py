@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory_agents.text import printable
+from factory_agents.text import printable, unknown
 
 HOSTILE = {
     "a line": "a\nb",
@@ -50,3 +50,15 @@ def test_any_text_is_one_line_and_can_be_encoded(text: str) -> None:
     assert len(shown.splitlines()) <= 1
     shown.encode()
     assert printable(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "says"),
+    [
+        ("tabel", ["table", "sink"], "unknown parameter 'tabel'; did you mean 'table'?"),
+        ("x", ["table", "sink"], "unknown parameter 'x'; expected one of: table, sink"),
+        ("x", [], "unknown parameter 'x'; expected one of: (there are none)"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_likeliest_or_with_all(name: str, known: list[str], says: str) -> None:
+    assert unknown("parameter", name, known) == says

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 
 from factory_agents.contracts.json_text import JsonError, JsonReader
 from factory_agents.errors import ContractError
+from factory_agents.text import did_you_mean, one_of
 
 __all__ = ["Document", "KeyPath", "did_you_mean", "inline_document", "one_of", "parse_document", "read_document", "show"]
 
@@ -36,18 +36,6 @@ def show(value: Any, limit: int = 60) -> str:
     except (TypeError, ValueError, msgspec.MsgspecError):
         text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """``"; did you mean 'x'?"`` for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def one_of(word: str, known: Iterable[str]) -> str:
-    """The nearest known word, or else all of them, as the end of a message."""
-    known = list(known)
-    return did_you_mean(word, known) or f"; expected one of: {', '.join(known)}"
 
 
 @dataclass(frozen=True)

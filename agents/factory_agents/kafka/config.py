@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 
 from factory_agents.errors import ConfigurationError, FactoryError, FencedError, UnavailableError
 from factory_agents.kafka.oauth import CALLBACK, token_source
+from factory_agents.text import did_you_mean
 
 __all__ = ["LARGEST_MESSAGE", "KafkaConfig", "connect", "is_secret", "is_transient", "kafka_error", "message_error", "unauthorized"]
 
@@ -89,9 +89,7 @@ def _check(key: str, where: str) -> str:
     if key in _REFUSED_KEYS:
         raise ConfigurationError(f"{where}: {key!r} cannot be used: {_REFUSED_KEYS[key]}")
     if key not in _COMMON and key != CALLBACK and not _is_known(key):
-        near = difflib.get_close_matches(key, _COMMON, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigurationError(f"{where}: {key!r} is no librdkafka configuration key{hint}")
+        raise ConfigurationError(f"{where}: unknown librdkafka key {key!r}{did_you_mean(key, _COMMON)}")
     return key
 
 

@@ -17,6 +17,7 @@ from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Counts, Interval, Shard
 from factory_agents.reject import Reject
 from factory_agents.runtime.numbers import Digits
+from factory_agents.text import unknown
 
 __all__ = [
     "AgentFunction",
@@ -222,8 +223,7 @@ def bind_params(function: Callable[..., Any], params: Mapping[str, Any], where: 
     names = {p.name for p in declared}
     for name in params:
         if name not in names:
-            known = ", ".join(sorted(names)) or "none"
-            raise ConfigurationError(f"{where}: unknown parameter {name!r}; it takes: {known}")
+            raise ConfigurationError(f"{where}: {unknown('parameter', name, sorted(names))}")
     checked: dict[str, Any] = {}
     for p in declared:
         if p.name in params:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -16,6 +15,7 @@ from typing import Any
 from factory_agents.errors import AgentError, FactoryError
 from factory_agents.protocol import AgentRef
 from factory_agents.runtime.agents import AgentFunction, as_agent
+from factory_agents.text import did_you_mean
 
 __all__ = ["describe", "import_member", "load_agent_ref", "load_function", "load_source", "look_here"]
 
@@ -95,8 +95,7 @@ def _member(module: types.ModuleType, name: str, where: str, error: type[Factory
         known = [n for n in dir(value) if not n.startswith("_")]
         value = getattr(value, part, None)
         if value is None:
-            near = difflib.get_close_matches(part, known, n=1)
-            raise error(f"{where}: {module.__name__} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise error(f"{where}: {module.__name__} has no {name!r}{did_you_mean(part, known)}")
     return value
 
 

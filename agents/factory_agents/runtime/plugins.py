@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Collection, Mapping
@@ -14,6 +13,7 @@ import msgspec
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.runtime.agents import bind_params, source_version
 from factory_agents.runtime.loading import describe, import_member, look_here
+from factory_agents.text import did_you_mean
 
 __all__ = ["SINKS", "SOURCES", "Plugin", "PluginKind", "find_plugin", "installed", "is_class_path"]
 
@@ -134,8 +134,7 @@ def _load(kind: PluginKind, name: str, *, untrusted: bool) -> tuple[Any, str]:
     plugins = installed(kind)
     found = plugins.get(name, [])
     if not found:
-        near = difflib.get_close_matches(name, [*kind.built_in, *plugins], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, [*kind.built_in, *plugins])
         raise ConfigurationError(f"{where}: there is no such {kind.name}{hint}{_names(kind, plugins)}; or your own as module:Class")
     if len({point.value for _, point in found}) > 1:
         owners = " and ".join(f"{d.name} {d.version}" for d, _ in found)

@@ -15,6 +15,7 @@ import msgspec
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval
 from factory_agents.runtime.agents import Reject, SourceRecord
+from factory_agents.text import one_of
 
 __all__ = [
     "BATCH_RECORDS",
@@ -262,11 +263,7 @@ def check_field(name: str, what: str, known: Sequence[str], where: str) -> None:
     """Raise ConfigurationError, with the name likely meant, where ``name`` is none of those ``known``."""
     if name in known:
         return
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"
-    raise ConfigurationError(f"{where}: {what} {name!r} is not there; {hint}")
+    raise ConfigurationError(f"{where}: {what} {name!r} is not there{one_of(name, known)}")
 
 
 def time_reject(name: str, error: ValueError) -> Reject:

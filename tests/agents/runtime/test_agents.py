@@ -58,7 +58,7 @@ class TestParameters:
         ("params", "message"),
         [
             ({}, "parameter 'limit' is required"),
-            ({"limit": 1, "limt": 2}, "unknown parameter 'limt'; it takes: limit, span, tag"),
+            ({"limit": 1, "limt": 2}, "unknown parameter 'limt'; did you mean 'limit'"),
             ({"limit": "x"}, "parameter 'limit': "),
             ({"limit": 1, "span": "soon"}, "parameter 'span': "),
         ],

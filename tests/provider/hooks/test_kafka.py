@@ -88,7 +88,7 @@ def test_a_callback_for_tokens_has_to_be_on_airflows_list(connection: Any, monke
         ({}, "its extra names no broker"),
         (
             {"bootstrap.servers": "b:1", "sasl.pasword": "x"},
-            r"connection 'kafka_test': 'sasl.pasword' is no librdkafka configuration key; did you mean 'sasl.password'",
+            r"connection 'kafka_test': unknown librdkafka key 'sasl.pasword'; did you mean 'sasl.password'",
         ),
         ({"bootstrap.servers": "b:1", "error_cb": "my.cb"}, "'error_cb' cannot be used: it names a Python callback"),
         (
