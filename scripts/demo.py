@@ -23,6 +23,15 @@ from factory_agents.sandbox import Sandbox
 PIPELINE = "software_factory_pipeline"
 STAGES = ("ingest_events", "enrich_events", "validate_events", "publish_results")
 HOURS = [datetime(2018, 6, 5, hour, tzinfo=UTC) for hour in (8, 9)]  # the sample's busiest two in a row
+NEXT = {
+    '. .venv/bin/activate && eval "$(factory sandbox env --airflow)"': "",
+    "factory windows": "",
+    "factory dead-letters list validated_events.dead": "",
+    'psql "$DATABASE_URL" -c "select language, count(*) from events group by 1 order by 2 desc"': "",
+    "make try DAG=software_factory_pipeline AT=2018-06-05T11:00": "one more hour",
+    "make ui": "a whole Airflow, with these windows on its Factory page",
+}
+"""What the demo says to do next, and what that is. Each command is one of docs/getting-started.md, where it is followed."""
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 
@@ -107,14 +116,8 @@ def main() -> int:
     show_rejected(config, done)
     show_rows(sandbox.info().database_url)
     console.print("Where to look next:")
-    for line in (
-        '. .venv/bin/activate && eval "$(factory sandbox env)"',
-        "factory windows; factory dead-letters list validated_events.dead",
-        'psql "$DATABASE_URL" -c "select language, count(*) from events group by 1 order by 2 desc"',
-        "make try DAG=software_factory_pipeline AT=2018-06-05T11:00   # one more hour",
-        "make ui   # the whole of Airflow, with these windows on its Factory page",
-    ):
-        console.print(f"  {line}", highlight=False, markup=False)
+    for command, what in NEXT.items():
+        console.print(f"  {command}{what and f'   # {what}'}", highlight=False, markup=False)
     console.print(f"\n{time.monotonic() - began:.0f} s")
     return 0
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import demo
 import psutil
 import pytest
 from follow_docs import MARKS, MOST_COMMANDS, PAGES, Block, blocks, differs, documents, steps, walk
@@ -54,6 +55,13 @@ def test_a_reader_gets_from_the_clone_to_a_dag_of_theirs_in_few_commands() -> No
     assert f"in {len(commands)} commands" in page
     assert "make ui" in commands
     assert any("backfill create" in command for command in commands)
+
+
+def test_what_the_demo_says_to_do_next_is_followed() -> None:
+    followed = [
+        command for block in blocks((ROOT / "docs/getting-started.md").read_text()) if block.commands for command, _ in steps(block)
+    ]
+    assert set(demo.NEXT) <= set(followed)
 
 
 def test_a_page_is_read_as_its_blocks() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,6 +67,8 @@ def repository(own_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     database = tmp_path / "airflow.db"
     database.write_bytes(migrated_database().read_bytes())
+    with closing(sqlite3.connect(database, isolation_level=None)) as metadata:
+        metadata.execute("INSERT INTO slot_pool (pool, slots, description, include_deferred) VALUES ('software_factory', 8, '', 0)")
     environment = airflow_environment(own_sandbox) | {
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{database}",
         "AIRFLOW__FACTORY__RETRY_DELAY": "0",
@@ -74,8 +79,12 @@ def repository(own_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_hour_lands_once_however_often_it_runs(repository: Repository) -> None:
-    status, printed = repository.dags_test()
+    quiet = repository.environment | {"AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING"}  # as make try has it
+    status, printed = replace(repository, environment=quiet).dags_test()
     assert status == 0, printed
+    assert not re.search("warning|error", printed, re.IGNORECASE), "all went well"
+    for stage in ("ingest_events", "enrich_events", "validate_events", "publish_results"):
+        assert re.search(rf"{stage} over .*: consumed \d+, forwarded \d+", printed), "one line says what a stage did"
     rows = repository.rows("events")
     assert len(rows) == 137, printed
     assert Counter(row[0] for row in repository.rows("events", "size_class"))["binary"] >= 0
