@@ -586,7 +586,6 @@ def metrics_serve(
     config = kafka_config(bootstrap, kafka_settings or ())
     server = MetricsServer(config, listen=listen, prefix=prefix, group=group or "", every=every, lag=choice)
     server.start()
-    console.say(f"metrics at http://{server.address}/metrics")
     while not stop():
         time.sleep(0.1)
     server.close()

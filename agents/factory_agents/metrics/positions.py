@@ -19,11 +19,10 @@ log = logging.getLogger(__name__)
 _TAG = "topic-id:"
 _SECONDS = 10.0
 _LAST_SECONDS = 3.0
-_PAUSE = 1.0
 
 
 class Positions:
-    """Keeps positions in a group that nobody joins. They are written by a thread of its own, at once and at most once a second.
+    """Keeps positions in a group that nobody joins. They are written by a thread of its own, the newest at once.
 
     The topic's id stands beside each: of a ledger that was deleted and made again nothing was counted.
     """
@@ -69,8 +68,6 @@ class Positions:
             self._woken.wait()
             self._woken.clear()
             self._commit()
-            self._stop.wait(_PAUSE)
-        self._commit()
 
     def _commit(self) -> None:
         told = self._wanted

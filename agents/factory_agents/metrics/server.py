@@ -97,6 +97,7 @@ class MetricsServer:
 
     def start(self) -> None:
         """Begin to look."""
+        log.info("serving metrics", extra=fields(address=self.address))
         self._positions.start()
         for thread in self._threads:
             thread.start()
