@@ -544,9 +544,7 @@ def letters_replay(
 def metrics_serve(
     listen: Annotated[
         str,
-        typer.Option(
-            "--listen", help="address to answer at; a port alone is on loopback", envvar="FACTORY_METRICS_LISTEN", metavar="HOST:PORT"
-        ),
+        typer.Option("--listen", help="address to answer at; a port alone is on loopback", metavar="HOST:PORT"),
     ] = "127.0.0.1:9108",
     groups: Annotated[
         str, typer.Option("--groups", help="consumer groups whose lag is told: a regular expression", metavar="REGEX")

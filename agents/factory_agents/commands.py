@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -28,6 +29,7 @@ from factory_agents.text import printable
 if TYPE_CHECKING:
     from factory_agents.launch import LiveResult
     from factory_agents.protocol import AgentResult, Counts, Reason
+    from factory_agents.telemetry import Observer
 
 __all__ = ["Bootstrap", "Json", "KafkaSettings", "SettingsPath", "invoke", "run_agent", "run_built_in", "setting"]
 
@@ -134,7 +136,7 @@ class _Run:
         from factory_agents import launch
         from factory_agents.run import Stop
         from factory_agents.runtime.session import RunContext
-        from factory_agents.telemetry import configure_logging
+        from factory_agents.telemetry import Observers, configure_logging
 
         live = launch.is_live(self.agent, self.settings)
         terminal = sys.stderr.isatty()
@@ -148,7 +150,9 @@ class _Run:
                 gc.freeze()
                 context = RunContext(kafka, stop=stop, observer=observer, show=self._show, examples=self.settings.show)
                 if live:
-                    outcome: LiveResult | AgentResult = launch.run_agent_live(context, self.agent, self.settings)
+                    with _telling(self.settings.metrics_listen) as told:
+                        context.observer = Observers(observer, told)
+                        outcome: LiveResult | AgentResult = launch.run_agent_live(context, self.agent, self.settings)
                 else:
                     outcome = launch.run_agent_over_window(context, self.agent, self.settings)
         except TooManyRejectedError as error:
@@ -186,6 +190,23 @@ class _Run:
         else:
             console.say(f"{outcome.agent} in group {outcome.group}: stopped after {outcome.seconds:.1f} s", "bold")
             _print_counts(outcome.counts)
+
+
+@contextmanager
+def _telling(listen: str) -> Iterator[Observer]:
+    """An observer that serves what it is told, if an address is given."""
+    from factory_agents.telemetry import Observer
+
+    if not listen:
+        yield Observer()
+        return
+    from factory_agents.telemetry.live import LiveTelemetry
+
+    telemetry = LiveTelemetry(listen)
+    try:
+        yield telemetry
+    finally:
+        telemetry.close()
 
 
 def _print_result(result: AgentResult, more: int) -> None:

@@ -116,6 +116,14 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "retention"
     deadline: Annotated[float, _key("seconds after which an unfinished window fails; 0 for never", "SECONDS", env="FACTORY_DEADLINE")] = 0.0
     chunk_records: Annotated[int, _key("most records in one transaction", "N", env="FACTORY_CHUNK_RECORDS")] = 100_000
+    metrics_listen: Annotated[
+        str,
+        _key(
+            "where a live agent tells metrics and health: host:port, or a port on loopback; by default nowhere",
+            "HOST:PORT",
+            env="FACTORY_METRICS_LISTEN",
+        ),
+    ] = ""
     database_url: Annotated[
         str, _key("PostgreSQL for the agents that use it: postgresql://user:password@host/name", "URL", env="DATABASE_URL")
     ] = ""

@@ -301,6 +301,11 @@ class GroupReader:
         """What fences a former owner of the partitions, for a transaction that commits positions."""
         return self._consumer.consumer_group_metadata()
 
+    @property
+    def joined(self) -> bool:
+        """Whether the group has taken this member in; asks nobody."""
+        return bool(self._consumer.memberid())
+
     def lag(self) -> dict[int, int]:
         """How far each partition's end is past what was committed, as far as the last fetch tells; asks nobody."""
         behind = {}

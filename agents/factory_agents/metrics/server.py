@@ -15,11 +15,11 @@ from factory_agents.kafka.ledger import Ledger, ledger_topic
 from factory_agents.kafka.topics import Cluster
 from factory_agents.metrics.lags import LagChoice
 from factory_agents.metrics.positions import Positions
-from factory_agents.metrics.shown import Shown
 from factory_agents.metrics.tally import LedgerTally, Told
 from factory_agents.telemetry import fields
 from factory_agents.telemetry.metrics import Series, Values, encoder
 from factory_agents.telemetry.serving import Answer, Asked, SmallServer, text
+from factory_agents.telemetry.shown import Shown
 
 __all__ = ["MetricsServer", "default_group"]
 
@@ -82,7 +82,8 @@ class MetricsServer:
     ) -> None:
         encoder("")
         self._config, self._prefix, self._every, self._choice = config, prefix, every, lag or LagChoice()
-        self._shown, self._told = Shown(), Told()
+        self._told = Told()
+        self._shown = Shown(self._told)
         self._lags: Values = {}
         self._parts = (_Part("ledger"), _Part("lag"))
         self._positions = Positions(config, ledger_topic(prefix), group or default_group(prefix))

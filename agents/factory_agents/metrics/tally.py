@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,52 +12,20 @@ from factory_agents.kafka.ledger import partition_of
 from factory_agents.kafka.records import RECORD_VERSION
 from factory_agents.kafka.view import Follower
 from factory_agents.protocol import Counts, Interval, Shard
-from factory_agents.telemetry.metrics import Series, Values, family
+from factory_agents.telemetry.metrics import ALWAYS_TOLD, Series, Snapshot, Totals, Values
 
-__all__ = ["LedgerTally", "Told", "Totals"]
-
-_ALWAYS_TOLD = ("consumed", "forwarded", "filtered", "rejected")
-
-
-class Totals:
-    """Counters and histograms by series; they only grow. A series begins with zeros."""
-
-    def __init__(self) -> None:
-        self._figures: dict[Series, list[float]] = {}
-
-    def _of(self, name: str, labels: tuple[str, ...]) -> list[float]:
-        figures = self._figures.get((name, labels))
-        if figures is None:
-            figures = self._figures[name, labels] = [0.0] * family(name).width
-        return figures
-
-    def add(self, name: str, labels: tuple[str, ...], amount: float) -> None:
-        """Raise a counter; by 0: from now on there is one."""
-        self._of(name, labels)[0] += amount
-
-    def observe(self, name: str, labels: tuple[str, ...], value: float, times: int) -> None:
-        """Put a value into a histogram; 0 times: from now on there is one."""
-        figures = self._of(name, labels)
-        figures[bisect_left(family(name).buckets, value)] += times
-        figures[-1] += value * times
-
-    def frozen(self) -> Values:
-        """As they are now."""
-        return {series: tuple(figures) for series, figures in self._figures.items()}
+__all__ = ["LedgerTally", "Told"]
 
 
 @dataclass(frozen=True)
-class Told:
+class Told(Snapshot):
     """All that was counted up to ``positions`` of the ledger with this id, and how the windows stood then.
 
-    ``number`` grows from one to the next. ``cuts`` are the offsets of each pipeline's last cut of a topic, by pipeline, topic and topic id.
+    ``cuts`` are the offsets of each pipeline's last cut of a topic, by pipeline, topic and topic id.
     """
 
     topic_id: str = ""
     positions: Mapping[int, int] = field(default_factory=dict)
-    number: int = 0
-    totals: Values = field(default_factory=dict)
-    gauges: Values = field(default_factory=dict)
     cuts: Mapping[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -178,7 +145,7 @@ class LedgerTally(Follower):
         """What came of it so far."""
         cuts = {key: offsets for key, (_, offsets) in self._cuts.items()}
         self._number += 1
-        return Told(self.topic_id, self._counted(), self._number, self._totals.frozen(), self._gauges(), cuts)
+        return Told(self._number, self._totals.frozen(), self._gauges(), self.topic_id, self._counted(), cuts)
 
     def _stage(self, record: _Record, counts: bool) -> None:
         standing = self._standing(record)
@@ -196,7 +163,7 @@ class LedgerTally(Follower):
         agent = (result.agent, *stage)
         self._totals.add("agent_success_total", agent, counts)
         for outcome, events in msgspec.structs.asdict(result.counts).items():
-            if events or outcome in _ALWAYS_TOLD:
+            if events or outcome in ALWAYS_TOLD:
                 self._totals.add("factory_events_total", (*agent, outcome), events * counts)
         self._totals.observe("factory_run_seconds", agent, result.seconds, counts)
         if standing.whole:

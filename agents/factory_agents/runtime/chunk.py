@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import asdict
+
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
@@ -89,7 +91,9 @@ class Chunk:
         seal()
         self._writer.commit(deadline)
         figures, took = self._outputs.figures(), time.monotonic() - began
-        commit = Commit(self.records, figures.written, figures.bytes, took, figures.rejected, counts.consumed, counts.rejected)
+        commit = Commit(
+            self.records, figures.written, figures.bytes, took, figures.rejected, counts.consumed, counts.rejected, asdict(counts)
+        )
         self._outputs.forget(committed=True)
         self.records = self._aborts = 0
         self.size = min(self._largest, self.size * 2)

@@ -184,6 +184,7 @@ class _Live:
         if not messages or self.chunk.age > _COMMIT_SECONDS or self.chunk.is_full:
             self._commit()
         self._tell_lag()
+        self.observer.turn(self.subject, joined=self.reader.joined)
 
     def _tell_lag(self) -> None:
         now = time.monotonic()

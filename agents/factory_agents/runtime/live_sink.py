@@ -19,7 +19,7 @@ from factory_agents.protocol import AgentRun, Counts, Window
 from factory_agents.runtime.agents import Sink
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
-from factory_agents.telemetry import fields
+from factory_agents.telemetry import Subject, fields
 
 __all__ = ["KEEP_WINDOWS", "run_sink_live"]
 
@@ -78,6 +78,7 @@ class _Live:
         self.pipeline, self.in_topic, self.prefix, self.accept_loss, self.keep = pipeline, in_topic, prefix, accept_loss, keep
         self.cluster = Cluster(context.config)
         self.cluster.topic(in_topic)
+        self.subject = Subject(pipeline, "live")
         self.ledger = Ledger(context.config, self.cluster, prefix=prefix, pipeline=pipeline)
         self.ledger.ensure()
         self.presence = Presence(context.config, self.cluster, group=f"{pipeline}.members", topic=in_topic)
@@ -104,6 +105,7 @@ class _Live:
             if inherited >= 0 and now - published >= every and self.has_new():
                 published = now
                 self.publish(self.plan())
+            self.context.observer.turn(self.subject, joined=True)
             time.sleep(_LOOK_SECONDS)
 
     def abandoned(self, peers: list[str]) -> list[Window]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from factory_agents.errors import ConfigurationError
@@ -11,7 +12,7 @@ from factory_agents.errors import ConfigurationError
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-__all__ = ["FAMILIES", "Family", "Series", "Values", "encoder", "family"]
+__all__ = ["ALWAYS_TOLD", "FAMILIES", "Family", "Series", "Snapshot", "Totals", "Values", "encoder", "family"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Family:
 _MINUTE, _HOUR = 60.0, 3600.0
 _SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, _MINUTE, 2 * _MINUTE, 5 * _MINUTE, 10 * _MINUTE, 30 * _MINUTE, _HOUR)
 _LANDING = (30.0, *(m * _MINUTE for m in (1, 2, 5, 10, 15, 30)), *(h * _HOUR for h in (1, 2, 4, 12, 24)))
+
+_RECORDS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 
 _STAGE = ("pipeline", "stage")
 _AGENT = ("agent", *_STAGE)
@@ -71,6 +74,17 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family("factory_window_end_timestamp_seconds", "gauge", _STAGE, "End of the latest interval that a stage has finished."),
         Family("factory_window_length_seconds", "gauge", _STAGE, "Length of that interval."),
+        Family("factory_batch_records", "histogram", _AGENT, "Records that a live agent was given at once.", _RECORDS),
+        Family("factory_batch_seconds", "histogram", _AGENT, "How long it took for them.", _SECONDS),
+        Family(
+            "factory_commit_seconds", "histogram", _AGENT, "How long a live agent's transactions took from their last record on.", _SECONDS
+        ),
+        Family("factory_aborts_total", "counter", _AGENT, "Transactions of a live agent that were dropped, and their records read again."),
+        Family("factory_rebalances_total", "counter", _AGENT, "How often a live agent was given other partitions."),
+        Family("factory_partitions_held", "gauge", _AGENT, "Partitions that a live agent has now."),
+        Family("factory_transaction_age_seconds", "gauge", _AGENT, "Age of a live agent's open transaction; 0 without one."),
+        Family("factory_busy_seconds", "gauge", _AGENT, "For how long a live agent has been at one call."),
+        Family("factory_held_lag", "gauge", _AGENT, "Offsets that a live agent has still to read on the partitions that it has."),
         Family(
             "kafka_consumer_lag",
             "gauge",
@@ -91,6 +105,9 @@ FAMILIES: Mapping[str, Family] = {
     )
 }
 
+ALWAYS_TOLD = ("consumed", "forwarded", "filtered", "rejected")
+"""Outcomes of ``factory_events_total`` that there are even while no event had them: shares are made of these."""
+
 Series: TypeAlias = tuple[str, tuple[str, ...]]
 """A metric's name and its labels' values."""
 
@@ -101,6 +118,42 @@ Values: TypeAlias = Mapping[Series, tuple[float, ...]]
 def family(name: str) -> Family:
     """A metric by its name."""
     return FAMILIES[name]
+
+
+class Totals:
+    """Counters and histograms by series; they only grow. A series begins with zeros."""
+
+    def __init__(self) -> None:
+        self._figures: dict[Series, list[float]] = {}
+
+    def _of(self, name: str, labels: tuple[str, ...]) -> list[float]:
+        figures = self._figures.get((name, labels))
+        if figures is None:
+            figures = self._figures[name, labels] = [0.0] * family(name).width
+        return figures
+
+    def add(self, name: str, labels: tuple[str, ...], amount: float) -> None:
+        """Raise a counter; by 0: from now on there is one."""
+        self._of(name, labels)[0] += amount
+
+    def observe(self, name: str, labels: tuple[str, ...], value: float, times: int = 1) -> None:
+        """Put a value into a histogram; 0 times: from now on there is one."""
+        figures = self._of(name, labels)
+        figures[bisect_left(family(name).buckets, value)] += times
+        figures[-1] += value * times
+
+    def frozen(self) -> Values:
+        """As they are now."""
+        return {series: tuple(figures) for series, figures in self._figures.items()}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All figures at one moment; ``number`` grows from one snapshot to the next."""
+
+    number: int = 0
+    totals: Values = field(default_factory=dict)
+    gauges: Values = field(default_factory=dict)
 
 
 def encoder(accept: str) -> tuple[Callable[[Values], bytes], str]:

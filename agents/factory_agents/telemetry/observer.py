@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
-__all__ = ["Batch", "Commit", "Done", "Observer", "Subject"]
+__all__ = ["Batch", "Commit", "Done", "Observer", "Observers", "Subject"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Commit:
     """A transaction that was committed.
 
     ``records`` were read for it, ``written`` (dead letters included) with values of ``bytes`` in all were sent; it took ``seconds`` from
-    the last record on. ``rejected`` are its dead letters by rule. ``done`` and ``rejected_in_all`` are of the whole work so far.
+    the last record on. ``rejected`` are its dead letters by rule. ``done``, ``rejected_in_all`` and ``counts`` (by outcome) are of the
+    whole work so far.
     """
 
     records: int
@@ -47,6 +48,7 @@ class Commit:
     rejected: Mapping[str, int] = field(default_factory=dict)
     done: int = 0
     rejected_in_all: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,9 @@ class Observer:
     def batch(self, subject: Subject, batch: Batch) -> None:
         """A batch went through the agent."""
 
+    def turn(self, subject: Subject, *, joined: bool) -> None:
+        """A live agent's loop has gone round, whether there was work or not. ``joined``: it is a member of its group."""
+
     def busy(self, subject: Subject, seconds: float) -> None:
         """The agent, source or sink has been at one call for so long; called several times a second meanwhile."""
 
@@ -86,3 +91,50 @@ class Observer:
 
     def done(self, subject: Subject, done: Done) -> None:
         """A window's shard is finished, its result in the ledger."""
+
+
+class Observers(Observer):
+    """Several observers, each told of everything."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def batch(self, subject: Subject, batch: Batch) -> None:
+        """See ``Observer``."""
+        for observer in self._observers:
+            observer.batch(subject, batch)
+
+    def turn(self, subject: Subject, *, joined: bool) -> None:
+        """See ``Observer``."""
+        for observer in self._observers:
+            observer.turn(subject, joined=joined)
+
+    def busy(self, subject: Subject, seconds: float) -> None:
+        """See ``Observer``."""
+        for observer in self._observers:
+            observer.busy(subject, seconds)
+
+    def committed(self, subject: Subject, commit: Commit) -> None:
+        """See ``Observer``."""
+        for observer in self._observers:
+            observer.committed(subject, commit)
+
+    def aborted(self, subject: Subject, records: int, reason: str) -> None:
+        """See ``Observer``."""
+        for observer in self._observers:
+            observer.aborted(subject, records, reason)
+
+    def rebalanced(self, subject: Subject, partitions: Set[int]) -> None:
+        """See ``Observer``."""
+        for observer in self._observers:
+            observer.rebalanced(subject, partitions)
+
+    def lag(self, subject: Subject, lag: Mapping[int, int]) -> None:
+        """See ``Observer``."""
+        for observer in self._observers:
+            observer.lag(subject, lag)
+
+    def done(self, subject: Subject, done: Done) -> None:
+        """See ``Observer``."""
+        for observer in self._observers:
+            observer.done(subject, done)

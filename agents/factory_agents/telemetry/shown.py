@@ -5,53 +5,54 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from factory_agents.metrics.tally import Told
-from factory_agents.telemetry.metrics import Series, Values, family
+from factory_agents.telemetry.metrics import Series, Snapshot, Values, family
 
 __all__ = ["Shown"]
 
 _MOST_SCRAPERS = 64
 
+_Taken = TypeVar("_Taken", bound=Snapshot)
+
 
 @dataclass
-class _Scraper:
-    """One that asks: the series it knows, and what was told when it asked last, all of whose series it knows."""
+class _Scraper(Generic[_Taken]):
+    """One that asks: the snapshot that there was when it asked last, and the series that it knows: all of that one's."""
 
+    last: _Taken
     known: set[Series] = field(default_factory=set)
-    last: Told = field(default_factory=Told)
 
 
-class Shown:
+class Shown(Generic[_Taken]):
     """Decides what a scraper is shown of the newest figures; thread-safe.
 
     Prometheus takes a series' first value for what it was before it looked, and counts from there. So where there are new series, they are
-    shown as zeros beside what was told at the scrape before, and with their values at the next one. What a scraper was shown always is the
-    figures at one place of the ledger: ``whole`` is the newest that somebody was.
+    shown as zeros beside the snapshot of the scrape before, and with their values at the next one. So a scraper is shown one snapshot
+    always: ``whole`` is the newest that somebody was. ``nothing`` is the snapshot that there is before the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, nothing: _Taken) -> None:
         self._lock = threading.Lock()
-        self._newest = Told()
-        self._scrapers: dict[str, _Scraper] = {}
-        self.whole = Told()
+        self._scrapers: dict[str, _Scraper[_Taken]] = {}
+        self._nothing = self._newest = self.whole = nothing
 
-    def tell(self, told: Told) -> None:
-        """There are newer figures."""
+    def tell(self, snapshot: _Taken) -> None:
+        """There is a newer one."""
         with self._lock:
-            self._newest = told
+            self._newest = snapshot
 
     def to(self, client: str) -> tuple[Values, Callable[[], None]]:
         """What a client is shown now, and what to call when it has that."""
         with self._lock:
             newest = self._newest
-            scraper = self._scrapers.get(client) or _Scraper()
+            scraper = self._scrapers.get(client) or _Scraper(self._nothing)
             new = newest.totals.keys() - scraper.known
             told = scraper.last if new else newest
             totals = {**told.totals, **{series: (0.0,) * family(series[0]).width for series in new}}
         return {**totals, **newest.gauges}, lambda: self._sent(client, scraper, told, newest)
 
-    def _sent(self, client: str, scraper: _Scraper, told: Told, newest: Told) -> None:
+    def _sent(self, client: str, scraper: _Scraper[_Taken], told: _Taken, newest: _Taken) -> None:
         with self._lock:
             if newest.number < scraper.last.number:  # two at once: the later answer counts
                 return
