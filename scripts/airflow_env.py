@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+from factory_agents.errors import FactoryError
 from factory_agents.sandbox import Sandbox
 from factory_agents.sandbox.airflow import airflow_variables, prepare_airflow
 
-__all__ = ["PYTHON_BIN", "ROOT", "airflow", "airflow_environment", "apply_topics", "prepare"]
+__all__ = ["PYTHON_BIN", "ROOT", "airflow", "airflow_environment", "apply_topics", "prepare", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON_BIN = Path(sys.executable).parent
@@ -49,3 +52,13 @@ def prepare(environment: dict[str, str]) -> None:
     """Bring topics, metadata schema and pool into being, each only where it is not there yet."""
     apply_topics(environment)
     prepare_airflow(environment, lambda message: print(message, file=sys.stderr, flush=True))
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a program of this folder; an error of ours is one line, one of a command that it ran is that command's exit status."""
+    try:
+        sys.exit(main())
+    except FactoryError as error:
+        sys.exit(f"error: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)

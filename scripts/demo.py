@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import psycopg
-from airflow_env import ROOT, airflow, airflow_environment, prepare
+from airflow_env import ROOT, airflow, airflow_environment, prepare, run
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -123,4 +123,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
-from airflow_env import ROOT, airflow_environment, prepare
+from airflow_env import ROOT, airflow_environment, prepare, run
 
 from factory_agents.sandbox import Sandbox
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Set up, and become the user's shell (with this program's arguments, ``-c 'airflow dags list'`` for one)."""
     sandbox = Sandbox(ROOT / ".factory")
     sandbox.up()
@@ -22,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from datetime import UTC, datetime
 
-from airflow_env import ROOT, airflow, airflow_environment, prepare
+from airflow_env import ROOT, airflow, airflow_environment, prepare, run
 
 from factory_agents.sandbox import Sandbox
 
@@ -24,12 +22,9 @@ def main() -> int:
     environment = airflow_environment(sandbox, trial=True)
     prepare(environment)
     at = given.at or datetime.now(UTC).strftime("%Y-%m-%dT%H:00")
-    try:
-        airflow(environment, "dags", "test", given.dag, at, *(("--conf", given.conf) if given.conf else ()), quiet=False)
-    except subprocess.CalledProcessError as error:
-        return error.returncode
+    airflow(environment, "dags", "test", given.dag, at, *(("--conf", given.conf) if given.conf else ()), quiet=False)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -8,7 +8,7 @@ import sys
 import threading
 
 from airflow_components import NEW_FILES_SOON, Components, free_port, loopback_environment
-from airflow_env import ROOT, airflow_environment, prepare
+from airflow_env import ROOT, airflow_environment, prepare, run
 
 from factory_agents.sandbox import Sandbox
 from factory_agents.sandbox.airflow import POOL
@@ -52,4 +52,4 @@ def _watch(components: Components, stop: threading.Event) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)
