@@ -1,7 +1,7 @@
 """Agents over Kafka: written once, run over a window or live, exactly once.
 
-``agent`` makes a function an agent; ``Reject`` sends an event to the dead letters; a source of your own gives ``SourceRecord``, a sink
-of your own is a ``LedgerSink``, a codec of your own a ``Codec``.
+``agent`` makes a function an agent; ``Reject`` sends an event to the dead letters; ``Dependency`` is a service that an agent calls; a
+source of your own gives ``SourceRecord``, a sink of your own is a ``LedgerSink``, a codec of your own a ``Codec``.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from factory_agents.codecs import Codec
     from factory_agents.reject import Reject
     from factory_agents.runtime.agents import SourceRecord, agent
+    from factory_agents.runtime.dependencies import Dependency
     from factory_agents.runtime.ledger_sink import Landing, LedgerSink, Part, Rows
     from factory_agents.runtime.sink_ledger import Figures
 
-__all__ = ["Codec", "Figures", "Landing", "LedgerSink", "Part", "Reject", "Rows", "SourceRecord", "__version__", "agent"]
+__all__ = ["Codec", "Dependency", "Figures", "Landing", "LedgerSink", "Part", "Reject", "Rows", "SourceRecord", "__version__", "agent"]
 
 __version__ = "0.1.0"
 
 
 _MODULES = {
     "Codec": "codecs",
+    "Dependency": "runtime.dependencies",
     "Reject": "reject",
     **dict.fromkeys(("SourceRecord", "agent"), "runtime.agents"),
     **dict.fromkeys(("Landing", "LedgerSink", "Part", "Rows"), "runtime.ledger_sink"),

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 0.3
 _CHECK_SECONDS = 5.0
+_SESSION_MS, _HEARTBEAT_MS = 10_000, 500
+"""A member that was killed holds its partitions up for a session; a rebalance is heard of at a heartbeat."""
 _TAG = "topic-id:"
 _error, _partition = methodcaller("error"), methodcaller("partition")
 
@@ -88,7 +90,9 @@ class GroupReader:
         self._replaced = self._topic_gone = False
         self._begin_at = 0.0
         self._check_at = time.monotonic() + _CHECK_SECONDS
-        self._fetch = BoundedConsumer(config, cluster, topic, group_id=group, partition_assignment_strategy="cooperative-sticky")
+        own = {} if "session.timeout.ms" in config.values else {"session_timeout_ms": _SESSION_MS}
+        own |= {} if "heartbeat.interval.ms" in config.values else {"heartbeat_interval_ms": _HEARTBEAT_MS}
+        self._fetch = BoundedConsumer(config, cluster, topic, group_id=group, partition_assignment_strategy="cooperative-sticky", **own)
         self._consumer: Consumer = self._fetch.client
 
     def subscribe(self, *, came: OnPartitions, going: OnPartitions, gone: OnPartitions) -> None:
@@ -134,6 +138,13 @@ class GroupReader:
         """What was read and not committed is read again, on every partition; nothing read before counts any more."""
         self.reading = set()
         self.ends = {}
+
+    def idle(self, timeout: float) -> None:
+        """Stay in the group for so long without reading, after ``rewind``."""
+        self._fetch.stop(self._fetched)
+        self._fetched = set()
+        for message in self._fetch.take(1, timeout):
+            self._is_record(message)
 
     def batch(self, size: int, timeout: float) -> list[Message]:
         """Up to ``size`` records within ``timeout`` seconds; ``ends`` tells which partitions were read to their end, and where that is.

@@ -12,10 +12,11 @@ from typing import Any, Protocol, TypeAlias, overload
 
 import msgspec
 
-from factory_agents.errors import AgentError, ConfigurationError, UnavailableError
+from factory_agents.errors import AgentError, ConfigurationError
 from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Counts, Interval, Shard
 from factory_agents.reject import Reject
+from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError, complete, tried
 from factory_agents.runtime.numbers import Digits
 from factory_agents.text import unknown
 
@@ -338,8 +339,8 @@ Prepare: TypeAlias = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any
 class FunctionTransform:
     """Drives an ``AgentFunction`` over records: decode, prepare, call, encode; whatever it raises rejects that one event.
 
-    Numbers that the agent leaves as they came keep their digits, though it sees floats. Only an UnavailableError goes through: the event is
-    not bad, a retry may do.
+    Numbers that the agent leaves as they came keep their digits, though it sees floats. An outage of something that the agent calls rejects
+    nothing (see ``Dependency``).
     """
 
     stateful = False
@@ -352,11 +353,12 @@ class FunctionTransform:
         self._params = params
         self._prepare = prepare
         self._digits = Digits()
+        self._unnamed = Dependency("a service that the agent calls")
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``."""
         if self._agent.batch or self._prepare is not None:
-            return self._process_together(messages)
+            return self._process_whole(messages)
         call, params, finish = self._agent.function, self._params, self._finish
         outputs: list[Output] = []
         append = outputs.append
@@ -372,10 +374,37 @@ class FunctionTransform:
                 append(encode(result) if simple and not kept and type(result) is dict else finish(result, message))
             except Reject as reject:
                 append(reject)
-            except UnavailableError:
-                raise
+            except OUTAGES:
+                return complete(outputs, len(messages), lambda n: self._attempt(messages[n]), self._refused, self._unnamed)
             except Exception as error:
                 append(self._failed(error, message))
+        return outputs
+
+    def _attempt(self, message: Message) -> Output:
+        """What becomes of one event. Raises DependencyError where something that the agent calls fails."""
+        try:
+            event = decode_event(message.value(), self._digits.decode)
+        except Reject as reject:
+            return reject
+        with self._unnamed:
+            result = self._call(event)
+        return self._finish_or_reject(result, message)
+
+    def _refused(self, error: Exception, dependency: Dependency) -> Reject:
+        return Reject(f"{error} (while {dependency.name} answered for other events)", rule="unavailable")
+
+    def _process_whole(self, messages: Sequence[Message]) -> list[Output]:
+        """The whole batch at once; where something that it needs fails, all of it waits."""
+
+        def attempt() -> list[Output]:
+            with self._unnamed:
+                return self._process_together(messages)
+
+        try:
+            outputs: list[Output] = tried(attempt)
+        except DependencyError as error:
+            error.dependency.trip()
+            raise InterruptedBatchError(str(error), [], error.dependency.wait_seconds) from error
         return outputs
 
     def _failed(self, error: Exception, message: Message) -> Reject:
@@ -465,7 +494,7 @@ class FunctionTransform:
             return self._agent.function(event, **self._params)
         except Reject as reject:
             return reject
-        except UnavailableError:
+        except OUTAGES:
             raise
         except Exception as error:
             return self._raised(error)
@@ -482,7 +511,7 @@ class FunctionTransform:
                     f"agent {self.name!r}: a batch of {len(events)} events must give {len(events)} results, got {len(results)}"
                 )
             return results
-        except (AgentError, UnavailableError):
+        except (AgentError, *OUTAGES):
             raise
         except Reject as reject:
             failure: Any = reject

@@ -6,18 +6,21 @@ import contextlib
 import logging
 import time
 import uuid
+from collections.abc import Sequence
 
 from factory_agents import failpoints
 from factory_agents.errors import FencedError, StoppedError, UnavailableError, WindowError
 from factory_agents.kafka.cuts import check_names
 from factory_agents.kafka.group import GroupReader
+from factory_agents.kafka.messages import Message
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import CodecRef, Counts, transactional_id
 from factory_agents.runtime.agent_thread import AgentThread
-from factory_agents.runtime.agents import Transform
+from factory_agents.runtime.agents import Output, Transform
 from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.codecs import OpenCodec, open_codec
+from factory_agents.runtime.dependencies import InterruptedBatchError
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import BatchSize, process
@@ -31,6 +34,8 @@ _POLL, _COMMIT_SECONDS = 0.1, 0.2
 _LARGEST_CHUNK, _MOST_ABORTS = 100_000, 10
 _PATIENCE = 60.0
 _LAG_SECONDS = 1.0
+_AGAIN_SECONDS = 1.0
+_AFTER_OUTAGE = 4  # records: several, since one may be bad by itself
 _TIMEOUT_MS = 15_000
 """A transaction's timeout: until it is over, what a killed member left open holds its successor and all readers up."""
 
@@ -119,6 +124,7 @@ class _Live:
             most_aborts=_MOST_ABORTS,
         )
         self.lag_told = 0.0
+        self.again_at = 0.0
         self.thread = AgentThread(transform.name)
 
     def use_codecs(self, reading: OpenCodec | None, writing: OpenCodec | None) -> None:
@@ -168,23 +174,56 @@ class _Live:
     def _step(self) -> None:
         if not self.writer.is_open:
             self.writer.open(time.monotonic() + _PATIENCE)
+        if time.monotonic() < self.again_at:
+            self.reader.idle(_POLL)
+            self._tell_lag()
+            self.observer.turn(self.subject, joined=self.reader.joined)
+            return
         if self.reader.waiting:
             self._commit()  # what is handled is not read again
         messages = self.reader.batch(min(self.batch.records, self.chunk.room), _POLL)
         if messages:
-            began = time.monotonic()
-            outputs = self.thread.call(lambda: process(self.transform, messages, self.input_codec), self._meanwhile)
-            took = time.monotonic() - began
-            self.batch.took(took)
-            self.observer.batch(self.subject, Batch(len(messages), took))
-            self.outputs.input_topic_id = self.reader.topic.id  # it may have been replaced, if that is accepted
-            self.chunk.put(messages, outputs, self.uncommitted)
-            self.positions |= {m.partition(): m.offset() + 1 for m in messages}
+            self._handle(messages)
         self.positions |= self.reader.passed(self.positions)  # so that the lag is none when all is read
         if not messages or self.chunk.age > _COMMIT_SECONDS or self.chunk.is_full:
             self._commit()
         self._tell_lag()
         self.observer.turn(self.subject, joined=self.reader.joined)
+
+    def _handle(self, messages: Sequence[Message]) -> None:
+        began = time.monotonic()
+        try:
+            outputs = self.thread.call(lambda: self._process(messages), self._meanwhile)
+        except InterruptedBatchError as interrupted:
+            self._wait(messages, interrupted)
+            return
+        took = time.monotonic() - began
+        self.batch.took(took)
+        self.observer.batch(self.subject, Batch(len(messages), took))
+        self._put(messages, outputs)
+
+    def _process(self, messages: Sequence[Message]) -> list[Output]:
+        try:
+            return process(self.transform, messages, self.input_codec)
+        except InterruptedBatchError:
+            raise
+        except UnavailableError as error:  # of what reads the events, such as a registry
+            raise InterruptedBatchError(str(error), [], _AGAIN_SECONDS) from error
+
+    def _put(self, messages: Sequence[Message], outputs: Sequence[Output]) -> None:
+        self.outputs.input_topic_id = self.reader.topic.id  # it may have been replaced, if that is accepted
+        self.chunk.put(messages, outputs, self.uncommitted)
+        self.positions |= {m.partition(): m.offset() + 1 for m in messages}
+
+    def _wait(self, messages: Sequence[Message], interrupted: InterruptedBatchError) -> None:
+        """Something that the agent calls is down: commit what is done, and come back to the rest in a while. Nothing is rejected."""
+        log.warning("waiting", extra=fields(group=self.group, reason=str(interrupted), seconds=round(interrupted.seconds, 1)))
+        if interrupted.outputs:
+            self._put(messages[: len(interrupted.outputs)], interrupted.outputs)
+        self._commit()
+        self.reader.rewind()
+        self.batch = BatchSize(_AFTER_OUTAGE)
+        self.again_at = time.monotonic() + interrupted.seconds
 
     def _tell_lag(self) -> None:
         now = time.monotonic()

@@ -60,8 +60,8 @@ class BatchSize:
     It begins with one record, since nothing is known of the agent yet.
     """
 
-    def __init__(self) -> None:
-        self.records = 1
+    def __init__(self, records: int = 1) -> None:
+        self.records = records
 
     def took(self, seconds: float) -> None:
         """Learn from the last batch."""

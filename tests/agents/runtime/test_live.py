@@ -21,7 +21,7 @@ from factory_agents.errors import ConfigurationError, DataLossError, FencedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import CodecRef, Counts
-from factory_agents.runtime.agents import agent
+from factory_agents.runtime.agents import AgentFunction, agent
 from factory_agents.runtime.live import _Live, default_group, run_live
 from factory_agents.runtime.session import RunContext
 from tests.support.agents import mark
@@ -43,7 +43,7 @@ class Live:
         context = RunContext(config or runs.config, stop=self.stop.is_set, observer=self.observed)
         self._work = lambda: run_live(
             context,
-            agent(version="1")(function).bind({}),
+            (function if isinstance(function, AgentFunction) else agent(version="1")(function)).bind({}),
             in_topic=source,
             out_topic=out,
             group=f"{runs.prefix}.group",

@@ -1,0 +1,230 @@
+"""What an agent calls and cannot do without: retried in place, guarded by a breaker, and told from an event that is bad by itself."""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, NoReturn
+
+from factory_agents.errors import UnavailableError
+
+__all__ = ["OUTAGES", "Dependency", "DependencyError", "InterruptedBatchError", "complete", "tried"]
+
+OUTAGES = (ConnectionError, TimeoutError)
+"""What says of itself that a service failed, and not that an event is bad."""
+
+State = Literal["closed", "open", "half-open"]
+
+_FEWEST = 10
+"""Calls that a rate needs before it says anything."""
+_PROBES = 3
+"""Calls that a breaker half open lets through, each of another event: one of them may be bad by itself."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+
+class DependencyError(UnavailableError):
+    """A dependency failed, or its breaker is open and it wasn't called at all (``called`` is false then)."""
+
+    def __init__(self, message: str, dependency: Dependency, *, called: bool) -> None:
+        super().__init__(message)
+        self.dependency = dependency
+        self.called = called
+
+
+class InterruptedBatchError(UnavailableError):
+    """What an agent needs isn't there: ``outputs`` are of the first events of a batch, the others have to wait some ``seconds``."""
+
+    def __init__(self, message: str, outputs: Sequence[Any], seconds: float) -> None:
+        super().__init__(message)
+        self.outputs = outputs
+        self.seconds = seconds
+
+
+class Dependency:
+    """A service that an agent calls, inside ``with``; one object for all calls in a process.
+
+    What is raised inside, of the types in ``errors``, says that the service failed, not that the event is bad: the event is tried again,
+    ``retries`` times at most, after pauses that grow. Its breaker opens when more than ``failure_rate`` of the last ``calls`` calls failed
+    or took ``slow_seconds`` or longer: nothing is called then, and a live agent waits, first ``open_seconds``, twice as long after each
+    failed try, up to ``longest_open_seconds``. An event for which the service fails, while it answers for others, is a dead letter.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        errors: tuple[type[Exception], ...] = OUTAGES,
+        retries: int = 3,
+        failure_rate: float = 0.5,
+        calls: int = 20,
+        slow_seconds: float = float("inf"),
+        open_seconds: float = 1.0,
+        longest_open_seconds: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self.retries = retries
+        self._errors = errors
+        self._failure_rate = failure_rate
+        self._slow_seconds = slow_seconds
+        self._shortest, self._longest = open_seconds, longest_open_seconds
+        self._clock, self._chance = clock, chance
+        self._lock = threading.Lock()
+        self._last: deque[bool] = deque(maxlen=max(calls, _FEWEST))
+        self._state: State = "closed"
+        self._open_seconds = 0.0
+        self._open_until = 0.0
+        self._probes = 0
+        self._starts = threading.local()
+        self.answers = 0
+        """Calls that it answered, ever."""
+
+    def __repr__(self) -> str:
+        return f"Dependency({self.name!r}, {self.state})"
+
+    @property
+    def state(self) -> State:
+        """``closed``: it is called. ``open``: it is not. ``half-open``: it may be called a few times, to see whether it is back."""
+        with self._lock:
+            if self._state == "open" and self._clock() >= self._open_until:
+                return "half-open"
+            return self._state
+
+    def __enter__(self) -> Dependency:
+        """Begin a call. Raises DependencyError where the breaker is open."""
+        with self._lock:
+            if self._state == "open" and self._clock() >= self._open_until:
+                self._state, self._probes = "half-open", 0
+            if self._state == "open" or (self._state == "half-open" and self._probes >= _PROBES):
+                raise DependencyError(f"{self.name}: not called: its breaker is open, since it failed before", self, called=False)
+            self._probes += self._state == "half-open"
+        self._starts.at = self._clock()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End a call. Raises DependencyError in the place of an error that says that the service failed."""
+        took = self._clock() - self._starts.at
+        if isinstance(error, DependencyError) and error.dependency is not self:
+            return  # of another one, called within
+        if error is None or not isinstance(error, (*self._errors, UnavailableError)):
+            self._answered(slow=took >= self._slow_seconds)
+            return
+        self._failed()
+        raise DependencyError(f"{self.name}: {type(error).__name__}: {error}", self, called=True) from error
+
+    def _answered(self, *, slow: bool) -> None:
+        with self._lock:
+            self.answers += 1
+            if self._state == "half-open" and not slow:
+                self._state, self._open_seconds = "closed", 0.0
+                self._last.clear()
+            self._note(not slow)
+
+    def _failed(self) -> None:
+        with self._lock:
+            self._note(False)
+
+    def _note(self, well: bool) -> None:
+        self._last.append(well)
+        if self._state == "half-open":
+            if not well and self._probes >= _PROBES:
+                self._open()
+        elif len(self._last) >= _FEWEST and self._last.count(False) > self._failure_rate * len(self._last):
+            self._open()
+
+    def forgive(self) -> None:
+        """The last failure doesn't count: the same event is tried again, and may be bad by itself."""
+        with self._lock:
+            if self._last and not self._last[-1]:
+                self._last.pop()
+
+    def trip(self) -> None:
+        """Open the breaker: it failed for several events in a row."""
+        with self._lock:
+            if self._state != "open":
+                self._open()
+
+    def _open(self) -> None:
+        self._state = "open"
+        self._open_seconds = min(self._longest, self._open_seconds * 2 or self._shortest)
+        self._open_until = self._clock() + self._open_seconds * (0.5 + self._chance() / 2)
+        self._last.clear()
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long it is not worth asking again."""
+        with self._lock:
+            return max(0.0, self._open_until - self._clock()) if self._state == "open" else self._shortest
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait before attempt number ``attempt`` (from 1) at the same event: at random, up to a bound that doubles."""
+        return self._chance() * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**attempt)
+
+
+def complete(
+    outputs: list[Any],
+    events: int,
+    attempt: Callable[[int], Any],
+    refused: Callable[[Exception, Dependency], Any],
+    unnamed: Dependency,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Any]:
+    """Outputs of a whole batch of so many events, whose first ``outputs`` are there: from an event on for which a service failed.
+
+    ``attempt`` gives the output of the n-th event and raises DependencyError where a service fails; ``unnamed`` is that of services which
+    aren't declared: whether an event called one at all isn't known, so nothing shows that it answers for others. ``refused`` makes the
+    output of an event for which a service fails while it does. Raises InterruptedBatchError where the service seems to be down for all.
+    """
+    waiting: list[tuple[int, int, Dependency]] = []  # of which event it failed, and how many calls it had answered then
+    while len(outputs) < events:
+        n = len(outputs)
+        try:
+            outputs.append(tried(functools.partial(attempt, n), sleep))
+        except DependencyError as error:
+            waiting.append((n, error.dependency.answers, error.dependency))
+            outputs.append(None)
+            if len(waiting) >= _PROBES or not error.called:
+                _interrupt(outputs, waiting, error)
+            last = error
+            continue
+        alone = [entry for entry in waiting if entry[2] is not unnamed and entry[2].answers > entry[1]]
+        for entry in alone:
+            index, _, dependency = entry
+            try:
+                outputs[index] = attempt(index)
+            except DependencyError as error:
+                if not error.called:
+                    _interrupt(outputs, waiting, error)
+                error.dependency.forgive()
+                outputs[index] = refused(error, dependency)
+            waiting.remove(entry)
+    if waiting:
+        _interrupt(outputs, waiting, last)
+    return outputs
+
+
+def tried(attempt: Callable[[], Any], sleep: Callable[[float], None] = time.sleep) -> Any:
+    """What an attempt gives, tried again in place as often as the dependency that fails allows, while its breaker is closed."""
+    tries = 0
+    while True:
+        try:
+            return attempt()
+        except DependencyError as error:
+            tries += 1
+            if tries > error.dependency.retries or error.dependency.state != "closed":
+                raise
+            error.dependency.forgive()
+            sleep(error.dependency.pause(tries))
+
+
+def _interrupt(outputs: list[Any], waiting: Sequence[tuple[int, int, Dependency]], error: DependencyError) -> NoReturn:
+    for _, _, dependency in waiting:
+        dependency.trip()
+    first, _, dependency = waiting[0]
+    raise InterruptedBatchError(str(error), outputs[:first], dependency.wait_seconds) from error
