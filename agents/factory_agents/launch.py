@@ -288,6 +288,8 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
         accept_loss=settings.accept_loss,
         input_codec=_codec(settings, "input_codec", settings.in_topic),
         output_codec=_codec(settings, "output_codec", settings.out_topic),
+        max_lag_downstream=settings.max_lag_downstream,
+        downstream_group=settings.downstream_group,
     )
     return LiveResult(
         transform.name, transform.version, group, settings.in_topic, settings.out_topic, counts, round(time.monotonic() - began, 3)

@@ -116,6 +116,20 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "retention"
     deadline: Annotated[float, _key("seconds after which an unfinished window fails; 0 for never", "SECONDS", env="FACTORY_DEADLINE")] = 0.0
     chunk_records: Annotated[int, _key("most records in one transaction", "N", env="FACTORY_CHUNK_RECORDS")] = 100_000
+    max_lag_downstream: Annotated[
+        int,
+        _key(
+            "a live agent waits while a group that reads its output is more records behind than this, until it is half of it; 0: never",
+            "N",
+            env="FACTORY_MAX_LAG_DOWNSTREAM",
+        ),
+    ] = 0
+    downstream_group: Annotated[
+        str,
+        _key(
+            "the one group that --max-lag-downstream looks at; by default all of the output topic", "NAME", env="FACTORY_DOWNSTREAM_GROUP"
+        ),
+    ] = ""
     metrics_listen: Annotated[
         str,
         _key(

@@ -18,6 +18,7 @@ from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import CodecRef, Counts, transactional_id
 from factory_agents.runtime.agent_thread import AgentThread
 from factory_agents.runtime.agents import Output, Transform
+from factory_agents.runtime.backpressure import Downstream
 from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.codecs import OpenCodec, open_codec
 from factory_agents.runtime.dependencies import InterruptedBatchError
@@ -57,9 +58,12 @@ def run_live(
     accept_loss: bool = False,
     input_codec: CodecRef | None = None,
     output_codec: CodecRef | None = None,
+    max_lag_downstream: int = 0,
+    downstream_group: str = "",
 ) -> Counts:
     """Handle what arrives, from the group's position (at first: the earliest record), outputs and positions in one transaction.
 
+    With ``max_lag_downstream`` it waits while a consumer group of the output topic (or ``downstream_group`` alone) is further behind.
     Returns the counts when ``context.stop`` says so. Raises DataLossError where records that the group has not read are gone (the topic was
     recreated, retention was faster), unless ``accept_loss``; and another FactoryError where it cannot go on. Nothing is lost or doubled by
     starting it again.
@@ -71,6 +75,8 @@ def run_live(
     writing = open_codec(output_codec, out_topic, writing=True)
     live = _Live(context, transform, in_topic, out_topic, group, dead_letter_topic, prefix, accept_loss=accept_loss)
     live.use_codecs(reading, writing)
+    if max_lag_downstream and out_topic:
+        live.downstream = Downstream(context.config, out_topic, max_lag_downstream, group=downstream_group)
     try:
         return live.run()
     finally:
@@ -125,6 +131,7 @@ class _Live:
         )
         self.lag_told = 0.0
         self.again_at = 0.0
+        self.downstream: Downstream | None = None
         self.thread = AgentThread(transform.name)
 
     def use_codecs(self, reading: OpenCodec | None, writing: OpenCodec | None) -> None:
@@ -135,6 +142,8 @@ class _Live:
 
     def close(self) -> None:
         """Leave the group; an open transaction is ended without its outputs."""
+        if self.downstream is not None:
+            self.downstream.close()
         self._drop("the agent ends")
         self.reader.close()
         self.thread.close(self.transform.close)
@@ -174,6 +183,10 @@ class _Live:
     def _step(self) -> None:
         if not self.writer.is_open:
             self.writer.open(time.monotonic() + _PATIENCE)
+        if self.downstream is not None and self.downstream.is_behind and time.monotonic() >= self.again_at:
+            self._commit()
+            self.reader.rewind()
+            self.again_at = time.monotonic() + _AGAIN_SECONDS
         if time.monotonic() < self.again_at:
             self.reader.idle(_POLL)
             self._tell_lag()
