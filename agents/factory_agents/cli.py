@@ -577,7 +577,7 @@ def metrics_serve(
     from factory_agents.run import Stop
     from factory_agents.telemetry import configure_logging
 
-    configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL") or "INFO")
+    configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL") or "INFO", service="factory-metrics")
     choice = LagChoice(groups, topics, by_partition=partitions)
     stop = Stop()
     stop.watch_signals()

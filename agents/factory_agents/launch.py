@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -36,6 +37,7 @@ from factory_agents.runtime.live import default_group, run_live
 from factory_agents.runtime.live_sink import KEEP_WINDOWS, run_sink_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.stage_plan import StageInput, stage_input
+from factory_agents.telemetry import bound, fields
 from factory_agents.text import unknown
 from factory_agents.topics_file import declared_codec
 
@@ -49,6 +51,8 @@ __all__ = [
     "run_agent_live",
     "run_agent_over_window",
 ]
+
+log = logging.getLogger(__name__)
 
 _LEDGER_SECONDS = 30.0
 
@@ -260,24 +264,34 @@ def _topics_of(result: AgentResult) -> tuple[str, str]:
 def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> LiveResult:
     """Run the agent in its consumer group until ``context.stop`` says so. Raises a FactoryError; another start goes on from there."""
     _prepare(settings)
-    began = time.monotonic()
+    began, attempt = time.monotonic(), int(time.time() * 1000)
     transform: Any = build_transform(AgentRef(agent), settings.params, None)
     group = settings.group or default_group(_stage_of(agent), settings.in_topic)
     _refuse_what_windows_wrote(context.config, settings, group)
-    if agent == "publish":
-        transform.close()
-        counts = run_sink_live(
-            context,
-            lambda window: make_run(agent, settings, stage_input(window, settings.shard)),
-            lambda: build_transform(AgentRef(agent), settings.params, None),
-            pipeline=group,
-            in_topic=settings.in_topic,
-            prefix=settings.prefix,
-            accept_loss=settings.accept_loss,
-            keep=KEEP_WINDOWS if settings.keep_windows == RETENTION else settings.keep_windows,
-        )
-        return LiveResult(transform.name, transform.version, group, settings.in_topic, "", counts, round(time.monotonic() - began, 3))
-    counts = run_live(
+    name, version, out_topic = transform.name, transform.version, "" if agent == "publish" else settings.out_topic
+    with bound(pipeline=group, stage="live", agent=name, version=version, attempt=attempt):
+        counts = (_run_sink if agent == "publish" else _run_transform)(context, transform, group, settings)
+        seconds = round(time.monotonic() - began, 3)
+        log.info("done", extra=fields(seconds=seconds, counts=counts.told()))
+    return LiveResult(name, version, group, settings.in_topic, out_topic, counts, seconds)
+
+
+def _run_sink(context: RunContext, sink: Any, group: str, settings: AgentSettings) -> Counts:
+    sink.close()
+    return run_sink_live(
+        context,
+        lambda window: make_run("publish", settings, stage_input(window, settings.shard)),
+        lambda: build_transform(AgentRef("publish"), settings.params, None),
+        pipeline=group,
+        in_topic=settings.in_topic,
+        prefix=settings.prefix,
+        accept_loss=settings.accept_loss,
+        keep=KEEP_WINDOWS if settings.keep_windows == RETENTION else settings.keep_windows,
+    )
+
+
+def _run_transform(context: RunContext, transform: Any, group: str, settings: AgentSettings) -> Counts:
+    return run_live(
         context,
         transform,
         in_topic=settings.in_topic,
@@ -290,7 +304,4 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
         output_codec=_codec(settings, "output_codec", settings.out_topic),
         max_lag_downstream=settings.max_lag_downstream,
         downstream_group=settings.downstream_group,
-    )
-    return LiveResult(
-        transform.name, transform.version, group, settings.in_topic, settings.out_topic, counts, round(time.monotonic() - began, 3)
     )

@@ -337,6 +337,11 @@ class Counts(msgspec.Struct, omit_defaults=True):
         for name in self.__struct_fields__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
+    def told(self) -> dict[str, int]:
+        """Those that are not 0, by name, and always what becomes of an event that is read: shares are made of these."""
+        figures = msgspec.structs.asdict(self)
+        return {name: n for name, n in figures.items() if n or name in ("consumed", "forwarded", "filtered", "rejected")}
+
     def copy(self) -> Counts:
         """An independent copy."""
         return msgspec.structs.replace(self)

@@ -27,7 +27,7 @@ from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.source import run_source
 from factory_agents.runtime.window import run_transform
-from factory_agents.telemetry import Batch, Commit, Observer, Subject, configure_logging, fields
+from factory_agents.telemetry import Batch, Commit, Observer, Subject, bound, configure_logging, fields
 from factory_agents.text import printable
 
 __all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "build_transform", "execute", "failed_result", "main"]
@@ -59,20 +59,36 @@ def build_transform(ref: AgentRef, params: dict[str, Any], run: AgentRun | None)
 def execute(context: RunContext, run: AgentRun) -> AgentResult:
     """Run it to its end; raises a FactoryError where it cannot, and leaves word of it in the ledger."""
     runner = BUILT_IN.get(run.agent.name, run_transform) if not run.agent.source else run_transform
-    began, agent = time.time(), run.agent.name.rpartition(":")[2]
+    with bound(**_whose(run)) as own:
+        began = own["attempt"] / 1000
 
-    def make() -> Any:
-        nonlocal agent
-        made = build_transform(run.agent, run.params, run)
-        agent = made.name
-        return made
+        def make() -> Any:
+            made = build_transform(run.agent, run.params, run)
+            own.update(agent=made.name, version=run.agent.version or made.version)
+            return made
 
-    try:
-        return runner(context, run, make)
-    except Exception as error:
-        if not run.dry_run:
-            leave_failure(context.config, run.work, error=error, began=began, agent=agent, run_id=run.run_id, prefix=run.prefix)
-        raise
+        try:
+            result = runner(context, run, make)
+        except Exception as error:
+            if not run.dry_run:
+                leave_failure(context.config, run.work, error=error, began=began, agent=own["agent"], run_id=run.run_id, prefix=run.prefix)
+            raise
+        facts = {"reused": result.reused, "resumed": result.resumed, "seconds": result.seconds}
+        log.info("done", extra=fields(**facts, counts=result.counts.told()))
+    return result
+
+
+def _whose(run: AgentRun) -> dict[str, Any]:
+    """What stands in each of a run's log lines; ``attempt`` is when it began, in milliseconds, as in the ledger's word of a failure."""
+    return {
+        "pipeline": run.pipeline,
+        "stage": run.stage,
+        "agent": run.agent.name.rpartition(":")[2],
+        "version": run.agent.version,
+        "window": run.key if run.window is not None or run.interval is not None else run.name,
+        "shard": run.shard.key,
+        "attempt": int(time.time() * 1000),
+    }
 
 
 def failed_result(run: AgentRun | None, error: Exception) -> AgentResult:
@@ -210,27 +226,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
+    with bound() as own:
+        return _main(options.run, _answer(options.result), own)
+
+
+def _main(where: str, answer: Callable[[AgentResult], None], own: dict[str, Any]) -> int:
+    """The run that stands somewhere; ``own`` takes whose log lines these are."""
     stop = Stop()
     stop.watch_signals()
-    answer = _answer(options.result)
     run: AgentRun | None = None
     try:
-        run = _read_run(options.run, stop)
+        run = _read_run(where, stop)
+        own.update(_whose(run))
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)  # records come and go without cycles: looking for them took 7 % of the CPU
         result = execute(RunContext(KafkaConfig.from_env(), stop=stop, observer=ProgressLog(10.0)), run)
-        log.info(
-            "done",
-            extra=fields(
-                stage=run.stage,
-                window=run.key,
-                shard=run.shard.key,
-                reused=result.reused,
-                resumed=result.resumed,
-                seconds=result.seconds,
-            ),
-        )
     except FactoryError as error:
         result = failed_result(run, error)
         log.error(str(error), extra=fields(error=type(error).__name__, retriable=error.retriable))

@@ -38,7 +38,7 @@ def test_an_api_server_that_is_away_for_half_a_minute(
     finally:
         proxy.close()
     one.assert_exact(outcome)
-    assert one.log.count("done stage=work") == 1, "no line twice"
+    assert one.log.count("done reused=False") == 1, "no line twice"
 
 
 @pytest.mark.skipif(not RESTART_KUBELET, reason="nobody says how to restart the kubelet: FACTORY_TEST_RESTART_KUBELET")

@@ -12,7 +12,7 @@ from factory_agents.kafka.ledger import partition_of
 from factory_agents.kafka.records import RECORD_VERSION
 from factory_agents.kafka.view import Follower
 from factory_agents.protocol import Counts, Interval, Shard
-from factory_agents.telemetry.metrics import ALWAYS_TOLD, Series, Snapshot, Totals, Values
+from factory_agents.telemetry.metrics import Series, Snapshot, Totals, Values
 
 __all__ = ["LedgerTally", "Told"]
 
@@ -162,9 +162,8 @@ class LedgerTally(Follower):
         stage = (record.pipeline, record.stage)
         agent = (result.agent, *stage)
         self._totals.add("agent_success_total", agent, counts)
-        for outcome, events in msgspec.structs.asdict(result.counts).items():
-            if events or outcome in ALWAYS_TOLD:
-                self._totals.add("factory_events_total", (*agent, outcome), events * counts)
+        for outcome, events in result.counts.told().items():
+            self._totals.add("factory_events_total", (*agent, outcome), events * counts)
         self._totals.observe("factory_run_seconds", agent, result.seconds, counts)
         if standing.whole:
             self._finished(record, result.interval, standing, counts)

@@ -21,6 +21,7 @@ from typing import IO, Any
 from factory_agents.errors import AgentCrashedError
 from factory_agents.protocol import AgentResult, AgentRun, encode
 from factory_agents.runners.results import read_result_file
+from factory_agents.telemetry import CONTEXT
 from factory_agents.text import printable
 
 __all__ = ["AgentProcess", "child_environment", "log_line"]
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "factory_agents.run")
 _OURS = ("KAFKA_BOOTSTRAP", "KAFKA_CONFIG", "KAFKA_CONFIG_FILE", "DATABASE_URL")
-_FIELDS_OF_ITS_OWN = ("time", "level", "logger", "message", "exception")
+_FIELDS_OF_ITS_OWN = ("time", "level", "logger", "message", "exception", *CONTEXT)
 _LAST_LINES = 20
 _LONGEST_LINE, _LINES_WAITING = 65_536, 500
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -33,7 +34,8 @@ class AgentThread:
         self._answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._busy = False
         self._since = 0.0
-        self._thread = threading.Thread(target=self._serve, name=f"agent {name}", daemon=True)
+        context = contextvars.copy_context()  # whose lines it logs
+        self._thread = threading.Thread(target=lambda: context.run(self._serve), name=f"agent {name}", daemon=True)
         before = threading.stack_size(_STACK_BYTES)
         try:
             self._thread.start()

@@ -6,8 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from msgspec.structs import asdict
-
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
@@ -92,7 +90,7 @@ class Chunk:
         self._writer.commit(deadline)
         figures, took = self._outputs.figures(), time.monotonic() - began
         commit = Commit(
-            self.records, figures.written, figures.bytes, took, figures.rejected, counts.consumed, counts.rejected, asdict(counts)
+            self.records, figures.written, figures.bytes, took, figures.rejected, counts.consumed, counts.rejected, counts.told()
         )
         self._outputs.forget(committed=True)
         self.records = self._aborts = 0

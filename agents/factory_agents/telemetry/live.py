@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Set
 
 from factory_agents.telemetry.logs import fields
-from factory_agents.telemetry.metrics import ALWAYS_TOLD, Series, Snapshot, Totals, Values, encoder
+from factory_agents.telemetry.metrics import Series, Snapshot, Totals, Values, encoder
 from factory_agents.telemetry.observer import Batch, Commit, Observer, Subject
 from factory_agents.telemetry.serving import Answer, Asked, SmallServer, text
 from factory_agents.telemetry.shown import Shown
@@ -79,8 +79,7 @@ class LiveTelemetry(Observer):
                 self._totals.add("agent_success_total", labels, 1)
                 before = self._counts.get(subject, {})
                 for outcome, events in commit.counts.items():
-                    if events or outcome in ALWAYS_TOLD:
-                        self._totals.add("factory_events_total", (*labels, outcome), events - before.get(outcome, 0))
+                    self._totals.add("factory_events_total", (*labels, outcome), events - before.get(outcome, 0))
                 self._counts[subject] = commit.counts
 
     def aborted(self, subject: Subject, records: int, reason: str) -> None:

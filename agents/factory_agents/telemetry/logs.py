@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,9 +14,14 @@ import msgspec
 
 from factory_agents.text import printable
 
-__all__ = ["configure_logging", "fields"]
+__all__ = ["CONTEXT", "bound", "configure_logging", "fields"]
 
 _KEY = "factory_fields"
+
+CONTEXT = ("service", "pipeline", "stage", "agent", "version", "window", "shard", "attempt")
+"""What stands in each JSON line of a run, as far as it is known: whose line it is."""
+
+_BOUND: ContextVar[dict[str, Any] | None] = ContextVar("factory_bound", default=None)
 
 
 def fields(**values: Any) -> dict[str, Any]:
@@ -21,8 +29,32 @@ def fields(**values: Any) -> dict[str, Any]:
     return {_KEY: values}
 
 
+@contextmanager
+def bound(**values: Any) -> Iterator[dict[str, Any]]:
+    """These values, all of ``CONTEXT``, stand in every JSON line that is logged within; more may be put into what is yielded.
+
+    Within another one it adds to that one what is missing there. A thread has them where it runs in a copy of the context
+    (``contextvars.copy_context``).
+    """
+    own = _BOUND.get()
+    if own is not None:
+        own.update({**values, **own})
+        yield own
+        return
+    own = dict(values)
+    token = _BOUND.set(own)
+    try:
+        yield own
+    finally:
+        _BOUND.reset(token)
+
+
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record: time, level, logger, message, and the call's own fields."""
+    """One JSON object a record: time, level, logger, message, whose it is, and the call's own fields."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
 
     def format(self, record: logging.LogRecord) -> str:
         """See ``logging.Formatter.format``."""
@@ -31,8 +63,10 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": printable(record.getMessage()),
+            "service": self._service,
         }
-        line.update((k, printable(v) if isinstance(v, str) else v) for k, v in getattr(record, _KEY, {}).items())
+        for values in (_BOUND.get() or {}, getattr(record, _KEY, {})):
+            line.update((k, printable(v) if isinstance(v, str) else v) for k, v in values.items())
         if record.exc_info:
             line["exception"] = printable(self.formatException(record.exc_info), lines=True)
         return printable(msgspec.json.encode(line, enc_hook=str).decode())
@@ -48,10 +82,18 @@ class TextFormatter(logging.Formatter):
         return printable(text) + ("\n" + printable(self.formatException(record.exc_info), lines=True) if record.exc_info else "")
 
 
-def configure_logging(*, json: bool, level: str = "INFO") -> None:
-    """Send this process's logs to standard error, once; ``json`` chooses JSON lines."""
+def configure_logging(*, json: bool, level: str = "INFO", service: str = "factory-agent") -> None:
+    """Send this process's logs to standard error, once; ``json`` chooses JSON lines, which name the service.
+
+    Those of other libraries and of a user's agents too, from warnings on or from where their own loggers are set to, unless somebody
+    has seen to them.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if json else TextFormatter())
+    handler.setFormatter(JsonFormatter(service) if json else TextFormatter())
+    others = logging.getLogger()
+    if not others.handlers:
+        others.addHandler(handler)
+        logging.captureWarnings(True)
     root = logging.getLogger("factory_agents")
     root.handlers[:] = [handler]
     root.propagate = False

@@ -12,7 +12,7 @@ from factory_agents.errors import ConfigurationError
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-__all__ = ["ALWAYS_TOLD", "FAMILIES", "Family", "Series", "Snapshot", "Totals", "Values", "encoder", "family"]
+__all__ = ["FAMILIES", "Family", "Series", "Snapshot", "Totals", "Values", "encoder", "family"]
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,6 @@ FAMILIES: Mapping[str, Family] = {
         ),
     )
 }
-
-ALWAYS_TOLD = ("consumed", "forwarded", "filtered", "rejected")
-"""Outcomes of ``factory_events_total`` that there are even while no event had them: shares are made of these."""
 
 Series: TypeAlias = tuple[str, tuple[str, ...]]
 """A metric's name and its labels' values."""
