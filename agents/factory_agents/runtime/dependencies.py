@@ -51,7 +51,8 @@ class Dependency:
     What is raised inside, of the types in ``errors``, says that the service failed, not that the event is bad: the event is tried again,
     ``retries`` times at most, after pauses that grow. Its breaker opens when more than ``failure_rate`` of the last ``calls`` calls failed
     or took ``slow_seconds`` or longer: nothing is called then, and a live agent waits, first ``open_seconds``, twice as long after each
-    failed try, up to ``longest_open_seconds``. An event for which the service fails, while it answers for others, is a dead letter.
+    failed try, up to ``longest_open_seconds``. An event for which the service fails, while it answers for others, is a dead letter. ``clock`` and
+    ``chance`` are for tests.
     """
 
     def __init__(
@@ -65,8 +66,8 @@ class Dependency:
         slow_seconds: float = float("inf"),
         open_seconds: float = 1.0,
         longest_open_seconds: float = 30.0,
-        clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
+        clock: Callable[[], float] | None = None,
+        chance: Callable[[], float] | None = None,
     ) -> None:
         self.name = name
         self.retries = retries
@@ -74,7 +75,7 @@ class Dependency:
         self._failure_rate = failure_rate
         self._slow_seconds = slow_seconds
         self._shortest, self._longest = open_seconds, longest_open_seconds
-        self._clock, self._chance = clock, chance
+        self._clock, self._chance = clock or time.monotonic, chance or random.random
         self._lock = threading.Lock()
         self._last: deque[bool] = deque(maxlen=max(calls, _FEWEST))
         self._state: State = "closed"
