@@ -51,8 +51,8 @@ class Dependency:
     What is raised inside, of the types in ``errors``, says that the service failed, not that the event is bad: the event is tried again,
     ``retries`` times at most, after pauses that grow. Its breaker opens when more than ``failure_rate`` of the last ``calls`` calls failed
     or took ``slow_seconds`` or longer: nothing is called then, and a live agent waits, first ``open_seconds``, twice as long after each
-    failed try, up to ``longest_open_seconds``. An event for which the service fails, while it answers for others, is a dead letter. ``clock`` and
-    ``chance`` are for tests.
+    failed try, up to ``longest_open_seconds``. An event for which the service fails, while it answers for others, is a dead letter.
+    ``clock`` and ``chance`` are for tests.
     """
 
     def __init__(
