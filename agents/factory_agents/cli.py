@@ -513,10 +513,9 @@ def letters_replay(
     from factory_agents.runtime.dead_letters import replay_letters
 
     stop = Stop()
-    stop.watch_signals()
     config = kafka_config(bootstrap, kafka_settings or ())
     selection = _selection(rule, stage, since, until, limit, pipeline=pipeline or "", window=window or "", attempt=attempt or "")
-    with console.progress("replay", shown=sys.stderr.isatty()) as observer:
+    with console.progress("replay", shown=sys.stderr.isatty()) as observer, stop.watching_signals():
         outcome = replay_letters(config, topic, to, selection, prefix=prefix, again=again, dry_run=dry_run, stop=stop, observer=observer)
     code = 1 if outcome.refused else 0
     if console.wants_json(json):
@@ -580,13 +579,13 @@ def metrics_serve(
     configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL") or "INFO", service="factory-metrics")
     choice = LagChoice(groups, topics, by_partition=partitions)
     stop = Stop()
-    stop.watch_signals()
     config = kafka_config(bootstrap, kafka_settings or ())
     server = MetricsServer(config, listen=listen, prefix=prefix, group=group or "", every=every, lag=choice)
-    server.start()
-    while not stop():
-        time.sleep(0.1)
-    server.close()
+    with stop.watching_signals():
+        server.start()
+        while not stop():
+            time.sleep(0.1)
+        server.close()
 
 
 class _With(StrEnum):

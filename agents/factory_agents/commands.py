@@ -15,6 +15,7 @@ from factory_agents import console
 from factory_agents.errors import TooManyRejectedError
 from factory_agents.options import (
     AGENT_PARAMETERS,
+    AgentSettings,
     Resolved,
     declared,
     flag_of,
@@ -123,6 +124,23 @@ def run_agent(
     _Run(name, resolved, as_json=console.wants_json(json)).start(kafka)
 
 
+@contextmanager
+def _surroundings(settings: AgentSettings) -> Iterator[None]:
+    """What agents look for around them, for this command: modules of the working directory, and the database's address."""
+    from factory_agents.runtime.loading import working_directory_first
+
+    before = os.environ.get("DATABASE_URL")
+    if settings.database_url:
+        os.environ["DATABASE_URL"] = settings.database_url
+    try:
+        with working_directory_first():
+            yield
+    finally:
+        os.environ.pop("DATABASE_URL", None)
+        if before is not None:
+            os.environ["DATABASE_URL"] = before
+
+
 class _Run:
     """One run as a person sees it: progress while it lasts, then its result."""
 
@@ -131,10 +149,8 @@ class _Run:
         self.shown = 0
 
     def start(self, kafka: Any) -> None:
-        import gc
-
         from factory_agents import launch
-        from factory_agents.run import Stop
+        from factory_agents.run import Stop, quiet_collector
         from factory_agents.runtime.session import RunContext
         from factory_agents.telemetry import Observers, configure_logging
 
@@ -143,11 +159,13 @@ class _Run:
         stop = Stop()
         label = f"{self.agent}{' (live, Ctrl-C ends it)' if live else ''}"
         try:
-            with console.progress(label, shown=terminal) as observer:
+            with (
+                console.progress(label, shown=terminal) as observer,
+                stop.watching_signals(),
+                _surroundings(self.settings),
+                quiet_collector(),
+            ):
                 configure_logging(json=not terminal, level=os.environ.get("FACTORY_LOG_LEVEL") or ("WARNING" if terminal else "INFO"))
-                stop.watch_signals()
-                gc.collect()
-                gc.freeze()
                 context = RunContext(kafka, stop=stop, observer=observer, show=self._show, examples=self.settings.show)
                 if live:
                     with _telling(self.settings.metrics_listen) as told:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from contextlib import suppress
@@ -119,15 +118,6 @@ def _stage_of(agent: str) -> str:
     return agent.rpartition(":")[2]
 
 
-def _prepare(settings: AgentSettings) -> None:
-    """What agents look for in their surroundings: the database's address, and modules beside the user."""
-    if settings.database_url:
-        os.environ["DATABASE_URL"] = settings.database_url
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-
-
 def read_window(path: str, shard: Shard) -> StageInput:
     """One shard of what a file holds (``-``: standard input): a ``Window``, a plan or one shard of it, results of the stage before.
 
@@ -219,7 +209,6 @@ def _everything(config: KafkaConfig, pipeline: str, topic: str) -> Window:
 
 def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettings) -> AgentResult:
     """Plan (or read) the window and run the agent over it to its end. Raises a FactoryError; a further call resumes."""
-    _prepare(settings)
     if agent != "ingest":
         # Looked at beforehand: a mistyped function, parameter or topic plans nothing.
         build_transform(AgentRef(agent), settings.params, None).close()
@@ -263,7 +252,6 @@ def _topics_of(result: AgentResult) -> tuple[str, str]:
 
 def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> LiveResult:
     """Run the agent in its consumer group until ``context.stop`` says so. Raises a FactoryError; another start goes on from there."""
-    _prepare(settings)
     began, attempt = time.monotonic(), int(time.time() * 1000)
     transform: Any = build_transform(AgentRef(agent), settings.params, None)
     group = settings.group or default_group(_stage_of(agent), settings.in_topic)

@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from factory_agents.errors import ConfigurationError, FactoryError, TooManyRejec
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.failures import leave_failure
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, ErrorInfo, Shard, decode_run, encode
-from factory_agents.runtime.loading import load_agent_ref
+from factory_agents.runtime.loading import load_agent_ref, working_directory_first
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.source import run_source
@@ -30,7 +31,7 @@ from factory_agents.runtime.window import run_transform
 from factory_agents.telemetry import Batch, Commit, Observer, Subject, bound, configure_logging, fields
 from factory_agents.text import printable
 
-__all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "build_transform", "execute", "failed_result", "main"]
+__all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "build_transform", "execute", "failed_result", "main", "quiet_collector"]
 
 log = logging.getLogger("factory_agents.run")  # also where this module is __main__
 
@@ -151,8 +152,9 @@ class Stop:
         """The question that the runtime asks."""
         return self._event.is_set()
 
-    def watch_signals(self) -> None:
-        """Stop at SIGTERM and SIGINT; a second one ends the process at once."""
+    @contextmanager
+    def watching_signals(self) -> Iterator[None]:
+        """Stop at SIGTERM and SIGINT; a second one ends the process at once. Afterwards signals do what they did before."""
 
         def asked(number: int, _: object) -> None:
             if self._event.is_set():
@@ -160,8 +162,12 @@ class Stop:
             log.info("asked to stop", extra=fields(signal=signal.Signals(number).name))
             self._event.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, asked)
+        before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def watch_stdin(self) -> None:
         """Stop when the parent closes our standard input (it ended, or wants us to)."""
@@ -174,6 +180,23 @@ class Stop:
                 self._event.set()
 
         threading.Thread(target=wait, daemon=True, name="stdin").start()
+
+
+@contextmanager
+def quiet_collector() -> Iterator[None]:
+    """While the process runs one agent: what is loaded by now isn't searched for cycles, and records, which make none, seldom are (7 % of
+    the CPU).
+    """
+    thresholds, frozen = gc.get_threshold(), gc.get_freeze_count()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        if not frozen:
+            gc.unfreeze()
 
 
 def _read_line() -> bytes:
@@ -226,22 +249,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
-    with bound() as own:
-        return _main(options.run, _answer(options.result), own)
-
-
-def _main(where: str, answer: Callable[[AgentResult], None], own: dict[str, Any]) -> int:
-    """The run that stands somewhere; ``own`` takes whose log lines these are."""
     stop = Stop()
-    stop.watch_signals()
+    with bound() as own, stop.watching_signals(), working_directory_first():
+        return _main(options.run, stop, _answer(options.result), own)
+
+
+def _main(where: str, stop: Stop, answer: Callable[[AgentResult], None], own: dict[str, Any]) -> int:
+    """The run that stands somewhere; ``own`` takes whose log lines these are."""
     run: AgentRun | None = None
     try:
         run = _read_run(where, stop)
         own.update(_whose(run))
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)  # records come and go without cycles: looking for them took 7 % of the CPU
-        result = execute(RunContext(KafkaConfig.from_env(), stop=stop, observer=ProgressLog(10.0)), run)
+        with quiet_collector():
+            result = execute(RunContext(KafkaConfig.from_env(), stop=stop, observer=ProgressLog(10.0)), run)
     except FactoryError as error:
         result = failed_result(run, error)
         log.error(str(error), extra=fields(error=type(error).__name__, retriable=error.retriable))

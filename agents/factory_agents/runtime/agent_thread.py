@@ -20,6 +20,7 @@ _T = TypeVar("_T")
 _EVERY = 0.1
 _CLOSE_SECONDS = 2.0
 _STACK_BYTES = 16 * 1024 * 1024  # as deep as a main thread's, on systems too that give threads little
+_stack_size = threading.Lock()
 
 
 class AgentThread:
@@ -36,11 +37,12 @@ class AgentThread:
         self._since = 0.0
         context = contextvars.copy_context()  # whose lines it logs
         self._thread = threading.Thread(target=lambda: context.run(self._serve), name=f"agent {name}", daemon=True)
-        before = threading.stack_size(_STACK_BYTES)
-        try:
-            self._thread.start()
-        finally:
-            threading.stack_size(before)
+        with _stack_size:  # the process has one for all threads: it is as it was before another agent looks
+            before = threading.stack_size(_STACK_BYTES)
+            try:
+                self._thread.start()
+            finally:
+                threading.stack_size(before)
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:

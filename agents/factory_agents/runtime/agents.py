@@ -7,8 +7,11 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePath
+from types import ModuleType
 from typing import Any, Protocol, TypeAlias, overload
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -260,9 +263,25 @@ def _made_of_text(type_: type[Any], value: Any) -> Any:
     return Path(value) if isinstance(value, str) and issubclass(type_, PurePath) else value
 
 
+_versions: WeakKeyDictionary[ModuleType, tuple[ModuleSpec, str]] = WeakKeyDictionary()
+
+
 def source_version(function: Callable[..., Any]) -> str:
-    """A version for a function or class that names none: a hash of its module's source, which tells changed code from unchanged."""
+    """A version for a function or class that names none: a hash of its module's source, which tells changed code from unchanged.
+
+    A module's source is read once: a file that changes under a long-lived process is not the code that runs in it.
+    """
     module = inspect.getmodule(function)
+    if module is None or module.__spec__ is None:
+        return _source_hash(function, module)
+    spec, version = _versions.get(module, (None, ""))
+    if spec is not module.__spec__:  # not seen yet, or loaded again
+        version = _source_hash(function, module)
+        _versions[module] = module.__spec__, version
+    return version
+
+
+def _source_hash(function: Callable[..., Any], module: ModuleType | None) -> str:
     try:
         text = inspect.getsource(module) if module is not None else inspect.getsource(function)
     except (OSError, TypeError):

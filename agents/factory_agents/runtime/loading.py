@@ -7,8 +7,12 @@ import importlib
 import importlib.util
 import linecache
 import sys
+import threading
 import traceback
 import types
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from factory_agents.protocol import AgentRef
 from factory_agents.runtime.agents import AgentFunction, as_agent
 from factory_agents.text import did_you_mean
 
-__all__ = ["describe", "import_member", "load_agent_ref", "load_function", "load_source", "look_here"]
+__all__ = ["describe", "import_member", "load_agent_ref", "load_function", "load_source", "working_directory_first"]
 
 
 def load_agent_ref(ref: AgentRef) -> AgentFunction:
@@ -30,7 +34,7 @@ def load_agent_ref(ref: AgentRef) -> AgentFunction:
 
 
 def load_function(spec: str) -> AgentFunction:
-    """Import ``module:function``; the working directory is searched before what is installed.
+    """Import ``module:function``.
 
     Raises AgentError for anything that stands in the way: no such module or function, a module that raises.
     """
@@ -38,21 +42,27 @@ def load_function(spec: str) -> AgentFunction:
     module_name, colon, function_name = spec.partition(":")
     if not colon or not module_name or not function_name:
         raise AgentError(f"{where}: expected module:function, for example my_agents.clicks:enrich, or the name of a built-in agent")
-    look_here()
     return as_agent(import_member(spec, where, error=AgentError), where)
 
 
-def look_here() -> None:
-    """Let modules of the working directory be found, before what is installed."""
+@contextmanager
+def working_directory_first() -> Iterator[None]:
+    """Let modules of the working directory be found, before what is installed: for a program, and never within a run beside others."""
     here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
+    added = here not in sys.path and "" not in sys.path
+    if added:
         sys.path.insert(0, here)
-    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
 
 
 def import_member(spec: str, where: str, *, error: type[FactoryError]) -> Any:
     """What ``module:name`` names. Raises ``error``, which begins with ``where``, for anything that stands in the way."""
     module_name, _, name = spec.partition(":")
+    importlib.invalidate_caches()  # the file may be younger than the last look at its folder
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as missing:
@@ -76,17 +86,35 @@ def load_source(source: str, function: str, name: str = "") -> AgentFunction:
     digest = hashlib.sha256(source.encode()).hexdigest()[:12]
     spec = name or function
     filename = f"<agent {spec} {digest}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     module = types.ModuleType(f"factory_agent_{digest}")
     module.__file__ = filename
-    sys.modules[module.__name__] = module  # dataclasses and annotations look their module up
+    _remember(module, source)
     try:
         exec(compile(source, filename, "exec", dont_inherit=True), module.__dict__)
     except Exception as error:
-        del sys.modules[module.__name__]
         raise AgentError(f"agent {spec!r}: its source raised {describe(error)}") from error
     found = as_agent(_member(module, function, f"agent {spec!r}", AgentError), f"agent {spec!r}")
     return AgentFunction(found.function, name or found.name, digest, found.batch, found.key, found.id_field)
+
+
+_MOST_SOURCES = 64
+_sources: OrderedDict[tuple[str, str], None] = OrderedDict()
+_sources_lock = threading.Lock()
+
+
+def _remember(module: types.ModuleType, source: str) -> None:
+    """Let dataclasses and annotations find the module by its name, and tracebacks its text; of many sources the oldest is forgotten."""
+    filename = str(module.__file__)
+    with _sources_lock:
+        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        sys.modules[module.__name__] = module
+        _sources[module.__name__, filename] = None
+        _sources.move_to_end((module.__name__, filename))
+        while len(_sources) > _MOST_SOURCES:
+            (name, file), _ = _sources.popitem(last=False)
+            linecache.cache.pop(file, None)
+            if all(name != other for other, _ in _sources):
+                sys.modules.pop(name, None)
 
 
 def _member(module: types.ModuleType, name: str, where: str, error: type[FactoryError]) -> Any:

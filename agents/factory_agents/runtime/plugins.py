@@ -12,7 +12,7 @@ import msgspec
 
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.runtime.agents import bind_params, source_version
-from factory_agents.runtime.loading import describe, import_member, look_here
+from factory_agents.runtime.loading import describe, import_member
 from factory_agents.text import did_you_mean
 
 __all__ = ["SINKS", "SOURCES", "Plugin", "PluginKind", "find_plugin", "installed", "is_class_path"]
@@ -129,7 +129,6 @@ def _load(kind: PluginKind, name: str, *, untrusted: bool) -> tuple[Any, str]:
                 f"{where}: it comes from a parameter of the run, so it may only be the name of an installed one"
                 f"{_names(kind, installed(kind))}; name the class in the DAG, or install it with an entry point in {kind.group}"
             )
-        look_here()
         return import_member(name, where, error=ConfigurationError), where
     plugins = installed(kind)
     found = plugins.get(name, [])

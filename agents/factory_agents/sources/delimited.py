@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeAlias
 
 import msgspec
@@ -29,8 +31,11 @@ def delimited_blocks(file: BinaryIO, name: str, options: ReadOptions, delimiter:
     Raises ConfigurationError for a header with an empty or a repeated name (unless they are renamed), or without the time field or a field
     of ``types``.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), options.max_line_bytes))
-    reader = _Reader(file, name, delimiter, options)
+    with _field_limit.at_least(options.max_line_bytes):
+        yield from _blocks(_Reader(file, name, delimiter, options), name, options)
+
+
+def _blocks(reader: _Reader, name: str, options: ReadOptions) -> Iterator[Rows]:
     header = _header(reader, name, options)
     if not header:
         return
@@ -47,6 +52,33 @@ def delimited_blocks(file: BinaryIO, name: str, options: ReadOptions, delimiter:
             block = _Block()
     if block.times:
         yield block.rows(name, encode)
+
+
+class _FieldLimit:
+    """The csv module's limit on a field is the whole process's: as large as the readers at work need it, and afterwards as it was."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._before = 0
+        self._needs: list[int] = []
+
+    @contextmanager
+    def at_least(self, size: int) -> Iterator[None]:
+        """While a reader is at work; what it may read is bounded by itself."""
+        with self._lock:
+            if not self._needs:
+                self._before = csv.field_size_limit()
+            self._needs.append(size)
+            csv.field_size_limit(max(self._before, *self._needs))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._needs.remove(size)
+                csv.field_size_limit(max([self._before, *self._needs]))
+
+
+_field_limit = _FieldLimit()
 
 
 class _Block:

@@ -72,11 +72,13 @@ def worker(
 
     configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
     from factory_agents.options import kafka_config
+    from factory_agents.runtime.loading import working_directory_first
     from factory_agents.temporal.worker import run_worker
 
     kafka_config(None)  # without it nothing here would run: say so now
     number = slots or os.cpu_count() or 1
-    _served(lambda client: run_worker(client, task_queue=task_queue, slots=number, runner=runner, grace=grace))
+    with working_directory_first():
+        _served(lambda client: run_worker(client, task_queue=task_queue, slots=number, runner=runner, grace=grace))
 
 
 @temporal.command("start")

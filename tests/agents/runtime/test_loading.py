@@ -17,12 +17,12 @@ from factory_agents.runtime.loading import load_agent_ref, load_function, load_s
 def clean_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty working directory; what a test imports from it is forgotten."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != ""])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *(p for p in sys.path if p != "")])
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
 
 
 class TestModuleFunction:
-    def test_the_working_directory_is_searched(self, tmp_path: Path) -> None:
+    def test_a_module_on_the_path_is_found(self, tmp_path: Path) -> None:
         (tmp_path / "clicks").mkdir()
         (tmp_path / "clicks" / "rules.py").write_text("def enrich(event):\n    return event | {'ok': 1}\n")
         found = load_function("clicks.rules:enrich")

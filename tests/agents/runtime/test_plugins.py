@@ -70,7 +70,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     here.mkdir()
     site.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(sys, "path", [str(site), *(p for p in sys.path if p)])
+    monkeypatch.setattr(sys, "path", [str(here), str(site), *(p for p in sys.path if p)])
     (here / "mine.py").write_text(SINK)
     (here / "marks.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\n{SINK}")
     yield here
