@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from factory_agents.sandbox import Sandbox, SandboxInfo
     from tests.support.bigquery import Emulator
+    from tests.support.snowflake import SnowflakeSchema
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 
@@ -118,7 +119,7 @@ def database_url(sandbox_info: SandboxInfo) -> Iterator[str]:
 def bigquery_url(sandbox: Sandbox) -> str:
     """The shared BigQuery emulator; tests that need it are skipped, which the last line says, where it can't be set up."""
     try:
-        return shared_sandbox.with_bigquery().up().bigquery_url or ""
+        return shared_sandbox.with_emulators(bigquery=True).up().bigquery_url or ""
     except FactoryError as error:
         pytest.skip(f"the BigQuery emulator: {error}")
 
@@ -137,6 +138,27 @@ def emulator(bigquery_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emu
     for name, value in bigquery_env(bigquery_url).items():
         monkeypatch.setenv(name, value)
     own = Emulator(bigquery_url)
+    yield own
+    own.close()
+
+
+@pytest.fixture(scope="session")
+def snowflake_url(sandbox: Sandbox) -> str:
+    """The shared Snowflake emulator; tests that need it are skipped, which the last line says, where it can't be set up."""
+    try:
+        return shared_sandbox.with_emulators(snowflake=True).up().snowflake_url or ""
+    except FactoryError as error:
+        pytest.skip(f"the Snowflake emulator: {error}")
+
+
+@pytest.fixture
+def snowflake(snowflake_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SnowflakeSchema]:
+    """A schema of this test's own; publishers in this process find the emulator."""
+    from tests.support.snowflake import SnowflakeSchema
+
+    own = SnowflakeSchema(snowflake_url)
+    for name, value in own.environment.items():
+        monkeypatch.setenv(name, value)
     yield own
     own.close()
 

@@ -28,7 +28,7 @@ windows = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 ledgers = _group("A pipeline's ledger as a file: moved to another cluster, or restored.")
 letters = _group("Rejected events: see why, and replay them.")
 metrics_ = _group("Counters and lag for Prometheus.")
-sandboxes = _group("Kafka, PostgreSQL, a BigQuery emulator and a Temporal server on this machine.")
+sandboxes = _group("Kafka, PostgreSQL, emulators of BigQuery and Snowflake, and a Temporal server on this machine.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
 app.add_typer(windows, name="windows")
@@ -590,6 +590,7 @@ def metrics_serve(
 
 class _With(StrEnum):
     bigquery = "bigquery"
+    snowflake = "snowflake"
     temporal = "temporal"
 
 
@@ -597,7 +598,7 @@ class _With(StrEnum):
 def sandbox_up(
     with_: Annotated[
         list[_With] | None,
-        typer.Option("--with", help="also: bigquery, an emulator (needs Python 3.13); temporal, a server; repeatable"),
+        typer.Option("--with", help="also: bigquery (needs Python 3.13) or snowflake, emulators; temporal, a server; repeatable"),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -606,13 +607,15 @@ def sandbox_up(
     \b
     Examples:
       factory sandbox up && eval "$(factory sandbox env)"
-      factory sandbox up --with bigquery
+      factory sandbox up --with bigquery --with snowflake
       factory sandbox up --with temporal
     """
     from factory_agents.sandbox import Sandbox
 
     wanted = with_ or ()
-    info = Sandbox(with_bigquery=_With.bigquery in wanted, with_temporal=_With.temporal in wanted).up()
+    info = Sandbox(
+        with_bigquery=_With.bigquery in wanted, with_snowflake=_With.snowflake in wanted, with_temporal=_With.temporal in wanted
+    ).up()
     if json:
         console.print_json(info.env())
         return
@@ -622,6 +625,8 @@ def sandbox_up(
         console.say(f"BigQuery    {info.bigquery_url} (an emulator, without a password too)")
     if info.temporal_address is not None:
         console.say(f"Temporal    {info.temporal_address}, its pages at {info.temporal_ui_url} (without a password too)")
+    if info.snowflake_url is not None:
+        console.say(f"Snowflake   {info.snowflake_url} (an emulator, without a password too; its data end with it)")
     console.say('use it in this shell: eval "$(factory sandbox env)"')
 
 
@@ -657,6 +662,8 @@ def sandbox_status(json: Json = False) -> None:
             parts.append(("BigQuery", status.bigquery))
         if status.temporal is not None:
             parts.append(("Temporal", status.temporal))
+        if status.snowflake is not None:
+            parts.append(("Snowflake", status.snowflake))
         console.print_table(
             ["part", "state", "address", "process", "log"],
             [[name, "running" if p.running else "stopped", p.address or "", p.pid or "", p.log or ""] for name, p in parts],

@@ -1,4 +1,4 @@
-"""The built-in publish agent: lands a window's events in PostgreSQL, BigQuery, or a sink of your own, exactly once."""
+"""The built-in publish agent: lands a window's events in PostgreSQL, BigQuery, Snowflake, or a sink of your own, exactly once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from factory_agents.runtime.agents import Sink
 from factory_agents.runtime.exact_sink import ExactSink, exact
 from factory_agents.runtime.ledger_sink import LedgerSink
 from factory_agents.runtime.plugins import SINKS, find_plugin
-from factory_agents.sinks import bigquery
+from factory_agents.sinks import bigquery, snowflake
 from factory_agents.sinks.postgres import PostgresSink, PostgresTarget, TableName
 
-__all__ = ["BigQueryParams", "PublishParams", "build"]
+__all__ = ["BigQueryParams", "PublishParams", "SnowflakeParams", "build"]
 
 _TABLE = "the table to publish to, such as"
 
@@ -65,12 +65,33 @@ class BigQueryParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout: float = 900.0
 
 
+class SnowflakeParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``publish`` takes with ``sink: snowflake``.
+
+    ``table``: ``table``, ``schema.table`` or ``database.schema.table``, as SQL reads them: a name without double quotes is upper case.
+    ``contract`` (needed), ``create_table`` and ``add_columns`` as for BigQuery. A table that is created is clustered by ``cluster_by`` (by
+    default not at all). ``warehouse`` and ``role``: others than the account's. ``query_tag`` stands on every statement. ``timeout``:
+    seconds that one statement may take, and that others are waited for.
+    """
+
+    table: str
+    sink: str = "snowflake"
+    contract: str | dict[str, Any] | None = None
+    create_table: bool = True
+    add_columns: bool = True
+    cluster_by: tuple[str, ...] = ()
+    warehouse: str = ""
+    role: str = ""
+    query_tag: str = ""
+    timeout: float = 900.0
+
+
 def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:
     """The sink for these parameters; it connects when it claims.
 
-    ``sink`` is ``postgres`` (the default), ``bigquery``, the name of an installed one, or your own as ``module:Class``; the other
-    parameters are the sink's. Raises ConfigurationError for parameters it doesn't take or a database URL that isn't set, ContractError for
-    a contract that can't be read.
+    ``sink`` is ``postgres`` (the default), ``bigquery``, ``snowflake``, the name of an installed one, or your own as ``module:Class``; the
+    other parameters are the sink's. Raises ConfigurationError for parameters it doesn't take or a database URL that isn't set,
+    ContractError for a contract that can't be read.
     """
     sink = str(params.get("sink") or "postgres")
     if sink in _SINKS:
@@ -127,6 +148,33 @@ def _bigquery(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
     return ExactSink(bigquery.BigQuerySink(target), TableSpec(), identity, timeout=settings.timeout)
 
 
+def _snowflake(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
+    settings = read_params("publish", params, SnowflakeParams, required={"table": f"{_TABLE} events or analytics.public.events"})
+    if settings.timeout <= 0:
+        raise ConfigurationError("agent 'publish': timeout must be more than 0 seconds")
+    contract = _contract(settings.contract, run)
+    if contract is None:
+        raise ConfigurationError("agent 'publish': parameter 'contract' is required for Snowflake: it gives columns, key and order")
+    account = snowflake.account_from_env()
+    place = {name: value for name in ("warehouse", "role") if (value := getattr(settings, name))}
+    target = snowflake.SnowflakeTarget(
+        account=msgspec.structs.replace(account, **place),
+        table=snowflake.TableName.parse(settings.table),
+        create_table=settings.create_table,
+        add_columns=settings.add_columns,
+        cluster_by=settings.cluster_by,
+        query_tag=settings.query_tag,
+        timeout=settings.timeout,
+    )
+    identity = {
+        "sink": "snowflake",
+        "table": [account.database, account.schema, settings.table],
+        "contract": contract.digest,
+        "account": account.name,
+    }
+    return exact(snowflake.SnowflakeSink(target), contract, identity, timeout=settings.timeout)
+
+
 def _own_sink(name: str, params: dict[str, Any], run: AgentRun | None) -> Sink:
     """A sink of the user's: a ``LedgerSink``, which the runtime makes exact with the contract's columns, or a ``Sink`` of its own."""
     untrusted = run.untrusted if run is not None else ()
@@ -148,7 +196,12 @@ def _own_sink(name: str, params: dict[str, Any], run: AgentRun | None) -> Sink:
     return sink
 
 
-_SINKS: Mapping[str, Callable[[Mapping[str, Any], AgentRun | None], Sink]] = {"postgres": _postgres, "bigquery": _bigquery}
+_SINKS: Mapping[str, Callable[[Mapping[str, Any], AgentRun | None], Sink]] = {
+    "postgres": _postgres,
+    "bigquery": _bigquery,
+    "snowflake": _snowflake,
+}
+
 
 if __name__ == "__main__":
     from factory_agents.commands import run_built_in

@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from airflow_provider_factory.hooks.google import CONNECTION_TYPES, google_environment
+from airflow_provider_factory.hooks.snowflake import CONNECTION_TYPE, snowflake_environment
 from factory_agents.errors import ConfigurationError
 
 __all__ = ["database_environment", "database_url"]
@@ -86,7 +87,8 @@ def _iam_token(connection: Any) -> tuple[str, str, int]:
 def database_environment(conn_id: str, *, required: bool) -> dict[str, str]:
     """``DATABASE_URL`` of an Airflow connection, its password masked in logs; nothing where the connection may be missing and is.
 
-    A google connection gives what BigQuery's client needs instead. Raises ConfigurationError where a required one is missing.
+    A google or a snowflake connection gives what BigQuery's or Snowflake's client needs instead. Raises ConfigurationError where a
+    required one is missing.
     """
     try:
         connection = BaseHook.get_connection(conn_id)
@@ -94,12 +96,14 @@ def database_environment(conn_id: str, *, required: bool) -> dict[str, str]:
         if not required:
             return {}
         raise ConfigurationError(
-            f"there is no Airflow connection {conn_id!r} (type postgres or google_cloud_platform); add it, or set"
+            f"there is no Airflow connection {conn_id!r} (type postgres, google_cloud_platform or snowflake); add it, or set"
             f" AIRFLOW_CONN_{conn_id.upper()}, for example "
             "postgresql://user:password@host:5432/database"
         ) from None
     if connection.conn_type in CONNECTION_TYPES:
         return google_environment(connection)
+    if connection.conn_type == CONNECTION_TYPE:
+        return snowflake_environment(connection)
     if connection.password:
         mask_secret(connection.password)
     return {"DATABASE_URL": database_url(connection)}

@@ -53,8 +53,8 @@ Rerun = Literal["clear", "reuse", "redo"]
 BUILT_IN = ("ingest", "enrich", "validate", "publish")
 """Agents that come with factory_agents; they are given the default database connection where it exists."""
 
-GOOGLE_CONNECTION = "google_cloud_default"
-"""What ``publish`` with ``sink: bigquery`` is given where it exists: the official provider's default."""
+WAREHOUSE_CONNECTIONS = {"bigquery": "google_cloud_default", "snowflake": "snowflake_default"}
+"""What ``publish`` with these sinks is given where it exists: the official provider's default."""
 
 _RERUNS = ("clear", "reuse", "redo")
 
@@ -88,8 +88,9 @@ class KafkaAgentOperator(AgentPodOperator):
     :param max_rejected: fail when more events than this are rejected: a number, or a share like ``5 %``. (templated)
     :param deadline: fail if the window takes longer; what was committed stays, and a retry resumes. (templated)
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
-    :param database_conn_id: Airflow connection given as DATABASE_URL, or of type google_cloud_platform, for BigQuery. Without it built-in
-        agents get ``[factory] database_conn_id`` (``google_cloud_default`` with ``sink: bigquery``) if it exists. (templated)
+    :param database_conn_id: Airflow connection given as DATABASE_URL, or of type google_cloud_platform or snowflake, for those. Without
+        it built-in agents get ``[factory] database_conn_id`` if it exists, with ``sink: bigquery`` or ``snowflake``
+        ``google_cloud_default`` or ``snowflake_default``. (templated)
     :param agent_secret: and ``credentials``: see AgentPodOperator.
     """
 
@@ -328,7 +329,7 @@ class KafkaAgentOperator(AgentPodOperator):
 
     @property
     def _access(self) -> Access:
-        default = "" if self.agent not in BUILT_IN else GOOGLE_CONNECTION if self._sink == "bigquery" else option("database_conn_id")
+        default = "" if self.agent not in BUILT_IN else WAREHOUSE_CONNECTIONS.get(self._sink) or option("database_conn_id")
         return Access(self.kafka_conn_id or option("kafka_conn_id"), self.database_conn_id or "", default)
 
     @property

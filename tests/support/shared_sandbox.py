@@ -25,9 +25,9 @@ def shared() -> Sandbox:
     return Sandbox(HOME, sasl=True)
 
 
-def with_bigquery() -> Sandbox:
-    """The same with a BigQuery emulator beside it."""
-    return Sandbox(HOME, sasl=True, with_bigquery=True)
+def with_emulators(*, bigquery: bool = False, snowflake: bool = False) -> Sandbox:
+    """The same with emulators beside it."""
+    return Sandbox(HOME, sasl=True, with_bigquery=bigquery, with_snowflake=snowflake)
 
 
 def with_temporal() -> Sandbox:

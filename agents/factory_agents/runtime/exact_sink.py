@@ -40,7 +40,9 @@ def pauses(seconds: float, first: float = _PAUSE) -> Iterator[float | None]:
     yield None
 
 
-def exact(sink: LedgerSink, contract: Contract, identity: dict[str, Any] | None = None, version: str = "1") -> ExactSink:
+def exact(
+    sink: LedgerSink, contract: Contract, identity: dict[str, Any] | None = None, version: str = "1", timeout: float = 900.0
+) -> ExactSink:
     """A user's sink as the runtime drives it, with a contract's columns, key and order.
 
     Raises ConfigurationError for a sink that lacks a method, and a contract that gives no table or no order.
@@ -59,7 +61,7 @@ def exact(sink: LedgerSink, contract: Contract, identity: dict[str, Any] | None 
         raise ConfigurationError(f"sink {type(sink).__name__}: it takes no deletes, and the contract has deletes: true; leave that out")
     if type(sink).reader is LedgerSink.reader:
         RowReader(table, "")
-    return ExactSink(sink, table, identity or {}, version=version)
+    return ExactSink(sink, table, identity or {}, version=version, timeout=timeout)
 
 
 class ExactSink:

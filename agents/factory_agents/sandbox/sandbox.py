@@ -15,7 +15,7 @@ import msgspec
 
 from factory_agents.errors import UnavailableError
 from factory_agents.sandbox import airflow as airflows
-from factory_agents.sandbox import bigquery, kafka, postgres, private, temporal
+from factory_agents.sandbox import bigquery, emulators, kafka, postgres, private, snowflake, temporal
 from factory_agents.sandbox import state as states
 from factory_agents.sandbox.processes import alive, free_port, listens
 from factory_agents.sandbox.state import (
@@ -26,6 +26,7 @@ from factory_agents.sandbox.state import (
     PostgresState,
     SandboxInfo,
     SandboxStatus,
+    SnowflakeState,
     State,
     TemporalState,
 )
@@ -41,13 +42,14 @@ class Sandbox:
     """A Kafka broker and a PostgreSQL server whose files and processes belong to ``home``, which nobody else may read.
 
     The database wants a password; so does the listener of the broker that ``sasl`` adds. The other listener takes any client on this
-    machine, and the BigQuery emulator and the Temporal server have no password at all.
+    machine, and the emulators and the Temporal server have no password at all.
 
     Args:
         home: where everything is kept; by default ``FACTORY_HOME``, else ``.factory`` in the current directory.
         sasl: whether the broker also has a listener that wants a user and a password (SASL_PLAINTEXT, PLAIN).
         with_bigquery: whether a BigQuery emulator runs beside them. It needs Python 3.13 on the machine, and is built the first time.
         with_temporal: whether a Temporal development server runs beside them.
+        with_snowflake: the same for a Snowflake emulator, which needs Python 3.11.
         host: this machine's address to listen at; another than loopback lets its neighbours in, for example a test cluster's pods.
         tell: receives progress, one line a call; by default written to standard error.
 
@@ -61,6 +63,7 @@ class Sandbox:
         sasl: bool = False,
         with_bigquery: bool = False,
         with_temporal: bool = False,
+        with_snowflake: bool = False,
         host: str = HOST,
         tell: Callable[[str], None] = _to_stderr,
     ) -> None:
@@ -68,6 +71,7 @@ class Sandbox:
         self._sasl = sasl
         self._with_bigquery = with_bigquery
         self._with_temporal = with_temporal
+        self._with_snowflake = with_snowflake
         self._host = host
         self._tell = tell
 
@@ -90,9 +94,12 @@ class Sandbox:
         raise UnavailableError(f"the sandbox in {self.home} ends as soon as it is started: see its logs there")
 
     def _is_all(self, found: SandboxInfo) -> bool:
-        return (found.bigquery_url is not None or not self._with_bigquery) and (
-            found.temporal_address is not None or not self._with_temporal
+        wanted = (
+            (self._with_bigquery, found.bigquery_url),
+            (self._with_snowflake, found.snowflake_url),
+            (self._with_temporal, found.temporal_address),
         )
+        return all(address is not None for asked, address in wanted if asked)
 
     def down(self, *, wipe: bool = False) -> None:
         """End all parts; with ``wipe`` forget their data too. No-op where nothing runs."""
@@ -103,12 +110,14 @@ class Sandbox:
             self._end_postgres()
             self._end_bigquery()
             self._end_temporal()
+            self._end_snowflake()
             if wipe:
                 states.forget(self.home)
                 shutil.rmtree(self._kafka_folder, ignore_errors=True)
                 shutil.rmtree(self._postgres_folder, ignore_errors=True)
                 shutil.rmtree(self._bigquery_folder, ignore_errors=True)
                 shutil.rmtree(self._temporal_folder, ignore_errors=True)
+                shutil.rmtree(self._snowflake_folder, ignore_errors=True)
 
     def status(self) -> SandboxStatus:
         """What runs, where; takes no lock, so it answers while another process starts the parts."""
@@ -117,8 +126,9 @@ class Sandbox:
             home=self.home,
             kafka=_part(state.kafka if state else None, kafka.log_of(self._kafka_folder)),
             postgres=_part(state.postgres if state else None, postgres.log_of(self._postgres_folder)),
-            bigquery=_part(state.bigquery, bigquery.log_of(self._bigquery_folder)) if state and state.bigquery else None,
             temporal=_part(state.temporal, temporal.log_of(self._temporal_folder)) if state and state.temporal else None,
+            bigquery=_part(state.bigquery, emulators.log_of(self._bigquery_folder)) if state and state.bigquery else None,
+            snowflake=_part(state.snowflake, emulators.log_of(self._snowflake_folder)) if state and state.snowflake else None,
         )
 
     def info(self) -> SandboxInfo:
@@ -215,6 +225,10 @@ class Sandbox:
     def _temporal_folder(self) -> Path:
         return self.home / "temporal"
 
+    @property
+    def _snowflake_folder(self) -> Path:
+        return self.home / "snowflake"
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         private.folder(self.home, group=postgres.server_group())
@@ -232,6 +246,8 @@ class Sandbox:
             self._start_bigquery()
         if self._with_temporal:
             self._start_temporal()
+        if self._with_snowflake:
+            self._start_snowflake()
         if broker is not None:
             self._finish_kafka(broker)
 
@@ -310,18 +326,18 @@ class Sandbox:
         if emulator is not None and alive(emulator.process):
             if bigquery.answers(emulator.host, emulator.port):
                 return
-            bigquery.end(emulator.process)
+            emulators.end(emulator.process)
         port = _port_again(self._host, emulator.port if emulator else None)
         grpc_port = _port_again(self._host, emulator.grpc_port if emulator else None)
         process = bigquery.start(self._bigquery_folder, self._host, port, grpc_port, self._tell)
         started = BigQueryState(host=self._host, port=port, grpc_port=grpc_port, process=process)
         states.save(self.home, msgspec.structs.replace(self._state(), bigquery=started))
-        bigquery.wait_ready(self._bigquery_folder, process, self._host, port)
+        bigquery.EMULATOR.wait_ready(self._bigquery_folder, process, lambda: bigquery.answers(self._host, port))
 
     def _end_bigquery(self) -> None:
         state = self._state()
         if state.bigquery is not None:
-            bigquery.end(state.bigquery.process)
+            emulators.end(state.bigquery.process)
             states.save(self.home, msgspec.structs.replace(state, bigquery=msgspec.structs.replace(state.bigquery, process=None)))
 
     def _start_temporal(self) -> None:
@@ -343,8 +359,26 @@ class Sandbox:
             temporal.end(state.temporal.process)
             states.save(self.home, msgspec.structs.replace(state, temporal=msgspec.structs.replace(state.temporal, process=None)))
 
+    def _start_snowflake(self) -> None:
+        emulator = self._state().snowflake
+        if emulator is not None and alive(emulator.process):
+            if snowflake.answers(emulator.host, emulator.port):
+                return
+            emulators.end(emulator.process)
+        port = _port_again(self._host, emulator.port if emulator else None)
+        process = snowflake.start(self._snowflake_folder, self._host, port, self._tell)
+        started = SnowflakeState(host=self._host, port=port, process=process)
+        states.save(self.home, msgspec.structs.replace(self._state(), snowflake=started))
+        snowflake.EMULATOR.wait_ready(self._snowflake_folder, process, lambda: snowflake.answers(self._host, port))
 
-def _part(state: KafkaState | PostgresState | BigQueryState | TemporalState | None, log: Path) -> PartStatus:
+    def _end_snowflake(self) -> None:
+        state = self._state()
+        if state.snowflake is not None:
+            emulators.end(state.snowflake.process)
+            states.save(self.home, msgspec.structs.replace(state, snowflake=msgspec.structs.replace(state.snowflake, process=None)))
+
+
+def _part(state: KafkaState | PostgresState | BigQueryState | SnowflakeState | TemporalState | None, log: Path) -> PartStatus:
     log_if_any = log if log.exists() else None
     if state is None or state.process is None or not alive(state.process):
         return PartStatus(running=False, log=log_if_any)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -17,6 +17,7 @@ USER = "factory"
 DATABASE = "factory"
 AIRFLOW_DATABASE = "airflow"
 BIGQUERY_PROJECT = "local"
+SNOWFLAKE_ACCOUNT, SNOWFLAKE_DATABASE, SNOWFLAKE_SCHEMA = "local", "LOCAL", "PUBLIC"
 _FILE = "sandbox.json"
 
 
@@ -57,6 +58,14 @@ class TemporalState(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessRecord | None = None
 
 
+class SnowflakeState(msgspec.Struct, frozen=True, kw_only=True):
+    """The emulator's address and process."""
+
+    port: int
+    host: str = HOST
+    process: ProcessRecord | None = None
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a sandbox keeps; ``password`` serves both parts."""
 
@@ -65,6 +74,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     postgres: PostgresState | None = None
     bigquery: BigQueryState | None = None
     temporal: TemporalState | None = None
+    snowflake: SnowflakeState | None = None
 
 
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,8 +82,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     The URLs carry the password and suit psycopg and psql; ``airflow_database_url`` is the empty database for Airflow's own
     metadata, in SQLAlchemy's form. The ``sasl_`` fields are None unless the sandbox was started with ``sasl=True``
-    (SASL_PLAINTEXT, mechanism PLAIN); ``bigquery_url`` is None unless the emulator runs, ``temporal_address`` and ``temporal_ui_url``
-    unless that server does.
+    (SASL_PLAINTEXT, mechanism PLAIN); ``bigquery_url`` and ``snowflake_url`` are None unless the emulator runs, ``temporal_address`` and
+    ``temporal_ui_url`` unless that server does.
     """
 
     home: Path
@@ -88,6 +98,7 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     bigquery_url: str | None = None
     temporal_address: str | None = None
     temporal_ui_url: str | None = None
+    snowflake_url: str | None = None
 
     def env(self) -> dict[str, str]:
         """The variables that make any shell, agent or Airflow process use this sandbox."""
@@ -100,6 +111,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
         }
         if self.bigquery_url is not None:
             variables |= bigquery_env(self.bigquery_url)
+        if self.snowflake_url is not None:
+            variables |= snowflake_env(self.snowflake_url)
         if self.temporal_address is not None:
             variables["TEMPORAL_ADDRESS"] = self.temporal_address
         return variables
@@ -115,6 +128,20 @@ def bigquery_env(url: str) -> dict[str, str]:
     }
 
 
+def snowflake_env(url: str) -> dict[str, str]:
+    """The variables that make Snowflake's client use an emulator, which takes any user and password."""
+    place = urlsplit(url)
+    where = {"account": SNOWFLAKE_ACCOUNT, "host": place.hostname, "port": place.port, "protocol": place.scheme}
+    where |= {"database": SNOWFLAKE_DATABASE}
+    snowflake = {"conn_type": "snowflake", "login": USER, "password": USER, "schema": SNOWFLAKE_SCHEMA, "extra": where}
+    named = where | {"user": USER, "password": USER, "schema": SNOWFLAKE_SCHEMA}
+    return {
+        **{f"SNOWFLAKE_{name.upper()}": str(value) for name, value in named.items()},
+        "SNOWFLAKE_DISABLE_PLATFORM_DETECTION": "true",  # else the client asks the clouds' metadata servers where it is
+        "AIRFLOW_CONN_SNOWFLAKE_DEFAULT": msgspec.json.encode(snowflake).decode(),
+    }
+
+
 class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One part: whether its process runs, and where."""
 
@@ -125,13 +152,14 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The parts of the sandbox kept in ``home``; ``bigquery`` and ``temporal`` where they were asked for."""
+    """The parts of the sandbox kept in ``home``; ``bigquery``, ``snowflake`` and ``temporal`` where they were asked for."""
 
     home: Path
     kafka: PartStatus
     postgres: PartStatus
     bigquery: PartStatus | None = None
     temporal: PartStatus | None = None
+    snowflake: PartStatus | None = None
 
     @property
     def running(self) -> bool:
@@ -198,11 +226,12 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
         sasl_bootstrap=f"{kafka.host}:{kafka.sasl_port}" if sasl else None,
         sasl_username=USER if sasl else None,
         sasl_password=state.password if sasl else None,
-        bigquery_url=_bigquery_url(state.bigquery),
         temporal_address=f"{temporal.host}:{temporal.port}" if temporal is not None else None,
         temporal_ui_url=f"http://{temporal.host}:{temporal.ui_port}" if temporal is not None else None,
+        bigquery_url=_url(state.bigquery),
+        snowflake_url=_url(state.snowflake),
     )
 
 
-def _bigquery_url(state: BigQueryState | None) -> str | None:
+def _url(state: BigQueryState | SnowflakeState | None) -> str | None:
     return f"http://{state.host}:{state.port}" if state is not None and alive(state.process) else None

@@ -148,9 +148,12 @@ class TestYourOwn:
             ),
             ({"sink": "mine:NUMBER"}, "sink 'mine:NUMBER': expected a class that is called with its parameters, got int"),
             ({"sink": "mine:Proud"}, r"sink 'mine:Proud': making it raised OSError: no disk \(.*mine.py:\d+\)"),
-            ({"sink": "postgre"}, r"sink 'postgre': there is no such sink; did you mean 'postgres'\? \(there are postgres, bigquery\)"),
+            (
+                {"sink": "postgre"},
+                r"sink 'postgre': there is no such sink; did you mean 'postgres'\? \(there are postgres, bigquery, snowflake\)",
+            ),
             ({"sink": "mine:Slotted"}, "sink 'mine:Slotted': it has no attribute 'name', and none can be set"),
-            ({"sink": "mine.Sink"}, r"there is no such sink \(there are postgres, bigquery\); or your own as module:Class"),
+            ({"sink": "mine.Sink"}, r"there is no such sink \(there are postgres, bigquery, snowflake\); or your own as module:Class"),
         ],
     )
     def test_what_stands_in_the_way_is_one_clear_line(self, here: Path, params: dict[str, Any], says: str) -> None:
@@ -171,7 +174,9 @@ class TestInstalled:
         assert publish.build({"sink": "acme", "path": "x"}).name == "acme"
         assert ingest.build({"source": "numbers", "upto": 1}).name == "numbers"
         assert list(installed(SOURCES)) == ["numbers"]
-        with pytest.raises(ConfigurationError, match=r"'acne': there is no such sink; did you mean 'acme'\? .*postgres, bigquery, acme"):
+        with pytest.raises(
+            ConfigurationError, match=r"'acne': there is no such sink; did you mean 'acme'\? .*postgres, bigquery, snowflake, acme"
+        ):
             publish.build({"sink": "acne"})
         with pytest.raises(ConfigurationError, match=r"'number': there is no such source; did you mean 'numbers'\? \(there are numbers\)"):
             ingest.build({"source": "number"})

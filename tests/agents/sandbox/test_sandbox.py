@@ -21,7 +21,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
-from factory_agents.sandbox import Sandbox, SandboxInfo, bigquery, default_home, kafka, postgres, private, read_info, state
+from factory_agents.sandbox import Sandbox, SandboxInfo, default_home, emulators, kafka, postgres, private, read_info, state
 from factory_agents.sandbox.processes import ProcessRecord, alive, identify, spawn, stop
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
@@ -49,7 +49,7 @@ class TestRunning:
 
     def test_env_reaches_both_parts(self, sandbox: Sandbox) -> None:
         env = sandbox.env()
-        own = env.keys() - state.bigquery_env("").keys()  # BigQuery's are there once a test has asked for its emulator
+        own = env.keys() - state.bigquery_env("").keys() - state.snowflake_env("").keys()  # theirs are there once a test has asked for one
         assert own == {"KAFKA_BOOTSTRAP", "DATABASE_URL", "AIRFLOW_CONN_KAFKA_DEFAULT", "AIRFLOW_CONN_POSTGRES_DEFAULT"}
         extra = json.loads(env["AIRFLOW_CONN_KAFKA_DEFAULT"])["extra"]
         assert extra.keys() == {"bootstrap.servers", "group.id"}
@@ -423,9 +423,9 @@ class TestCode:
         folder = tmp_path / "emulator"
         folder.mkdir(mode=0o755)
         (folder / "ready").touch()
-        assert bigquery._is_ready(folder)
+        assert emulators.is_ready(folder)
         folder.chmod(0o775)
-        assert not bigquery._is_ready(folder)
+        assert not emulators.is_ready(folder)
 
 
 class TestOneClearLine:

@@ -1,0 +1,174 @@
+"""Snowflake as a sink: parts staged as Parquet in a table of the session's own, and landed by one transaction with the ledger's entry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from factory_agents.contracts import TableSpec
+from factory_agents.errors import SinkError
+from factory_agents.runtime.ledger_sink import Landing, LedgerSink, Part, Rows
+from factory_agents.runtime.sink_ledger import Figures
+from factory_agents.sinks.snowflake import statements
+from factory_agents.sinks.snowflake.names import TableName
+from factory_agents.sinks.snowflake.rows import JsonCheckingReader, parquet
+from factory_agents.sinks.snowflake.session import Account, LostSessionError, NotFoundError, Session
+from factory_agents.sinks.snowflake.table import TargetTable, open_table
+
+__all__ = ["SnowflakeSink", "SnowflakeTarget"]
+
+
+class SnowflakeTarget(msgspec.Struct, frozen=True):
+    """Where and what to publish; ``timeout`` are the seconds that one statement may take, and that others are waited for."""
+
+    account: Account
+    table: TableName
+    create_table: bool = True
+    add_columns: bool = True
+    cluster_by: tuple[str, ...] = ()
+    query_tag: str = ""
+    timeout: float = 900.0
+
+
+class SnowflakeSink(LedgerSink):
+    """One table of Snowflake.
+
+    Every table has a ledger of its own beside it, whose head each transaction changes first: so all that change the table come one after
+    the other, each seeing what the one before it left. Snowflake is not spoken to before ``open``.
+    """
+
+    def __init__(self, target: SnowflakeTarget) -> None:
+        self._target = target
+        self._session = Session(target.account, target.table, timeout=target.timeout, query_tag=target.query_tag)
+        self._table: TargetTable | None = None
+        self._staged_in = 0
+
+    def open(self, table: TableSpec) -> None:
+        """See ``LedgerSink.open``.
+
+        Raises SinkError where it doesn't fit, ConfigurationError or UnavailableError where Snowflake refuses or doesn't answer.
+        """
+        target = self._target
+        self._table = open_table(
+            self._session,
+            target.table.table,
+            table,
+            cluster_by=target.cluster_by,
+            create=target.create_table,
+            add_columns=target.add_columns,
+        )
+        ((database, schema),) = self._session.rows("SELECT CURRENT_DATABASE(), CURRENT_SCHEMA()")
+        self.table = f"{database}.{schema}.{target.table.table}"
+
+    @property
+    def _opened(self) -> TargetTable:
+        if self._table is None:
+            raise SinkError("nothing is claimed: claim first")
+        return self._table
+
+    @property
+    def _ledger(self) -> str:
+        return f"FACTORY_PUBLISHES_{self._opened.name}"
+
+    def _key(self, key: str) -> str:
+        """An entry speaks of one making of the table: one that is made again holds nothing of the old one."""
+        return f"{key} @ {self._opened.made}"
+
+    def read(self, key: str) -> str | None:
+        """See ``LedgerSink.read``."""
+        try:
+            rows = self._session.rows(statements.read_entry(self._ledger), self._key(key))
+        except NotFoundError:
+            self._session.run(statements.create_ledger(self._ledger))
+            return None
+        return rows[0][0] if rows else None
+
+    def change(self, key: str, old: str | None, new: str) -> bool:
+        """See ``LedgerSink.change``."""
+        session, ledger, window = self._session, self._ledger, self._key(key)
+        with session.transaction() as transaction:
+            self._lock()
+            if old is None:
+                return session.run(statements.first_entry(ledger), window, new, window, transaction) == 1
+            return session.run(statements.change_entry(ledger), new, window, old, transaction) == 1
+
+    def _lock(self) -> None:
+        if self._session.run(statements.lock_ledger(self._ledger)) != 1:
+            raise SinkError(f"table {self.table}: its ledger {self._ledger} has lost its first row; drop the ledger, and publish again")
+
+    def reader(self, table: TableSpec, window: str) -> JsonCheckingReader:
+        """See ``LedgerSink.reader``: the contract's columns, within what the table takes."""
+        return JsonCheckingReader(self._opened.spec, window)
+
+    def holds(self, publication: int) -> bool:
+        """See ``LedgerSink.holds``."""
+        return bool(self._session.rows(statements.holds(self._opened.name, publication)))
+
+    def stage(self, part: Part, rows: Rows) -> None:
+        """See ``LedgerSink.stage``."""
+        table, staging, session = self._opened, _staging(part), self._session
+        if part.number == 0:
+            session.run(statements.create_staging(staging, table))
+            self._staged_in = session.number
+        self._check_session()
+        file = f"part_{part.number}.parquet"
+        session.put(parquet(rows, table.spec, statements.staged_names(table)), f"%{staging}", file)
+        session.run(statements.copy(staging, file, table))
+
+    def _check_session(self) -> None:
+        if self._staged_in != self._session.number:
+            raise LostSessionError(f"publishing to {self.table}: the session was lost with the rows staged in it; a retry begins again")
+
+    def land(self, landing: Landing) -> Figures | None:
+        """See ``LedgerSink.land``."""
+        session, table = self._session, self._opened
+        newest, distinct = "", 0
+        if landing.parts:
+            self._check_session()
+            staging = _staging(landing.parts[0])
+            newest = f"{staging}_NEWEST"
+            session.run(statements.create_newest(newest, staging, table, landing.publication))
+            ((distinct,),) = session.rows(statements.count(newest))
+        try:
+            with session.transaction() as transaction:
+                return self._landed(landing, transaction, newest, int(distinct))
+        except _MovedError:
+            return None
+
+    def _landed(self, landing: Landing, transaction: str, newest: str, distinct: int) -> Figures:
+        """What the transaction does; raises _MovedError where it may not be done."""
+        session, table, window = self._session, self._opened, self._key(landing.key)
+        self._lock()
+        if session.rows(statements.read_entry(self._ledger), window) != [(landing.old,)]:
+            raise _MovedError
+        written = removed = 0
+        if newest:
+            session.run(statements.delete_outdone(table, newest, landing.past), transaction)
+            written = session.run(statements.insert_newest(table, newest), transaction)
+        if landing.stale:
+            removed = session.run(statements.delete_publications(table, landing.stale), transaction)
+        figures = Figures(distinct, written, removed)
+        if session.run(statements.change_entry(self._ledger), landing.entry(figures), window, landing.old, transaction) != 1:
+            raise _MovedError
+        return figures
+
+    def discard(self, parts: Sequence[Part]) -> None:
+        """Drop the staging tables; those that stay end with the session."""
+        for part in parts[:1]:
+            for name in (_staging(part), f"{_staging(part)}_NEWEST"):
+                self._session.run(statements.drop(name))
+
+    def close(self) -> None:
+        """See ``LedgerSink.close``."""
+        self._table = None
+        self._session.close()
+
+
+class _MovedError(Exception):
+    """The ledger's entry isn't the one that a landing was made for, or its transaction is over."""
+
+
+def _staging(part: Part) -> str:
+    """The staging table of a publication: all its parts go into one."""
+    return f"FACTORY_STAGE_{part.publication:016X}"
