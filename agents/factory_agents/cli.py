@@ -11,6 +11,7 @@ import typer
 
 from factory_agents import __version__, console
 from factory_agents.commands import Bootstrap, Json, KafkaSettings, invoke, run_agent, setting
+from factory_agents.contract_commands import contracts
 from factory_agents.options import AgentSettings, kafka_config
 from factory_agents.temporal.commands import temporal
 
@@ -31,6 +32,7 @@ metrics_ = _group("Counters and lag for Prometheus.")
 sandboxes = _group("Kafka, PostgreSQL, emulators of BigQuery and Snowflake, and a Temporal server on this machine.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
+app.add_typer(contracts, name="contracts")
 app.add_typer(windows, name="windows")
 app.add_typer(ledgers, name="ledger")
 app.add_typer(letters, name="dead-letters")

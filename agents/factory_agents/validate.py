@@ -50,12 +50,12 @@ class ValidateTransform:
     name = "validate"
     version = "1"
 
-    def __init__(self, contract: Contract, run: AgentRun | None) -> None:
+    def __init__(self, contract: Contract, run: AgentRun | None, statistics: WindowStatistics | None = None) -> None:
         interval = None if run is None else run.interval or (run.window.interval if run.window else None)
         self.identity: dict[str, Any] = {"contract": contract.digest}
         self.stateful = run is not None
         self.contract = contract
-        self._statistics = WindowStatistics(contract, interval, count_duplicates=run is not None)
+        self._statistics = statistics or WindowStatistics(contract, interval, count_duplicates=run is not None)
         self._may_miss = run is not None and run.accept_loss  # what was consumed may be gone when a resumed run reads it again
         self._decode = msgspec.json.Decoder().decode
         self._check = contract.checker()
@@ -135,6 +135,10 @@ class ValidateTransform:
         """The report (see ``WindowStatistics.report``); raises AccountingError unless every consumed event was seen here just once."""
         if counts.consumed != self._statistics.rows and not self._may_miss:
             raise AccountingError(f"validate saw {self._statistics.rows} events of {counts.consumed} consumed: a bug, please report it")
+        return self.report()
+
+    def report(self) -> dict[str, Any]:
+        """The report on the events so far."""
         return self._statistics.report()
 
     def close(self) -> None:

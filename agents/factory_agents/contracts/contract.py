@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import msgspec
 
@@ -36,6 +36,7 @@ from factory_agents.protocol import digest
 
 __all__ = ["Contract", "Rule", "is_text", "load_contract", "pack_contract", "untrusted_contract"]
 
+_T = TypeVar("_T")
 TimeUnit = Literal["s", "ms", "us", "iso"]
 
 _KEYS = (
@@ -92,6 +93,11 @@ class Contract:
     _expressions: tuple[Expression, ...] = field(repr=False)
     _all_rules: Callable[[Getter], Any] = field(repr=False)
     _read_time: Callable[[Any], int | None] = field(repr=False)
+
+    @property
+    def schema(self) -> Any:
+        """The JSON Schema of an event, as it stands in the contract."""
+        return self._schema.content[0]
 
     def columns(self) -> tuple[Column, ...]:
         """The table's columns, in the order of their declaration."""
@@ -192,16 +198,16 @@ def load_contract(
     if isinstance(source, Mapping) and source.keys() == _PACKED:
         texts = dict(source["files"])
         file, wanted = split_name(source["name"])
-        return _build(parse_document(source["text"], file), wanted, _folder_of(texts), texts)
+        return read_contract(parse_document(source["text"], file), wanted, folder_of(texts), texts)
     if untrusted:
         return untrusted_contract(source, None)
     wanted = split_name(source)[1] if isinstance(source, (str, Path)) else ""
-    document, folder = _open(source, name, folder or Path(os.environ.get("FACTORY_INCLUDE") or Path.cwd()))
-    return _build(document, wanted, folder)
+    document, folder = open_contract(source, name, folder or Path(os.environ.get("FACTORY_INCLUDE") or Path.cwd()))
+    return read_contract(document, wanted, folder)
 
 
-def _build(document: Document, wanted: str, folder: Path, texts: Mapping[str, str] | None = None) -> Contract:
-    """The contract that a document holds, in whichever notation."""
+def read_contract(document: Document, wanted: str, folder: Path, texts: Mapping[str, str] | None = None) -> Contract:
+    """The contract that a document holds, in whichever notation; of several schemas the ``wanted`` one."""
     if not is_odcs(document.data):
         if wanted:
             document.fail((), f"expected a schema called {wanted!r}, but only contracts of the Open Data Contract Standard have several")
@@ -213,10 +219,12 @@ def _build(document: Document, wanted: str, folder: Path, texts: Mapping[str, st
 def split_name(source: str | Path) -> tuple[str, str]:
     """A contract's file, and which of its schemas is meant: ``orders.odcs.yaml#receivers``."""
     name = os.fspath(source)
-    if is_text(name) or "#" not in name or Path(name).exists():
-        return name, ""
+    return (name, "") if is_text(name) or os.path.exists(name) else _split(name)  # noqa: PTH110  # it takes any text
+
+
+def _split(name: str) -> tuple[str, str]:
     file, _, schema = name.rpartition("#")
-    return file, schema
+    return (file, schema) if file else (name, "")
 
 
 def untrusted_contract(source: Any, roots: Sequence[Path] | None) -> Contract:
@@ -226,10 +234,10 @@ def untrusted_contract(source: Any, roots: Sequence[Path] | None) -> Contract:
             f"contract: it comes from a parameter of the run, so expected the name of a file, such as contracts/events.yaml, got "
             f"{'the text of one' if isinstance(source, str) else type(source).__name__}"
         )
-    source, wanted = split_name(source)
+    source, wanted = _split(source)
     path = confined_path(source, "contract", roots)
     try:
-        return _build(read_document(path, source), wanted, path.parent.absolute())
+        return read_contract(read_document(path, source), wanted, path.parent.absolute())
     except ContractError as error:
         place = re.match(re.escape(source) + r"(?::\d+:\d+)?", str(error))
         where = place[0] if place else source
@@ -249,7 +257,7 @@ def is_text(source: str) -> bool:
     return "\n" in source or source.lstrip().startswith("{")
 
 
-def _open(source: str | Path | Mapping[str, Any], name: str, folder: Path) -> tuple[Document, Path]:
+def open_contract(source: str | Path | Mapping[str, Any], name: str, folder: Path) -> tuple[Document, Path]:
     """A contract's document, and the folder where its references start."""
     if isinstance(source, Mapping):
         return inline_document(source), folder.absolute()
@@ -260,10 +268,17 @@ def _open(source: str | Path | Mapping[str, Any], name: str, folder: Path) -> tu
     return read_document(path, split_name(name)[0] if name else file), path.parent.absolute()
 
 
-def _folder_of(texts: Mapping[str, str]) -> Path:
+def folder_of(texts: Mapping[str, str]) -> Path:
     """A folder that is nowhere, deep enough for names that lead out of it."""
     up = max((name.split("/").count("..") for name in texts), default=0)
     return Path("/", *["contract"] * (up + 1))
+
+
+_NO_TIME: tuple[str | None, TimeUnit] = (None, "iso")
+_NO_RULES: list[tuple[Rule, Expression]] = []
+_NO_WINDOW: tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...], tuple[Figure, ...]] = ((), (), (), ())
+_NO_KEY: tuple[str, ...] = ()
+_NO_COLUMNS: tuple[Column, ...] = ()
 
 
 class _Builder:
@@ -290,23 +305,25 @@ class _Builder:
     def build(self) -> Contract:
         self._document.check_keys((), self._data, _KEYS)
         if "name" not in self._data:
-            self._fail((), "expected a name, such as 'name: events', got none")
-        name = self._text("name", r"[A-Za-z_][\w.-]*", "a name of letters, digits, . _ -")
+            self._document.report((), "expected a name, such as 'name: events', got none")
+        name = self._try("", self._text, "name", r"[A-Za-z_][\w.-]*", "a name of letters, digits, . _ -")
         for remark in ("description", "owner"):
-            self._text(remark, r"(?s).*", "text")
-        schema = self._schema()
-        self._fields = schema.fields
-        id_ = self._field("id", None if self._data.get("id", "") is None else "event_id")
-        time, unit = self._time()
-        rules = self._rules()
-        fail_if, warn_if, nulls, figures = self._window([rule.name for rule, _ in rules])
-        key = self._key(id_)
-        version = self._version()
-        version_field = self._field("version_field", None)
+            self._try("", self._text, remark, r"(?s).*", "text")
+        schema = self._try(None, self._schema)
+        self._fields = {} if schema is None else schema.fields
+        id_ = self._try(None, self._field, "id", None if self._data.get("id", "") is None else "event_id")
+        time, unit = self._try(_NO_TIME, self._time)
+        rules = self._try(_NO_RULES, self._rules)
+        fail_if, warn_if, nulls, figures = self._try(_NO_WINDOW, self._window)
+        key = self._try(_NO_KEY, self._key, id_)
+        version = self._try("", self._version)
+        version_field = self._try(None, self._field, "version_field", None)
         deletes = self._data.get("deletes", False)
         if not isinstance(deletes, bool):
-            self._fail(("deletes",), f"expected true or false, got {show(deletes)}")
-        columns = self._columns(key)
+            self._document.report(("deletes",), f"expected true or false, got {show(deletes)}")
+        columns = self._try(_NO_COLUMNS, self._columns, key)
+        if schema is None or self._document.errors:
+            raise (self._document.errors or [self._document.error((), "it cannot be read")])[0]
         expressions = tuple(e for _, e in rules)
         meaning = {
             "name": name,
@@ -350,6 +367,14 @@ class _Builder:
             _all_rules=compile_all(expressions),
             _read_time=_time_reader(unit),
         )
+
+    def _try(self, otherwise: _T, read: Callable[..., _T], *arguments: Any) -> _T:
+        """A part of the contract; the other value where it is wrong and errors are collected."""
+        try:
+            return read(*arguments)
+        except ContractError as error:
+            self._document.collect(error)
+            return otherwise
 
     def _fail(self, path: KeyPath, message: str, *, key: bool = False) -> NoReturn:
         self._document.fail(path, message, key=key)
@@ -425,7 +450,8 @@ class _Builder:
     def _rules(self) -> list[tuple[Rule, Expression]]:
         what = "a mapping of rule names to expressions, such as 'positive: added >= 0'"
         data = self._document.mapping(("rules",), self._data.get("rules") or {}, what)
-        return [(Rule(name, str(text)), self._rule(name, text)) for name, text in data.items()]
+        rules = {name: self._try(None, self._rule, name, text) for name, text in data.items()}
+        return [(Rule(name, str(data[name])), expression) for name, expression in rules.items() if expression is not None]
 
     def _rule(self, name: str, text: Any) -> Expression:
         path = ("rules", name)
@@ -443,21 +469,24 @@ class _Builder:
                 self._document.fail_inside(path, line, column, message)
         return expression
 
-    def _window(self, rules: Sequence[str]) -> tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...], tuple[Figure, ...]]:
+    def _window(self) -> tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...], tuple[Figure, ...]]:
         data = self._document.mapping(("window",), self._data.get("window") or {}, "a mapping with fail_if, warn_if")
         self._document.check_keys(("window",), data, _WINDOW_KEYS)
         missing, invalid = (
             read_figures(self._document, ("window", what), data.get(what), self._declared) for what in ("missing", "invalid")
         )
-        known = {"rejected": rules, "missing": [f.name for f in missing], "invalid": [f.name for f in invalid]}
+        known = {
+            "rejected": list(self._data.get("rules") or ()),
+            "missing": [f.name for f in missing],
+            "invalid": [f.name for f in invalid],
+        }
         fail_if = self._conditions("fail_if", data.get("fail_if"), known)
         warn_if = self._conditions("warn_if", data.get("warn_if"), known)
         default = [name for name, f in self._fields.items() if f.nullable]
         nulls = data.get("nulls", default)
         if not isinstance(nulls, list):
             self._fail(("window", "nulls"), f"expected a list of fields whose nulls are counted, got {show(nulls)}")
-        for i, name in enumerate(nulls):
-            self._declared(name, ("window", "nulls", i))
+        nulls = [self._try("", self._declared, name, ("window", "nulls", i)) for i, name in enumerate(nulls)]
         nulls = [*nulls, *(c.argument for c in (*fail_if, *warn_if) if c.figure in ("null_rate", "nulls"))]
         return fail_if, warn_if, tuple(dict.fromkeys(nulls)), (*missing, *invalid)
 
@@ -468,15 +497,15 @@ class _Builder:
         result = []
         for i, text in enumerate(items):
             path: KeyPath = ("window", key, i) if items is value else ("window", key)
-            try:
-                condition = parse_condition(text)
-            except ConfigurationError as error:
-                self._fail(path, str(error))
-            self._check_condition(condition, path, known)
-            result.append(condition)
+            with self._document.attempt():
+                result.append(self._condition(text, path, known))
         return tuple(result)
 
-    def _check_condition(self, c: Condition, path: KeyPath, known: Mapping[str, Sequence[str]]) -> None:
+    def _condition(self, text: Any, path: KeyPath, known: Mapping[str, Sequence[str]]) -> Condition:
+        try:
+            c = parse_condition(text)
+        except ConfigurationError as error:
+            self._fail(path, str(error))
         if c.figure in ("missing", "invalid"):
             if c.argument not in known[c.figure]:
                 what = f"window.{c.figure} does not say which values of {c.argument!r} are {c.figure}"
@@ -488,14 +517,15 @@ class _Builder:
             self._fail(path, f"there is no rule {c.argument!r}{did_you_mean(c.argument, known['rejected'])}")
         if c.figure in ("freshness", "late", "early", "untimed") and self._data.get("time") is None:
             self._fail(path, f"{c.figure} needs event times: expected time: to name their field")
+        return c
 
     def _columns(self, key: tuple[str, ...]) -> tuple[Column, ...]:
         what = "a mapping of column names to types, such as 'added: bigint'"
         given = self._document.mapping(("columns",), self._data.get("columns") or {}, what)
         for name, type_ in given.items():
-            self._declared(name, ("columns", name))
+            self._try("", self._declared, name, ("columns", name))
             if type_ is not None and (not isinstance(type_, str) or ColumnType.parse(type_) is None):
-                self._fail(("columns", name), f"unknown type {show(type_)}{one_of(str(type_), COLUMN_TYPES)}")
+                self._document.report(("columns", name), f"unknown type {show(type_)}{one_of(str(type_), COLUMN_TYPES)}")
         names = list(given or self._fields)
         missing = [k for k in key if k not in names]
         if missing and names:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -14,7 +15,7 @@ from factory_agents.contracts.json_text import JsonError, JsonReader
 from factory_agents.errors import ContractError
 from factory_agents.text import did_you_mean, one_of
 
-__all__ = ["Document", "KeyPath", "did_you_mean", "inline_document", "one_of", "parse_document", "read_document", "show"]
+__all__ = ["Document", "KeyPath", "did_you_mean", "dump_yaml", "inline_document", "one_of", "parse_document", "read_document", "show"]
 
 KeyPath: TypeAlias = "tuple[str | int, ...]"
 """Where a value stands in a document: keys and indexes from the root."""
@@ -42,7 +43,8 @@ def show(value: Any, limit: int = 60) -> str:
 class Document:
     """A parsed file (or text, or a mapping from elsewhere): its data, and the place of every key and value in it.
 
-    Where the data were made from what the text says (a contract in another notation), ``origins`` tells from which of its values.
+    Where the data were made from what the text says (a contract in another notation), ``origins`` tells from which of its values. With
+    ``errors`` what ``attempt`` and ``report`` find is collected there, and reading goes on.
     """
 
     name: str
@@ -51,6 +53,25 @@ class Document:
     values: Mapping[KeyPath, _Position] = field(default_factory=dict)
     keys: Mapping[KeyPath, _Position] = field(default_factory=dict)
     origins: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
+    errors: list[ContractError] | None = None
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Collect a ContractError of the block, where errors are collected."""
+        try:
+            yield
+        except ContractError as error:
+            self.collect(error)
+
+    def collect(self, error: ContractError) -> None:
+        """Keep an error, where errors are collected, else raise it."""
+        if self.errors is None:
+            raise error
+        self.errors.append(error)
+
+    def report(self, path: KeyPath, message: str, *, key: bool = False) -> None:
+        """``fail``, or collect the error and go on."""
+        self.collect(self.error(path, message, key=key))
 
     def origin(self, path: KeyPath) -> KeyPath:
         """The path in the text that a path in the data came from: as much of it as there is."""
@@ -118,13 +139,39 @@ class Document:
         known = list(known)
         for name in value:
             if name not in known:
-                self.fail((*path, name), f"unknown key{one_of(name, known)}", key=True)
+                self.report((*path, name), f"unknown key{one_of(name, known)}", key=True)
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: ``no``, ``on`` and ``2026-01-01`` are texts, as in JSON Schema's own files."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, Any]]] = {}  # noqa: RUF012
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts so that neither YAML 1.1 nor 1.2 reads them as anything else."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, Any]]] = {  # noqa: RUF012
+        first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Values that occur twice are written twice."""
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    quoted = set(text) & set("\x85\u2028\u2029\ufeff")  # line breaks to some readers: written as escapes
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump_yaml(data: Any) -> str:
+    """Data as YAML that ``parse_document`` reads back."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
 
 
 def _resolve_plain_scalars() -> None:
@@ -136,7 +183,8 @@ def _resolve_plain_scalars() -> None:
         ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
         ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
     ):
-        _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), first)
+        for reader in (_Loader, _Dumper):
+            reader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), first)
 
 
 _resolve_plain_scalars()

@@ -42,7 +42,11 @@ def read_figures(document: Document, path: KeyPath, data: Any, declared: Callabl
     missing = path[-1] == "missing"
     example = "{email: [null, '', 'N/A']}" if missing else "{unit: {values: [kg, lb]}, iban: {pattern: '^[A-Z]{2}'}}"
     given = document.mapping(path, data or {}, f"a mapping of fields to what counts, such as {example}")
-    return tuple(_read(document, (*path, name), name, value, missing, declared) for name, value in given.items())
+    figures = []
+    for name, value in given.items():
+        with document.attempt():
+            figures.append(_read(document, (*path, name), name, value, missing, declared))
+    return tuple(figures)
 
 
 def _read(document: Document, path: KeyPath, name: str, value: Any, missing: bool, declared: Callable[[Any, KeyPath], str]) -> Figure:

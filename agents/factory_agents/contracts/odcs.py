@@ -21,12 +21,12 @@ from factory_agents.contracts.odcs_types import PropertyReader, field_name
 from factory_agents.contracts.schema import wording
 from factory_agents.errors import ContractError
 
-__all__ = ["NEWEST", "Translation", "is_odcs", "read_odcs", "standard_errors"]
+__all__ = ["NEWEST", "OPERATORS", "Finding", "Translation", "is_odcs", "read_odcs", "standard_errors"]
 
 NEWEST = "v3.2.0"
 _VERSIONS = {"v3.0": "3.0.2", "v3.1": "3.1.0", "v3.2": "3.2.0"}
 _WARNINGS = ("info", "information", "notice", "low", "minor", "warn", "warning", "medium")
-_OPERATORS = {
+OPERATORS = {
     "mustBe": "!=",
     "mustNotBe": "==",
     "mustBeGreaterThan": "<=",
@@ -57,6 +57,11 @@ class Finding(NamedTuple):
 
     path: KeyPath
     error: ContractError
+
+    @property
+    def of_events(self) -> bool:
+        """Whether it is in what says what events must be; elsewhere (servers, team, …) it stops nobody."""
+        return self.path[0] in ("apiVersion", "kind", "name", "schema", "slaProperties", "customProperties")
 
 
 def is_odcs(data: Any) -> bool:
@@ -132,10 +137,12 @@ def _errors_at(document: Document, path: KeyPath, error: Any, known: frozenset[s
                 yield document.error((*path, name), f"{given} has no such key here{did_you_mean(name, known, 0.75)}", key=True)
     elif kind == "required":
         yield document.error(path, f"expected {facts['property']}, got none")
-    elif kind == "oneOfMultipleValid" or (kind == "oneOf" and any(name in _OPERATORS for name in error.instance)):
-        return  # several operators: all must hold
-    elif kind in ("oneOf", "oneOfNotValid") and isinstance(error.instance, dict) and not any(n in _OPERATORS for n in error.instance):
-        yield document.error(path, f"expected one of {', '.join(_OPERATORS)}, got none" if "quality" in path else wording(error))
+    elif "oneOf" in kind and "quality" in path and isinstance(error.instance, dict):
+        given = [name for name in OPERATORS if name in error.instance]
+        if not given:
+            yield document.error(path, f"expected one of {', '.join(OPERATORS)}, got none")
+        elif len(given) == 1:  # of several operators all must hold
+            yield document.error((*path, given[0]), f"expected a number, or two for between, got {show(error.instance[given[0]])}")
     else:
         yield document.error(path, wording(error))
 
@@ -160,16 +167,11 @@ def read_odcs(document: Document, wanted: str = "") -> Translation:
     ``wanted`` is the name of one of its schemas, where it has several. Raises ContractError for a schema that isn't as the standard has it;
     what is wrong in parts that say nothing of events (servers, team, …) is noted.
     """
-    notes = []
-    for path, error in standard_errors(document):
-        if path[0] in _OF_EVENTS:
-            raise error
-        notes.append(str(error))
-    return _Translator(document, wanted, notes).translate()
-
-
-_OF_EVENTS = ("apiVersion", "kind", "name", "schema", "slaProperties", "customProperties")
-"""Parts that are read here: an error in others is noted."""
+    findings = standard_errors(document)
+    for finding in findings:
+        if finding.of_events:
+            raise finding.error
+    return _Translator(document, wanted, [str(finding.error) for finding in findings]).translate()
 
 
 class _Translator:
@@ -207,6 +209,13 @@ class _Translator:
         data, reader = self._data, self._reader
         self._put(("name",), self._name(), (*self._at, "name") if self._at else ("name",))
         self._put(("version",), data.get("version") or "1", ("version",))
+        described = data.get("description")
+        purpose = self._object.get("description") or (described.get("purpose") if isinstance(described, Mapping) else None)
+        team = data.get("team")
+        owner = team.get("name") if isinstance(team, Mapping) else None
+        for key, text in (("description", purpose), ("owner", owner)):
+            if isinstance(text, str) and text:
+                self._put((key,), text, self._at)
         self._put(("id",), None, self._at)
         schema = reader.properties(self._object.get("properties"), (*self._at, "properties"), ("schema",), "")
         self._put(("schema",), schema, self._at)
@@ -219,9 +228,11 @@ class _Translator:
         for i, prop in enumerate(self._object.get("properties") or ()):
             self._of_property(prop, (*self._at, "properties", i), top=True)
         for i, check in enumerate(self._object.get("quality") or ()):
-            self._quality(check, (*self._at, "quality", i), "")
+            with self._document.attempt():
+                self._quality(check, (*self._at, "quality", i), "")
         self._relationships(self._object, self._at)
-        self._extra()
+        with self._document.attempt():
+            self._extra()
         for i, promise in enumerate(self._data.get("slaProperties") or ()):
             self._promise(promise, ("slaProperties", i))
         document = replace(self._document, data=self._short, origins=self._origins)
@@ -279,7 +290,8 @@ class _Translator:
             else:
                 self._reader.pass_over((*at, "unique"), f"unique of {name}", _INNER)
         for i, check in enumerate(prop.get("quality") or ()):
-            self._quality(check, (*at, "quality", i), name if top else None)
+            with self._document.attempt():
+                self._quality(check, (*at, "quality", i), name if top else None)
         self._relationships(prop, at)
         for i, inner in enumerate(prop.get("properties") or ()):
             self._of_property(inner, (*at, "properties", i), top=False)
@@ -319,7 +331,7 @@ class _Translator:
         at = (*at, "implementation")
         parts = given if isinstance(given, Mapping) else {"rule": given}
         self._document.check_keys(at, parts, ("rule", "fail_if", "warn_if"))
-        for key, text in parts.items():
+        for key, text in ((k, v) for k, v in parts.items() if k in ("rule", "fail_if", "warn_if")):
             place = (*at, key) if isinstance(given, Mapping) else at
             if not isinstance(text, str):
                 self._document.fail(place, f"expected the text of a rule or a condition, got {show(text)}")
@@ -335,7 +347,7 @@ class _Translator:
         unit = _UNITS.get(str(check.get("unit", "rows")).lower())
         if unit is None:
             return f"its unit is {show(check.get('unit'))}; rows and percent are known"
-        conditions = [(key, check[key]) for key in _OPERATORS if key in check]
+        conditions = [(key, check[key]) for key in OPERATORS if key in check]
         if not conditions and check.get("rule"):  # 3.0 had rules that say all by their name
             conditions = [("mustBe", 0)]
         figure, problem = self._figure(metric, {**check, **arguments}, at, field)
@@ -410,7 +422,7 @@ class _Translator:
                 f"{self._document.where((*at, 'schema'))}: events are checked against this schema, in place of the properties"
             )
         for key, value in given.items():
-            if key not in ("window", "rules"):
+            if key in _EXTRA and key not in ("window", "rules"):
                 self._put((key,), value, (*at, key))
         rules = self._document.mapping((*at, "rules"), given.get("rules") or {}, "a mapping of rule names to expressions")
         for name, text in rules.items():
@@ -468,6 +480,6 @@ def _condition(figure: str, operator: str, limit: Any, unit: str) -> str | None:
     """When a check is broken; None where what it compares with is no number."""
     if not operator.endswith("Between"):
         number = _number(limit)
-        return None if number is None else f"{figure} {_OPERATORS[operator]} {number}{unit}"
-    lower, upper = (_number(value) for value in limit)
-    return None if lower is None or upper is None else f"{figure} {_OPERATORS[operator]} {lower} and {upper}{unit}"
+        return None if number is None else f"{figure} {OPERATORS[operator]} {number}{unit}"
+    lower, upper = (_number(value) for value in limit) if isinstance(limit, list) and len(limit) == 2 else (None, None)
+    return None if lower is None or upper is None else f"{figure} {OPERATORS[operator]} {lower} and {upper}{unit}"

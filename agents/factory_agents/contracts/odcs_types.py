@@ -148,7 +148,8 @@ class PropertyReader:
                 self.pass_over(place, f"the measure {name}", "it is no field of an event")
                 continue
             if name in fields:
-                self.document.fail((*place, "name"), f"two properties are called {show(name)}")
+                self.document.report((*place, "name"), f"two properties are called {show(name)}")
+                continue
             inner = (*out, "properties", name)
             must = prop.get("required") is True or prop.get("primaryKey") is True
             within = None if access is None else f"{access}[{name!r}]" if access else name if _is_plain(name) else f"field({name!r})"
@@ -275,7 +276,7 @@ class PropertyReader:
             try:
                 iso_time(limit)
             except ValueError as error:
-                self.document.fail(place, str(error))
+                self.document.report(place, str(error))
             return f"{access} is None or time({access}) {operator} time({limit!r})"
         return f"{access} is None or {access} {operator} {limit!r}"
 

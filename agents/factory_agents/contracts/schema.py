@@ -187,11 +187,19 @@ class _Compiler:
         self._notes: dict[str, None] = {}
 
     def compile(self) -> Schema:
-
         top = self._top
-        top.document.mapping(top.path, top.data, "a JSON Schema")
-        self._check_meta(top)
-        self._walk(top, set())
+        errors = [] if top.document.errors is None else top.document.errors
+        before = len(errors)
+        with top.document.attempt():
+            top.document.mapping(top.path, top.data, "a JSON Schema")
+            self._check_meta(top)
+        sound = len(errors) == before
+        with top.document.attempt():
+            self._walk(top, set())
+        if len(errors) > before:  # collected: the fields are what others are checked against
+            return Schema(
+                lambda _: False, self._fields() if sound else {}, None, {}, (), None, lambda _: lambda _: False, lambda _: iter(())
+            )
         try:
             validator = self._validator(self._plain[top.uri])
         except ValueError as error:
@@ -237,15 +245,24 @@ class _Compiler:
         dialect = _dialect(given)
         if dialect is None:
             place.document.fail((*place.path, "$schema"), f"unknown dialect {show(given)}{one_of('', _DIALECTS)}")
+        data = {**place.data, "$schema": dialect} if isinstance(place.data, dict) else place.data
         try:
-            jsonschema_rs.meta.validate({**place.data, "$schema": dialect} if isinstance(place.data, dict) else place.data)
+            jsonschema_rs.meta.validate(data)
         except ValueError as error:
-            path = (*place.path, *getattr(error, "instance_path", ()))
-            value = getattr(error, "instance", None)
-            if path[-1:] == ("type",) and isinstance(value, str):
-                place.document.fail(path, f"unknown type {value!r}{one_of(value, _TYPES)}")
-            message = wording(error) if isinstance(error, jsonschema_rs.ValidationError) else _short(error)
-            place.document.fail(path, f"not JSON Schema: {message}")
+            errors = [error]
+            if place.document.errors is not None and isinstance(error, jsonschema_rs.ValidationError):
+                errors = list(jsonschema_rs.validator_for({"$ref": dialect}).iter_errors(data))
+            for one in errors:
+                self._report_meta(place, one)
+
+    def _report_meta(self, place: Place, error: Any) -> None:
+        path = (*place.path, *getattr(error, "instance_path", ()))
+        value = getattr(error, "instance", None)
+        if path[-1:] == ("type",) and isinstance(value, str):
+            message = f"unknown type {value!r}{one_of(value, _TYPES)}"
+        else:
+            message = f"not JSON Schema: {wording(error) if hasattr(error, 'kind') else _short(error)}"
+        place.document.report(path, message)
 
     def _walk(self, place: Place, seen: set[tuple[str, KeyPath]]) -> None:
         """Visit every subschema that can apply, across files, once."""
@@ -266,15 +283,15 @@ class _Compiler:
             self._walk(target, seen)
 
     def _check_keywords(self, place: Place) -> None:
-        data, fail = place.data, place.document.fail
+        data, report = place.data, place.document.report
         if "$schema" in data:
             self._check_meta(place)
         for key in data:
             if key == "nullable":
-                fail((*place.path, key), "no keyword of JSON Schema (but of OpenAPI 3.0): expected null among the types", key=True)
+                report((*place.path, key), "no keyword of JSON Schema (but of OpenAPI 3.0): expected null among the types", key=True)
             near = "" if key in _KEYWORDS or key.startswith("x-") else did_you_mean(key, _KEYWORDS, 0.75)
             if near:
-                fail((*place.path, key), f"not a keyword of JSON Schema{near} (own annotations begin with x-)", key=True)
+                report((*place.path, key), f"not a keyword of JSON Schema{near} (own annotations begin with x-)", key=True)
         patterns = data.get("patternProperties")
         for path, pattern in (
             (("pattern",), data.get("pattern")),
@@ -284,7 +301,7 @@ class _Compiler:
                 if isinstance(pattern, str):
                     check_pattern(pattern, whole=path == ("pattern",))
             except PatternError as error:
-                fail((*place.path, *path), str(error), key=path != ("pattern",))
+                report((*place.path, *path), str(error), key=path != ("pattern",))
         self._check_format(place)
 
     def _check_format(self, place: Place) -> None:
@@ -293,7 +310,7 @@ class _Compiler:
             return
         near = "" if name in (*_UNCHECKED, *_FORMATS) else did_you_mean(name, _FORMATS, 0.8)
         if near:
-            place.document.fail((*place.path, "format"), f"unknown format {name!r}{near} (it would check nothing)")
+            place.document.report((*place.path, "format"), f"unknown format {name!r}{near} (it would check nothing)")
         where = place.document.where((*place.path, "format"))
         self._notes[f"{where}: the format {name!r} checks nothing"] = None
 
