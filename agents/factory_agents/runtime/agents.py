@@ -21,6 +21,7 @@ from factory_agents.protocol import Counts, Interval, Shard
 from factory_agents.reject import Reject
 from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError, complete, tried
 from factory_agents.runtime.numbers import Digits
+from factory_agents.runtime.side_by_side import Coroutines, Failure, Outcome, Skipped, Threads
 from factory_agents.text import unknown
 
 __all__ = [
@@ -194,7 +195,8 @@ class AgentFunction:
 
     ``function`` takes an event (a dict) and the declared parameters as keywords; it returns an event, None (filtered) or a list of
     events. With ``batch`` it takes a list of events and returns one of these (or a ``Reject``) for each. ``key`` names the
-    field whose value becomes the output's key, ``id_field`` the one whose value tells the events of a list apart.
+    field whose value becomes the output's key, ``id_field`` the one whose value tells the events of a list apart. Up to ``concurrency``
+    calls are made side by side, those of one input key one after the other; an ``async`` function has ``timeout`` seconds for each.
     """
 
     function: EventFunction
@@ -203,6 +205,24 @@ class AgentFunction:
     batch: bool = False
     key: str | None = None
     id_field: str = "event_id"
+    concurrency: int = 1
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.concurrency < 1:
+            raise ConfigurationError(f"agent {self.name!r}: concurrency={self.concurrency}: expected at least 1")
+        if self.batch and (self.concurrency > 1 or self.is_async):
+            raise ConfigurationError(f"agent {self.name!r}: batch=True takes all events in one plain call: leave concurrency and async out")
+        if self.timeout is not None and not self.is_async:
+            raise ConfigurationError(
+                f"agent {self.name!r}: timeout={self.timeout}: a plain function cannot be ended: make it async, or let its client time out"
+            )
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it is a coroutine function."""
+        return inspect.iscoroutinefunction(self.function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the plain function, as a unit test does."""
@@ -294,7 +314,14 @@ def _source_hash(function: Callable[..., Any], module: ModuleType | None) -> str
 def agent(function: EventFunction, /) -> AgentFunction: ...
 @overload
 def agent(
-    *, name: str = "", version: str = "", batch: bool = False, key: str | None = None, id_field: str = "event_id"
+    *,
+    name: str = "",
+    version: str = "",
+    batch: bool = False,
+    key: str | None = None,
+    id_field: str = "event_id",
+    concurrency: int = 1,
+    timeout: float | None = None,
 ) -> Callable[[EventFunction], AgentFunction]: ...
 def agent(
     function: EventFunction | None = None,
@@ -305,6 +332,8 @@ def agent(
     batch: bool = False,
     key: str | None = None,
     id_field: str = "event_id",
+    concurrency: int = 1,
+    timeout: float | None = None,
 ) -> AgentFunction | Callable[[EventFunction], AgentFunction]:
     """Make a plain function an agent.
 
@@ -312,7 +341,7 @@ def agent(
     """
 
     def make(f: EventFunction) -> AgentFunction:
-        return AgentFunction(f, name or f.__name__, version or source_version(f), batch, key, id_field)
+        return AgentFunction(f, name or f.__name__, version or source_version(f), batch, key, id_field, concurrency, timeout)
 
     return make if function is None else make(function)
 
@@ -351,6 +380,9 @@ def decode_event(value: bytes | None, decode: Callable[[Any], Any] = _decode) ->
     return event
 
 
+_PER_LANE = 16
+"""Events given at once for each call that is made side by side: the last calls of a batch wait for the slowest."""
+
 Prepare: TypeAlias = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any] | Reject]]
 """What is done to events before the agent sees them: each changed or not, or rejected, in order."""
 
@@ -373,9 +405,13 @@ class FunctionTransform:
         self._prepare = prepare
         self._digits = Digits()
         self._unnamed = Dependency("a service that the agent calls")
+        self._lanes: Threads | Coroutines | None = None
+        self.at_once = 1 if agent_function.concurrency == 1 else _PER_LANE * agent_function.concurrency
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``."""
+        if self._prepare is None and (self._agent.concurrency > 1 or self._agent.is_async):
+            return self._process_side_by_side(messages)
         if self._agent.batch or self._prepare is not None:
             return self._process_whole(messages)
         call, params, finish = self._agent.function, self._params, self._finish
@@ -425,6 +461,61 @@ class FunctionTransform:
             error.dependency.trip()
             raise InterruptedBatchError(str(error), [], error.dependency.wait_seconds) from error
         return outputs
+
+    def _process_side_by_side(self, messages: Sequence[Message]) -> list[Output]:
+        """Calls side by side, outputs in the order of the events."""
+        self._digits.kept.clear()
+        outputs: list[Output] = [None] * len(messages)
+        events: dict[int, Any] = {}
+        for n, message in enumerate(messages):
+            try:
+                events[n] = decode_event(message.value(), self._digits.decode)
+            except Reject as reject:
+                outputs[n] = reject
+        left, keys = list(events), [message.key() for message in messages]
+        while left:
+            outcomes = self._called(left, keys, events)
+            left = [n for n, outcome in outcomes.items() if outcome is Skipped]
+            failures = {n: outcome for n, outcome in outcomes.items() if isinstance(outcome, Failure)}
+            for n in outcomes.keys() - failures.keys() - set(left):
+                outputs[n] = self._finish_or_reject(outcomes[n], messages[n])
+            for n, failure in failures.items():
+                if self._is_outage(failure):
+                    failure.error.dependency.trip()
+                    first = min([*left, *failures])
+                    seconds = failure.error.dependency.wait_seconds
+                    raise InterruptedBatchError(str(failure.error), outputs[:first], seconds) from failure.error
+                outputs[n] = self._refused(failure.error, failure.error.dependency)
+        return outputs
+
+    def _is_outage(self, failure: Failure) -> bool:
+        """Whether the service has answered for no other event since."""
+        dependency = failure.error.dependency
+        return dependency is self._unnamed or dependency.answers == failure.answers or not failure.error.called
+
+    def _called(self, numbers: Sequence[int], keys: Sequence[Any], events: Mapping[int, Any]) -> dict[int, Outcome]:
+        if self._agent.is_async:
+            if not isinstance(self._lanes, Coroutines):
+                self._lanes = Coroutines(self._agent.concurrency, self._agent.timeout, self._unnamed)
+            return self._lanes.run(numbers, keys, lambda n: self._await(events[n]))
+        if not isinstance(self._lanes, Threads):
+            self._lanes = Threads(f"agent {self.name}", self._agent.concurrency)
+        return self._lanes.run(numbers, keys, lambda n: self._guarded(events[n]))
+
+    def _guarded(self, event: Any) -> Any:
+        with self._unnamed:
+            return self._call(event)
+
+    async def _await(self, event: Any) -> Any:
+        with self._unnamed:
+            try:
+                return await self._agent.function(event, **self._params)
+            except Reject as reject:
+                return reject
+            except OUTAGES:
+                raise
+            except Exception as error:
+                return self._raised(error)
 
     def _failed(self, error: Exception, message: Message) -> Reject:
         if isinstance(error, (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)):
@@ -547,3 +638,5 @@ class FunctionTransform:
 
     def close(self) -> None:
         """See ``Transform.close``."""
+        if self._lanes is not None:
+            self._lanes.close()

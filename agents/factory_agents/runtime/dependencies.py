@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
 from factory_agents.errors import UnavailableError
 
-__all__ = ["OUTAGES", "Dependency", "DependencyError", "InterruptedBatchError", "complete", "tried"]
+__all__ = ["OUTAGES", "Dependency", "DependencyError", "InterruptedBatchError", "awaited", "complete", "tried"]
 
 OUTAGES = (ConnectionError, TimeoutError)
 """What says of itself that a service failed, and not that an event is bad."""
+
+_calls: ContextVar[tuple[tuple[Dependency, float], ...]] = ContextVar("calls", default=())
+"""The calls under way in this thread or task, and when each began."""
+_late: ContextVar[list[Dependency] | None] = ContextVar("late", default=None)
+"""Takes the dependencies whose calls were cancelled, since they took too long."""
 
 State = Literal["closed", "open", "half-open"]
 
@@ -82,7 +89,6 @@ class Dependency:
         self._open_seconds = 0.0
         self._open_until = 0.0
         self._probes = 0
-        self._starts = threading.local()
         self.answers = 0
         """Calls that it answered, ever."""
 
@@ -105,12 +111,19 @@ class Dependency:
             if self._state == "open" or (self._state == "half-open" and self._probes >= _PROBES):
                 raise DependencyError(f"{self.name}: not called: its breaker is open, since it failed before", self, called=False)
             self._probes += self._state == "half-open"
-        self._starts.at = self._clock()
+        _calls.set((*_calls.get(), (self, self._clock())))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """End a call. Raises DependencyError in the place of an error that says that the service failed."""
-        took = self._clock() - self._starts.at
+        *outer, (_, began) = _calls.get()
+        _calls.set(tuple(outer))
+        took = self._clock() - began
+        if isinstance(error, asyncio.CancelledError):
+            self._failed()
+            if (late := _late.get()) is not None:
+                late.append(self)
+            return
         if isinstance(error, DependencyError) and error.dependency is not self:
             return  # of another one, called within
         if error is None or not isinstance(error, (*self._errors, UnavailableError)):
@@ -222,6 +235,26 @@ def tried(attempt: Callable[[], Any], sleep: Callable[[float], None] = time.slee
                 raise
             error.dependency.forgive()
             sleep(error.dependency.pause(tries))
+
+
+async def awaited(attempt: Callable[[], Coroutine[Any, Any, Any]], seconds: float | None, unnamed: Dependency) -> Any:
+    """See ``tried``, of a coroutine that has to end within so many ``seconds`` each time."""
+    tries = 0
+    while True:
+        late: list[Dependency] = []
+        _late.set(late)
+        try:
+            try:
+                return await asyncio.wait_for(attempt(), seconds)
+            except TimeoutError as error:
+                dependency = late[0] if late else unnamed
+                raise DependencyError(f"{dependency.name}: no answer within {seconds:g} s", dependency, called=True) from error
+        except DependencyError as error:
+            tries += 1
+            if tries > error.dependency.retries or error.dependency.state != "closed":
+                raise
+            error.dependency.forgive()
+            await asyncio.sleep(error.dependency.pause(tries))
 
 
 def _interrupt(outputs: list[Any], waiting: Sequence[tuple[int, int, Dependency]], error: DependencyError) -> NoReturn:

@@ -57,18 +57,19 @@ def run_transform(context: RunContext, run: AgentRun, make: Callable[[], Transfo
 class BatchSize:
     """How many records to give an agent at once: so many that it takes about half a second.
 
-    It begins with one record, since nothing is known of the agent yet.
+    It begins with one record, since nothing is known of the agent yet, and never gives fewer than ``least``.
     """
 
-    def __init__(self, records: int = 1) -> None:
-        self.records = records
+    def __init__(self, records: int = 1, *, least: int = 1) -> None:
+        self.records = max(records, least)
+        self._least = least
 
     def took(self, seconds: float) -> None:
         """Learn from the last batch."""
         if seconds < _BATCH_SECONDS / 2:
             self.records = min(_LARGEST_BATCH, self.records * 2)
         elif seconds > _BATCH_SECONDS:
-            self.records = max(1, int(self.records * _BATCH_SECONDS / seconds))
+            self.records = max(self._least, int(self.records * _BATCH_SECONDS / seconds))
 
 
 def process(transform: Transform, messages: Sequence[Message], codec: OpenCodec | None = None) -> list[Output]:
@@ -109,7 +110,7 @@ class _TransformRun:
         self.transform = transform
         self.make = make
         self.reader = WindowReader(session.context.config, session.cluster, window, accept_loss=session.run.accept_loss)
-        self.batch = BatchSize()
+        self.batch = BatchSize(least=getattr(transform, "at_once", 1))
         self.chunk = session.chunk
         self.handled = session.progress
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -184,7 +185,7 @@ class TestComplete:
                 raise ConnectionError
 
         with pytest.raises(InterruptedBatchError) as raised:
-            self.run([lambda n=n: bad(n) for n in range(8)], service, done=1)
+            self.run([functools.partial(bad, n) for n in range(8)], service, done=1)
         assert raised.value.outputs == [0]
         assert set(tries) <= {1, 2, 3}
         assert raised.value.seconds > 0

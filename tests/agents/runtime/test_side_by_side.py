@@ -1,0 +1,205 @@
+"""Calls side by side: the order of a key is kept, outputs keep their places, and an outage drops nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.runtime.agents import Reject, agent
+from factory_agents.runtime.dependencies import Dependency, InterruptedBatchError
+from factory_agents.runtime.window import BatchSize
+from tests.agents.runtime.test_live import live, wait_written
+from tests.support.runs import Runs, events
+
+
+class Record:
+    def __init__(self, n: int, key: bytes | None = None, value: bytes | None = None) -> None:
+        self._n, self._key, self._value = n, key, value
+
+    def value(self) -> bytes:
+        return self._value if self._value is not None else json.dumps({"event_id": self._n}).encode()
+
+    def key(self) -> bytes | None:
+        return self._key
+
+    def topic(self) -> str:
+        return "t"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._n
+
+
+def process(function: Callable[..., Any], records: list[Any], **more: Any) -> list[Any]:
+    transform = agent(version="1", **more)(function).bind({})
+    try:
+        return [o if not isinstance(o, bytes) else json.loads(o)["event_id"] for o in transform.process(records)]
+    finally:
+        transform.close()
+
+
+def plainly(handle: Callable[[int], Any]) -> Callable[..., Any]:
+    def function(event: dict[str, Any]) -> Any:
+        handle(event["event_id"])
+        return event
+
+    return function
+
+
+def asynchronously(handle: Callable[[int], Any]) -> Callable[..., Any]:
+    async def function(event: dict[str, Any]) -> Any:
+        await asyncio.sleep(0)
+        handle(event["event_id"])
+        return event
+
+    return function
+
+
+KINDS = pytest.mark.parametrize("kind", [plainly, asynchronously])
+
+
+def test_so_many_calls_are_made_at_the_same_time(runs: Runs) -> None:
+    barrier = threading.Barrier(8)
+
+    def wait(_: int) -> None:
+        barrier.wait(20)  # passes only when eight are here
+
+    assert process(plainly(wait), [Record(n) for n in range(16)], concurrency=8) == list(range(16))
+
+
+def test_coroutines_are_too_and_no_more_than_allowed() -> None:
+    here = most = 0
+
+    async def function(event: dict[str, Any]) -> Any:
+        nonlocal here, most
+        here += 1
+        most = max(most, here)
+        await asyncio.sleep(0.01)
+        here -= 1
+        return event
+
+    assert process(function, [Record(n) for n in range(40)], concurrency=8) == list(range(40))
+    assert most == 8
+
+
+@KINDS
+@settings(max_examples=30)
+@given(keys=st.lists(st.sampled_from([b"a", b"b", b"c", None]), min_size=1, max_size=30))
+def test_events_of_a_key_are_handled_in_their_order(kind: Callable[..., Any], keys: list[bytes | None]) -> None:
+    seen: list[int] = []
+    assert process(kind(seen.append), [Record(n, key) for n, key in enumerate(keys)], concurrency=4) == list(range(len(keys)))
+    assert sorted(seen) == list(range(len(keys)))
+    for key in {k for k in keys if k is not None}:
+        of_key = [n for n in seen if keys[n] == key]
+        assert of_key == sorted(of_key)
+
+
+@KINDS
+def test_what_an_event_raises_is_its_own(kind: Callable[..., Any]) -> None:
+    def handle(n: int) -> None:
+        if n == 3:
+            raise ValueError("odd")
+        if n == 5:
+            raise Reject("no", rule="mine")
+
+    outputs = process(kind(handle), [Record(n) if n != 4 else Record(4, value=b"{") for n in range(8)], concurrency=4)
+    assert [o.rule for o in outputs if isinstance(o, Reject)] == ["agent-error", "decode", "mine"]
+    assert [o for o in outputs if not isinstance(o, Reject)] == [0, 1, 2, 6, 7]
+
+
+@KINDS
+def test_an_event_that_fails_alone_is_refused_and_the_rest_of_its_key_goes_on(kind: Callable[..., Any]) -> None:
+    crm = Dependency("crm", retries=0)
+    gate = threading.Semaphore(0)
+
+    def handle(n: int) -> None:
+        with crm:
+            if n == 0:
+                raise ConnectionError("for this one")
+        if n == 9:
+            gate.release()
+
+    outputs = process(kind(handle), [Record(n, b"k" if n < 2 else None) for n in range(10)], concurrency=2)
+    assert isinstance(outputs[0], Reject)
+    assert outputs[0].rule == "unavailable"
+    assert outputs[1:] == list(range(1, 10))
+
+
+@KINDS
+@settings(max_examples=50)
+@given(data=st.data())
+def test_in_an_outage_what_stands_before_it_is_kept_and_nothing_is_refused(kind: Callable[..., Any], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 20))
+    down = data.draw(st.sets(st.integers(0, count - 1), min_size=1))
+
+    def handle(n: int) -> None:
+        if n in down:
+            raise ConnectionError("refused")
+
+    transform = agent(version="1", concurrency=3)(kind(handle)).bind({})
+    transform._unnamed.retries = 0
+    records: Any = [Record(n, data.draw(st.sampled_from([b"a", b"b", None]))) for n in range(count)]
+    try:
+        with pytest.raises(InterruptedBatchError) as raised:
+            transform.process(records)
+    finally:
+        transform.close()
+    assert [json.loads(o)["event_id"] for o in raised.value.outputs] == list(range(len(raised.value.outputs)))
+    assert len(raised.value.outputs) <= min(down)
+
+
+def test_a_call_without_an_answer_in_time_is_an_outage_of_what_it_called() -> None:
+    crm = Dependency("crm", retries=0)
+
+    async def function(event: dict[str, Any]) -> Any:
+        with crm:
+            await asyncio.sleep(60 if event["event_id"] == 1 else 0)
+        return event
+
+    outputs = process(function, [Record(n) for n in range(4)], concurrency=1, timeout=0.1)
+    assert isinstance(outputs[1], Reject)
+    assert "crm: no answer within 0.1 s" in outputs[1].reason
+    assert outputs[::2] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"concurrency": 0}, "expected at least 1"),
+        ({"concurrency": 2, "batch": True}, "leave concurrency and async out"),
+        ({"timeout": 3}, "a plain function cannot be ended"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        agent(version="1", **arguments)(lambda event: event)
+
+
+def test_a_batch_is_never_smaller_than_what_keeps_all_calls_busy() -> None:
+    size = BatchSize(least=64)
+    size.took(60)
+    assert size.records == 64
+
+
+@pytest.mark.parametrize("name", ["thread", "coroutine"])
+def test_live_each_event_comes_out_once_in_the_order_of_its_key(runs: Runs, name: str) -> None:
+    source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+    kind = plainly if name == "thread" else asynchronously
+    runs.produce(source, events(300))
+    with live(runs, source, out, agent(version="1", concurrency=8)(kind(lambda _: None))) as running:
+        wait_written(runs, out, 300)
+        assert running.end().forwarded == 300
+    for partition in range(2):
+        ids = [r.id for r in runs.everything(out) if r.partition == partition]
+        assert ids == sorted(ids)
+    assert sorted(r.id for r in runs.everything(out)) == list(range(300))
