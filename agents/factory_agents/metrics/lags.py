@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.kafka.lag import Lags
+from factory_agents.kafka.ages import FirstUnread, Place
+from factory_agents.kafka.lag import Lags, PartitionLag
 from factory_agents.telemetry.metrics import Series, Values
 
 __all__ = ["LagChoice"]
@@ -26,7 +28,7 @@ class LagChoice:
         _matching(self.groups, "--groups")
         _matching(self.topics, "--topics")
 
-    def values(self, lags: Lags, cuts: Mapping[tuple[str, str, str], tuple[int, ...]]) -> Values:
+    def values(self, lags: Lags, unread: FirstUnread, cuts: Mapping[tuple[str, str, str], tuple[int, ...]]) -> Values:
         """The lag now; ``cuts`` as in ``Told``. Raises a FactoryError."""
         topic = _matching(self.topics, "--topics")
         found: dict[Series, float] = {}
@@ -34,13 +36,25 @@ class LagChoice:
         def add(name: str, labels: tuple[str, ...], lag: int) -> None:
             found[name, labels] = found.get((name, labels), 0.0) + lag
 
-        for group, rows in lags.of_groups(_matching(self.groups, "--groups"), topic).items():
+        groups = lags.of_groups(_matching(self.groups, "--groups"), topic)
+        times = unread.times(_place(row) for rows in groups.values() for row in rows if row.lag)
+        now = time.time()
+        for group, rows in groups.items():
             for row in rows:
-                add("kafka_consumer_lag", (row.topic, group, str(row.partition) if self.by_partition else ""), row.lag)
+                labels = (row.topic, group, str(row.partition) if self.by_partition else "")
+                add("kafka_consumer_lag", labels, row.lag)
+                at = times.get(_place(row)) if row.lag else now * 1000
+                if at is not None:
+                    age = ("kafka_consumer_lag_seconds", labels)
+                    found[age] = max(found.get(age, 0.0), now - at / 1000)
         for pipeline, rows in lags.behind_cuts({key: offsets for key, offsets in cuts.items() if topic(key[1])}).items():
             for row in rows:
                 add("factory_pipeline_lag", (pipeline, row.topic), row.lag)
         return {series: (lag,) for series, lag in found.items()}
+
+
+def _place(row: PartitionLag) -> Place:
+    return Place(row.topic, row.partition, row.end - row.lag)
 
 
 def _matching(pattern: str, flag: str) -> Callable[[str], bool]:

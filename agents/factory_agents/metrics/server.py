@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from factory_agents.errors import FactoryError
+from factory_agents.kafka.ages import FirstUnread
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.lag import Lags
 from factory_agents.kafka.ledger import Ledger, ledger_topic
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _LEDGER_SECONDS = 1.0
 _READ_SECONDS = 60.0
-_ENDING_SECONDS = 5.0
+_ENDING_SECONDS = 2.0
 
 
 def default_group(prefix: str) -> str:
@@ -170,10 +171,10 @@ class MetricsServer:
 
     def _measure(self) -> None:
         cluster = Cluster(self._config)
-        lags = Lags(self._config, cluster)
+        lags, unread = Lags(self._config, cluster), FirstUnread(self._config)
 
         def look() -> None:
-            self._lags = self._choice.values(lags, self._told.cuts)
+            self._lags = self._choice.values(lags, unread, self._told.cuts)
 
         self._repeat(self._parts[1], self._every, look)
         cluster.close()

@@ -260,6 +260,8 @@ class LedgerTally(Follower):
             if found:
                 gauges["factory_window_open_updated_timestamp_seconds", stage] = (min(found) / 1000,)
         for stage, (end, length) in self._ends.items():
+            if stage not in known:  # all of it was pruned
+                continue
             gauges["factory_window_end_timestamp_seconds", stage] = (end / 1000,)
             gauges["factory_window_length_seconds", stage] = (length / 1000,)
         return gauges

@@ -91,6 +91,7 @@ FAMILIES: Mapping[str, Family] = {
             ("topic", "group", "partition"),
             "Offsets that a group has still to read, up to the last record that a committed reader sees.",
         ),
+        Family("kafka_consumer_lag_seconds", "gauge", ("topic", "group", "partition"), "Age of the first of these records; 0 without one."),
         Family("factory_pipeline_lag", "gauge", ("pipeline", "topic"), "Offsets that have arrived since a pipeline's last cut of a topic."),
         Family(
             "factory_metrics_up", "gauge", ("part",), "Whether the metrics server could read its part of Kafka last time: ledger or lag."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.kafka.ages import FirstUnread, Place
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.lag import Lags, LagTotal, PartitionLag, _LastCuts, group_lag, lag_of, lag_totals, pipeline_lag, topic_lag
@@ -277,3 +279,51 @@ def test_whose_lag_must_be_said_once() -> None:
 def test_totals_name_the_partition_that_is_furthest_behind() -> None:
     rows = {"a": [PartitionLag("t", 0, 1, 4, 3), PartitionLag("t", 1, None, 9, 9)], "b": [PartitionLag("t", 0, 4, 4, 0)]}
     assert lag_totals(rows) == [LagTotal("a", "t", 2, 12, 9, 1), LagTotal("b", "t", 1, 0, 0, 0)]
+
+
+class TestTheAgeOfTheFirstUnread:
+    """How long a reader's next record has waited, which says more than how many there are."""
+
+    def at(self, runs: Runs, topic: str, *times: int) -> None:
+        producer = Producer({"bootstrap.servers": runs.bootstrap})
+        for ms in times:
+            producer.produce(topic, b"{}", partition=0, timestamp=ms)
+        producer.flush(30)
+
+    def test_each_reader_is_told_its_own(self, runs: Runs) -> None:
+        topic = runs.topic(partitions=2)
+        self.at(runs, topic, 1000, 2000, 3000)
+        places = [Place(topic, 0, offset) for offset in range(3)]
+        assert FirstUnread(runs.config).times([*places, Place(topic, 1, 0)]) == dict(zip(places, (1000, 2000, 3000), strict=True))
+
+    def test_what_was_aborted_is_no_record(self, runs: Runs) -> None:
+        topic = runs.topic(partitions=1)
+        writer = runs.config.producer(f"{runs.prefix}.writer")
+        writer.init_transactions(30)
+        for abort in (True, False):
+            writer.begin_transaction()
+            writer.produce(topic, b"{}", partition=0, timestamp=1000 if abort else 2000)
+            writer.flush(30)
+            (writer.abort_transaction if abort else writer.commit_transaction)(30)
+        assert FirstUnread(runs.config).times([Place(topic, 0, 0)]) == {Place(topic, 0, 0): 2000}
+
+    def test_a_reader_that_stands_still_is_not_asked_for_again(self, runs: Runs) -> None:
+        topic = runs.topic(partitions=1)
+        self.at(runs, topic, 1000)
+        unread, place = FirstUnread(runs.config), Place(topic, 0, 0)
+        assert unread.times([place]) == {place: 1000}
+        unread._config = KafkaConfig("127.0.0.1:1")
+        assert unread.times([place]) == {place: 1000}
+
+
+def test_the_lag_of_many_groups_is_that_of_each(runs: Runs) -> None:
+    topics = [runs.topic(f"many{i}", partitions=3) for i in range(2)]
+    for i, topic in enumerate(topics):
+        runs.produce(topic, events(30 * (i + 1)))
+        for g in range(3):
+            commit(runs.bootstrap, f"{runs.prefix}.{g}", topic, {0: g, 1: 2 * g})
+    with Cluster(runs.config) as cluster:
+        lags = Lags(runs.config, cluster)
+        found = lags.of_groups(re.compile(re.escape(runs.prefix) + r"\.\d").fullmatch, topics.__contains__)  # type: ignore[arg-type]
+        assert found == {f"{runs.prefix}.{g}": lags.of_group(f"{runs.prefix}.{g}", sorted(topics)) for g in range(3)}
+        assert lags.of_groups(lambda name: name == f"{runs.prefix}.0", lambda name: False) == {f"{runs.prefix}.0": []}
