@@ -18,7 +18,7 @@ from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = documents()
-AIRFLOWS = ("Database migration required", "no such table")
+AIRFLOWS = ("Database migration required", "no such table", "could not be found")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -118,8 +118,8 @@ class ValidationOperator(KafkaAgentOperator):
                 event.extra = {**(event.extra or {}), "validation": verdict}
 
     def _tell_ledger(self, context: Context, result: AgentResult, error: ValidationFailedError | None) -> None:
-        """Word in the ledger of a judgement: the agent itself succeeded, and where it did nothing again it takes no older word back."""
-        if result.dry_run or (error is None and not (self._judges or result.reused)):
+        """Word in the ledger of a judgement: the agent itself succeeded. A judge alone also takes older words back, as agents do."""
+        if result.dry_run or (error is None and not self._judges):
             return
         from factory_agents.kafka.failures import forget_failure, leave_failure
 

@@ -17,9 +17,10 @@ from factory_agents import failpoints
 from factory_agents.errors import AccountingError, ConfigurationError, DeadlineError, FencedError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_names, check_window_topic
+from factory_agents.kafka.failures import forget_failure
 from factory_agents.kafka.ledger import Ledger, LedgerRecord, MarkRecord, Progress, StageRecord, StoredResult, shards_key, stage_key
 from factory_agents.kafka.planning import pruned
-from factory_agents.kafka.records import mark_key
+from factory_agents.kafka.records import failure_key, mark_key
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, Order, PartitionRange, Window, digest
@@ -133,6 +134,7 @@ class Session:
         self.generation = 0
         self.epoch = 0
         self._view_end = 0
+        self._failed_before = False
         self._orders: tuple[Order, ...] = ()
         self._earlier: tuple[Manifest, ...] = ()
         self._source = digest(identity["files"]) if "files" in identity and run.window is None else ""
@@ -254,14 +256,15 @@ class Session:
         self.writer.open(self.deadline)
         failpoints.hit("start.after-init")
         begin = self._ledger_begin
-        shards, mark = shards_key(self.run.work).encode(), mark_key(self.run.pipeline, self.run.origin)
-        mark_bytes = mark.encode()
+        work, mark = self.run.work, mark_key(self.run.pipeline, self.run.origin)
+        shards, others = shards_key(work).encode(), {mark.encode(), failure_key(work).encode()}
         until = min(self.deadline, time.monotonic() + _LEDGER_SECONDS)
-        view = self.ledger.read(start=begin, deadline=until, wanted=lambda key: key.startswith(shards) or key == mark_bytes)
+        view = self.ledger.read(start=begin, deadline=until, wanted=lambda key: key.startswith(shards) or key in others)
         self._refuse_pruned(view.get(mark))
+        self._failed_before = view.get(failure_key(work)) is not None
         self._view_end = view.end
         self._shards = [record for record in view.of(StageRecord) if record.window == self.run.key]
-        found = view.get(stage_key(self.run.work))
+        found = view.get(stage_key(work))
         return found if isinstance(found, StageRecord) else None
 
     def _refuse_pruned(self, mark: LedgerRecord | None) -> None:
@@ -346,7 +349,9 @@ class Session:
         return result
 
     def reused(self, result: AgentResult) -> AgentResult:
-        """The result of an earlier attempt, returned as it is."""
+        """The result of an earlier attempt, returned as it is. No record follows that would outdate the word of a failure since."""
+        if self._failed_before:
+            forget_failure(self.context.config, self.run.work, start=self._ledger_begin, prefix=self.run.prefix)
         self._tell_done(result)
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import msgspec
 import pytest
@@ -24,7 +25,8 @@ def only_window(runs: Runs) -> WindowStatus:
     return window
 
 
-def test_an_attempt_that_fails_says_why_and_the_next_one_that_succeeds_takes_it_back(runs: Runs) -> None:
+@pytest.mark.parametrize("rerun", ["redo", "reuse"])
+def test_an_attempt_that_fails_says_why_and_the_next_one_that_succeeds_takes_it_back(runs: Runs, rerun: Literal["redo", "reuse"]) -> None:
     good = runs.run(runs.filled(20), runs.topic("out"))
     execute(RunContext(runs.config), good)
     bad = msgspec.structs.replace(good, agent=msgspec.structs.replace(good.agent, version="2"), params={"no": "such"})
@@ -33,7 +35,7 @@ def test_an_attempt_that_fails_says_why_and_the_next_one_that_succeeds_takes_it_
     window = only_window(runs)
     assert (window.state, window.stages[0].state) == ("failed", "failed")
     assert window.stages[0].error == f"{type(error.value).__name__}: {error.value}"
-    execute(RunContext(runs.config), msgspec.structs.replace(good, rerun="redo"))
+    assert execute(RunContext(runs.config), msgspec.structs.replace(good, rerun=rerun)).reused == (rerun == "reuse")
     assert only_window(runs).state == "finished"
 
 
