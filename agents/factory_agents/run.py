@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from factory_agents.errors import ConfigurationError, FactoryError, TooManyRejectedError
+from factory_agents.errors import ConfigurationError, DeadlineError, FactoryError, StoppedError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.failures import leave_failure
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, ErrorInfo, Shard, decode_run, encode
@@ -71,7 +71,8 @@ def execute(context: RunContext, run: AgentRun) -> AgentResult:
         try:
             result = runner(context, run, make)
         except Exception as error:
-            if not run.dry_run:
+            paused = context.sliced and isinstance(error, StoppedError | DeadlineError)
+            if not run.dry_run and not paused:
                 leave_failure(context.config, run.work, error=error, began=began, agent=own["agent"], run_id=run.run_id, prefix=run.prefix)
             raise
         facts = {"reused": result.reused, "resumed": result.resumed, "seconds": result.seconds}
@@ -247,21 +248,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--result", type=Path, default=None, help=f"where the AgentResult goes (default: {_TERMINATION_LOG} where it exists)"
     )
+    parser.add_argument("--slice", action="store_true", help="a stop is the end of a slice, which another goes on from: no failure")
     options = parser.parse_args(argv)
     configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
     stop = Stop()
     with bound() as own, stop.watching_signals(), working_directory_first():
-        return _main(options.run, stop, _answer(options.result), own)
+        return _main(options.run, stop, _answer(options.result), own, sliced=options.slice)
 
 
-def _main(where: str, stop: Stop, answer: Callable[[AgentResult], None], own: dict[str, Any]) -> int:
+def _main(where: str, stop: Stop, answer: Callable[[AgentResult], None], own: dict[str, Any], *, sliced: bool) -> int:
     """The run that stands somewhere; ``own`` takes whose log lines these are."""
     run: AgentRun | None = None
     try:
         run = _read_run(where, stop)
         own.update(_whose(run))
         with quiet_collector():
-            result = execute(RunContext(KafkaConfig.from_env(), stop=stop, observer=ProgressLog(10.0)), run)
+            result = execute(RunContext(KafkaConfig.from_env(), stop=stop, observer=ProgressLog(10.0), sliced=sliced), run)
     except FactoryError as error:
         result = failed_result(run, error)
         log.error(str(error), extra=fields(error=type(error).__name__, retriable=error.retriable))

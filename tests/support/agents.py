@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from factory_agents.runtime.agents import Reject, agent
@@ -33,3 +34,9 @@ def mark_anew(event: dict[str, Any]) -> dict[str, Any]:
 def grow(event: dict[str, Any]) -> dict[str, Any]:
     """Adds as many bytes as the event asks for."""
     return event | {"pad": "x" * event.get("grow", 0)}
+
+
+def dawdle(event: dict[str, Any]) -> dict[str, Any]:
+    """Takes as many seconds as the event asks for."""
+    time.sleep(event.get("seconds", 0))
+    return event

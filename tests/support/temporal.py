@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +20,7 @@ from factory_agents.protocol import AgentResult, Shard, Work
 from factory_agents.temporal import client as clients
 from factory_agents.temporal.converter import data_converter
 from factory_agents.temporal.protocol import PipelineDone, PipelineRequest, PipelineSpec, Progress, StageSpec
+from factory_agents.temporal.worker import make_worker
 from tests.support.commands import ROOT, Command, Live, clean_environment
 from tests.support.waiting import wait_for
 
@@ -66,6 +70,10 @@ class Pipelines:
         """How far a workflow is."""
         return self.ask(lambda client: clients.progress(client, id_))
 
+    def pause(self, id_: str, paused: bool) -> Progress:
+        """Let a workflow begin nothing more, or go on."""
+        return self.ask(lambda client: clients.pause(client, id_, paused))
+
     def history(self, id_: str) -> list[HistoryEvent]:
         """All that the server remembers of a workflow."""
 
@@ -85,6 +93,29 @@ class Pipelines:
         return client.get_workflow_handle(id_, result_type=PipelineDone)
 
     # Workers
+
+    @contextmanager
+    def served(self, slots: int = 4) -> Iterator[None]:
+        """A worker of this process's own, with agents in threads: it works at once."""
+        ready, stop = threading.Event(), asyncio.Event()
+
+        async def serve() -> None:
+            client = await Client.connect(self.address, data_converter=data_converter)
+            with ThreadPoolExecutor(slots) as pool:
+                async with make_worker(client, task_queue=self.prefix, slots=slots, runner="thread", grace=20, pool=pool):
+                    ready.set()
+                    await stop.wait()
+
+        with closing(asyncio.new_event_loop()) as loop:
+            thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+            thread.start()
+            try:
+                wait_for(lambda: ready.is_set() or not thread.is_alive(), "the worker to work")
+                assert ready.is_set()
+                yield
+            finally:
+                loop.call_soon_threadsafe(stop.set)
+                thread.join(60)
 
     def worker(self, *arguments: str, runner: str = "process", slots: int = 2, wait: bool = True, **variables: str) -> Live:
         """Start a worker for this test's task queue, and wait until it works."""

@@ -45,6 +45,7 @@ class RunContext:
     """What surrounds a run: the cluster, a question whether to stop, and who is told of progress.
 
     ``show`` takes what a dry run would write; its result has up to so many ``examples`` of each reason for which events were rejected.
+    ``sliced``: somebody goes on where it stops, so that a stop is no failure to be told of in the ledger.
     """
 
     config: KafkaConfig
@@ -52,6 +53,7 @@ class RunContext:
     observer: Observer = field(default_factory=Observer)
     show: Callable[[str, bytes | None, bytes | None], None] = lambda topic, key, value: None
     examples: int = 3
+    sliced: bool = False
 
 
 def _loss_notes(window: Window, lost: Sequence[PartitionRange]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from factory_agents.kafka.failures import forget_failure, leave_failure
 from factory_agents.kafka.ledger import read_stage
 from factory_agents.protocol import AgentResult, AgentRun, Window, Work, scope_of
 from factory_agents.run import execute, failed_result
-from factory_agents.runners.process import AgentProcess, child_environment
+from factory_agents.runners.process import COMMAND, AgentProcess, child_environment
 from factory_agents.runners.results import agent_error, check_result
 from factory_agents.runtime.session import RunContext
 from factory_agents.temporal.protocol import Judgement, Planning, Slice, SliceOutcome
@@ -136,14 +136,14 @@ class _Pulse:
 
 
 def _run_thread(run: AgentRun, pulse: _Pulse) -> AgentResult:
-    return execute(RunContext(KafkaConfig.from_env(), stop=pulse.leaving.is_set), run)
+    return execute(RunContext(KafkaConfig.from_env(), stop=pulse.leaving.is_set, sliced=True), run)
 
 
 def _run_process(run: AgentRun, pulse: _Pulse, *, grace: float) -> AgentResult:
     config, began = KafkaConfig.from_env(), time.time()
     own = {name: os.environ[name] for name in ("DATABASE_URL",) if name in os.environ}
     environment = child_environment(os.environ, private=_PRIVATE, secrets=config.to_env() | own, extra={}, python_path=[Path.cwd()])
-    process = AgentProcess(run, environment, grace=grace)
+    process = AgentProcess(run, environment, grace=grace, command=(*COMMAND, "--slice"))
     with _ended_in_time(process, pulse, grace):
         try:
             result = process.run()

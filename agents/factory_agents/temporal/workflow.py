@@ -157,7 +157,7 @@ class FactoryPipeline:
     def _seconds(self) -> float:
         """How long an agent runs of the time that its activity has."""
         timeout = self._request.spec.timeout
-        return timeout - min(_MARGIN, timeout / 3)
+        return timeout - min(_MARGIN, timeout / 2)
 
     async def _slice(self, stage: StageSpec, run: AgentRun) -> SliceOutcome:
         spec = self._request.spec

@@ -6,24 +6,26 @@ import msgspec
 import pytest
 
 from factory_agents.kafka.cuts import plan_window
+from factory_agents.kafka.windows import read_windows
 from factory_agents.temporal.client import PipelineFailedError
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, stage
+from tests.support.waiting import wait_for
 
 
 def test_stages_read_what_the_one_before_wrote_each_event_once(pipelines: Pipelines, runs: Runs) -> None:
     raw, marked, judged = runs.topic("raw"), runs.topic("marked"), runs.topic("judged")
     runs.produce(raw, events(1000))
     request = pipelines.request(raw, stage("mark", output=marked), stage("judge", "tests.support.agents:judge", judged, shards=3))
-    pipelines.worker(runner="thread")
-    done = pipelines.run(request)
-    assert [(s.stage, s.shards, s.counts.consumed, s.counts.rejected) for s in done.stages] == [
-        ("mark", 1, 1000, 0),
-        ("judge", 3, 1000, 200),
-    ]
-    assert sorted(r.id for r in runs.everything(marked)) == list(range(1000))
-    assert all(r.event["seen"] for r in runs.everything(marked))
-    assert len(runs.everything(judged)) == 800  # of ten events one is filtered, two are rejected, one is doubled
+    with pipelines.served():
+        done = pipelines.run(request)
+        assert [(s.stage, s.shards, s.counts.consumed, s.counts.rejected) for s in done.stages] == [
+            ("mark", 1, 1000, 0),
+            ("judge", 3, 1000, 200),
+        ]
+        assert sorted(r.id for r in runs.everything(marked)) == list(range(1000))
+        assert all(r.event["seen"] for r in runs.everything(marked))
+        assert len(runs.everything(judged)) == 800  # of ten events one is filtered, two are rejected, one is doubled
 
 
 def test_a_window_is_done_once_whoever_starts_it(pipelines: Pipelines, runs: Runs) -> None:
@@ -44,46 +46,87 @@ def test_a_window_that_others_did_is_returned_as_it_is(pipelines: Pipelines, run
     runs.produce(raw, events(100))
     window = plan_window(runs.config, pipeline=pipelines.prefix, topic=raw, interval=None, run_key="w", prefix=pipelines.prefix)
     theirs = runs.transform(runs.run(window, marked, stage="mark", origin=raw, run_id="another's"))
-    pipelines.worker(runner="thread")
-    request = pipelines.request(raw, stage("mark", output=marked))
-    done = pipelines.run(request)
-    assert done.stages[0].reused == 1
-    assert pipelines.result(request, "mark").manifest == theirs.manifest
-    assert sorted(r.id for r in runs.everything(marked)) == list(range(100))
+    with pipelines.served():
+        request = pipelines.request(raw, stage("mark", output=marked))
+        done = pipelines.run(request)
+        assert done.stages[0].reused == 1
+        assert pipelines.result(request, "mark").manifest == theirs.manifest
+        assert sorted(r.id for r in runs.everything(marked)) == list(range(100))
 
 
 def test_what_no_retry_mends_fails_at_once_in_one_line(pipelines: Pipelines, runs: Runs) -> None:
     raw = runs.topic("raw")
     runs.produce(raw, events(10))
-    pipelines.worker(runner="thread")
-    id_ = pipelines.start(pipelines.request(raw, stage("mark", output="no-such-topic")))
-    with pytest.raises(PipelineFailedError, match=rf"workflow {id_}: \w+Error: .*'no-such-topic'"):
-        pipelines.done(id_)
-    assert pipelines.attempts(id_) == [1, 1]
+    with pipelines.served():
+        id_ = pipelines.start(pipelines.request(raw, stage("mark", output="no-such-topic")))
+        with pytest.raises(PipelineFailedError, match=rf"workflow {id_}: \w+Error: .*'no-such-topic'"):
+            pipelines.done(id_)
+        assert pipelines.attempts(id_) == [1, 1]
 
 
 def test_a_failed_window_is_started_again_only_when_asked_to(pipelines: Pipelines, runs: Runs) -> None:
     raw, marked = runs.topic("raw"), runs.topic("marked")
     runs.produce(raw, events(100))
-    pipelines.worker(runner="thread")
-    strict = pipelines.request(raw, stage("judge", "tests.support.agents:judge", marked, max_rejected="5 %"))
-    with pytest.raises(PipelineFailedError, match=r"TooManyRejectedError: .*20 of 100 events rejected"):
-        pipelines.run(strict)
-    lenient = pipelines.request(raw, stage("judge", "tests.support.agents:judge", marked))
-    with pytest.raises(PipelineFailedError, match="TooManyRejectedError"):
-        pipelines.run(lenient)
-    assert pipelines.run(lenient, again=True).stages[0].counts.consumed == 100
+    with pipelines.served():
+        strict = pipelines.request(raw, stage("judge", "tests.support.agents:judge", marked, max_rejected="5 %"))
+        with pytest.raises(PipelineFailedError, match=r"TooManyRejectedError: .*20 of 100 events rejected"):
+            pipelines.run(strict)
+        lenient = pipelines.request(raw, stage("judge", "tests.support.agents:judge", marked))
+        with pytest.raises(PipelineFailedError, match="TooManyRejectedError"):
+            pipelines.run(lenient)
+        assert pipelines.run(lenient, again=True).stages[0].counts.consumed == 100
 
 
 def test_a_window_is_redone_when_told_to_and_replaced(pipelines: Pipelines, runs: Runs) -> None:
     raw, marked = runs.topic("raw"), runs.topic("marked")
     runs.produce(raw, events(100))
-    pipelines.worker(runner="thread")
-    request = pipelines.request(raw, stage("mark", output=marked))
-    pipelines.run(request)
-    before = pipelines.result(request, "mark")
-    again = pipelines.run(msgspec.structs.replace(request, rerun="redo"))
-    after = pipelines.result(request, "mark")
-    assert again.stages[0].reused == 0
-    assert after.generation > before.generation
-    assert sorted(r.id for r in runs.manifest(after.manifest)) == list(range(100))
+    with pipelines.served():
+        request = pipelines.request(raw, stage("mark", output=marked))
+        pipelines.run(request)
+        before = pipelines.result(request, "mark")
+        again = pipelines.run(msgspec.structs.replace(request, rerun="redo"))
+        after = pipelines.result(request, "mark")
+        assert again.stages[0].reused == 0
+        assert after.generation > before.generation
+        assert sorted(r.id for r in runs.manifest(after.manifest)) == list(range(100))
+
+
+def test_a_window_longer_than_an_activity_is_done_slice_after_slice(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(500, seconds=0.01))
+    request = pipelines.request(raw, stage("mark", "tests.support.agents:dawdle", output=marked), timeout=3)
+    with pipelines.served():
+        id_ = pipelines.start(request)
+        done = pipelines.done(id_).stages[0]
+    assert done.slices >= 3
+    assert sorted(r.id for r in runs.everything(marked)) == list(range(500))
+    assert set(pipelines.attempts(id_)) == {1}, "the end of a slice is no failure"
+    assert len(pipelines.history(id_)) <= 20 + 10 * done.slices
+    assert {window.state for window in read_windows(runs.config, prefix=pipelines.prefix)} == {"finished"}
+
+
+def test_slices_that_commit_nothing_end_the_window(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(4, seconds=30))
+    request = pipelines.request(raw, stage("mark", "tests.support.agents:dawdle", output=marked), timeout=2)
+    with pipelines.served():
+        id_ = pipelines.start(request)
+        with pytest.raises(PipelineFailedError, match=r"NoProgress: stage 'mark', shard 0of1: 3 slices of 1 s committed nothing"):
+            pipelines.done(id_)
+    assert set(pipelines.attempts(id_)) == {1}
+
+
+def test_a_paused_workflow_begins_nothing_and_then_goes_on(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(300, seconds=0.01))
+    request = pipelines.request(raw, stage("mark", "tests.support.agents:dawdle", output=marked), timeout=3)
+    with pipelines.served():
+        id_ = pipelines.start(request)
+        wait_for(lambda: pipelines.progress(id_).stage, "the stage to begin")
+        assert pipelines.pause(id_, True).paused
+        wait_for(lambda: 0 < pipelines.progress(id_).done < 300, "the slice to end")
+        slices = len(pipelines.attempts(id_))
+        assert pipelines.progress(id_).paused
+        assert len(pipelines.attempts(id_)) == slices
+        assert not pipelines.pause(id_, False).paused
+        assert pipelines.done(id_).stages[0].counts.consumed == 300
