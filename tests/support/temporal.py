@@ -15,7 +15,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowHandle
 
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.ledger import read_result
+from factory_agents.kafka.ledger import read_result, read_stage
 from factory_agents.protocol import AgentResult, Shard, Work
 from factory_agents.temporal import client as clients
 from factory_agents.temporal.converter import data_converter
@@ -89,6 +89,10 @@ class Pipelines:
         ]
         return [attributes.attempt for attributes in started]
 
+    def cancel(self, id_: str) -> None:
+        """Cancel a workflow and wait until it is."""
+        self.ask(lambda client: clients.cancel(client, id_))
+
     def _handle(self, client: Client, id_: str) -> WorkflowHandle[Any, PipelineDone]:
         return client.get_workflow_handle(id_, result_type=PipelineDone)
 
@@ -139,6 +143,13 @@ class Pipelines:
             pipeline=pipeline or self.prefix, stages=stages, topic=topic, task_queue=self.prefix, prefix=self.prefix, **more
         )
         return PipelineRequest(spec, key=key)
+
+    def position(self, request: PipelineRequest, stage: str, shard: Shard | None = None) -> int:
+        """How many events of a stage are committed."""
+        work = Work(request.spec.pipeline, stage, request.window, shard or Shard(), request.spec.topic)
+        record = read_stage(self.config, work, prefix=self.prefix)
+        done = (record.progress or record.result) if record is not None else None
+        return done.counts.consumed if done is not None else 0
 
     def result(self, request: PipelineRequest, stage: str, shard: Shard | None = None) -> AgentResult:
         """A stage's result, as the ledger has it."""

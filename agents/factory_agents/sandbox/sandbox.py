@@ -343,7 +343,7 @@ class Sandbox:
     def _start_temporal(self) -> None:
         server = self._state().temporal
         if server is not None and alive(server.process):
-            if listens(server.host, server.port):
+            if temporal.answers(server.host, server.port):
                 return
             temporal.end(server.process)
         port = _port_again(self._host, server.port if server else None)

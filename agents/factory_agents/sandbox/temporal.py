@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -29,14 +30,20 @@ def start(folder: Path, host: str, port: int, ui_port: int, tell: Callable[[str]
 
 
 def wait_ready(folder: Path, process: ProcessRecord, host: str, port: int) -> None:
-    """Wait until the server listens.
+    """Wait until the server answers.
 
     Raises:
-        UnavailableError: it ended, or doesn't listen after a minute.
+        UnavailableError: it ended, or doesn't answer after a minute.
     """
-    wait_until(lambda: listens(host, port) or not alive(process), _PATIENCE)
-    if not (alive(process) and listens(host, port)):
+    wait_until(lambda: answers(host, port) or not alive(process), _PATIENCE)
+    if not (alive(process) and answers(host, port)):
         raise UnavailableError(f"Temporal did not start: {last_line(log_of(folder))} (see {log_of(folder)})")
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether the server serves workflows there: it listens a little earlier."""
+    asked = [_program(), "operator", "cluster", "health", "--address", f"{host}:{port}", "--command-timeout", "5s"]
+    return listens(host, port) and subprocess.run(asked, capture_output=True, check=False, timeout=30).returncode == 0
 
 
 def end(process: ProcessRecord | None) -> None:

@@ -68,7 +68,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
     """A pipeline as data. With ``pipeline``, stage names and ``prefix`` the same as a DAG's, both do the same work in the same ledger.
 
     ``topic``: what the first stage reads; without one it is ``ingest``. ``timeout`` is how long one activity may take (seconds): an agent
-    over a window of any length is run in slices of that. ``heartbeat_timeout``: when a worker that says nothing is given up.
+    over a window of any length is run in slices of that. ``heartbeat_timeout``: when a worker that says nothing is given up;
+    ``retry_interval``: how long the first retry of three attempts waits, the second twice as long.
     """
 
     pipeline: str
@@ -78,6 +79,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
     prefix: str = "factory"
     timeout: float = 300.0
     heartbeat_timeout: float = 10.0
+    retry_interval: float = 10.0
     chunk_records: int = 100_000
     accept_loss: bool = False
     keep_windows: str = "retention"
@@ -102,8 +104,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         for stage in self.stages[:-1]:
             if not stage.output_topic:
                 yield f"stage {stage.name!r} needs an output_topic, which the next stage reads"
-        if self.timeout < 1 or self.heartbeat_timeout < 1:
-            yield "expected timeout and heartbeat_timeout of at least 1 second"
+        if self.timeout < 1 or self.heartbeat_timeout < 1 or self.retry_interval <= 0:
+            yield "expected timeout and heartbeat_timeout of at least 1 second, and a retry_interval"
 
 
 class PipelineRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

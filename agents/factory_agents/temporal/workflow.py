@@ -34,8 +34,7 @@ __all__ = ["FactoryPipeline"]
 
 _T = TypeVar("_T")
 
-# A failure is tried again; the end of a slice is none.
-_RETRY = RetryPolicy(initial_interval=timedelta(seconds=10), maximum_attempts=3)
+_ATTEMPTS = 3  # at what fails; the end of a slice is no failure
 _SHORT = timedelta(minutes=5)
 _MARGIN = 30.0  # seconds that an agent has at the end of its slice to commit, and its answer to arrive
 _MOST_IDLE = 3
@@ -51,6 +50,8 @@ class FactoryPipeline:
         self._progress = Progress(request.window)
         self._paused = False
         self._slices = 0
+        interval = timedelta(seconds=request.spec.retry_interval)
+        self._retry = RetryPolicy(initial_interval=interval, maximum_attempts=_ATTEMPTS)
 
     @workflow.query
     def progress(self) -> Progress:
@@ -168,7 +169,7 @@ class FactoryPipeline:
             task_queue=stage.task_queue or None,
             start_to_close_timeout=timedelta(seconds=spec.timeout),
             heartbeat_timeout=timedelta(seconds=spec.heartbeat_timeout),
-            retry_policy=_RETRY,
+            retry_policy=self._retry,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=f"{stage.name} {run.key} shard {run.shard.index + 1} of {run.shard.of}",
         )
@@ -186,7 +187,7 @@ class FactoryPipeline:
 
     async def _short(self, name: str, argument: object, result_type: type[_T] | None, summary: str) -> _T:
         value: _T = await workflow.execute_activity(
-            name, argument, result_type=result_type, start_to_close_timeout=_SHORT, retry_policy=_RETRY, summary=summary
+            name, argument, result_type=result_type, start_to_close_timeout=_SHORT, retry_policy=self._retry, summary=summary
         )
         return value
 

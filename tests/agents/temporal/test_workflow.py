@@ -93,13 +93,13 @@ def test_a_window_is_redone_when_told_to_and_replaced(pipelines: Pipelines, runs
 
 def test_a_window_longer_than_an_activity_is_done_slice_after_slice(pipelines: Pipelines, runs: Runs) -> None:
     raw, marked = runs.topic("raw"), runs.topic("marked")
-    runs.produce(raw, events(500, seconds=0.01))
+    runs.produce(raw, events(300, seconds=0.01))
     request = pipelines.request(raw, stage("mark", "tests.support.agents:dawdle", output=marked), timeout=3)
     with pipelines.served():
         id_ = pipelines.start(request)
         done = pipelines.done(id_).stages[0]
     assert done.slices >= 3
-    assert sorted(r.id for r in runs.everything(marked)) == list(range(500))
+    assert sorted(r.id for r in runs.everything(marked)) == list(range(300))
     assert set(pipelines.attempts(id_)) == {1}, "the end of a slice is no failure"
     assert len(pipelines.history(id_)) <= 20 + 10 * done.slices
     assert {window.state for window in read_windows(runs.config, prefix=pipelines.prefix)} == {"finished"}

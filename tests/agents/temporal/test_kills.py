@@ -1,0 +1,139 @@
+"""Workers and servers are killed in the middle of a window, workflows are cancelled: nothing is lost, doubled, or left running."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from factory_agents.protocol import Shard
+from factory_agents.sandbox import temporal
+from factory_agents.sandbox.processes import ProcessRecord, free_port, stop
+from factory_agents.temporal.protocol import PipelineRequest
+from tests.support.runs import Runs, events
+from tests.support.temporal import Pipelines, stage
+from tests.support.waiting import wait_for
+
+DAWDLE = "tests.support.agents:dawdle"
+SHARDS = (Shard(0, 2), Shard(1, 2))
+
+
+@dataclass
+class Window:
+    """A window of slow events in two shards, done by workers that are disturbed."""
+
+    pipelines: Pipelines
+    runs: Runs
+    request: PipelineRequest
+    events: int
+
+    @classmethod
+    def of(cls, pipelines: Pipelines, runs: Runs, number: int, seconds: float) -> Window:
+        raw, marked = runs.topic("raw"), runs.topic("marked")
+        runs.produce(raw, events(number, seconds=seconds))
+        request = pipelines.request(raw, stage("mark", DAWDLE, marked, shards=2), heartbeat_timeout=2, retry_interval=0.5, chunk_records=50)
+        return cls(pipelines, runs, request, number)
+
+    @property
+    def done(self) -> int:
+        """How many events are committed."""
+        return sum(self.pipelines.position(self.request, "mark", shard) for shard in SHARDS)
+
+    def wait_for_more(self, than: int) -> None:
+        wait_for(lambda: self.done > than or self.done == self.events, "a further commit, or the last", 60)
+
+    def check(self) -> None:
+        """Each event once, by the manifests; whatever else is in the topic counts for nobody."""
+        manifests = [self.pipelines.result(self.request, "mark", shard).manifest for shard in SHARDS]
+        assert sorted(r.id for manifest in manifests for r in self.runs.manifest(manifest)) == list(range(self.events))
+
+
+def test_a_window_survives_the_death_and_the_sleep_of_its_workers(pipelines: Pipelines, runs: Runs) -> None:
+    window = Window.of(pipelines, runs, 1600, 0.005)
+    first, second = (pipelines.worker(runner=runner, wait=False) for runner in ("process", "thread"))
+    id_ = pipelines.start(window.request)
+    window.wait_for_more(0)
+    pipelines.worker()
+    first.process.kill()
+    window.wait_for_more(window.done)
+    second.process.send_signal(signal.SIGSTOP)
+    window.wait_for_more(window.done)
+    second.process.send_signal(signal.SIGCONT)
+    assert pipelines.done(id_).stages[0].counts.consumed == 1600
+    window.check()
+
+
+def test_a_roll_out_costs_no_attempt(pipelines: Pipelines, runs: Runs) -> None:
+    window = Window.of(pipelines, runs, 1200, 0.005)
+    old = pipelines.worker()
+    id_ = pipelines.start(window.request)
+    window.wait_for_more(0)
+    new = pipelines.worker(wait=False)
+    assert old.stop().code == 0
+    pipelines.wait_working(new)
+    done = pipelines.done(id_).stages[0]
+    assert done.slices == 4, "each shard's work was handed over once"
+    assert set(pipelines.attempts(id_)) == {1}
+    window.check()
+    assert len(runs.everything(window.request.spec.stages[0].output_topic)) == 1200, "nothing was done twice"
+
+
+@pytest.mark.parametrize("runner", ["process", "thread"])
+def test_a_cancelled_workflow_leaves_no_agent_and_what_it_has_done(pipelines: Pipelines, runs: Runs, runner: str) -> None:
+    raw, marked = runs.topic("raw", partitions=1), runs.topic("marked")
+    runs.produce(raw, [*events(100), *events(1, 100, seconds=600)])
+    request = pipelines.request(raw, stage("mark", DAWDLE, marked), chunk_records=50)
+    worker = pipelines.worker(runner=runner)
+    id_ = pipelines.start(request)
+    wait_for(lambda: pipelines.position(request, "mark") >= 50, "the agent to come to what takes so long")
+    began = time.monotonic()
+    pipelines.cancel(id_)
+    assert time.monotonic() - began < 8, "5 seconds, and what a busy machine takes"
+    assert psutil.Process(worker.process.pid).children() == []
+    assert worker.process.poll() is None
+
+
+@contextmanager
+def own_server(folder: Path) -> Iterator[Server]:
+    server = Server(folder, free_port("127.0.0.1"), free_port("127.0.0.1"))
+    server.start()
+    yield server
+    temporal.end(server.process)
+
+
+@dataclass
+class Server:
+    """A server of the test's own, on a file."""
+
+    folder: Path
+    port: int
+    ui_port: int
+    process: ProcessRecord | None = None
+
+    def start(self) -> None:
+        self.process = temporal.start(self.folder, "127.0.0.1", self.port, self.ui_port, lambda text: None)
+        temporal.wait_ready(self.folder, self.process, "127.0.0.1", self.port)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        stop(self.process, (signal.SIGKILL, 10))
+
+
+def test_a_server_that_is_killed_goes_on_from_its_file(pipelines: Pipelines, runs: Runs, tmp_path: Path) -> None:
+    with own_server(tmp_path / "server") as server:
+        own = Pipelines(f"127.0.0.1:{server.port}", pipelines.bootstrap, pipelines.prefix, tmp_path)
+        window = Window.of(own, runs, 800, 0.005)
+        own.worker()
+        id_ = own.start(window.request)
+        window.wait_for_more(0)
+        server.kill()
+        server.start()
+        assert own.done(id_).stages[0].counts.consumed == 800
+        window.check()
+        own.close()
