@@ -11,23 +11,32 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import psycopg
 import pytest
 
+from factory_agents.kafka.ledger import read_result
+from factory_agents.protocol import Counts, Interval, Work
 from factory_agents.sandbox import Sandbox
 from factory_agents.sandbox.state import bigquery_env
+from factory_agents.temporal.pipelines import read_pipeline
+from factory_agents.temporal.protocol import PipelineRequest
 from tests.support.airflow_env import migrated_database
 from tests.support.bigquery import Emulator
+from tests.support.runs import read_manifest
+from tests.support.temporal import Pipelines
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = "software_factory_pipeline"
-HOUR = "2018-06-05T09:00"  # runs 08:00 to 09:00 of the sample
+STAGES = ["ingest_events", "enrich_events", "validate_events", "publish_results"]
+HOUR, NEXT_HOUR = "2018-06-05T09:00", "2018-06-05T10:00"  # the first runs 08:00 to 09:00 of the sample
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,11 @@ class Repository:
     environment: dict[str, str]
     metadata: Path
 
-    def dags_test(self, conf: dict[str, Any] | None = None) -> tuple[int, str]:
+    def dags_test(self, conf: dict[str, Any] | None = None, hour: str = HOUR) -> tuple[int, str]:
         """The literal command; its exit status and everything it printed. No secret is in that, nor in Airflow's metadata (XCom: results,
         links, what lineage is made of; rendered fields).
         """
-        command = [sys.executable, "-m", "airflow", "dags", "test", PIPELINE, HOUR, *(["--conf", json.dumps(conf)] if conf else [])]
+        command = [sys.executable, "-m", "airflow", "dags", "test", PIPELINE, hour, *(["--conf", json.dumps(conf)] if conf else [])]
         done = subprocess.run(
             command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, check=False
         )
@@ -142,3 +151,62 @@ def test_whoever_triggers_a_run_reaches_no_other_file_host_or_gate(repository: R
     assert says in " ".join(printed.split()), printed
     assert "root:x:0" not in printed
     assert repository.rows("events") == []
+
+
+@pytest.fixture
+def workflows(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipelines]:
+    """The same pipeline as a workflow, on a Temporal server of the test's own, with a worker."""
+    monkeypatch.setenv("FACTORY_INCLUDE", str(ROOT / "include"))
+    info = Sandbox(repository.sandbox.home, with_temporal=True).up()
+    own = Pipelines(info.temporal_address or "", info.bootstrap, "factory", tmp_path)
+    own.worker(DATABASE_URL=info.database_url, FACTORY_INCLUDE=str(ROOT / "include"))
+    yield own
+    own.close()
+
+
+def hour_of(hour: str, workflows: Pipelines) -> PipelineRequest:
+    """The shipped pipeline over the hour that ends then."""
+    end = datetime.fromisoformat(f"{hour}+00:00")
+    spec = read_pipeline("pipelines/software_factory.yaml")
+    return PipelineRequest(msgspec.structs.replace(spec, task_queue=workflows.prefix), Interval(end - timedelta(hours=1), end))
+
+
+def left_by(workflows: Pipelines, request: PipelineRequest, stage: str, prefix: str) -> tuple[Counts, list[bytes], list[bytes]]:
+    """What a stage counted, and the values of its events and of its dead letters, in order."""
+    result = read_result(workflows.config, Work(PIPELINE, stage, request.window), prefix=prefix)
+    assert result is not None
+    written, rejected = (
+        sorted(r.value or b"" for r in read_manifest(workflows.bootstrap, manifest)) if manifest is not None else []
+        for manifest in (result.manifest, result.dead_letters)
+    )
+    return result.counts, written, rejected
+
+
+def test_a_workflow_leaves_what_the_dag_leaves(repository: Repository, workflows: Pipelines) -> None:
+    """Rows, events and dead letters of the same hour, of which the DAG knows nothing: it has another ledger and another table."""
+    request = hour_of(HOUR, workflows)
+    assert [stage.stage for stage in workflows.run(request).stages] == STAGES
+    repository.environment["AIRFLOW__FACTORY__PREFIX"] = "dag"
+    status, printed = repository.dags_test({"table": "events_of_the_dag"})
+    assert status == 0, printed
+    columns = "event_id, repo, path, added, deleted, language, size_class, occurred_at"
+    assert len(repository.rows("events", columns)) == 137
+    assert repository.rows("events", columns) == repository.rows("events_of_the_dag", columns)
+    for stage in STAGES:
+        assert left_by(workflows, request, stage, "factory") == left_by(workflows, request, stage, "dag")
+
+
+def test_what_the_dag_has_done_a_workflow_returns_and_the_other_way_round(repository: Repository, workflows: Pipelines) -> None:
+    status, printed = repository.dags_test()
+    assert status == 0, printed
+    of_the_dag = repository.rows("events", "event_id, xmin, ctid")
+    assert [stage.reused for stage in workflows.run(hour_of(HOUR, workflows)).stages] == [1] * 4
+    assert repository.rows("events", "event_id, xmin, ctid") == of_the_dag
+
+    assert [stage.reused for stage in workflows.run(hour_of(NEXT_HOUR, workflows)).stages] == [0] * 4
+    of_both = repository.rows("events", "event_id, xmin, ctid")
+    assert len(of_both) > len(of_the_dag)
+    status, printed = repository.dags_test(hour=NEXT_HOUR)
+    assert status == 0, printed
+    assert printed.count("already done: the result in the ledger stands") == 4, printed
+    assert repository.rows("events", "event_id, xmin, ctid") == of_both

@@ -239,17 +239,8 @@ class Runs:
         wait_for(lambda: self.cluster.stable_offset(topic, [0])[0] > 0, "the broker to give the transaction up")
 
     def manifest(self, manifest: Manifest | None) -> list[Rec]:
-        """The committed records that a manifest names, and no others; fails unless they are as many as it says."""
-        assert manifest is not None
-        found = [
-            r
-            for part in manifest.ranges
-            for r in self.read(manifest.topic, part.partition, part.start, part.end)
-            if r.headers.get("factory-writer") == manifest.writer.encode()
-        ]
-        counts = {part.partition: sum(r.partition == part.partition for r in found) for part in manifest.ranges}
-        assert counts == {part.partition: part.count for part in manifest.ranges}, f"{manifest.topic} holds {counts}, not {manifest.ranges}"
-        return found
+        """See ``read_manifest``."""
+        return read_manifest(self.bootstrap, manifest)
 
     def everything(self, topic: str) -> list[Rec]:
         """Every committed record of a topic, waiting for open transactions."""
@@ -257,35 +248,54 @@ class Runs:
         return [r for p, end in ends.items() for r in self.read(topic, p, 0, end)]
 
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Rec]:
-        """The committed records of an offset range."""
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self.bootstrap,
-                "group.id": "test",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-                "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 20,
-                "log_level": 0,
-            }
-        )
-        try:
-            consumer.assign([TopicPartition(topic, partition, start)])
-            position = start
-            while position < end:
-                message = consumer.poll(30)
-                assert message is not None, f"{topic}-{partition} stands at {position} of {end}"
-                error = message.error()
-                if error is not None:
-                    assert error.code() == KafkaError._PARTITION_EOF, error
-                    position = max(position, message.offset() or 0)
-                    continue
-                position = (message.offset() or 0) + 1
-                if position <= end:
-                    yield _rec(message)
-        finally:
-            consumer.close()
+        """See ``read_range``."""
+        return read_range(self.bootstrap, topic, partition, start, end)
+
+
+def read_manifest(bootstrap: str, manifest: Manifest | None) -> list[Rec]:
+    """The committed records that a manifest names, and no others; fails unless they are as many as it says."""
+    assert manifest is not None
+    found = [
+        r
+        for part in manifest.ranges
+        for r in read_range(bootstrap, manifest.topic, part.partition, part.start, part.end)
+        if r.headers.get("factory-writer") == manifest.writer.encode()
+    ]
+    counts = {part.partition: sum(r.partition == part.partition for r in found) for part in manifest.ranges}
+    assert counts == {part.partition: part.count for part in manifest.ranges}, f"{manifest.topic} holds {counts}, not {manifest.ranges}"
+    return found
+
+
+def read_range(bootstrap: str, topic: str, partition: int, start: int, end: int) -> Iterator[Rec]:
+    """The committed records of an offset range."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "test",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "fetch.wait.max.ms": 20,
+            "log_level": 0,
+        }
+    )
+    try:
+        consumer.assign([TopicPartition(topic, partition, start)])
+        position = start
+        while position < end:
+            message = consumer.poll(30)
+            assert message is not None, f"{topic}-{partition} stands at {position} of {end}"
+            error = message.error()
+            if error is not None:
+                assert error.code() == KafkaError._PARTITION_EOF, error
+                position = max(position, message.offset() or 0)
+                continue
+            position = (message.offset() or 0) + 1
+            if position <= end:
+                yield _rec(message)
+    finally:
+        consumer.close()
 
 
 def _rec(message: Message) -> Rec:
