@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -701,7 +703,14 @@ def sandbox_env(
 
 def main() -> None:
     """The console script: ends the process with 0, 1, 2 (a mistyped command), 75 (a later try may do) or 130 (Ctrl-C)."""
-    sys.exit(invoke(app, "factory"))
+    code = invoke(app, "factory")
+    if "temporalio" in sys.modules:
+        # Threads of its SDK may be giving an answer to Python at this moment; where it ends first they end the process with SIGABRT.
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -109,12 +109,15 @@ async def cancel(client: Client, id_: str, *, wait: bool = True) -> None:
     handle = client.get_workflow_handle(id_, result_type=PipelineDone)
     with _rpc_errors(f"cancelling {id_}"):
         await handle.cancel()
-        if wait:
-            try:
-                await handle.result()
-            except WorkflowFailureError as error:
-                if not isinstance(error.cause, CancelledError):
-                    raise PipelineFailedError(f"workflow {id_} had ended before: {_root(error)}") from error
+        if not wait:
+            return
+        try:
+            await handle.result()
+        except WorkflowFailureError as error:
+            if isinstance(error.cause, CancelledError):
+                return
+            raise PipelineFailedError(f"workflow {id_} had ended before: {_root(error)}") from error
+    raise PipelineFailedError(f"workflow {id_} had finished before: nothing was cancelled")
 
 
 def _root(error: BaseException) -> str:

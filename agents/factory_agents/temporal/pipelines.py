@@ -8,11 +8,13 @@ from typing import Any
 
 import msgspec
 
+from factory_agents.codecs import codec_ref
 from factory_agents.contracts import is_text, load_contract, pack_contract, split_name
 from factory_agents.contracts.documents import Document, read_document
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import candidates, resolve_path
 from factory_agents.temporal.protocol import PipelineSpec, StageSpec
+from factory_agents.topics_file import declared_codec
 
 __all__ = ["read_pipeline"]
 
@@ -23,21 +25,32 @@ def read_pipeline(path: str) -> PipelineSpec:
     Raises ConfigurationError, which names the line of a key that is not known.
     """
     try:
-        document = read_document(resolve_path(path, "pipeline file"), path)
+        return _pipeline(read_document(resolve_path(path, "pipeline file"), path))
     except ContractError as error:
         raise ConfigurationError(str(error)) from None
-    if not isinstance(document.data, dict):
-        raise ConfigurationError(f"{document.where(())}: expected a pipeline, a mapping, got {type(document.data).__name__}")
-    _check_keys(document, (), document.data, PipelineSpec)
-    stages = document.data.get("stages")
-    for i, stage in enumerate(stages if isinstance(stages, list) else ()):
-        if isinstance(stage, dict):
-            _check_keys(document, ("stages", i), stage, StageSpec)
+
+
+def _pipeline(document: Document) -> PipelineSpec:
+    data = _with_codec(document, (), PipelineSpec, "codec", "topic")
+    stages = data.get("stages")
+    if isinstance(stages, list):
+        data["stages"] = [_with_codec(document, ("stages", i), StageSpec, "output_codec", "output_topic") for i in range(len(stages))]
     try:
-        spec = msgspec.convert(document.data, PipelineSpec)
+        spec = msgspec.convert(data, PipelineSpec)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+        raise ConfigurationError(f"{document.name}: {error}") from None
     return msgspec.structs.replace(spec, stages=tuple(_packed(stage) for stage in spec.stages))
+
+
+def _with_codec(document: Document, where: tuple[str | int, ...], kind: type[msgspec.Struct], key: str, topic: str) -> dict[str, Any]:
+    """What stands there, with its topic's codec: as it is named, else as the topics file declares it."""
+    found = document.data
+    for part in where:
+        found = found[part]
+    data = dict(document.mapping(where, found, "a mapping"))
+    _check_keys(document, where, data, kind)
+    codec = codec_ref(data[key], f"{document.where((*where, key))}: {key}") if key in data else declared_codec(str(data.get(topic, "")))
+    return {**data, key: None if codec is None else msgspec.to_builtins(codec)}
 
 
 def _check_keys(document: Document, where: tuple[str | int, ...], data: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:

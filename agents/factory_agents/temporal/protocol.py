@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Counts, Interval
+from factory_agents.protocol import AgentRef, AgentResult, AgentRun, CodecRef, Counts, Interval
 
 __all__ = [
     "Judgement",
@@ -44,6 +44,7 @@ class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     version: str = ""
     params: dict[str, Any] = {}
     output_topic: str = ""
+    output_codec: CodecRef | None = None
     dead_letter_topic: str = ""
     shards: int = 1
     max_rejected: str = "50 %"
@@ -67,14 +68,15 @@ class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
 class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     """A pipeline as data. With ``pipeline``, stage names and ``prefix`` the same as a DAG's, both do the same work in the same ledger.
 
-    ``topic``: what the first stage reads; without one it is ``ingest``. ``timeout`` is how long one activity may take (seconds): an agent
-    over a window of any length is run in slices of that. ``heartbeat_timeout``: when a worker that says nothing is given up;
-    ``retry_interval``: how long the first retry of three attempts waits, the second twice as long.
+    ``topic``: what the first stage reads, and ``codec`` how; without one it is ``ingest``. ``timeout`` is how long one activity may take
+    (seconds): an agent over a window of any length is run in slices of that. ``heartbeat_timeout``: when a worker that says nothing is
+    given up; ``retry_interval``: how long the first retry of three attempts waits, the second twice as long.
     """
 
     pipeline: str
     stages: tuple[StageSpec, ...]
     topic: str = ""
+    codec: CodecRef | None = None
     task_queue: str = "factory"
     prefix: str = "factory"
     timeout: float = 300.0

@@ -79,7 +79,8 @@ class FactoryPipeline:
         planning = Planning(
             spec.pipeline, spec.topic, request.interval, request.key, spec.prefix, spec.accept_loss, spec.keep_windows, asked
         )
-        return await self._short("plan_window", planning, Window, f"window of {spec.topic}")
+        window = await self._short("plan_window", planning, Window, f"window of {spec.topic}")
+        return msgspec.structs.replace(window, codec=spec.codec)
 
     async def _stage(self, stage: StageSpec, window: Window | None) -> list[AgentResult]:
         runs = self._runs(stage, window)
@@ -103,6 +104,7 @@ class FactoryPipeline:
             agent=stage.ref,
             params=stage.params,
             output_topic=stage.output_topic,
+            output_codec=stage.output_codec,
             dead_letter_topic=stage.dead_letter_topic,
             run_id=f"{info.workflow_id} {info.first_execution_run_id}",
             rerun=request.rerun,

@@ -1,0 +1,104 @@
+"""``factory temporal`` in processes of their own: what it prints, how it ends, one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import Command
+from tests.support.runs import Runs, events
+from tests.support.temporal import Pipelines, stage
+
+PIPELINE = """
+pipeline: {pipeline}
+topic: {raw}
+prefix: {prefix}
+task_queue: {queue}
+stages:
+  - name: mark
+    agent: tests.support.agents:mark
+    output_topic: {marked}
+"""
+
+
+def written(pipelines: Pipelines, raw: str, marked: str) -> None:
+    """A pipeline's file where commands run."""
+    name = pipelines.prefix
+    (pipelines.factory.cwd / "p.yaml").write_text(PIPELINE.format(pipeline=name, raw=raw, prefix=name, queue=name, marked=marked))
+
+
+def test_a_pipeline_is_started_looked_at_and_started_again(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(100))
+    written(pipelines, raw, marked)
+    factory = pipelines.factory
+    with pipelines.served():
+        done = factory.ok("temporal", "start", "p.yaml", "--key", "w", "--wait").data
+    assert done["window"] == "w"
+    assert [(s["stage"], s["counts"]["consumed"], s["topic"]) for s in done["stages"]] == [("mark", 100, marked)]
+    id_ = factory.ok("temporal", "start", "p.yaml", "--key", "w").data["workflow_id"]
+    assert id_ == f"{pipelines.prefix}/w"
+    with pipelines.served():
+        assert factory.ok("temporal", "progress", id_).data["stages"] == done["stages"]
+    gone = factory("temporal", "cancel", id_)
+    assert (gone.code, gone.error) == (1, f"workflow {id_} had finished before: nothing was cancelled")
+
+
+def test_a_failure_is_its_one_line(pipelines: Pipelines, runs: Runs) -> None:
+    raw = runs.topic("raw")
+    runs.produce(raw, events(10))
+    written(pipelines, raw, "no-such-topic")
+    with pipelines.served():
+        failed = pipelines.factory("temporal", "start", "p.yaml", "--key", "w", "--wait")
+    assert failed.code == 1
+    assert failed.error.startswith(f"workflow {pipelines.prefix}/w: ConfigurationError: ")
+    assert "no-such-topic" in failed.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        (("start", "no.yaml", "--key", "w"), "pipeline file 'no.yaml': no such file"),
+        (("start", "p.yaml"), "expected --since and --until, the window's interval, or --key"),
+        (("start", "p.yaml", "--since", "2026-11-01"), "expected --since and --until"),
+        (("start", "p.yaml", "--key", "w", "--since", "2026-11-01"), "--key names a window without an interval"),
+        (("start", "p.yaml", "--since", "2026-11-02", "--until", "2026-11-01"), "not after its start"),
+        (("worker",), "Kafka: no broker named; set KAFKA_BOOTSTRAP"),
+        (("progress", "p/w"), "Temporal at 127.0.0.1:1 doesn't answer"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(offline: Command, arguments: tuple[str, ...], wrong: str) -> None:
+    spec = PIPELINE.format(pipeline="p", raw="r", prefix="f", queue="q", marked="m")
+    (offline.cwd / "p.yaml").write_text(spec)
+    environment = {"TEMPORAL_ADDRESS": "127.0.0.1:1"} | ({"KAFKA_BOOTSTRAP": ""} if arguments == ("worker",) else {})
+    failed = offline("temporal", *arguments, **environment)
+    assert failed.code in (1, 75)
+    assert wrong in failed.error
+
+
+def test_without_the_extra_it_says_which_one(offline: Command) -> None:
+    (offline.cwd / "temporalio.py").write_text("raise ModuleNotFoundError('no temporalio', name='temporalio')")
+    failed = offline("temporal", "progress", "p/w", PYTHONPATH=str(offline.cwd))
+    assert (failed.code, failed.error) == (1, "factory temporal needs Temporal's SDK: pip install 'factory-agents[temporal]'")
+
+
+def test_the_command_line_begins_without_the_sdk() -> None:
+    code = "import sys, factory_agents.cli; print('temporalio' in sys.modules)"
+    done = Command(Path.cwd(), {})("-c", code, program=(sys.executable,))
+    assert json.loads(done.out.lower()) is False
+
+
+def test_stages_read_by_workers_of_their_own_queue(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(100))
+    other = Pipelines(pipelines.address, pipelines.bootstrap, f"{pipelines.prefix}-gpu", pipelines.factory.cwd)
+    request = pipelines.request(raw, stage("mark", output=marked, task_queue=other.prefix))
+    with pipelines.served():
+        id_ = pipelines.start(request)
+        with other.served():
+            assert pipelines.done(id_).stages[0].counts.consumed == 100
+    queues = {e.activity_task_scheduled_event_attributes.task_queue.name for e in pipelines.history(id_)} - {""}
+    assert queues == {pipelines.prefix, other.prefix}
