@@ -1,4 +1,4 @@
-"""Writes docs/reference.md: every operator, sensor, trigger, hook, command, option and public name, out of the docstrings themselves."""
+"""Writes docs/reference.md: every operator, sensor, trigger, hook, command, option and public name, from their docstrings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,17 +26,18 @@ PROVIDER = {
     "Assets": "airflow_provider_factory.assets",
     "Notifications": "airflow_provider_factory.notifications",
 }
+LONGEST = 120
 OWN = ("airflow_provider_factory", "factory_agents")
 HIDDEN = {"self", "args", "kwargs", "agent_dry_run"}  # the last is what Airflow's templates know ``dry_run`` by
 PYTHON = ("factory_agents", "factory_agents.testing")
 HEADER = """# Reference
 
-Made by `make reference` out of the docstrings; edit those. Types are Python's; "(templated)" fields take Jinja.
+Generated from the docstrings by `make reference`; edit those. Types are Python's; "(templated)" fields take Jinja.
 """
 
 
 class Row(NamedTuple):
-    """A parameter: name, type, default, what it says."""
+    """A parameter: name, type, default, what it means."""
 
     name: str
     type: str
@@ -96,7 +98,7 @@ def described(member: Any) -> str:
     text, rows = documented(member)
     lines = [f"### {member.__name__}\n", f"`{member.__module__}.{member.__qualname__}`\n", text, ""]
     if rows:
-        lines.append(table(("parameter", "type", "default", "meaning"), rows))
+        lines += ["Parameters:\n", listed(rows)]
     return "\n".join(lines)
 
 
@@ -145,17 +147,19 @@ def _type(annotation: Any) -> str:
     return f"`{name}`"
 
 
-def table(heads: tuple[str, ...], rows: list[Row]) -> str:
-    """A table of Markdown; a column in which nothing stands is left out."""
-    kept = [i for i in range(len(heads)) if any(row[i] for row in rows)]
-    heads, cells = tuple(heads[i] for i in kept), [[(f"`{row.name}`", *row[1:])[i] for i in kept] for row in rows]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in cells]
-    return "\n".join(lines) + "\n"
+def listed(rows: list[Row]) -> str:
+    """Parameters, an item of a list each, in lines of at most LONGEST characters."""
+    items = []
+    for row in rows:
+        head = " ".join(part for part in (f"`{row.name}`", row.type, row.default and f"= {row.default}") if part)
+        items.append(wrapped(f"- {head}{row.text and f': {row.text}'}", "  "))
+    return "\n".join(items) + "\n"
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def wrapped(text: str, indent: str = "") -> str:
+    """A text in lines of at most LONGEST characters, but for a word that is longer."""
+    whole = " ".join(text.split())
+    return textwrap.fill(whole, LONGEST, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def configuration() -> str:
@@ -167,7 +171,7 @@ def configuration() -> str:
         Row(name, f"`{option['type']}`", f"`{option['default']}`" if option["default"] else "", _plain(option["description"]))
         for name, option in options.items()
     ]
-    return table(("option", "type", "default", "meaning"), rows)
+    return listed(rows)
 
 
 def commands() -> Iterator[str]:
@@ -180,13 +184,13 @@ def commands() -> Iterator[str]:
 def _command(command: Any, name: str) -> Iterator[str]:
     children: dict[str, Any] = getattr(command, "commands", {})
     if not children:
-        text, _, examples = (command.help or "").replace("\b", "").partition("Examples:")
-        yield f"### {name}\n\n{_plain(inspect.cleandoc(text))}\n"
-        if examples:
-            yield f"```sh cluster\n{inspect.cleandoc(examples).strip()}\n```\n"
+        text, *examples = re.split("Examples?:", (command.help or "").replace("\b", ""))
+        yield f"### {name}\n\n{_plain(inspect.cleandoc(text)).strip()}\n"
+        for example in examples:
+            yield f"```sh deployment\n{inspect.cleandoc(example).strip()}\n```\n"
         rows = [Row(*_parameter(p)) for p in command.params]
         if rows:
-            yield table(("parameter", "type", "default", "meaning"), rows)
+            yield listed(rows)
     for child, found in sorted(children.items()):
         yield from _command(found, f"{name} {child}")
 
