@@ -26,7 +26,7 @@ from factory_agents.contracts.documents import (
 from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, parse_expression
 from factory_agents.contracts.fast import FastPath, compile_fast
 from factory_agents.contracts.figures import Figure, read_figures
-from factory_agents.contracts.odcs import is_odcs, read_odcs
+from factory_agents.contracts.notations import translated
 from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
 from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnSpec, ColumnType, TableSpec
 from factory_agents.contracts.times import iso_time
@@ -208,11 +208,7 @@ def load_contract(
 
 def read_contract(document: Document, wanted: str, folder: Path, texts: Mapping[str, str] | None = None) -> Contract:
     """The contract that a document holds, in whichever notation; of several schemas the ``wanted`` one."""
-    if not is_odcs(document.data):
-        if wanted:
-            document.fail((), f"expected a schema called {wanted!r}, but only contracts of the Open Data Contract Standard have several")
-        return _Builder(document, folder, texts).build()
-    translation = read_odcs(document, wanted)
+    translation = translated(document, wanted)
     return _Builder(translation.document, folder, texts, translation.notes, translation.not_run, wanted).build()
 
 

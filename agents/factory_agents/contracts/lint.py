@@ -13,6 +13,7 @@ import msgspec
 from factory_agents import __version__
 from factory_agents.contracts.contract import open_contract, read_contract, split_name
 from factory_agents.contracts.documents import Document
+from factory_agents.contracts.notations import schema_names
 from factory_agents.contracts.odcs import is_odcs, standard_errors
 from factory_agents.errors import ConfigurationError, ContractError
 
@@ -58,13 +59,11 @@ def lint_contract(source: str) -> list[Problem]:
 
 def _schemas(document: Document, wanted: str, found: dict[str, Literal["error", "note"]]) -> Sequence[str]:
     """The schemas to look at; what the standard's own schema has against the document is ``found`` first."""
-    if not is_odcs(document.data):
-        return [wanted]
-    findings = standard_errors(document)
+    findings = standard_errors(document) if is_odcs(document.data) else []
     found |= {str(finding.error): "error" for finding in findings}
     if any(finding.of_events for finding in findings):
         return []
-    names = [str(schema["name"]) for schema in document.data.get("schema") or ()]
+    names = schema_names(document)
     return names if len(names) > 1 and not wanted else [wanted]
 
 

@@ -6,9 +6,7 @@ What the standard can't say stands in a custom property ``factory`` of the schem
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
 from importlib import resources
@@ -17,11 +15,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from factory_agents.contracts.documents import Document, KeyPath, did_you_mean, show
+from factory_agents.contracts.drafts import Draft, Translation, contract_name
 from factory_agents.contracts.odcs_types import PropertyReader, field_name
 from factory_agents.contracts.schema import wording
 from factory_agents.errors import ContractError
 
-__all__ = ["NEWEST", "OPERATORS", "Finding", "Translation", "is_odcs", "read_odcs", "standard_errors"]
+__all__ = ["NEWEST", "OPERATORS", "Finding", "is_odcs", "read_odcs", "standard_errors"]
 
 NEWEST = "v3.2.0"
 _VERSIONS = {"v3.0": "3.0.2", "v3.1": "3.1.0", "v3.2": "3.2.0"}
@@ -40,16 +39,7 @@ OPERATORS = {
 _OLD_METRICS = {"duplicateCount": "duplicateValues", "nullCount": "nullValues", "missingCount": "missingValues"}
 _OLD_METRICS |= {"invalidCount": "invalidValues", "validValues": "invalidValues", "unique": "duplicateValues"}
 _UNITS = {"rows": "", "row": "", "count": "", "percent": " %", "percentage": " %", "%": " %"}
-_EXTRA = ("id", "time", "time_unit", "version_field", "key", "deletes", "schema", "rules", "window", "columns")
 _SLA_UNITS = {"s": "s", "second": "s", "min": "min", "minute": "min", "h": "h", "hr": "h", "hour": "h", "d": "d", "day": "d"}
-
-
-class Translation(NamedTuple):
-    """A contract of the standard in the short form; ``notes`` say what in it checks nothing, ``not_run`` what of it isn't run here."""
-
-    document: Document
-    notes: tuple[str, ...]
-    not_run: tuple[str, ...]
 
 
 class Finding(NamedTuple):
@@ -181,10 +171,9 @@ class _Translator:
         self._document = document
         self._data: dict[str, Any] = document.data
         self._at, self._object = self._choose(wanted)
-        self._reader = PropertyReader(document)
-        self._reader.notes += notes
-        self._origins = self._reader.origins
-        self._short: dict[str, Any] = {}
+        self._draft = Draft(document)
+        self._draft.notes += notes
+        self._reader = PropertyReader(self._draft)
         self._properties = [p for p in self._object.get("properties") or () if p.get("semanticType") != "measure"]
         self._names = {p["name"]: field_name(p) for p in self._properties}
 
@@ -207,24 +196,24 @@ class _Translator:
     def translate(self) -> Translation:
         """All of it."""
         data, reader = self._data, self._reader
-        self._put(("name",), self._name(), (*self._at, "name") if self._at else ("name",))
-        self._put(("version",), data.get("version") or "1", ("version",))
+        self._draft.put(("name",), self._name(), (*self._at, "name") if self._at else ("name",))
+        self._draft.put(("version",), data.get("version") or "1", ("version",))
         described = data.get("description")
         purpose = self._object.get("description") or (described.get("purpose") if isinstance(described, Mapping) else None)
         team = data.get("team")
         owner = team.get("name") if isinstance(team, Mapping) else None
         for key, text in (("description", purpose), ("owner", owner)):
             if isinstance(text, str) and text:
-                self._put((key,), text, self._at)
-        self._put(("id",), None, self._at)
+                self._draft.put((key,), text, self._at)
+        self._draft.put(("id",), None, self._at)
         schema = reader.properties(self._object.get("properties"), (*self._at, "properties"), ("schema",), "")
-        self._put(("schema",), schema, self._at)
+        self._draft.put(("schema",), schema, self._at)
         if not self._properties:
-            reader.notes.append(f"{self._document.where(self._at)}: it declares no properties: any JSON object is valid")
+            self._draft.notes.append(f"{self._document.where(self._at)}: it declares no properties: any JSON object is valid")
         self._keys()
         self._columns()
         for name, text, at in reader.rules:
-            self._rule(name, text, at)
+            self._draft.rule(name, text, at)
         for i, prop in enumerate(self._object.get("properties") or ()):
             self._of_property(prop, (*self._at, "properties", i), top=True)
         for i, check in enumerate(self._object.get("quality") or ()):
@@ -235,27 +224,12 @@ class _Translator:
             self._extra()
         for i, promise in enumerate(self._data.get("slaProperties") or ()):
             self._promise(promise, ("slaProperties", i))
-        document = replace(self._document, data=self._short, origins=self._origins)
-        return Translation(document, tuple(reader.notes), tuple(reader.not_run))
-
-    def _put(self, path: KeyPath, value: Any, origin: KeyPath) -> None:
-        """Set a value of the short form."""
-        into = self._short
-        for key in path[:-1]:
-            into = into.setdefault(str(key), {})
-        into[str(path[-1])] = value
-        self._origins[path] = origin
-
-    def _append(self, level: str, condition: str, origin: KeyPath) -> None:
-        into = self._short.setdefault("window", {}).setdefault(level, [])
-        self._origins["window", level, len(into)] = origin
-        into.append(condition)
+        return self._draft.translation()
 
     def _name(self) -> str:
         """The schema's name (else the contract's), as our names are."""
         given = str(self._object.get("name") or self._data.get("name") or self._data.get("id") or "")
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", given)
-        return name if re.match(r"[A-Za-z_]", name) else f"_{name}"
+        return contract_name(given)
 
     def _keys(self) -> None:
         """The key: of one field, which is then the id too, or of several."""
@@ -263,21 +237,14 @@ class _Translator:
         names = [field_name(p) for _, _, p in sorted(keys, key=lambda k: k[:2])]
         place = (*self._at, "properties", self._object["properties"].index(keys[0][2])) if keys else self._at
         if len(names) == 1:
-            self._put(("id",), names[0], place)
+            self._draft.put(("id",), names[0], place)
         elif names:
-            self._put(("key",), names, place)
+            self._draft.put(("key",), names, place)
 
     def _columns(self) -> None:
         types = {field_name(p): self._reader.column(p) for p in self._properties}
         if any(types.values()):
-            self._put(("columns",), types, self._at)
-
-    def _rule(self, name: str, text: str, at: KeyPath) -> None:
-        rules = self._short.setdefault("rules", {})
-        name = re.sub(r"[^\w-]", "_", name, flags=re.ASCII)
-        name = name if re.match(r"[A-Za-z_]", name) and name not in ("schema", "decode", "time") else f"_{name}"
-        same = sum(known == name or (known.startswith(f"{name}_") and known[len(name) + 1 :].isdigit()) for known in rules)
-        self._put(("rules", f"{name}_{same + 1}" if same else name), text, at)
+            self._draft.put(("columns",), types, self._at)
 
     def _of_property(self, prop: Mapping[str, Any], at: KeyPath, *, top: bool) -> None:
         """The checks of a property and of those in it; only top ones are counted."""
@@ -286,9 +253,9 @@ class _Translator:
         name = field_name(prop) if "name" in prop else "an item"
         if prop.get("unique") is True:
             if top and self._can_name(name):
-                self._append("fail_if", f"duplicates({name}) > 0", (*at, "unique"))
+                self._draft.condition("fail_if", f"duplicates({name}) > 0", (*at, "unique"))
             else:
-                self._reader.pass_over((*at, "unique"), f"unique of {name}", _INNER)
+                self._draft.pass_over((*at, "unique"), f"unique of {name}", _INNER)
         for i, check in enumerate(prop.get("quality") or ()):
             with self._document.attempt():
                 self._quality(check, (*at, "quality", i), name if top else None)
@@ -306,7 +273,7 @@ class _Translator:
         for i, relation in enumerate(element.get("relationships") or ()):
             place = (*at, "relationships", i)
             to = relation.get("to") if isinstance(relation, Mapping) else relation
-            self._reader.pass_over(place, f"the relationship to {show(to)}", "it needs another table")
+            self._draft.pass_over(place, f"the relationship to {show(to)}", "it needs another table")
 
     def _quality(self, check: Mapping[str, Any], at: KeyPath, field: str | None) -> None:
         """One check: of the whole schema (``field`` empty), of a field, or of one further in (None)."""
@@ -315,15 +282,15 @@ class _Translator:
         if kind == "custom" and str(check.get("engine", "")).lower() == "factory":
             self._own(check, at)
         elif kind == "custom":
-            self._reader.pass_over(at, label, f"it is for the engine {show(check.get('engine'))}")
+            self._draft.pass_over(at, label, f"it is for the engine {show(check.get('engine'))}")
         elif kind == "sql":
-            self._reader.pass_over(at, label, "SQL is not run over a window")
+            self._draft.pass_over(at, label, "SQL is not run over a window")
         elif kind == "text":
-            self._reader.pass_over(at, label, "it is for people to read")
+            self._draft.pass_over(at, label, "it is for people to read")
         else:
             problem = _INNER if field is None else self._library(check, at, field)
             if problem:
-                self._reader.pass_over(at, label, problem)
+                self._draft.pass_over(at, label, problem)
 
     def _own(self, check: Mapping[str, Any], at: KeyPath) -> None:
         """A check in our own words: a rule, or ``rule``, ``fail_if`` or ``warn_if`` of a mapping."""
@@ -336,9 +303,9 @@ class _Translator:
             if not isinstance(text, str):
                 self._document.fail(place, f"expected the text of a rule or a condition, got {show(text)}")
             if key == "rule":
-                self._rule(str(check.get("name") or check.get("id") or "rule"), text, place)
+                self._draft.rule(str(check.get("name") or check.get("id") or "rule"), text, place)
             else:
-                self._append(key, text, place)
+                self._draft.condition(key, text, place)
 
     def _library(self, check: Mapping[str, Any], at: KeyPath, field: str) -> str:
         """A metric of the standard's library as conditions; why it can't be one, else nothing."""
@@ -358,7 +325,7 @@ class _Translator:
             return problem or "what it is compared with is no number"
         level = "warn_if" if str(check.get("severity", "")).lower() in _WARNINGS else "fail_if"
         for (key, _), text in zip(conditions, texts, strict=True):
-            self._append(level, str(text), (*at, key) if key in check else at)
+            self._draft.condition(level, str(text), (*at, key) if key in check else at)
         return "" if texts else "it says nothing to compare with"
 
     def _figure(self, metric: str, arguments: Mapping[str, Any], at: KeyPath, field: str) -> tuple[str, str]:
@@ -396,12 +363,12 @@ class _Translator:
 
     def _counted(self, figure: str, field: str, spec: dict[str, Any], at: KeyPath) -> tuple[str, str]:
         """A figure whose values the contract lists, under the field's name or, where another list has that, one beside it."""
-        known = self._short.get("window", {}).get(figure, {})
+        known = self._draft.data.get("window", {}).get(figure, {})
         name, n = field, 1
         while name in known and known[name] != (spec if name == field else {"field": field, **spec}):
             n += 1
             name = f"{field}_{n}"
-        self._put(("window", figure, name), spec if name == field else {"field": field, **spec}, at)
+        self._draft.put(("window", figure, name), spec if name == field else {"field": field, **spec}, at)
         return f"{figure}({name})", ""
 
     def _extra(self) -> None:
@@ -410,38 +377,16 @@ class _Translator:
             for i, custom in enumerate(holder.get("customProperties") or () if holder else ()):
                 if custom.get("property") == "factory":
                     at = (*path, "customProperties", i, "value")
-                    self._merge(self._document.mapping(at, custom.get("value"), "a mapping with keys such as time and time_unit"), at)
+                    self._draft.merge(custom.get("value"), at)
             if holder is self._data and not self._at:
                 return
-
-    def _merge(self, given: Mapping[str, Any], at: KeyPath) -> None:
-        self._document.check_keys(at, given, _EXTRA)
-        if "schema" in given:
-            self._short.pop("columns", None)
-            self._reader.notes.append(
-                f"{self._document.where((*at, 'schema'))}: events are checked against this schema, in place of the properties"
-            )
-        for key, value in given.items():
-            if key in _EXTRA and key not in ("window", "rules"):
-                self._put((key,), value, (*at, key))
-        rules = self._document.mapping((*at, "rules"), given.get("rules") or {}, "a mapping of rule names to expressions")
-        for name, text in rules.items():
-            self._put(("rules", name), text, (*at, "rules", name))
-        window = self._document.mapping((*at, "window"), given.get("window") or {}, "a mapping with fail_if, warn_if")
-        for key, value in window.items():
-            place = (*at, "window", key)
-            if key in ("fail_if", "warn_if"):
-                for i, condition in enumerate(value if isinstance(value, list) else [value]):
-                    self._append(key, condition, (*place, i) if isinstance(value, list) else place)
-            else:
-                self._put(("window", key), value, place)
 
     def _promise(self, promise: Mapping[str, Any], at: KeyPath) -> None:
         """A service level: of latency one can be held to by a window, if it names a field of time."""
         name = str(promise.get("property"))
         problem = self._latency(promise, at) if name in ("latency", "freshness", "ly") else "it says nothing of the events of a window"
         if problem:
-            self._reader.pass_over(at, f"the service level {name}", problem)
+            self._draft.pass_over(at, f"the service level {name}", problem)
 
     def _latency(self, promise: Mapping[str, Any], at: KeyPath) -> str:
         element = str(promise.get("element") or self._data.get("slaDefaultElement") or "")
@@ -453,15 +398,15 @@ class _Translator:
         number = _number(value)
         if number is None or time is None:
             return f"expected a number and a unit such as h or d, got {show(value)} and {show(promise.get('unit'))}"
-        known = self._short.get("time")
+        known = self._draft.data.get("time")
         if (found or known) is None or (known is not None and found is not None and found != known):
             return f"{element or 'it'} names no field of this schema that is its time"
         if known is None:
-            types = self._short["schema"]["properties"][found].get("type", "")
+            types = self._draft.data["schema"]["properties"][found].get("type", "")
             if "string" not in types:
                 return f"{found} is no text: expected time and time_unit in the custom property factory"
-            self._put(("time",), found, (*at, "element"))
-        self._append("fail_if", f"freshness > {number} {time}", at)
+            self._draft.put(("time",), found, (*at, "element"))
+        self._draft.condition("fail_if", f"freshness > {number} {time}", at)
         return ""
 
 

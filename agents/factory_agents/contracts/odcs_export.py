@@ -10,7 +10,8 @@ from typing import Any
 from factory_agents.contracts.conditions import Condition
 from factory_agents.contracts.contract import Contract, folder_of, read_contract
 from factory_agents.contracts.documents import inline_document, parse_document
-from factory_agents.contracts.odcs import NEWEST, OPERATORS, is_odcs, read_odcs
+from factory_agents.contracts.notations import translated
+from factory_agents.contracts.odcs import NEWEST, OPERATORS
 from factory_agents.errors import ContractError
 
 __all__ = ["export_odcs", "short_form"]
@@ -34,8 +35,7 @@ _METRICS = {
 def short_form(contract: Contract) -> dict[str, Any]:
     """A contract's data in the short form, whichever notation it was written in."""
     document = parse_document(contract.text, contract.source.partition("#")[0])
-    wanted = contract.source.partition("#")[2]
-    data: dict[str, Any] = read_odcs(document, wanted).document.data if is_odcs(document.data) else document.data
+    data: dict[str, Any] = translated(document, contract.source.partition("#")[2]).document.data
     return data
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from factory_agents.contracts.documents import Document, KeyPath, show
+from factory_agents.contracts.documents import KeyPath, show
+from factory_agents.contracts.drafts import Draft
 from factory_agents.contracts.table import ColumnType
 from factory_agents.contracts.times import iso_time
 
@@ -122,18 +123,12 @@ def _form(kind: str, options: Mapping[str, Any]) -> _Form | None:
 
 
 class PropertyReader:
-    """Turns properties into JSON Schema; what came from where goes into ``origins``, what isn't checked into ``notes`` and ``not_run``."""
+    """Turns properties into JSON Schema; what came from where, and what isn't checked, goes into the ``draft``."""
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
-        self.origins: dict[KeyPath, KeyPath] = {}
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.document = draft.document
         self.rules: list[tuple[str, str, KeyPath]] = []
-        self.notes: list[str] = []
-        self.not_run: list[str] = []
-
-    def pass_over(self, at: KeyPath, what: str, why: str) -> None:
-        """Say of a check that it isn't run."""
-        self.not_run.append(f"{self.document.where(at)}: not run: {what} ({why})")
 
     def properties(self, properties: Any, at: KeyPath, out: KeyPath, access: str | None) -> dict[str, Any]:
         """The schema of an object with these properties, at ``at`` in the document, to stand at ``out``.
@@ -145,7 +140,7 @@ class PropertyReader:
         for i, prop in enumerate(properties or ()):
             name, place = field_name(prop), (*at, i)
             if prop.get("semanticType") == "measure":
-                self.pass_over(place, f"the measure {name}", "it is no field of an event")
+                self.draft.pass_over(place, f"the measure {name}", "it is no field of an event")
                 continue
             if name in fields:
                 self.document.report((*place, "name"), f"two properties are called {show(name)}")
@@ -177,13 +172,13 @@ class PropertyReader:
 
     def read(self, prop: Mapping[str, Any], at: KeyPath, out: KeyPath, required: bool, access: str | None, name: str) -> dict[str, Any]:
         """The schema of one property."""
-        self.origins[out] = at
+        self.draft.origins[out] = at
         options: Mapping[str, Any] = prop.get("logicalTypeOptions") or {}
         for key in options:
-            self.origins[*out, key] = (*at, "logicalTypeOptions", key)
+            self.draft.origins[*out, key] = (*at, "logicalTypeOptions", key)
         kind = self.kind(prop)
         if not kind:
-            self.notes.append(f"{self.document.where(at)}: {name} has no type that is known: it takes any value")
+            self.draft.notes.append(f"{self.document.where(at)}: {name} has no type that is known: it takes any value")
         if kind in _TIMES:
             schema = self._time(prop, kind, options, at, access, name)
         elif kind in ("integer", "number"):
@@ -194,7 +189,7 @@ class PropertyReader:
         values = [entry["value"] for entry in prop.get("enum") or ()]
         if values:
             schema["enum"] = values
-            self.origins[*out, "enum"] = (*at, "enum")
+            self.draft.origins[*out, "enum"] = (*at, "enum")
         return schema if required else _nullable(schema)
 
     def _any(self, prop: Any, options: Any, at: KeyPath, out: KeyPath, access: str | None) -> dict[str, Any]:
@@ -229,7 +224,7 @@ class PropertyReader:
                 required = part == "key" or parts[part].get("required") is True
                 schema[key] = self.read(parts[part], (*at, "map", part), (*out, key), required, None, f"a map's {part}")
         if schema.get("propertyNames", {}).get("type") not in (None, "string"):
-            self.pass_over((*at, "map", "key"), "the type of a map's keys", "in JSON they are texts")
+            self.draft.pass_over((*at, "map", "key"), "the type of a map's keys", "in JSON they are texts")
             del schema["propertyNames"]
         return schema
 
@@ -245,18 +240,20 @@ class PropertyReader:
         form = None if counted else _form(kind, options)
         if form is None and not counted:
             why = "it has parts without a fixed form"
-            self.pass_over((*at, "logicalTypeOptions", "format"), f"the format {show(options['format'])} of {name}", why)
+            self.draft.pass_over((*at, "logicalTypeOptions", "format"), f"the format {show(options['format'])} of {name}", why)
         for key in _BOUNDS:
             if isinstance(options.get(key), str):
                 place = (*at, "logicalTypeOptions", key)
                 rule = self._bound(kind, form, access, key, options, place)
                 if rule is None:
-                    self.pass_over(place, f"{key} of {name}", "values of this form have no order here")
+                    self.draft.pass_over(place, f"{key} of {name}", "values of this form have no order here")
                 else:
                     self.rules.append((f"{name}_{key}", rule, place))
         zone = options.get("defaultTimezone", "UTC")
         if zone not in ("UTC", "Etc/UTC", "Z", "GMT") and options.get("timezone") is not True:
-            self.pass_over((*at, "logicalTypeOptions", "defaultTimezone"), f"the default time zone of {name}", "text without a zone is UTC")
+            self.draft.pass_over(
+                (*at, "logicalTypeOptions", "defaultTimezone"), f"the default time zone of {name}", "text without a zone is UTC"
+            )
         return {"type": "integer"} if counted else dict(form.schema) if form else {"type": "string"}
 
     @staticmethod
