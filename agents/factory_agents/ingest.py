@@ -91,7 +91,7 @@ def _own_source(name: str, params: Mapping[str, Any], untrusted: Collection[str]
     plugin = find_plugin(SOURCES, name, untrusted="source" in untrusted)
     source: Source = plugin.make(params, untrusted=untrusted)
     if not callable(getattr(source, "read", None)):
-        raise ConfigurationError(f"{plugin.where}: it is no source, it lacks read")
+        raise ConfigurationError(f"{plugin.where}: not a source: it has no method read")
     return source
 
 

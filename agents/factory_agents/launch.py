@@ -89,7 +89,7 @@ def check(agent: str, resolved: Resolved) -> None:
     elif is_live(agent, settings):
         _check_live(agent, resolved)
     elif resolved.by_flag("metrics_listen"):
-        raise ConfigurationError("--metrics-listen is for live agents: what windows do is told by factory metrics serve; leave it out")
+        raise ConfigurationError("--metrics-listen is for live agents: factory metrics serve shows what windows do; leave it out")
     elif not settings.window and not settings.in_topic:
         raise ConfigurationError(f"agent {agent!r}: no topic to read; give --in-topic, or set INPUT_TOPIC")
     if agent == "validate" and not settings.out_topic:

@@ -380,7 +380,7 @@ class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     counts how often the work was done again because it was told to.
     ``reasons`` say, of a dry run, why events were rejected: it writes no dead letters.
     ``run`` is the digest of the run that it answers. ``truncated`` says that it was too long for a termination message: the whole of it
-    stands in the ledger.
+    is in the ledger.
     """
 
     pipeline: str

@@ -191,7 +191,7 @@ def _own_sink(name: str, params: dict[str, Any], run: AgentRun | None) -> Sink:
         raise ConfigurationError(f"{plugin.where}: unknown parameter 'contract'; only a LedgerSink takes one")
     lacking = [method for method in ("claim", "write", "commit") if not callable(getattr(made, method, None))]
     if lacking:
-        raise ConfigurationError(f"{plugin.where}: it is no sink: expected a LedgerSink, or one with {', '.join(lacking)} too")
+        raise ConfigurationError(f"{plugin.where}: not a sink: expected a LedgerSink, or one with {', '.join(lacking)} too")
     sink: Sink = made
     return sink
 

@@ -78,7 +78,7 @@ def _iam_token(connection: Any) -> tuple[str, str, int]:
         login, token, port = PostgresHook(postgres_conn_id=connection.conn_id).get_iam_token(connection)
     except (ImportError, AirflowException) as error:
         raise ConfigurationError(
-            f"connection {connection.conn_id!r}: its extra asks for iam, and there is no token to be had: {error}"
+            f"connection {connection.conn_id!r}: its extra asks for iam, and no token could be obtained: {error}"
         ) from error
     mask_secret(token)
     return login, token, port

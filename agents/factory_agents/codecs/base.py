@@ -66,7 +66,7 @@ def to_json(event: dict[str, Any]) -> bytes:
     try:
         text = _encode(event)
     except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
-        raise Reject(f"the event is nothing that JSON can say: {error}", rule="decode") from error
+        raise Reject(f"the event cannot be written as JSON: {error}", rule="decode") from error
     if b"null" in text:
         refuse_nan(event)
     return text

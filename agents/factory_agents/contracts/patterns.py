@@ -34,7 +34,7 @@ def engine() -> Any:
 
 
 def check_pattern(pattern: str, *, whole: bool = True) -> None:
-    """Raise PatternError for what is no regular expression, or one whose time has no bound (unless it is ``whole``: any look-around)."""
+    """Raise PatternError for what is not a regular expression, or one whose time has no bound (unless it is ``whole``: any look-around)."""
     import jsonschema_rs
 
     try:

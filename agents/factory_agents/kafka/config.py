@@ -268,7 +268,7 @@ def _read_file(path: Path) -> dict[str, str]:
     except OSError as error:
         raise ConfigurationError(f"KAFKA_CONFIG_FILE: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise ConfigurationError(f"KAFKA_CONFIG_FILE: {path} is no text file") from None
+        raise ConfigurationError(f"KAFKA_CONFIG_FILE: {path} is not a text file") from None
     if text.lstrip().startswith("{"):
         return _parse_object(text, str(path))
     values: dict[str, str] = {}

@@ -258,7 +258,7 @@ class _Planner(ABC, Generic[_T]):
             near.add(*self.missing(near, int(time.time() * 1000)))
             found = self.found(near)
         if found is None:
-            raise WindowError(f"{self.doing}: no plan came of it")
+            raise WindowError(f"{self.doing}: no plan was made")
         return found
 
     def _write(self) -> _T | None:

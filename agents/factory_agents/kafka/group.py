@@ -200,7 +200,7 @@ class GroupReader:
         try:
             self.check_topic()
         except UnavailableError as error:
-            log.info("the topic's id cannot be looked at now", extra=fields(topic=self.topic.name, reason=str(error)))
+            log.info("the topic's id cannot be read now", extra=fields(topic=self.topic.name, reason=str(error)))
 
     def check_topic(self) -> None:
         """Raise ChunkAbortedError where the topic isn't the one any more that was read; call it before every commit.
@@ -235,7 +235,7 @@ class GroupReader:
             self.check_topic()
             starts = self._starts(sorted(p for p in self.assigned - self.reading if p < self.topic.partitions))
         except UnavailableError as error:
-            log.info("where the group stands cannot be read now", extra=fields(group=self._group, reason=str(error)))
+            log.info("the group's positions cannot be read now", extra=fields(group=self._group, reason=str(error)))
             return
         except KafkaException as error:
             if unauthorized(error) or not is_transient(error.args[0]):

@@ -58,7 +58,7 @@ def lag_of(
     Raises ConfigurationError where it isn't said whose lag is wanted, and as the three others do.
     """
     if group and pipeline:
-        raise ConfigurationError(f"the lag of a group or of a pipeline is wanted: leave {group!r} or --pipeline out")
+        raise ConfigurationError(f"expected a group or a pipeline, got both: leave {group!r} or --pipeline out")
     if group:
         return {group: group_lag(config, group, topics)}
     if pipeline:

@@ -206,6 +206,6 @@ def read_stage(config: KafkaConfig, work: Work, *, prefix: str = "factory", star
 
 
 def read_result(config: KafkaConfig, work: Work, *, prefix: str = "factory", timeout: float = 60.0) -> AgentResult | None:
-    """The finished result that stands in the ledger for a piece of work, or None."""
+    """The finished result in the ledger for a piece of work, or None."""
     record = read_stage(config, work, prefix=prefix, timeout=timeout)
     return record.answer() if record is not None else None

@@ -147,7 +147,7 @@ def _beside(view: PlanView, lane: Lane, interval: Interval) -> Iterator[str]:
 
 
 def planned(view: LedgerView, request: PlanRequest, topic: TopicInfo) -> Window | None:
-    """The window, where everything about it stands in the ledger already; None where something is missing or has to be refused.
+    """The window, where everything about it is in the ledger already; None where something is missing or has to be refused.
 
     A window that was planned on the topic that bore the name before stays what it is, unless its loss is accepted. Raises WindowError for
     one that was pruned.

@@ -60,7 +60,7 @@ class Presence:
         try:
             found = self._cluster.group(self._group)
         except UnavailableError as error:
-            log.info("who is there cannot be asked now", extra=fields(group=self._group, reason=str(error)))
+            log.info("the group's members cannot be listed now", extra=fields(group=self._group, reason=str(error)))
             return []
         return sorted(found.clients) if found is not None and self.me in found.clients else []
 

@@ -190,7 +190,7 @@ def _retention(cluster: Cluster, topic: str) -> list[int | None]:
     try:
         return [] if cluster.find(topic) is None else [retention_of(cluster.settings(topic))]
     except ConfigurationError as error:
-        log.info("topic %r: for how long it keeps records may not be asked, so that windows are remembered for ever: %s", topic, error)
+        log.info("topic %r: its retention cannot be read, so windows are remembered for ever: %s", topic, error)
         return [None]
 
 

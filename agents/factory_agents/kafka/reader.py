@@ -143,7 +143,7 @@ class WindowReader:
 
     def _skip(self, r: PartitionRange, end: int, why: str) -> None:
         start = self.positions[r.partition]
-        log.warning("records passed over", extra=fields(topic=self._window.topic, partition=r.partition, start=start, end=end, why=why))
+        log.warning("records skipped", extra=fields(topic=self._window.topic, partition=r.partition, start=start, end=end, why=why))
         self.positions[r.partition] = end
         if r.count < 0:
             self.lost.append(PartitionRange(r.partition, start, end))

@@ -24,7 +24,7 @@ class LagChoice:
     by_partition: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what is no regular expression."""
+        """Refuse what is not a regular expression."""
         _matching(self.groups, "--groups")
         _matching(self.topics, "--topics")
 
@@ -61,5 +61,5 @@ def _matching(pattern: str, flag: str) -> Callable[[str], bool]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigurationError(f"{flag}: {pattern!r} is no regular expression: {error}") from None
+        raise ConfigurationError(f"{flag}: {pattern!r} is not a regular expression: {error}") from None
     return lambda name: compiled.fullmatch(name) is not None

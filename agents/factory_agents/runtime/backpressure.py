@@ -51,7 +51,7 @@ class Downstream:
                 try:
                     self._judge(*self._furthest(lags))
                 except FactoryError as error:
-                    log.info("how far readers are behind cannot be asked now", extra=fields(topic=self._topic, reason=str(error)))
+                    log.info("the readers' lag cannot be read now", extra=fields(topic=self._topic, reason=str(error)))
 
     def _furthest(self, lags: Lags) -> tuple[str, int]:
         of = {self._group: lags.of_group(self._group, [self._topic])} if self._group else lags.of_topics([self._topic])

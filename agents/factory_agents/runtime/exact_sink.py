@@ -203,7 +203,7 @@ class _Publication:
                 return replace(done.outcome(sink.table), notes=sink.notes)
             ledger.check_claim(entry, self._claim, self._number, sink.table)
             _wait(pause, failure)
-        raise UnavailableError(f"publishing to {sink.table}: others kept being in the way; retry")
+        raise UnavailableError(f"publishing to {sink.table}: other publishers kept interfering; retry")
 
     def _try(self, text: str, rejected: int) -> FactoryError | None:
         """One landing; what went wrong, if the ledger says that it wasn't made."""

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 def run_source(context: RunContext, run: AgentRun, make: Callable[[], Source]) -> AgentResult:
-    """Write the rows of the run's interval (all rows, without one) to the output topic; the result then stands in the ledger.
+    """Write the rows of the run's interval (all rows, without one) to the output topic; the result is then in the ledger.
 
     The source is read in one thread of its own. Raises a FactoryError; what was committed before stays, and the next attempt goes on after
     it as long as the source's content is the same.

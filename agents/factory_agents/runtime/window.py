@@ -28,7 +28,7 @@ _LARGEST_BATCH = 10_000
 
 
 def run_transform(context: RunContext, run: AgentRun, make: Callable[[], Transform]) -> AgentResult:
-    """Run a transform over the run's window to its end and return the result that then stands in the ledger.
+    """Run a transform over the run's window to its end and return the result, which is then in the ledger.
 
     ``make`` builds the transform, a new one where a stateful one must be shown its records again; all of it runs in one thread of its own.
     Raises a FactoryError; what was committed before stays, and the next attempt resumes there.

@@ -113,7 +113,7 @@ class _LocalSystem:
         if stat.S_ISDIR(status.st_mode):
             raise ConfigurationError(f"source {path!r} is a directory; name its files, for example {path.rstrip('/')}/*.jsonl")
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigurationError(f"source {path!r} is no regular file; a source must be readable again, so write it to a file first")
+            raise ConfigurationError(f"source {path!r} is not a regular file; a source must be readable again, so write it to a file first")
         return status.st_size, f"{status.st_mtime_ns}"
 
     def checksum(self, path: str) -> str:

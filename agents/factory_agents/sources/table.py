@@ -157,7 +157,7 @@ def _numbers(relation: Relation, time_field: str, ranges: list[tuple[Decimal, De
     if kind in _FRACTIONS:
         return list(ranges)
     raise ConfigurationError(
-        f"{relation.what}: the time column {time_field!r} is no time, date or number; give a query that makes it one, "
+        f"{relation.what}: the time column {time_field!r} is not a time, date or number; give a query that makes it one, "
         f"for example SELECT *, {time_field}::timestamptz AS at FROM …"
     )
 

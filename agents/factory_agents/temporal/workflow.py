@@ -42,7 +42,7 @@ _MOST_IDLE = 3
 
 @workflow.defn(name="FactoryPipeline", failure_exception_types=[FactoryError])
 class FactoryPipeline:
-    """A pipeline over one window. Whatever becomes of workers, server or workflow: what is done stands in the ledger and is done once."""
+    """A pipeline over one window. Whatever becomes of workers, server or workflow: what is done is in the ledger and is done once."""
 
     @workflow.init
     def __init__(self, request: PipelineRequest) -> None:

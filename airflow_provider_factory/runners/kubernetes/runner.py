@@ -176,7 +176,7 @@ class PodRunner:
             return None
 
     def _result(self) -> AgentResult:
-        """What the container said at its end, else what stands in the ledger for just this run; raises AgentCrashedError for neither."""
+        """What the container said at its end, else what is in the ledger for just this run; raises AgentCrashedError for neither."""
         said = self._said()
         if said is not None and (not said.truncated or said.dry_run or said.status != "success"):  # the ledger has no more of these
             return said

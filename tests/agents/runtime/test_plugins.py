@@ -135,7 +135,7 @@ class TestYourOwn:
             ({"sink": "nine:Sink"}, "sink 'nine:Sink': no module 'nine' in .*; correct it, or set PYTHONPATH"),
             ({"sink": "mine:Sink", "pth": 1}, "sink 'mine:Sink': unknown parameter 'pth'; did you mean 'path'"),
             ({"sink": "mine:Sink", "size": "x"}, "sink 'mine:Sink': parameter 'size': Expected `int`"),
-            ({"sink": "mine:Half"}, "sink 'mine:Half': it is no sink: expected a LedgerSink, or one with write, commit too"),
+            ({"sink": "mine:Half"}, "sink 'mine:Half': not a sink: expected a LedgerSink, or one with write, commit too"),
             ({"sink": "mine:Sink", "contract": CONTRACT}, "sink 'mine:Sink': unknown parameter 'contract'; only a LedgerSink takes one"),
             ({"sink": "mine:Ledger"}, "sink 'mine:Ledger': parameter 'contract' is required: it gives columns, key and order"),
             ({"sink": "mine:Ledger", "contract": CONTRACT}, "sink Ledger: it lacks read, change, land"),

@@ -127,7 +127,7 @@ def test_a_table_is_always_read_again(table: type[TableSource]) -> None:
     [
         ("nothing", TIMED, r'table \'nothing\': relation "nothing" does not exist'),
         ("e", ReadOptions(time_field="tt"), r"table 'e': time_field 'tt' is not there; did you mean 't'\?"),
-        ("e", ReadOptions(time_field="note"), "the time column 'note' is no time, date or number; give a query"),
+        ("e", ReadOptions(time_field="note"), "the time column 'note' is not a time, date or number; give a query"),
         ("n", TIMED, "every row's time 't' is null"),
     ],
 )
