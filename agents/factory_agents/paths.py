@@ -110,6 +110,6 @@ def check_url(url: str, what: str) -> None:
         if not chained and same_place and given.path.startswith(allowed.path):
             return
     raise ConfigurationError(
-        f"{what}: a {given.scheme or 'chained'} URL comes from a parameter of the run and isn't one that the deployment allows: FACTORY_URLS"
-        " lists what one may begin with, for example s3://bucket/; a chain of URLs is never taken"
+        f"{what}: a {given.scheme or 'chained'} URL comes from a parameter of the run and isn't one that the deployment allows: "
+        "FACTORY_URLS lists what one may begin with, for example s3://bucket/; a chain of URLs is never taken"
     )
