@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePath
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias, overload
+from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import msgspec
 
 from factory_agents.errors import AgentError, ConfigurationError
 from factory_agents.kafka.messages import Message
+from factory_agents.kafka.records import MarkRecord
 from factory_agents.protocol import Counts, Interval, Shard
 from factory_agents.reject import Reject
 from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError, complete, tried
@@ -29,6 +30,7 @@ __all__ = [
     "Claim",
     "FunctionTransform",
     "Output",
+    "PrunedSink",
     "Reject",
     "RowsRefused",
     "Sink",
@@ -105,6 +107,7 @@ class Claim:
 
     ``window`` sorts by time (the window's key, then the pipeline). ``input_generation`` orders the manifests a window was published from;
     ``generation`` is this attempt's own and greater than every earlier one's. ``done``: Kafka's ledger has the result of just this.
+    ``origin`` is the topic or source on which the window was planned.
     """
 
     pipeline: str
@@ -118,6 +121,7 @@ class Claim:
     epoch: int = 0
     reuse: bool = True
     done: bool = False
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +187,19 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Roll back what is not committed and disconnect."""
+        ...
+
+
+@runtime_checkable
+class PrunedSink(Protocol):
+    """A ``Sink`` whose own ledger can forget what the pipeline's has forgotten."""
+
+    def prune(self, mark: Callable[[], MarkRecord | None]) -> int:
+        """Forget windows below the mark of the claim's origin, which are refused from then on; how many entries went.
+
+        Called after a commit. ``mark`` looks it up, which takes a moment: a sink asks for it once a day or so. An error fails nothing: the
+        next publish tries again.
+        """
         ...
 
 

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _FOREVER = 10 * 365 * 24 * 3600.0
 _LEDGER_SECONDS = 900.0
+_MARK_SECONDS = 60.0
 _MOST_EARLIER = 20
 _MOST_NOTES = 20
 _MOST_ORDERS = 50
@@ -280,6 +281,14 @@ class Session:
         interval = run.interval or (run.window.interval if run.window is not None else None)
         if mark.covers(interval) if interval is not None else 0 < self._ledger_begin < mark.offset:
             raise pruned(f"pipeline {run.pipeline!r}, stage {run.stage!r}", run.key)
+
+    def read_mark(self) -> MarkRecord | None:
+        """The mark of what was pruned of this run's origin, looked for in the whole of the pipeline's ledger."""
+        key = mark_key(self.run.pipeline, self.run.origin)
+        wanted = key.encode()
+        view = self.ledger.read_stable(deadline=time.monotonic() + _MARK_SECONDS, wanted=lambda found: found == wanted)
+        mark = view.get(key)
+        return mark if isinstance(mark, MarkRecord) else None
 
     def earlier_results(self) -> list[AgentResult]:
         """The results of this stage's shards over this window, of whatever plan."""

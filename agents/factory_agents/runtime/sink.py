@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,17 +11,19 @@ from typing import Any, TypeVar
 import msgspec
 
 from factory_agents import failpoints
-from factory_agents.errors import AccountingError, StoppedError, TooManyRejectedError, WindowError
+from factory_agents.errors import AccountingError, FactoryError, StoppedError, TooManyRejectedError, WindowError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun, Counts, PartitionRange, Window
-from factory_agents.runtime.agents import Claim, Reject, RowsRefused, Sink, SinkOutcome, decode_event
+from factory_agents.runtime.agents import Claim, PrunedSink, Reject, RowsRefused, Sink, SinkOutcome, decode_event
 from factory_agents.runtime.outputs import reject_large
 from factory_agents.runtime.session import RunContext, Session
-from factory_agents.telemetry import Batch
+from factory_agents.telemetry import Batch, fields
 
 __all__ = ["run_sink"]
+
+log = logging.getLogger(__name__)
 
 _BATCH = 10_000
 _PENDING, _PENDING_BYTES = 1000, 64 * 1024 * 1024
@@ -119,7 +122,9 @@ class _SinkRun:
                 return self._complete(outcome)
             if outcome is not None:
                 self.heartbeat.during(lambda: self.sink.claim(self._claim(reuse=False)))
-            return self._publish()
+            result = self._publish()
+            self._prune()
+            return result
         finally:
             self.reader.close()
 
@@ -136,6 +141,19 @@ class _SinkRun:
         outcome = self._commit()
         failpoints.hit("sink.after-commit")
         return self._finish(outcome)
+
+    def _prune(self) -> None:
+        """Let the sink's ledger forget what the pipeline's has forgotten; it is no reason to fail what is published."""
+        sink, session = self.sink, self.session
+        if not isinstance(sink, PrunedSink):
+            return
+        try:
+            gone = self.heartbeat.during(lambda: sink.prune(session.read_mark))
+        except FactoryError as error:
+            log.info("the sink's ledger was not pruned, the next publish tries again: %s", error)
+        else:
+            if gone:
+                log.info("the sink's ledger was pruned", extra=fields(entries=gone))
 
     def _commit(self) -> SinkOutcome:
         """Commit the sink, without the rows that the database refuses: their dead letters go out with the result."""
@@ -190,6 +208,7 @@ class _SinkRun:
             epoch=session.epoch,
             reuse=reuse and session.run.rerun == "reuse",
             done=done,
+            origin=session.run.origin,
         )
 
     def _input_generation(self) -> int:

@@ -9,6 +9,7 @@ import msgspec
 
 from factory_agents.errors import FencedError, SinkError
 from factory_agents.runtime.agents import Claim, SinkOutcome
+from factory_agents.sinks.postgres.horizon import Horizon
 from factory_agents.sinks.postgres.names import compose
 from factory_agents.sinks.postgres.table import TargetTable
 
@@ -74,6 +75,7 @@ class Ledger:
     def __init__(self, connection: psycopg.Connection[Any], table: TargetTable, claim: Claim) -> None:
         self._connection = connection
         self._claim = claim
+        self._horizon = Horizon(connection, table, claim)
         self._parts: dict[str, Any] = {
             "ledger": table.ledger,
             "publications": table.publications,
@@ -110,8 +112,11 @@ class Ledger:
         return self._run(query, **more).fetchone()
 
     def acquire(self) -> Acquired:
-        """Claim the shard. Raises SinkError where rows of a newer manifest of the window are in the table."""
+        """Claim the shard. Raises SinkError where rows of a newer manifest of the window are in the table, WindowError
+        for a window that was forgotten.
+        """
         claim = self._claim
+        self._horizon.refuse()
         self._run("SELECT pg_advisory_xact_lock(hashtextextended('claim:' || {lock}, 0))")
         self._refuse_older()
         self.evict()

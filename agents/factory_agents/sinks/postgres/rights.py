@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from factory_agents.errors import ConfigurationError
 from factory_agents.sinks.postgres.deletes import memory_of
 from factory_agents.sinks.postgres.names import compose
-from factory_agents.sinks.postgres.table import LEDGER, OWN_COLUMNS, PUBLICATIONS, TargetTable
+from factory_agents.sinks.postgres.table import HORIZONS, LEDGER, OWN_COLUMNS, PUBLICATIONS, TargetTable
 
 if TYPE_CHECKING:
     import psycopg
@@ -38,7 +38,8 @@ _MISSING = """
 
 def check_rights(connection: psycopg.Connection[Any], table: TargetTable) -> None:
     """Raise ConfigurationError for rights that the session's role lacks; on the table itself those on the columns written suffice."""
-    needed = {table.name: _ALL if table.tracked or table.deletes else _WRITE, LEDGER: _WRITE, PUBLICATIONS: _ALL}
+    own = {LEDGER: _ALL, PUBLICATIONS: _ALL, HORIZONS: _WRITE}
+    needed = {table.name: _ALL if table.tracked or table.deletes else _WRITE, **own}
     if table.deletes:
         needed[memory_of(table.name)] = _ALL
     pairs = [(name, right) for name, rights in needed.items() for right in rights]

@@ -15,13 +15,15 @@ from factory_agents.contracts import TableSpec
 from factory_agents.databases.postgres import Database, cut_after, explain, lost
 from factory_agents.errors import FactoryError, SinkError, UnavailableError
 from factory_agents.kafka.messages import Message
+from factory_agents.kafka.records import MarkRecord
 from factory_agents.runtime.agents import Claim, Reject, RowsRefused, SinkOutcome
 from factory_agents.sinks.postgres.deletes import Deletes
+from factory_agents.sinks.postgres.horizon import Horizon
 from factory_agents.sinks.postgres.ledger import Ledger
 from factory_agents.sinks.postgres.merge import Publication
 from factory_agents.sinks.postgres.names import TableName, compose
 from factory_agents.sinks.postgres.rights import check_rights
-from factory_agents.sinks.postgres.table import LEDGER, check_wanted, open_table
+from factory_agents.sinks.postgres.table import LEDGER, TargetTable, check_wanted, open_table
 
 if TYPE_CHECKING:
     import psycopg
@@ -70,6 +72,7 @@ class PostgresSink:
         self._target = target
         self._connection: psycopg.Connection[Any] | None = None
         self._publication: Publication | None = None
+        self._claimed_last: tuple[TargetTable, Claim] | None = None
 
     def claim(self, claim: Claim) -> SinkOutcome | None:
         """See ``Sink.claim``. The table is created, or compared with the contract, here.
@@ -92,6 +95,7 @@ class PostgresSink:
             ledger.evict()  # who began to publish since, not knowing of this claim
             connection.commit()
         failpoints.hit("postgres.claimed")
+        self._claimed_last = table, claim
         if acquired.outcome is None:
             self._publication = Publication(connection, table, claim, acquired)
         return acquired.outcome
@@ -137,6 +141,29 @@ class PostgresSink:
             if not refused:
                 raise
         raise RowsRefused(refused)
+
+    def prune(self, mark: Callable[[], MarkRecord | None]) -> int:
+        """See ``PrunedSink.prune``: once a day for each stage, in a transaction of its own."""
+        if self._claimed_last is None:
+            return 0
+        table, claim = self._claimed_last
+        self.close()
+        connection = self._connect(claim)
+        with self._explained(f"pruning {LEDGER} of {table.text}"):
+            self._open_transaction(connection)
+            horizon = Horizon(connection, table, claim)
+            with cut_after(connection, self._patience):
+                due = horizon.is_due()
+            connection.commit()  # nothing is locked while the mark is looked up
+            if not due:
+                return 0
+            found = mark()
+            self._open_transaction(connection)
+            with cut_after(connection, self._patience):
+                gone = horizon.prune(found)
+            failpoints.hit("postgres.before-prune")
+            connection.commit()
+        return gone
 
     def close(self) -> None:
         """See ``Sink.close``."""

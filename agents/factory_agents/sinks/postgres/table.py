@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from psycopg import sql
 
 __all__ = [
+    "HORIZONS",
     "LEDGER",
     "OWN_COLUMNS",
     "PUBLICATIONS",
@@ -38,6 +39,9 @@ LEDGER = "factory_publishes"
 
 PUBLICATIONS = "factory_publications"
 """Beside it: which shard of which window each number in a row's ``_factory_publication`` stands for."""
+
+HORIZONS = "factory_horizons"
+"""And this: of which times each stage's windows were forgotten."""
 
 _OWN = "_factory_"
 
@@ -90,6 +94,18 @@ _PUBLICATIONS_COLUMNS = """
     PRIMARY KEY (table_name, pipeline, stage, window_key, publication)
 """
 
+_HORIZONS_COLUMNS = """
+    table_name text COLLATE "C" NOT NULL,
+    pipeline text COLLATE "C" NOT NULL,
+    stage text COLLATE "C" NOT NULL,
+    origin text COLLATE "C" NOT NULL,
+    spans jsonb NOT NULL,
+    looked_at timestamptz NOT NULL,
+    PRIMARY KEY (table_name, pipeline, stage, origin)
+"""
+
+_OWN_TABLES = {LEDGER: _LEDGER_COLUMNS, PUBLICATIONS: _PUBLICATIONS_COLUMNS, HORIZONS: _HORIZONS_COLUMNS}
+
 _CREATED = {"double": "double precision", "json": "jsonb"}
 """What PostgreSQL calls a contract's types, where it isn't the same."""
 
@@ -132,19 +148,21 @@ class TargetTable(msgspec.Struct, frozen=True):
 
         return sql.Identifier(self.schema, self.name)
 
+    def beside(self, name: str) -> sql.Identifier:
+        """A table in the same schema, in a query."""
+        from psycopg import sql
+
+        return sql.Identifier(self.schema, name)
+
     @property
     def ledger(self) -> sql.Identifier:
         """The sink's own table beside it, in a query."""
-        from psycopg import sql
-
-        return sql.Identifier(self.schema, LEDGER)
+        return self.beside(LEDGER)
 
     @property
     def publications(self) -> sql.Identifier:
         """The table of publications beside it, in a query."""
-        from psycopg import sql
-
-        return sql.Identifier(self.schema, PUBLICATIONS)
+        return self.beside(PUBLICATIONS)
 
 
 def same_key(table: TargetTable, of_table: str, staged: str) -> sql.Composed:
@@ -172,7 +190,7 @@ def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: Tab
             raise ConfigurationError(f"table {schema}.{name.name} does not exist, and create_table is off: create it, or switch that on")
         _create(connection, schema, name.name, _definition(wanted))
         oid = find_table(connection, schema, name.name)
-    for own, definition in ((LEDGER, _LEDGER_COLUMNS), (PUBLICATIONS, _PUBLICATIONS_COLUMNS)):
+    for own, definition in _OWN_TABLES.items():
         if find_table(connection, schema, own) is None:
             _create(connection, schema, own, compose(definition))
     if oid is None:
@@ -224,7 +242,7 @@ def _create(connection: psycopg.Connection[Any], schema: str, name: str, definit
     begin_creation(connection, schema, name)
     table = sql.Identifier(schema, name)
     connection.execute(compose("CREATE TABLE IF NOT EXISTS {table} ({definition})", table=table, definition=definition))
-    if name not in (LEDGER, PUBLICATIONS):
+    if name not in _OWN_TABLES:
         indexed = connection.execute(
             compose(
                 "SELECT 1 FROM pg_catalog.pg_indexes WHERE schemaname = {s} AND tablename = {t} AND indexdef LIKE {like}",

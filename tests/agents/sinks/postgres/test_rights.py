@@ -147,7 +147,7 @@ def test_the_tables_of_the_page_are_those_that_a_creator_makes(rights: Rights, m
         " WHERE table_schema = 'public' AND table_name <> 'customers' ORDER BY 1, ordinal_position"
     )
     made = bench.admin.execute(shape).fetchall()
-    bench.admin.execute("DROP TABLE orders, factory_publishes, factory_publications")
+    bench.admin.execute("DROP TABLE orders, factory_publishes, factory_publications, factory_horizons")
     rights.say(SAID["tables"])
     assert bench.admin.execute(shape).fetchall() == made
     bench.close()

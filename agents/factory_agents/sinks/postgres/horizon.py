@@ -1,0 +1,106 @@
+"""What the sink's own ledger forgets: windows that the pipeline's ledger has forgotten, which are refused here from then on, too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from factory_agents.kafka.planning import pruned
+from factory_agents.kafka.pruning import interval_of
+from factory_agents.kafka.records import MarkRecord
+from factory_agents.runtime.agents import Claim
+from factory_agents.sinks.postgres.names import compose
+from factory_agents.sinks.postgres.table import HORIZONS, TargetTable
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["Horizon"]
+
+_THIS_STAGE = "table_name = {table} AND pipeline = {pipeline} AND stage = {stage}"
+_DAILY = "1 day"
+_LOCK = "pg_advisory_xact_lock{shared}(hashtextextended('horizon:' || {lock}, 0))"
+
+
+class Horizon:
+    """What ``factory_horizons`` (a row an origin of a stage) says of one table: the spans of time whose windows were forgotten.
+
+    A claim and a prune of one stage exclude each other, so that a window is either forgotten, and refused, or claimed, and then whoever
+    claimed it finds itself fenced.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any], table: TargetTable, claim: Claim) -> None:
+        self._connection = connection
+        self._table = table
+        self._claim = claim
+        self._parts: dict[str, Any] = {
+            "horizons": table.beside(HORIZONS),
+            "ledger": table.ledger,
+            "publications": table.publications,
+            "lock": f"{table.text} {claim.pipeline} {claim.stage}",
+            "table": table.name,
+            "pipeline": claim.pipeline,
+            "stage": claim.stage,
+            "origin": claim.origin,
+        }
+        self._parts["this_stage"] = compose(_THIS_STAGE, **self._parts)
+
+    def _run(self, query: str, **more: Any) -> psycopg.Cursor[Any]:
+        return self._connection.execute(compose(query, **self._parts, **more))
+
+    def refuse(self) -> None:
+        """Raise WindowError for a claim of a window that was forgotten."""
+        self._run("SELECT " + _LOCK.replace("{shared}", "_shared"))
+        for origin, spans in self._run("SELECT origin, spans FROM {horizons} WHERE {this_stage}"):
+            name = _own_name(self._claim.window, self._claim.pipeline, origin)
+            interval = interval_of(name) if name is not None else None
+            if interval is not None and MarkRecord("", "", spans=msgspec.convert(spans, tuple[tuple[int, int], ...])).covers(interval):
+                raise pruned(f"table {self._table.text}, stage {self._claim.stage!r}", interval.key)
+
+    def is_due(self) -> bool:
+        """Whether nobody has looked since yesterday."""
+        query = "SELECT FROM {horizons} WHERE {this_stage} AND origin = {origin} AND looked_at > now() - {daily}::interval"
+        return self._run(query, daily=_DAILY).fetchone() is None
+
+    def prune(self, mark: MarkRecord | None) -> int:
+        """Forget what lies below the mark, and say so; how many rows went. Rows that somebody works on stay until the next time."""
+        self._run("SELECT " + _LOCK.replace("{shared}", ""))
+        self._run(
+            "INSERT INTO {horizons} AS h (table_name, pipeline, stage, origin, spans, looked_at)"
+            " VALUES ({table}, {pipeline}, {stage}, {origin}, {spans}::jsonb, now())"
+            " ON CONFLICT (table_name, pipeline, stage, origin) DO UPDATE SET looked_at = now(),"
+            " spans = CASE WHEN {known} THEN EXCLUDED.spans ELSE h.spans END",
+            spans=msgspec.json.encode(mark.spans if mark is not None else ()).decode(),
+            known=mark is not None,
+        )
+        if mark is None:
+            return 0
+        windows = list(self._forgotten(mark))
+        gone = self._run(
+            "DELETE FROM {ledger} WHERE ctid = ANY (ARRAY("
+            "SELECT ctid FROM {ledger} WHERE {this_stage} AND window_key = ANY ({windows}) FOR UPDATE SKIP LOCKED)) RETURNING window_key",
+            windows=windows,
+        ).fetchall()
+        self._run("DELETE FROM {publications} WHERE {this_stage} AND window_key = ANY ({windows})", windows=sorted({w for (w,) in gone}))
+        return len(gone)
+
+    def _forgotten(self, mark: MarkRecord) -> Iterator[str]:
+        """Windows of this origin that lie below the mark: by their times, or (without an interval) by when they were claimed last."""
+        rows = self._run("SELECT window_key, max(claimed_generation) FROM {ledger} WHERE {this_stage} GROUP BY window_key")
+        for window, generation in rows:
+            name = _own_name(window, self._claim.pipeline, self._claim.origin)
+            if name is None:
+                continue
+            interval = interval_of(name)
+            if mark.covers(interval) if interval is not None else generation < mark.offset:
+                yield window
+
+
+def _own_name(window: str, pipeline: str, origin: str) -> str | None:
+    """A window's own name in a claim's, which has the pipeline and the scope behind it; None where it is of another origin."""
+    scope = rf" {re.escape(origin)}(?:\[\d+\])?" if origin else ""
+    found = re.fullmatch(rf"(.*) {re.escape(pipeline)}{scope}", window, re.DOTALL)
+    return found[1] if found is not None else None
