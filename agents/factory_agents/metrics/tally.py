@@ -29,6 +29,9 @@ class Told(Snapshot):
     cuts: Mapping[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict)
 
 
+_MOST_SHARDS = 100_000  # there is one a partition at most
+
+
 class _Result(msgspec.Struct, frozen=True):
     agent: str = ""
     interval: Interval | None = None
@@ -133,7 +136,7 @@ class LedgerTally(Follower):
         counts = offset >= self._from.get(partition, 0)
         try:
             record = _DECODER.decode(value)
-            readable = record.version <= RECORD_VERSION
+            readable = record.version <= RECORD_VERSION and 0 <= record.shard.index < record.shard.of <= _MOST_SHARDS
         except (msgspec.MsgspecError, ValueError, RecursionError):
             readable = False
         if readable:
@@ -224,7 +227,7 @@ class LedgerTally(Follower):
         elif kind in (b"stage", b"failure") and len(parts) == 6:
             _, pipeline, stage, scope, window, shard = parts
             index = shard.partition("of")[0]
-            if index.isdecimal():
+            if index.isdecimal() and int(index) < _MOST_SHARDS:
                 self._forget_work((pipeline, stage, scope, window), 1 << int(index), kind)
 
     def _forget_plan(self, window: tuple[str, str], topic_id: str) -> None:
