@@ -17,7 +17,7 @@ __all__ = ["Positions"]
 log = logging.getLogger(__name__)
 
 _TAG = "topic-id:"
-_SECONDS = 10.0
+_SECONDS = 5.0
 _LAST_SECONDS = 3.0
 
 

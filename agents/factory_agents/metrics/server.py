@@ -27,6 +27,7 @@ __all__ = ["MetricsServer", "default_group"]
 log = logging.getLogger(__name__)
 
 _LEDGER_SECONDS = 1.0
+_ASK_SECONDS = 5.0
 _READ_SECONDS = 60.0
 _ENDING_SECONDS = 2.0
 
@@ -147,7 +148,7 @@ class MetricsServer:
 
     def _follow(self) -> None:
         tally: LedgerTally | None = None
-        cluster = Cluster(self._config)
+        cluster = Cluster(self._config, timeout=_ASK_SECONDS)
         ledger = Ledger(self._config, cluster, prefix=self._prefix, pipeline="")
 
         def look() -> None:
@@ -170,7 +171,7 @@ class MetricsServer:
         cluster.close()
 
     def _measure(self) -> None:
-        cluster = Cluster(self._config)
+        cluster = Cluster(self._config, timeout=_ASK_SECONDS)
         lags, unread = Lags(self._config, cluster), FirstUnread(self._config)
 
         def look() -> None:

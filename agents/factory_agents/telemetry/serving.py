@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
 from socketserver import TCPServer
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 from factory_agents.errors import ConfigurationError
 
@@ -19,7 +18,7 @@ __all__ = ["Answer", "Asked", "Route", "SmallServer", "parse_listen", "text"]
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 32
-_SECONDS = 10.0
+_SECONDS = 5.0
 _LOOPBACK = "127.0.0.1"
 
 
@@ -132,7 +131,7 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
             self._answer(body=False)
 
         def _answer(self, *, body: bool) -> None:
-            route = routes.get(urlsplit(self.path).path)
+            route = routes.get(self.path.partition("?")[0])
             try:
                 answer = text(f"there is: {', '.join(routes)}", 404) if route is None else route(self._asked())
             except Exception:
