@@ -42,30 +42,35 @@ _COLUMNS = {
     "uuid": "uuid",
 }
 _COLUMNS |= {f"local-timestamp-{unit}": "timestamp" for unit in ("millis", "micros", "nanos")}
+_NAMED = ("record", "error", "enum", "fixed")
 _DEPTH = 60
 
 
 def is_avro(data: Any) -> bool:
-    """Whether a document is an Avro schema: a record, or a list of them."""
-    records = data if isinstance(data, list) else [data]
-    return len(records) > 0 and all(isinstance(r, Mapping) and r.get("type") in ("record", "error") and "fields" in r for r in records)
+    """Whether a document is an Avro schema: a record, or a list of named types with a record among them."""
+    parts = data if isinstance(data, list) else [data]
+    return all(isinstance(part, Mapping) and part.get("type") in _NAMED for part in parts) and any(map(_is_record, parts))
+
+
+def _is_record(part: Mapping[str, Any]) -> bool:
+    return part.get("type") in ("record", "error") and "fields" in part
 
 
 def read_avro(document: Document, wanted: str = "") -> Translation:
     """The contract that a record is; of several in a file the ``wanted`` one, by its name. Our own words may stand in its ``factory``."""
-    several = isinstance(document.data, list)
-    records: list[tuple[KeyPath, Mapping[str, Any]]] = (
-        [((i,), r) for i, r in enumerate(document.data)] if several else [((), document.data)]
-    )
-    names = [str(record.get("name")) for _, record in records]
+    parts: list[tuple[KeyPath, Mapping[str, Any]]] = [((), document.data)]
+    if isinstance(document.data, list):
+        parts = [((i,), part) for i, part in enumerate(document.data)]
+    records = [i for i, (_, part) in enumerate(parts) if _is_record(part)]
+    names = [str(parts[i][1].get("name")) for i in records]
     if wanted and wanted not in names:
         document.fail((), f"there is no record {wanted!r}; it holds {', '.join(names)}")
     if not wanted and len(records) > 1:
         document.fail((), f"it holds {len(records)} records: name one of {', '.join(names)}, such as {document.name}#{names[0]}")
     reader = _Reader(document)
-    schemas = [reader.convert(record, at, "", 0) for at, record in records]
-    chosen = names.index(wanted) if wanted else 0
-    return reader.contract(records[chosen][1], records[chosen][0], schemas[chosen])
+    schemas = [reader.convert(part, at, "", 0) for at, part in parts]
+    chosen = records[names.index(wanted) if wanted else 0]
+    return reader.contract(parts[chosen][1], parts[chosen][0], schemas[chosen])
 
 
 class _Reader:

@@ -32,8 +32,10 @@ def translated(document: Document, wanted: str = "") -> Translation:
 def schema_names(document: Document) -> list[str]:
     """The names of the schemas that a document holds, where it may hold several."""
     data = document.data
-    schemas = data.get("schema") or () if is_odcs(data) else data if is_avro(data) and isinstance(data, list) else ()
-    return [str(schema.get("name")) for schema in schemas]
+    if is_odcs(data):
+        return [str(schema.get("name")) for schema in data.get("schema") or ()]
+    parts = data if is_avro(data) and isinstance(data, list) else ()
+    return [str(part.get("name")) for part in parts if "fields" in part]
 
 
 def is_json_schema(data: Any) -> bool:

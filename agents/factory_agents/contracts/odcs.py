@@ -38,6 +38,7 @@ OPERATORS = {
 """When a check of the standard is broken, as our conditions write it."""
 _OLD_METRICS = {"duplicateCount": "duplicateValues", "nullCount": "nullValues", "missingCount": "missingValues"}
 _OLD_METRICS |= {"invalidCount": "invalidValues", "validValues": "invalidValues", "unique": "duplicateValues"}
+_OLD_KEYS = {"isNullable": "required", "isUnique": "unique", "isPrimary": "primaryKey", "isPrimaryKey": "primaryKey"}
 _UNITS = {"rows": "", "row": "", "count": "", "percent": " %", "percentage": " %", "%": " %"}
 _SLA_UNITS = {"s": "s", "second": "s", "min": "min", "minute": "min", "h": "h", "hr": "h", "hour": "h", "d": "d", "day": "d"}
 
@@ -56,7 +57,9 @@ class Finding(NamedTuple):
 
 def is_odcs(data: Any) -> bool:
     """Whether a document is a contract of the standard."""
-    return isinstance(data, Mapping) and ("apiVersion" in data or data.get("kind") == "DataContract")
+    return isinstance(data, Mapping) and (
+        "apiVersion" in data or data.get("kind") == "DataContract" or isinstance(data.get("schema"), list)
+    )
 
 
 def standard_errors(document: Document) -> list[Finding]:
@@ -113,9 +116,10 @@ def _judge(document: Document, version: str, given: Any) -> list[Finding]:
 
 
 def _root_path(error: Any) -> KeyPath:
-    """Of which key of the root an error at the root is."""
+    """Of which key of the root an error at the root is; an unknown key may be meant as the schema."""
     facts = error.kind.as_dict()
-    return (facts["property"],) if error.kind.name == "required" else ("schema",)
+    names = [facts["property"]] if error.kind.name == "required" else facts.get("unexpected") or ["schema"]
+    return ("schema",) if any(did_you_mean(name, ["schema", "schemas"]) for name in names) else (names[0],)
 
 
 def _errors_at(document: Document, path: KeyPath, error: Any, known: frozenset[str], broken: bool, given: Any) -> Iterator[ContractError]:
@@ -124,7 +128,10 @@ def _errors_at(document: Document, path: KeyPath, error: Any, known: frozenset[s
     if kind in ("additionalProperties", "unevaluatedProperties"):
         for name in facts["unexpected"][:100]:
             if kind == "additionalProperties" or name not in known or not broken:
-                yield document.error((*path, name), f"{given} has no such key here{did_you_mean(name, known, 0.75)}", key=True)
+                near = f"; did you mean {_OLD_KEYS[name]!r}?" if name in _OLD_KEYS else did_you_mean(name, known, 0.75)
+                yield document.error((*path, name), f"{given} has no such key here{near}", key=True)
+    elif error.instance is None and path and isinstance(path[-1], str) and path[-1] not in ("name", "value"):
+        return  # a key without a value says nothing, as in the standard's own examples
     elif kind == "required":
         yield document.error(path, f"expected {facts['property']}, got none")
     elif "oneOf" in kind and "quality" in path and isinstance(error.instance, dict):

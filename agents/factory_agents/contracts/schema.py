@@ -414,6 +414,8 @@ def _dialect(given: Any) -> str | None:
     name = given.removesuffix("#").partition("://")[2] if isinstance(given, str) else ""
     if name == "json-schema.org/schema":  # the newest, whichever that is
         return _DIALECTS[0]
+    if name.startswith("iglucentral.com/schemas/com.snowplowanalytics.self-desc/"):  # draft 4, with a name and a version
+        return _DIALECTS[-1]
     return next((known for known in _DIALECTS if name and known.endswith(f"://{name}")), None)
 
 

@@ -33,7 +33,10 @@ def test_a_json_schema_is_a_contract_named_as_it_says_or_as_its_file(tmp_path: P
     assert not contract.checker()({})
     path.write_text(json.dumps(schema | {"title": "Page View", "description": "A page was seen"}))
     assert load_contract(path).name == "Page_View"
-    path.write_text(json.dumps(schema | {"self": {"vendor": "com.acme", "name": "view", "format": "jsonschema", "version": "1-0-2"}}))
+    iglu = "http://iglucentral.com/schemas/com.snowplowanalytics.self-desc/schema/jsonschema/1-0-0#"
+    path.write_text(
+        json.dumps(schema | {"$schema": iglu, "self": {"vendor": "com.acme", "name": "view", "format": "jsonschema", "version": "1-0-2"}})
+    )
     assert (load_contract(path).name, load_contract(path).version) == ("view", "1-0-2")
     assert load_contract(pack_contract(contract)).digest == contract.digest
 
@@ -139,9 +142,12 @@ def test_names_that_repeat_do_not_explode() -> None:
 def test_of_several_records_one_is_chosen(tmp_path: Path) -> None:
     path = tmp_path / "all.avsc"
     one = {"type": "record", "name": "Line", "fields": [{"name": "n", "type": "int"}]}
-    two = {"type": "record", "name": "Order", "fields": [{"name": "lines", "type": {"type": "array", "items": "Line"}}]}
-    path.write_text(json.dumps([one, two]))
-    assert load_contract(f"{path}#Order").checker()({"lines": [{"n": 1}]})
+    state = {"type": "enum", "name": "State", "symbols": ["NEW"]}
+    lines = {"name": "lines", "type": {"type": "array", "items": "Line"}}
+    two = {"type": "record", "name": "Order", "fields": [lines, {"name": "state", "type": "State"}]}
+    path.write_text(json.dumps([state, one, two]))
+    assert load_contract(f"{path}#Order").checker()({"lines": [{"n": 1}], "state": "NEW"})
+    assert not load_contract(f"{path}#Order").checker()({"lines": [{"n": 1}], "state": "OLD"})
     assert load_contract(f"{path}#Line").checker()({"n": 1})
     with pytest.raises(ContractError, match=r"it holds 2 records: name one of Line, Order, such as .*all.avsc#Line"):
         load_contract(path)

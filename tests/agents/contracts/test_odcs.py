@@ -435,6 +435,21 @@ def test_what_is_wrong_beside_the_schema_is_noted() -> None:
     assert any("servers.0" in note for note in contract.notes)
 
 
+def test_what_public_contracts_have_is_taken_or_refused_with_a_hint() -> None:
+    text = odcs(
+        [{"name": "a", "logicalType": "string", "description": None, "quality": None, "logicalTypeOptions": None, "tags": None}], "v3.1.0"
+    )
+    assert [c.name for c in load_contract(text).columns()] == ["a"]
+    with pytest.raises(ContractError, match=r"properties.0.isNullable: v3.0.2 has no such key here; did you mean 'required'\?"):
+        one({"isNullable": False}, "v3.0.2")
+    document = json.loads(text)
+    assert any("change_management" in note for note in load_contract(json.dumps({**document, "change_management": {}})).notes)
+    with pytest.raises(ContractError, match="shcema: v3.1.0 has no such key here; did you mean 'schema'"):
+        load_contract(json.dumps({("shcema" if key == "schema" else key): value for key, value in document.items()}))
+    with pytest.raises(ContractError, match="apiVersion: expected a version of the standard"):
+        load_contract(json.dumps({key: value for key, value in document.items() if key not in ("apiVersion", "kind")}))
+
+
 def test_physical_types_and_formats() -> None:
     assert column_type("timestamp with time zone") == column_type("TIMESTAMPTZ")
     assert column_type("int; drop table") is column_type("x" * 1000) is column_type(5) is None
