@@ -107,7 +107,7 @@ def markdown(shown: WindowReport) -> str:
     """The report as Markdown."""
     report = shown.report
     lines = [f"# {_title(shown)}", "", f"**{shown.outcome.upper()}** · {_contract(report)}", ""]
-    lines += ["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in _figures(report)), ""]
+    lines += ["| figure | value |", "|---|---|", *(f"| {_cell(name)} | {value} |" for name, value in _figures(report)), ""]
     if report["checks"]:
         lines += ["| condition | outcome | observed |", "|---|---|---|"]
         lines += [f"| {c['level']}s if {_cell(c['rule'])} | {c['outcome']} | {_cell(_observed(c))} |" for c in report["checks"]] + [""]
@@ -115,6 +115,7 @@ def markdown(shown: WindowReport) -> str:
         lines += ["| rule | events | share |", "|---|---|---|"]
         lines += [f"| {_cell(rule)} | {n:,} | {share} |" for rule, n, share in broken] + [""]
     lines += [f"- `{place}` {_cell(reason)}" for place, reason in _samples(report)]
+    lines += ["", *(f"- {_cell(text)}" for text in report.get("not_run", ()))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -136,6 +137,7 @@ def html_page(shown: WindowReport, earlier: Iterable[WindowReport] = ()) -> str:
         ),
         _table("Broken rules", ("rule", "events", "share"), [(_h(r), f"{n:,}", s) for r, n, s in _broken(report)], numbers={1, 2}),
         _table("First rejected events", ("record", "what is wrong"), [(f"<code>{_h(p)}</code>", _h(r)) for p, r in _samples(report)]),
+        _table("Not run", ("check",), [(_h(text),) for text in report.get("not_run", ())]),
         _trend([*before, shown][-_TREND:]),
         f"<p>Every rejected event stands whole in the dead-letter topic: <code>factory dead-letters list … --pipeline "
         f"{_h(shown.pipeline)} --window '{_h(shown.window)}'</code></p>"
@@ -160,6 +162,9 @@ def _figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     counted = [name for name in ("duplicates", "late", "early", "untimed") if report[name] is not None]
     found += [(name, _with_share(report[name], valid)) for name in counted]
     found += [(f"null {field}", _with_share(n, valid)) for field, n in report["nulls"].items() if n]
+    for figure in ("missing", "invalid", "duplicates_of"):  # a report of before these were counted has none
+        name = figure.replace("_", " ")
+        found += [(f"{name} {field}", _with_share(n, valid)) for field, n in report.get(figure, {}).items() if n]
     found += [(name.replace("_", " "), str(report[name])) for name in ("first_event", "last_event") if report[name]]
     return found
 

@@ -19,6 +19,7 @@ __all__ = ["WindowStatistics", "merge_reports"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SAMPLES = 5
+_NOT_RUN = 20
 _REASON = 200
 
 
@@ -127,7 +128,7 @@ class WindowStatistics:
                 "window_end": _text(self._end),
                 "samples": self._samples,
                 "shards": 1,
-                "not_run": list(contract.not_run),
+                "not_run": _few(contract.not_run),
             },
             [("fail", c.text) for c in contract.fail_if] + [("warn", c.text) for c in contract.warn_if],
         )
@@ -170,6 +171,11 @@ def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     merged["last_event"] = max((p["last_event"] for p in parts if p["last_event"]), default=None)
     merged["samples"] = _first_samples([s for p in parts for s in p["samples"]])
     return _complete(merged, [(c["level"], c["rule"]) for c in first["checks"]])
+
+
+def _few(texts: Sequence[str]) -> list[str]:
+    more = len(texts) - _NOT_RUN
+    return [*texts[:_NOT_RUN], *([f"and {more:,} more: factory contracts show lists them"] if more > 0 else [])]
 
 
 def _repeated(counter: DistinctCounter | None) -> int | None:
