@@ -35,7 +35,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "agent_secret": _option(
         "Name of an existing Kubernetes Secret whose keys become the agent's environment: KAFKA_BOOTSTRAP, KAFKA_CONFIG, "
-        "DATABASE_URL. It has to be in the pods' namespace.\n",
+        "DATABASE_URL. It must be in the pods' namespace.\n",
         default="factory-agent",
         example="team-a-agents",
     ),
@@ -69,7 +69,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "keep_windows": _option(
         "For how long the ledger remembers what was planned and done: ``retention`` (as long as the pipeline's topics keep records, and a "
-        "margin), a time such as ``45 d``, or ``forever``. Older windows are forgotten, and refused from then on.\n",
+        "margin), a time such as ``45 d``, or ``forever``. Older windows are forgotten, and running them again is refused.\n",
         default="retention",
         example="45 d",
     ),

@@ -108,7 +108,7 @@ def documented(member: Any) -> tuple[str, list[Row]]:
     for base in member.__mro__[1:] if inspect.isclass(member) else ():
         inherited = _docstring(inspect.cleandoc(base.__doc__ or ""))[1]
         if not base.__module__.startswith(OWN):
-            inherited = dict.fromkeys(inherited, f"as {base.__name__} has it")
+            inherited = dict.fromkeys(inherited, f"see {base.__name__}")
         said = {**inherited, **said}
     rows = [
         Row(name, _type(p.annotation), "" if p.default is inspect.Parameter.empty else f"`{p.default!r}`", said.get(name, ""))

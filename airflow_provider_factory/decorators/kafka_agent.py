@@ -139,8 +139,8 @@ class DecoratedKafkaAgentOperator(KafkaAgentOperator):
 class AgentTask(_TaskDecorator[..., Any, KafkaAgentOperator]):  # so that @task.skip_if, @setup and their like find what they expect
     """A function as an agent's task: call it to make a task, or map it with ``expand``; ``function`` is the plain function, for unit tests.
 
-    What it takes are KafkaAgentOperator's arguments (``window``, ``shard``, ``agent_params`` …): the function's own are the event and
-    its parameters.
+    It takes KafkaAgentOperator's arguments (``window``, ``shard``, ``agent_params`` …); the function itself takes the event and its
+    parameters.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ NOT_LIBPQ = {
 def database_url(connection: Any) -> str:
     """A libpq URL from a connection's parts and extra: the session that the official hook opens, several hosts and IAM tokens included.
 
-    Raises ConfigurationError for a connection of another type, for an extra that libpq can't take, and where a token can't be had.
+    Raises ConfigurationError for a connection of another type, for an extra that libpq can't take, and if no token can be obtained.
     """
     if connection.conn_type not in ("postgres", "postgresql"):
         raise ConfigurationError(f"connection {connection.conn_id!r}: expected the type postgres, got {connection.conn_type!r}")
@@ -85,7 +85,7 @@ def _iam_token(connection: Any) -> tuple[str, str, int]:
 
 
 def database_environment(conn_id: str, *, required: bool) -> dict[str, str]:
-    """``DATABASE_URL`` of an Airflow connection, its password masked in logs; nothing where the connection may be missing and is.
+    """``DATABASE_URL`` of an Airflow connection, its password masked in logs; empty if the connection is missing and not required.
 
     A google or a snowflake connection gives what BigQuery's or Snowflake's client needs instead. Raises ConfigurationError where a
     required one is missing.

@@ -20,10 +20,10 @@ _NOT_TAKEN = ("key_secret_name", "idp_issuer_url")
 
 
 def google_environment(connection: Any) -> dict[str, str]:
-    """Project, credentials and accounts to act for, as ``publish`` reads them; keys are masked in logs.
+    """Project, credentials and accounts to impersonate, as ``publish`` reads them; keys are masked in logs.
 
     A key's file, or a workload identity's configuration, is read here: it need not be in the agent's image. A connection without any of
-    them means the credentials of the machine that the agent runs on. Raises ConfigurationError for what cannot be taken, showing no secret.
+    them means the credentials of the machine that the agent runs on. Raises ConfigurationError for unusable extras, without secrets.
     """
     where = f"connection {connection.conn_id!r}"
     extra = {name.removeprefix(_PREFIX): value for name, value in (connection.extra_dejson or {}).items() if value not in (None, "")}

@@ -29,7 +29,7 @@ _DROPPED = {
 
 
 class FactoryKafkaHook(KafkaBaseHook):
-    """Reads a connection of the official type ``kafka``; what its extra says of consumer groups is left out, since windows have none."""
+    """Reads a connection of the official type ``kafka``; settings of consumer groups in its extra are left out, since windows have none."""
 
     def __init__(self, kafka_config_id: str = KafkaBaseHook.default_conn_name) -> None:
         super().__init__(kafka_config_id)  # type: ignore[no-untyped-call]  # the official provider's has no types
@@ -62,7 +62,7 @@ class FactoryKafkaHook(KafkaBaseHook):
 
 
 def kafka_config(extra: Mapping[str, Any], name: str) -> KafkaConfig:
-    """A connection's extra as typed settings; ``name`` stands in the errors.
+    """A connection's extra as typed settings; ``name`` appears in errors.
 
     As for the official hooks, a value of null leaves its key unset, and ``oauth_cb`` names a function only where
     ``[apache_kafka] callback_allowlist`` has it.

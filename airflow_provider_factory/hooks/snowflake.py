@@ -28,8 +28,8 @@ _OURS = (
 def snowflake_environment(connection: Any) -> dict[str, str]:
     """Account, credentials and defaults, as ``publish`` reads them; secrets are masked in logs.
 
-    A key's file is read here: it need not be in the agent's image. Every variable is given, empty where the connection doesn't say it: what
-    the worker has is not the agent's. Raises ConfigurationError for what cannot be taken, showing no secret.
+    A key's file is read here: it need not be in the agent's image. Every variable is set, empty if the connection doesn't have it, so that
+    none of the worker's reaches the agent. Raises ConfigurationError for what cannot be taken, without showing secrets.
     """
     where = f"connection {connection.conn_id!r}"
     extra = {name.removeprefix(_PREFIX): value for name, value in (connection.extra_dejson or {}).items() if value not in (None, "")}

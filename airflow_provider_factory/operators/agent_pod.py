@@ -36,17 +36,17 @@ _STARTUP_CHECK_INTERVAL = 1  # KubernetesPodOperator's 5 would be most of a smal
 
 
 class AgentPodOperator(OpenPodOperator):
-    """Runs one ``AgentRun`` in a pod. It takes the arguments of KubernetesPodOperator, and differs from it:
+    """Runs one ``AgentRun`` in a pod. It takes the arguments of KubernetesPodOperator, with these differences:
 
-    * The result comes from the container's termination message, else from the ledger, else the task fails: no XCom sidecar.
-    * A running pod is used again only if its fingerprint fits; other pods of the same task instance are deleted.
-    * The task's error is the agent's own; if it left none, it is what Kubernetes says (image, memory, eviction, no node).
-    * Log lines keep their level and come once; those of a deferred task come every ``logging_interval`` seconds (10 by default).
+    * The result comes from the container's termination message, else from the ledger; else the task fails. There is no XCom sidecar.
+    * A running pod is taken over only if its fingerprint matches; other pods of the same task instance are deleted.
+    * The task's error is the agent's own; if it left none, Kubernetes' reason (image, memory, eviction, no node).
+    * Log lines keep their level and appear once; those of a deferred task come every ``logging_interval`` seconds (10 by default).
 
     :param agent_secret: existing Kubernetes Secret whose keys become the pod's environment; by default ``[factory] agent_secret``.
         (templated)
-    :param credentials: ``secret`` (the one named), ``connections`` (Airflow's, in a Secret that belongs to the pod and goes with it) or
-        ``none`` (the pod template or KubernetesPodOperator's own arguments bring them); by default ``[factory] credentials``. (templated)
+    :param credentials: ``secret`` (the one named), ``connections`` (Airflow's, in a Secret that is deleted with the pod) or
+        ``none`` (the pod template or KubernetesPodOperator's own arguments provide them); by default ``[factory] credentials``. (templated)
     """
 
     template_fields: Sequence[str] = (*KubernetesPodOperator.template_fields, "agent_secret", "credentials")

@@ -33,7 +33,7 @@ _MARGIN = timedelta(minutes=10)
 class KafkaSensor(BaseSensorOperator):
     """Waits for a condition on Kafka; subclasses make the question, ask it, and name their trigger.
 
-    A broker that doesn't answer is waited for until the timeout, whose message says what was seen last.
+    It waits for a broker that doesn't answer until the timeout, whose message says what was seen last.
 
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
     :param deferrable: wait in the triggerer; by default ``[operators] default_deferrable``.

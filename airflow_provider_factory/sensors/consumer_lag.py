@@ -24,7 +24,7 @@ __all__ = ["ConsumerLagSensor"]
 
 
 class ConsumerLagSensor(KafkaSensor):
-    """Waits until the lag on topics is at most a threshold (``below``), or more than it (``above``). Joins no group, commits nothing.
+    """Waits until the lag on topics is at most a threshold (``below``), or more than it (``above``). It joins no group and commits nothing.
 
     :param topics: one topic or several: names or assets. (templated)
     :param group: the consumer group; without it the lag is that of this DAG's own windows: what has arrived since the last one

@@ -25,10 +25,10 @@ __all__ = ["WindowClosedSensor"]
 class WindowClosedSensor(KafkaSensor):
     """Waits until each partition of a topic has a record at or past the data interval's end, or ``grace`` after that end.
 
-    Records that come later still are not lost: they are in the window in which they arrive.
+    Records that arrive even later are not lost: they are in the window of the time at which they arrive.
 
     :param topic: the topic's name, or an asset ``kafka://<cluster>/<topic>``. (templated)
-    :param grace: how long after the interval's end quiet partitions are waited for.
+    :param grace: how long after the interval's end to wait for quiet partitions.
     """
 
     template_fields: Sequence[str] = (*KafkaSensor.template_fields, "topic")

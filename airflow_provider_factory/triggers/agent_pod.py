@@ -22,7 +22,7 @@ __all__ = ["AgentPodTrigger"]
 class AgentPodTrigger(OpenPodTrigger):
     """A KubernetesPodTrigger that waits out an unreachable API server; takes its arguments.
 
-    Its event also has ``said``, the container's termination message, and ``trouble``, why the pod came to nothing.
+    Its event also has ``said``, the container's termination message, and ``trouble``, why the pod failed.
     """
 
     _last: k8s.V1Pod | None = None

@@ -26,9 +26,9 @@ _SPREAD = 0.1
 
 
 class KafkaTrigger(BaseTrigger):
-    """Fires one event: ``met`` with figures, ``timeout`` with what was seen last, or ``error`` for what trying again cannot mend.
+    """Fires one event: ``met`` with figures, ``timeout`` with what was seen last, or ``error`` for an error that no retry can fix.
 
-    A broker that doesn't answer is waited for. All triggers of a cluster share one client and few threads (``clusters``).
+    It waits for a broker that doesn't answer. All triggers of a cluster share one client and few threads (``clusters``).
 
     :param deadline: seconds since 1970 UTC, so that it holds over a restart of the triggerer.
     """

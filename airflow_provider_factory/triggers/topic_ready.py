@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class TopicReadyTrigger(BaseEventTrigger):
     """Fires, again and again, when ``records`` or ``bytes`` wait beyond the pipeline's last window, or the oldest has waited for ``age``.
 
-    It need only start runs often enough: which records a run takes is decided by the pipeline's ledger, when its
+    It only has to start runs often enough: the pipeline's ledger decides which records a run takes, when its
     ``WindowOperator(no_interval="since_last")`` plans. So a start too many finds an empty window, and what arrives between a start and
     the planning is in that run; nothing is lost or doubled whatever dies in between. It reads positions, not records (unless asked for
     ``bytes``), joins no group and commits nothing, and runs on every supported Airflow. The official ``KafkaSharedStreamTrigger``
@@ -35,11 +35,11 @@ class TopicReadyTrigger(BaseEventTrigger):
 
     :param topic: the topic's name.
     :param pipeline: the DAG's id: whose windows count as taken.
-    :param records: start when so many wait (counted in offsets).
-    :param size: start when so many bytes of keys and values wait; they are read for it, once.
-    :param age: start when the oldest record has waited so long (seconds, or a timedelta): by its own time, or since it was seen.
-    :param again: start once more when what was waiting at the last start is still in no window after this time (seconds, or a timedelta).
-    :param poll_interval: seconds between two looks.
+    :param records: start when so many are waiting (counted in offsets).
+    :param size: start when so many bytes of keys and values are waiting; each is read once to count them.
+    :param age: start when the oldest record has waited this long (seconds, or a timedelta): by its own time, or since it was seen.
+    :param again: start again if records waiting at the last start are in no window after this time (seconds, or a timedelta).
+    :param poll_interval: seconds between two checks.
     :param kafka_conn_id: by default ``[factory] kafka_conn_id``.
     """
 
