@@ -22,6 +22,8 @@ from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.lag import group_lag, pipeline_lag
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.windows import read_windows
+from factory_agents.metrics.lags import LagChoice
+from factory_agents.metrics.server import MetricsServer
 from factory_agents.protocol import AgentRef, AgentRun, Counts, Window
 from factory_agents.runtime.agents import agent
 from factory_agents.runtime.dead_letters import LetterTopic, Selection, replay_letters
@@ -33,6 +35,8 @@ from factory_agents.runtime.window import run_transform
 from factory_agents.topics_file import WantedTopic, apply_topics
 from tests.support.guarded_broker import Acl, GuardedBroker, guarded_broker, parse_acls
 from tests.support.runs import events
+from tests.support.scrapes import scrape
+from tests.support.scrapes import value as figure
 from tests.support.sqlite_sink import SqliteSink
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
@@ -156,6 +160,20 @@ class Factory:
         self.produce(RAW)
         assert pipeline_lag(self.config, f"orders-{RAW}", [RAW])
 
+    def metrics(self) -> None:
+        server = MetricsServer(self.config, listen="0", lag=LagChoice(groups="none", topics="none"))
+        server.start()
+        try:
+            wait_for(lambda: figure(scrape(server.address), "factory_metrics_up") == 3 or self._failing(server), "the metrics server")
+            if failing := self._failing(server):
+                raise ConfigurationError(failing)
+        finally:
+            server.close()
+
+    @staticmethod
+    def _failing(server: MetricsServer) -> str:
+        return "".join(part.said for part in server._parts)
+
     def windows(self) -> None:
         assert read_windows(self.config)
 
@@ -193,6 +211,7 @@ JOBS = (
     "live-publish",
     "lag-of-a-group",
     "lag-of-a-pipeline",
+    "metrics",
     "windows",
     "dead-letters-list",
     "dead-letters-replay",

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 
 from confluent_kafka import KafkaException, TopicPartition
 
 from factory_agents.kafka.config import KafkaConfig, kafka_error
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS
+from factory_agents.kafka.topics import Cluster
+from factory_agents.metrics.part import Part
 from factory_agents.metrics.tally import Told
-from factory_agents.telemetry import fields
 
 __all__ = ["Positions"]
-
-log = logging.getLogger(__name__)
 
 _TAG = "topic-id:"
 _SECONDS = 5.0
@@ -22,13 +20,14 @@ _LAST_SECONDS = 3.0
 
 
 class Positions:
-    """Keeps positions in a group that nobody joins. They are written by a thread of its own, the newest at once.
+    """Keeps positions in a group that nobody joins. They are written by a thread of its own, the newest at once; ``part`` says whether.
 
     The topic's id stands beside each: of a ledger that was deleted and made again nothing was counted.
     """
 
-    def __init__(self, config: KafkaConfig, topic: str, group: str) -> None:
-        self._topic, self._group = topic, group
+    def __init__(self, config: KafkaConfig, topic: str, group: str, part: Part) -> None:
+        self._config, self._topic, self._group, self._part = config, topic, group, part
+        self._needed = {"group": f"READ on group {group!r}", "topic": f"READ on topic {topic!r}"}
         self._onlooker = config.onlooker(group)
         self._wanted = self._kept = Told()
         self._woken, self._stop = threading.Event(), threading.Event()
@@ -37,13 +36,15 @@ class Positions:
     def load(self) -> tuple[str, dict[int, int]]:
         """The topic's id and the positions that were kept last; raises a FactoryError where nobody can tell."""
         wanted = [TopicPartition(self._topic, p) for p in range(LEDGER_PARTITIONS)]
+        with Cluster(self._config, timeout=_SECONDS) as cluster:
+            cluster.group(self._group)  # a right that is missing is told here; the next question would time out
         try:
             found = self._onlooker.committed(wanted, timeout=_SECONDS)
         except KafkaException as error:
-            raise kafka_error(error, f"positions of group {self._group!r}", group=f"READ on group {self._group!r}") from error
+            raise kafka_error(error, f"positions of group {self._group!r}", **self._needed) from error
         for tp in found:
             if tp.error is not None:
-                raise kafka_error(tp.error, f"positions of group {self._group!r}", group=f"READ on group {self._group!r}")
+                raise kafka_error(tp.error, f"positions of group {self._group!r}", **self._needed)
         ids = {(tp.metadata or "").removeprefix(_TAG) for tp in found if tp.offset >= 0}
         return (ids.pop() if len(ids) == 1 else ""), {tp.partition: tp.offset for tp in found if tp.offset >= 0}
 
@@ -77,5 +78,6 @@ class Positions:
         try:
             self._onlooker.commit(offsets=offsets, asynchronous=False)
             self._kept = told
+            self._part.took()
         except KafkaException as error:
-            log.warning("positions are not kept; a restart before they are counts twice", extra=fields(reason=error.args[0].str()))
+            self._part.failed(kafka_error(error, f"keeping positions in group {self._group!r}", **self._needed))

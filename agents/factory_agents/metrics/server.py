@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from factory_agents.errors import FactoryError
 from factory_agents.kafka.ages import FirstUnread
@@ -15,10 +14,11 @@ from factory_agents.kafka.lag import Lags
 from factory_agents.kafka.ledger import Ledger, ledger_topic
 from factory_agents.kafka.topics import Cluster
 from factory_agents.metrics.lags import LagChoice
+from factory_agents.metrics.part import Part
 from factory_agents.metrics.positions import Positions
 from factory_agents.metrics.tally import LedgerTally, Told
 from factory_agents.telemetry import fields
-from factory_agents.telemetry.metrics import Series, Values, encoder
+from factory_agents.telemetry.metrics import Values, encoder
 from factory_agents.telemetry.serving import Answer, Asked, SmallServer, text
 from factory_agents.telemetry.shown import Shown
 
@@ -35,35 +35,6 @@ _ENDING_SECONDS = 2.0
 def default_group(prefix: str) -> str:
     """The group that keeps a ledger's positions: ``factory.metrics`` for the ledger ``factory.ledger``."""
     return f"{prefix}.metrics"
-
-
-@dataclass
-class _Part:
-    """One of the two things that are looked at, again and again: when that worked last, and whether it did the last time."""
-
-    name: str
-    taken_at: float = 0.0
-    up: bool = False
-    said: str = field(default="", repr=False)
-
-    def values(self) -> Values:
-        """What is told of it."""
-        found: dict[Series, tuple[float, ...]] = {("factory_metrics_up", (self.name,)): (float(self.up),)}
-        if self.taken_at:
-            found["factory_metrics_age_seconds", (self.name,)] = (time.monotonic() - self.taken_at,)
-        return found
-
-    def took(self) -> None:
-        """It worked."""
-        if self.said:
-            log.info("answers again", extra=fields(part=self.name))
-        self.taken_at, self.up, self.said = time.monotonic(), True, ""
-
-    def failed(self, error: Exception) -> None:
-        """It did not: that is said once for each reason."""
-        if str(error) != self.said:
-            log.warning("cannot be read; the last figures stay", extra=fields(part=self.name, reason=str(error)))
-        self.up, self.said = False, str(error)
 
 
 class MetricsServer:
@@ -87,8 +58,8 @@ class MetricsServer:
         self._told = Told()
         self._shown = Shown(self._told)
         self._lags: Values = {}
-        self._parts = (_Part("ledger"), _Part("lag"))
-        self._positions = Positions(config, ledger_topic(prefix), group or default_group(prefix))
+        self._ledger, self._lag, kept = self._parts = (Part("ledger"), Part("lag"), Part("positions"))
+        self._positions = Positions(config, ledger_topic(prefix), group or default_group(prefix), kept)
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True, name=work.__name__) for work in (self._follow, self._measure)]
         self._http = SmallServer(listen, {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}, where="--listen")
@@ -118,7 +89,8 @@ class MetricsServer:
     def _metrics(self, asked: Asked) -> Answer:
         values, sent = self._shown.to(asked.client)
         encode, content_type = encoder(asked.accept)
-        body = encode({**values, **self._lags, **self._parts[0].values(), **self._parts[1].values()})
+        parts = {series: figures for part in self._parts for series, figures in part.values().items()}
+        body = encode({**values, **self._lags, **parts})
 
         def had() -> None:
             sent()
@@ -131,10 +103,10 @@ class MetricsServer:
         return text("ok") if not dead else text(f"ended: {', '.join(dead)}", 503)
 
     def _readyz(self, asked: Asked) -> Answer:
-        waiting = [part.name for part in self._parts if not part.taken_at]
+        waiting = [part.name for part in (self._ledger, self._lag) if not part.taken_at]
         return text("ok") if not waiting else text(f"not read yet: {', '.join(waiting)}", 503)
 
-    def _repeat(self, part: _Part, every: float, work: Callable[[], None]) -> None:
+    def _repeat(self, part: Part, every: float, work: Callable[[], None]) -> None:
         while not self._stop.is_set():
             try:
                 work()
@@ -167,7 +139,7 @@ class MetricsServer:
             if self._told.number:
                 self._shown.tell(self._told)
 
-        self._repeat(self._parts[0], _LEDGER_SECONDS, look)
+        self._repeat(self._ledger, _LEDGER_SECONDS, look)
         cluster.close()
 
     def _measure(self) -> None:
@@ -177,5 +149,5 @@ class MetricsServer:
         def look() -> None:
             self._lags = self._choice.values(lags, unread, self._told.cuts)
 
-        self._repeat(self._parts[1], self._every, look)
+        self._repeat(self._lag, self._every, look)
         cluster.close()

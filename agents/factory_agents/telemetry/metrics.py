@@ -94,9 +94,12 @@ FAMILIES: Mapping[str, Family] = {
         Family("kafka_consumer_lag_seconds", "gauge", ("topic", "group", "partition"), "Age of the first of these records; 0 without one."),
         Family("factory_pipeline_lag", "gauge", ("pipeline", "topic"), "Offsets that have arrived since a pipeline's last cut of a topic."),
         Family(
-            "factory_metrics_up", "gauge", ("part",), "Whether the metrics server could read its part of Kafka last time: ledger or lag."
+            "factory_metrics_up",
+            "gauge",
+            ("part",),
+            "Whether a part of the metrics server did its work the last time: ledger, lag or positions.",
         ),
-        Family("factory_metrics_age_seconds", "gauge", ("part",), "How old the figures of a part are."),
+        Family("factory_metrics_age_seconds", "gauge", ("part",), "How long ago a part last did its work."),
         Family(
             "factory_ledger_unreadable_records",
             "gauge",
