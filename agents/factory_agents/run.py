@@ -97,7 +97,8 @@ def failed_result(run: AgentRun | None, error: Exception) -> AgentResult:
     """What is answered for a run that raised."""
     known = isinstance(error, FactoryError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
-    retriable = error.retriable if isinstance(error, FactoryError) else isinstance(error, OSError)  # a disk, a network: it may pass
+    passes = isinstance(error, (OSError, MemoryError))  # a disk, a network, the memory of this attempt
+    retriable = error.retriable if isinstance(error, FactoryError) else passes
     info = ErrorInfo(type(error).__name__, printable(message), retriable=retriable)
     key = "" if run is None or (run.window is None and run.interval is None) else run.key
     return AgentResult(

@@ -543,6 +543,8 @@ class FunctionTransform:
         return self._raised(error)
 
     def _raised(self, error: Exception) -> Reject:
+        if isinstance(error, MemoryError):  # the process's, and not the event's
+            raise error
         try:
             said = str(error)
         except Exception as unspeakable:

@@ -99,7 +99,7 @@ class OpenCodec:
             return self._codec.decode_json(value, headers)
         except Reject as reject:
             return _undecoded(reject)
-        except FactoryError:
+        except (FactoryError, MemoryError):
             raise
         except Exception as error:
             return _undecoded(Reject(f"codec {self.ref.name!r} raised {describe(error)}", rule="decode"))
@@ -115,7 +115,7 @@ class OpenCodec:
         """A record's value for an event; raises Reject."""
         try:
             return self._codec.encode_json(text)
-        except (Reject, FactoryError):
+        except (Reject, FactoryError, MemoryError):
             raise
         except Exception as error:
             raise Reject(f"codec {self.ref.name!r} raised {describe(error)}", rule="encode") from error

@@ -88,7 +88,7 @@ class _SourceRun:
         """Ask the source something; what it raises is its own error, unless we know it."""
         try:
             return ask()
-        except (FactoryError, OSError):
+        except (FactoryError, OSError, MemoryError):
             raise
         except Exception as error:
             raise AgentError(f"source {self.source.name!r}: raised {type(error).__name__}: {error}") from error

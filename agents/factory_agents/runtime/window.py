@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from factory_agents import failpoints
-from factory_agents.errors import AgentError, DeadlineError, FactoryError, StoppedError, WindowError
+from factory_agents.errors import AgentCrashedError, AgentError, DeadlineError, FactoryError, StoppedError, WindowError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
@@ -79,6 +79,8 @@ def process(transform: Transform, messages: Sequence[Message], codec: OpenCodec 
         outputs = transform.process(messages if codec is None else codec.read(messages))
     except FactoryError:
         raise
+    except MemoryError as error:
+        raise AgentCrashedError(f"{where}: out of memory; give it more, or smaller chunks (chunk_records); a retry resumes") from error
     except Exception as error:
         raise AgentError(f"{where}: raised {type(error).__name__}: {error}") from error
     if len(outputs) != len(messages):
@@ -91,7 +93,7 @@ def finish(transform: Transform, counts: Counts) -> dict[str, Any] | None:
     """The transform's report; AgentError for what it must not do."""
     try:
         return transform.finish(counts)
-    except FactoryError:
+    except (FactoryError, MemoryError):
         raise
     except Exception as error:
         raise AgentError(f"agent {transform.name!r}: its report of the window raised {type(error).__name__}: {error}") from error

@@ -60,15 +60,20 @@ class DateLike(NamedTuple):
 DATE_LIKE = (
     DateLike(1900, 2100, 1, 0, 0),
     DateLike(190001, 209913, 10**2, 1, 12),
-    DateLike(19000101, 20991232, 10**4, 101, 1231),
-    DateLike(190001010000, 209912312360, 10**8, 1010000, 12312359),
-    DateLike(19000101000000, 20991231235960, 10**10, 101000000, 1231235959),
-    DateLike(19000101000000 * 10**3, 20991231235960 * 10**3, 10**13, 101000000 * 10**3, 1231235960 * 10**3 - 1),
-    DateLike(19000101000000 * 10**6, 20991231235960 * 10**6, 10**16, 101000000 * 10**6, 1231235960 * 10**6 - 1),
+    DateLike(10101, 991232, 10**4, 101, 1231),  # 240102
+    DateLike(10100, 311300, 10**4, 100, 1299),  # 020124
+    DateLike(10100, 123200, 10**4, 100, 3199),  # 010224
+    DateLike(19000101, 20993113, 10**4, 101, 3112),  # 20240102, 20241301
+    DateLike(2000010100, 2099123124, 10**6, 10100, 123123),  # 2024010203; of the last century it would be a second before 2034
+    DateLike(190001010000, 209931122360, 10**8, 1010000, 31122359),
+    DateLike(19000101000000, 20993112235960, 10**10, 101000000, 3112235959),
+    DateLike(19000101000000 * 10**3, 20993112235960 * 10**3, 10**13, 101000000 * 10**3, 3112235960 * 10**3 - 1),
+    DateLike(19000101000000 * 10**6, 20993112235960 * 10**6, 10**16, 101000000 * 10**6, 3112235960 * 10**6 - 1),
     DateLike(1011900, 31122100, 10**4, 1900, 2099),
 )
-"""What is more likely a year, month, day, minute, second or a part of one as people write it than a count since 1970; the last is a day
-with its year at the end."""
+"""What is more likely a year, month, day, hour, minute, second or a part of one as people write it than a count since 1970, the day before
+the month, too; the last is a day with its year at the end.
+"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -193,17 +198,16 @@ def all_to_micros(values: Sequence[Any], unit: TimeUnit = "auto", format_: str =
     kinds = set(map(type, values)) if not format_ else set()
     if kinds == {int} or kinds == {Decimal}:
         least, most = min(values), max(values)
-        if unit in ("auto", "s") and least >= (_FIRST_SECOND if unit == "auto" else 0) and most < 10**11:
+        plain = unit != "auto" or not any(like.low <= most and least < like.high for like in DATE_LIKE)
+        if unit in ("auto", "s") and plain and least >= 0 and most < 10**11:
             return [int(_FLOOR.multiply(value, 1_000_000)) for value in values] if Decimal in kinds else [v * 1_000_000 for v in values]
-        if int in kinds and unit in ("auto", "ms") and least >= _FIRST_MILLISECOND and most < 10**13:
+        if int in kinds and unit in ("auto", "ms") and plain and least >= (10**11 if unit == "auto" else 0) and most < 10**13:
             return [value * 1_000 for value in values]
         if int in kinds and unit == "us" and least >= _FIRST and most <= _LAST:
             return list(values)
     return [to_micros(value, unit, format_) for value in values]
 
 
-_FIRST_SECOND, _FIRST_MILLISECOND = (max(like.high for like in DATE_LIKE if like.high < most) for most in (10**11, 10**13))
-"""From here on no number of seconds, or of milliseconds up to the year 2286, looks like a date."""
 _NUMBERS = (int, float, Decimal)
 _MOST_DIGITS, _LONGEST_NUMBER = 30, 60
 _FLOOR = Context(prec=60, rounding=ROUND_FLOOR)
@@ -216,7 +220,7 @@ def _number_to_micros(value: int | float | Decimal, unit: TimeUnit) -> int:
         raise ValueError(f"is {number:.6g}, not a time")
     if unit == "auto":
         if any(like.low <= number < like.high and like.first <= number % like.modulus < like.last + 1 for like in DATE_LIKE):
-            raise ValueError(f"is {value}, which looks like a date: set time_format to its form, such as %Y%m%d, or time_unit to its unit")
+            raise _looks_like_a_date(value)
         size = max(number, -number)
         unit = "s" if size < 10**11 else "ms" if size < 10**14 else "us" if size < 10**17 else "ns"
     if isinstance(number, Decimal):
@@ -228,10 +232,16 @@ def _number_to_micros(value: int | float | Decimal, unit: TimeUnit) -> int:
     return micros
 
 
+def _looks_like_a_date(value: Any) -> ValueError:
+    return ValueError(f"is {value}, which looks like a date: set time_format to its form, such as %Y%m%d, or time_unit to its unit")
+
+
 def _text_to_micros(text: str, unit: TimeUnit) -> int:
     text = text.strip()
     unsigned = text[1:] if text[:1] in ("-", "+") else text
     if len(text) <= _LONGEST_NUMBER and unsigned.isascii() and unsigned.replace(".", "", 1).isdigit():
+        if unit == "auto" and len(unsigned) >= 6 and unsigned[0] == "0" and unsigned.isdigit():  # no count begins so: 050624
+            raise _looks_like_a_date(text)
         return _number_to_micros(Decimal(text), unit)
     try:
         return to_micros(datetime.fromisoformat(text))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Relation", "TableSource", "connect", "describe", "in_utc", "querying"]
 
 _TIMESTAMP, _TIMESTAMPTZ, _DATE, _BYTEA, _NUMERIC = 1114, 1184, 1082, 17, 1700
+_TIMESTAMPS, _BYTEAS, _NUMERICS = 1115, 1001, 1231
 _INTEGERS, _FRACTIONS = (20, 21, 23), (700, 701, _NUMERIC)
 _PER_MICROSECOND: dict[TimeUnit, Decimal] = {"s": Decimal("1e-6"), "ms": Decimal("1e-3"), "us": Decimal(1), "ns": Decimal(1000)}
 _MAGNITUDES: dict[TimeUnit, tuple[Decimal, Decimal]] = {
@@ -96,7 +97,8 @@ class Relation(msgspec.Struct, frozen=True):
     def as_json(self) -> sql.Composable:
         """A query for all its rows with one more column, ``row``: the row as a JSON object.
 
-        Decimals become text (exact), times ISO-8601 in UTC, bytes base64; PostgreSQL's own ``row_to_json`` does the rest.
+        Decimals become text (exact), times ISO-8601 in UTC, bytes base64, in lists, too (in lists of lists bytes are ``\\x`` and
+        hexadecimal digits); PostgreSQL's own ``row_to_json`` does the rest.
         """
         from psycopg import sql
 
@@ -110,6 +112,12 @@ _AS = {
     _TIMESTAMP: "{0} AT TIME ZONE 'UTC'",
     _BYTEA: "translate(encode({0}, 'base64'), E'\\n', '')",
     _NUMERIC: "{0}::text",
+    _TIMESTAMPS: "{0}::timestamptz[]",  # in the session's time zone, which is UTC
+    _NUMERICS: "{0}::text[]",
+    _BYTEAS: (
+        "CASE WHEN array_ndims({0}) = 1 THEN ARRAY(SELECT translate(encode(e, 'base64'), E'\\n', '')"
+        " FROM unnest({0}) WITH ORDINALITY AS u(e, n) ORDER BY n) ELSE {0}::text[] END"
+    ),
 }
 
 

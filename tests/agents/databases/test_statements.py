@@ -46,6 +46,10 @@ def test_what_is_no_name_is_refused(text: str) -> None:
         ("SELECT 1 -- in the middle\n, 2", "SELECT 1 -- in the middle\n, 2"),
         ("/* first */ SELECT 1", "/* first */ SELECT 1"),
         ("SELECT 4 - -1", "SELECT 4 - -1"),
+        ("SELECT 1 /* in /* one */ another; */;", "SELECT 1"),
+        ("/* a /* b */ c */ SELECT /* /**/ */ 2 /* end */", "/* a /* b */ c */ SELECT /* /**/ */ 2"),
+        ("SELECT '/*' -- */", "SELECT '/*'"),
+        ("SELECT 6 / 3 * 2", "SELECT 6 / 3 * 2"),
     ],
 )
 def test_what_follows_a_query_is_left_out(query: str, statement: str) -> None:
@@ -54,7 +58,13 @@ def test_what_follows_a_query_is_left_out(query: str, statement: str) -> None:
 
 @pytest.mark.parametrize(
     ("query", "message"),
-    [("SELECT 1; DROP TABLE t", "got another statement"), ("-- nothing", "expected a SELECT"), (";", "expected a SELECT")],
+    [
+        ("SELECT 1; DROP TABLE t", "got another statement"),
+        ("-- nothing", "expected a SELECT"),
+        (";", "expected a SELECT"),
+        ("SELECT 1 /* /* */", "a comment has no end"),
+        ("/* x */; SELECT 1; /* y */ z", "another"),
+    ],
 )
 def test_one_query_is_expected(query: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):

@@ -12,8 +12,9 @@ from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory_agents.errors import AgentError, ConfigurationError, UnavailableError
+from factory_agents.errors import AgentCrashedError, AgentError, ConfigurationError, UnavailableError
 from factory_agents.runtime.agents import AgentFunction, FunctionTransform, Output, Reject, agent, as_agent
+from factory_agents.runtime.window import process
 
 
 def messages(*events: object) -> list[Message]:
@@ -146,6 +147,18 @@ class TestOutputs:
         (reject,) = f.bind({}).process(messages({"n": 0}))
         assert isinstance(reject, Reject)
         assert reject.reason == "divide raised ZeroDivisionError: division by zero"
+
+    @pytest.mark.parametrize("batch", [False, True])
+    def test_memory_that_is_out_is_no_event_of_its_own_fault(self, batch: bool) -> None:
+        @agent(batch=batch)
+        def f(event: Any) -> Any:
+            raise MemoryError
+
+        with pytest.raises(MemoryError):
+            f.bind({}).process(messages({"n": 1}, {"n": 2}))
+        with pytest.raises(AgentCrashedError, match=r"agent 'f', 2 records .*: out of memory.*a retry resumes") as caught:
+            process(f.bind({}), messages({"n": 1}, {"n": 2}))
+        assert caught.value.retriable
 
 
 class TestBatch:

@@ -157,7 +157,7 @@ def test_results_by_different_codecs_are_no_window() -> None:
         (CodecRef("pears"), r"codec 'pears': there is no such codec.* \(there are json"),
         (CodecRef("tests.support.codecs:Pears"), "has no 'Pears'; did you mean 'Pairs'?"),
         (CodecRef("tests.support.codecs:NoCodec"), "codec 'tests.support.codecs:NoCodec': expected a subclass of factory_agents.Codec"),
-        (CodecRef("tests.support.codecs:Pairs", {"seperator": "|"}), "unknown parameter 'seperator'; it takes: separator"),
+        (CodecRef("tests.support.codecs:Pairs", {"seperator": "|"}), "unknown parameter 'seperator'; did you mean 'separator'"),
         (CodecRef("tests.support.codecs:Pairs", {"topic": "|"}), "unknown option 'topic'; leave it out"),
         (CodecRef("tests.support.codecs:Unfinished"), "codec Unfinished: it has no decode, so it cannot read a topic"),
     ],

@@ -115,6 +115,8 @@ class TestTimes:
         [
             *(2024, 202401, 20240102, 202401020304, 20240102030405, "2024", "20240102", " 20240102 ", 20240102.0),
             *(20240102030405678, 20240102030405678901, "31122024", "02012024", 12312024),
+            *(2024010203, "2024010203", 2099123123, 240102, "240102", "311224", "123124", 10102, "010102", "050624"),
+            *("20241301", 20243112, "202413010304", "20243112030405", "000102"),
         ],
     )
     def test_what_looks_like_a_date_is_asked_about(self, value: object) -> None:
@@ -122,6 +124,14 @@ class TestTimes:
             with pytest.raises(ValueError, match=r"looks like a date: set time_format to its form, such as %Y%m%d, or time_unit"):
                 read(value)
         assert to_micros(value, "ns") == int(Decimal(str(value))) // 1000
+
+    @pytest.mark.parametrize(
+        "value",
+        [1_700_000_000, 1_735_689_600, 1_893_456_000, 1_999_999_999, 1_735_689_600_123, 1_735_689_600_123_456, 86_400, 999_999],
+    )
+    def test_what_is_a_count_of_our_days_is_taken(self, value: int) -> None:
+        size = 1_000_000 if value < 10**11 else 1_000 if value < 10**14 else 1
+        assert to_micros(value) == to_micros(str(value)) == all_to_micros([value, value])[0] == value * size
 
     @pytest.mark.parametrize(
         ("value", "form", "text"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -61,6 +62,25 @@ def test_the_rows_of_an_interval_come_as_json_by_time_then_id(database: psycopg.
     assert json.loads(records[1].value)["a"] == "NaN"
     assert [r.key for r in read(table("e"), hour(1))] == [b"3"]
     assert len(read(table("source.e"), None)) == 4
+
+
+def test_lists_are_written_as_their_elements_are(database: psycopg.Connection, table: type[TableSource]) -> None:
+    database.execute("CREATE TABLE lists (event_id int, b bytea[], n numeric[], t timestamp[])")
+    database.execute(
+        r"""INSERT INTO lists VALUES
+        (1, ARRAY['\xff00'::bytea, null, repeat('ab', 60)::bytea], ARRAY[12345678901234567.89, null], ARRAY['2018-06-05 08:00'::timestamp]),
+        (2, '{}', ARRAY[[1.50], [2]], null),
+        (3, ARRAY[['\xff'::bytea], ['\x00'::bytea]], null, null),
+        (4, null, null, null)"""
+    )
+    rows = [json.loads(record.value) for record in read(table("lists", options=ReadOptions(id_field="event_id")), None)]
+    assert base64.b64decode(rows[0]["b"][2]) == b"ab" * 60  # no line breaks in it
+    assert rows[0]["b"][:2] == ["/wA=", None]
+    assert rows[0]["n"] == ["12345678901234567.89", None]
+    assert rows[0]["t"] == ["2018-06-05T08:00:00+00:00"]
+    assert (rows[1]["b"], rows[1]["n"], rows[1]["t"]) == ([], [["1.50"], ["2"]], None)
+    assert rows[2]["b"] == [["\\xff"], ["\\x00"]]
+    assert rows[3]["b"] is None
 
 
 @pytest.mark.parametrize(

@@ -340,8 +340,10 @@ def _numeric(number: Decimal, digits: tuple[int, int] | None) -> Decimal:
         raise ValueError("not a number that a numeric column holds")
     if digits is not None and number:
         precision, scale = digits
-        if _EXACT.quantize(number, Decimal(1).scaleb(-scale)).adjusted() >= precision - scale:
+        if number.adjusted() >= precision - scale:
             raise ValueError(f"the column takes numeric({precision},{scale})")
+        if _EXACT.quantize(number, Decimal(1).scaleb(-scale)) != number:
+            raise ValueError(f"the column takes numeric({precision},{scale}): it would be rounded")
     return number
 
 

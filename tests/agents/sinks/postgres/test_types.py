@@ -145,7 +145,9 @@ CASES: dict[str, tuple[list[Any], list[str], list[Any]]] = {
         ["a", [1], [["a"], ["b", "c"]], [["a"], "b"], ["a", ["b"]], ["\0"], {"a": 1}, [[]] * 2 + ["a"]],
     ),
     "integer[]": ([[1, None, 3.0]], ["{1,NULL,3}"], [[2**31], ["1"], 1]),
-    "numeric(10,2)[]": ([[1.5, "2.25"]], ["{1.50,2.25}"], [[10**9]]),
+    "numeric(10,2)[]": ([[1.5, "2.25"]], ["{1.50,2.25}"], [[10**9], [1.239]]),
+    "numeric(10,2)": ([1.2, "1.230", 0, -99999999.99], ["1.20", "1.23", "0.00", "-99999999.99"], [1.239, "0.001", 10**8, "1e-3"]),
+    "numeric(3,0)": ([5, "7.000"], ["5", "7"], [5.5, 1000]),
     "uuid[]": ([[UUID]], ["{" + UUID + "}"], [["x"]]),
     "timestamptz[]": ([["2026-11-01T00:00:00Z"]], ['{"2026-11-01 00:00:00+00"}'], [["x"]]),
     "timestamp[]": ([["2026-11-01T00:00:00Z"]], ['{"2026-11-01 00:00:00"}'], [[1]]),
@@ -159,10 +161,11 @@ CASES: dict[str, tuple[list[Any], list[str], list[Any]]] = {
 }
 
 
+_NOT_AS_TEXT = ("real", "smallint", "integer", "numeric")
 NAMED_OTHERWISE = {"timetz": "time", "cidr": "inet", "name": "text", "timestamp(0)": "timestamp", "jsonb[]": "json[]"}
 CONTRACTS: dict[str, Callable[[str], str]] = {
     "of its name": lambda type_: NAMED_OTHERWISE.get(type_, type_),
-    "as text or json": lambda type_: "json" if "[" in type_ else type_ if type_ in ("real", "smallint", "integer") else "text",
+    "as text or json": lambda type_: "json" if "[" in type_ else type_ if type_.startswith(_NOT_AS_TEXT) else "text",
 }
 
 
