@@ -130,6 +130,12 @@ def temporal_address(sandbox: Sandbox) -> str:
     return shared_sandbox.with_temporal().up().temporal_address or ""
 
 
+@pytest.fixture(scope="session")
+def registry_url(sandbox: Sandbox) -> str:
+    """The shared schema registry: subjects of its own for each test, don't stop it."""
+    return shared_sandbox.with_registry().up().registry_url or ""
+
+
 @pytest.fixture
 def emulator(bigquery_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """A dataset of this test's own; publishers in this process find the emulator."""

@@ -596,13 +596,16 @@ class _With(StrEnum):
     bigquery = "bigquery"
     snowflake = "snowflake"
     temporal = "temporal"
+    registry = "registry"
 
 
 @sandboxes.command("up")
 def sandbox_up(
     with_: Annotated[
         list[_With] | None,
-        typer.Option("--with", help="also: bigquery (needs Python 3.13) or snowflake, emulators; temporal, a server; repeatable"),
+        typer.Option(
+            "--with", help="also: bigquery (needs Python 3.13) or snowflake, emulators; temporal; registry, of schemas; repeatable"
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -613,12 +616,16 @@ def sandbox_up(
       factory sandbox up && eval "$(factory sandbox env)"
       factory sandbox up --with bigquery --with snowflake
       factory sandbox up --with temporal
+      factory sandbox up --with registry
     """
     from factory_agents.sandbox import Sandbox
 
     wanted = with_ or ()
     info = Sandbox(
-        with_bigquery=_With.bigquery in wanted, with_snowflake=_With.snowflake in wanted, with_temporal=_With.temporal in wanted
+        with_bigquery=_With.bigquery in wanted,
+        with_snowflake=_With.snowflake in wanted,
+        with_temporal=_With.temporal in wanted,
+        with_registry=_With.registry in wanted,
     ).up()
     if json:
         console.print_json(info.env())
@@ -631,6 +638,8 @@ def sandbox_up(
         console.say(f"Temporal    {info.temporal_address}, its pages at {info.temporal_ui_url} (without a password too)")
     if info.snowflake_url is not None:
         console.say(f"Snowflake   {info.snowflake_url} (an emulator, without a password too; its data end with it)")
+    if info.registry_url is not None:
+        console.say(f"Registry    {info.registry_url} (without a password too)")
     console.say('use it in this shell: eval "$(factory sandbox env)"')
 
 
@@ -668,6 +677,8 @@ def sandbox_status(json: Json = False) -> None:
             parts.append(("Temporal", status.temporal))
         if status.snowflake is not None:
             parts.append(("Snowflake", status.snowflake))
+        if status.registry is not None:
+            parts.append(("Registry", status.registry))
         console.print_table(
             ["part", "state", "address", "process", "log"],
             [[name, "running" if p.running else "stopped", p.address or "", p.pid or "", p.log or ""] for name, p in parts],

@@ -42,24 +42,6 @@ class Numbers:
         ]
 '''
 
-_CODEC = '''
-"""Events as one line of values."""
-from factory_agents import Codec, Reject
-
-class Csv(Codec):
-    def __init__(self, fields: str = "event_id,text"):
-        self.fields = fields.split(",")
-
-    def decode(self, value, headers):
-        values = value.decode().split(",")
-        if len(values) != len(self.fields):
-            raise Reject(f"expected {len(self.fields)} values, got {len(values)}", rule="csv")
-        return dict(zip(self.fields, values))
-
-    def encode(self, event):
-        return ",".join(str(event[name]) for name in self.fields).encode()
-'''
-
 
 def install_plugins(folder: Path) -> Path:
     """Build the wheel and install it; the folder that has to be on the path."""
@@ -69,7 +51,7 @@ def install_plugins(folder: Path) -> Path:
     (project / "pyproject.toml").write_text(_PROJECT)
     (package / "__init__.py").touch()
     (package / "numbers.py").write_text(_SOURCE)
-    (package / "csv_codec.py").write_text(_CODEC)
+    (package / "csv_codec.py").write_text(documented("codecs.md", "csv_codec.py"))
     (package / "broken.py").write_text("raise RuntimeError('not today')\n")
     (package / "sqlite_sink.py").write_text(documented("own-sink.md", "sqlite_sink.py"))
     build = f"from hatchling.build import build_wheel; build_wheel({str(wheels)!r})"

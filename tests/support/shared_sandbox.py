@@ -35,6 +35,11 @@ def with_temporal() -> Sandbox:
     return Sandbox(HOME, sasl=True, with_temporal=True)
 
 
+def with_registry() -> Sandbox:
+    """The same with a schema registry beside it."""
+    return Sandbox(HOME, sasl=True, with_registry=True)
+
+
 def take_lease() -> None:
     """Keep the shared sandbox from being ended while this process lives."""
     with _locked():

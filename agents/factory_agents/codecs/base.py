@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -29,11 +29,12 @@ class Codec:
     It is called with its options as keywords, and with ``topic`` (its name), ``writing`` (True for an output) and ``pinned`` where its
     ``__init__`` takes them. Events are dicts of JSON's types, decimals, times, UUIDs and bytes (base64 in JSON).
 
-    ``identity`` enters the fingerprint of the work: by default the options. ``pinned`` is what it found out for good when it was made,
-    such as the schema that was the latest: it is given to every later attempt at the same work. ``headers`` go with every record that is
-    written; those of these names that an event came with are dropped.
+    ``version`` and ``identity`` enter the fingerprint of the work: by default a hash of the module's source, and the options. ``pinned`` is
+    what it found out for good when it was made, such as the schema that was the latest: it is given to every later attempt at the same
+    work. ``headers`` go with every record that is written; an event's own headers of these names, and of ``header_names``, are dropped.
     """
 
+    version: ClassVar[str] = ""
     identity: Mapping[str, Any] | None = None
     pinned: Mapping[str, Any] = {}
     headers: tuple[tuple[str, bytes], ...] = ()

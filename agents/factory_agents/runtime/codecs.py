@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,8 @@ from factory_agents.runtime.plugins import PluginKind, find_plugin
 
 __all__ = ["CODECS", "DecodedMessage", "OpenCodec", "codec_class", "open_codec", "same_choice"]
 
-CODECS = PluginKind("codec", "factory_agents.codecs", ("json",))
+CODECS = PluginKind("codec", "factory_agents.codecs", ("json", "avro"))
+_BUILT_IN = {"avro": ("factory_agents.codecs.avro", "AvroCodec")}
 _GIVEN = ("topic", "writing", "pinned")
 
 
@@ -141,11 +143,15 @@ def open_codec(ref: CodecRef | None, topic: str, *, writing: bool) -> OpenCodec 
     if ref is None:
         return None
     class_, where = codec_class(ref)
-    return OpenCodec(ref, _make(class_, ref, {"topic": topic, "writing": writing, "pinned": ref.pinned}, where), source_version(class_))
+    codec = _make(class_, ref, {"topic": topic, "writing": writing, "pinned": ref.pinned}, where)
+    return OpenCodec(ref, codec, class_.version or source_version(class_))
 
 
 def codec_class(ref: CodecRef) -> tuple[type[Codec], str]:
     """The class that a reference names, and how to speak of it in messages. Raises ConfigurationError where there is none."""
+    if ref.name in _BUILT_IN:
+        module, name = _BUILT_IN[ref.name]
+        return getattr(importlib.import_module(module), name), f"codec {ref.name!r}"
     plugin = find_plugin(CODECS, ref.name)
     if not (inspect.isclass(plugin.class_) and issubclass(plugin.class_, Codec)):
         raise ConfigurationError(f"{plugin.where}: expected a subclass of factory_agents.Codec")

