@@ -56,6 +56,7 @@ class LiveTelemetry(Observer):
             labels = self._heard(subject)
             self._totals.observe("factory_batch_records", labels, batch.records)
             self._totals.observe("factory_batch_seconds", labels, batch.seconds)
+            self._totals.add("factory_aborts_total", labels, 0)  # so that there is one to look at before the first
             self._open.setdefault(labels, self._last - batch.seconds)
             self._gauges["factory_busy_seconds", labels] = (0.0,)
 

@@ -1,0 +1,54 @@
+"""Dashboards: as their source says, with everything that Grafana wants, about metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from factory_agents.telemetry.metrics import FAMILIES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "deploy/grafana").glob("*.json"))
+
+
+def panels(page: Path) -> list[dict[str, Any]]:
+    return list(json.loads(page.read_text())["panels"])
+
+
+def test_they_are_what_their_source_makes() -> None:
+    done = subprocess.run(
+        [sys.executable, "deploy/grafana/dashboards.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_panels_are_whole(page: Path) -> None:
+    ids, places = set(), set()
+    for panel in panels(page):
+        ids.add(panel["id"])
+        places.add((panel["gridPos"]["x"], panel["gridPos"]["y"]))
+        (target,) = panel["targets"]
+        assert target["refId"]
+        assert target["datasource"]["uid"] == panel["datasource"]["uid"] == "${datasource}"
+    assert len(ids) == len(places) == len(panels(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_panels_ask_for_metrics_that_there_are(page: Path) -> None:
+    rules = [rule for of in yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())["groups"] for rule in of["rules"]]
+    told = {
+        name for of in FAMILIES.values() for name in (of.name, *(f"{of.name}{end}" for end in ("_bucket", "_count", "_sum") if of.buckets))
+    }
+    told |= {rule["record"] for rule in rules if "record" in rule}
+    for panel in panels(page):
+        used = set(re.findall(r"\b(?:\w+:)?(?:agent|factory|kafka)_\w+(?::\w+)?", panel["targets"][0]["expr"]))
+        assert used
+        assert used <= told, panel["title"]
