@@ -136,7 +136,10 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": [
-            {"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "google", "kafka")]}
+            {
+                "integration-name": _INTEGRATION,
+                "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "google", "kafka", "snowflake")],
+            }
         ],
         "task-decorators": [{"name": "kafka_agent", "class-name": f"{_PACKAGE}.decorators.kafka_agent.kafka_agent_task"}],
         "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("AgentRunLink", "InputTopicLink", "OutputTopicLink", "PodLink")],
