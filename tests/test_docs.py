@@ -19,6 +19,7 @@ from tests.support.waiting import wait_for
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = documents()
 LONGEST_LINE = 160
+LONGEST = 160
 AIRFLOWS = ("Database migration required", "no such table", "could not be found")
 
 
@@ -27,6 +28,12 @@ def test_every_command_is_followed_or_says_what_it_needs(path: Path) -> None:
     page = str(path.relative_to(ROOT))
     loose = [b.line for b in blocks(path.read_text()) if b.commands and not b.marked and page not in PAGES]
     assert not loose, f"{page}: mark the blocks at lines {loose} with one of {', '.join(MARKS)}, or let make docs follow the page"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_line_fits_a_window(path: Path) -> None:
+    long = [number for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > LONGEST]
+    assert not long, f"{path.name}: lines {long} have more than {LONGEST} characters"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
