@@ -26,6 +26,9 @@ server = importlib.import_module("fakesnow.server")  # the package has a functio
 _LOCKED = 625
 """Snowflake's number for a statement that waited too long for another transaction."""
 _IDLE = 1.0
+_KEPT = 1000
+_ANSWERS: dict[str, Response] = {}
+"""The last answers, by their requests."""
 
 
 async def login(request: Request) -> Response:
@@ -37,8 +40,21 @@ async def login(request: Request) -> Response:
 
 
 async def query(request: Request) -> Response:
-    """A statement; what PUT is answered lacks a region, and says that nothing is overwritten whatever was asked for."""
+    """A statement: one that is sent again, since its answer was lost, isn't run again.
+
+    What fakesnow answers to PUT lacks a region, and says that nothing is overwritten whatever was asked for.
+    """
+    number = request.query_params.get("requestId", "")
+    if number in _ANSWERS:
+        return _ANSWERS[number]
     answer: Response = await server.query_request(request)
+    _ANSWERS[number] = answer = _completed(answer)
+    while len(_ANSWERS) > _KEPT:
+        _ANSWERS.pop(next(iter(_ANSWERS)))
+    return answer
+
+
+def _completed(answer: Response) -> Response:
     body = json.loads(bytes(answer.body))
     if "stageInfo" not in (body.get("data") or {}):
         return answer

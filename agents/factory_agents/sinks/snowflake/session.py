@@ -160,11 +160,12 @@ class Session:
         }
         self._connection: SnowflakeConnection | None = None
         self.number = 0
-        """Which session it is: what was staged in another is gone."""
+        """How many sessions there were before this one: what was staged in another is gone."""
 
     def close(self) -> None:
         """End the session, and with it what was staged."""
         connection, self._connection = self._connection, None
+        self.number += 1
         if connection is not None:
             with suppress(Exception):
                 connection.close()
@@ -193,7 +194,6 @@ class Session:
                     enable_server_session_keep_alive_auto_detection=False,
                     session_parameters=self._parameters,
                 )
-            self.number += 1
         return self._connection
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:

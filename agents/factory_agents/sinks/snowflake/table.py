@@ -76,13 +76,14 @@ def open_table(
             raise ConfigurationError(f"table {name} does not exist, and create_table is off: create it, or switch that on")
         session.run(create_table(name, wanted, cluster_by))
         columns = find_table(session, name) or []
+    made = _made(session, name)
     missing, target = fit(name, columns, wanted)
     if missing and not add_columns:
         lacking = ", ".join(f"{column} {type_}" for column, type_ in missing.items())
         raise SinkError(f"table {name}: it lacks {lacking}, and add_columns is off: add them, or switch that on")
     for column, type_ in missing.items():
         session.run(f"ALTER TABLE {quoted(name)} ADD COLUMN IF NOT EXISTS {quoted(column)} {type_}")
-    return msgspec.structs.replace(target, made=_made(session, name))
+    return msgspec.structs.replace(target, made=made)
 
 
 def find_table(session: Session, name: str) -> list[Found] | None:
