@@ -1,10 +1,10 @@
-"""Topics and tables as Airflow assets, by the official providers' schemes: ``kafka://…``, ``postgres://…``, ``bigquery://…``."""
+"""Topics and tables as Airflow assets, by the systems' schemes: ``kafka://…``, ``postgres://…``, ``bigquery://…``, ``snowflake://…``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow.sdk import Asset
 from airflow.sdk.definitions._internal.mixins import ResolveMixin
@@ -74,13 +74,26 @@ def stage_assets(arguments: Mapping[str, Any]) -> list[Asset]:
 
 
 def _sink_asset(sink: Any, table: str) -> Asset | None:
-    """A table's asset, by its sink's scheme; none for a sink that a template names, or a table of BigQuery's without its project."""
+    """A table's asset, by its sink's scheme; none for a sink that a template names, or a warehouse's table that isn't named in full."""
     if sink == "postgres":
         return table_asset(table)
     parts = table.split(".")
     if sink == "bigquery" and len(parts) == 3:
         return Asset(name=table, uri=f"bigquery://{'/'.join(parts)}")
+    if sink == "snowflake":
+        return _snowflake_asset(table)
     return None
+
+
+def _snowflake_asset(table: str) -> Asset | None:
+    """Its account is only known to the connection: ``[factory] database`` stands for it, as for PostgreSQL's host."""
+    from factory_agents.sinks.snowflake import TableName
+
+    name = TableName.parse(table)
+    if not name.database:
+        return None
+    parts = (name.database, name.schema, name.table)
+    return Asset(name=".".join(parts), uri=f"snowflake://{option('database')}/{'/'.join(quote(part, safe='') for part in parts)}")
 
 
 def result_partition(result: AgentResult) -> str | None:
@@ -107,6 +120,6 @@ def event_extra(result: AgentResult) -> dict[str, Any]:
     }
     if result.manifest is not None:
         extra["manifest"] = plain(result.manifest)
-    if result.table:
-        extra["table"] = result.table
+    if result.dataset is not None:
+        extra["dataset"] = plain(result.dataset)
     return extra

@@ -1,4 +1,4 @@
-"""Every hour: events from a file or table into Kafka, enriched, validated, and published to PostgreSQL or BigQuery, each exactly once.
+"""Every hour: events from a file or table into Kafka, enriched, validated, and published to PostgreSQL (or a warehouse), exactly once.
 
 Copy this file to start a pipeline of your own: the four stages below are all there is to change.
 
@@ -50,7 +50,7 @@ from airflow_provider_factory.settings import retry_delay
         # The gate is the author's: list other contracts of this repository here to let whoever triggers a run choose among them.
         "contract": Param("contracts/events.yaml", enum=["contracts/events.yaml"], description="Data contract that events must keep"),
         "table": Param("events", type="string", description="Table that valid events land in; dataset.table for BigQuery"),
-        "sink": Param("postgres", type="string", enum=["postgres", "bigquery"], description="Where that table is"),
+        "sink": Param("postgres", type="string", enum=["postgres", "bigquery", "snowflake"], description="Where that table is"),
         "reprocess": Param(False, type="boolean", description="Do finished work again"),
         "dry_run": Param(False, type="boolean", description="Read, handle and report, but write nothing"),
     },

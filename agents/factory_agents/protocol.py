@@ -18,6 +18,7 @@ __all__ = [
     "AgentRun",
     "CodecRef",
     "Counts",
+    "Dataset",
     "ErrorInfo",
     "Example",
     "Interval",
@@ -373,6 +374,17 @@ class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
     examples: tuple[Example, ...] = ()
 
 
+class Dataset(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a sink writes to: ``name`` in ``system`` (postgres, bigquery, snowflake, or the sink's own name) at ``address``.
+
+    The address tells two servers or accounts apart, without credentials: ``host:port/database``, an account, "" where there is but one.
+    """
+
+    system: str
+    name: str
+    address: str = ""
+
+
 class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one run of one shard of one stage did. ``manifest`` is None where nothing is written to a topic (sinks, dry runs).
 
@@ -405,7 +417,7 @@ class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     dead_letters: Manifest | None = None
     counts: Counts = msgspec.field(default_factory=Counts)
     report: dict[str, Any] | None = None
-    table: str = ""
+    dataset: Dataset | None = None
     notes: tuple[str, ...] = ()
     reasons: tuple[Reason, ...] = ()
     seconds: float = 0.0
@@ -416,6 +428,11 @@ class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     run: str = ""
     truncated: bool = False
     error: ErrorInfo | None = None
+
+    @property
+    def table(self) -> str:
+        """The name of what its sink wrote to, "" where there is none."""
+        return self.dataset.name if self.dataset is not None else ""
 
 
 def encode(value: msgspec.Struct) -> bytes:

@@ -428,9 +428,7 @@ class KafkaAgentOperator(AgentPodOperator):
         topic = run.window.topic if run and run.window else ""
         if self._result is None:
             return topic_lineage(inputs=[topic], outputs=[self.output_topic])
-        sink = self._sink
-        url = self._access.environment().get("DATABASE_URL", "") if self._result.table and sink in ("", "postgres") else f"{sink}:"
-        return result_lineage(self._result, input_topic=topic, database_url=url)
+        return result_lineage(self._result, input_topic=topic)
 
 
 def summary(result: AgentResult) -> str:

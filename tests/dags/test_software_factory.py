@@ -29,6 +29,7 @@ from factory_agents.temporal.protocol import PipelineRequest
 from tests.support.airflow_env import migrated_database
 from tests.support.bigquery import Emulator
 from tests.support.runs import read_manifest
+from tests.support.snowflake import SnowflakeSchema
 from tests.support.temporal import Pipelines
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
@@ -118,6 +119,16 @@ def test_a_param_lands_the_hour_in_bigquery(repository: Repository, emulator: Em
         status, printed = repository.dags_test({"sink": "bigquery", "table": table} | conf)
         assert status == 0, printed
         assert emulator.query("SELECT COUNT(*), COUNT(DISTINCT event_id) FROM {d}.events") == [(137, 137)], printed
+    assert repository.rows("events") == []
+
+
+def test_a_param_lands_the_hour_in_snowflake(repository: Repository, snowflake: SnowflakeSchema) -> None:
+    repository.environment.update(snowflake.environment)
+    table = f"local.{snowflake.name}.events"
+    for conf in ({}, {"reprocess": True}):
+        status, printed = repository.dags_test({"sink": "snowflake", "table": table} | conf)
+        assert status == 0, printed
+        assert snowflake.query("SELECT COUNT(*), COUNT(DISTINCT EVENT_ID) FROM EVENTS") == [(137, 137)], printed
     assert repository.rows("events") == []
 
 

@@ -22,7 +22,7 @@ import pytest
 from factory_agents.errors import AccountingError, ConfigurationError, StoppedError, TooManyRejectedError, UnavailableError
 from factory_agents.kafka.ledger import read_result
 from factory_agents.kafka.messages import Message
-from factory_agents.protocol import AgentResult, AgentRun, Order, Shard, Window, merge_results, shard_window
+from factory_agents.protocol import AgentResult, AgentRun, Dataset, Order, Shard, Window, merge_results, shard_window
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Reject, SinkOutcome
 from factory_agents.runtime.session import RunContext
@@ -30,6 +30,7 @@ from factory_agents.runtime.sink import run_sink
 from factory_agents.sandbox.state import bigquery_env
 from tests.support.bigquery import Emulator
 from tests.support.runs import Runs, events
+from tests.support.snowflake import SnowflakeSchema
 from tests.support.sqlite_sink import SqliteSink, published
 from tests.support.waiting import wait_for
 
@@ -462,3 +463,34 @@ def test_a_publisher_to_bigquery_killed_at_any_step_is_completed(runs: Runs, emu
     assert len(letters) == 4
     reasons = {str(letter.value): letter.dead_letter["error"] for letter in letters}
     assert reasons['b\'{"event_id": 7.5, "text": "seven"}\''].startswith("column 'event_id': expected `int`, got `float`: 7.5")
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "snowflake.answered@21",  # in the landing's transaction: the next publisher waits until Snowflake has ended it
+        "sink.landed",
+        *(
+            pytest.param(point, marks=pytest.mark.soak)
+            for point in ("sink.claimed", "sink.staging", "sink.before-landing", "sink.after-commit")
+        ),
+    ],
+)
+def test_a_publisher_to_snowflake_killed_at_any_step_is_completed(runs: Runs, snowflake: SnowflakeSchema, point: str) -> None:
+    topic = runs.topic("in", partitions=2)
+    runs.produce(topic, [*events(EVENTS // 2), *POISON, b'{"event_id": 7.5, "text": "seven"}', *events(EVENTS // 2, EVENTS // 2)])
+    contract = {"name": "events", "columns": {"event_id": "bigint", "text": "text"}}
+    params = {"sink": "snowflake", "table": "t", "contract": contract, "timeout": 60}
+    run = runs.run(runs.window(topic), name="publish", stage="publish", params=params, dead_letter_topic=f"{topic}.dead")
+    name, _, nth = point.partition("@")
+    attempt = runs.attempt(run, f"{name}=kill{f'@{nth}' if nth else ''}", secrets=snowflake.environment)
+    assert attempt.wait(180) == -signal.SIGKILL, attempt.log
+    attempt = runs.attempt(run, secrets=snowflake.environment)
+    assert attempt.wait(180) == 0, attempt.log
+    result = attempt.result
+    assert result.dataset == Dataset("snowflake", f"LOCAL.{snowflake.name}.T", "local")
+    assert (result.counts.consumed, result.counts.written, result.counts.rejected) == (EVENTS + 4, EVENTS, 4)
+    assert result.reused == (point in ("sink.landed", "sink.after-commit"))
+    assert snowflake.query("SELECT EVENT_ID, TEXT FROM T ORDER BY 1") == [(n, f"event {n}") for n in range(EVENTS)]
+    assert len(runs.everything(run.dead_letter_topic)) == 4
+    assert "WARNING" not in attempt.log

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from airflow.sdk import Asset
 
 from airflow_provider_factory.assets import result_partition, stage_assets, table_asset, topic_asset
 from airflow_provider_factory.version_compat import AIRFLOW_V_3_3_PLUS
@@ -27,6 +28,13 @@ def test_a_table_is_an_asset_by_the_official_scheme() -> None:
         ({"agent": "publish", "agent_params": {"table": "events"}}, [table_asset("events")]),
         ({"agent": "publish", "agent_params": {"table": "events"}, "output_topic": "done"}, [topic_asset("done"), table_asset("events")]),
         ({"agent": "publish", "agent_params": {"table": "{{ params.table }}"}, "output_topic": "{{ params.topic }}"}, []),
+        ({"agent": "publish", "agent_params": {"table": "p.d.t", "sink": "bigquery"}}, [Asset(name="p.d.t", uri="bigquery://p/d/t")]),
+        ({"agent": "publish", "agent_params": {"table": "d.t", "sink": "bigquery"}}, []),
+        (
+            {"agent": "publish", "agent_params": {"table": 'db."my schema".t', "sink": "snowflake"}},
+            [Asset(name="DB.my schema.T", uri="snowflake://main/DB/my%20schema/T")],
+        ),
+        ({"agent": "publish", "agent_params": {"table": "t", "sink": "snowflake"}}, []),
         ({"agent": "my.module:agent", "agent_params": {"table": "events"}}, []),
         ({"agent": "publish"}, []),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_factory.lineage import result_lineage, topic_lineage
-from factory_agents.protocol import Counts, Manifest, PartitionRange
+from factory_agents.protocol import Counts, Dataset, Manifest, PartitionRange
 from tests.support.samples import result
 
 
@@ -31,19 +31,17 @@ def test_dead_letters_are_an_output_only_where_there_are_some() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "url", "namespace", "name"),
+    ("dataset", "namespace", "name"),
     [
-        ("events", "postgresql://u:secret@db:5433/shop", "postgres://db:5433", "shop.public.events"),
-        ("mart.events", "postgresql://u:secret@db/shop", "postgres://db:5432", "shop.mart.events"),
-        ("events", "postgresql://u:secret@[::1]:5432/shop", "postgres://[::1]:5432", "shop.public.events"),
-        ("events", "postgresql:///shop?host=/run/pg&port=6000", "postgres:///run/pg:6000", "shop.public.events"),
-        ("events", "postgresql:///shop?host=a,b&port=1,2&password=secret", "postgres://a:1", "shop.public.events"),
-        ("events", "", "postgres", "public.events"),
-        ("p.d.events", "bigquery:", "bigquery", "p.d.events"),
-        ("events", "my_sinks:Sqlite:", "my_sinks:Sqlite", "events"),
+        (Dataset("postgres", "events", "db:5433/shop"), "postgres://db:5433", "shop.public.events"),
+        (Dataset("postgres", "mart.events", "db:5432/shop"), "postgres://db:5432", "shop.mart.events"),
+        (Dataset("postgres", "events", "[::1]:5432/shop"), "postgres://[::1]:5432", "shop.public.events"),
+        (Dataset("postgres", "events", "/run/pg:6000/shop"), "postgres:///run/pg:6000", "shop.public.events"),
+        (Dataset("postgres", "events", "a:1,b:2/shop"), "postgres://a:1", "shop.public.events"),
+        (Dataset("bigquery", "p.d.events"), "bigquery", "p.d.events"),
+        (Dataset("snowflake", "DB.PUBLIC.EVENTS", "org-acme"), "snowflake://org-acme", "DB.PUBLIC.EVENTS"),
+        (Dataset("my_sinks:Sqlite", "events"), "my_sinks:Sqlite", "events"),
     ],
 )
-def test_a_table_is_named_by_where_it_is(table: str, url: str, namespace: str, name: str) -> None:
-    done = result(manifest=None, table=table, counts=Counts(written=4))
-    assert outputs(result=done, database_url=url) == [(namespace, name, 4)]
-    assert "secret" not in repr(result_lineage(done, database_url=url))
+def test_a_table_is_named_by_where_it_is(dataset: Dataset, namespace: str, name: str) -> None:
+    assert outputs(result=result(manifest=None, dataset=dataset, counts=Counts(written=4))) == [(namespace, name, 4)]

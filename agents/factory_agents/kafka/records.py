@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from factory_agents.protocol import AgentResult, CodecRef, Counts, Interval, Manifest, Order, PartitionRange, Shard, Work
+from factory_agents.protocol import AgentResult, CodecRef, Counts, Dataset, Interval, Manifest, Order, PartitionRange, Shard, Work
 
 __all__ = [
     "ALWAYS",
@@ -136,7 +136,7 @@ class StoredResult(msgspec.Struct, frozen=True, omit_defaults=True):
     dead_letters: Manifest | None = None
     counts: Counts = msgspec.field(default_factory=Counts)
     report: dict[str, Any] | None = None
-    table: str = ""
+    dataset: Dataset | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     resumed: bool = False

@@ -157,7 +157,10 @@ class RowsRefused(Exception):  # noqa: N818  # nothing failed: it is the answer 
 
 
 class Sink(Protocol):
-    """Where ``publish`` writes to, exactly: rows, ledger row and fence in one transaction of the sink's own."""
+    """Where ``publish`` writes to, exactly: rows, ledger row and fence in one transaction of the sink's own.
+
+    It may have ``system`` and ``address`` too: where its table is (see ``Dataset``).
+    """
 
     name: str
     version: str

@@ -77,6 +77,16 @@ class ExactSink:
         self._timeout = timeout
         self._publication: _Publication | None = None
 
+    @property
+    def system(self) -> str:
+        """See ``LedgerSink.system``."""
+        return self._sink.system
+
+    @property
+    def address(self) -> str:
+        """See ``LedgerSink.address``."""
+        return self._sink.address
+
     def claim(self, claim: Claim) -> SinkOutcome | None:
         """See ``Sink.claim``. The table is created, or compared with the contract, here."""
         self._end()

@@ -90,6 +90,10 @@ class LedgerSink:
     capability: Capability = "transactional"
     table: str = ""
     """What it writes to, for results and messages."""
+    system: str = ""
+    """What keeps the table, for lineage: by default the name that ``publish`` was given for the sink."""
+    address: str = ""
+    """Where that is, without credentials."""
     notes: tuple[str, ...] = ()
     """Lines for a person, in every result."""
 

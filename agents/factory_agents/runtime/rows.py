@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from decimal import Context, Decimal
 from typing import Annotated, Any
 
@@ -19,12 +18,11 @@ from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Reject
 from factory_agents.runtime.ledger_sink import RANK, Rows
 from factory_agents.runtime.rank import ranker
+from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text, without_zone
 
 __all__ = ["RowReader"]
 
 _UNFIT = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, RecursionError)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _BITS = {"bigint": 63, "integer": 31, "smallint": 15}
 _MOST_DOUBLE, _MOST_REAL = 1.7976931348623157e308, 3.4028234663852886e38
 _NUMERIC_DIGITS = 1000
@@ -32,6 +30,8 @@ _VALUE_BYTES = 60
 """What a value takes in memory beside its own bytes, about."""
 _EXACT = Context(prec=3000)
 _NULL = msgspec.Raw(b"null")
+_MOMENTS = ("timestamptz", "timestamp", "date")
+"""Types that a number is made a time for; in a column of numbers it stays one."""
 
 
 class RowReader:
@@ -107,7 +107,7 @@ class _Column:
     def __init__(self, spec: ColumnSpec, *, in_key: bool) -> None:
         self.name, self.shown = spec.name, spec.type.text
         self.required = in_key or not spec.nullable
-        kind = _number_kind(spec.unit, spec.type) if spec.unit else _kind(spec.type, in_key=in_key)
+        kind = _number_kind(spec.unit, spec.type) if spec.unit and spec.type.name in _MOMENTS else _kind(spec.type, in_key=in_key)
         self._type, self.finish, self._lenient = kind
         if spec.type.array:
             self._type, self.finish, self._lenient = _list_kind(*kind)
@@ -196,7 +196,7 @@ def _number_kind(unit: str, type_: ColumnType) -> _Kind:
     finish = _KINDS[type_.name][1] if type_.name in ("timestamptz", "timestamp") else None
 
     def moment(value: Any) -> Any:
-        found = _EPOCH + timedelta(microseconds=round(value * _UNITS[unit]))
+        found = moment_of_number(value, UNITS[unit])
         return found.date() if type_.name == "date" else finish(found) if finish is not None else found
 
     return int | float, moment, None
@@ -204,18 +204,6 @@ def _number_kind(unit: str, type_: ColumnType) -> _Kind:
 
 def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC)
-
-
-def _without_zone(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
-
-
-def _time_of(text: Any) -> datetime:
-    """ISO-8601 as Python reads it, a leap second included; without a zone it is UTC, as the contract has it."""
-    if type(text) is not str:
-        raise TypeError("expected a time as text")
-    found = datetime.fromisoformat(re.sub(r"(:\d\d):60(?!\d)", r"\1:59", text).replace("z", "Z"))
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _text_of(raw: msgspec.Raw) -> str | None:
@@ -249,8 +237,8 @@ _KINDS: Mapping[str, _Kind] = {
     "double": (Annotated[float, msgspec.Meta(ge=-_MOST_DOUBLE, le=_MOST_DOUBLE)], None, None),
     "real": (Annotated[float, msgspec.Meta(ge=-_MOST_REAL, le=_MOST_REAL)], None, None),
     "boolean": (bool, None, None),
-    "timestamptz": (Annotated[datetime, msgspec.Meta(tz=True)], _utc, _time_of),
-    "timestamp": (datetime, _without_zone, _time_of),
+    "timestamptz": (Annotated[datetime, msgspec.Meta(tz=True)], _utc, moment_of_text),
+    "timestamp": (datetime, without_zone, moment_of_text),
     "date": (date, None, None),
     "time": (time, None, None),
     "json": (msgspec.Raw, _text_of, None),

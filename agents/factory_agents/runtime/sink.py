@@ -15,7 +15,7 @@ from factory_agents.errors import AccountingError, FactoryError, StoppedError, T
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
-from factory_agents.protocol import AgentResult, AgentRun, Counts, PartitionRange, Window
+from factory_agents.protocol import AgentResult, AgentRun, Counts, Dataset, PartitionRange, Window
 from factory_agents.runtime.agents import Claim, PrunedSink, Reject, RowsRefused, Sink, SinkOutcome, decode_event
 from factory_agents.runtime.outputs import reject_large
 from factory_agents.runtime.session import RunContext, Session
@@ -332,11 +332,20 @@ class _SinkRun:
             raise AccountingError(f"stage {session.run.stage!r}: {counts.forwarded} rows went to {outcome.table!r}, but {came} came back")
         positions = dict(self.reader.positions) or self.sent
         lost = tuple(self.reader.lost)
-        more: dict[str, Any] = {"table": outcome.table, "notes": outcome.notes, "input_generation": self.input_generation}
+        more: dict[str, Any] = {
+            "dataset": self._dataset(outcome.table),
+            "notes": outcome.notes,
+            "input_generation": self.input_generation,
+        }
         result = self._in_kafka(lambda: self._with_refused(positions, lost=lost, finished=True, **more))
         if result is None:
             raise AccountingError(f"stage {session.run.stage!r}: finished without a result")
         return msgspec.structs.replace(result, reused=outcome.reused)
+
+    def _dataset(self, table: str) -> Dataset | None:
+        """The table that the sink wrote to, by the sink's word on where it is."""
+        system = getattr(self.sink, "system", "") or str(self.session.run.params.get("sink") or self.sink.name)
+        return Dataset(system, table, getattr(self.sink, "address", "")) if table else None
 
 
 def _stages(writers: Sequence[str]) -> set[str]:

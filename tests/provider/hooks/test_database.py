@@ -18,7 +18,7 @@ from airflow_provider_factory.hooks.database import database_url as url_of
 from airflow_provider_factory.lineage import result_lineage
 from factory_agents.databases.postgres import database_from_url
 from factory_agents.errors import ConfigurationError
-from factory_agents.protocol import AgentResult
+from factory_agents.protocol import AgentResult, Dataset
 
 
 def connection(**parts: Any) -> Connection:
@@ -139,8 +139,8 @@ def test_a_missing_connection_is_an_error_only_where_it_is_asked_for(monkeypatch
     ],
 )
 def test_lineage_names_the_first_host(parts: dict[str, Any], namespace: str) -> None:
-    result = AgentResult("p", "publish", "k", table="s.t")
-    [table] = result_lineage(result, database_url=url_of(connection(schema="e", **parts))).outputs
+    address = database_from_url(url_of(connection(schema="e", **parts)), "X").address
+    [table] = result_lineage(AgentResult("p", "publish", "k", dataset=Dataset("postgres", "s.t", address))).outputs
     assert (table.namespace, table.name) == (namespace, "e.s.t")
 
 

@@ -27,8 +27,9 @@ from airflow_provider_factory.runners.kubernetes.runner import PodRunner
 from airflow_provider_factory.sensors.consumer_lag import ConsumerLagSensor
 from airflow_provider_factory.sensors.window_closed import WindowClosedSensor
 from factory_agents.contracts import load_contract
+from factory_agents.databases.postgres import database_from_url
 from factory_agents.errors import AgentCrashedError, ConfigurationError, UnavailableError, WindowError
-from factory_agents.protocol import AgentRun, CodecRef, ErrorInfo, Order, Shard, decode_run, encode, plain
+from factory_agents.protocol import AgentRun, CodecRef, Dataset, ErrorInfo, Order, Shard, decode_run, encode, plain
 from tests.support.kube_api import kube_api
 from tests.support.samples import INTERVAL, context, result, window
 
@@ -453,7 +454,8 @@ def test_lineage_names_topics_and_counts() -> None:
     ],
 )
 def test_lineage_names_the_database_without_what_is_secret(url: str) -> None:
-    lineage = result_lineage(result(table="events"), input_topic="raw", database_url=url)
+    address = database_from_url(url, "DATABASE_URL").address
+    lineage = result_lineage(result(dataset=Dataset("postgres", "events", address)), input_topic="raw")
     said = json.dumps([[d.namespace, d.name] for d in (*lineage.inputs, *lineage.outputs)])
     assert "shop.public.events" in said
     assert not any(word in said for word in ("cr3t", "user", "password"))

@@ -14,6 +14,7 @@ from msgspec.structs import astuple
 
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Reject
+from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,7 +28,6 @@ POSITION = ("_factory_partition", "_factory_offset", "_factory_timestamp")
 """What stands in every row beside the event's own columns: the record that it came from, and its milliseconds since 1970."""
 
 _CHUNK = 2000
-_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000}
 _FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 _FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
 _DIGITS = {"NUMERIC": (38, 9), "BIGNUMERIC": (76, 38)}
@@ -342,11 +342,13 @@ def _decimals(number: Decimal) -> int:
 
 def _time(field: Field, value: Any) -> datetime:
     if field.unit:
-        return _from_number(value, _UNITS[field.unit])
+        if type(value) not in (int, float):
+            raise TypeError(f"expected a number, got {_kind(value)}")
+        return moment_of_number(value, UNITS[field.unit])
     if type(value) is datetime:
         time = value
     elif type(value) is str:
-        time = _iso(value)
+        time = _moment(value)
     else:
         raise TypeError(f"expected a time as text, got {_kind(value)}")
     if not _FIRST <= time <= _LAST:
@@ -354,21 +356,12 @@ def _time(field: Field, value: Any) -> datetime:
     return time
 
 
-def _from_number(value: Any, factor: int) -> datetime:
-    if type(value) not in (int, float):
-        raise TypeError(f"expected a number, got {_kind(value)}")
-    if not _FIRST_S * factor <= value <= _LAST_S * factor:
-        raise ValueError("not a time between the years 1 and 9999")
-    return datetime.fromtimestamp(value / factor, UTC)
-
-
-def _iso(text: str) -> datetime:
-    """ISO-8601 as Python reads it, a leap second included; without a zone it is UTC, as the contract has it."""
+def _moment(text: str) -> datetime:
     try:
-        time = datetime.fromisoformat(re.sub(r"(:\d\d):60(?!\d)", r"\1:59", text).replace("z", "Z"))
-    except ValueError:
-        raise ValueError("expected a time such as 2026-11-01T04:00:00Z") from None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+        return moment_of_text(text)
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(said if said.startswith("not a time") else "expected a time such as 2026-11-01T04:00:00Z") from None
 
 
 def _date(text: str) -> date:

@@ -57,6 +57,8 @@ class BigQuerySink(LedgerSink):
     change a table. BigQuery is not spoken to before ``open``.
     """
 
+    system = "bigquery"
+
     def __init__(self, target: BigQueryTarget) -> None:
         self._target = target
         self._warehouse: Warehouse | None = None

@@ -65,10 +65,12 @@ class PostgresSink:
 
     name = "publish"
     version = "1"
+    system = "postgres"
 
     def __init__(self, target: PostgresTarget, identity: dict[str, Any]) -> None:
         check_wanted(target.wanted)
         self.identity = identity
+        self.address = target.database.address
         self._target = target
         self._connection: psycopg.Connection[Any] | None = None
         self._publication: Publication | None = None

@@ -5,19 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
-import math
 import re
 import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import ROUND_HALF_UP, Context, Decimal
+from datetime import date, datetime, time, timedelta
+from decimal import Context, Decimal
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from factory_agents.contracts import ColumnType
+from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text, split_time, without_zone
 
 __all__ = ["KEY_BYTES", "FoundType", "Kind", "fits", "kind_of", "natural_type"]
 
@@ -67,17 +67,7 @@ _NATURAL = {
 _MOST_DOUBLE = 1.7976931348623157e308
 _MOST_REAL = 3.4028234663852886e38
 _MOST_CHARACTERS = 2**31
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST, _LAST = -62_135_596_800, 253_402_300_800
-_UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-_SAFE = 2**51
-"""Microseconds up to which a float of any unit says which one is meant."""
-_NO_YEAR = "not a time between the years 1 and 9999"
-_DAY = 86_400_000_000
-_MICRO = Decimal("0.000001")
 _LARGEST_OFFSET = 16 * 3600
-_DAY_END = re.compile(r"(?:(?<=[Tt ])|^)24(?::?00){1,2}(?:[.,]0+)?(?=$|[Zz+-])")
-_LONG_FRACTION = re.compile(r"[.,](\d{7,})")
 _NUMERIC_DIGITS = 2000
 _EXACT = Context(prec=2 * _NUMERIC_DIGITS)
 _JSONB_VERSION = b"\x01"  # what its binary form begins with
@@ -194,7 +184,7 @@ def kind_of(wanted: ColumnType, found: FoundType, *, key_bytes: int = 0, unit: s
         return Kind(found.shown, Decimal, "numeric", finish=lambda number: _numeric(number, found.digits))
     if unit and base in _FROM_NUMBER:
         copied_as, finish = _FROM_NUMBER[base]
-        moment = partial(_from_number, micros=_UNITS[unit])
+        moment = partial(moment_of_number, micros=UNITS[unit])
         return Kind(
             base,
             int | float,
@@ -353,58 +343,16 @@ def _number(raw: msgspec.Raw) -> int | Decimal:
     return value if type(value) is int else Decimal(bytes(raw).decode())
 
 
-def _from_number(value: float | Decimal, micros: int) -> datetime:
-    """A time from a number since 1970, exact to the microsecond; raises ValueError for a float that cannot say which one it is."""
-    since: Any = value * micros
-    if type(value) is float and abs(since) >= _SAFE:
-        if math.ulp(value) * micros > 1:
-            raise ValueError("a float of this size keeps no microseconds")
-        since = Decimal(repr(value)) * micros
-    if not _FIRST * 1_000_000 <= since < _LAST * 1_000_000 or (whole := round(since)) == _LAST * 1_000_000:
-        raise ValueError(_NO_YEAR)
-    return _EPOCH + timedelta(microseconds=whole)
-
-
-def _split(text: str) -> tuple[str, int]:
-    """A time that Python reads, and the microseconds to add to it: a day for 24:00, more than six digits of a second rounded."""
-    more = 0
-    if fraction := _LONG_FRACTION.search(text):
-        more = int(Decimal(f"0.{fraction[1]}").quantize(_MICRO, ROUND_HALF_UP) * 1_000_000)
-        text = text[: fraction.start()] + text[fraction.end() :]
-    if not more and (end := _DAY_END.search(text)):
-        text, more = f"{text[: end.start()]}00{text[end.start() + 2 :]}", _DAY
-    return text, more
-
-
-def _time_of(text: Any) -> datetime:
-    """ISO-8601 as Python reads it, a leap second and the day's end at 24:00 included; without a zone it is UTC, as the contract has it."""
-    if type(text) is not str:
-        raise TypeError(f"expected a time as text, got {type(text).__name__}")
-    plain, more = _split(re.sub(r"(:\d\d):60(?!\d)", r"\1:59", text).replace("z", "Z"))
-    try:
-        found = datetime.fromisoformat(plain) + timedelta(microseconds=more)
-    except OverflowError as error:
-        raise ValueError(_NO_YEAR) from error
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
-
-
-def _without_zone(moment: datetime) -> datetime:
-    try:
-        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
-    except OverflowError as error:
-        raise ValueError(_NO_YEAR) from error
-
-
 _FROM_NUMBER: Mapping[str, tuple[str, Callable[[datetime], Any]]] = {
     "timestamp with time zone": ("timestamptz", lambda moment: moment),
-    "timestamp without time zone": ("timestamp", _without_zone),
+    "timestamp without time zone": ("timestamp", without_zone),
     "date": ("date", lambda moment: moment.date()),
 }
 
 
 def _time_of_day(text: str) -> tuple[time, int]:
     """A time of day, and its microseconds since midnight: the day's end has no time of Python's."""
-    plain, more = _split(text)
+    plain, more = split_time(text)
     found = time.fromisoformat(plain)
     return found, ((found.hour * 60 + found.minute) * 60 + found.second) * 1_000_000 + found.microsecond + more
 
@@ -495,8 +443,8 @@ _SIMPLE = _kinds(
     ("double precision", Annotated[float, msgspec.Meta(ge=-_MOST_DOUBLE, le=_MOST_DOUBLE)], "float8", None, None),
     ("real", Annotated[float, msgspec.Meta(ge=-_MOST_REAL, le=_MOST_REAL)], "float4", None, None),
     ("boolean", bool, "bool", None, None),
-    ("timestamp with time zone", Annotated[datetime, msgspec.Meta(tz=True)], "timestamptz", None, _time_of),
-    ("timestamp without time zone", datetime, "timestamp", _without_zone, _time_of),
+    ("timestamp with time zone", Annotated[datetime, msgspec.Meta(tz=True)], "timestamptz", None, moment_of_text),
+    ("timestamp without time zone", datetime, "timestamp", without_zone, moment_of_text),
     ("date", date, "date", None, None),
     ("time without time zone", str, "bytea", _local_time, None),
     ("time with time zone", str, "bytea", _zoned_time, None),

@@ -34,7 +34,8 @@ _NOWHERE = {606, 90105, 90106}
 _LOCKED = {625, 626}
 _CANCELLED = {604, 630}
 _GONE = {390111, 390112, 390114, 390195}
-_LOGIN_ERRORS = (250001, 250003, 250006)
+_LOGIN_ERRORS = {7, 250001, 250003, 250006, 251007}
+"""What the client itself says of a login, or of what it was given for one."""
 
 
 class ConflictError(UnavailableError):

@@ -38,7 +38,10 @@ class SnowflakeSink(LedgerSink):
     the other, each seeing what the one before it left. Snowflake is not spoken to before ``open``.
     """
 
+    system = "snowflake"
+
     def __init__(self, target: SnowflakeTarget) -> None:
+        self.address = target.account.name
         self._target = target
         self._session = Session(target.account, target.table, timeout=target.timeout, query_tag=target.query_tag)
         self._table: TargetTable | None = None

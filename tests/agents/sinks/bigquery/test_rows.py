@@ -124,6 +124,9 @@ def test_what_does_not_fit_is_refused_with_column_and_reason(type_: str, value: 
         ("FLOAT64", 4, 4.0),
         ("TIMESTAMP", "2026-11-01T04:00:00", datetime(2026, 11, 1, 4, tzinfo=UTC)),
         ("TIMESTAMP", "2016-12-31T23:59:60z", datetime(2016, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        ("TIMESTAMP", "2026-11-01T04:00:00.1234567", datetime(2026, 11, 1, 4, 0, 0, 123457, tzinfo=UTC)),
+        ("TIMESTAMP", "2026-10-31T23:59:59.9999999", datetime(2026, 11, 1, tzinfo=UTC)),
+        ("TIMESTAMP", "2026-10-31T24:00:00Z", datetime(2026, 11, 1, tzinfo=UTC)),
         ("TIMESTAMP", "9999-12-31T23:59:59.999999Z", datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
         ("TIMESTAMP", "0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
         ("NUMERIC", "-0.000000001000", Decimal("-0.000000001")),
@@ -162,6 +165,12 @@ def test_a_time_as_a_number_is_read_in_its_unit(unit: str) -> None:
     assert one(field, 1762000000 * factor) == datetime.fromtimestamp(1762000000, UTC)
     assert one(field, 10**18 * factor).startswith("column 'c': not a time between the years 1 and 9999")
     assert one(field, "2026-11-01T04:00:00Z").startswith("column 'c': expected a number, got text")
+
+
+def test_a_time_as_a_number_keeps_its_microseconds_or_is_refused() -> None:
+    assert one(Field("c", "TIMESTAMP", unit="us"), 253402300799999999) == datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+    assert one(Field("c", "TIMESTAMP", unit="ms"), 1762000000123.456) == datetime(2025, 11, 1, 12, 26, 40, 123456, tzinfo=UTC)
+    assert one(Field("c", "TIMESTAMP", unit="s"), 253402300799.123456).startswith("column 'c': a float of this size keeps no microseconds")
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from snowflake.connector import errors
 
 from factory_agents.contracts import ColumnSpec, ColumnType, TableSpec
 from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError
 from factory_agents.runtime import exact_sink
-from factory_agents.sinks.snowflake import account_from_env, statements
+from factory_agents.sinks.snowflake import TableName, account_from_env, statements
 from factory_agents.sinks.snowflake.session import ConflictError, LostSessionError, Session, explain
 from factory_agents.sinks.snowflake.table import TargetTable
 from tests.support.lossy_http import Loss, LossyHttp
 from tests.support.sink_bench import W2, at, event, write_and_commit
-from tests.support.snowflake import Bench
+from tests.support.snowflake import Bench, SnowflakeSchema
 
 TARGET = TargetTable("T", TableSpec((ColumnSpec("id", ColumnType("text"), nullable=False),), ("id",)), ("ID",), "")
 
@@ -148,6 +150,36 @@ class TestErrors:
         monkeypatch.setenv("SNOWFLAKE_PORT", "9")
         with pytest.raises(UnavailableError, match="logging in to local: Snowflake does not answer"):
             bench.publish(at([event("a")]))
+
+
+class TestLogin:
+    """The emulator takes whoever comes: what is shown is that the client takes what it is given."""
+
+    def test_keys_and_tokens_are_taken_by_the_client(self, snowflake: SnowflakeSchema) -> None:
+        key = rsa.generate_private_key(65537, 2048)
+        form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
+        plain, locked = (
+            key.private_bytes(*form, encryption).decode()
+            for encryption in (serialization.NoEncryption(), serialization.BestAvailableEncryption(b"pw"))
+        )
+        for given in (
+            {"SNOWFLAKE_PRIVATE_KEY": plain},
+            {"SNOWFLAKE_PRIVATE_KEY": locked, "SNOWFLAKE_PRIVATE_KEY_PASSPHRASE": "pw"},
+            {"SNOWFLAKE_TOKEN": "token"},
+        ):
+            assert self.logged_in(snowflake, given) == [(1,)]
+        for given in ({"SNOWFLAKE_PRIVATE_KEY": locked, "SNOWFLAKE_PRIVATE_KEY_PASSPHRASE": "other"}, {"SNOWFLAKE_PRIVATE_KEY": "s3cret"}):
+            with pytest.raises(ConfigurationError, match="logging in to local: Snowflake says: ") as raised:
+                self.logged_in(snowflake, given)
+            assert "s3cret" not in str(raised.value)
+
+    @staticmethod
+    def logged_in(snowflake: SnowflakeSchema, given: dict[str, str]) -> Any:
+        session = Session(account_from_env(snowflake.environment | {"SNOWFLAKE_PASSWORD": ""} | given), TableName("", "", "T"), timeout=5)
+        try:
+            return session.rows("SELECT 1")
+        finally:
+            session.close()
 
 
 BASE = {"SNOWFLAKE_ACCOUNT": "acme", "SNOWFLAKE_USER": "loader"}
