@@ -73,7 +73,7 @@ def test_a_value_that_fits(type_: str, value: Any, expected: Any) -> None:
         ("text", 5, "expected `str`, got `int`: 5 (the column is text)"),
         ("double", b"1e999", ": 1e999 (the column is double)"),
         ("timestamptz", "yesterday", "Invalid isoformat string"),
-        ("timestamptz", 5, "expected a time as text: 5"),
+        ("timestamptz", 5, "expected a time as text, got int: 5"),
         ("numeric(5,2)", "1234.5", 'the column takes 3 digits before the point and 2 after it: "1234.5"'),
         ("numeric(5,2)", b"1.005", "the column takes 3 digits before the point and 2 after it"),
         ("inet", "10.0.0.300", '"10.0.0.300" (the column is inet)'),
