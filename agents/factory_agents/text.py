@@ -1,12 +1,14 @@
-"""Words of messages: text from elsewhere as a terminal or a log may show it, and the name that was likely meant."""
+"""Words of messages: text from elsewhere as a terminal or a log may show it, the name that was likely meant, times such as ``45 d``."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "one_of", "printable", "shortened", "unknown"]
+__all__ = ["did_you_mean", "one_of", "printable", "seconds_of", "shortened", "unknown"]
 
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _ESCAPES = {n: f"\\u{n:04x}" for n in [*_CONTROLS, *range(0xD800, 0xE000)]} | {9: "\\t", 10: "\\n", 13: "\\r"}
 _ESCAPES_IN_LINES = {n: escape for n, escape in _ESCAPES.items() if n != ord("\n")}
@@ -40,3 +42,9 @@ def one_of(word: str, known: Iterable[str]) -> str:
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """``unknown parameter 'tabel'; did you mean 'table'?``: the one wording for a key that nothing declares."""
     return f"unknown {what} {name!r}{one_of(name, known)}"
+
+
+def seconds_of(text: str) -> float | None:
+    """A length of time above zero, such as ``45 d``, ``36 h`` or ``90 s``; None for any other text."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|w)\s*", text)
+    return (float(found[1]) * _UNITS[found[2]] or None) if found is not None else None

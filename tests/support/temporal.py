@@ -6,20 +6,21 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError
 
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import read_result, read_stage
 from factory_agents.protocol import AgentResult, Shard, Work
 from factory_agents.temporal import client as clients
 from factory_agents.temporal.converter import data_converter
-from factory_agents.temporal.protocol import PipelineDone, PipelineRequest, PipelineSpec, Progress, StageSpec
+from factory_agents.temporal.protocol import BackfillDone, PipelineDone, PipelineRequest, PipelineSpec, Progress, StageSpec
 from factory_agents.temporal.worker import make_worker
 from tests.support.commands import ROOT, Command, Live, clean_environment
 from tests.support.waiting import wait_for
@@ -66,13 +67,28 @@ class Pipelines:
         """Start a workflow and wait for its result."""
         return self.done(self.start(request, **more))
 
-    def progress(self, id_: str) -> Progress:
+    def progress(self, id_: str) -> Progress | BackfillDone:
         """How far a workflow is."""
         return self.ask(lambda client: clients.progress(client, id_))
 
     def pause(self, id_: str, paused: bool) -> Progress:
         """Let a workflow begin nothing more, or go on."""
         return self.ask(lambda client: clients.pause(client, id_, paused))
+
+    def is_over(self, id_: str) -> bool:
+        """Whether a workflow has ended, in whatever way."""
+
+        async def described(client: Client) -> bool:
+            return (await client.get_workflow_handle(id_).describe()).close_time is not None
+
+        return self.ask(described)
+
+    def exists(self, id_: str) -> bool:
+        """Whether there is a workflow of this id."""
+        with suppress(RPCError):
+            self.is_over(id_)
+            return True
+        return False
 
     def history(self, id_: str) -> list[HistoryEvent]:
         """All that the server remembers of a workflow."""

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.view import Follower
 from factory_agents.protocol import Manifest, to_ms, transactional_id
 from factory_agents.telemetry import fields
+from factory_agents.text import seconds_of
 
 __all__ = ["RETENTION", "Pruned", "keep_seconds", "pipelines_of", "prune_beside", "prune_pipeline", "retention_of"]
 
@@ -34,7 +34,6 @@ RETENTION = "retention"
 """Windows are remembered for as long as the topics of their pipeline keep records, and a margin."""
 
 _FOREVER = "forever"
-_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DAY_MS = 24 * 3600 * 1000
 _WEEK_MS = 7 * _DAY_MS
 _CHUNK = 5_000
@@ -77,10 +76,10 @@ def keep_seconds(text: str) -> float | None:
         return None
     if text.strip() == _FOREVER:
         return math.inf
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|w)\s*", text)
-    if found is None or not float(found[1]):
+    seconds = seconds_of(text)
+    if seconds is None:
         raise ConfigurationError(f"keep_windows: expected a time such as '45 d' or '36 h', {RETENTION} or {_FOREVER}; got {text!r}")
-    return float(found[1]) * _UNITS[found[2]]
+    return seconds
 
 
 def prune_pipeline(

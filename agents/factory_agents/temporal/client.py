@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+    WorkflowFailureError,
+    WorkflowHandle,
+)
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
@@ -14,11 +28,24 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.temporal.converter import data_converter
-from factory_agents.temporal.protocol import PipelineDone, PipelineRequest, Progress
+from factory_agents.temporal.protocol import BackfillDone, BackfillRequest, PipelineDone, PipelineRequest, Progress, ScheduledRequest
 
-__all__ = ["PipelineFailedError", "cancel", "connect", "outcome", "pause", "progress", "start", "workflow_id"]
+__all__ = [
+    "PipelineFailedError",
+    "apply_schedule",
+    "cancel",
+    "connect",
+    "delete_schedule",
+    "outcome",
+    "pause",
+    "progress",
+    "start",
+    "start_backfill",
+]
 
-WORKFLOW = "FactoryPipeline"
+WORKFLOW, BACKFILL, SCHEDULE = "FactoryPipeline", "FactoryBackfill", "FactorySchedule"
+
+_T = TypeVar("_T")
 
 _PASSING = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.ABORTED)
 
@@ -46,11 +73,6 @@ async def connect() -> Client:
         ) from error
 
 
-def workflow_id(request: PipelineRequest) -> str:
-    """``pipeline/window``: one workflow a window, whoever starts it."""
-    return f"{request.spec.pipeline}/{request.window}"
-
-
 async def start(client: Client, request: PipelineRequest, *, again: bool = False) -> WorkflowHandle[Any, PipelineDone]:
     """Start a pipeline over a window, or give the workflow that runs it or has run it; raises ConfigurationError where that one failed.
 
@@ -62,7 +84,7 @@ async def start(client: Client, request: PipelineRequest, *, again: bool = False
     if request.rerun == "redo":
         reuse = WorkflowIDReusePolicy.ALLOW_DUPLICATE
     conflict = WorkflowIDConflictPolicy.FAIL if request.rerun == "redo" else WorkflowIDConflictPolicy.USE_EXISTING
-    id_ = workflow_id(request)
+    id_ = request.workflow_id
     with _rpc_errors(f"starting {id_}"):
         try:
             return await client.start_workflow(
@@ -81,7 +103,7 @@ async def start(client: Client, request: PipelineRequest, *, again: bool = False
             return client.get_workflow_handle(id_, result_type=PipelineDone)
 
 
-async def outcome(handle: WorkflowHandle[Any, PipelineDone]) -> PipelineDone:
+async def outcome(handle: WorkflowHandle[Any, _T]) -> _T:
     """Wait for the end; raises PipelineFailedError where that isn't success."""
     with _rpc_errors(f"waiting for {handle.id}"):
         try:
@@ -90,10 +112,52 @@ async def outcome(handle: WorkflowHandle[Any, PipelineDone]) -> PipelineDone:
             raise PipelineFailedError(f"workflow {handle.id}: {_root(error)}") from error
 
 
-async def progress(client: Client, id_: str) -> Progress:
+async def start_backfill(client: Client, request: BackfillRequest) -> WorkflowHandle[Any, BackfillDone]:
+    """Start a backfill, or give the one of this span that runs."""
+    id_ = f"{request.spec.pipeline}/backfill/{request.interval.key}"
+    with _rpc_errors(f"starting {id_}"):
+        return await client.start_workflow(
+            BACKFILL,
+            request,
+            id=id_,
+            task_queue=request.spec.task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            result_type=BackfillDone,
+        )
+
+
+async def apply_schedule(client: Client, request: ScheduledRequest, *, catch_up: float) -> str:
+    """Create the pipeline's schedule, or change it; its name. Windows missed for up to ``catch_up`` seconds are done later."""
+    name = request.spec.pipeline
+    action = ScheduleActionStartWorkflow(SCHEDULE, request, id=f"{name}/schedule", task_queue=request.spec.task_queue)
+    interval = ScheduleIntervalSpec(timedelta(seconds=request.every), timedelta(seconds=request.delay))
+    policy = SchedulePolicy(overlap=ScheduleOverlapPolicy.ALLOW_ALL, catchup_window=timedelta(seconds=catch_up))
+    schedule = Schedule(action, ScheduleSpec(intervals=[interval]), policy)
+    with _rpc_errors(f"schedule {name}"):
+        try:
+            await client.create_schedule(name, schedule)
+        except ScheduleAlreadyRunningError:
+            await client.get_schedule_handle(name).update(lambda found: _changed(found, schedule))
+    return name
+
+
+def _changed(found: ScheduleUpdateInput, schedule: Schedule) -> ScheduleUpdate:
+    schedule.state = found.description.schedule.state  # whether it is paused
+    return ScheduleUpdate(schedule)
+
+
+async def delete_schedule(client: Client, name: str) -> None:
+    """Delete a schedule; what it has started goes on."""
+    with _rpc_errors(f"schedule {name}"):
+        await client.get_schedule_handle(name).delete()
+
+
+async def progress(client: Client, id_: str) -> Progress | BackfillDone:
     """How far a workflow is; raises ConfigurationError where there is none of this id."""
     with _rpc_errors(f"asking {id_}"):
-        found: Progress = await client.get_workflow_handle(id_).query("progress", result_type=Progress)
+        handle = client.get_workflow_handle(id_)
+        kind = (await handle.describe()).workflow_type
+        found: Progress | BackfillDone = await handle.query("progress", result_type=BackfillDone if kind == BACKFILL else Progress)
         return found
 
 

@@ -12,15 +12,19 @@ import typer
 from factory_agents import console
 from factory_agents.commands import Json
 from factory_agents.errors import ConfigurationError
+from factory_agents.text import seconds_of
 
 __all__ = ["temporal"]
 
 temporal = typer.Typer(help="Pipelines as Temporal workflows.", rich_markup_mode=None, no_args_is_help=True)
+schedules = typer.Typer(help="Pipelines' schedules.", rich_markup_mode=None, no_args_is_help=True)
+temporal.add_typer(schedules, name="schedule")
 
 _T = TypeVar("_T")
 
 _Pipeline = Annotated[str, typer.Argument(help="the pipeline's file, YAML or JSON", metavar="FILE", show_default=False)]
 _Id = Annotated[str, typer.Argument(help="the workflow's id: pipeline/window", metavar="ID", show_default=False)]
+_Every = Annotated[str, typer.Option("--every", help="a window's length, such as '1 h'", metavar="TIME", show_default=False)]
 _Since = Annotated[str | None, typer.Option("--since", help="start of the window's interval, such as 2026-11-01T04:00", metavar="TIME")]
 _Until = Annotated[str | None, typer.Option("--until", help="end of the window's interval; the window ends before it", metavar="TIME")]
 
@@ -134,6 +138,129 @@ def _interval(since: str | None, until: str | None, key: str | None) -> Any:
     return Interval(parse_time(since, "--since"), parse_time(until, "--until"))
 
 
+@temporal.command("backfill")
+def backfill(
+    file: _Pipeline,
+    since: Annotated[str, typer.Option("--since", help="start of the first window", metavar="TIME", show_default=False)],
+    until: Annotated[str, typer.Option("--until", help="end of the last window", metavar="TIME", show_default=False)],
+    every: _Every,
+    at_once: Annotated[int, typer.Option(help="windows side by side", metavar="N", min=1)] = 4,
+    wait: Annotated[bool, typer.Option("--wait", help="wait for the end")] = False,
+    json: Json = False,
+) -> None:
+    """Run a pipeline over every window of a span of time. What was done before stays as it is; failed windows are tried again.
+
+    \b
+    Example:
+      factory temporal backfill clicks.yaml --since 2026-11-01 --until 2026-11-08 --every '1 h' --wait
+    """
+    _require()
+    from factory_agents.temporal import client as clients
+    from factory_agents.temporal.pipelines import read_pipeline
+    from factory_agents.temporal.protocol import BackfillDone, BackfillRequest
+
+    spec = read_pipeline(file)
+    request = BackfillRequest(spec, _interval(since, until, None), _seconds(every, "--every"), BackfillDone(spec.pipeline), at_once)
+
+    async def started(client: Any) -> Any:
+        handle = await clients.start_backfill(client, request)
+        return handle.id, await clients.outcome(handle) if wait else None
+
+    id_, done = _served(started)
+    if console.wants_json(json):
+        console.print_json(done if done is not None else {"workflow_id": id_})
+    elif done is None:
+        console.say(f"{id_}: see factory temporal progress '{id_}'")
+    else:
+        console.say(f"{done.windows:,} windows, {done.known:,} of them done before")
+
+
+@temporal.command("listen")
+def listen(
+    file: _Pipeline,
+    topic: Annotated[str, typer.Option("--topic", help="whose events start workflows", metavar="TOPIC", show_default=False)],
+    group: Annotated[
+        str, typer.Option(help="consumer group; by default factory.start.<pipeline>", metavar="NAME", show_default=False)
+    ] = "",
+) -> None:
+    """Start the pipeline for each event of a topic, once, until stopped. Meant for topics with few events: orders, not clicks.
+
+    An event starts the workflow of its "window", {"start": ..., "end": ...}; without one, of all that came since the last window, under its
+    "event_id". Where that is missing, the event's place in the topic is its id.
+
+    \b
+    Example:
+      factory temporal listen clicks.yaml --topic requests
+    """
+    _require()
+    import asyncio
+    import signal
+
+    from factory_agents.options import kafka_config
+    from factory_agents.telemetry import configure_logging
+    from factory_agents.temporal.pipelines import read_pipeline
+    from factory_agents.temporal.starter import run_starter
+
+    configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
+    spec, config = read_pipeline(file), kafka_config(None)
+    name = group or f"factory.start.{spec.pipeline}"
+
+    async def listened(client: Any) -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await run_starter(client, spec, config, topic=topic, group=name, stop=stop)
+
+    _served(listened)
+
+
+@schedules.command("apply")
+def schedule_apply(
+    file: _Pipeline,
+    every: _Every,
+    delay: Annotated[str, typer.Option(help="how long after a window's end it is done", metavar="TIME")] = "0 s",
+    catch_up: Annotated[str, typer.Option(help="windows missed for up to so long are done later", metavar="TIME")] = "7 d",
+) -> None:
+    """Create a pipeline's schedule, or change it. It is named as the pipeline, and windows begin at whole multiples of their length (UTC).
+
+    \b
+    Example:
+      factory temporal schedule apply clicks.yaml --every '1 h' --delay '2 min'
+    """
+    _require()
+    from factory_agents.temporal import client as clients
+    from factory_agents.temporal.pipelines import read_pipeline
+    from factory_agents.temporal.protocol import ScheduledRequest
+
+    late = 0.0 if delay.strip().startswith("0") else _seconds(delay, "--delay")
+    request = ScheduledRequest(read_pipeline(file), _seconds(every, "--every"), late)
+    if late >= request.every:
+        raise ConfigurationError(f"--delay {delay}: expected less than --every {every}")
+    name = _served(lambda client: clients.apply_schedule(client, request, catch_up=_seconds(catch_up, "--catch-up")))
+    console.say(f"schedule {name}: every {every}")
+
+
+@schedules.command("delete")
+def schedule_delete(name: Annotated[str, typer.Argument(help="the pipeline's name", metavar="NAME", show_default=False)]) -> None:
+    """Delete a pipeline's schedule. What it has started goes on.
+
+    \b
+    Example:
+      factory temporal schedule delete clicks
+    """
+    _require()
+    from factory_agents.temporal import client as clients
+
+    _served(lambda client: clients.delete_schedule(client, name))
+
+
+def _seconds(text: str, flag: str) -> float:
+    found = seconds_of(text)
+    if found is None:
+        raise ConfigurationError(f"{flag} {text}: expected a time such as '1 h' or '30 min'")
+    return found
+
+
 @temporal.command("progress")
 def progress(id_: _Id, json: Json = False) -> None:
     """Show how far a workflow is: its stages with their counts, and what the one that runs has done.
@@ -194,6 +321,9 @@ def cancel(id_: _Id, wait: Annotated[bool, typer.Option("--wait/--no-wait", help
 def _print_progress(id_: str, found: Any, json: bool) -> None:
     if console.wants_json(json):
         console.print_json(found)
+        return
+    if hasattr(found, "windows"):
+        console.say(f"{id_}: {found.windows:,} windows, {found.known:,} of them done before, {len(found.failed):,} failed")
         return
     _print_stages(id_, found.stages)
     if found.stage and all(done.stage != found.stage for done in found.stages):

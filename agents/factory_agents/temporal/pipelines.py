@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from factory_agents.contracts.documents import Document, read_document
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import candidates, resolve_path
 from factory_agents.temporal.protocol import PipelineSpec, StageSpec
+from factory_agents.text import unknown
 from factory_agents.topics_file import declared_codec
 
 __all__ = ["read_pipeline"]
@@ -56,9 +56,7 @@ def _with_codec(document: Document, where: tuple[str | int, ...], kind: type[msg
 def _check_keys(document: Document, where: tuple[str | int, ...], data: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
     for name in data:
         if name not in kind.__struct_fields__:
-            near = difflib.get_close_matches(name, kind.__struct_fields__, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of: {', '.join(kind.__struct_fields__)}"
-            raise ConfigurationError(f"{document.where((*where, name), key=True)}: unknown key {name!r}; {hint}")
+            raise ConfigurationError(f"{document.where((*where, name), key=True)}: {unknown('key', name, kind.__struct_fields__)}")
 
 
 def _packed(stage: StageSpec) -> StageSpec:

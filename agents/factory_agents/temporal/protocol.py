@@ -15,12 +15,15 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, CodecRef, Counts, Interval
 
 __all__ = [
+    "BackfillDone",
+    "BackfillRequest",
     "Judgement",
     "PipelineDone",
     "PipelineRequest",
     "PipelineSpec",
     "Planning",
     "Progress",
+    "ScheduledRequest",
     "Slice",
     "SliceOutcome",
     "StageDone",
@@ -127,6 +130,51 @@ class PipelineRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
     def window(self) -> str:
         """The window's key."""
         return self.interval.key if self.interval is not None else self.key
+
+    @property
+    def workflow_id(self) -> str:
+        """``pipeline/window``: one workflow a window, whoever starts it."""
+        return f"{self.spec.pipeline}/{self.window}"
+
+
+class ScheduledRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A pipeline over the window of ``every`` seconds that ends ``delay`` seconds before the time at which it is scheduled."""
+
+    spec: PipelineSpec
+    every: float
+    delay: float = 0.0
+
+
+class BackfillDone(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How many windows of a backfill have ended; ``known`` had been done, or were running, before; ``failed`` by their keys."""
+
+    pipeline: str
+    windows: int = 0
+    known: int = 0
+    failed: tuple[str, ...] = ()
+
+
+class BackfillRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A pipeline over every window of ``every`` seconds in ``interval``, ``at_once`` side by side.
+
+    ``done``: by the workflows before; after ``per_workflow`` windows another goes on, with an empty history.
+    """
+
+    spec: PipelineSpec
+    interval: Interval
+    every: float
+    done: BackfillDone
+    at_once: int = 4
+    per_workflow: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse what has no whole number of windows."""
+        seconds = (self.interval.end - self.interval.start).total_seconds()
+        if self.every < 1 or self.at_once < 1 or seconds % self.every:
+            raise ConfigurationError(
+                f"backfill: expected a span of a whole number of windows of {self.every:g} s (at least 1 s), at least 1 at once; got "
+                f"{seconds:g} s, {self.at_once} at once"
+            )
 
 
 class Planning(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

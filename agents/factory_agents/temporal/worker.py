@@ -13,6 +13,7 @@ from temporalio.worker import Worker
 
 from factory_agents.telemetry import fields
 from factory_agents.temporal.activities import Activities, Runner
+from factory_agents.temporal.windows import FactoryBackfill, FactorySchedule
 from factory_agents.temporal.workflow import FactoryPipeline
 
 __all__ = ["make_worker", "run_worker"]
@@ -28,7 +29,7 @@ def make_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, 
     return Worker(
         client,
         task_queue=task_queue,
-        workflows=[FactoryPipeline],
+        workflows=[FactoryPipeline, FactoryBackfill, FactorySchedule],
         activities=Activities(runner=runner, grace=grace).all,
         activity_executor=pool,
         max_concurrent_activities=slots,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from factory_agents.protocol import Shard
 from factory_agents.sandbox import temporal
 from factory_agents.sandbox.processes import ProcessRecord, free_port, stop
 from factory_agents.temporal.protocol import PipelineRequest
+from tests.support.commands import Live
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, stage
 from tests.support.waiting import wait_for
@@ -34,7 +37,7 @@ class Window:
     events: int
 
     @classmethod
-    def of(cls, pipelines: Pipelines, runs: Runs, number: int, seconds: float) -> Window:
+    def of(cls, pipelines: Pipelines, runs: Runs, number: int, seconds: float, key: str = "w") -> Window:
         raw, marked = runs.topic("raw"), runs.topic("marked")
         runs.produce(raw, events(number, seconds=seconds))
         request = pipelines.request(raw, stage("mark", DAWDLE, marked, shards=2), heartbeat_timeout=2, retry_interval=0.5, chunk_records=50)
@@ -46,7 +49,8 @@ class Window:
         return sum(self.pipelines.position(self.request, "mark", shard) for shard in SHARDS)
 
     def wait_for_more(self, than: int) -> None:
-        wait_for(lambda: self.done > than or self.done == self.events, "a further commit, or the last", 60)
+        id_ = self.request.workflow_id
+        wait_for(lambda: self.done > than or self.done == self.events or self.pipelines.is_over(id_), "a further commit, or the end", 60)
 
     def check(self) -> None:
         """Each event once, by the manifests; whatever else is in the topic counts for nobody."""
@@ -84,6 +88,35 @@ def test_a_roll_out_costs_no_attempt(pipelines: Pipelines, runs: Runs) -> None:
     assert len(runs.everything(window.request.spec.stages[0].output_topic)) == 1200, "nothing was done twice"
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("runner", ["process", "thread"])
+def test_windows_survive_fifty_kills_of_their_workers(pipelines: Pipelines, runs: Runs, runner: str) -> None:
+    """SIGKILL, SIGTERM, and SIGSTOP with a SIGCONT once others have gone on; two workers at any time."""
+    chance = random.Random(int(os.environ.get("SOAK_SEED", "7")))
+    workers, asleep, kills, round_ = [pipelines.worker(runner=runner) for _ in range(2)], list[Live](), 0, 0
+    while kills < 50:
+        round_ += 1
+        window = Window.of(pipelines, runs, 4000, 0.01, key=f"w{round_}")
+        id_ = pipelines.start(window.request)
+        while window.done < window.events:
+            window.wait_for_more(window.done)
+            for one in asleep:
+                one.process.send_signal(signal.SIGCONT)
+                one.process.send_signal(signal.SIGTERM)
+            worker = workers.pop(chance.randrange(2))
+            how = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+            worker.process.send_signal(how)
+            asleep = [worker] if how == signal.SIGSTOP else []
+            workers.append(pipelines.worker(runner=runner))
+            kills += 1
+        assert pipelines.done(id_).stages[0].counts.consumed == window.events
+        window.check()
+    for one in asleep:
+        one.process.send_signal(signal.SIGCONT)
+    print(f"{kills} kills over {round_} windows of 4,000 events: each event once")
+
+
 @pytest.mark.parametrize("runner", ["process", "thread"])
 def test_a_cancelled_workflow_leaves_no_agent_and_what_it_has_done(pipelines: Pipelines, runs: Runs, runner: str) -> None:
     raw, marked = runs.topic("raw", partitions=1), runs.topic("marked")
@@ -102,9 +135,11 @@ def test_a_cancelled_workflow_leaves_no_agent_and_what_it_has_done(pipelines: Pi
 @contextmanager
 def own_server(folder: Path) -> Iterator[Server]:
     server = Server(folder, free_port("127.0.0.1"), free_port("127.0.0.1"))
-    server.start()
-    yield server
-    temporal.end(server.process)
+    try:
+        server.start()
+        yield server
+    finally:
+        temporal.end(server.process)
 
 
 @dataclass

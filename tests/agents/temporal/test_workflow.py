@@ -7,6 +7,7 @@ import pytest
 
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.windows import read_windows
+from factory_agents.run import EXIT_RETRY
 from factory_agents.temporal.client import PipelineFailedError
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, stage
@@ -52,6 +53,26 @@ def test_a_window_that_others_did_is_returned_as_it_is(pipelines: Pipelines, run
         assert done.stages[0].reused == 1
         assert pipelines.result(request, "mark").manifest == theirs.manifest
         assert sorted(r.id for r in runs.everything(marked)) == list(range(100))
+
+
+def test_a_window_that_another_does_at_the_same_time_is_done_once(pipelines: Pipelines, runs: Runs) -> None:
+    """Each fences the other and is tried again; whoever ends first, its result is the window's."""
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(400, seconds=0.005))
+    window = plan_window(runs.config, pipeline=pipelines.prefix, topic=raw, interval=None, run_key="w", prefix=pipelines.prefix)
+    theirs = runs.run(window, marked, "tests.support.agents:dawdle", stage="mark", origin=raw, chunk_records=20)
+    dawdle = stage("mark", "tests.support.agents:dawdle", output=marked)
+    request = pipelines.request(raw, dawdle, chunk_records=20, retry_interval=0.2)
+    with pipelines.served():
+        id_ = pipelines.start(request)
+        wait_for(lambda: pipelines.position(request, "mark"), "the workflow's first commit")
+        status = runs.attempt(theirs).wait()
+        done = pipelines.done(id_).stages[0]
+    assert status in (0, EXIT_RETRY)
+    assert done.counts.consumed == 400
+    result = pipelines.result(request, "mark")
+    assert sorted(r.id for r in runs.manifest(result.manifest)) == list(range(400))
+    assert runs.finished(theirs).manifest == result.manifest
 
 
 def test_what_no_retry_mends_fails_at_once_in_one_line(pipelines: Pipelines, runs: Runs) -> None:

@@ -1,0 +1,124 @@
+"""Starts a pipeline for each event of a topic, once: an event's id is its window's name, and its position is committed after the start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from temporalio.client import Client
+
+from factory_agents import failpoints
+from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
+from factory_agents.kafka.config import KafkaConfig, kafka_error
+from factory_agents.kafka.messages import Message
+from factory_agents.protocol import Interval
+from factory_agents.telemetry import fields
+from factory_agents.temporal.client import start
+from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec
+
+__all__ = ["request_of", "run_starter"]
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 50
+_POLL_SECONDS, _PATIENCE = 0.5, 1.0
+_LONGEST_ID = 200
+_PASSING = (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED)
+
+
+class _Event(msgspec.Struct):
+    """What is read of an event; the rest is its agent's business."""
+
+    event_id: str | int | None = None
+    window: Any = None
+
+
+def request_of(spec: PipelineSpec, message: Message) -> PipelineRequest:
+    """What an event asks for: the pipeline over its ``window`` (``{"start": …, "end": …}``) or, without one, over all that has come since
+    the last window, under the event's id, else its coordinates. Raises ConfigurationError for a window that is none.
+    """
+    name = f"{message.topic()}-{message.partition()}-{message.offset()}"
+    try:
+        event = msgspec.json.decode(message.value() or b"", type=_Event)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return PipelineRequest(spec, key=name)
+    if event.window is not None:
+        try:
+            return PipelineRequest(spec, msgspec.convert(event.window, Interval))
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(f"window: expected its start and end: {error}") from None
+    id_ = "" if event.event_id is None else str(event.event_id)
+    usable = 0 < len(id_) <= _LONGEST_ID and id_.isprintable() and "|" not in id_
+    return PipelineRequest(spec, key=id_ if usable else name)
+
+
+async def run_starter(client: Client, spec: PipelineSpec, config: KafkaConfig, *, topic: str, group: str, stop: asyncio.Event) -> None:
+    """Follow the topic until ``stop``. Whatever dies meanwhile, each event starts one workflow: one that is seen again finds its own.
+
+    Raises a FactoryError where the topic can't be read; a server that doesn't answer is waited for.
+    """
+    consumer = config.consumer(group_id=group, auto_offset_reset="earliest")
+    try:
+        consumer.subscribe([topic])
+        log.info("listening", extra=fields(topic=topic, group=group, pipeline=spec.pipeline))
+        while not stop.is_set():
+            messages = _read(await asyncio.to_thread(consumer.consume, _AT_ONCE, _POLL_SECONDS), topic)
+            if messages and await _start_all(client, spec, messages, stop):
+                failpoints.hit("starter.before-commit")
+                await asyncio.to_thread(_commit, consumer, messages)
+    finally:
+        consumer.close()
+
+
+def _read(found: Sequence[Any], topic: str) -> list[Message]:
+    messages = []
+    for message in cast("Sequence[Message]", found):
+        error = message.error()
+        if error is None:
+            messages.append(message)
+        elif error.code() not in _PASSING and not error.retriable():
+            raise kafka_error(error, f"reading {topic}", topic=f"READ on topic {topic!r}", group="READ on the group")
+    return messages
+
+
+async def _start_all(client: Client, spec: PipelineSpec, messages: Iterable[Message], stop: asyncio.Event) -> bool:
+    """Start what is not started yet; False where it is time to go before the server has all of it."""
+    waiting = list(messages)
+    while waiting:
+        done = await asyncio.gather(*(_start(client, spec, message) for message in waiting))
+        waiting = [message for message, accepted in zip(waiting, done, strict=True) if not accepted]
+        if waiting:
+            log.warning("the server does not take starts; trying again", extra=fields(events=len(waiting)))
+            try:
+                await asyncio.wait_for(stop.wait(), _PATIENCE)
+                return False
+            except TimeoutError:
+                continue
+    return True
+
+
+async def _start(client: Client, spec: PipelineSpec, message: Message) -> bool:
+    """Whether the event is done with."""
+    where = f"{message.topic()}-{message.partition()}@{message.offset()}"
+    try:
+        handle = await start(client, request_of(spec, message))
+        log.info("started", extra=fields(workflow=handle.id, event=where))
+    except UnavailableError:
+        return False
+    except FactoryError as error:
+        log.error("no workflow can be started for an event: %s", error, extra=fields(event=where))
+    return True
+
+
+def _commit(consumer: Consumer, messages: Iterable[Message]) -> None:
+    ends: dict[tuple[str, int], int] = {}
+    for message in messages:
+        ends[str(message.topic()), message.partition() or 0] = (message.offset() or 0) + 1
+    try:
+        consumer.commit(offsets=[TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()], asynchronous=False)
+    except KafkaException as error:
+        log.info("positions are not committed, their events will be seen again: %s", error.args[0].str())
