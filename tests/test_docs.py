@@ -18,7 +18,6 @@ from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = documents()
-LONGEST_LINE = 160
 LONGEST = 160
 AIRFLOWS = ("Database migration required", "no such table", "could not be found")
 
@@ -45,12 +44,6 @@ def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
         if heading:
             headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
             assert heading in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, f"{path.name}: {target}"
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_no_line_is_longer_than_a_screen(path: Path) -> None:
-    lines = path.read_text().splitlines()
-    assert not [f"{path.name}:{n}" for n, line in enumerate(lines, 1) if len(line) > LONGEST_LINE]
 
 
 def test_a_message_that_troubleshooting_explains_is_one_that_is_said() -> None:
