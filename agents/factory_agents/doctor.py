@@ -19,6 +19,7 @@ from factory_agents import __version__
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.topics import Cluster
+from factory_agents.runtime.codecs import CODECS
 from factory_agents.runtime.plugins import SINKS, SOURCES, find_plugin, installed
 from factory_agents.topics_file import TopicReport, WantedTopic, apply_topics, read_topics
 
@@ -126,8 +127,8 @@ def _database(env: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
-    """Installed sources and sinks, each loaded once."""
-    for kind in (SOURCES, SINKS):
+    """Installed sources, sinks and codecs, each loaded once."""
+    for kind in (SOURCES, SINKS, CODECS):
         fine = []
         for name, found in sorted(installed(kind).items()):
             try:

@@ -181,3 +181,24 @@ def test_while_the_registry_is_stopped_work_waits_and_what_a_warm_cache_knows_go
     retry = runs.attempt(told[2], secrets=settings)
     assert retry.wait() == 0, retry.log
     assert retry.result.counts.forwarded == 2
+
+
+def test_an_attempt_that_was_killed_is_resumed_by_its_own_schema(runs: Runs, subjects: Subjects, registry_url: str) -> None:
+    source, out = runs.topic("in", partitions=1), runs.topic("out", partitions=1)
+    runs.produce(source, subjects.written(source, V1, *events(*range(9))))
+    subjects.register(f"{out}-value", SEEN)
+    codecs = {"output_codec": AVRO, "chunk_records": 3}
+    told = runs.run(avro_window(runs, source), out, "tests.support.agents:mark", **codecs)
+    secrets = {"SCHEMA_REGISTRY_URL": registry_url}
+    killed = runs.attempt(told, "chunk.before-ledger=kill@3", secrets=secrets)
+    assert killed.wait() < 0, killed.log
+    subjects.register(f"{source}-value", record(event_id="int", text="string", price=PRICE, new={"type": "int", "default": 5}))
+    subjects.register(f"{out}-value", record(event_id="int", text="string", price=PRICE, seen="boolean", new={"type": "int", "default": 5}))
+    resumed = runs.attempt(told, secrets=secrets)
+    assert resumed.wait() == 0, resumed.log
+    result = resumed.result
+    assert (result.resumed, result.counts.forwarded) == (True, 9)
+    written = runs.manifest(result.manifest)
+    assert len({(r.value or b"")[:5] for r in written}) == 1
+    theirs = subjects.read(out, *(r.value for r in written))
+    assert theirs == [{**event, "seen": True} for event in events(*range(9))]

@@ -20,8 +20,8 @@ from factory_agents.runtime.plugins import PluginKind, find_plugin
 
 __all__ = ["CODECS", "DecodedMessage", "OpenCodec", "codec_class", "open_codec", "same_choice"]
 
-CODECS = PluginKind("codec", "factory_agents.codecs", ("json", "avro"))
-_BUILT_IN = {"avro": ("factory_agents.codecs.avro", "AvroCodec")}
+CODECS = PluginKind("codec", "factory_agents.codecs", ("json", "avro", "json-schema"))
+_BUILT_IN = {"avro": ("factory_agents.codecs.avro", "AvroCodec"), "json-schema": ("factory_agents.codecs.json_schema", "JsonSchemaCodec")}
 _GIVEN = ("topic", "writing", "pinned")
 
 

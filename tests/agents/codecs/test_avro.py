@@ -12,8 +12,9 @@ import pytest
 from confluent_kafka.schema_registry import SchemaReference
 from fastavro import parse_schema
 
-from factory_agents.codecs.avro import SCHEMA_HEADER, AvroCodec
+from factory_agents.codecs.avro import AvroCodec
 from factory_agents.codecs.avro_types import event_type
+from factory_agents.codecs.framing import SCHEMA_HEADER
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.reject import Reject
 from tests.support.registries import Subjects, answering, record

@@ -1,0 +1,74 @@
+"""JSON in Confluent's framing: a schema id before the text, or in a header; what is written is checked by its JSON Schema."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from factory_agents.codecs.base import from_json, to_json
+from factory_agents.codecs.framing import RegistryCodec, SchemaKey
+from factory_agents.codecs.registry import StoredSchema
+from factory_agents.kafka.messages import Headers
+from factory_agents.reject import Reject
+
+__all__ = ["JsonSchemaCodec"]
+
+_MOST_KNOWN = 10_000
+
+
+class JsonSchemaCodec(RegistryCodec):
+    """JSON records whose schemas a registry knows. Options as for ``RegistryCodec``; ``version`` is for writing alone."""
+
+    name = "json-schema"
+    kind = "JSON"
+
+    def __init__(
+        self,
+        topic: str,
+        pinned: dict[str, Any],
+        subject: str = "",
+        version: int | str = "latest",
+        framing: str = "id",
+        rules: str = "refuse",
+        writing: bool = False,
+    ) -> None:
+        self._known: set[SchemaKey] = set()
+        super().__init__(topic, pinned if writing else {}, subject, version if writing else "writer", framing, rules, writing)
+
+    def _use(self, own: StoredSchema) -> None:
+        from jsonschema_rs import ValidationError, validator_for
+
+        if own.references:
+            raise Reject(f"it refers to {own.references[0].subject!r}, and references are not followed here")
+        try:
+            self._validator = validator_for(json.loads(own.text))
+        except (ValidationError, ValueError) as error:
+            raise Reject(f"it is no JSON Schema: {error}") from None
+
+    def decode(self, value: bytes, headers: Headers) -> dict[str, Any]:
+        """See ``Codec.decode``."""
+        event: dict[str, Any] = from_json(self.decode_json(value, headers))
+        return event
+
+    def decode_json(self, value: bytes, headers: Headers) -> bytes:
+        """See ``Codec.decode_json``: the text goes on as it is. What it must look like is the contract's business."""
+        key, start = self._framed(value, headers)
+        if key not in self._known:
+            self._written_by(key)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known.add(key)
+        return value[start:]
+
+    def encode(self, event: dict[str, Any]) -> bytes:
+        """See ``Codec.encode``."""
+        return self.encode_json(to_json(event))
+
+    def encode_json(self, text: bytes) -> bytes:
+        """See ``Codec.encode_json``."""
+        event = from_json(text)
+        if not self._validator.is_valid(event):
+            error = next(iter(self._validator.iter_errors(event)))
+            place = "".join(f"[{part!r}]" if isinstance(part, int) else f".{part}" for part in error.instance_path).lstrip(".")
+            raise Reject(f"not as subject {self._subject!r} says: {place + ': ' if place else ''}{error.message}", rule="encode")
+        return self._prefix + text
