@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from factory_agents.telemetry.metrics import FAMILIES
-from tests.support.prometheus import PROMTOOL
+from tests.support.prometheus import AMTOOL, PROMTOOL
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy/prometheus"
@@ -27,6 +27,12 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not in
 )
 def test_promtool_is_content(what: tuple[str, ...]) -> None:
     done = subprocess.run([str(PROMTOOL), *what], cwd=FOLDER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(AMTOOL is None, reason="amtool is not installed (apt-get install prometheus-alertmanager)")
+def test_amtool_is_content() -> None:
+    done = subprocess.run([str(AMTOOL), "check-config", "alertmanager.yaml"], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

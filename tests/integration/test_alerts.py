@@ -8,7 +8,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,7 +27,7 @@ from factory_agents.runtime.agents import agent
 from factory_agents.runtime.live import run_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.telemetry.live import LiveTelemetry
-from tests.support.prometheus import PROGRAM, Prometheus, prometheus
+from tests.support.prometheus import ALERTMANAGER, PROGRAM, Prometheus, alertmanager, prometheus
 from tests.support.runs import Runs, events
 from tests.support.waiting import wait_for
 
@@ -115,6 +117,60 @@ def test_rules_and_panels_have_data_and_an_alert_fires_and_resolves(runs: Runs, 
         rejected = "pipeline_stage:factory_events_rejected:ratio1h"
         wait_for(lambda: 0.1 in [v for of, v in watching.query(rejected) if of["stage"] == "stage"], "the rejected share")
         fires_and_resolves(runs, watching, source, 20)
+
+
+@pytest.fixture
+def heard() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """A server that notes what is posted to it, by path: its address, and the notes."""
+    notes: list[tuple[str, dict[str, Any]]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            notes.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", notes
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.skipif(ALERTMANAGER is None, reason="Alertmanager is not installed (apt-get install prometheus-alertmanager)")
+def test_an_alert_reaches_a_webhook_and_slack_and_so_does_its_end(
+    runs: Runs, metrics: MetricsServer, tmp_path: Path, heard: tuple[str, list[tuple[str, dict[str, Any]]]]
+) -> None:
+    url, notes = heard
+    told = yaml.safe_load((ROOT / "deploy/prometheus/alertmanager.yaml").read_text())
+    told["route"] |= {"group_wait": "1s", "group_interval": "1s"}
+    (on_call,), (channel,) = told["receivers"][0]["webhook_configs"], told["receivers"][1]["slack_configs"]
+    on_call["url"] = f"{url}/alerts"
+    del channel["api_url_file"]
+    channel["api_url"] = f"{url}/slack"
+    topic = runs.topic("in", partitions=1)
+    runs.produce(topic, events(20))
+    with (
+        alertmanager(tmp_path / "alertmanager", told) as alerts,
+        prometheus(tmp_path / "prometheus", {"factory": metrics.address}, SOON.replace("> 1000000", "> 5"), alerts) as watching,
+    ):
+        wait_for(lambda: watching.query("factory_metrics_up"), "the first scrape")
+        fires_and_resolves(runs, watching, topic, 20)
+
+        def status(path: str) -> list[str]:
+            posted = [body for where, body in notes if where == path and topic in json.dumps(body)]
+            return [body["status"] if path == "/alerts" else body["attachments"][0]["title"].split()[0].lower() for body in posted]
+
+        for path in ("/alerts", "/slack"):
+            wait_for(lambda path=path: {"firing", "resolved"} <= set(status(path)), f"both at {path}: {notes}", 60)  # type: ignore[misc]
+    (text,) = {b["attachments"][0]["text"] for path, b in notes if path == "/slack" and f"behind on {topic}" in json.dumps(b)}
+    assert f"{runs.prefix}.g is 20 records behind on {topic} (docs/runbooks.md#kafkaconsumerlaghigh)" in text
 
 
 @pytest.mark.soak

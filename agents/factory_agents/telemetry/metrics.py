@@ -166,7 +166,10 @@ def encoder(accept: str) -> tuple[Callable[[Values], bytes], str]:
         from prometheus_client import exposition
     except ImportError:
         raise ConfigurationError("metrics need prometheus-client, which is not installed: pip install 'factory-agents[metrics]'") from None
-    encode, content_type = exposition.choose_encoder(accept)
+    try:
+        encode, content_type = exposition.choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is none
+        encode, content_type = exposition.choose_encoder("")
     return lambda values: encode(_Collected(values)), content_type
 
 

@@ -16,7 +16,9 @@ def test_the_page_lists_every_metric_as_it_is_declared() -> None:
     assert rows == [f"| `{of.name}` | {of.kind} | {', '.join(of.labels)} | {of.help} |" for of in FAMILIES.values()]
 
 
-@pytest.mark.parametrize("accept", ["", "text/plain", "application/openmetrics-text;version=1.0.0"])
+@pytest.mark.parametrize(
+    "accept", ["", "text/plain", "application/openmetrics-text;version=1.0.0", "application/openmetrics-text; version=abc"]
+)
 def test_every_metric_can_be_told_in_each_format(accept: str) -> None:
     encode, _ = encoder(accept)
     hostile = 'a"b\\c\nd'
