@@ -25,7 +25,7 @@ from factory_agents.kafka.records import (
 )
 from factory_agents.protocol import Interval, Manifest
 
-__all__ = ["Done", "Horizon", "Kept", "PruneView", "Pruning", "decide_pruning", "interval_of", "is_due", "origin_of"]
+__all__ = ["Done", "Horizon", "Kept", "PruneView", "Pruning", "decide_pruning", "interval_of", "is_due", "merged", "origin_of"]
 
 MOST_SPANS = 500
 _DAY_MS = 24 * 3600 * 1000
@@ -382,10 +382,10 @@ class _Decision:
                 spans[name] = (microseconds(interval.start), microseconds(interval.end))
                 windows.append(self._window(origin, name, interval.start_ms, interval.end_ms))
         going, left, new = self._going(mark, sorted(windows, key=lambda w: w.start), all_of=True)
-        staying = _merged(spans[window.name] for window in left)
+        staying = merged(spans[window.name] for window in left)
         gone = [window for window in going if not _meets(staying, spans[window.name])]
         self._tell(gone)
-        pruned = _merged([*mark.spans, *(spans[window.name] for window in gone)])
+        pruned = merged([*mark.spans, *(spans[window.name] for window in gone)])
         return msgspec.structs.replace(new, spans=tuple(_fewer(pruned, staying)))
 
     def _source_plans(self, origin: str) -> Iterator[str]:
@@ -423,7 +423,7 @@ def interval_of(name: str) -> Interval | None:
     return Interval(datetime.fromisoformat(start), datetime.fromisoformat(end))
 
 
-def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """The same times in as few spans as can be, in order."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from factory_agents.kafka.planning import pruned
-from factory_agents.kafka.pruning import interval_of
+from factory_agents.kafka.pruning import interval_of, merged
 from factory_agents.kafka.records import MarkRecord
 from factory_agents.runtime.agents import Claim
 from factory_agents.sinks.postgres.names import compose
@@ -57,7 +58,7 @@ class Horizon:
         for origin, spans in self._run("SELECT origin, spans FROM {horizons} WHERE {this_stage}"):
             name = _own_name(self._claim.window, self._claim.pipeline, origin)
             interval = interval_of(name) if name is not None else None
-            if interval is not None and MarkRecord("", "", spans=msgspec.convert(spans, tuple[tuple[int, int], ...])).covers(interval):
+            if interval is not None and MarkRecord("", "", spans=_read_spans(spans)).covers(interval):
                 raise pruned(f"table {self._table.text}, stage {self._claim.stage!r}", interval.key)
 
     def is_due(self) -> bool:
@@ -66,26 +67,22 @@ class Horizon:
         return self._run(query, daily=_DAILY).fetchone() is None
 
     def prune(self, mark: MarkRecord | None) -> int:
-        """Forget what lies below the mark, and say so; how many rows went. Rows that somebody works on stay until the next time."""
+        """Forget what lies below the mark, and say so; how many rows went. A window that somebody works on stays until the next time."""
         self._run("SELECT " + _LOCK.replace("{shared}", ""))
         self._run(
             "INSERT INTO {horizons} AS h (table_name, pipeline, stage, origin, spans, looked_at)"
             " VALUES ({table}, {pipeline}, {stage}, {origin}, {spans}::jsonb, now())"
-            " ON CONFLICT (table_name, pipeline, stage, origin) DO UPDATE SET looked_at = now(),"
-            " spans = CASE WHEN {known} THEN EXCLUDED.spans ELSE h.spans END",
-            spans=msgspec.json.encode(mark.spans if mark is not None else ()).decode(),
-            known=mark is not None,
+            " ON CONFLICT (table_name, pipeline, stage, origin) DO UPDATE SET looked_at = now(), spans = EXCLUDED.spans",
+            spans=msgspec.json.encode(merged([*self._spans(), *(mark.spans if mark is not None else ())])).decode(),
         )
-        if mark is None:
-            return 0
-        windows = list(self._forgotten(mark))
-        gone = self._run(
-            "DELETE FROM {ledger} WHERE ctid = ANY (ARRAY("
-            "SELECT ctid FROM {ledger} WHERE {this_stage} AND window_key = ANY ({windows}) FOR UPDATE SKIP LOCKED)) RETURNING window_key",
-            windows=windows,
-        ).fetchall()
-        self._run("DELETE FROM {publications} WHERE {this_stage} AND window_key = ANY ({windows})", windows=sorted({w for (w,) in gone}))
-        return len(gone)
+        windows = self._unlocked(list(self._forgotten(mark))) if mark is not None else []
+        self._run("DELETE FROM {publications} WHERE {this_stage} AND window_key = ANY ({windows})", windows=windows)
+        return self._run("DELETE FROM {ledger} WHERE {this_stage} AND window_key = ANY ({windows})", windows=windows).rowcount
+
+    def _spans(self) -> tuple[tuple[int, int], ...]:
+        """What was forgotten before: a ledger that was restored, and tells of an older mark, takes none of it back."""
+        row = self._run("SELECT spans FROM {horizons} WHERE {this_stage} AND origin = {origin}").fetchone()
+        return _read_spans(row[0]) if row is not None else ()
 
     def _forgotten(self, mark: MarkRecord) -> Iterator[str]:
         """Windows of this origin that lie below the mark: by their times, or (without an interval) by when they were claimed last."""
@@ -97,6 +94,17 @@ class Horizon:
             interval = interval_of(name)
             if mark.covers(interval) if interval is not None else generation < mark.offset:
                 yield window
+
+    def _unlocked(self, windows: list[str]) -> list[str]:
+        """Those of which nobody holds a row; they are locked from here on, and none is added while we hold the stage."""
+        query = "SELECT window_key FROM {ledger} WHERE {this_stage} AND window_key = ANY ({windows})"
+        there = Counter(self._run(query, windows=windows))
+        ours = Counter(self._run(query + " FOR UPDATE SKIP LOCKED", windows=windows))
+        return [window for (window,), count in there.items() if ours[window,] == count]
+
+
+def _read_spans(spans: Any) -> tuple[tuple[int, int], ...]:
+    return msgspec.convert(spans, tuple[tuple[int, int], ...])
 
 
 def _own_name(window: str, pipeline: str, origin: str) -> str | None:

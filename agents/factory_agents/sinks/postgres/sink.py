@@ -149,8 +149,7 @@ class PostgresSink:
         if self._claimed_last is None:
             return 0
         table, claim = self._claimed_last
-        self.close()
-        connection = self._connect(claim)
+        connection = self._connection or self._connect(claim)
         with self._explained(f"pruning {LEDGER} of {table.text}"):
             self._open_transaction(connection)
             horizon = Horizon(connection, table, claim)

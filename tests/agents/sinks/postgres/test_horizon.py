@@ -16,7 +16,7 @@ from factory_agents.errors import FencedError, WindowError
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.pruner import prune_pipeline
 from factory_agents.kafka.records import ALWAYS, MarkRecord
-from factory_agents.protocol import Interval
+from factory_agents.protocol import Interval, Shard
 from factory_agents.publish import build
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
@@ -139,6 +139,30 @@ def test_the_mark_is_looked_up_once_a_day(publisher: Publisher) -> None:
     publisher.publish(hour(4).key, "h4", mark=mark)
     with pytest.raises(WindowError, match="was pruned"):  # a ledger that tells of no mark takes none back
         publisher.publish(hour(1).key, "again")
+
+
+def test_an_older_mark_takes_nothing_back(publisher: Publisher) -> None:
+    for n in range(4):
+        publisher.publish(hour(n).key, f"h{n}")
+    assert publisher.publish(hour(4).key, "h4", mark=lambda: until(3)) == 3
+    publisher.forget_the_look()
+    assert publisher.publish(hour(5).key, "h5", mark=lambda: until(1)) == 0
+    with pytest.raises(WindowError, match="was pruned"):
+        publisher.publish(hour(2).key, "again")
+
+
+def test_a_window_of_which_somebody_holds_a_row_stays_whole_until_the_next_time(publisher: Publisher) -> None:
+    for n in range(2):
+        for shard in (Shard(0, 2), Shard(1, 2)):
+            publisher.publish(hour(n).key, f"h{n}{shard.index}", shard=shard)
+    with psycopg.connect(publisher.bench.url) as other:
+        held = "SELECT FROM factory_publishes WHERE window_key LIKE %s AND shard = 1 FOR UPDATE"
+        other.execute(held, [f"{hour(0).key}%"])
+        assert publisher.publish(hour(2).key, "h2", mark=lambda: until(2)) == 2
+        assert publisher.windows() == publisher.windows("factory_publications") == {hour(0).key, hour(2).key}
+    publisher.forget_the_look()
+    assert publisher.publish(hour(3).key, "h3", mark=lambda: until(2)) == 2
+    assert publisher.windows() == {hour(2).key, hour(3).key}
 
 
 def test_a_prune_fences_who_claimed_a_window_that_it_forgets(publisher: Publisher) -> None:
