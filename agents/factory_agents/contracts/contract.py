@@ -26,7 +26,7 @@ from factory_agents.contracts.documents import (
 from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, parse_expression
 from factory_agents.contracts.fast import FastPath, compile_fast
 from factory_agents.contracts.figures import Figure, read_figures
-from factory_agents.contracts.notations import translated
+from factory_agents.contracts.notations import schema_names, translated
 from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
 from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnSpec, ColumnType, TableSpec
 from factory_agents.contracts.times import iso_time
@@ -197,8 +197,11 @@ def load_contract(
     """
     if isinstance(source, Mapping) and source.keys() == _PACKED:
         texts = dict(source["files"])
-        file, wanted = split_name(source["name"])
-        return read_contract(parse_document(source["text"], file), wanted, folder_of(texts), texts)
+        file, wanted = _split(source["name"])
+        document = parse_document(source["text"], file)
+        if wanted not in schema_names(document):
+            document, wanted = replace(document, name=source["name"]), ""
+        return read_contract(document, wanted, folder_of(texts), texts)
     if untrusted:
         return untrusted_contract(source, None)
     wanted = split_name(source)[1] if isinstance(source, (str, Path)) else ""
@@ -219,7 +222,7 @@ def split_name(source: str | Path) -> tuple[str, str]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    file, _, schema = name.rpartition("#")
+    file, _, schema = name.partition("#")
     return (file, schema) if file else (name, "")
 
 

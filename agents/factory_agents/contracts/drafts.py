@@ -37,6 +37,7 @@ class Draft:
         self.origins: dict[KeyPath, KeyPath] = {}
         self.notes: list[str] = []
         self.not_run: list[str] = []
+        self._same: dict[str, int] = {}
 
     def pass_over(self, at: KeyPath, what: str, why: str) -> None:
         """Say of a check that it isn't run."""
@@ -61,8 +62,11 @@ class Draft:
         rules = self.data.setdefault("rules", {})
         name = re.sub(r"[^\w-]", "_", name, flags=re.ASCII)
         name = name if re.match(r"[A-Za-z_]", name) and name not in ("schema", "decode", "time") else f"_{name}"
-        same = sum(known == name or (known.startswith(f"{name}_") and known[len(name) + 1 :].isdigit()) for known in rules)
-        self.put(("rules", f"{name}_{same + 1}" if same else name), text, origin)
+        same = self._same[name] = self._same.get(name, 0) + 1
+        name = name if same == 1 else f"{name}_{same}"
+        while name in rules:
+            name += "_"
+        self.put(("rules", name), text, origin)
 
     def merge(self, given: Any, at: KeyPath) -> None:
         """Add what stands at ``at`` in our own words: a mapping with keys of the short form."""

@@ -83,7 +83,10 @@ class _Types:
     def struct(self, fields: Sequence[Any], names: Mapping[str, str]) -> Any:
         rename = {attribute: name for name, attribute in names.items()}
         ordered = sorted(fields, key=len)  # those without a default first
-        return msgspec.defstruct("Event", ordered, rename=rename, forbid_unknown_fields=True, gc=False, kw_only=True)
+        try:
+            return msgspec.defstruct("Event", ordered, rename=rename, forbid_unknown_fields=True, gc=False, kw_only=True)
+        except ValueError as error:  # a name with a quote, a backslash or a control character
+            raise NotFast(str(error)) from error
 
     def of_field(self, part: Any, path: Sequence[str], *, plain: bool) -> tuple[Any, Validator | None]:
         """The type of a field, and what checks its values besides (None itself it doesn't see)."""

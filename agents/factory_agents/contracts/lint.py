@@ -20,6 +20,9 @@ from factory_agents.errors import ConfigurationError, ContractError
 __all__ = ["Problem", "lint_contract", "sarif"]
 
 
+_MOST_SCHEMAS = 200
+
+
 class Problem(msgspec.Struct, frozen=True):
     """An error, or a note on what is not checked; ``line`` and ``column`` count from 1."""
 
@@ -64,6 +67,10 @@ def _schemas(document: Document, wanted: str, found: dict[str, Literal["error", 
     if any(finding.of_events for finding in findings):
         return []
     names = schema_names(document)
+    if len(names) > _MOST_SCHEMAS and not wanted:
+        first = f"the first {_MOST_SCHEMAS} of {len(names):,} schemas are looked at; name one to see it: {document.name}#{names[-1]}"
+        found[f"{document.where(('schema',))}: {first}"] = "note"
+        return names[:_MOST_SCHEMAS]
     return names if len(names) > 1 and not wanted else [wanted]
 
 

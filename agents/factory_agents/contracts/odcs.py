@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from importlib import resources
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -38,6 +39,8 @@ OPERATORS = {
 """When a check of the standard is broken, as our conditions write it."""
 _OLD_METRICS = {"duplicateCount": "duplicateValues", "nullCount": "nullValues", "missingCount": "missingValues"}
 _OLD_METRICS |= {"invalidCount": "invalidValues", "validValues": "invalidValues", "unique": "duplicateValues"}
+_MOST_ERRORS, _MOST_KEYS = 200, 20
+"""Findings of a document, and of unknown keys in one place, that are told."""
 _OLD_KEYS = {"isNullable": "required", "isUnique": "unique", "isPrimary": "primaryKey", "isPrimaryKey": "primaryKey"}
 _UNITS = {"rows": "", "row": "", "count": "", "percent": " %", "percentage": " %", "%": " %"}
 _SLA_UNITS = {"s": "s", "second": "s", "min": "min", "minute": "min", "h": "h", "hr": "h", "hour": "h", "d": "d", "day": "d"}
@@ -102,7 +105,7 @@ def _schema(version: str) -> Any:
 
 def _judge(document: Document, version: str, given: Any) -> list[Finding]:
     try:
-        errors = list(_validator(version).iter_errors(document.data))
+        errors = list(islice(_validator(version).iter_errors(document.data), _MOST_ERRORS))
     except (ValueError, RecursionError) as problem:
         return [Finding(("schema",), document.error((), f"cannot be checked: {str(problem)[:200]}"))]
     known = _names(version)
@@ -110,7 +113,8 @@ def _judge(document: Document, version: str, given: Any) -> list[Finding]:
     found: dict[str, Finding] = {}
     for error in errors:
         path = tuple(error.instance_path)
-        for one in _errors_at(document, path, error, known, any(b[: len(path)] == path for b in broken), given):
+        within = error.kind.name == "unevaluatedProperties" and any(b[: len(path)] == path for b in broken)
+        for one in _errors_at(document, path, error, known, within, given):
             found.setdefault(str(one), Finding(path or _root_path(error), one))
     return list(found.values())
 
@@ -126,7 +130,7 @@ def _errors_at(document: Document, path: KeyPath, error: Any, known: frozenset[s
     """What one finding of the standard's schema comes to. Where a part is ``broken``, keys that are known elsewhere are no finding."""
     kind, facts = error.kind.name, error.kind.as_dict()
     if kind in ("additionalProperties", "unevaluatedProperties"):
-        for name in facts["unexpected"][:100]:
+        for name in facts["unexpected"][:_MOST_KEYS]:
             if kind == "additionalProperties" or name not in known or not broken:
                 near = f"; did you mean {_OLD_KEYS[name]!r}?" if name in _OLD_KEYS else did_you_mean(name, known, 0.75)
                 yield document.error((*path, name), f"{given} has no such key here{near}", key=True)
@@ -181,6 +185,7 @@ class _Translator:
         self._draft = Draft(document)
         self._draft.notes += notes
         self._reader = PropertyReader(self._draft)
+        self._figures: dict[tuple[str, str, str], str] = {}
         self._properties = [p for p in self._object.get("properties") or () if p.get("semanticType") != "measure"]
         self._names = {p["name"]: field_name(p) for p in self._properties}
 
@@ -370,11 +375,11 @@ class _Translator:
 
     def _counted(self, figure: str, field: str, spec: dict[str, Any], at: KeyPath) -> tuple[str, str]:
         """A figure whose values the contract lists, under the field's name or, where another list has that, one beside it."""
-        known = self._draft.data.get("window", {}).get(figure, {})
-        name, n = field, 1
-        while name in known and known[name] != (spec if name == field else {"field": field, **spec}):
-            n += 1
-            name = f"{field}_{n}"
+        meaning = (figure, field, repr(spec))
+        if meaning not in self._figures:
+            n = sum(known[:2] == meaning[:2] for known in self._figures) if len(self._figures) < _MOST_ERRORS else len(self._figures)
+            self._figures[meaning] = f"{field}_{n + 1}" if n else field
+        name = self._figures[meaning]
         self._draft.put(("window", figure, name), spec if name == field else {"field": field, **spec}, at)
         return f"{figure}({name})", ""
 

@@ -150,6 +150,15 @@ def check(schema: dict[str, Any], rule: str, id_: str | None, batch: list[bytes]
     assert outcome(contract, batch, fast=True) == outcome(contract, batch, fast=False)
 
 
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\x00b"])
+def test_odd_names_of_fields_are_checked_as_others_are(name: str) -> None:
+    inner = {"type": "object", "properties": {name: {"type": "integer"}}}
+    for schema in (inner, {"type": "object", "properties": {"o": inner}}):
+        contract = {"name": "c", "id": None, "schema": schema}
+        batch = [msgspec.json.encode(value) for one in ({name: 1}, {name: "x"}) for value in (one, {"o": one})] * 5
+        assert outcome(contract, batch, fast=True) == outcome(contract, batch, fast=False)
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_required_field_that_is_forbidden_is_never_taken(depth: int) -> None:
     schema: dict[str, Any] = {"type": "object", "properties": {}, "required": ["b"], "additionalProperties": False}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from factory_agents.contracts.lint import lint_contract, sarif
+from tests.support.bounded import cost_of
 
 OWN = """nmae: x
 version: [1]
@@ -156,6 +157,32 @@ def test_hostile_properties_are_refused_or_read_and_never_a_traceback() -> None:
             lines(json.dumps(document), "c.json")
             tried += 1
     assert tried > 800
+
+
+@pytest.mark.parametrize(
+    ("properties", "most"),
+    [
+        ([{"name": f"a{i}", "x": 1, "y": 2} for i in range(3_000)], 400),
+        ([{"name": f"a{i}", "logicalType": "x"} for i in range(3_000)], 200),
+        (
+            [
+                {
+                    "name": "a",
+                    "quality": [{"metric": "missingValues", "mustBe": 0, "arguments": {"missingValues": [i]}} for i in range(3_000)],
+                }
+            ],
+            1,
+        ),
+        ([{"name": "a", "quality": [{"type": "custom", "engine": "factory", "implementation": "a != 1"}] * 3_000}], 1),
+    ],
+    ids=["keys", "types", "figures", "rules"],
+)
+def test_very_many_of_anything_take_no_minutes(properties: list[object], most: int) -> None:
+    head = {"apiVersion": "v3.1.0", "kind": "DataContract", "id": "x", "version": "1.0.0", "status": "active"}
+    Path("c.json").write_text(json.dumps({**head, "schema": [{"name": "o", "properties": properties}]}))
+    cost = cost_of("from factory_agents.contracts.lint import lint_contract\nanswer = len(lint_contract('c.json'))")
+    assert cost.seconds < 20
+    assert 0 < cost.answer <= most
 
 
 def test_sarif_is_what_code_hosts_read() -> None:
