@@ -45,6 +45,7 @@ class Positions:
         for tp in found:
             if tp.error is not None:
                 raise kafka_error(tp.error, f"positions of group {self._group!r}", **self._needed)
+        self._part.took()  # there may be nothing to keep for long
         ids = {(tp.metadata or "").removeprefix(_TAG) for tp in found if tp.offset >= 0}
         return (ids.pop() if len(ids) == 1 else ""), {tp.partition: tp.offset for tp in found if tp.offset >= 0}
 

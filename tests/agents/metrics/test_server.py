@@ -134,6 +134,11 @@ def test_lag_is_told_of_groups_and_pipelines(runs: Runs, servers: Servers) -> No
     wait_for(lambda: value(scrape(whole.address), "kafka_consumer_lag", **labels, partition="") == 8, "the lag of the topic")
 
 
+def test_before_there_is_a_ledger_nothing_is_wrong(runs: Runs, servers: Servers) -> None:
+    server = servers.start()
+    wait_for(lambda: value(scrape(server.address), "factory_metrics_up") == 3, "all parts")
+
+
 @pytest.mark.parametrize("listen", ["nowhere", "127.0.0.1:99999", "::1:80", "127.0.0.1:-1", "256.1.1.1:1"])
 def test_where_it_cannot_listen_it_says_so(listen: str) -> None:
     with pytest.raises(ConfigurationError, match="--listen"):
