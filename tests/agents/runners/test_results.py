@@ -21,6 +21,7 @@ from factory_agents.protocol import (
     AgentResult,
     AgentRun,
     Counts,
+    Dataset,
     ErrorInfo,
     Example,
     Manifest,
@@ -85,7 +86,7 @@ class TestWhose:
         [
             {"report": {"a": {"b\0": 1}}},
             {"notes": ("fine", "\0")},
-            {"table": "a\0"},
+            {"dataset": Dataset("postgres", "a\0")},
             {"report": json.loads('{"a":' * 100 + "1" + "}" * 100)},
             {"report": json.loads('{"a":' + "[" * 600 + "]" * 600 + "}")},
         ],
