@@ -128,6 +128,7 @@ class BoundedConsumer:
         self._pending: deque[Message] = deque()
         self._from: dict[int, int] = {}  # where each partition is read from: what was consumed since lies past it
         self._stopped: set[int] = set()
+        self._paused: dict[int, int] = {}  # where each of these partitions goes on
         self._alone: Consumer | None = None
         self._piece = _PIECE
         self.client = config.consumer(**fetch_limits(config.values, self._largest_batch), **settings)
@@ -149,11 +150,35 @@ class BoundedConsumer:
         gone = set(partitions)
         self.client.incremental_unassign([TopicPartition(self._topic, p) for p in sorted(gone & self._from.keys())])
         self._from = {p: offset for p, offset in self._from.items() if p not in gone}
+        self._paused = {p: offset for p, offset in self._paused.items() if p not in gone}
         self._pending = deque(m for m in self._pending if m.partition() not in gone)
         self._stopped |= gone
 
+    def serve(self) -> None:
+        """Let the client's callbacks be called without reading: ``take`` goes on where it was."""
+        if not self._paused and self._from:
+            places = [TopicPartition(self._topic, p) for p in self._from]
+            self._paused = {at.partition: max(at.offset, self._from[at.partition]) for at in self.client.position(places)}
+            self.client.pause(places)
+        self._stopped = set()
+        came = cast("list[Message]", self.client.consume(1, 0.0))  # events, and what was on its way when the client paused
+        came = [m for m in came if m.partition() not in self._stopped]
+        self._paused |= {m.partition(): m.offset() + 1 for m in came if m.error() is None and m.partition() in self._paused}
+        self._hold(came)
+
+    def _resume(self) -> None:
+        """Go on with what ``serve`` paused: by seeking, since that takes milliseconds and resuming alone half a second."""
+        paused = {p: offset for p, offset in self._paused.items() if p in self._from}
+        for p, offset in paused.items():
+            self.client.seek(TopicPartition(self._topic, p, offset))
+            self._from[p] = offset  # the client knows no position until the next record
+        self.client.resume([TopicPartition(self._topic, p) for p in paused])
+        self._paused = {}
+
     def take(self, size: int, wait: float) -> list[Message]:
         """What comes within ``wait`` seconds: up to ``size`` records, and events about partitions among them."""
+        if self._paused:
+            self._resume()
         return self._from_pending(size) if self._pending else self._fetch(size, wait)
 
     def _fetch(self, size: int, wait: float) -> list[Message]:

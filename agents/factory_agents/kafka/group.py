@@ -98,7 +98,7 @@ class GroupReader:
     def subscribe(self, *, came: OnPartitions, going: OnPartitions, gone: OnPartitions) -> None:
         """Join the group. ``going`` is called while partitions are still this member's, ``gone`` when they were taken without asking.
 
-        All three are called from within ``batch`` and ``close``.
+        All three are called from within ``batch``, ``idle``, ``serve`` and ``close``.
         """
 
         def on_assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -145,6 +145,10 @@ class GroupReader:
         self._fetched = set()
         for message in self._fetch.take(1, timeout):
             self._is_record(message)
+
+    def serve(self) -> None:
+        """Answer the group while what was read is being handled, and read nothing: the callbacks of ``subscribe`` may be called."""
+        self._fetch.serve()
 
     def batch(self, size: int, timeout: float) -> list[Message]:
         """Up to ``size`` records within ``timeout`` seconds; ``ends`` tells which partitions were read to their end, and where that is.

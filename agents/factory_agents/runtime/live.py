@@ -36,6 +36,7 @@ _LARGEST_CHUNK, _MOST_ABORTS = 100_000, 10
 _PATIENCE = 60.0
 _LAG_SECONDS = 1.0
 _AGAIN_SECONDS = 1.0
+_BUSY_SECONDS = 1.0  # at one call: from then on the group is answered meanwhile
 _AFTER_OUTAGE = 4  # records: several, since one may be bad by itself
 _TIMEOUT_MS = 15_000
 """A transaction's timeout: until it is over, what a killed member left open holds its successor and all readers up."""
@@ -131,6 +132,7 @@ class _Live:
         )
         self.lag_told = 0.0
         self.again_at = 0.0
+        self.gone: set[int] = set()
         self.downstream: Downstream | None = None
         self.thread = AgentThread(transform.name)
 
@@ -205,6 +207,7 @@ class _Live:
 
     def _handle(self, messages: Sequence[Message]) -> None:
         began = time.monotonic()
+        self.gone = set()
         try:
             outputs = self.thread.call(lambda: self._process(messages), self._meanwhile)
         except InterruptedBatchError as interrupted:
@@ -224,6 +227,11 @@ class _Live:
             raise InterruptedBatchError(str(error), [], _AGAIN_SECONDS) from error
 
     def _put(self, messages: Sequence[Message], outputs: Sequence[Output]) -> None:
+        if self.gone:  # partitions that went meanwhile: whoever has them handles these records
+            kept = [(m, o) for m, o in zip(messages, outputs, strict=True) if m.partition() not in self.gone]
+            messages, outputs = [m for m, _ in kept], [o for _, o in kept]
+            if not kept:
+                return
         self.outputs.input_topic_id = self.reader.topic.id  # it may have been replaced, if that is accepted
         self.chunk.put(messages, outputs, self.uncommitted)
         self.positions |= {m.partition(): m.offset() + 1 for m in messages}
@@ -248,6 +256,8 @@ class _Live:
         """While the agent is busy: commit what is handled, and leave what it has in hand to the next start when asked to stop."""
         self.observer.busy(self.subject, self.thread.busy_seconds)
         self._tell_lag()
+        if self.thread.busy_seconds > _BUSY_SECONDS:
+            self.reader.serve()
         if self.positions and (self.context.stop() or self.writer.age > self.writer.timeout_ms / 3000):
             self._commit()
         if self.context.stop():
@@ -287,6 +297,7 @@ class _Live:
         A fenced producer has outlived its timeout: nobody else has this transactional id.
         """
         self.uncommitted, self.positions = Counts(), {}
+        self.gone |= self.reader.assigned
         self.reader.rewind()
         with contextlib.suppress(FencedError):
             self.chunk.abort(reason)
@@ -297,6 +308,7 @@ class _Live:
 
     def _on_revoke(self, partitions: set[int]) -> None:
         """Commit before another member goes on from the committed positions."""
+        self.gone |= partitions
         try:
             self._commit()
         except (ChunkAbortedError, FencedError) as error:
@@ -309,5 +321,6 @@ class _Live:
 
     def _on_lost(self, partitions: set[int]) -> None:
         """Partitions went without asking: what is not committed is their new owner's."""
+        self.gone |= partitions
         self._drop("partitions were taken without asking")
         self.observer.rebalanced(self.subject, self.reader.assigned - partitions)

@@ -606,3 +606,45 @@ def test_events_of_another_codec_are_read_and_written_live(runs: Runs) -> None:
         assert running.end().rejected == 1
     assert sorted(r.value or b"" for r in runs.everything(out)) == [b"event_id=1;text=a;seen=True", b"event_id=2;text=b;seen=True"]
     assert [r.value for r in runs.everything(f"{out}.dead")] == [b"no pair"]
+
+
+def slow(seconds: float, calls: list[int]) -> Callable[[dict[str, Any]], Any]:
+    def handle(event: dict[str, Any]) -> Any:
+        calls.append(event["event_id"])
+        time.sleep(seconds if event["event_id"] < 10 else 0)
+        return event
+
+    return handle
+
+
+def test_an_agent_that_takes_longer_than_the_longest_poll_keeps_its_place_and_is_called_once(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+    config = KafkaConfig(runs.bootstrap, {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000"})
+    calls: list[int] = []
+    runs.produce(source, events(2))
+    with live(runs, source, out, slow(8, calls), config=config) as running:
+        wait_for(lambda: len(calls) == 2, "both to be handled", 60)
+        wait_written(runs, out, 2)
+        assert running.end().consumed == 2
+    assert sorted(calls) == [0, 1]
+    assert len(running.observed.of("rebalanced")) <= 2
+
+
+def test_a_member_that_joins_while_another_is_busy_is_served_soon(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+    calls: list[int] = []
+    mine: list[int] = []
+    runs.produce(source, events(1))
+    with live(runs, source, out, slow(10, calls)) as busy:
+        wait_for(lambda: calls, "the first to be at work")
+        began = time.monotonic()
+        with live(runs, source, out, slow(0, mine)) as other:
+            wait_for(lambda: any(other.observed.of("rebalanced")), "the other to have a partition")
+            assert time.monotonic() - began < 10
+            for partition in range(2):
+                runs.produce(source, events(1, 10 + partition), partition=partition)
+            wait_for(lambda: len(mine) >= 1, "the other to handle what is its own")
+            wait_written(runs, out, 3)
+            other.end()
+        busy.end()
+    assert written(runs, out) == [0, 10, 11]
