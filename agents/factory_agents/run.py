@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from factory_agents import errors
 from factory_agents.errors import ConfigurationError, DeadlineError, FactoryError, StoppedError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.failures import leave_failure
@@ -99,7 +100,8 @@ def failed_result(run: AgentRun | None, error: Exception) -> AgentResult:
     message = str(error) if known else f"{type(error).__name__}: {error}"
     passes = isinstance(error, (OSError, MemoryError))  # a disk, a network, the memory of this attempt
     retriable = error.retriable if isinstance(error, FactoryError) else passes
-    info = ErrorInfo(type(error).__name__, printable(message), retriable=retriable)
+    kind = next((kind for kind in type(error).__mro__ if kind.__name__ in errors.__all__), type(error))
+    info = ErrorInfo(kind.__name__, printable(message), retriable=retriable)
     key = "" if run is None or (run.window is None and run.interval is None) else run.key
     return AgentResult(
         pipeline=run.pipeline if run else "",

@@ -26,7 +26,8 @@ from factory_agents.protocol import (
     decode_result,
     encode,
 )
-from factory_agents.run import fit_result, write_result
+from factory_agents.run import failed_result, fit_result, write_result
+from factory_agents.runtime.dependencies import Dependency, DependencyError
 from tests.support.runs import ROOT, Runs, events
 
 HOUR = msgspec.convert({"start": "2026-01-01T00:00:00Z", "end": "2026-01-01T01:00:00Z"}, Interval)
@@ -185,6 +186,12 @@ def test_an_errors_endless_message_is_cut_at_its_end(message: str) -> None:
     assert cut.error.retriable
     assert cut.error.message.endswith("…")
     assert message.startswith(cut.error.message[:-1])
+
+
+def test_an_error_of_a_room_of_its_own_is_told_as_the_public_one_that_it_is() -> None:
+    crm = Dependency("crm")
+    info = failed_result(None, DependencyError("crm: refused", crm, called=True)).error
+    assert info == ErrorInfo("UnavailableError", "crm: refused", retriable=True)
 
 
 def test_a_termination_message_is_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

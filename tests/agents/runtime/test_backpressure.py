@@ -57,6 +57,7 @@ def test_a_live_agent_waits_and_loses_and_doubles_nothing(runs: Runs, caplog: py
         runs.produce(source, events(300))
         wait_written(runs, out, 300)
         wait_for(lambda: "waiting for the readers of the output topic" in caplog.text, "it to wait")
+        wait_for(lambda: running.observed.of("lag")[-1] == {}, "it to read no more")
         runs.produce(source, events(300, 300))
         looked = len(running.observed.of("lag"))
         wait_for(lambda: len(running.observed.of("lag")) > looked + 2, "some rounds of waiting")
