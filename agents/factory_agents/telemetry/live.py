@@ -57,7 +57,8 @@ class LiveTelemetry(Observer):
             self._totals.observe("factory_batch_records", labels, batch.records)
             self._totals.observe("factory_batch_seconds", labels, batch.seconds)
             self._totals.add("factory_aborts_total", labels, 0)  # so that there is one to look at before the first
-            self._open.setdefault(labels, self._last - batch.seconds)
+            if not subject.window:  # a sink's transaction is the database's, as long as its window takes
+                self._open.setdefault(labels, self._last - batch.seconds)
             self._gauges["factory_busy_seconds", labels] = (0.0,)
 
     def turn(self, subject: Subject, *, joined: bool) -> None:

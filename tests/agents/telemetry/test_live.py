@@ -90,11 +90,14 @@ def test_an_open_transaction_ages_until_it_is_committed_or_dropped(telemetry: Li
 
 def test_what_a_sink_does_over_windows_is_left_to_the_ledger(telemetry: LiveTelemetry) -> None:
     window = Subject("g", "publish", "publish", "1", window="w")
+    telemetry.batch(window, Batch(5, 100.0))
+    assert value(scrape(telemetry.address), "factory_transaction_age_seconds") == 0
     telemetry.committed(window, Commit(5, 5, 50, 0.1, done=5, counts={"consumed": 5}))
     samples = {}
     for _ in range(3):
         samples = scrape(telemetry.address)
     assert value(samples, "factory_commit_seconds_count") == 1
+    assert value(samples, "factory_transaction_age_seconds") == 0
     assert value(samples, "agent_success_total") is value(samples, "factory_events_total") is None
 
 
