@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ _NOWHERE = {606, 90105, 90106}
 _LOCKED = {625, 626}
 _CANCELLED = {604, 630}
 _GONE = {390111, 390112, 390114, 390195}
+_OUTAGES = ("HTTP request failed", "timed out")
+"""What the client says of a server that it doesn't reach while it logs in; the number is that of a wrong password."""
 _LOGIN_ERRORS = {7, 250001, 250003, 250006, 251007}
 """What the client itself says of a login, or of what it was given for one."""
 
@@ -281,7 +284,7 @@ def explain(error: Any, doing: str) -> FactoryError:
         return ConfigurationError(
             f"{said}; name it: warehouse, database.schema.table, or SNOWFLAKE_WAREHOUSE, SNOWFLAKE_DATABASE, SNOWFLAKE_SCHEMA"
         )
-    if isinstance(error, OperationalError | InterfaceError):
+    if isinstance(error, OperationalError | InterfaceError) or any(sign in said for sign in _OUTAGES):
         return UnavailableError(f"{doing}: Snowflake does not answer: {_line(error)}")
     if number in _LOGIN_ERRORS or 390000 <= number < 391000:
         return ConfigurationError(f"{said}; {_HOW}")
@@ -289,4 +292,6 @@ def explain(error: Any, doing: str) -> FactoryError:
 
 
 def _line(error: Any) -> str:
-    return " ".join(str(getattr(error, "msg", None) or error).split())[:500]
+    """What the client says, in one line; its number once."""
+    text = " ".join(str(getattr(error, "msg", None) or error).split())
+    return re.sub(r"^(\d{6}(?: \(\w+\))?: )\1", r"\1", text).rstrip(".")[:500]

@@ -12,6 +12,7 @@ from snowflake.connector import errors
 from factory_agents.contracts import ColumnSpec, ColumnType, TableSpec
 from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError
 from factory_agents.runtime import exact_sink
+from factory_agents.sandbox.processes import free_port
 from factory_agents.sinks.snowflake import TableName, account_from_env, statements
 from factory_agents.sinks.snowflake.session import ConflictError, LostSessionError, Session, explain
 from factory_agents.sinks.snowflake.table import TargetTable
@@ -133,6 +134,11 @@ class TestErrors:
             (errors.ProgrammingError("Session no longer exists", 390111), LostSessionError, "a retry begins again"),
             (errors.DatabaseError("Incorrect username or password", 390100), ConfigurationError, "SNOWFLAKE_PRIVATE_KEY_FILE"),
             (errors.DatabaseError("Failed to login: JWT token is invalid", 250001), ConfigurationError, "SNOWFLAKE_PRIVATE_KEY_FILE"),
+            (
+                errors.DatabaseError("Failed to login: HTTP request failed after retries", 250001),
+                UnavailableError,
+                "answer: ",
+            ),
             (errors.OperationalError("HTTP request failed after retries", 4), UnavailableError, "does not answer: "),
             (errors.ProgrammingError("Numeric value 'x' is not recognized", 100038), SinkError, "not recognized"),
         ],
@@ -149,6 +155,11 @@ class TestErrors:
         monkeypatch.setattr(session, "_LOGIN", 1)
         monkeypatch.setenv("SNOWFLAKE_PORT", "9")
         with pytest.raises(UnavailableError, match="logging in to local: Snowflake does not answer"):
+            bench.publish(at([event("a")]))
+
+    def test_a_refused_connection_is_no_wrong_password(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SNOWFLAKE_PORT", str(free_port("127.0.0.1")))
+        with pytest.raises(UnavailableError, match=r"logging in to local: Snowflake does not answer: .*refused"):
             bench.publish(at([event("a")]))
 
 
