@@ -23,7 +23,7 @@ COMPILE_ALL = $(COMPILE) --extra openlineage --extra postgres --group pyproject.
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit test-kubernetes soak docs reference lint format bench shell try ui lock wheels clean
+.PHONY: help demo test unit test-kubernetes test-snowflake soak docs reference lint format bench shell try ui lock wheels clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ unit: $(READY) ## run what needs no broker, no database and no Airflow: under a 
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
 	$(BIN)/pytest -n 2 --max-worker-restart 0 --dist loadfile tests/kubernetes $(ARGS)
+
+test-snowflake: $(READY) ## try the sink on the account of SNOWFLAKE_ACCOUNT and the rest, in schemas that are made for it (docs/snowflake.md)
+	FACTORY_TEST_SNOWFLAKE=1 $(BIN)/pytest -n 0 tests/agents/sinks/snowflake/test_conformance.py -k 'not dies' $(ARGS)
 
 soak: SEED ?= $(shell date +%s)
 soak: ROUNDS ?= 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from factory_agents.errors import FactoryError
-from factory_agents.sandbox.state import bigquery_env
+from factory_agents.sandbox.state import bigquery_env, snowflake_env
 from tests.support import closing, shared_sandbox
 from tests.support.databases import own_database
 from tests.support.topics import create_topic
@@ -53,7 +53,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _OneAirfl
     return _OneAirflow(config, log) if config.getvalue("dist") == "load" else None
 
 
-PARTS = {"sandbox", "own_sandbox", "airflow_home", "airflow_running", "cluster", "components"}
+PARTS = {"sandbox", "own_sandbox", "airflow_home", "airflow_running", "cluster", "components", "snowflake_account"}
 """Fixtures that start a broker, a database or an Airflow: who asks for one is no unit test."""
 
 
@@ -149,22 +149,29 @@ def emulator(bigquery_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emu
 
 
 @pytest.fixture(scope="session")
-def snowflake_url(sandbox: Sandbox) -> str:
-    """The shared Snowflake emulator; tests that need it are skipped, which the last line says, where it can't be set up."""
+def snowflake_account(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    """The shared Snowflake emulator, or the account of this shell with ``FACTORY_TEST_SNOWFLAKE``, as variables.
+
+    Tests that need it are skipped, which the last line says, where the emulator can't be set up.
+    """
+    if os.environ.get("FACTORY_TEST_SNOWFLAKE"):
+        return {name: value for name, value in os.environ.items() if name.startswith("SNOWFLAKE_")}
+    request.getfixturevalue("sandbox")
     try:
-        return shared_sandbox.with_emulators(snowflake=True).up().snowflake_url or ""
+        return snowflake_env(shared_sandbox.with_emulators(snowflake=True).up().snowflake_url or "")
     except FactoryError as error:
         pytest.skip(f"the Snowflake emulator: {error}")
 
 
 @pytest.fixture
-def snowflake(snowflake_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SnowflakeSchema]:
-    """A schema of this test's own; publishers in this process find the emulator."""
+def snowflake(snowflake_account: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[SnowflakeSchema]:
+    """A schema of this test's own, which publishers in this process find."""
     from tests.support.snowflake import SnowflakeSchema
 
-    own = SnowflakeSchema(snowflake_url)
-    for name, value in own.environment.items():
+    for name, value in snowflake_account.items():
         monkeypatch.setenv(name, value)
+    own = SnowflakeSchema(snowflake_account)
+    monkeypatch.setenv("SNOWFLAKE_SCHEMA", own.name)
     yield own
     own.close()
 

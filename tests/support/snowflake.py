@@ -1,11 +1,10 @@
-"""A schema of a test's own on the Snowflake emulator, and publishers to a table in it."""
+"""A schema of a test's own on the Snowflake emulator, or on an account, and publishers to a table in it."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import snowflake.connector
 from confluent_kafka import Message
@@ -13,35 +12,31 @@ from confluent_kafka import Message
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim, SinkOutcome
-from factory_agents.sandbox.state import SNOWFLAKE_DATABASE, snowflake_env
+from factory_agents.sinks.snowflake import account_from_env
 from tests.support.sink_bench import CONTRACT, W1, WHOLE
 
 
 class SnowflakeSchema:
-    """A client of the emulator, and one schema in it."""
+    """A client of the account that the environment names, and one schema in it."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.name = f"S_{secrets.token_hex(4).upper()}"
-        self.environment = snowflake_env(url) | {"SNOWFLAKE_SCHEMA": self.name}
-        self.connection = self.connect()
-        self.query(f"CREATE SCHEMA IF NOT EXISTS {self.name}")
-
-    def connect(self) -> Any:
-        """A session of the test's own."""
-        place = urlsplit(self.url)
-        return snowflake.connector.connect(
-            account="local",
-            user="test",
-            password="test",
-            host=place.hostname,
-            port=place.port,
-            protocol=place.scheme,
-            database=SNOWFLAKE_DATABASE,
-            schema=self.name,
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.name = f"FACTORY_TEST_{secrets.token_hex(4).upper()}"
+        self.environment = {**environment, "SNOWFLAKE_SCHEMA": self.name}
+        account = account_from_env(self.environment)
+        named = {name: getattr(account, name) for name in ("database", "schema", "warehouse", "role")}
+        self.connection = snowflake.connector.connect(
+            **account.place,
+            **account.secrets,
+            **{name: value for name, value in named.items() if value},
             paramstyle="qmark",
             enable_server_session_keep_alive_auto_detection=False,
         )
+        self.query(f"CREATE SCHEMA IF NOT EXISTS {self.name}")
+
+    @property
+    def url(self) -> str:
+        """Where the emulator is."""
+        return f"http://{self.environment['SNOWFLAKE_HOST']}:{self.environment['SNOWFLAKE_PORT']}"
 
     def close(self) -> None:
         self.query(f"DROP SCHEMA {self.name} CASCADE")
@@ -54,7 +49,7 @@ class SnowflakeSchema:
             return [tuple(row) for row in cursor.fetchall()]
 
     def tables(self) -> list[str]:
-        return sorted(row[1] for row in self.query(f"SHOW TABLES IN SCHEMA {SNOWFLAKE_DATABASE}.{self.name}"))
+        return sorted(row[1] for row in self.query(f"SHOW TABLES IN SCHEMA {self.name}"))
 
 
 class Bench:

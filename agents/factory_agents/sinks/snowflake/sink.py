@@ -18,6 +18,9 @@ from factory_agents.sinks.snowflake.table import TargetTable, open_table
 
 __all__ = ["SnowflakeSink", "SnowflakeTarget"]
 
+_ROWS_LOADED = 3
+"""The place of this count in what COPY says of a file."""
+
 
 class SnowflakeTarget(msgspec.Struct, frozen=True):
     """Where and what to publish; ``timeout`` are the seconds that one statement may take, and that others are waited for."""
@@ -117,7 +120,9 @@ class SnowflakeSink(LedgerSink):
         self._check_session()
         file = f"part_{part.number}.parquet"
         session.put(parquet(rows, table.spec, statements.staged_names(table)), f"%{staging}", file)
-        session.run(statements.copy(staging, file, table))
+        loaded = sum(int(row[_ROWS_LOADED]) for row in session.rows(statements.copy(staging, file, table)) if len(row) > _ROWS_LOADED)
+        if loaded != len(rows.rows):
+            raise SinkError(f"publishing to {self.table}: COPY loaded {loaded:,} of {len(rows.rows):,} rows; publish again")
 
     def _check_session(self) -> None:
         if self._staged_in != self._session.number:
@@ -157,9 +162,9 @@ class SnowflakeSink(LedgerSink):
         return figures
 
     def discard(self, parts: Sequence[Part]) -> None:
-        """Drop the staging tables; those that stay end with the session."""
-        for part in parts[:1]:
-            for name in (_staging(part), f"{_staging(part)}_NEWEST"):
+        """Drop the staging tables, unless they ended with their session."""
+        if self._staged_in == self._session.number:
+            for name in (_staging(parts[0]), f"{_staging(parts[0])}_NEWEST"):
                 self._session.run(statements.drop(name))
 
     def close(self) -> None:

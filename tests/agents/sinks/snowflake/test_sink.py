@@ -36,6 +36,11 @@ class TestOneWindow:
         assert (outcome.rows, outcome.written, outcome.duplicates) == (12, 5, 7)
         assert bench.rows() == {"0": "10", "1": "11", "2": "7", "3": "8", "4": "9"}
 
+    def test_what_is_loaded_is_counted(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Session, "put", lambda *args: None)
+        with pytest.raises(SinkError, match="COPY loaded 0 of 1 rows; publish again"):
+            bench.publish(at([event("a")]))
+
     def test_the_result_names_the_table_in_full(self, bench: Bench) -> None:
         assert bench.publish(at([event("a")])).table == f"LOCAL.{bench.schema.name}.T"
 
