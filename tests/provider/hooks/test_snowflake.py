@@ -43,7 +43,7 @@ def test_a_key_travels_and_the_password_is_its_own(content: str, tmp_path: Path)
     file = tmp_path / "key.pem"
     file.write_text(KEY)
     for extra in ({"private_key_content": content}, {"private_key_file": str(file)}):
-        assert account(**extra).secrets == {"private_key": KEY, "private_key_file_pwd": "pa55word", "authenticator": "SNOWFLAKE_JWT"}
+        assert account(**extra).secrets == {"private_key": KEY, "private_key_password": "pa55word", "authenticator": "SNOWFLAKE_JWT"}
 
 
 def test_tokens_and_an_oauth_client() -> None:

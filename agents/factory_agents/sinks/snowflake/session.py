@@ -127,7 +127,7 @@ def _secrets(environ: Mapping[str, str]) -> dict[str, Any]:
         raise ConfigurationError(f"Snowflake: there are no credentials: {_HOW}")
     secrets = {_SECRETS.get(variable) or _FILES[variable]: _secret(variable, environ[variable]) for variable in given}
     if (passphrase := environ.get("SNOWFLAKE_PRIVATE_KEY_PASSPHRASE")) and "private_key" in secrets:
-        secrets["private_key_file_pwd"] = passphrase
+        secrets["private_key_password"] = passphrase
     authenticator = authenticator or next((_AUTHENTICATORS[name] for name in secrets if name in _AUTHENTICATORS), "")
     return secrets | ({"authenticator": authenticator} if authenticator else {})
 

@@ -209,7 +209,7 @@ class TestAccount:
             ({"SNOWFLAKE_TOKEN": "s3cret"}, {"token": "s3cret", "authenticator": "OAUTH"}),
             (
                 {"SNOWFLAKE_PRIVATE_KEY": "s3cret", "SNOWFLAKE_PRIVATE_KEY_PASSPHRASE": "too"},
-                {"private_key": "s3cret", "private_key_file_pwd": "too", "authenticator": "SNOWFLAKE_JWT"},
+                {"private_key": "s3cret", "private_key_password": "too", "authenticator": "SNOWFLAKE_JWT"},
             ),
             (
                 {"SNOWFLAKE_TOKEN": "s3cret", "SNOWFLAKE_AUTHENTICATOR": "PROGRAMMATIC_ACCESS_TOKEN"},
