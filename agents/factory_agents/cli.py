@@ -497,6 +497,7 @@ def letters_replay(
     until: _Until = None,
     limit: Annotated[int, typer.Option(help="most letters to replay; 0 for all", metavar="N", min=0)] = 0,
     again: Annotated[bool, typer.Option("--again", help="include letters that were replayed before")] = False,
+    rate: Annotated[float, typer.Option("--rate", help="most events a second; 0 for no limit", metavar="N", min=0)] = 0.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be replayed; write nothing")] = False,
     prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
@@ -511,7 +512,7 @@ def letters_replay(
     \b
     Examples:
       factory dead-letters replay enriched_events.dead --to raw_events --dry-run
-      factory dead-letters replay enriched_events.dead --to raw_events --rule agent-error
+      factory dead-letters replay enriched_events.dead --to raw_events --rule agent-error --rate 500
     """
     from factory_agents.run import Stop
     from factory_agents.runtime.dead_letters import replay_letters
@@ -520,7 +521,9 @@ def letters_replay(
     config = kafka_config(bootstrap, kafka_settings or ())
     selection = _selection(rule, stage, since, until, limit, pipeline=pipeline or "", window=window or "", attempt=attempt or "")
     with console.progress("replay", shown=sys.stderr.isatty()) as observer, stop.watching_signals():
-        outcome = replay_letters(config, topic, to, selection, prefix=prefix, again=again, dry_run=dry_run, stop=stop, observer=observer)
+        outcome = replay_letters(
+            config, topic, to, selection, prefix=prefix, again=again, dry_run=dry_run, rate=rate, stop=stop, observer=observer
+        )
     code = 1 if outcome.refused else 0
     if console.wants_json(json):
         console.print_json(outcome)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from math import ceil, inf
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -40,6 +41,7 @@ _READ_SECONDS = 900.0
 _BATCH = 10_000
 _CHUNK, _CHUNK_BYTES = 10_000, 64 * 1024 * 1024
 _TRIES, _PATIENCE = 5, 60.0
+_TICK = 0.2
 _BIG = 1 << 30
 _LEDGER_SECONDS = 120.0
 _LAST_MS = 253402300799999  # the last millisecond of the year 9999
@@ -270,11 +272,13 @@ class LetterTopic:
             starts = {p: max(starts[p], found[p][0] if found[p][0] >= 0 else ends[p]) for p in partitions}
         return [PartitionRange(p, starts[p], ends[p]) for p in partitions]
 
-    def read(self, ranges: Iterable[PartitionRange], stop: Callable[[], bool] = lambda: False) -> Iterator[Letter]:
+    def read(
+        self, ranges: Iterable[PartitionRange], stop: Callable[[], bool] = lambda: False, patience: float = _READ_SECONDS
+    ) -> Iterator[Letter]:
         """The letters in some ranges, each with its attempt; what is no letter is passed over and counted."""
         window = Window("", self.facts.name, self.facts.id, tuple(r for r in ranges if r.start < r.end), name="dead-letters")
         reader = WindowReader(self.config, self.cluster, window, accept_loss=True)  # retention may take letters away meanwhile
-        deadline = time.monotonic() + _READ_SECONDS
+        deadline = time.monotonic() + patience
         try:
             reader.seek({}, {})
             while not reader.done:
@@ -360,16 +364,20 @@ def replay_letters(
     prefix: str = "factory",
     again: bool = False,
     dry_run: bool = False,
+    rate: float = 0.0,
     stop: Callable[[], bool] = lambda: False,
     observer: Observer | None = None,
 ) -> ReplayResult:
     """Write the events of the letters meant to a topic, each once: key, value, headers, and the partition if it is the topic they were in.
 
     The ledger says which letters were replayed, in the same transactions as the events; so a second replay, or one that goes on after a
-    crash, takes only the others (all, with ``again``). Of several letters about one event the last counts. Raises ConfigurationError for
+    crash, takes only the others (all, with ``again``). Of several letters about one event the last counts. With a ``rate`` at most so many
+    events a second are written. Raises ConfigurationError for
     unknown topics, and where no letter is meant or all were replayed before.
     """
-    replay = _Replay(config, topic, to, prefix, again=again, stop=stop)
+    if not 0 <= rate < inf:
+        raise ConfigurationError(f"rate {rate}: expected events a second, such as 500, or 0 for no limit")
+    replay = _Replay(config, topic, to, prefix, again=again, rate=rate, stop=stop)
     try:
         return replay.run(selection, dry_run=dry_run, observer=observer or Observer())
     finally:
@@ -390,8 +398,10 @@ class _Chosen:
 class _Replay:
     """One attempt at a replay; a later attempt between the same topics fences it."""
 
-    def __init__(self, config: KafkaConfig, topic: str, to: str, prefix: str, *, again: bool, stop: Callable[[], bool]) -> None:
-        self.again, self.stop = again, stop
+    def __init__(
+        self, config: KafkaConfig, topic: str, to: str, prefix: str, *, again: bool, rate: float, stop: Callable[[], bool]
+    ) -> None:
+        self.again, self.rate, self.stop = again, rate, stop
         self.letters = LetterTopic(config, topic, prefix=prefix)
         self.cluster, self.facts = self.letters.cluster, self.letters.facts
         self.target = self.cluster.topic(to)
@@ -488,20 +498,30 @@ class _Replay:
         subject = Subject(self.ledger.pipeline, "replay", total=len(places))
         chunk: list[Letter] = []
         size = 0
-        for letter in self.letters.read(ranges, self.stop):
+        most = min(_CHUNK, ceil(self.rate)) if self.rate else _CHUNK
+        started = time.monotonic()
+        patience = _READ_SECONDS + (len(places) / self.rate if self.rate else 0)
+        for letter in self.letters.read(ranges, self.stop, patience):
             if (letter.partition, letter.offset) not in places:
                 continue
             chunk.append(letter)
             size += len(letter.value or b"")
-            if len(chunk) >= _CHUNK or size >= _CHUNK_BYTES:
+            if len(chunk) >= most or size >= _CHUNK_BYTES:
                 began = time.monotonic()
                 self._chunk(chunk)
                 observer.committed(subject, Commit(len(chunk), len(chunk), size, time.monotonic() - began, done=self.counts.consumed))
                 chunk, size = [], 0
+                self._pace(started)
                 if self.stop():
                     raise StoppedError(_STOPPED)
         if chunk:
             self._chunk(chunk)
+
+    def _pace(self, started: float) -> None:
+        """Wait until no more than ``rate`` events a second were written, or the stop."""
+        due = started + self.counts.consumed / self.rate if self.rate else started
+        while (left := due - time.monotonic()) > 0 and not self.stop():
+            time.sleep(min(left, _TICK))
 
     def _replayed(self) -> dict[int, set[int]]:
         """The offsets of this topic's letters that were replayed before, by partition."""

@@ -220,6 +220,30 @@ def test_a_replay_that_was_stopped_goes_on_without_doubling(runs: Runs, monkeypa
     assert [r.value for r in replayed(runs, target)] == [b"0", b"1", b"2", b"3", b"4"]
 
 
+def test_a_rate_is_kept_to_and_a_stop_while_it_waits_is_heard(runs: Runs) -> None:
+    target = runs.topic("in", partitions=2)
+    topic = fill(runs, [(letter(), str(i).encode()) for i in range(5)])
+    observed = Recorder()
+    began = time.monotonic()
+    with pytest.raises(StoppedError):
+        replay_letters(
+            runs.config, topic, target, EVERY, prefix=runs.prefix, rate=0.01, observer=observed, stop=lambda: bool(observed.commits)
+        )
+    assert time.monotonic() - began < 60  # one event, and not the 100 seconds until the next
+    assert len(runs.everything(target)) == 1
+    began = time.monotonic()
+    assert replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix, rate=2).replayed == 4
+    assert time.monotonic() - began >= 1
+    assert [r.value for r in replayed(runs, target)] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("rate", [-1, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(runs: Runs, rate: float) -> None:
+    topic = fill(runs, [(letter(), b"0")])
+    with pytest.raises(ConfigurationError, match="expected events a second"):
+        replay_letters(runs.config, topic, topic, EVERY, prefix=runs.prefix, rate=rate)
+
+
 @pytest.mark.parametrize("failpoint", ["chunk.before-commit", "chunk.after-commit"])
 def test_a_replay_that_was_killed_at_its_commit_is_complete_after_the_next(runs: Runs, factory: Command, failpoint: str) -> None:
     target = runs.topic("in", partitions=2)
