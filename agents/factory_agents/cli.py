@@ -31,6 +31,7 @@ windows = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 ledgers = _group("A pipeline's ledger as a file: moved to another cluster, or restored.")
 letters = _group("Rejected events: see why, and replay them.")
 metrics_ = _group("Counters and lag for Prometheus.")
+schemas = _group("Schemas in a registry: register them, and check what may be registered.")
 sandboxes = _group("Kafka, PostgreSQL, emulators of BigQuery and Snowflake, and a Temporal server on this machine.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
@@ -39,6 +40,7 @@ app.add_typer(windows, name="windows")
 app.add_typer(ledgers, name="ledger")
 app.add_typer(letters, name="dead-letters")
 app.add_typer(metrics_, name="metrics")
+app.add_typer(schemas, name="schemas")
 app.add_typer(sandboxes, name="sandbox")
 app.add_typer(temporal, name="temporal")
 
@@ -600,6 +602,55 @@ class _With(StrEnum):
     snowflake = "snowflake"
     temporal = "temporal"
     registry = "registry"
+
+
+_Subject = Annotated[str, typer.Argument(help="the subject, such as orders-value", metavar="SUBJECT")]
+_SchemaFile = Annotated[str, typer.Argument(help="the schema: *.avsc, *.json or *.proto", metavar="FILE")]
+_References = Annotated[
+    list[str] | None,
+    typer.Option("--reference", help="another schema that it uses, NAME=SUBJECT:VERSION; repeatable", metavar="REF", show_default=False),
+]
+
+
+@schemas.command("register")
+def schemas_register(subject: _Subject, file: _SchemaFile, reference: _References = None, json: Json = False) -> None:
+    """Make a file's schema the newest version of a subject. One that is there already stays as it is.
+
+    The registry is that of SCHEMA_REGISTRY_URL. Exit status 1 where it refuses the schema.
+
+    \b
+    Example:
+      factory schemas register orders-value schemas/order.avsc
+    """
+    from factory_agents.codecs.registry import RegistryConfig
+    from factory_agents.codecs.subjects import Subjects, parse_references
+
+    done = Subjects(RegistryConfig.from_env()).register(subject, file, parse_references(reference or ()))
+    if console.wants_json(json):
+        console.print_json(done)
+    else:
+        console.say(f"{done.subject}: version {done.version}, id {done.id}")
+
+
+@schemas.command("check")
+def schemas_check(subject: _Subject, file: _SchemaFile, reference: _References = None, json: Json = False) -> None:
+    """Ask whether a file's schema may be the next version of a subject. Nothing is registered; exit status 1 if it may not.
+
+    The registry is that of SCHEMA_REGISTRY_URL, and so is the rule: the subject's compatibility there.
+
+    \b
+    Example:
+      factory schemas check orders-value schemas/order.avsc
+    """
+    from factory_agents.codecs.registry import RegistryConfig
+    from factory_agents.codecs.subjects import Subjects, parse_references
+
+    found = Subjects(RegistryConfig.from_env()).check(subject, file, parse_references(reference or ()))
+    if console.wants_json(json):
+        console.print_json(found)
+    else:
+        console.say(f"{found.subject}: {'compatible' if found.compatible else 'not compatible'}")
+    raise typer.Exit(0 if found.compatible else 1)
 
 
 @sandboxes.command("up")

@@ -24,7 +24,7 @@ import msgspec
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.kafka.config import is_secret
 
-__all__ = ["Reference", "Registry", "RegistryConfig", "StoredSchema", "UnknownSchemaError", "registry_of"]
+__all__ = ["Reference", "Registry", "RegistryConfig", "StoredSchema", "UnknownSchemaError", "ask", "registry_of"]
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class Registry:
             return schema
         try:
             self._client.clear_latest_caches()
-            schema = self._ask(what, lambda: _registered(self._client.get_latest_version(subject)))
+            schema = ask(self.config, what, lambda: _registered(self._client.get_latest_version(subject)))
         except UnavailableError as error:
             kept = self._read(name)
             if kept is None:
@@ -230,7 +230,7 @@ class Registry:
         self._latest[subject] = (time.monotonic(), schema)
         return schema
 
-    def _lasting(self, name: str, what: str, ask: Callable[[], StoredSchema]) -> StoredSchema:
+    def _lasting(self, name: str, what: str, question: Callable[[], StoredSchema]) -> StoredSchema:
         known = self._known.get(name)
         if known is not None:
             return known
@@ -239,7 +239,7 @@ class Registry:
         schema = self._read(name)
         if schema is None:
             try:
-                schema = self._ask(what, ask)
+                schema = ask(self.config, what, question)
             except UnknownSchemaError:
                 self._keep(self._unknown, name, time.monotonic() + _UNKNOWN_SECONDS)
                 raise
@@ -251,29 +251,6 @@ class Registry:
         if len(kept) >= _MOST:
             kept.clear()
         kept[name] = value
-
-    def _ask(self, what: str, ask: Callable[[], StoredSchema]) -> StoredSchema:
-        from confluent_kafka.schema_registry.error import SchemaRegistryError
-
-        where = f"the registry {self.config.shown}"
-        try:
-            return ask()
-        except SchemaRegistryError as error:
-            raise self._refused(error, where, what) from None
-        except Exception as error:  # whatever its HTTP client says of connections, certificates and answers that are no JSON
-            said = self.config.without_secrets(error)
-            raise UnavailableError(f"{where} cannot be asked for {what}: {type(error).__name__}: {said}") from None
-
-    def _refused(self, error: Any, where: str, what: str) -> FactoryError:
-        status, code, said = error.http_status_code, error.error_code, self.config.without_secrets(error.error_message)[:300]
-        if code in _UNKNOWN:
-            return UnknownSchemaError(f"{where} has no {what}")
-        if status in (401, 403):
-            return ConfigurationError(f"{where} refuses to tell {what} (HTTP {status}): set its user in SCHEMA_REGISTRY_CONFIG")
-        if status in (408, 429) or status >= 500:
-            return UnavailableError(f"{where} cannot tell {what} now (HTTP {status}): {said}")
-        hint = "; is SCHEMA_REGISTRY_URL the registry's address?" if status == 404 else ""
-        return ConfigurationError(f"{where} refuses to tell {what} (HTTP {status}): {said}{hint}")
 
     def _read(self, name: str) -> StoredSchema | None:
         """What the disk cache has under a name; a file that is no schema is as good as none."""
@@ -301,6 +278,34 @@ class Registry:
                 raise
         except OSError as error:
             log.warning("the schema cache %s cannot be written: %s", self._folder, error.strerror)
+
+
+def ask(config: RegistryConfig, what: str, question: Callable[[], _T]) -> _T:
+    """What a client answers, its errors as ours: UnknownSchemaError, UnavailableError, and ConfigurationError for what no retry mends."""
+    from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+    where = f"the registry {config.shown}"
+    try:
+        return question()
+    except SchemaRegistryError as error:
+        raise _refused(config, error, where, what) from None
+    except Exception as error:  # whatever its HTTP client says of connections, certificates and answers that are no JSON
+        said = config.without_secrets(error)
+        raise UnavailableError(f"{where} cannot be asked for {what}: {type(error).__name__}: {said}") from None
+
+
+def _refused(config: RegistryConfig, error: Any, where: str, what: str) -> FactoryError:
+    status, code, said = error.http_status_code, error.error_code, config.without_secrets(error.error_message)[:300]
+    if code in _UNKNOWN:
+        return UnknownSchemaError(f"{where} has no {what}")
+    if status in (401, 403):
+        return ConfigurationError(f"{where} refuses to tell {what} (HTTP {status}): set its user in SCHEMA_REGISTRY_CONFIG")
+    if status in (408, 429) or status >= 500:
+        return UnavailableError(f"{where} cannot tell {what} now (HTTP {status}): {said}")
+    if status in (409, 422):
+        return ConfigurationError(f"{where} refuses this schema for {what} (HTTP {status}): {said}")
+    hint = "; is SCHEMA_REGISTRY_URL the registry's address?" if status == 404 else ""
+    return ConfigurationError(f"{where} refuses to tell {what} (HTTP {status}): {said}{hint}")
 
 
 def _name(subject: str) -> str:
