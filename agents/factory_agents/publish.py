@@ -128,6 +128,8 @@ def _bigquery(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
     if settings.timeout <= 0:
         raise ConfigurationError("agent 'publish': timeout must be more than 0 seconds")
     contract = _contract(settings.contract, run)
+    if contract is not None and contract.deletes:
+        raise ConfigurationError("publish to BigQuery takes no deletes, and the contract has deletes: true; leave that out")
     account = bigquery.account_from_env()
     target = bigquery.BigQueryTarget(
         account=account,
