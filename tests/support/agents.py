@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -40,3 +41,8 @@ def dawdle(event: dict[str, Any]) -> dict[str, Any]:
     """Takes as many seconds as the event asks for."""
     time.sleep(event.get("seconds", 0))
     return event
+
+
+def surroundings(event: dict[str, Any]) -> dict[str, Any]:
+    """Tells the names of its environment's variables."""
+    return event | {"variables": sorted(os.environ)}

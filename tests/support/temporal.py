@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.workflowservice.v1 import SetWorkerDeploymentCurrentVersionRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 
@@ -150,6 +151,27 @@ class Pipelines:
         """Until it takes tasks, or has ended, which fails the test."""
         wait_for(lambda: live.process.poll() is not None or any('"working"' in line for line in live.lines), "the worker to work", 60)
         assert live.process.poll() is None, "\n".join(live.lines)
+
+    def make_current(self, deployment: str, build: str) -> bool:
+        """Let new workflows begin on this version; False where none of its workers has come yet."""
+        request = SetWorkerDeploymentCurrentVersionRequest(namespace="default", deployment_name=deployment, build_id=build)
+
+        async def made(client: Client) -> None:
+            await client.workflow_service.set_worker_deployment_current_version(request)
+
+        with suppress(RPCError):
+            self.ask(made)
+            return True
+        return False
+
+    def version(self, id_: str) -> str:
+        """The version that a workflow runs on."""
+
+        async def described(client: Client) -> str:
+            info = (await client.get_workflow_handle(id_).describe()).raw_description.workflow_execution_info
+            return info.versioning_info.deployment_version.build_id
+
+        return self.ask(described)
 
     # What to do, and what came of it
 

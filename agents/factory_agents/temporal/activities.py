@@ -149,7 +149,8 @@ def _run_process(run: AgentRun, pulse: _Pulse, *, grace: float) -> AgentResult:
             result = process.run()
         except AgentCrashedError as error:
             if not pulse.leaving.is_set():
-                leave_failure(config, run.work, error=error, began=began, run_id=run.run_id, prefix=run.prefix)
+                name = run.agent.name.rpartition(":")[2]
+                leave_failure(config, run.work, error=error, began=began, agent=name, run_id=run.run_id, prefix=run.prefix)
             raise
     check_result(result, run)
     if result.status != "success":
@@ -221,8 +222,9 @@ def _judge(judgement: Judgement) -> None:
     work = Work(first.pipeline, first.stage, first.key, scope=scope_of(first.origin, first.instance))
     config = KafkaConfig.from_env()
     if not verdict.failure:
-        forget_failure(config, work, start=first.ledger_offset, prefix=judgement.prefix)
+        if first.reused or len(judgement.results) > 1:  # else the agent's own record took back what was said before
+            forget_failure(config, work, start=first.ledger_offset, prefix=judgement.prefix)
         return
     error = ValidationFailedError(verdict.failure)
-    leave_failure(config, work, error=error, began=began, run_id=judgement.run_id, prefix=judgement.prefix)
+    leave_failure(config, work, error=error, began=began, agent=first.agent, run_id=judgement.run_id, prefix=judgement.prefix)
     raise error

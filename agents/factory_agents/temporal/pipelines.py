@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from factory_agents.codecs import codec_ref
-from factory_agents.contracts import is_text, load_contract, pack_contract, split_name
+from factory_agents.contracts import is_text, load_contract, pack_contract, parse_conditions, split_name
 from factory_agents.contracts.documents import Document, read_document
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import candidates, resolve_path
@@ -39,6 +39,9 @@ def _pipeline(document: Document) -> PipelineSpec:
         spec = msgspec.convert(data, PipelineSpec)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{document.name}: {error}") from None
+    for stage in spec.stages:
+        for name, conditions in (("fail_if", stage.fail_if), ("warn_if", stage.warn_if)):
+            parse_conditions(conditions, f"{document.name}: stage {stage.name!r}: {name}")
     return msgspec.structs.replace(spec, stages=tuple(_packed(stage) for stage in spec.stages))
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.worker import Worker, WorkerDeploymentConfig
 
+from factory_agents.errors import ConfigurationError
 from factory_agents.telemetry import fields
 from factory_agents.temporal.activities import Activities, Runner
 from factory_agents.temporal.windows import FactoryBackfill, FactorySchedule
@@ -36,7 +40,18 @@ def make_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, 
         max_heartbeat_throttle_interval=_HEARTBEATS,
         default_heartbeat_throttle_interval=_HEARTBEATS,
         graceful_shutdown_timeout=timedelta(seconds=grace + _SPARE),
+        deployment_config=_deployment(os.environ),
     )
+
+
+def _deployment(environ: Mapping[str, str]) -> WorkerDeploymentConfig | None:
+    """Which version of which deployment this worker is, where it is told: what began on a version then ends on it."""
+    name, build = environ.get("TEMPORAL_DEPLOYMENT_NAME", ""), environ.get("TEMPORAL_WORKER_BUILD_ID", "")
+    if bool(name) != bool(build):
+        raise ConfigurationError("TEMPORAL_DEPLOYMENT_NAME and TEMPORAL_WORKER_BUILD_ID go together: set both, or neither")
+    if not name:
+        return None
+    return WorkerDeploymentConfig(WorkerDeploymentVersion(name, build), True, default_versioning_behavior=VersioningBehavior.PINNED)
 
 
 async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, grace: float) -> None:

@@ -70,7 +70,8 @@ class FactoryPipeline:
         window = await self._plan() if request.spec.topic else None
         for stage in request.spec.stages:
             results = await self._stage(stage, window)
-            window = merge_results(results) if results[0].manifest is not None else None
+            if stage is not request.spec.stages[-1]:
+                window = merge_results(results)
         return PipelineDone(request.spec.pipeline, request.window, self._progress.stages)
 
     async def _plan(self) -> Window:

@@ -61,6 +61,10 @@ def test_defaults_are_few_and_json_is_a_codec_too(tmp_path: Path, monkeypatch: p
         ("pipeline: p\ntopic: t\nstages: [{name: a, agent: x:y, shards: 0}]", "stage 'a': shards: expected at least 1, got 0"),
         ("pipeline: p\ntopic: t\nstages: [{name: a, agent: x:y, shards: many}]", "Expected `int`, got `str` - at `$.stages[0].shards`"),
         ("pipeline: p\ntopic: t\nstages: [{name: a, agent: x:y, fail_if: [rejected > 1]}]", "fail_if and warn_if judge the report"),
+        (
+            "pipeline: p\ntopic: t\nstages: [{name: a, agent: validate, fail_if: [rejectd > 1]}]",
+            "pipeline.yaml: stage 'a': fail_if",
+        ),
         ("pipeline: p\ntopic: t\ncodec: 7\nstages: [{name: a, agent: x:y}]", "pipeline.yaml:3:8: codec: expected a codec's name"),
         ("pipeline: p\ntopic: t\ntimeout: 0.1\nstages: [{name: a, agent: x:y}]", "expected timeout and heartbeat_timeout of at least"),
     ],

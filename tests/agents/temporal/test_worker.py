@@ -1,0 +1,49 @@
+"""What a worker is told by its environment, and what it keeps from its agents."""
+
+from __future__ import annotations
+
+import pytest
+from temporalio.common import VersioningBehavior
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.temporal.worker import _deployment
+from tests.support.runs import Runs, events
+from tests.support.temporal import Pipelines, stage
+from tests.support.waiting import wait_for
+
+
+def test_a_version_has_a_deployment_and_a_build() -> None:
+    assert _deployment({}) is None
+    config = _deployment({"TEMPORAL_DEPLOYMENT_NAME": "factory", "TEMPORAL_WORKER_BUILD_ID": "1.0"})
+    assert config is not None
+    assert (config.version.to_canonical_string(), config.default_versioning_behavior) == ("factory.1.0", VersioningBehavior.PINNED)
+    with pytest.raises(ConfigurationError, match="go together"):
+        _deployment({"TEMPORAL_WORKER_BUILD_ID": "1.0"})
+
+
+def test_what_began_on_a_version_ends_on_it(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(300, seconds=0.01))
+    dawdle = stage("mark", "tests.support.agents:dawdle", output=marked)
+    long = pipelines.request(raw, dawdle, key="long", timeout=3)
+    name = pipelines.prefix
+    pipelines.worker(runner="thread", TEMPORAL_DEPLOYMENT_NAME=name, TEMPORAL_WORKER_BUILD_ID="1")
+    wait_for(lambda: pipelines.make_current(name, "1"), "version 1 to be known")
+    began = pipelines.start(long)
+    wait_for(lambda: pipelines.position(long, "mark"), "the first commit")
+    pipelines.worker(runner="thread", TEMPORAL_DEPLOYMENT_NAME=name, TEMPORAL_WORKER_BUILD_ID="2")
+    wait_for(lambda: pipelines.make_current(name, "2"), "version 2 to be known")
+    later = pipelines.start(pipelines.request(raw, dawdle, key="later", pipeline=f"{name}-2"))
+    pipelines.done(later)
+    pipelines.done(began)
+    assert (pipelines.version(began), pipelines.version(later)) == ("1", "2")
+
+
+def test_an_agents_process_is_told_nothing_of_the_server(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(1))
+    pipelines.worker(TEMPORAL_NAMESPACE="default", KEPT="yes")
+    pipelines.run(pipelines.request(raw, stage("mark", "tests.support.agents:surroundings", output=marked)))
+    (record,) = runs.everything(marked)
+    assert "KEPT" in record.event["variables"]
+    assert not [variable for variable in record.event["variables"] if variable.startswith("TEMPORAL_")]
