@@ -11,10 +11,21 @@ import psycopg
 import pytest
 
 from factory_agents.errors import ConfigurationError, WindowError
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, CodecRef, Window, decode_result, decode_run, encode
+from factory_agents.protocol import (
+    AgentRef,
+    AgentResult,
+    AgentRun,
+    CodecRef,
+    Shard,
+    Window,
+    decode_result,
+    decode_run,
+    decode_window,
+    encode,
+)
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext, fingerprint
-from factory_agents.stage_plan import stage_input
+from factory_agents.stage_plan import plan_shards, stage_input
 from tests.support.codecs import Pinned
 from tests.support.runs import Runs
 from tests.support.samples import window
@@ -140,6 +151,19 @@ def test_what_a_codec_found_out_is_found_out_once(runs: Runs) -> None:
     redone = run(runs, msgspec.structs.replace(told, rerun="redo", run_id="r2"))
     assert Pinned.found == before + 2
     assert len({first.fingerprint, again.fingerprint, redone.fingerprint}) == 3
+
+
+def test_every_shard_goes_by_what_the_first_one_found_out(runs: Runs) -> None:
+    source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+    runs.produce(source, pairs(*range(10)))
+    codec = CodecRef("tests.support.codecs:Pinned")
+    shards = [decode_window(part["window"]) for part in plan_shards(read_by(runs.window(source), codec), 2)]
+    before = Pinned.found
+    results = [run(runs, runs.run(part, out, output_codec=codec, shard=Shard(i, 2), plan="p")) for i, part in enumerate(shards)]
+    assert Pinned.found == before + 2  # one to read, one to write
+    merged = stage_input(results).window
+    assert merged.codec is not None
+    assert merged.codec.pinned == {"found": before + 2}
 
 
 def test_results_by_different_codecs_are_no_window() -> None:
