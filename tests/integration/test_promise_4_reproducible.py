@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
-from factory_agents.errors import UnavailableError
+from factory_agents.errors import AgentCrashedError
 from factory_agents.kafka.ledger import Ledger, StageRecord, read_result
 from factory_agents.protocol import AgentResult, AgentRun, Order, Shard, merge_results, shard_window
 from tests.support.agents import mark, mark_anew
@@ -28,7 +28,7 @@ class Watched:
     def __call__(self, event: dict[str, Any]) -> dict[str, Any]:
         self.seen.append(event["event_id"])
         if len(self.seen) == self._break_at:
-            raise UnavailableError("away")
+            raise MemoryError  # which ends the attempt, and rejects no event
         return event | {"seen": True}
 
 
@@ -144,7 +144,7 @@ class TestAClear:
     def test_of_another_task_of_the_run_lets_a_retry_resume(self, runs: Runs) -> None:
         run = runs.run(runs.filled(60, partitions=1), runs.topic("out"), chunk_records=10, order=Order("scheduled", tries=2))
         _, broken = watched(break_at=30)
-        with pytest.raises(UnavailableError):
+        with pytest.raises(AgentCrashedError):
             runs.transform(run, broken)
         assert runs.transform(again(run, order=Order("scheduled", tries=2, clears=1))).resumed
 
@@ -152,7 +152,7 @@ class TestAClear:
         cleared = Order("scheduled", tries=3, clears=1, again=True)
         run = runs.run(runs.filled(60, partitions=1), runs.topic("out"), chunk_records=10, order=cleared)
         _, broken = watched(break_at=30)
-        with pytest.raises(UnavailableError):
+        with pytest.raises(AgentCrashedError):
             runs.transform(run, broken)
         resumed = runs.transform(again(run, order=Order("manual", tries=2)))
         assert (resumed.resumed, resumed.epoch) == (True, 1)
@@ -162,11 +162,11 @@ class TestAClear:
 def test_a_run_told_to_redo_does_it_anew_and_its_own_retry_resumes(runs: Runs) -> None:
     run = runs.run(runs.filled(60, partitions=1), runs.topic("out"), chunk_records=10)
     _, broken = watched(break_at=30)
-    with pytest.raises(UnavailableError):
+    with pytest.raises(AgentCrashedError):
         runs.transform(run, broken)
     redo = again(run, rerun="redo", run_id="r1")
     seen, broken = watched(break_at=30)
-    with pytest.raises(UnavailableError):
+    with pytest.raises(AgentCrashedError):
         runs.transform(redo, broken)
     assert len(seen) == 30  # from the start, although there was progress to resume
     seen, watch = watched()
@@ -182,7 +182,7 @@ def test_a_run_told_to_redo_does_it_anew_and_its_own_retry_resumes(runs: Runs) -
 def test_a_recreated_output_topic_gets_the_work_anew_whole_or_half_done(runs: Runs) -> None:
     run = runs.run(runs.filled(60, partitions=1), runs.topic("out", partitions=2), chunk_records=10)
     _, broken = watched(break_at=30)
-    with pytest.raises(UnavailableError):
+    with pytest.raises(AgentCrashedError):
         runs.transform(run, broken)
     recreate(runs.admin, run.output_topic, 2)
     result = runs.transform(run)
@@ -239,7 +239,7 @@ def test_a_reader_of_a_foreign_topic_takes_every_writers_records(runs: Runs) -> 
 def test_generations_are_ordered_by_the_ledger_and_survive_a_resume(runs: Runs) -> None:
     run = runs.run(runs.filled(60, partitions=1), runs.topic("out"), chunk_records=10)
     _, broken = watched(break_at=30)
-    with pytest.raises(UnavailableError):
+    with pytest.raises(AgentCrashedError):
         runs.transform(run, broken)
     view = Ledger(runs.config, runs.cluster, prefix=run.prefix, pipeline=run.pipeline).read(deadline=time.monotonic() + 30)
     (record,) = view.of(StageRecord)
