@@ -165,6 +165,7 @@ def try_(
     fail_if: Annotated[
         list[str] | None, typer.Option("--fail-if", help="another condition, such as 'rejected > 0'; repeatable", metavar="CONDITION")
     ] = None,
+    codec: Annotated[str, setting("input_codec")] = "",
     prefix: Annotated[str, setting("prefix")] = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
@@ -193,7 +194,7 @@ def try_(
     else:
         config = kafka_config(bootstrap, kafka_settings or ())
         window = trial.window_of(config, topic, interval, prefix=prefix) if interval else trial.last_records(config, topic, last)
-        batches = trial.records_of(config, window)
+        batches = trial.records_of(config, window, codec)
     report = trial.try_contract(loaded, batches, interval)
     verdict = judge(report, fail_if or ())
     if console.wants_json(json):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
+from factory_agents.codecs.base import codec_ref
 from factory_agents.contracts import Contract, WindowStatistics
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
@@ -19,6 +20,8 @@ from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.topics import Cluster
 from factory_agents.paths import resolve_path
 from factory_agents.protocol import Interval, PartitionRange, Window
+from factory_agents.runtime.codecs import open_codec
+from factory_agents.topics_file import declared_codec
 from factory_agents.validate import ValidateTransform
 
 __all__ = ["last_records", "lines_of", "records_of", "try_contract", "window_of"]
@@ -76,18 +79,22 @@ def window_of(config: KafkaConfig, topic: str, interval: Interval, *, prefix: st
     return preview_window(config, pipeline=f"contracts.{topic}", topic=topic, interval=interval, prefix=prefix)
 
 
-def records_of(config: KafkaConfig, window: Window) -> Iterator[Sequence[Message]]:
-    """The records of a window, in batches."""
+def records_of(config: KafkaConfig, window: Window, codec: str = "") -> Iterator[Sequence[Message]]:
+    """The records of a window, in batches; read by the ``codec``, by default what the topics file declares for the topic."""
+    opened = open_codec(codec_ref(codec, "--input-codec") if codec else declared_codec(window.topic), window.topic, writing=False)
     cluster = Cluster(config)
     reader = WindowReader(config, cluster, window, accept_loss=True)  # retention may take records away meanwhile
     deadline = time.monotonic() + _SECONDS
     try:
         reader.seek({}, {})
         while not reader.done:
-            yield reader.batch(_BATCH, deadline, lambda: False)
+            batch = reader.batch(_BATCH, deadline, lambda: False)
+            yield opened.read(batch) if opened is not None else batch
     finally:
         reader.close()
         cluster.close()
+        if opened is not None:
+            opened.close()
 
 
 def try_contract(contract: Contract, batches: Iterator[Sequence[Message]], interval: Interval | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import Command
+from tests.support.commands import ROOT, Command
 from tests.support.runs import Runs, events
 
 CONTRACT = """
@@ -99,6 +99,17 @@ def test_what_cannot_be_done_is_one_line(offline: Command, contract: Path, argum
     done = offline("contracts", *arguments)
     assert done.code == 1
     assert message in done.error
+
+
+def test_test_reads_a_topic_by_its_codec(factory: Command, runs: Runs, contract: Path, tmp_path: Path) -> None:
+    topic = runs.topic("pairs", partitions=1)
+    runs.produce(topic, [b"event_id=2;text=a", b"no pairs"])
+    codec = "tests.support.codecs:Pairs"
+    report = factory.ok("contracts", "test", "c.yaml", "--topic", topic, "--input-codec", codec, PYTHONPATH=str(ROOT)).data
+    assert (report["valid"], report["rejected"], report["rules"]["pairs"]) == (1, 1, 1)
+    (tmp_path / "topics.yaml").write_text(f"topics:\n  {topic}: {{codec: {codec}}}\n")
+    report = factory.ok("contracts", "test", "c.yaml", "--topic", topic, PYTHONPATH=str(ROOT), FACTORY_TOPICS="topics.yaml").data
+    assert (report["valid"], report["rejected"]) == (1, 1)
 
 
 def test_test_reads_the_last_records_of_a_topic_or_a_window_of_it(factory: Command, runs: Runs, contract: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
@@ -112,6 +113,20 @@ def test_both_say_the_outcome_the_figures_and_the_rules(rejected: int, outcome: 
         assert ("positive" in text) == (rejected > 0)
         assert ("orders-0@0" in text) == (rejected > 0)
     assert f"| rejected | {rejected} (" in markdown(one)
+
+
+def test_both_say_what_was_counted_and_what_was_not_run() -> None:
+    one = shown()
+    counted = {
+        "missing": {"a|b": 3},
+        "invalid": {"price": 0},
+        "duplicates_of": {"a, b": 2, "c": None},
+        "not_run": ["c.yaml:3:5: not run: sql check"],
+    }
+    for text in (markdown(replace(one, report=one.report | counted)), html_page(replace(one, report=one.report | counted))):
+        assert all(word in text for word in ("missing a", "duplicates of a, b", "not run: sql check"))
+        assert "invalid price" not in text
+    assert "| missing a\\|b | 3 (" in markdown(replace(one, report=one.report | counted))
 
 
 class Tags(HTMLParser):
