@@ -21,7 +21,8 @@ PROGRAM = (sys.executable, "-m", "factory_agents.cli")
 
 def clean_environment(**variables: str) -> dict[str, str]:
     """This process's environment without settings of the factory's own, and with these variables."""
-    ours = ("KAFKA_", "FACTORY_", "INPUT_TOPIC", "OUTPUT_TOPIC", "DEAD_LETTER_TOPIC", "CONSUMER_GROUP", "DATABASE_URL")
+    topics = ("INPUT_TOPIC", "INPUT_CODEC", "OUTPUT_TOPIC", "OUTPUT_CODEC", "DEAD_LETTER_TOPIC")
+    ours = ("KAFKA_", "FACTORY_", "SCHEMA_REGISTRY_", *topics, "CONSUMER_GROUP", "DATABASE_URL")
     return {k: v for k, v in os.environ.items() if not k.startswith(ours)} | variables
 
 
