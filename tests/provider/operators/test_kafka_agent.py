@@ -461,6 +461,28 @@ def test_lineage_names_the_database_without_what_is_secret(url: str) -> None:
     assert not any(word in said for word in ("cr3t", "user", "password"))
 
 
+@pytest.mark.parametrize(
+    ("sink", "variable", "connection"),
+    [
+        ("snowflake", "SNOWFLAKE_PASSWORD", {"conn_type": "snowflake", "login": "u", "password": "s3cr3t", "extra": {"account": "acme"}}),
+        (
+            "bigquery",
+            "BIGQUERY_CREDENTIALS",
+            {"conn_type": "google_cloud_platform", "extra": {"keyfile_dict": {"private_key": "s3cr3t"}}},
+        ),
+    ],
+)
+def test_publish_to_a_warehouse_has_its_default_connection_beside_the_run(
+    monkeypatch: pytest.MonkeyPatch, sink: str, variable: str, connection: dict[str, Any]
+) -> None:
+    conn_id = {"snowflake": "snowflake_default", "bigquery": "google_cloud_default"}[sink]
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", '{"conn_type": "kafka", "extra": {"bootstrap.servers": "b:1"}}')
+    task = operator(agent="publish", agent_params={"table": "a.b.t", "sink": sink}, output_topic=None)
+    assert "s3cr3t" in task._access.environment()[variable]
+    assert b"s3cr3t" not in encode(task.agent_run(task_context(task)))  # type: ignore[arg-type]
+
+
 class TestWhatComesFromWhoeverStartedTheRun:
     CONTRACT = "name: e\nid: null\nschema: {properties: {country: {enum: [DK, NO]}, order: {$ref: schemas/order.json}}}\n"
 
