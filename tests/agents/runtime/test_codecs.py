@@ -126,6 +126,16 @@ def test_ingest_writes_by_the_codec_of_its_topic(runs: Runs, tmp_path: Path) -> 
     assert [r.dead_letter["rule"] for r in runs.manifest(result.dead_letters)] == ["pairs"]
 
 
+def test_a_compacted_topic_gets_the_events_id_as_its_key(runs: Runs) -> None:
+    source, out = (
+        runs.topic("in", partitions=1),
+        runs.topic("out", partitions=2, cleanup_policy="compact,delete", min_compaction_lag_ms=10**9),
+    )
+    runs.produce(source, [b'{"event_id": "a", "text": "x"}'])
+    result = run(runs, runs.run(runs.window(source), out, output_codec=PAIRS))
+    assert [(r.key, r.value) for r in runs.manifest(result.manifest)] == [(b"a", b"event_id=a;text=x;seen=True")]
+
+
 def test_a_dry_run_shows_json_and_still_says_what_cannot_be_written(runs: Runs) -> None:
     source, out = runs.topic("in", partitions=1), runs.topic("out", partitions=1)
     runs.produce(source, [*pairs(1), b"no pair"])
