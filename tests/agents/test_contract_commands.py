@@ -101,6 +101,41 @@ def test_what_cannot_be_done_is_one_line(offline: Command, contract: Path, argum
     assert message in done.error
 
 
+def test_an_agent_takes_a_schema_of_the_standards_by_its_name(factory: Command, runs: Runs, tmp_path: Path) -> None:
+    quality = "[{metric: rowCount, mustBeGreaterThan: 5}, {type: sql, query: x, mustBe: 1}]"
+    (tmp_path / "shop.odcs.yaml").write_text(f"""
+apiVersion: v3.2.0
+kind: DataContract
+id: shop
+version: 1.0.0
+schema:
+- {{name: other, properties: [{{name: x, logicalType: string, required: true}}]}}
+- name: texts
+  properties:
+  - {{name: event_id, logicalType: integer, primaryKey: true, logicalTypeOptions: {{maximum: 6}}}}
+  - {{name: text, logicalType: string}}
+  quality: {quality}
+""")
+    window = runs.filled(10)
+    contract = "shop.odcs.yaml#texts"
+    done = factory.ok(
+        "agent",
+        "run",
+        "validate",
+        "--in-topic",
+        window.topic,
+        "--out-topic",
+        runs.topic("out"),
+        "--contract",
+        contract,
+        "--dry-run",
+        "--json",
+    ).data
+    assert (done["counts"]["consumed"], done["counts"]["rejected"]) == (10, 3)
+    assert [check["rule"] for check in done["report"]["checks"]] == ["rows <= 5"]
+    assert "sql check" in done["report"]["not_run"][0]
+
+
 def test_test_reads_a_topic_by_its_codec(factory: Command, runs: Runs, contract: Path, tmp_path: Path) -> None:
     topic = runs.topic("pairs", partitions=1)
     runs.produce(topic, [b"event_id=2;text=a", b"no pairs"])

@@ -529,6 +529,21 @@ class TestWhatComesFromWhoeverStartedTheRun:
         assert elsewhere.digest == here.digest
         assert [v.rule for v in elsewhere.violations({"country": "NO", "order": 1})] == ["schema:order"]
 
+    @pytest.mark.parametrize("by", ["author", "run"])
+    def test_a_schema_of_a_contract_of_the_standard_travels_by_its_name(self, repository: Path, by: str) -> None:
+        head = "apiVersion: v3.2.0\nkind: DataContract\nid: shop\nversion: 1.0.0\nschema:\n"
+        schemas = "".join(
+            f"- {{name: {n}, properties: [{{name: {n}_id, logicalType: string, required: true}}]}}\n" for n in ("orders", "lines")
+        )
+        (repository / "include" / "contracts" / "shop.odcs.yaml").write_text(head + schemas)
+        named = "contracts/shop.odcs.yaml#lines"
+        if by == "author":
+            run = self.portable(operator(agent="validate", contract=named), repository)
+        else:
+            run = self.portable(operator(agent="validate", contract="{{ params.contract }}"), repository, contract=named)
+        elsewhere = load_contract(run.params["contract"])
+        assert (elsewhere.name, [c.name for c in elsewhere.columns()]) == ("lines", ["lines_id"])
+
     def test_a_contract_in_the_dag_file_travels_too(self, repository: Path) -> None:
         written = {"name": "e", "id": None, "schema": "contracts/schemas/order.json"}
         run = self.portable(operator(agent="validate", contract=written), repository)
