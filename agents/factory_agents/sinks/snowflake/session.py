@@ -34,7 +34,8 @@ _NOWHERE = {606, 90105, 90106}
 """No warehouse, no database, no schema."""
 _LOCKED = {625, 626}
 _CANCELLED = {604, 630}
-_GONE = {390111, 390112, 390114, 390195}
+_GONE = {390103, 390104, *range(390111, 390116), 390195}
+"""A session, or its tokens, that Snowflake doesn't know any more."""
 _OUTAGES = ("HTTP request failed", "timed out")
 """What the client says of a server that it doesn't reach while it logs in; the number is that of a wrong password."""
 _LOGIN_ERRORS = {7, 250001, 250003, 250006, 251007}

@@ -137,6 +137,7 @@ class TestErrors:
             (errors.ProgrammingError("Insufficient privileges", 3001), ConfigurationError, "grant the role USAGE"),
             (errors.ProgrammingError("No active warehouse selected", 606), ConfigurationError, "SNOWFLAKE_WAREHOUSE"),
             (errors.ProgrammingError("Session no longer exists", 390111), LostSessionError, "a retry begins again"),
+            (errors.DatabaseError("User must login again to access the service", 390104), LostSessionError, "a retry begins again"),
             (errors.DatabaseError("Incorrect username or password", 390100), ConfigurationError, "SNOWFLAKE_PRIVATE_KEY_FILE"),
             (errors.DatabaseError("Failed to login: JWT token is invalid", 250001), ConfigurationError, "SNOWFLAKE_PRIVATE_KEY_FILE"),
             (
