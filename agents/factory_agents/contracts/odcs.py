@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from importlib import resources
-from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -105,17 +104,19 @@ def _schema(version: str) -> Any:
 
 def _judge(document: Document, version: str, given: Any) -> list[Finding]:
     try:
-        errors = list(islice(_validator(version).iter_errors(document.data), _MOST_ERRORS))
+        errors = list(_validator(version).iter_errors(document.data))
     except (ValueError, RecursionError) as problem:
         return [Finding(("schema",), document.error((), f"cannot be checked: {str(problem)[:200]}"))]
     known = _names(version)
-    broken = {tuple(e.instance_path) for e in errors if e.kind.name != "unevaluatedProperties"}
+    paths = [tuple(e.instance_path) for e in errors if e.kind.name != "unevaluatedProperties"]
+    broken = {path[:length] for path in paths for length in range(len(path) + 1)}
     found: dict[str, Finding] = {}
     for error in errors:
         path = tuple(error.instance_path)
-        within = error.kind.name == "unevaluatedProperties" and any(b[: len(path)] == path for b in broken)
-        for one in _errors_at(document, path, error, known, within, given):
+        for one in _errors_at(document, path, error, known, path in broken, given):
             found.setdefault(str(one), Finding(path or _root_path(error), one))
+        if len(found) >= _MOST_ERRORS:  # what is not told may be in what events are checked against
+            return [*found.values(), Finding(("schema",), document.error((), "there is more that is wrong: mend this first"))]
     return list(found.values())
 
 
