@@ -354,7 +354,7 @@ def test_validate_and_publish_follow_by_window(factory: Command, runs: Runs, dat
     published = factory.ok(
         "agent", "run", "publish", "--window", "v.json", "--table", table, DATABASE_URL=database_url, FACTORY_CONTRACT="c.yaml"
     )
-    assert (published.data["counts"]["written"], published.data["table"].rpartition(".")[2]) == (4, table)
+    assert (published.data["counts"]["written"], published.data["dataset"]["name"].rpartition(".")[2]) == (4, table)
     again = factory.ok(
         "agent", "run", "publish", "--window", "v.json", "--table", table, "--contract", "c.yaml", "--database-url", database_url
     )

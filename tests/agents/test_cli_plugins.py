@@ -34,7 +34,7 @@ def test_a_source_and_a_sink_of_ones_own(factory: Command, topic: TopicFactory, 
     options = ("--in-topic", raw, "--contract", contract, "-p", f"sink={sink}", "-p", f"path={tmp_path / 'db'}", "--json")
     done = factory("agent", "run", "publish", *options, *last_hour(), **path)
     assert done.code == 0, done.err
-    assert (done.data["counts"]["written"], done.data["table"]) == (20, "events")
+    assert (done.data["counts"]["written"], done.data["dataset"]["name"]) == (20, "events")
     assert published(tmp_path / "db") == list(range(20))
 
 
@@ -70,4 +70,4 @@ def test_a_codec_of_ones_own_by_flag_and_in_the_topics_file(factory: Command, to
     assert sorted(r.event["text"] for r in runs.everything(out)) == ["event 0", "event 1", "event 2"]
     assert done.data["counts"]["forwarded"] == 3
     done = factory("agent", "run", "enrich", "--in-topic", raw, "--out-topic", out, *last_hour(), "--input-codec", "acme-cvs", **path)
-    assert done.error.startswith("codec 'acme-cvs': there is no such codec; did you mean 'acme-csv'? (there are json, acme-csv)")
+    assert done.error.startswith("codec 'acme-cvs': there is no such codec; did you mean 'acme-csv'?")
