@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from temporalio.client import Client
 
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.windows import read_windows
@@ -151,3 +152,29 @@ def test_a_paused_workflow_begins_nothing_and_then_goes_on(pipelines: Pipelines,
         assert len(pipelines.attempts(id_)) == slices
         assert not pipelines.pause(id_, False).paused
         assert pipelines.done(id_).stages[0].counts.consumed == 300
+
+
+@pytest.mark.parametrize("argument", [{"spec": {}, "key": "w", "more": 1}, {}, "text"])
+def test_a_request_of_another_release_fails_and_does_not_hang(pipelines: Pipelines, argument: object) -> None:
+    async def started(client: Client) -> str:
+        return (await client.start_workflow("FactoryPipeline", argument, id=f"{pipelines.prefix}/odd", task_queue=pipelines.prefix)).id
+
+    with pipelines.served():
+        id_ = pipelines.ask(started)
+        with pytest.raises(PipelineFailedError, match=r"missing required field|Expected `object`"):
+            pipelines.done(id_)
+
+
+def test_an_empty_topic_is_a_window_like_any_other(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked, judged = runs.topic("raw"), runs.topic("marked"), runs.topic("judged")
+    request = pipelines.request(raw, stage("mark", output=marked, shards=3), stage("judge", "tests.support.agents:judge", judged, shards=3))
+    with pipelines.served():
+        assert [(s.shards, s.counts.consumed) for s in pipelines.run(request).stages] == [(1, 0), (1, 0)]
+
+
+def test_a_name_that_no_ledger_takes_is_refused_at_once(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    with pipelines.served():
+        id_ = pipelines.start(pipelines.request(raw, stage("mark", output=marked), key="a|b"))
+        with pytest.raises(PipelineFailedError, match=r"ConfigurationError: run key: expected a printable name without '\|', got 'a\|b'"):
+            pipelines.done(id_)
