@@ -40,7 +40,15 @@ class Window:
     def of(cls, pipelines: Pipelines, runs: Runs, number: int, seconds: float, key: str = "w") -> Window:
         raw, marked = runs.topic("raw"), runs.topic("marked")
         runs.produce(raw, events(number, seconds=seconds))
-        request = pipelines.request(raw, stage("mark", DAWDLE, marked, shards=2), heartbeat_timeout=2, retry_interval=0.5, chunk_records=50)
+        request = pipelines.request(
+            raw,
+            stage("mark", DAWDLE, marked, shards=2),
+            key=key,
+            pipeline=f"{pipelines.prefix}-{key}",
+            heartbeat_timeout=2,
+            retry_interval=0.5,
+            chunk_records=50,
+        )
         return cls(pipelines, runs, request, number)
 
     @property
@@ -95,11 +103,11 @@ def test_windows_survive_fifty_kills_of_their_workers(pipelines: Pipelines, runs
     """SIGKILL, SIGTERM, and SIGSTOP with a SIGCONT once others have gone on; two workers at any time."""
     chance = random.Random(int(os.environ.get("SOAK_SEED", "7")))
     workers, asleep, kills, round_ = [pipelines.worker(runner=runner) for _ in range(2)], list[Live](), 0, 0
-    while kills < 50:
+    while kills < int(os.environ.get("SOAK_KILLS", "50")):
         round_ += 1
         window = Window.of(pipelines, runs, 4000, 0.01, key=f"w{round_}")
         id_ = pipelines.start(window.request)
-        while window.done < window.events:
+        while not pipelines.is_over(id_):
             window.wait_for_more(window.done)
             for one in asleep:
                 one.process.send_signal(signal.SIGCONT)
