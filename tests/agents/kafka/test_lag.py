@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -281,6 +282,9 @@ def test_totals_name_the_partition_that_is_furthest_behind() -> None:
     assert lag_totals(rows) == [LagTotal("a", "t", 2, 12, 9, 1), LagTotal("b", "t", 1, 0, 0, 0)]
 
 
+NOW = int(time.time() * 1000)  # what is older than the topic's retention may go at any time
+
+
 class TestTheAgeOfTheFirstUnread:
     """How long a reader's next record has waited, which says more than how many there are."""
 
@@ -292,9 +296,9 @@ class TestTheAgeOfTheFirstUnread:
 
     def test_each_reader_is_told_its_own(self, runs: Runs) -> None:
         topic = runs.topic(partitions=2)
-        self.at(runs, topic, 1000, 2000, 3000)
+        self.at(runs, topic, NOW, NOW + 1, NOW + 2)
         places = [Place(topic, 0, offset) for offset in range(3)]
-        assert FirstUnread(runs.config).times([*places, Place(topic, 1, 0)]) == dict(zip(places, (1000, 2000, 3000), strict=True))
+        assert FirstUnread(runs.config).times([*places, Place(topic, 1, 0)]) == dict(zip(places, (NOW, NOW + 1, NOW + 2), strict=True))
 
     def test_what_was_aborted_is_no_record(self, runs: Runs) -> None:
         topic = runs.topic(partitions=1)
@@ -302,18 +306,18 @@ class TestTheAgeOfTheFirstUnread:
         writer.init_transactions(30)
         for abort in (True, False):
             writer.begin_transaction()
-            writer.produce(topic, b"{}", partition=0, timestamp=1000 if abort else 2000)
+            writer.produce(topic, b"{}", partition=0, timestamp=NOW if abort else NOW + 1)
             writer.flush(30)
             (writer.abort_transaction if abort else writer.commit_transaction)(30)
-        assert FirstUnread(runs.config).times([Place(topic, 0, 0)]) == {Place(topic, 0, 0): 2000}
+        assert FirstUnread(runs.config).times([Place(topic, 0, 0)]) == {Place(topic, 0, 0): NOW + 1}
 
     def test_a_reader_that_stands_still_is_not_asked_for_again(self, runs: Runs) -> None:
         topic = runs.topic(partitions=1)
-        self.at(runs, topic, 1000)
+        self.at(runs, topic, NOW)
         unread, place = FirstUnread(runs.config), Place(topic, 0, 0)
-        assert unread.times([place]) == {place: 1000}
+        assert unread.times([place]) == {place: NOW}
         unread._config = KafkaConfig("127.0.0.1:1")
-        assert unread.times([place]) == {place: 1000}
+        assert unread.times([place]) == {place: NOW}
 
 
 def test_the_lag_of_many_groups_is_that_of_each(runs: Runs) -> None:
