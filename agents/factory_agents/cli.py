@@ -767,16 +767,23 @@ def sandbox_env(
 
 
 def main() -> None:
-    """The console script: ends the process with 0, 1, 2 (a mistyped command), 75 (a later try may do) or 130 (Ctrl-C)."""
-    code = invoke(app, "factory")
-    if "temporalio" in sys.modules:
-        # Threads of its SDK may be giving an answer to Python at this moment; where it ends first they end the process with SIGABRT.
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    """The command: exits with 0, 1, 2 (a mistyped command), 75 (a later try may do) or 130 (Ctrl-C)."""
+    sys.exit(invoke(app, "factory"))
+
+
+def program() -> None:
+    """The console script, after which nothing else runs in the process."""
+    try:
+        main()
+    except SystemExit as end:
+        if "temporalio" in sys.modules and isinstance(end.code, int):
+            # Threads of its SDK may be giving an answer to Python at this moment; where it ends first they end the process with SIGABRT.
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        raise
 
 
 if __name__ == "__main__":
-    main()
+    program()

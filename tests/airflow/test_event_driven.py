@@ -100,6 +100,6 @@ def test_the_table_is_an_asset_with_what_was_done_and_a_run_about_intervals_refu
         lambda: all(r["start_date"] for r in airflow.runs("after_arrivals")), "its runs to begin: Airflow answers 500 before", PATIENCE
     )
     events = airflow.call("GET", "/assets/events", source_dag_id="arrivals", limit=100)["asset_events"]
-    assert {"window", "counts", "table"} <= events[0]["extra"].keys()
+    assert {"window", "counts", "dataset"} <= events[0]["extra"].keys()
     for task in ("ingest", "window"):
         assert "has no data interval" in airflow.log("after_arrivals", run, task)

@@ -148,6 +148,8 @@ class BoundedConsumer:
     def stop(self, partitions: Iterable[int]) -> None:
         """Read these no more: what was fetched of them and not yet given is forgotten."""
         gone = set(partitions)
+        if paused := gone & self._paused.keys():  # the client remembers that beyond an assignment
+            self.client.resume([TopicPartition(self._topic, p) for p in paused])
         self.client.incremental_unassign([TopicPartition(self._topic, p) for p in sorted(gone & self._from.keys())])
         self._from = {p: offset for p, offset in self._from.items() if p not in gone}
         self._paused = {p: offset for p, offset in self._paused.items() if p not in gone}

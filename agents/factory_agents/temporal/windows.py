@@ -109,7 +109,7 @@ class FactoryBackfill:
         self._done = msgspec.structs.replace(self._done, windows=self._done.windows + 1, known=known)
 
     def _conclude(self, request: BackfillRequest) -> BackfillDone:
-        failed = self._done.failed
+        failed = sorted(self._done.failed)  # they end in any order
         if self._next < request.interval.end and len(failed) < _MOST_FAILED:
             rest = Interval(self._next, request.interval.end)
             workflow.continue_as_new(msgspec.structs.replace(request, interval=rest, done=self._done))

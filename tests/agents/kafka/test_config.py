@@ -89,7 +89,7 @@ class TestRefused:
         with pytest.raises(ConfigurationError, match=r"cannot read .*/none: No such file"):
             KafkaConfig.from_env({"KAFKA_CONFIG_FILE": str(tmp_path / "none")})
         (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(ConfigurationError, match="is no text file"):
+        with pytest.raises(ConfigurationError, match="is not a text file"):
             KafkaConfig.from_env({"KAFKA_CONFIG_FILE": str(tmp_path / "binary")})
 
     def test_a_line_that_sets_nothing_with_its_place(self, tmp_path: Path) -> None:

@@ -630,6 +630,28 @@ def test_an_agent_that_takes_longer_than_the_longest_poll_keeps_its_place_and_is
     assert len(running.observed.of("rebalanced")) <= 2
 
 
+def test_an_outage_that_shows_after_a_long_call_is_waited_out_too(runs: Runs) -> None:
+    """What was paused during the call is read again."""
+    source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+    calls: list[int] = []
+
+    def handle(event: dict[str, Any]) -> Any:
+        if event["event_id"] >= 20:
+            calls.append(event["event_id"])
+            time.sleep(2 if len(calls) == 1 else 0)
+            if len(calls) <= 20:
+                raise ConnectionError("refused")
+        return event
+
+    with live(runs, source, out, handle) as running:
+        runs.produce(source, events(20))
+        wait_written(runs, out, 20)
+        runs.produce(source, events(20, 20))
+        wait_written(runs, out, 40)
+        running.end()
+    assert written(runs, out) == list(range(40))
+
+
 def test_a_member_that_joins_while_another_is_busy_is_served_soon(runs: Runs) -> None:
     source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
     calls: list[int] = []
