@@ -164,11 +164,16 @@ class Factory:
         server = MetricsServer(self.config, listen="0", lag=LagChoice(groups="none", topics="none"))
         server.start()
         try:
-            wait_for(lambda: figure(scrape(server.address), "factory_metrics_up") == 3 or self._failing(server), "the metrics server")
+            wait_for(lambda: self._is_kept(server, scrape(server.address)) or self._failing(server), "the metrics server")
             if failing := self._failing(server):
                 raise ConfigurationError(failing)
         finally:
             server.close()
+
+    @staticmethod
+    def _is_kept(server: MetricsServer, scraped: dict[Any, float]) -> bool:
+        """Whether all of it works, and what was scraped was kept, which is tried after a scrape."""
+        return figure(scraped, "factory_metrics_up") == 3 and server._positions._kept.number > 0
 
     @staticmethod
     def _failing(server: MetricsServer) -> str:
