@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from factory_agents.errors import DeadlineError, FencedError, StoppedError, UnavailableError
+from factory_agents.errors import AgentCrashedError, DeadlineError, FencedError, StoppedError
 from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.protocol import AgentRun, Shard, Window, merge_results, shard_window
 from tests.support.agents import mark
@@ -211,10 +211,10 @@ def test_a_large_window_resumes_in_the_middle_with_the_counts_of_the_whole(runs:
     def once_broken(event: dict[str, Any]) -> dict[str, Any]:
         seen.append(event["event_id"])
         if len(seen) == 220:
-            raise UnavailableError("the reference database is away")
+            raise MemoryError
         return event | {"seen": True}
 
-    with pytest.raises(UnavailableError):
+    with pytest.raises(AgentCrashedError, match="out of memory"):
         runs.transform(run, once_broken)
     found = record_of(runs, run)
     assert found is not None

@@ -122,7 +122,6 @@ HOSTILE_ERRORS: dict[str, Any] = {
     "half a surrogate": ValueError("\ud800"),
     "a reason that is no text": Reject(7),  # type: ignore[arg-type]
     "NUL": ValueError("\x00"),
-    "out of memory": MemoryError(),
     "recursion": RecursionError("maximum recursion depth exceeded"),
     "an end of iteration": StopIteration(3),
     "no text": _WithoutTextError(),
