@@ -79,7 +79,7 @@ def test_a_secret_that_is_not_there(one: OneAgent) -> None:
 
 
 def test_the_agents_own_error_is_the_tasks(one: OneAgent) -> None:
-    outcome = one.run("raise MemoryError('no more room')", arguments='max_rejected="0"', retries=1, events=3)
+    outcome = one.run("raise ValueError('no more room')", arguments='max_rejected="0"', retries=1, events=3)
     assert outcome.states["work"] == ["failed"]
     assert outcome.tries["work"] == [1], "what a retry cannot mend is not tried again"
     assert "TooManyRejectedError: " in one.log

@@ -30,7 +30,7 @@ class Subjects:
     """What producers elsewhere do with a registry."""
 
     def __init__(self, url: str) -> None:
-        self.client = SchemaRegistryClient({"url": url})
+        self.client = SchemaRegistryClient({"url": url, "timeout": 10, "max.retries": 3})  # an answer of Apicurio may never come
 
     def register(self, subject: str, schema: dict[str, Any] | str, *references: SchemaReference) -> int:
         text = schema if isinstance(schema, str) else json.dumps(schema)
