@@ -339,7 +339,7 @@ class Counts(msgspec.Struct, omit_defaults=True):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def told(self) -> dict[str, int]:
-        """Those that are not 0, by name, and always what becomes of an event that is read: shares are made of these."""
+        """Those that are not 0, by name, and always those that add up to the events read: shares are computed from them."""
         figures = msgspec.structs.asdict(self)
         return {name: n for name, n in figures.items() if n or name in ("consumed", "forwarded", "filtered", "rejected")}
 

@@ -22,6 +22,8 @@ __all__ = ["ValidateParams", "ValidateTransform", "build"]
 log = logging.getLogger(__name__)
 
 _REASONS = 10
+_ENOUGH = 1_000
+"""Events after which it shows whether the fast path is worth trying: the first batch may be a single odd one."""
 
 _REQUIRED = {"contract": "the contract's file, such as contracts/events.yaml"}
 
@@ -60,6 +62,7 @@ class ValidateTransform:
         self._decode = msgspec.json.Decoder().decode
         self._check = contract.checker()
         self._read_time = contract.time_reader()
+        self._seen = self._passed_over = 0  # valid events that the fast path did not take
         try:
             self._fast: FastPath | None = contract.fast_path()
         except NotFast as reason:
@@ -105,6 +108,8 @@ class ValidateTransform:
                 valid = type(event) is dict and check(event)
                 if valid and time is not None:
                     times.append(read_time(event.get(time)))
+            except MemoryError:  # the attempt's, not the event's
+                raise
             except Exception:
                 valid = False
             if valid:
@@ -112,7 +117,9 @@ class ValidateTransform:
             else:
                 outputs[i] = self._reject(messages[i])
         self._statistics.add_valid(events)
-        if 2 * len(events) > len(outputs):  # most have what the fast path doesn't take, such as fields that aren't declared
+        self._seen += len(outputs)
+        self._passed_over += len(events)
+        if self._seen >= _ENOUGH and 2 * self._passed_over > self._seen:  # most have, say, fields that aren't declared
             self._fast = None
 
     def _reject(self, message: Message) -> Reject:

@@ -118,7 +118,7 @@ def test_a_zombie_stopped_past_the_transaction_timeout_is_fenced_by_another_vers
     found = record_of(runs, run)
     assert found is not None
     assert found.answer() == result
-    # and when the orchestrator tries the old version again all the same, it is done anew
+    # and when the orchestrator still tries the old version again, it is redone
     again = runs.transform(run, mark)
     assert again.generation > result.generation
     assert sorted(r.id for r in runs.manifest(again.manifest)) == list(range(EVENTS))

@@ -1,4 +1,4 @@
-"""Promise 4: the same work is done once and found again, changed work anew; a reader of a manifest sees only its writer's records."""
+"""Promise 4: the same work is done once and found again, changed work is redone; a reader of a manifest sees only its writer's records."""
 
 from __future__ import annotations
 
@@ -174,9 +174,9 @@ def test_a_run_told_to_redo_does_it_anew_and_its_own_retry_resumes(runs: Runs) -
     assert result.resumed
     assert len(seen) == 40
     assert ids(runs, result) == list(range(60))
-    anew = runs.transform(again(redo, run_id="r2"))
-    assert (anew.resumed, anew.reused) == (False, False)
-    assert ids(runs, anew) == list(range(60))
+    redone = runs.transform(again(redo, run_id="r2"))
+    assert (redone.resumed, redone.reused) == (False, False)
+    assert ids(runs, redone) == list(range(60))
 
 
 def test_a_recreated_output_topic_gets_the_work_anew_whole_or_half_done(runs: Runs) -> None:

@@ -91,7 +91,7 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     For files: ``format`` (``auto`` goes by the name) and ``max_line_bytes``, past which a row is rejected. For CSV: ``delimiter``,
     ``encoding``, column ``types`` (every value is a string otherwise; an empty value of another type is null), ``nulls``, the words that
-    mean null in any column, and ``header``, which says what becomes of empty and repeated names: ``strict`` refuses them, ``rename`` makes
+    mean null in any column, and ``header``, which says how to treat empty and repeated names: ``strict`` refuses them, ``rename`` makes
     them ``column_3`` (the third) and ``name_2`` (the second ``name``).
     """
 

@@ -12,7 +12,7 @@ __all__ = ["Batch", "Commit", "Done", "Observer", "Observers", "Subject"]
 class Subject:
     """Whose work an observer is told of: one shard of a stage over a window, or a live agent (stage ``live``, no window).
 
-    ``total`` is how many records there are at most, -1 where nobody knows.
+    ``total`` is how many records there are at most, -1 if unknown.
     """
 
     pipeline: str

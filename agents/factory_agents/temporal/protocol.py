@@ -242,7 +242,7 @@ class PipelineDone(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How far a workflow is. ``done``: events of the stage that runs, as of its last slice; ``total``: at most, -1 where nobody knows."""
+    """How far a workflow is. ``done``: events of the stage that runs, as of its last slice; ``total``: at most, -1 if unknown."""
 
     window: str
     stage: str = ""

@@ -140,7 +140,7 @@ TestBreakerMachine = BreakerMachine.TestCase
 
 
 class TestComplete:
-    """A batch whose events call a service: what becomes of each."""
+    """A batch whose events call a service: the output of each."""
 
     def run(self, calls: list[Callable[[], Any]], service: Dependency, done: int = 0) -> list[Any]:
         unnamed = dependency()
