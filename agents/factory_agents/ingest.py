@@ -24,7 +24,7 @@ class IngestParams(ReadOptions, frozen=True, kw_only=True, forbid_unknown_fields
 
     ``source``: a path, a pattern (``data/*.jsonl.gz``), a URL that fsspec opens (``s3://…``), or a list of these; FACTORY_SOURCE by
     default. A relative path is looked for in the working directory, then under FACTORY_INCLUDE. ``table`` (``schema.name``) or ``query``
-    are read from the PostgreSQL database whose URL stands in the environment variable ``database_env``.
+    are read from the PostgreSQL database whose URL is in the environment variable ``database_env``.
 
     Where ``source`` is the name of an installed source, or your own as ``module:Class``, all other parameters are that source's.
     """

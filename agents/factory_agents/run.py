@@ -82,7 +82,7 @@ def execute(context: RunContext, run: AgentRun) -> AgentResult:
 
 
 def _whose(run: AgentRun) -> dict[str, Any]:
-    """What stands in each of a run's log lines; ``attempt`` is when it began, in milliseconds, as in the ledger's word of a failure."""
+    """What is in each of a run's log lines; ``attempt`` is when it began, in milliseconds, as in the ledger's word of a failure."""
     return {
         "pipeline": run.pipeline,
         "stage": run.stage,

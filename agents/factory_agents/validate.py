@@ -51,6 +51,7 @@ class ValidateTransform:
 
     name = "validate"
     version = "1"
+    at_once = 1
 
     def __init__(self, contract: Contract, run: AgentRun | None, statistics: WindowStatistics | None = None) -> None:
         interval = None if run is None else run.interval or (run.window.interval if run.window else None)

@@ -16,7 +16,7 @@ from tests.support.sqlite_sink import CONTRACT, published
 
 
 @pytest.mark.parametrize("where", ["installed", "beside the user"])
-def test_a_source_and_a_sink_of_ones_own(factory: Command, topic: TopicFactory, tmp_path: Path, where: str) -> None:
+def test_a_source_and_a_sink_of_a_user(factory: Command, topic: TopicFactory, tmp_path: Path, where: str) -> None:
     site = install_plugins(tmp_path / "wheel")
     source, sink, path = "acme-numbers", "acme-lines", {"PYTHONPATH": str(site)}
     if where == "beside the user":
@@ -58,7 +58,7 @@ def test_what_there_is_and_what_is_broken_is_one_line(offline: Command, tmp_path
     assert done.error.startswith("sink 'broken' of acme-factory 1.2 (acme_factory.broken:Sink): importing acme_factory.broken raised")
 
 
-def test_a_codec_of_ones_own_by_flag_and_in_the_topics_file(factory: Command, topic: TopicFactory, tmp_path: Path, runs: Runs) -> None:
+def test_a_codec_of_a_user_by_flag_and_in_the_topics_file(factory: Command, topic: TopicFactory, tmp_path: Path, runs: Runs) -> None:
     path = {"PYTHONPATH": str(install_plugins(tmp_path / "wheel"))}
     raw, out = (topic(name, partitions=2, message_timestamp_type="LogAppendTime") for name in ("in", "out"))
     numbers = ("--source", "acme-numbers", "-p", "upto:=3")

@@ -1,4 +1,4 @@
-# ruff: noqa: DTZ001, E501  # as it stands in the design
+# ruff: noqa: DTZ001, E501  # as it is in the design
 """Clicks, hour by hour: from a topic that somebody else fills, in shards, into a table."""
 
 from __future__ import annotations

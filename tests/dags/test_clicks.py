@@ -75,7 +75,7 @@ def table(database_url: str) -> Iterator[Callable[[], list[tuple[Any, ...]]]]:
 Table = Callable[[], list[tuple[Any, ...]]]
 
 
-def test_it_runs_as_it_stands_again_and_anew(dag_runner: DagRunner, source: str, prefix: str, produce: Produce, table: Table) -> None:
+def test_it_runs_as_it_is_and_again(dag_runner: DagRunner, source: str, prefix: str, produce: Produce, table: Table) -> None:
     produce(f"{prefix}.raw_events", [event(i) for i in range(100)])
     ran = dag_runner.run(source)
     assert ran.state == "success", ran.states
@@ -89,7 +89,7 @@ def test_it_runs_as_it_stands_again_and_anew(dag_runner: DagRunner, source: str,
     assert landed[0] == ("e0", "host0.example")
     assert all("partition" in label for label in ran.labels["enrich"])
 
-    # Another run over the same interval: what stands in the ledger is returned.
+    # Another run over the same interval: what is in the ledger is returned.
     again = dag_runner.run(source, logical_date=HOUR + timedelta(minutes=10))
     assert again.state == "success", again.states
     assert again.results["window"] == ran.results["window"]
@@ -97,7 +97,7 @@ def test_it_runs_as_it_stands_again_and_anew(dag_runner: DagRunner, source: str,
     assert [r["manifest"] for r in again.results["enrich"]] == [r["manifest"] for r in ran.results["enrich"]]
     assert table() == landed
 
-    # Told to, the work is done anew, and what is published is the same.
+    # Told to, the work is done again, and what is published is the same.
     redone = dag_runner.run(source, conf={"reprocess": True, "shards": 2})
     assert redone.state == "success", redone.states
     assert redone.states["enrich"] == ["success"] * 2

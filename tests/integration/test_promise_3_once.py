@@ -44,7 +44,7 @@ def kill(point: str) -> str:
 
 
 def record_of(runs: Runs, run: AgentRun) -> StageRecord | None:
-    """What stands in the ledger of a run."""
+    """What is in the ledger of a run."""
     view = Ledger(runs.config, runs.cluster, prefix=run.prefix, pipeline=run.pipeline).read(deadline=time.monotonic() + 30)
     found = [r for r in view.of(StageRecord) if (r.stage, r.window, r.shard) == (run.stage, run.key, run.shard)]
     return found[-1] if found else None

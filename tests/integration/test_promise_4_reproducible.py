@@ -11,7 +11,7 @@ import pytest
 from factory_agents.errors import AgentCrashedError
 from factory_agents.kafka.ledger import Ledger, StageRecord, read_result
 from factory_agents.protocol import AgentResult, AgentRun, Order, Shard, merge_results, shard_window
-from tests.support.agents import mark, mark_anew
+from tests.support.agents import mark, mark_again
 from tests.support.runs import Runs, events
 from tests.support.topics import recreate
 
@@ -70,11 +70,11 @@ def test_a_result_is_found_again_when_the_input_is_long_gone(runs: Runs) -> None
     assert runs.transform(run).manifest == first.manifest
 
 
-def test_a_changed_version_is_done_anew_and_the_older_output_is_in_no_manifest(runs: Runs) -> None:
+def test_a_changed_version_is_done_again_and_the_older_output_is_in_no_manifest(runs: Runs) -> None:
     run = runs.run(runs.filled(100), runs.topic("out"))
     first = runs.transform(run)
-    changed = again(run, agent=msgspec.structs.replace(run.agent, name="tests.support.agents:mark_anew"))
-    second = runs.transform(changed, mark_anew.function)
+    changed = again(run, agent=msgspec.structs.replace(run.agent, name="tests.support.agents:mark_again"))
+    second = runs.transform(changed, mark_again.function)
     assert not second.reused
     assert second.generation > first.generation
     assert {r.event["seen"] for r in runs.manifest(second.manifest)} == {2}
@@ -87,7 +87,7 @@ def test_a_changed_version_is_done_anew_and_the_older_output_is_in_no_manifest(r
     assert [r.event["seen"] for r in runs.manifest(third.manifest)] == [2] * 100
 
 
-def test_changed_parameters_are_done_anew(runs: Runs) -> None:
+def test_changed_parameters_are_done_again(runs: Runs) -> None:
     def with_factor(event: dict[str, Any], factor: int = 1) -> dict[str, Any]:
         return event | {"n": event["event_id"] * factor}
 
@@ -159,7 +159,7 @@ class TestAClear:
         assert runs.transform(run).reused
 
 
-def test_a_run_told_to_redo_does_it_anew_and_its_own_retry_resumes(runs: Runs) -> None:
+def test_a_run_told_to_redo_does_it_again_and_its_own_retry_resumes(runs: Runs) -> None:
     run = runs.run(runs.filled(60, partitions=1), runs.topic("out"), chunk_records=10)
     _, broken = watched(break_at=30)
     with pytest.raises(AgentCrashedError):
@@ -179,7 +179,7 @@ def test_a_run_told_to_redo_does_it_anew_and_its_own_retry_resumes(runs: Runs) -
     assert ids(runs, redone) == list(range(60))
 
 
-def test_a_recreated_output_topic_gets_the_work_anew_whole_or_half_done(runs: Runs) -> None:
+def test_a_recreated_output_topic_gets_the_work_again_whole_or_half_done(runs: Runs) -> None:
     run = runs.run(runs.filled(60, partitions=1), runs.topic("out", partitions=2), chunk_records=10)
     _, broken = watched(break_at=30)
     with pytest.raises(AgentCrashedError):

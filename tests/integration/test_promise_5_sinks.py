@@ -141,7 +141,7 @@ def test_the_sinks_ledger_decides_where_the_two_differ(table: Table) -> None:
     assert table.rows() == list(range(EVENTS))
 
 
-def test_a_version_that_was_overwritten_in_the_sink_is_published_anew_when_it_comes_back(table: Table) -> None:
+def test_a_version_that_was_overwritten_in_the_sink_is_published_again_when_it_comes_back(table: Table) -> None:
     table.publish()
     broken = SqliteSink(table.path)
     broken.version = "2"
@@ -159,7 +159,7 @@ def test_a_version_that_was_overwritten_in_the_sink_is_published_anew_when_it_co
     assert table.rows() == list(range(EVENTS))
 
 
-def test_a_clear_and_a_redo_publish_anew_and_replace(table: Table) -> None:
+def test_a_clear_and_a_redo_publish_again_and_replace(table: Table) -> None:
     table.publish()
     for changes in ({"order": Order("r", again=True)}, {"rerun": "redo"}):
         result = table.publish(msgspec.structs.replace(table.run, **changes))

@@ -70,7 +70,7 @@ def test_records_of_other_writers_in_the_range_are_skipped_and_not_consumed(runs
 class _Broken:
     """A transform that gives fewer outputs than it was shown records."""
 
-    name, version, stateful = "broken", "1", False
+    name, version, stateful, at_once = "broken", "1", False, 1
     identity: ClassVar[dict[str, Any]] = {}
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
@@ -143,7 +143,7 @@ def test_a_dry_run_counts_and_shows_and_writes_nothing(runs: Runs) -> None:
 class _Summing:
     """A stateful transform: its report is right only if it saw every record once."""
 
-    name, version, stateful = "summing", "1", True
+    name, version, stateful, at_once = "summing", "1", True, 1
     identity: ClassVar[dict[str, Any]] = {}
     break_at = -1
 
@@ -177,7 +177,7 @@ def test_a_stateful_transform_is_shown_the_committed_records_again_on_a_resume(r
     assert len(runs.manifest(result.manifest)) == 100
 
 
-def test_a_stateful_transform_is_built_anew_after_an_abort(runs: Runs) -> None:
+def test_a_stateful_transform_is_built_again_after_an_abort(runs: Runs) -> None:
     class Large(_Summing):
         def process(self, messages: Sequence[Message]) -> list[Output]:
             outputs = super().process(messages)

@@ -17,7 +17,7 @@ from tests.support.proxy import through_proxy
 pytestmark = pytest.mark.timeout(600)
 
 RESTART_KUBELET = os.environ.get("FACTORY_TEST_RESTART_KUBELET", "")
-"""A command that kills the node's kubelet and starts it anew; only whoever runs the cluster can say it."""
+"""A command that kills the node's kubelet and starts it again; only whoever runs the cluster can say it."""
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])

@@ -27,7 +27,7 @@ def judge(event: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]] | None
 
 
 @agent(version="2")
-def mark_anew(event: dict[str, Any]) -> dict[str, Any]:
+def mark_again(event: dict[str, Any]) -> dict[str, Any]:
     """Another version of ``mark``."""
     return event | {"seen": 2}
 

@@ -210,7 +210,7 @@ class RunningAirflow:
     # Components
 
     def crash(self, name: str) -> None:
-        """Kill a component and start it anew."""
+        """Kill a component and start it again."""
         self.components.kill(name)
         self.components.start(name)
 

@@ -100,7 +100,7 @@ class DagRunner:
         return self.outcome(run)
 
     def outcome(self, run: Any) -> DagOutcome:
-        """What stands in the metadata database about a run."""
+        """What is in the metadata database about a run."""
         from airflow.models.xcom import XComModel
         from airflow.utils.session import create_session
 

@@ -102,7 +102,7 @@ def _filter(acl: AclBinding) -> AclBindingFilter:
 
 @contextmanager
 def guarded_broker(folder: Path) -> Iterator[GuardedBroker]:
-    """A broker of one's own with an authorizer; some seconds to start."""
+    """A private broker with an authorizer; some seconds to start."""
     state = KafkaState(port=free_port(HOST), controller_port=free_port(HOST), sasl_port=free_port(HOST))
     password = "guarded-secret"
     process = kafka.start(folder, state, password, lambda _: None, more=_AUTHORIZER)

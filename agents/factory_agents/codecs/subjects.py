@@ -24,7 +24,7 @@ class SchemaCheck(msgspec.Struct, frozen=True):
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """A schema as it stands in the registry now."""
+    """A schema as it is in the registry now."""
 
     subject: str
     id: int

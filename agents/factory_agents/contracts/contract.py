@@ -96,7 +96,7 @@ class Contract:
 
     @property
     def schema(self) -> Any:
-        """The JSON Schema of an event, as it stands in the contract."""
+        """The JSON Schema of an event, as it is in the contract."""
         return self._schema.content[0]
 
     def columns(self) -> tuple[Column, ...]:

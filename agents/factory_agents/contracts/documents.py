@@ -18,7 +18,7 @@ from factory_agents.text import did_you_mean, one_of
 __all__ = ["Document", "KeyPath", "did_you_mean", "dump_yaml", "inline_document", "one_of", "parse_document", "read_document", "show"]
 
 KeyPath: TypeAlias = "tuple[str | int, ...]"
-"""Where a value stands in a document: keys and indexes from the root."""
+"""Where a value is in a document: keys and indexes from the root."""
 
 _Position: TypeAlias = "tuple[int, int]"
 

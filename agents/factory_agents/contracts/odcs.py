@@ -1,6 +1,6 @@
 """Reads contracts of the Open Data Contract Standard (3.0 to 3.2): as the short form, with the places of the original.
 
-What the standard can't say stands in a custom property ``factory`` of the schema: a mapping with keys of the short form (``time``,
+What the standard can't say is in a custom property ``factory`` of the schema: a mapping with keys of the short form (``time``,
 ``time_unit``, ``version_field``, ``deletes``, …).
 """
 

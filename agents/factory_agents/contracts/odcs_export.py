@@ -42,7 +42,7 @@ def short_form(contract: Contract) -> dict[str, Any]:
 def export_odcs(contract: Contract, folder: Path | None = None) -> dict[str, Any]:
     """The contract as a document of the standard's newest version.
 
-    What the standard can't say stands in its custom property ``factory``. Read back it is equal (``Contract.digest``). Raises ContractError
+    What the standard can't say is in its custom property ``factory``. Read back it is equal (``Contract.digest``). Raises ContractError
     where it isn't, which no contract is known for.
     """
     data = short_form(contract)

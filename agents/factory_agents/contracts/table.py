@@ -52,7 +52,7 @@ class ColumnType(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """As it stands in a contract."""
+        """As it is in a contract."""
         return self.name + (f"({','.join(map(str, self.arguments))})" if self.arguments else "") + ("[]" if self.array else "")
 
     @property

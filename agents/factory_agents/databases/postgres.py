@@ -78,7 +78,7 @@ class Database(msgspec.Struct, frozen=True):
 
 
 def database_from_env(variable: str) -> Database:
-    """The database whose URL (or libpq's ``key=value`` text) stands in an environment variable.
+    """The database whose URL (or libpq's ``key=value`` text) is in an environment variable.
 
     Raises ConfigurationError where psycopg isn't installed, or the variable isn't set or isn't understood; its value is never shown.
     """

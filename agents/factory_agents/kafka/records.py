@@ -253,7 +253,7 @@ class ReplayRecord(_Record, frozen=True, tag="replay"):
 class FailureRecord(_Record, frozen=True, tag="failure"):
     """The last attempt at a stage's shard failed: why, when it began and when it ended (milliseconds).
 
-    For whoever looks, no more: what is done or to be resumed stands in StageRecords. One of these that began before the shard was
+    For whoever looks, no more: what is done or to be resumed is in StageRecords. One of these that began before the shard was
     finished says nothing any more.
     """
 

@@ -162,7 +162,7 @@ class TransactionalWriter:
                 raise self._failure(error, f"writing to {topic}-{partition}") from error
 
     def flush(self, deadline: float) -> None:
-        """Wait until all that was sent stands in the log (uncommitted); ChunkAbortedError where it doesn't."""
+        """Wait until all that was sent is in the log (uncommitted); ChunkAbortedError where it doesn't."""
         began = time.monotonic()
         while self._serve(lambda: self.producer.flush(0.2)) > 0 and not self._errors:  # after an error the rest only waits for its end
             self._check_time(began, deadline, "writing; nothing of this chunk is committed, a retry resumes before it")

@@ -46,7 +46,7 @@ def child_environment(
     """The environment of an agent's process: the worker's without the orchestrator's own settings and connections, then ours.
 
     What begins with one of ``private`` stays with the worker. ``secrets`` (Kafka's and the database's settings) replace whatever the
-    worker's environment says of them; ``extra`` is what the task adds; ``python_path`` comes before what stands in PYTHONPATH.
+    worker's environment says of them; ``extra`` is what the task adds; ``python_path`` comes before what is in PYTHONPATH.
     """
     hidden = tuple(private)
     environment = {k: v for k, v in base.items() if not k.startswith(hidden) and k not in _OURS}

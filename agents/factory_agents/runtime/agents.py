@@ -56,12 +56,14 @@ class Transform(Protocol):
     """Records in, records out. ``identity`` is what enters the fingerprint besides name and version (resolved parameters).
 
     A ``stateful`` transform is shown the records of committed chunks again when a run resumes, and its outputs for them are dropped.
+    ``at_once`` is how many records it needs in one call, where there are so many, to be fast: 1 unless it works on several side by side.
     """
 
     name: str
     version: str
     identity: dict[str, Any]
     stateful: bool
+    at_once: int
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """One output per message, in order. Must be deterministic; never raises for bad data (rejects it)."""

@@ -26,7 +26,7 @@ class Chunk:
     """The chunk that a run is at; the next one begins where it ends, by ``commit`` or ``abort``.
 
     ``size`` is how many events it may hold: ``largest``, fewer after a refusal, and twice as many after each commit. ``records`` are in it
-    now. ``name`` stands in errors and logs; ``observer`` is told of commits and aborts.
+    now. ``name`` is in errors and logs; ``observer`` is told of commits and aborts.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Chunk:
         self._outputs.put(messages, outputs, counts, plain=plain)
 
     def commit(self, deadline: float, seal: Callable[[], None], counts: Counts) -> None:
-        """Commit all that was put. ``seal`` comes last, when everything stands in the log: it adds what tells of the chunk.
+        """Commit all that was put. ``seal`` comes last, when everything is in the log: it adds what tells of the chunk.
 
         ``counts`` are of the whole work with this chunk. Raises ChunkAbortedError where it may be tried again (``retry``), and what
         ``TransactionalWriter`` and ``seal`` do.

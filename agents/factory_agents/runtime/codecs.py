@@ -75,7 +75,7 @@ class DecodedMessage:
 
 
 class OpenCodec:
-    """A codec that was made for one topic, with its name, and its ``ref`` as it stands in results: pinned."""
+    """A codec that was made for one topic, with its name, and its ``ref`` as it is in results: pinned."""
 
     def __init__(self, ref: CodecRef, codec: Codec, version: str) -> None:
         self.ref = msgspec.structs.replace(ref, pinned=dict(codec.pinned))

@@ -119,7 +119,7 @@ class _Live:
         self.input_codec: OpenCodec | None = None
         self.counts, self.uncommitted = Counts(), Counts()
         self.positions: dict[int, int] = {}
-        self.batch = BatchSize(least=getattr(transform, "at_once", 1))
+        self.batch = BatchSize(least=transform.at_once)
         self.observer, self.subject = context.observer, Subject(group, "live", transform.name, transform.version)
         self.chunk = Chunk(
             self.writer,
@@ -243,7 +243,7 @@ class _Live:
             self._put(messages[: len(interrupted.outputs)], interrupted.outputs)
         self._commit()
         self.reader.rewind()
-        self.batch = BatchSize(_AFTER_OUTAGE, least=getattr(self.transform, "at_once", 1))
+        self.batch = BatchSize(_AFTER_OUTAGE, least=self.transform.at_once)
         self.again_at = time.monotonic() + interrupted.seconds
 
     def _tell_lag(self) -> None:

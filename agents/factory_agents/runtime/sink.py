@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 
 def run_sink(context: RunContext, run: AgentRun, make: Callable[[], Sink]) -> AgentResult:
-    """Publish the run's window and return the result that then stands in both ledgers.
+    """Publish the run's window and return the result that both ledgers then hold.
 
     Rows become visible all at once, when the sink commits. Raises a FactoryError; nothing is visible then, unless the sink's commit was
     made, which the next attempt finds and completes.

@@ -112,7 +112,7 @@ class _TransformRun:
         self.transform = transform
         self.make = make
         self.reader = WindowReader(session.context.config, session.cluster, window, accept_loss=session.run.accept_loss)
-        self.batch = BatchSize(least=getattr(transform, "at_once", 1))
+        self.batch = BatchSize(least=transform.at_once)
         self.chunk = session.chunk
         self.handled = session.progress
 

@@ -208,7 +208,7 @@ def _reading(name: str) -> Iterator[None]:
     except PermissionError as error:
         raise ConfigurationError(f"source {name!r}: may not be read: {_public(str(error))}") from error
     except FileNotFoundError as error:
-        # fsspec's web client says this of whatever went wrong, and what that was stands in the cause.
+        # fsspec's web client says this of whatever went wrong, and what that was is in the cause.
         if name.startswith("http") and getattr(error.__cause__, "status", 0) != 404:
             raise UnavailableError(f"source {name!r} cannot be read now: {_public(str(error.__cause__ or error))}") from error
         raise ConfigurationError(f"source {name!r}: no such file") from error

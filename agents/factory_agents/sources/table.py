@@ -52,7 +52,7 @@ _MAGNITUDES: dict[TimeUnit, tuple[Decimal, Decimal]] = {
 
 
 def connect(database_env: str) -> psycopg.Connection[Any]:
-    """Connect to the database whose URL stands in an environment variable. Nothing is set for the session, since a transaction pooler may
+    """Connect to the database whose URL is in an environment variable. Nothing is set for the session, since a transaction pooler may
     lie between: begin each transaction with ``in_utc``.
 
     Raises ConfigurationError where it is not set or not understood, UnavailableError where the database doesn't answer.

@@ -19,7 +19,7 @@ __all__ = ["CONTEXT", "bound", "configure_logging", "fields"]
 _KEY = "factory_fields"
 
 CONTEXT = ("service", "pipeline", "stage", "agent", "version", "window", "shard", "attempt")
-"""What stands in each JSON line of a run, as far as it is known: whose line it is."""
+"""What is in each JSON line of a run, as far as it is known: whose line it is."""
 
 _BOUND: ContextVar[dict[str, Any] | None] = ContextVar("factory_bound", default=None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -13,7 +12,6 @@ from factory_agents.contracts.documents import Document, read_document
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import candidates, resolve_path
 from factory_agents.temporal.protocol import PipelineSpec, StageSpec
-from factory_agents.text import unknown
 from factory_agents.topics_file import declared_codec
 
 __all__ = ["read_pipeline"]
@@ -51,15 +49,9 @@ def _with_codec(document: Document, where: tuple[str | int, ...], kind: type[msg
     for part in where:
         found = found[part]
     data = dict(document.mapping(where, found, "a mapping"))
-    _check_keys(document, where, data, kind)
+    document.check_keys(where, data, kind.__struct_fields__)
     codec = codec_ref(data[key], f"{document.where((*where, key))}: {key}") if key in data else declared_codec(str(data.get(topic, "")))
     return {**data, key: None if codec is None else msgspec.to_builtins(codec)}
-
-
-def _check_keys(document: Document, where: tuple[str | int, ...], data: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
-    for name in data:
-        if name not in kind.__struct_fields__:
-            raise ConfigurationError(f"{document.where((*where, name), key=True)}: {unknown('key', name, kind.__struct_fields__)}")
 
 
 def _packed(stage: StageSpec) -> StageSpec:

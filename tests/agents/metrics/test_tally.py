@@ -108,7 +108,7 @@ def test_an_open_window_is_the_one_that_is_begun_and_not_finished() -> None:
     assert found["factory_window_length_seconds", "p", "s"] == 3600
 
 
-def test_a_plan_of_other_shards_begins_anew() -> None:
+def test_a_plan_of_other_shards_begins_again() -> None:
     found = told(done(0, Shard(0, 2)), begun(0, Shard(0, 3)), done(0, Shard(1, 3)))
     assert found["factory_windows_open", "p", "s"] == 1
 

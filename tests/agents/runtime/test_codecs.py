@@ -1,4 +1,4 @@
-"""A codec of one's own on real topics: agents, contracts and sinks see JSON, topics hold what it writes, dead letters what came."""
+"""A user's codec on real topics: agents, contracts and sinks see JSON, topics hold what it writes, dead letters what came."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_an_attempt_that_broke_off_is_resumed_by_row_and_each_row_keeps_its_part
     assert all(r.partition == r.id % 4 for r in runs.manifest(result.manifest))
 
 
-def test_changed_content_is_read_anew(runs: Runs) -> None:
+def test_changed_content_is_read_again(runs: Runs) -> None:
     run = a_run(runs)
     ingest(runs, run, Rows(10, checksum="a"))
     result = ingest(runs, run, Rows(12, checksum="b"))

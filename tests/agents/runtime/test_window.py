@@ -57,7 +57,7 @@ class Message:
 
 
 class Misbehaving:
-    name, version, stateful = "mine", "1", False
+    name, version, stateful, at_once = "mine", "1", False, 1
     identity: Any = None
 
     def __init__(self, what: Any) -> None:

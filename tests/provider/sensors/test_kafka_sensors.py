@@ -62,7 +62,7 @@ def sensor(kind: type[KafkaSensor], **arguments: Any) -> KafkaSensor:
 
 
 def deferred(task: KafkaSensor) -> KafkaTrigger:
-    """The trigger that the task waits by, as the triggerer makes it anew."""
+    """The trigger that the task waits by, as the triggerer makes it from what is stored."""
     with pytest.raises(TaskDeferred) as raised:
         task.execute(context())
     path, kwargs = raised.value.trigger.serialize()

@@ -25,7 +25,7 @@ TYPES = ("STRING", "INT64", "FLOAT64", "BOOL", "TIMESTAMP", "DATE", "NUMERIC", "
 """BigQuery's types that events are written to."""
 
 POSITION = ("_factory_partition", "_factory_offset", "_factory_timestamp")
-"""What stands in every row beside the event's own columns: the record that it came from, and its milliseconds since 1970."""
+"""What is in every row beside the event's own columns: the record that it came from, and its milliseconds since 1970."""
 
 _CHUNK = 2000
 _FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)

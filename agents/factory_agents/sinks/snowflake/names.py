@@ -40,7 +40,7 @@ class TableName(msgspec.Struct, frozen=True):
             at += 1
         raise ConfigurationError(
             f"table {text!r}: expected table, schema.table or database.schema.table, such as analytics.public.events;"
-            ' a name that is not plain stands in double quotes: public."my events"'
+            ' a name that is not plain needs double quotes: public."my events"'
         )
 
 

@@ -1,7 +1,7 @@
 """What the tests of BigQuery's sink share.
 
 They run on an emulator (local-bigquery, which has DuckDB inside). Where it deviates from BigQuery and that changes an assertion, the test
-says so beside it. What it cannot show at all stands in ``docs/bigquery.md``.
+says so beside it. What it cannot show at all is in ``docs/bigquery.md``.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class TestStraightIn:
         assert merges
         assert bench.rows() == {"a": "aa", "b": "second", "c": "first", "d": "second"}
 
-    def test_what_is_published_anew_leaves_no_numbers_behind(self, bench: Bench) -> None:
+    def test_what_is_published_again_leaves_no_numbers_behind(self, bench: Bench) -> None:
         for _ in range(3):
             bench.publish(at([event("a")]))
         sink = bench.sink()

@@ -35,7 +35,7 @@ class TestOneWindow:
         again = bench.sink().claim(bench.claim(fingerprint="f"))
         assert again == replace(first, reused=True)
 
-    def test_a_redo_or_a_later_epoch_or_another_fingerprint_is_done_anew_and_changes_nothing_visible(self, bench: Bench) -> None:
+    def test_a_redo_or_a_later_epoch_or_another_fingerprint_is_done_again_and_changes_nothing_visible(self, bench: Bench) -> None:
         rows = at([event("a", "1", 1, "2026-11-01T00:00:00Z"), event("b", "2")])
         bench.publish(rows, fingerprint="f")
         before = bench.content()
@@ -131,7 +131,7 @@ class TestTheDatabaseFails:
                 sink.commit(rejected=0)
             assert bench.rows() == {}
 
-    def test_an_answer_held_on_its_way_is_given_up_and_asked_for_anew(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_answer_held_on_its_way_is_given_up_and_asked_for_again(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         with holding_proxy(bench.url) as (url, hold):
             monkeypatch.setenv("DATABASE_URL", url)
             monkeypatch.setattr("factory_agents.sinks.postgres.sink._ON_THE_WAY", 0.2)

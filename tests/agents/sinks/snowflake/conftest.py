@@ -1,7 +1,7 @@
 """What the tests of Snowflake's sink share.
 
 They run on an emulator (fakesnow, which has DuckDB inside). Where it deviates from Snowflake and that changes an assertion, the test says
-so beside it. What it cannot show at all stands in ``docs/snowflake.md``.
+so beside it. What it cannot show at all is in ``docs/snowflake.md``.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class TestFit:
             "  column 'D': NOT NULL without a default, and no event has it",
         ]
 
-    def test_a_table_of_ones_own_says_more_than_the_contract(self, bench: Bench) -> None:
+    def test_a_table_of_a_user_says_more_than_the_contract(self, bench: Bench) -> None:
         bench.schema.query("CREATE TABLE T (\"id\" VARCHAR(2), N NUMBER(20,0), P NUMBER(6,3), EXTRA VARCHAR DEFAULT 'filled')")
         bench.contract = contract(n="integer", p="numeric")
         sink = bench.sink()

@@ -32,7 +32,7 @@ RUN = AgentRun(
 
 
 def golden(name: str, value: Any) -> None:
-    """Compare with a file that a person has read; ``FACTORY_GOLDEN=write`` writes it anew."""
+    """Compare with a file that a person has read; ``FACTORY_GOLDEN=write`` writes it again."""
     import os
 
     path = GOLDEN / name
