@@ -12,7 +12,6 @@ from temporalio.exceptions import ApplicationError, ChildWorkflowError, Workflow
 with workflow.unsafe.imports_passed_through():
     import msgspec
 
-    from factory_agents.errors import FactoryError
     from factory_agents.protocol import Interval
     from factory_agents.temporal.protocol import (
         BackfillDone,
@@ -22,7 +21,7 @@ with workflow.unsafe.imports_passed_through():
         PipelineSpec,
         ScheduledRequest,
     )
-    from factory_agents.temporal.workflow import FactoryPipeline
+    from factory_agents.temporal.workflow import FAILURES, FactoryPipeline
 
 __all__ = ["FactoryBackfill", "FactorySchedule"]
 
@@ -47,7 +46,7 @@ async def _run_window(spec: PipelineSpec, interval: Interval) -> PipelineDone | 
         return None
 
 
-@workflow.defn(name="FactorySchedule", failure_exception_types=[FactoryError])
+@workflow.defn(name="FactorySchedule", failure_exception_types=FAILURES)
 class FactorySchedule:
     """What a schedule starts: the pipeline over the window that ends ``delay`` before the scheduled time, late or not."""
 
@@ -59,7 +58,7 @@ class FactorySchedule:
         return await _run_window(request.spec, Interval(end - timedelta(seconds=request.every), end))
 
 
-@workflow.defn(name="FactoryBackfill", failure_exception_types=[FactoryError])
+@workflow.defn(name="FactoryBackfill", failure_exception_types=FAILURES)
 class FactoryBackfill:
     """Each window of a span of time, so many at once. What was done before costs nothing; windows that failed are named at the end."""
 

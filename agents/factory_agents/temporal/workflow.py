@@ -30,7 +30,10 @@ with workflow.unsafe.imports_passed_through():
         StageSpec,
     )
 
-__all__ = ["FactoryPipeline"]
+__all__ = ["FAILURES", "FactoryPipeline"]
+
+FAILURES = (FactoryError, TypeError)
+"""What fails a workflow; it would hang at any other error. A TypeError is what a start with too few or too many arguments raises."""
 
 _T = TypeVar("_T")
 
@@ -40,7 +43,7 @@ _MARGIN = 30.0  # seconds that an agent has at the end of its slice to commit, a
 _MOST_IDLE = 3
 
 
-@workflow.defn(name="FactoryPipeline", failure_exception_types=[FactoryError])
+@workflow.defn(name="FactoryPipeline", failure_exception_types=FAILURES)
 class FactoryPipeline:
     """A pipeline over one window. Whatever becomes of workers, server or workflow: what is done is in the ledger and is done once."""
 

@@ -45,8 +45,11 @@ def test_defaults_are_few_and_json_is_a_codec_too(tmp_path: Path, monkeypatch: p
     [
         ("", "expected"),
         ("[]", "pipeline.yaml:1:1: expected a mapping"),
-        ("pipeline: p\nstagse: []", "pipeline.yaml:2:1: unknown key 'stagse'; did you mean 'stages'?"),
-        ("pipeline: p\nstages: [{name: a, agent: ingest, paramz: {}}]", "pipeline.yaml:2:35: unknown key 'paramz'; did you mean 'params'?"),
+        ("pipeline: p\nstagse: []", "pipeline.yaml:2:1: stagse: unknown key; did you mean 'stages'?"),
+        (
+            "pipeline: p\nstages: [{name: a, agent: ingest, paramz: {}}]",
+            "pipeline.yaml:2:35: stages.0.paramz: unknown key; did you mean 'params'?",
+        ),
         ("pipeline: p\nstages: [mark]", "pipeline.yaml:2:10: stages.0: expected a mapping"),
         ("pipeline: p\nstages: []", "pipeline 'p': expected at least one stage"),
         ("pipeline: p/q\nstages: [{name: a, agent: ingest}]", "pipeline 'p/q': expected a name without"),

@@ -154,14 +154,15 @@ def test_a_paused_workflow_begins_nothing_and_then_goes_on(pipelines: Pipelines,
         assert pipelines.done(id_).stages[0].counts.consumed == 300
 
 
-@pytest.mark.parametrize("argument", [{"spec": {}, "key": "w", "more": 1}, {}, "text"])
-def test_a_request_of_another_release_fails_and_does_not_hang(pipelines: Pipelines, argument: object) -> None:
+@pytest.mark.parametrize("arguments", [[{"spec": {}, "key": "w", "more": 1}], [{}], ["text"], [None], [], [{}, {}]])
+def test_a_request_of_another_release_fails_and_does_not_hang(pipelines: Pipelines, arguments: list[object]) -> None:
     async def started(client: Client) -> str:
-        return (await client.start_workflow("FactoryPipeline", argument, id=f"{pipelines.prefix}/odd", task_queue=pipelines.prefix)).id
+        id_ = f"{pipelines.prefix}/odd"
+        return (await client.start_workflow("FactoryPipeline", args=arguments, id=id_, task_queue=pipelines.prefix)).id
 
     with pipelines.served():
         id_ = pipelines.ask(started)
-        with pytest.raises(PipelineFailedError, match=r"missing required field|Expected `object`"):
+        with pytest.raises(PipelineFailedError, match=r"missing required field|Expected `object`|positional argument"):
             pipelines.done(id_)
 
 
