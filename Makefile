@@ -23,7 +23,7 @@ COMPILE_ALL = $(COMPILE) --extra openlineage --extra postgres --extra slack --gr
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit test-kubernetes test-snowflake soak docs reference lint format bench shell try ui lock wheels clean
+.PHONY: help demo test unit test-kubernetes test-snowflake soak docs reference lint format bench shell try ui lock wheels pin-images clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -91,13 +91,16 @@ lock: $(READY) ## renew the locked requirements (UPGRADE= only adds what is new)
 		$(foreach package,$(OLDEST_EXCEPT),--exclude-newer-package $(package)=$(shell date -u +%F)) \
 		--output-file requirements/airflow-oldest.txt
 	printf 'uv\nhatchling\n' | $(COMPILE) --constraints requirements/airflow-newest.txt --output-file requirements/tools.txt -
-	$(COMPILE) --constraints requirements/airflow-newest.txt --extra bigquery --extra files --extra llm --extra metrics --extra postgres --extra registry --extra snowflake --extra tracing --output-file requirements/agent.txt agents/pyproject.toml
+	$(COMPILE) --constraints requirements/airflow-newest.txt --extra bigquery --extra files --extra llm --extra metrics --extra postgres --extra registry --extra snowflake --extra temporal --extra tracing --output-file requirements/agent.txt agents/pyproject.toml
 	$(COMPILE) --constraints requirements/airflow-newest.txt --extra postgres --extra openlineage \
 		--no-emit-package factory-agents --no-emit-package airflow-provider-factory --output-file requirements/airflow.txt pyproject.toml
 
 wheels: $(READY) ## build both distributions into dist/
 	$(BIN)/uv build --quiet --no-build-isolation --wheel --out-dir dist --python $(BIN)/python agents
 	$(BIN)/uv build --quiet --no-build-isolation --wheel --out-dir dist --python $(BIN)/python .
+
+pin-images: $(READY) ## write the digests of the images' tags into docker-compose.yaml and the Dockerfile (needs a network, and crane or docker)
+	$(BIN)/python scripts/pin_images.py
 
 clean: ## end the sandboxes, remove the environments and all that was made
 	@for home in .factory .factory/test; do \

@@ -30,12 +30,15 @@ def main(folder: Path) -> int:
     kafka = {"conn_type": "kafka", "extra": {"bootstrap.servers": "kafka:9092", "group.id": "airflow"}}
     postgres = {"conn_type": "postgres", "host": "postgres", "port": 5432, "login": "airflow", "password": password, "schema": "factory"}
     write_once(folder / "sql_alchemy_conn", f"postgresql+psycopg2://{address}/airflow")
+    write_once(folder / "database_url", f"postgresql://{address}/factory")
     write_once(folder / "connections.json", json.dumps({"kafka_default": kafka, "postgres_default": postgres}))
     write_once(folder / "fernet_key", base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())
     write_once(folder / "jwt_secret", secrets.token_hex(32))
     write_once(folder / "api_secret_key", secrets.token_hex(32))
     passwords = json.loads(write_once(folder / "passwords.json", json.dumps({"admin": secrets.token_urlsafe(12)})))
-    print(f"Airflow: http://127.0.0.1:8080   user admin, password {passwords['admin']}", flush=True)
+    grafana = write_once(folder / "grafana_password", secrets.token_urlsafe(12))
+    print(f"Airflow: http://127.0.0.1:8080   user admin, password {passwords['admin']}")
+    print(f"Grafana: http://127.0.0.1:3000   user admin, password {grafana}   (profile observability)", flush=True)
     return 0
 
 

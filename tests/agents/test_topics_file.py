@@ -29,19 +29,21 @@ def write(folder: Path, text: str) -> str:
 def test_the_pipelines_topics_are_as_the_seed_design_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     topics = {t.name: t for t in read_topics("include/topics.yaml")}
-    assert set(topics) == {"raw_events", "enriched_events", "validated_events", "classified_events", "checked_events"}
+    live = {"live_events", "live_enriched_events"}
+    assert set(topics) == {"raw_events", "enriched_events", "validated_events", "classified_events", "checked_events", *live}
     assert all((t.partitions, t.replication) == (12, 3) for t in topics.values())
     assert all(t.settings["retention.ms"] == WEEK and t.settings["message.timestamp.type"] == "LogAppendTime" for t in topics.values())
-    for name in set(topics) - {"raw_events"}:
+    inputs = {"raw_events", "live_events"}
+    for name in set(topics) - inputs:
         assert topics[name].settings["cleanup.policy"] == "compact,delete"
         assert topics[name].settings["min.compaction.lag.ms"] == WEEK
-    assert topics["raw_events"].settings["cleanup.policy"] == "delete"
+    assert all(topics[name].settings["cleanup.policy"] == "delete" for name in inputs)
 
 
 def test_the_file_is_also_found_under_factory_include(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FACTORY_INCLUDE", str(ROOT / "include"))
-    assert len(read_topics("include/topics.yaml")) == 5
+    assert len(read_topics("include/topics.yaml")) == 7
 
 
 def test_a_topics_own_settings_go_over_the_defaults(tmp_path: Path) -> None:
