@@ -23,7 +23,7 @@ COMPILE_ALL = $(COMPILE) --extra openlineage --extra postgres --extra slack --gr
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit test-kubernetes test-snowflake soak docs reference lint format bench shell try ui lock wheels pin-images clean
+.PHONY: help demo test unit test-kubernetes test-snowflake soak docs reference lint lint-deploy cluster-install format bench shell try ui lock wheels pin-images clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,6 +67,12 @@ lint: $(READY) ## check style, types, layers, spelling, scripts, the Dockerfile 
 	$(BIN)/shellcheck .ci/run
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/zizmor --offline --quiet .github/workflows
+
+lint-deploy: $(READY) ## check the Helm charts with every values file of theirs (FACTORY_HELM: Helm; FACTORY_CRDS: folders of custom resource definitions)
+	@$(BIN)/python scripts/lint_deploy.py $(ARGS)
+
+cluster-install: $(READY) ## install the factory's platform into the cluster at KUBECONFIG, in order (ARGS=--dry-run shows how)
+	@$(BIN)/python scripts/cluster_install.py $(ARGS)
 
 format: $(READY) ## put the code in order
 	$(BIN)/ruff check --fix-only --quiet
