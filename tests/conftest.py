@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from factory_agents.sandbox import Sandbox, SandboxInfo
     from tests.support.bigquery import Emulator
+    from tests.support.otlp import Collector
     from tests.support.snowflake import SnowflakeSchema
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
@@ -205,3 +206,12 @@ def topic(admin: AdminClient, prefix: str) -> Iterator[TopicFactory]:
     if created:
         for future in admin.delete_topics(created).values():
             future.exception()  # gone already is as good
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A collector of traces, which takes and keeps them."""
+    from tests.support.otlp import collecting
+
+    with collecting() as running:
+        yield running

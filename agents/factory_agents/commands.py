@@ -152,7 +152,7 @@ class _Run:
         from factory_agents import launch
         from factory_agents.run import Stop, quiet_collector
         from factory_agents.runtime.session import RunContext
-        from factory_agents.telemetry import Observers, configure_logging
+        from factory_agents.telemetry import Observers, configure_logging, tracing
 
         live = launch.is_live(self.agent, self.settings)
         terminal = sys.stderr.isatty()
@@ -166,13 +166,14 @@ class _Run:
                 quiet_collector(),
             ):
                 configure_logging(json=not terminal, level=os.environ.get("FACTORY_LOG_LEVEL") or ("WARNING" if terminal else "INFO"))
-                context = RunContext(kafka, stop=stop, observer=observer, show=self._show, examples=self.settings.show)
-                if live:
-                    with _telling(self.settings.metrics_listen) as told:
-                        context.observer = Observers(observer, told)
-                        outcome: LiveResult | AgentResult = launch.run_agent_live(context, self.agent, self.settings)
-                else:
-                    outcome = launch.run_agent_over_window(context, self.agent, self.settings)
+                with tracing("factory-agent") as traces:
+                    context = RunContext(kafka, stop=stop, observer=observer, show=self._show, examples=self.settings.show, traces=traces)
+                    if live:
+                        with _telling(self.settings.metrics_listen) as told:
+                            context.observer = Observers(observer, told)
+                            outcome: LiveResult | AgentResult = launch.run_agent_live(context, self.agent, self.settings)
+                    else:
+                        outcome = launch.run_agent_over_window(context, self.agent, self.settings)
         except TooManyRejectedError as error:
             if self.settings.dry_run:
                 self._print_failed(error)

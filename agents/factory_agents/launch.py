@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from contextlib import suppress
@@ -168,6 +169,7 @@ def make_run(agent: str, settings: AgentSettings, given: StageInput | None) -> A
         chunk_records=settings.chunk_records,
         prefix=settings.prefix,
         keep_windows=settings.keep_windows,
+        traceparent=os.environ.get("TRACEPARENT", ""),
     )
 
 

@@ -48,6 +48,7 @@ PROTOCOL_VERSION = 1
 _T = TypeVar("_T")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST_SPANS = 16
 
 
 def to_ms(moment: datetime) -> int:
@@ -161,7 +162,8 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     a reader of the pipeline's ledger partition may begin. ``carried`` records arrived before the interval, in a pause, and are in this
     window; ``gap`` lay beside it in no window when it was planned (a backfill takes them). Both are upper bounds, in offsets.
     ``origin`` is the topic on which the pipeline's window was planned, and ``instance`` tells mapped tasks apart: stages hand both on.
-    ``codec`` is what reads its records.
+    ``codec`` is what reads its records. ``spans`` are the runs that wrote them, as ``traceparent``, where they were traced; they say
+    nothing of which records these are.
     """
 
     pipeline: str
@@ -179,6 +181,7 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     origin: str = ""
     instance: int = 0
     codec: CodecRef | None = None
+    spans: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -248,6 +251,8 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     since. Limits and ``accept_loss`` don't enter the fingerprint. ``keep_windows``: for how long the ledger remembers what was read of a
     source, such as ``45 d``. ``output_codec`` is what writes records to the output topic; the window names what reads them.
 
+    ``traceparent`` is the span that it is a part of: it says nothing of what is done.
+
     ``untrusted`` names the parameters whose values come from whoever started the run, not from the pipeline's author: the files and URLs
     that they name are confined (see ``factory_agents.paths``).
     """
@@ -279,6 +284,7 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     chunk_records: int = 100_000
     prefix: str = "factory"
     keep_windows: str = "retention"
+    traceparent: str = ""
 
     @property
     def key(self) -> str:
@@ -304,9 +310,9 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
     @property
     def digest(self) -> str:
-        """Equal for runs that are told the same: everything in them but where their ledger may be read from."""
-        window = None if self.window is None else msgspec.structs.replace(self.window, ledger_offset=0)
-        return digest(msgspec.structs.replace(self, window=window))
+        """Equal for runs that are told the same: everything in them but where their ledger may be read from, and their traces."""
+        window = None if self.window is None else msgspec.structs.replace(self.window, ledger_offset=0, spans=())
+        return digest(msgspec.structs.replace(self, window=window, traceparent=""))
 
 
 class Counts(msgspec.Struct, omit_defaults=True):
@@ -392,7 +398,7 @@ class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     counts how often the work was done again because it was told to.
     ``reasons`` say, of a dry run, why events were rejected: it writes no dead letters.
     ``run`` is the digest of the run that it answers. ``truncated`` says that it was too long for a termination message: the whole of it
-    is in the ledger.
+    is in the ledger. ``traceparent`` is the span of the run that did the work, if it was traced.
     """
 
     pipeline: str
@@ -428,6 +434,7 @@ class AgentResult(msgspec.Struct, frozen=True, omit_defaults=True):
     run: str = ""
     truncated: bool = False
     error: ErrorInfo | None = None
+    traceparent: str = ""
 
     @property
     def table(self) -> str:
@@ -559,6 +566,7 @@ def _window_of(results: Sequence[AgentResult]) -> Window:
         origin=first.origin,
         instance=first.instance,
         codec=manifests[0].codec,
+        spans=tuple(r.traceparent for r in results if r.traceparent)[:_MOST_SPANS],
     )
 
 

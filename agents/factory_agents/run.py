@@ -28,8 +28,9 @@ from factory_agents.runtime.loading import load_agent_ref, working_directory_fir
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.source import run_source
+from factory_agents.runtime.traced import traced
 from factory_agents.runtime.window import run_transform
-from factory_agents.telemetry import Batch, Commit, Observer, Subject, bound, configure_logging, fields
+from factory_agents.telemetry import Batch, Commit, Observer, Subject, bound, configure_logging, fields, tracing
 from factory_agents.text import printable
 
 __all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "build_transform", "execute", "failed_result", "main", "quiet_collector"]
@@ -70,7 +71,8 @@ def execute(context: RunContext, run: AgentRun) -> AgentResult:
             return made
 
         try:
-            result = runner(context, run, make)
+            with traced(context, run) as traced_context:
+                result = runner(traced_context, run, make)
         except Exception as error:
             paused = context.sliced and isinstance(error, StoppedError | DeadlineError)
             if not run.dry_run and not paused:
@@ -255,18 +257,22 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
     stop = Stop()
-    with bound() as own, stop.watching_signals(), working_directory_first():
-        return _main(options.run, stop, _answer(options.result), own, sliced=options.slice)
+    with bound() as own, stop.watching_signals(), working_directory_first(), tracing("factory-agent") as traces:
+
+        def context() -> RunContext:
+            return RunContext(KafkaConfig.from_env(), stop=stop, observer=ProgressLog(10.0), sliced=options.slice, traces=traces)
+
+        return _main(options.run, context, stop, _answer(options.result), own)
 
 
-def _main(where: str, stop: Stop, answer: Callable[[AgentResult], None], own: dict[str, Any], *, sliced: bool) -> int:
+def _main(where: str, context: Callable[[], RunContext], stop: Stop, answer: Callable[[AgentResult], None], own: dict[str, Any]) -> int:
     """The run that stands somewhere; ``own`` takes whose log lines these are."""
     run: AgentRun | None = None
     try:
         run = _read_run(where, stop)
         own.update(_whose(run))
         with quiet_collector():
-            result = execute(RunContext(KafkaConfig.from_env(), stop=stop, observer=ProgressLog(10.0), sliced=sliced), run)
+            result = execute(context(), msgspec.structs.replace(run, traceparent=run.traceparent or os.environ.get("TRACEPARENT", "")))
     except FactoryError as error:
         result = failed_result(run, error)
         log.error(str(error), extra=fields(error=type(error).__name__, retriable=error.retriable))

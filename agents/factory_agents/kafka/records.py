@@ -142,6 +142,7 @@ class StoredResult(msgspec.Struct, frozen=True, omit_defaults=True):
     resumed: bool = False
     ledger_offset: int = 0
     run: str = ""
+    traceparent: str = ""
 
     @classmethod
     def of(cls, result: AgentResult) -> StoredResult:

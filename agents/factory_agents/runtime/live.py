@@ -25,7 +25,7 @@ from factory_agents.runtime.dependencies import InterruptedBatchError
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import BatchSize, process
-from factory_agents.telemetry import Batch, Subject, fields
+from factory_agents.telemetry import Batch, Observers, Subject, fields
 
 __all__ = ["default_group", "run_live"]
 
@@ -121,6 +121,9 @@ class _Live:
         self.positions: dict[int, int] = {}
         self.batch = BatchSize(least=transform.at_once)
         self.observer, self.subject = context.observer, Subject(group, "live", transform.name, transform.version)
+        if context.traces is not None:
+            self.outputs.trace = context.traces.live(self.subject, in_topic)
+            self.observer = Observers(self.observer, self.outputs.trace)
         self.chunk = Chunk(
             self.writer,
             self.outputs,

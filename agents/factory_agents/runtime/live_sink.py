@@ -19,6 +19,7 @@ from factory_agents.protocol import AgentRun, Counts, Window
 from factory_agents.runtime.agents import Sink
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
+from factory_agents.runtime.traced import traced
 from factory_agents.telemetry import Subject, fields
 
 __all__ = ["KEEP_WINDOWS", "run_sink_live"]
@@ -152,7 +153,9 @@ class _Live:
         if not window.ranges:
             return
         try:
-            result = run_sink(self.context, self.make_run(window), self.make)
+            run = self.make_run(window)
+            with traced(self.context, run) as context:
+                result = run_sink(context, run, self.make)
         except FencedError as error:
             log.warning("another member took this window over", extra=fields(window=window.key, reason=str(error)))
             return

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException
@@ -24,6 +24,9 @@ from factory_agents.runtime.codecs import OpenCodec
 from factory_agents.runtime.reasons import Reasons
 from factory_agents.runtime.refusals import NOWHERE, Place, Refusals, place_of
 from factory_agents.text import printable
+
+if TYPE_CHECKING:
+    from factory_agents.telemetry.spans import RunTrace
 
 __all__ = ["DEAD_LETTER_HEADER", "Bounds", "DeadLetter", "Origin", "Outputs", "reject_large"]
 
@@ -97,7 +100,7 @@ class Outputs:
     ``show`` (a dry run) is called with topic, key and value of what would be written instead; of rejected events ``reasons`` keeps so many
     ``examples``. Topics are looked up by ``resolve``; the dead-letter topic is made
     when first needed. An event whose record was refused (``mark_refused``) is dead-lettered when its turn comes again, whatever the agent
-    makes of it then.
+    makes of it then. Set ``trace`` to what is to follow those events that carry one.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Outputs:
         self._headers: list[tuple[str, Any]] = []
         self._replaced = frozenset((WRITER_HEADER, DEAD_LETTER_HEADER))
         self.codec: OpenCodec | None = None
+        self.trace: RunTrace | None = None
         self._starts: dict[str, dict[int, int]] = {}
         self._sent: dict[str, dict[int, int]] = {}
         self._bytes = 0
@@ -258,6 +262,8 @@ class Outputs:
                 output = refused
             if output is None:
                 counts.filtered += 1
+                if self.trace is not None:
+                    self.trace.follow(message, readable_headers(message), "filtered")
             elif isinstance(output, Reject):
                 counts.rejected += 1
                 self.reject(output, message=message)
@@ -314,11 +320,16 @@ class Outputs:
             drop_headers(message)
             return Reject("the name of a header is no UTF-8: the event can't be passed on with its headers", rule="headers")
         if own and (len(own) > 1 or own[0][0] != WRITER_HEADER):
+            if self.trace is not None:
+                own = self.trace.follow(message, own)
             headers = [h for h in own if h[0] not in self._replaced] + headers
         return self._send(output, value, key, partition, headers, place_of(message) if self.refusals.active else NOWHERE)
 
-    def write_new(self, key: bytes | None, value: bytes, row: int) -> Reject | None:
-        """One record that comes from no topic; without a key the row's number chooses the partition. Why it is refused, if it is."""
+    def write_new(self, key: bytes | None, value: bytes, row: int, *, traced: bool = False) -> Reject | None:
+        """One record that comes from no topic; without a key the row's number chooses the partition. Why it is refused, if it is.
+
+        ``traced``: its trace begins here.
+        """
         output = self._needed_output()
         if key is None and self._keyed:
             key = (_id(value) or f"{self._origin.window}-{row}").encode()
@@ -328,7 +339,12 @@ class Outputs:
             except Reject as reject:
                 return reject
             value = value if self._show is not None else encoded
-        return self._send(output, value, key, choose_partition(key, row, output.partitions), self._headers, (-1, row))
+        headers = [*self.trace.begin(), *self._headers] if traced and self.trace is not None else self._headers
+        return self._send(output, value, key, choose_partition(key, row, output.partitions), headers, (-1, row))
+
+    def traces_due(self) -> int:
+        """For how many of the records that come now a trace is to be begun."""
+        return self.trace.due() if self.trace is not None else 0
 
     def _needed_output(self) -> TopicInfo:
         if self.output is None:
@@ -402,6 +418,8 @@ class Outputs:
         if message is not None:
             value, key = message.value(), message.key()
             letter, headers = _of_message(letter, message, self.input_topic_id)
+            if self.trace is not None:
+                headers = self.trace.follow(message, headers, "rejected")
         self.reasons.add(letter.rule, letter.error, _where(letter), key, value, tolerated=tolerated)
         if self._show is not None:
             return
@@ -448,6 +466,8 @@ class Outputs:
         self._sent = {}
         self._bytes = 0
         self._rejected = Counter()
+        if self.trace is not None:
+            self.trace.settle(committed=committed)
         self.reasons.end_chunk(committed=committed)
         self.refusals.forget(committed=committed)
 

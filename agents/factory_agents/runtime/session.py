@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from confluent_kafka import KafkaException
@@ -29,6 +29,9 @@ from factory_agents.runtime.codecs import OpenCodec, open_codec, same_choice
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.telemetry import Done, Observer, Subject, fields
 
+if TYPE_CHECKING:
+    from factory_agents.telemetry.spans import RunTrace, Traces
+
 __all__ = ["RunContext", "Session", "fingerprint", "parse_limit", "told_again"]
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,8 @@ class RunContext:
     """What surrounds a run: the cluster, a question whether to stop, and who is told of progress.
 
     ``show`` takes what a dry run would write; its result has up to so many ``examples`` of each reason for which events were rejected.
-    ``sliced``: somebody goes on where it stops, so that a stop is no failure to be told of in the ledger.
+    ``sliced``: somebody goes on where it stops, so that a stop is no failure to be told of in the ledger. ``traces`` writes this process's
+    spans, if there are any, and ``trace`` those of one run (see ``runtime.traced``).
     """
 
     config: KafkaConfig
@@ -55,6 +59,8 @@ class RunContext:
     show: Callable[[str, bytes | None, bytes | None], None] = lambda topic, key, value: None
     examples: int = 3
     sliced: bool = False
+    traces: Traces | None = None
+    trace: RunTrace | None = None
 
 
 def _loss_notes(window: Window, lost: Sequence[PartitionRange]) -> tuple[str, ...]:
@@ -176,6 +182,11 @@ class Session:
         )
         self._started = time.monotonic()
         self._limit = parse_limit(run.max_rejected)
+
+    @property
+    def trace(self) -> RunTrace | None:
+        """What follows its events, if they are traced: a dry run's go nowhere."""
+        return None if self.run.dry_run else self.context.trace
 
     @property
     def writer_id(self) -> str:
@@ -454,6 +465,7 @@ class Session:
     def _result(self, progress: Progress, report: dict[str, Any] | None, **more: Any) -> AgentResult:
         run = self.run
         window = run.window
+        span = self.context.trace.context if self.context.trace is not None else None
         if window is not None and progress.lost:
             more["notes"] = (*_loss_notes(window, progress.lost), *more.get("notes", ()))
         return AgentResult(
@@ -482,6 +494,7 @@ class Session:
             resumed=self.resumed,
             dry_run=run.dry_run,
             ledger_offset=self._ledger_begin,
+            traceparent=span.text if span is not None else "",
             **more,
         )
 

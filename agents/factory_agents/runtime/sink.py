@@ -12,7 +12,7 @@ import msgspec
 
 from factory_agents import failpoints
 from factory_agents.errors import AccountingError, FactoryError, StoppedError, TooManyRejectedError, WindowError
-from factory_agents.kafka.messages import Message
+from factory_agents.kafka.messages import Message, readable_headers
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun, Counts, Dataset, PartitionRange, Window
@@ -103,6 +103,7 @@ class _SinkRun:
         self.pending_bytes = 0
         self.refused: dict[tuple[int, int], Reject] = {}
         self.input_generation = window.generation
+        self.trace = session.trace
         self.reader = WindowReader(session.context.config, session.cluster, window, accept_loss=session.run.accept_loss)
 
     def to_end(self) -> AgentResult:
@@ -139,6 +140,8 @@ class _SinkRun:
         self._read_all()
         failpoints.hit("sink.before-commit")
         outcome = self._commit()
+        if self.trace is not None:
+            self.trace.settle(committed=True)
         failpoints.hit("sink.after-commit")
         return self._finish(outcome)
 
@@ -283,6 +286,10 @@ class _SinkRun:
         began = time.monotonic()
         rejected = self.heartbeat.during(lambda: write(messages)) if large is None else {0: large}
         self.session.observer.batch(self.session.subject, Batch(len(messages), time.monotonic() - began))
+        if self.trace is not None and not self.reader.plain:
+            for i, message in enumerate(messages):
+                if own := readable_headers(message):
+                    self.trace.follow(message, own, "rejected" if i in rejected else "forwarded")
         for i, reject in rejected.items():
             self._reject(messages[i], reject)
         counts.consumed += len(messages)

@@ -63,6 +63,7 @@ class _SourceRun:
         self.source = source
         self.chunk = session.chunk
         self.rows = 0
+        session.outputs.trace = session.trace
 
     def to_end(self) -> AgentResult:
         """Chunk after chunk until the source has no more rows."""
@@ -142,10 +143,12 @@ class _SourceRun:
         """Each record to the topic, or to the dead letters; without a key its row's number chooses the partition, so that re-runs agree."""
         counts, outputs = self.session.counts, self.session.outputs
         self.chunk.add(len(records))
+        due = outputs.traces_due()
         for record in records:
             reject = record.reject
             if reject is None:
-                reject = outputs.write_new(record.key, record.value, self.rows)
+                reject = outputs.write_new(record.key, record.value, self.rows, traced=due > 0)
+                due -= 1
             if reject is None:
                 counts.forwarded += 1
                 counts.produced += 1

@@ -115,6 +115,7 @@ class _TransformRun:
         self.batch = BatchSize(least=transform.at_once)
         self.chunk = session.chunk
         self.handled = session.progress
+        session.outputs.trace = session.trace
 
     def to_end(self) -> AgentResult:
         """Chunk after chunk until the window is done."""

@@ -2,5 +2,21 @@
 
 from factory_agents.telemetry.logs import CONTEXT, bound, configure_logging, fields
 from factory_agents.telemetry.observer import Batch, Commit, Done, Observer, Observers, Subject
+from factory_agents.telemetry.trace_context import TraceContext, parse_traceparent
+from factory_agents.telemetry.tracing import tracing
 
-__all__ = ["CONTEXT", "Batch", "Commit", "Done", "Observer", "Observers", "Subject", "bound", "configure_logging", "fields"]
+__all__ = [
+    "CONTEXT",
+    "Batch",
+    "Commit",
+    "Done",
+    "Observer",
+    "Observers",
+    "Subject",
+    "TraceContext",
+    "bound",
+    "configure_logging",
+    "fields",
+    "parse_traceparent",
+    "tracing",
+]

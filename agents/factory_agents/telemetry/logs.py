@@ -18,7 +18,7 @@ __all__ = ["CONTEXT", "bound", "configure_logging", "fields"]
 
 _KEY = "factory_fields"
 
-CONTEXT = ("service", "pipeline", "stage", "agent", "version", "window", "shard", "attempt")
+CONTEXT = ("service", "pipeline", "stage", "agent", "version", "window", "shard", "attempt", "trace_id", "span_id")
 """What is in each JSON line of a run, as far as it is known: whose line it is."""
 
 _BOUND: ContextVar[dict[str, Any] | None] = ContextVar("factory_bound", default=None)

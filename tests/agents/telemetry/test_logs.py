@@ -48,7 +48,8 @@ def talkative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentRef:
 
 
 def test_every_line_of_a_run_is_json_and_says_whose_it_is(runs: Runs, talkative: AgentRef) -> None:
-    run = msgspec.structs.replace(runs.run(runs.filled(2), runs.topic("out")), agent=talkative)
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    run = msgspec.structs.replace(runs.run(runs.filled(2), runs.topic("out")), agent=talkative, traceparent=f"00-{trace}-{span}-01")
     attempt = runs.attempt(run, secrets={"FACTORY_LOG_LEVEL": "DEBUG"})
     assert attempt.wait() == 0, attempt.log
     told = lines(attempt)
@@ -61,6 +62,7 @@ def test_every_line_of_a_run_is_json_and_says_whose_it_is(runs: Runs, talkative:
         assert set(CONTEXT) <= line.keys(), line
         assert (line["service"], line["pipeline"], line["stage"], line["agent"]) == ("factory-agent", runs.prefix, "stage", "talks")
         assert (line["version"], line["window"], line["shard"]) == ("7", "w", "0of1")
+        assert (line["trace_id"], line["span_id"]) == (trace, span)
     assert len({line["attempt"] for line in of_agent}) == 1
     (done,) = [line for line in told if line["message"] == "done"]
     assert done["counts"] == {"consumed": 2, "forwarded": 2, "filtered": 0, "rejected": 0, "produced": 2}
