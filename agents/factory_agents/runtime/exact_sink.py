@@ -13,14 +13,16 @@ from typing import Any, TypeVar, get_args
 
 from factory_agents import failpoints
 from factory_agents.contracts import Contract, TableSpec
-from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError
+from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError, WindowError
 from factory_agents.kafka.messages import Message
+from factory_agents.kafka.records import MarkRecord
 from factory_agents.protocol import digest
 from factory_agents.runtime import sink_ledger as ledger
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
 from factory_agents.runtime.ledger_sink import Capability, Landing, LedgerSink, Part
 from factory_agents.runtime.loading import describe
 from factory_agents.runtime.rows import RowReader
+from factory_agents.runtime.sink_horizon import Horizons, horizons_key, is_below, read_horizons
 
 __all__ = ["ExactSink", "exact", "pauses"]
 
@@ -28,6 +30,7 @@ _T = TypeVar("_T")
 _PART_BYTES = 64 * 1024 * 1024
 """Memory that is gathered for one part."""
 _PAUSE, _LONGEST_PAUSE = 0.1, 32.0
+_FORGOTTEN_AT_ONCE = 200
 
 
 def pauses(seconds: float, first: float = _PAUSE) -> Iterator[float | None]:
@@ -67,7 +70,8 @@ def exact(
 class ExactSink:
     """The ``Sink`` that the runtime drives, over one that a user writes.
 
-    ``timeout``: seconds that others, who change the same entry or table, are waited for. ``identity`` enters the fingerprint.
+    ``timeout``: seconds that others, who change the same entry or table, are waited for. ``identity`` enters the fingerprint. It
+    ``forgets`` windows where the user's sink can.
     """
 
     def __init__(self, sink: LedgerSink, table: TableSpec, identity: dict[str, Any], *, version: str = "1", timeout: float = 900.0) -> None:
@@ -76,6 +80,8 @@ class ExactSink:
         self._table = table
         self._timeout = timeout
         self._publication: _Publication | None = None
+        self._claimed_last: Claim | None = None
+        self.forgets = sink.capability == "transactional" and type(sink).forget is not LedgerSink.forget
 
     @property
     def system(self) -> str:
@@ -90,6 +96,7 @@ class ExactSink:
     def claim(self, claim: Claim) -> SinkOutcome | None:
         """See ``Sink.claim``. The table is created, or compared with the contract, here."""
         self._end()
+        self._claimed_last = claim
         sink = self._sink
         _asked(sink, lambda: sink.open(self._table))
         if sink.capability == "idempotent":
@@ -97,6 +104,7 @@ class ExactSink:
         number = secrets.randbits(62) or 1
         taken, text = self._take(claim, number)
         failpoints.hit("sink.claimed")
+        self._refuse_forgotten(claim, taken.entry, text)
         done = taken.done
         if done is not None and done.written and not _asked(sink, lambda: sink.holds(done.publication)):
             taken, text = self._take(replace(claim, reuse=False), number)
@@ -143,6 +151,55 @@ class ExactSink:
         outcome = self._claimed().land(rejected)
         self._end()
         return outcome
+
+    def prune(self, mark: Callable[[], MarkRecord | None]) -> int:
+        """See ``PrunedSink.prune``: once a day for each stage. What is below the mark is refused first, and then forgotten."""
+        sink, claim, now = self._sink, self._claimed_last, time.time()
+        if claim is None or not self.forgets:
+            return 0
+        horizons, old = self._horizons(claim)
+        if not horizons.is_due(claim.origin, now):
+            return 0
+        found = mark()
+        new = horizons.moved(claim.origin, found, now).text
+        if not _asked(sink, lambda: sink.change(horizons_key(claim), old, new)):
+            return 0  # another publish is at it
+        failpoints.hit("sink.horizon-moved")
+        return self._forget(claim, found) if found is not None else 0
+
+    def _forget(self, claim: Claim, mark: MarkRecord) -> int:
+        """Whoever has claimed what goes is fenced, as its entry isn't what it was."""
+        sink = self._sink
+        below: dict[str, str] = {}
+        for key, text in _asked(sink, lambda: list(sink.entries())):
+            window, *stage = ledger.parts_of(key)
+            ours = stage == [claim.pipeline, claim.stage]
+            if ours and is_below(window, ledger.read_entry(text, sink.table).generation, claim, mark):
+                below[key] = text
+        keys, gone = list(below), 0
+        for start in range(0, len(keys), _FORGOTTEN_AT_ONCE):
+            some = {key: below[key] for key in keys[start : start + _FORGOTTEN_AT_ONCE]}
+            gone += _asked(sink, partial(sink.forget, some))
+        return gone
+
+    def _refuse_forgotten(self, claim: Claim, entry: ledger.Entry, text: str) -> None:
+        """Raise WindowError for a window that was forgotten: of those nothing has landed, as far as the ledger knows.
+
+        Asked after the claim: a prune that moves the horizon later finds the claim, and fences it.
+        """
+        if not self.forgets or entry.landed:
+            return
+        horizons, _ = self._horizons(claim)
+        try:
+            horizons.refuse(claim, self._sink.table)
+        except WindowError:
+            with suppress(FactoryError):
+                _asked(self._sink, lambda: self._sink.forget({ledger.entry_key(claim): text}))
+            raise
+
+    def _horizons(self, claim: Claim) -> tuple[Horizons, str | None]:
+        text = _asked(self._sink, lambda: self._sink.read(horizons_key(claim)))
+        return read_horizons(text, self._sink.table), text
 
     def close(self) -> None:
         """See ``Sink.close``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -125,6 +125,14 @@ class LedgerSink:
     def holds(self, publication: int) -> bool:
         """Whether rows of a publication that landed are still in the table: where somebody emptied it, the window lands again."""
         return True
+
+    def entries(self) -> Iterable[tuple[str, str]]:
+        """All keys of the ledger with their entries. With this and ``forget`` windows are forgotten as in the pipeline's ledger."""
+        raise NotImplementedError
+
+    def forget(self, entries: Mapping[str, str]) -> int:
+        """Delete the keys (some hundreds at most) that still have these entries; how many those were."""
+        raise NotImplementedError
 
     def discard(self, parts: Sequence[Part]) -> None:
         """Forget parts that have landed, or never will."""

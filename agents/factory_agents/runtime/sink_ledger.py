@@ -23,8 +23,10 @@ __all__ = [
     "entry_key",
     "entry_text",
     "give_way",
+    "key_text",
     "land",
     "landed",
+    "parts_of",
     "read_entry",
     "take",
 ]
@@ -45,6 +47,8 @@ class Claimed(msgspec.Struct, frozen=True):
     shard: int
     shards: int
     plan: str
+    generation: int = 0
+    """The attempt's; 0 where an earlier release wrote it."""
 
 
 class Landed(msgspec.Struct, frozen=True):
@@ -62,6 +66,8 @@ class Landed(msgspec.Struct, frozen=True):
     distinct: int
     written: int
     removed: int
+    generation: int = 0
+    """The attempt's; 0 where an earlier release wrote it."""
 
     def outcome(self, table: str, *, reused: bool = False) -> SinkOutcome:
         """What the runtime is told of it."""
@@ -83,6 +89,11 @@ class Entry(msgspec.Struct, frozen=True):
     claims: tuple[Claimed, ...] = ()
     landed: tuple[Landed, ...] = ()
 
+    @property
+    def generation(self) -> int:
+        """Of its last claim."""
+        return max((each.generation for each in (*self.claims, *self.landed)), default=0)
+
 
 class Taken(msgspec.Struct, frozen=True):
     """The entry after a claim, and what was landed already where nothing is left to do."""
@@ -100,7 +111,17 @@ class GivingWay(msgspec.Struct, frozen=True):
 
 def entry_key(claim: Claim) -> str:
     """What an entry is stored under: one text for each window of one stage."""
-    return " | ".join(part.replace("|", "||") for part in (claim.window, claim.pipeline, claim.stage))
+    return key_text(claim.window, claim.pipeline, claim.stage)
+
+
+def key_text(*parts: str) -> str:
+    """Parts as one text; ``parts_of`` takes it apart."""
+    return " | ".join(part.replace("|", "||") for part in parts)
+
+
+def parts_of(key: str) -> list[str]:
+    """What ``key_text`` joined."""
+    return [part.replace("||", "|") for part in key.split(" | ")]  # within a part no | is alone
 
 
 def entry_text(entry: Entry) -> str:
@@ -135,7 +156,7 @@ def take(entry: Entry, claim: Claim, publication: int, table: str) -> Taken:
     done = _done(entry, claim) if claim.reuse else None
     if done is not None:
         return Taken(msgspec.structs.replace(entry, claims=others), done)
-    mine = Claimed(publication, claim.shard.index, claim.shard.of, claim.plan)
+    mine = Claimed(publication, claim.shard.index, claim.shard.of, claim.plan, claim.generation)
     return Taken(msgspec.structs.replace(entry, claims=(*others, mine)))
 
 
@@ -199,6 +220,7 @@ def land(entry: Entry, claim: Claim, publication: int, stale: Sequence[int], fig
         figures.distinct,
         figures.written,
         figures.removed,
+        claim.generation,
     )
     return msgspec.structs.replace(
         entry,

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any, ClassVar
 
@@ -15,8 +16,9 @@ from confluent_kafka import Message
 
 from factory_agents import failpoints
 from factory_agents.contracts import load_contract
-from factory_agents.errors import FencedError, SinkError
-from factory_agents.protocol import Shard
+from factory_agents.errors import FencedError, SinkError, WindowError
+from factory_agents.kafka.records import ALWAYS, MarkRecord, microseconds
+from factory_agents.protocol import Interval, Shard
 from factory_agents.runtime.agents import Claim, Sink, SinkOutcome
 from factory_agents.runtime.exact_sink import exact
 from factory_agents.runtime.ledger_sink import LedgerSink
@@ -123,6 +125,28 @@ def _write_and_commit(sink: Any, rows: Sequence[Message]) -> SinkOutcome:
     _write(sink, rows)
     outcome: SinkOutcome = sink.commit(rejected=0)
     return outcome
+
+
+_START = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def _interval(n: int) -> Interval:
+    return Interval(_START + timedelta(hours=n), _START + timedelta(hours=n + 1))
+
+
+def _hour(n: int) -> str:
+    """An hour of the topic ``raw``, as claims name it."""
+    return f"{_interval(n).key} p raw"
+
+
+def _mark(n: int) -> MarkRecord:
+    """What the pipeline's ledger says once it has forgotten the hours before this one."""
+    return MarkRecord("p", "raw", spans=((ALWAYS, microseconds(_interval(n).start)),))
+
+
+def _needs_forgetting(sink: Any) -> None:
+    if not getattr(sink, "forgets", True):
+        pytest.skip("keeps every window in its ledger: it has no entries() and forget()")
 
 
 def _by_ledger(test: Callable[..., None]) -> Callable[..., None]:
@@ -442,6 +466,46 @@ class SinkConformance:
             outcomes = list(pool.map(attempt, claims))
         assert [o.written + o.older for o in outcomes] == [2, 2]
         assert publishers.rows() == {"a": "w2", "b": "w2"}
+
+    # What the ledger forgets
+
+    @_by_ledger
+    def test_windows_below_the_mark_are_forgotten_refused_and_keep_their_rows(self, publishers: Publishers) -> None:
+        for n in range(3):
+            publishers.publish(at([event(f"h{n}", "old"), event(f"only {n}")]), _hour(n), origin="raw")
+        publishers.publish(at([event("other")]), f"{_interval(0).key} p other", origin="other")
+        with publishers.attempt() as sink:
+            _needs_forgetting(sink)
+            sink.claim(publishers.claim(_hour(3), origin="raw"))
+            sink.commit(rejected=0)
+            assert sink.prune(lambda: _mark(2)) == 2
+            assert sink.prune(lambda: _mark(3)) == 0  # once a day
+        rows = publishers.rows()
+        for n in range(2):
+            with pytest.raises(WindowError, match="was pruned"):
+                publishers.publish(at([event(f"h{n}", "new")]), _hour(n), origin="raw")
+        assert publishers.rows() == rows
+        assert publishers.publish(at([event("h2", "new")]), _hour(2), origin="raw").removed == 1  # "only 2", which it no longer has
+        publishers.publish(at([event("other", "new")]), f"{_interval(0).key} p other", origin="other")
+        publishers.publish(at([event("h0", "new")]), _hour(0), origin="raw", stage="again")
+        assert publishers.rows() == {"h0": "new", "only 0": "x", "h1": "old", "only 1": "x", "h2": "new", "other": "new"}
+
+    @_by_ledger
+    def test_who_claimed_a_window_that_is_forgotten_is_fenced(self, publishers: Publishers) -> None:
+        publishers.publish(at([event("a")]), _hour(0), origin="raw")
+        zombies = [publishers.sink() for _ in range(2)]
+        for n, zombie in enumerate(zombies):  # of a window that was landed, and of one that was not
+            _needs_forgetting(zombie)
+            assert zombie.claim(publishers.claim(_hour(n), origin="raw")) is None
+            _write(zombie, at([event("late")]))
+        with publishers.attempt() as sink:
+            sink.claim(publishers.claim(_hour(2), origin="raw"))
+            _write_and_commit(sink, at([event("b")]))
+            assert sink.prune(lambda: _mark(2)) == 2
+        for zombie in zombies:
+            with pytest.raises(FencedError):
+                zombie.commit(rejected=0)
+        assert publishers.rows() == {"a": "x", "b": "x"}
 
     # Whoever dies
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from factory_agents import Figures
+from factory_agents import Figures, LedgerSink, failpoints
 from factory_agents.contracts import load_contract
-from factory_agents.errors import SinkError, UnavailableError
+from factory_agents.errors import SinkError, UnavailableError, WindowError
+from factory_agents.kafka.records import ALWAYS, MarkRecord, microseconds
 from factory_agents.protocol import AgentRun, Order
 from factory_agents.runtime import exact_sink
 from factory_agents.runtime.agents import Claim
 from factory_agents.runtime.exact_sink import ExactSink, exact
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
+from factory_agents.runtime.sink_ledger import key_text
 from tests.support.runs import Runs, events
 from tests.support.sink_bench import CONTRACT, W1, WHOLE, at, event, record
 from tests.support.sqlite_sink import CONTRACT as BY_ID
@@ -218,3 +222,60 @@ class TestASinkWithoutTransactions:
         result = run_sink(RunContext(runs.config), run, lambda: exact(sink, load_contract(BY_ID)))
         assert result.counts.written == 50
         assert len(set(sink.landed)) == 1  # an endpoint may know by it that it did this before
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def test_a_prune_that_dies_is_gone_on_with_the_next_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the horizon and the deletion, at every step of it."""
+    contract = load_contract(CONTRACT)
+    mark = MarkRecord("p", "raw", spans=((ALWAYS, microseconds(datetime(2026, 3, 1, 2, tzinfo=UTC))),))
+    days = 0
+
+    def publish(hour: int) -> ExactSink:
+        sink = exact(DocumentedSink(str(tmp_path / "db")), contract)
+        window = f"2026-03-01T0{hour}:00:00.000Z/2026-03-01T0{hour + 1}:00:00.000Z p raw"
+        assert sink.claim(replace(claim(reuse=False), window=window, origin="raw")) is None
+        assert sink.write(at([event(f"h{hour}")])) == {}
+        sink.commit(rejected=0)
+        return sink
+
+    def die(name: str) -> None:
+        seen.append(name)
+        if len(seen) > step:
+            raise Killed
+
+    for hour in range(3):
+        publish(hour).close()
+    step, died = 0, True
+    while died:
+        days += 1
+        now = 1.8e9 + days * 24 * 3600.0
+        monkeypatch.setattr(exact_sink.time, "time", lambda now=now: now)
+        sink, seen, died = publish(3 + days % 2), [], False
+        with monkeypatch.context() as patch:
+            patch.setattr(failpoints, "hit", die)
+            try:
+                sink.prune(lambda: mark)
+            except Killed:
+                died = True
+        sink.close()
+        step += 1
+    with sqlite3.connect(tmp_path / "db") as database:
+        keys = {key[:13] for (key,) in database.execute("SELECT key FROM factory_ledger")}
+    assert keys == {"2026-03-01T02", "2026-03-01T03", "2026-03-01T04", key_text("", "p", "publish", "horizon")[:13]}
+    with pytest.raises(WindowError, match="was pruned"):
+        publish(1)
+
+
+def test_a_sink_that_cannot_forget_keeps_every_window_and_is_not_asked(tmp_path: Path) -> None:
+    class Keeping(DocumentedSink):  # type: ignore[misc]
+        entries, forget = LedgerSink.entries, LedgerSink.forget
+
+    sink = exact(Keeping(str(tmp_path / "db")), load_contract(CONTRACT))
+    assert sink.claim(replace(claim(), origin="raw")) is None
+    sink.commit(rejected=0)
+    assert sink.prune(lambda: pytest.fail("nobody needs the mark")) == 0
+    sink.close()

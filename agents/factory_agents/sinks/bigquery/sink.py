@@ -110,6 +110,19 @@ class BigQuerySink(LedgerSink):
         warehouse, _ = self._opened
         return warehouse.change(statements.change_entry(self._ledger), window=self._key(key), old=old or "", new=new) == _HEAD_AND_ENTRY
 
+    def entries(self) -> list[tuple[str, str]]:
+        """See ``LedgerSink.entries``."""
+        warehouse, _ = self._opened
+        suffix = self._key("")
+        rows = warehouse.rows(statements.entries(self._ledger), suffix=suffix)
+        return [(key.removesuffix(suffix), entry) for key, entry in rows]
+
+    def forget(self, entries: Mapping[str, str]) -> int:
+        """See ``LedgerSink.forget``."""
+        warehouse, _ = self._opened
+        held = [f"{self._key(key)}\n{entry}" for key, entry in entries.items()]
+        return warehouse.change(statements.forget(self._ledger), held=held)
+
     def reader(self, table: TableSpec, window: str) -> RowReader:
         """See ``LedgerSink.reader``: the table itself says more of its types than a contract."""
         return RowReader(self._opened[1].fields)

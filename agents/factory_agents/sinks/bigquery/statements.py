@@ -8,7 +8,7 @@ from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.bigquery.rows import POSITION, Field
 from factory_agents.sinks.bigquery.table import OWN_FIELDS, TargetTable
 
-__all__ = ["FIGURES", "MOVED", "change_entry", "create_ledger", "holds", "landing", "read_entry"]
+__all__ = ["FIGURES", "MOVED", "change_entry", "create_ledger", "entries", "forget", "holds", "landing", "read_entry"]
 
 FIGURES = Figures(*(9_000_000_000_000_000_001 + i for i in range(3)))
 """What stands for figures that only the landing transaction knows; it puts them into the entry's text in their places."""
@@ -38,6 +38,16 @@ def create_ledger(ledger: str) -> str:
 def read_entry(ledger: str) -> str:
     """The entry of one window."""
     return f"SELECT entry FROM `{ledger}` WHERE {_THIS}"
+
+
+def entries(ledger: str) -> str:
+    """Keys and entries of one making of the table, whose keys end with ``@suffix``."""
+    return f"SELECT window_key, entry FROM `{ledger}` WHERE ENDS_WITH(window_key, @suffix)"
+
+
+def forget(ledger: str) -> str:
+    """Delete the rows ``@held``: each a key, a line's end and the entry that it must still have."""
+    return f"DELETE FROM `{ledger}` WHERE CONCAT(window_key, '\\n', entry) IN UNNEST(@held)"
 
 
 def holds(table: str) -> str:

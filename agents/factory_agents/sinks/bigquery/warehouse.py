@@ -318,7 +318,7 @@ def _parameters(values: Mapping[str, Any]) -> list[bigquery.ScalarQueryParameter
 
     types = {str: "STRING", int: "INT64"}
     return [
-        bigquery.ArrayQueryParameter(name, "INT64", list(value))
+        bigquery.ArrayQueryParameter(name, "STRING" if value and isinstance(value[0], str) else "INT64", list(value))
         if isinstance(value, (list, tuple))
         else bigquery.ScalarQueryParameter(name, types.get(type(value), "TIMESTAMP"), value)
         for name, value in values.items()

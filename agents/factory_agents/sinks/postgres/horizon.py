@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from factory_agents.kafka.planning import pruned
-from factory_agents.kafka.pruning import interval_of, merged
+from factory_agents.kafka.pruning import merged
 from factory_agents.kafka.records import MarkRecord
 from factory_agents.runtime.agents import Claim
+from factory_agents.runtime.sink_horizon import Spans, forgotten_interval, is_below
 from factory_agents.sinks.postgres.names import compose
 from factory_agents.sinks.postgres.table import HORIZONS, TargetTable
 
@@ -55,11 +55,10 @@ class Horizon:
     def refuse(self) -> None:
         """Raise WindowError for a claim of a window that was forgotten."""
         self._run("SELECT " + _LOCK.replace("{shared}", "_shared"))
-        for origin, spans in self._run("SELECT origin, spans FROM {horizons} WHERE {this_stage}"):
-            name = _own_name(self._claim.window, self._claim.pipeline, origin)
-            interval = interval_of(name) if name is not None else None
-            if interval is not None and MarkRecord("", "", spans=_read_spans(spans)).covers(interval):
-                raise pruned(f"table {self._table.text}, stage {self._claim.stage!r}", interval.key)
+        rows = self._run("SELECT origin, spans FROM {horizons} WHERE {this_stage}")
+        found = forgotten_interval(self._claim, ((origin, _read_spans(spans)) for origin, spans in rows))
+        if found is not None:
+            raise pruned(f"table {self._table.text}, stage {self._claim.stage!r}", found.key)
 
     def is_due(self) -> bool:
         """Whether nobody has looked since yesterday."""
@@ -79,7 +78,7 @@ class Horizon:
         self._run("DELETE FROM {publications} WHERE {this_stage} AND window_key = ANY ({windows})", windows=windows)
         return self._run("DELETE FROM {ledger} WHERE {this_stage} AND window_key = ANY ({windows})", windows=windows).rowcount
 
-    def _spans(self) -> tuple[tuple[int, int], ...]:
+    def _spans(self) -> Spans:
         """What was forgotten before: a ledger that was restored, and tells of an older mark, takes none of it back."""
         row = self._run("SELECT spans FROM {horizons} WHERE {this_stage} AND origin = {origin}").fetchone()
         return _read_spans(row[0]) if row is not None else ()
@@ -88,11 +87,7 @@ class Horizon:
         """Windows of this origin that lie below the mark: by their times, or (without an interval) by when they were claimed last."""
         rows = self._run("SELECT window_key, max(claimed_generation) FROM {ledger} WHERE {this_stage} GROUP BY window_key")
         for window, generation in rows:
-            name = _own_name(window, self._claim.pipeline, self._claim.origin)
-            if name is None:
-                continue
-            interval = interval_of(name)
-            if mark.covers(interval) if interval is not None else generation < mark.offset:
+            if is_below(window, generation, self._claim, mark):
                 yield window
 
     def _unlocked(self, windows: list[str]) -> list[str]:
@@ -103,12 +98,5 @@ class Horizon:
         return [window for (window,), count in there.items() if ours[window,] == count]
 
 
-def _read_spans(spans: Any) -> tuple[tuple[int, int], ...]:
-    return msgspec.convert(spans, tuple[tuple[int, int], ...])
-
-
-def _own_name(window: str, pipeline: str, origin: str) -> str | None:
-    """A window's own name in a claim's, which has the pipeline and the scope behind it; None where it is of another origin."""
-    scope = rf" {re.escape(origin)}(?:\[\d+\])?" if origin else ""
-    found = re.fullmatch(rf"(.*) {re.escape(pipeline)}{scope}", window, re.DOTALL)
-    return found[1] if found is not None else None
+def _read_spans(spans: Any) -> Spans:
+    return msgspec.convert(spans, Spans)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -102,6 +102,18 @@ class SnowflakeSink(LedgerSink):
     def _lock(self) -> None:
         if self._session.run(statements.lock_ledger(self._ledger)) != 1:
             raise SinkError(f"table {self.table}: its ledger {self._ledger} has lost its first row; drop the ledger, and publish again")
+
+    def entries(self) -> list[tuple[str, str]]:
+        """See ``LedgerSink.entries``."""
+        suffix = self._key("")
+        return [(key.removesuffix(suffix), entry) for key, entry in self._session.rows(statements.entries(self._ledger), suffix)]
+
+    def forget(self, entries: Mapping[str, str]) -> int:
+        """See ``LedgerSink.forget``."""
+        held = [f"{self._key(key)}\n{entry}" for key, entry in entries.items()]
+        with self._session.transaction() as transaction:
+            self._lock()
+            return self._session.run(statements.forget(self._ledger, len(held)), *held, transaction)
 
     def reader(self, table: TableSpec, window: str) -> JsonCheckingReader:
         """See ``LedgerSink.reader``: the contract's columns, within what the table takes."""

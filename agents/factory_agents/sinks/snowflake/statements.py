@@ -22,7 +22,9 @@ __all__ = [
     "delete_outdone",
     "delete_publications",
     "drop",
+    "entries",
     "first_entry",
+    "forget",
     "holds",
     "insert_newest",
     "lock_ledger",
@@ -66,6 +68,17 @@ def first_entry(ledger: str) -> str:
 def change_entry(ledger: str) -> str:
     """Put an entry in the place of another (new, window, old, transaction)."""
     return f"UPDATE {quoted(ledger)} SET ENTRY = ?, CHANGED_AT = CURRENT_TIMESTAMP() WHERE WINDOW_KEY = ? AND ENTRY = ? AND {_OURS}"
+
+
+def entries(ledger: str) -> str:
+    """Keys and entries of one making of the table, whose keys end with the suffix."""
+    return f"SELECT WINDOW_KEY, ENTRY FROM {quoted(ledger)} WHERE ENDSWITH(WINDOW_KEY, ?)"
+
+
+def forget(ledger: str, count: int) -> str:
+    """Delete so many rows (each a key, a line's end and the entry that it must still have; then the transaction)."""
+    held = ", ".join("?" * count)
+    return f"DELETE FROM {quoted(ledger)} WHERE WINDOW_KEY || CHR(10) || ENTRY IN ({held}) AND {_OURS}"
 
 
 def holds(table: str, publication: int) -> str:
