@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import msgspec
 from temporalio.client import (
     Client,
     Schedule,
@@ -20,6 +21,7 @@ from temporalio.client import (
     ScheduleUpdateInput,
     WorkflowFailureError,
     WorkflowHandle,
+    WorkflowQueryFailedError,
 )
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.envconfig import ClientConfig
@@ -28,14 +30,24 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.temporal.converter import data_converter
-from factory_agents.temporal.protocol import BackfillDone, BackfillRequest, PipelineDone, PipelineRequest, Progress, ScheduledRequest
+from factory_agents.temporal.protocol import (
+    BackfillDone,
+    BackfillRequest,
+    PipelineDone,
+    PipelineRequest,
+    Progress,
+    RunStatus,
+    ScheduledRequest,
+)
 
 __all__ = [
+    "NotFoundError",
     "PipelineFailedError",
     "apply_schedule",
     "cancel",
     "connect",
     "delete_schedule",
+    "look",
     "outcome",
     "pause",
     "progress",
@@ -47,11 +59,16 @@ WORKFLOW, BACKFILL, SCHEDULE = "FactoryPipeline", "FactoryBackfill", "FactorySch
 
 _T = TypeVar("_T")
 
+_QUERY_PATIENCE = timedelta(seconds=3)
 _PASSING = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.ABORTED)
 
 
 class PipelineFailedError(FactoryError):
     """A workflow ended without its pipeline's result; the message begins with the error's class in the agent."""
+
+
+class NotFoundError(ConfigurationError):
+    """There is no workflow of this id."""
 
 
 async def connect() -> Client:
@@ -161,6 +178,30 @@ async def progress(client: Client, id_: str) -> Progress | BackfillDone:
         return found
 
 
+async def look(client: Client, id_: str) -> RunStatus:
+    """What became of a pipeline's workflow until now, whether a worker runs or not; raises NotFoundError where there is none of this id."""
+    handle = client.get_workflow_handle(id_, result_type=PipelineDone)
+    with _rpc_errors(f"asking {id_}"):
+        found = await handle.describe()
+        name = found.status.name.lower() if found.status is not None else "unknown"
+        status = RunStatus(id=id_, status=name, started=found.start_time, ended=found.close_time)
+        if found.close_time is None:
+            return msgspec.structs.replace(status, progress=await _progress_now(handle))
+        try:
+            return msgspec.structs.replace(status, result=await outcome(handle))
+        except PipelineFailedError as error:
+            return msgspec.structs.replace(status, error=str(error))
+
+
+async def _progress_now(handle: WorkflowHandle[Any, PipelineDone]) -> Progress | None:
+    """How far it is; None where no worker answers within moments."""
+    try:
+        found: Progress = await handle.query("progress", result_type=Progress, rpc_timeout=_QUERY_PATIENCE)
+    except (RPCError, WorkflowQueryFailedError):
+        return None
+    return found
+
+
 async def pause(client: Client, id_: str, paused: bool) -> Progress:
     """Begin no further slice, or go on; answers with the progress."""
     with _rpc_errors(f"asking {id_}"):
@@ -202,4 +243,5 @@ def _rpc_errors(doing: str) -> Iterator[None]:
     except RPCError as error:
         if error.status in _PASSING:
             raise UnavailableError(f"{doing}: Temporal: {error.message}") from error
-        raise ConfigurationError(f"{doing}: Temporal: {error.message}") from error
+        kind = NotFoundError if error.status == RPCStatusCode.NOT_FOUND else ConfigurationError
+        raise kind(f"{doing}: Temporal: {error.message}") from error

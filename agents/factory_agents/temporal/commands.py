@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
@@ -49,6 +50,12 @@ def _require() -> None:
         raise ConfigurationError("factory temporal needs Temporal's SDK: pip install 'factory-agents[temporal]'") from error
 
 
+def _log() -> None:
+    from factory_agents.telemetry import configure_logging
+
+    configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
+
+
 @temporal.command("worker")
 def worker(
     task_queue: Annotated[str, typer.Option(help="whose tasks to take", envvar="TEMPORAL_TASK_QUEUE", metavar="NAME")] = "factory",
@@ -72,9 +79,7 @@ def worker(
       factory temporal worker --task-queue factory-gpu --slots 1
     """
     _require()
-    from factory_agents.telemetry import configure_logging
-
-    configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
+    _log()
     from factory_agents.options import kafka_config
     from factory_agents.runtime.loading import working_directory_first
     from factory_agents.temporal.worker import run_worker
@@ -197,11 +202,10 @@ def listen(
     import signal
 
     from factory_agents.options import kafka_config
-    from factory_agents.telemetry import configure_logging
     from factory_agents.temporal.pipelines import read_pipeline
     from factory_agents.temporal.starter import run_starter
 
-    configure_logging(json=not sys.stderr.isatty(), level=os.environ.get("FACTORY_LOG_LEVEL", "INFO"))
+    _log()
     spec, config = read_pipeline(file), kafka_config(None)
     name = group or f"factory.start.{spec.pipeline}"
 
@@ -212,6 +216,66 @@ def listen(
         await run_starter(client, spec, config, topic=topic, group=name, stop=stop)
 
     _served(listened)
+
+
+@temporal.command("serve")
+def serve(
+    files: Annotated[list[str], typer.Argument(help="the pipelines' files, YAML or JSON", metavar="FILE...", show_default=False)],
+    listen: Annotated[str, typer.Option(help="where to listen", envvar="FACTORY_HTTP_LISTEN", metavar="[HOST:]PORT")] = "127.0.0.1:8085",
+    token_file: Annotated[
+        str | None,
+        typer.Option(
+            help="file with the token that clients send; else FACTORY_HTTP_TOKEN is it", envvar="FACTORY_HTTP_TOKEN_FILE", metavar="FILE"
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        str, typer.Option(help="certificate chain (PEM): then it serves TLS alone", envvar="FACTORY_HTTP_TLS_CERT", metavar="FILE")
+    ] = "",
+    tls_key: Annotated[
+        str, typer.Option(help="the certificate's key (PEM), if it isn't in its file", envvar="FACTORY_HTTP_TLS_KEY", metavar="FILE")
+    ] = "",
+) -> None:
+    """Start pipelines by HTTP until stopped: POST /runs starts one over a window, GET /runs/ID says how far it is.
+
+    Clients name one of these pipelines and a window, and send the token as "Authorization: Bearer TOKEN". A window's second start gives the
+    first one's workflow. GET /healthz needs no token.
+
+    \b
+    Examples:
+      factory temporal serve clicks.yaml
+      factory temporal serve clicks.yaml orders.yaml --listen 0.0.0.0:8443 --tls-cert tls.crt --tls-key tls.key
+    """
+    _require()
+    _log()
+    try:
+        from factory_agents.temporal import http
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("factory temporal serve needs a web server: pip install 'factory-agents[http]'") from error
+    from factory_agents.temporal.pipelines import read_pipeline
+
+    token = _token(token_file)
+    specs = [read_pipeline(file) for file in files]
+    pipelines = {spec.pipeline: spec for spec in specs}
+    if len(pipelines) != len(specs):
+        raise ConfigurationError(f"expected pipelines with different names, got {', '.join(spec.pipeline for spec in specs)}")
+
+    async def served(client: Any) -> None:
+        await http.serve(http.make_app(client, pipelines, token=token), listen, certificate=tls_cert, key=tls_key)
+
+    _served(served)
+
+
+def _token(file: str | None) -> str:
+    if file is None:
+        token = os.environ.get("FACTORY_HTTP_TOKEN", "")
+    else:
+        try:
+            token = Path(file).read_text().strip()
+        except (OSError, UnicodeError) as error:
+            raise ConfigurationError(f"--token-file {file}: {getattr(error, 'strerror', None) or error}") from None
+    if not token:
+        raise ConfigurationError("expected a token for clients in FACTORY_HTTP_TOKEN or --token-file, such as of `openssl rand -hex 32`")
+    return token
 
 
 @schedules.command("apply")

@@ -23,6 +23,7 @@ __all__ = [
     "PipelineSpec",
     "Planning",
     "Progress",
+    "RunStatus",
     "ScheduledRequest",
     "Slice",
     "SliceOutcome",
@@ -239,6 +240,21 @@ class PipelineDone(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
     pipeline: str
     window: str
     stages: tuple[StageDone, ...] = ()
+
+
+class RunStatus(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+    """What a server says of a workflow. ``status``: ``running``, ``completed``, ``failed``, ``canceled``, ``terminated`` or ``timed_out``.
+
+    ``progress``: while it runs, and where a worker answers; ``result`` once it is completed; ``error`` where it ended otherwise.
+    """
+
+    id: str
+    status: str
+    started: datetime
+    ended: datetime | None = None
+    progress: Progress | None = None
+    result: PipelineDone | None = None
+    error: str = ""
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
