@@ -92,7 +92,7 @@ class Entry(msgspec.Struct, frozen=True):
     @property
     def generation(self) -> int:
         """Of its last claim."""
-        return max((each.generation for each in (*self.claims, *self.landed)), default=0)
+        return max([each.generation for each in self.claims] + [each.generation for each in self.landed], default=0)
 
 
 class Taken(msgspec.Struct, frozen=True):
