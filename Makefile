@@ -23,7 +23,7 @@ COMPILE_ALL = $(COMPILE) --extra openlineage --extra postgres --extra slack --gr
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit test-kubernetes test-snowflake soak docs reference lint lint-deploy cluster-install format bench shell try ui lock wheels pin-images clean
+.PHONY: help demo test unit test-kubernetes test-snowflake soak docs reference lint lint-deploy cluster-install format bench shell try ui lock wheels dist wheel-demo release-check pin-images clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -101,9 +101,19 @@ lock: $(READY) ## renew the locked requirements (UPGRADE= only adds what is new)
 	$(COMPILE) --constraints requirements/airflow-newest.txt --extra postgres --extra openlineage \
 		--no-emit-package factory-agents --no-emit-package airflow-provider-factory --output-file requirements/airflow.txt pyproject.toml
 
-wheels: $(READY) ## build both distributions into dist/
-	$(BIN)/uv build --quiet --no-build-isolation --wheel --out-dir dist --python $(BIN)/python agents
-	$(BIN)/uv build --quiet --no-build-isolation --wheel --out-dir dist --python $(BIN)/python .
+wheels: $(READY) ## build both distributions into dist/, twice: the bytes must be equal
+	$(BIN)/python scripts/release.py build
+
+dist: $(READY) ## the files of a release (TAG=v1.2.3): versions and changelog agree, distributions, what the images install
+	$(BIN)/python scripts/release.py check $(if $(TAG),--tag $(TAG))
+	$(BIN)/python scripts/release.py build
+	$(BIN)/python scripts/release.py sbom
+
+wheel-demo: $(READY) ## run the demo on the wheels in dist/, without the sources and in an empty HOME
+	$(BIN)/python scripts/release.py demo --airflow $(AIRFLOW)
+
+release-check: lint dist wheel-demo ## everything that a release does and that can be done here
+	$(BIN)/pytest -n 0 tests/test_release.py tests/test_workflows.py tests/test_pin_images.py tests/deploy $(ARGS)
 
 pin-images: $(READY) ## write the digests of the images' tags into docker-compose.yaml and the Dockerfile (needs a network, and crane or docker)
 	$(BIN)/python scripts/pin_images.py

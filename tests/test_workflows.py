@@ -1,0 +1,115 @@
+"""Workflows: no action that can change under us, no right that a job doesn't need, and nothing published that was not tested."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.tools import find_tool
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / ".github/workflows"
+FILES = sorted(FOLDER.glob("*.yml"))
+RELEASE: dict[str, Any] = yaml.safe_load((FOLDER / "release.yml").read_text())
+JOBS: dict[str, dict[str, Any]] = RELEASE["jobs"]
+ACTIONLINT = find_tool("actionlint")
+CRANE = find_tool("crane")
+
+
+def needs(job: str) -> set[str]:
+    """All jobs that have ended well when this one starts."""
+    direct = JOBS[job].get("needs", [])
+    return {other for name in ([direct] if isinstance(direct, str) else direct) for other in {name, *needs(name)}}
+
+
+@pytest.mark.skipif(ACTIONLINT is None, reason="actionlint is not installed")
+def test_actionlint_is_content() -> None:
+    done = subprocess.run([str(ACTIONLINT), "-shellcheck=", *map(str, FILES)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_actions_are_pinned_by_commit_and_say_which_version_that_is(file: Path) -> None:
+    used = re.findall(r"uses: (.+)", file.read_text())
+    assert used
+    assert [u for u in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v?\d+\.\d+\.\d+", u)] == []
+
+
+def test_an_action_is_the_same_commit_everywhere() -> None:
+    used = {tuple(u.split("@", 1)) for file in FILES for u in re.findall(r"uses: (.+)", file.read_text())}
+    assert len({action for action, _ in used}) == len(used)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_no_checkout_leaves_a_token_behind(file: Path) -> None:
+    jobs = yaml.safe_load(file.read_text())["jobs"]
+    checkouts = [s for job in jobs.values() for s in job["steps"] if s.get("uses", "").startswith("actions/checkout@")]
+    assert [s for s in checkouts if s["with"].get("persist-credentials") is not False] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_make_targets_of_workflows_exist(file: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)", file.read_text())) <= targets
+
+
+def test_a_release_starts_from_a_tag_alone_and_is_never_cancelled() -> None:
+    assert RELEASE[True] == {"push": {"tags": ["v*"]}}  # YAML reads the key `on` so
+    assert RELEASE["concurrency"] == {"group": "release", "cancel-in-progress": False}
+
+
+def test_each_job_has_the_least_rights() -> None:
+    assert RELEASE["permissions"] == {}
+    rights = {name: {right for right, level in job["permissions"].items() if level == "write"} for name, job in JOBS.items()}
+    assert rights == {
+        "build": set(),
+        "test": set(),
+        "attest": {"attestations", "id-token"},
+        "pypi": {"id-token"},
+        "images": {"id-token", "packages"},
+        "charts": {"id-token", "packages"},
+        "release": {"contents"},
+    }
+
+
+def test_a_job_that_publishes_distributions_runs_no_code_of_the_repository() -> None:
+    for name in ("attest", "pypi"):
+        assert [s for s in JOBS[name]["steps"] if s.get("uses", "").startswith(("actions/checkout", "actions/setup-python"))] == []
+
+
+def test_nothing_is_published_that_was_not_built_once_and_tested() -> None:
+    for name in ("attest", "pypi", "images", "charts", "release"):
+        assert {"build", "test"} <= needs(name), name
+    assert needs("release") == set(JOBS) - {"release"}
+    uploads = [s for job in JOBS.values() for s in job["steps"] if "upload-artifact" in s.get("uses", "")]
+    assert len(uploads) == 1
+    for name in ("test", "attest", "pypi", "images", "release"):
+        (taken,) = (s["with"]["name"] for s in JOBS[name]["steps"] if "download-artifact" in s.get("uses", ""))
+        assert taken == uploads[0]["with"]["name"]
+
+
+def test_publishing_needs_no_stored_secret() -> None:
+    text = (FOLDER / "release.yml").read_text()
+    assert set(re.findall(r"secrets\.(\w+)", text)) == {"GITHUB_TOKEN"}
+    assert JOBS["pypi"]["environment"] == "pypi"
+    (publish,) = (s for s in JOBS["pypi"]["steps"] if "gh-action-pypi-publish" in s.get("uses", ""))
+    assert not {"password", "user", "attestations"} & set(publish.get("with", {}))  # trusted publishing, with attestations
+
+
+def test_images_come_with_provenance_and_components_and_are_signed_by_digest() -> None:
+    (push,) = (s["with"] for s in JOBS["images"]["steps"] if "build-push-action" in s.get("uses", ""))
+    assert push["provenance"] == "mode=max"
+    assert push["sbom"] is True
+    signed = [s["run"] for job in JOBS.values() for s in job["steps"] if "cosign sign" in s.get("run", "")]
+    assert len(signed) == 2
+    assert all(re.search(r'cosign sign --yes "\$\w+@\$\w+"', run, re.IGNORECASE) for run in signed)
+
+
+def test_expressions_are_not_pasted_into_scripts() -> None:
+    runs = [s["run"] for file in FILES for job in yaml.safe_load(file.read_text())["jobs"].values() for s in job["steps"] if "run" in s]
+    assert {e for run in runs for e in re.findall(r"\$\{\{\s*(\w+)", run)} <= {"matrix"}
