@@ -112,7 +112,7 @@ dist: $(READY) ## the files of a release (TAG=v1.2.3): versions and changelog ag
 wheel-demo: $(READY) ## run the demo on the wheels in dist/, without the sources and in an empty HOME
 	$(BIN)/python scripts/release.py demo --airflow $(AIRFLOW)
 
-release-check: lint dist wheel-demo ## everything that a release does and that can be done here
+release-check: lint lint-deploy dist wheel-demo ## everything that a release does and that can be done here
 	$(BIN)/pytest -n 0 tests/test_release.py tests/test_workflows.py tests/test_pin_images.py tests/deploy $(ARGS)
 
 pin-images: $(READY) ## write the digests of the images' tags into docker-compose.yaml and the Dockerfile (needs a network, and crane or docker)

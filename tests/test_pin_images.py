@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +9,8 @@ from pathlib import Path
 import pin_images
 import pytest
 
-from factory_agents.sandbox.processes import alive, free_port, spawn, stop, wait_until
-from tests.support.tools import find_tool
+from tests.support.tools import CRANE, image_registry
 
-CRANE = find_tool("crane")
 DIGEST = "sha256:" + "a" * 64
 COMPOSE = """services:
   a:
@@ -49,14 +46,8 @@ def registry(tmp_path: Path) -> Iterator[str]:
     """A registry on loopback."""
     if CRANE is None:
         pytest.skip("crane is not installed")
-    address = f"127.0.0.1:{free_port('127.0.0.1')}"
-    process = spawn([CRANE, "registry", "serve", "--address", address], log=tmp_path / "registry.log")
-    try:
-        assert wait_until(lambda: subprocess.run([CRANE, "catalog", address], capture_output=True, check=False).returncode == 0, 30)
-        assert alive(process)
+    with image_registry(tmp_path) as address:
         yield address
-    finally:
-        stop(process, (signal.SIGTERM, 10), (signal.SIGKILL, 5))
 
 
 def test_a_registry_is_asked(registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

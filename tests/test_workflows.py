@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.tools import find_tool
+from tests.support.tools import CRANE, find_tool, image_registry
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".github/workflows"
@@ -18,7 +20,7 @@ FILES = sorted(FOLDER.glob("*.yml"))
 RELEASE: dict[str, Any] = yaml.safe_load((FOLDER / "release.yml").read_text())
 JOBS: dict[str, dict[str, Any]] = RELEASE["jobs"]
 ACTIONLINT = find_tool("actionlint")
-CRANE = find_tool("crane")
+HELM = os.environ.get("FACTORY_HELM") or find_tool("helm")
 
 
 def needs(job: str) -> set[str]:
@@ -108,6 +110,31 @@ def test_images_come_with_provenance_and_components_and_are_signed_by_digest() -
     signed = [s["run"] for job in JOBS.values() for s in job["steps"] if "cosign sign" in s.get("run", "")]
     assert len(signed) == 2
     assert all(re.search(r'cosign sign --yes "\$\w+@\$\w+"', run, re.IGNORECASE) for run in signed)
+
+
+@pytest.mark.skipif(CRANE is None or HELM is None, reason="crane and Helm are not installed")
+def test_the_step_that_publishes_charts_pushes_and_signs_what_it_pushed(tmp_path: Path) -> None:
+    """The script itself, with Helm and a registry on loopback; what it would have signed is noted."""
+    (step,) = (s["run"] for s in JOBS["charts"]["steps"] if "helm push" in s.get("run", ""))
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "helm").write_text(f'#!/bin/sh\n[ "$1" = push ] && exec {HELM} "$@" --plain-http\nexec {HELM} "$@"\n')
+    (programs / "cosign").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/signed\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    charts = sorted(path.parent.name for path in ROOT.glob("deploy/helm/*/Chart.yaml"))
+    shutil.copytree(ROOT / "deploy/helm", tmp_path / "deploy/helm")
+    with image_registry(tmp_path) as address:
+        environment = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(tmp_path), "REGISTRY": f"{address}/ours"}
+        done = subprocess.run(["bash", "-e", "-c", step], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        signed = [line.split() for line in (tmp_path / "signed").read_text().splitlines()]
+        assert [command for *command, _ in signed] == [["sign", "--yes"]] * len(charts)
+        for name, (*_, what) in zip(charts, signed, strict=True):
+            version = re.findall(r"^version: (\S+)", (ROOT / f"deploy/helm/{name}/Chart.yaml").read_text(), re.MULTILINE)[0]
+            asked = [str(CRANE), "digest", f"{address}/ours/charts/{name}:{version}"]
+            digest = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+            assert what == f"{address}/ours/charts/{name}@{digest}"
 
 
 def test_expressions_are_not_pasted_into_scripts() -> None:
