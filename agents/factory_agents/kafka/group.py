@@ -20,7 +20,7 @@ from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.telemetry import fields
 
-__all__ = ["GroupReader", "OnPartitions", "Start", "decide_start"]
+__all__ = ["TOPIC_TAG", "GroupReader", "OnPartitions", "Start", "decide_start", "stands_of"]
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _ASK_SECONDS = 0.3
 _CHECK_SECONDS = 5.0
 _SESSION_MS, _HEARTBEAT_MS = 10_000, 500
 """A member that was killed holds its partitions up for a session; a rebalance is heard of at a heartbeat."""
-_TAG = "topic-id:"
+TOPIC_TAG = "topic-id:"
 _error, _partition = methodcaller("error"), methodcaller("partition")
 
 OnPartitions: TypeAlias = Callable[[set[int]], None]
@@ -56,7 +56,9 @@ def decide_start(offset: int, metadata: str, topic_id: str, log_start: int, *, e
     """
     if offset < 0:
         return Start(log_start)
-    named = metadata.removeprefix(_TAG) if metadata.startswith(_TAG) else ""
+    named = (
+        metadata.removeprefix(TOPIC_TAG).partition("|")[0] if metadata.startswith(TOPIC_TAG) else ""
+    )  # a token may follow (see ``routes``)
     if (named or ("" if replaced else topic_id)) != topic_id:
         return Start(log_start, lost="the topic was deleted and created again")
     if offset < log_start:
@@ -133,6 +135,10 @@ class GroupReader:
     def waiting(self) -> bool:
         """Whether there are partitions that ``batch`` will begin to read from where the group stands: commit before it what is handled."""
         return self.assigned != self.reading
+
+    def _due(self) -> set[int]:
+        """Partitions that it is time to begin to read."""
+        return self.assigned - self.reading
 
     def rewind(self) -> None:
         """What was read and not committed is read again, on every partition; nothing read before counts any more."""
@@ -237,7 +243,7 @@ class GroupReader:
             if self._topic_gone:
                 self._go_over()
             self.check_topic()
-            starts = self._starts(sorted(p for p in self.assigned - self.reading if p < self.topic.partitions))
+            starts = self._starts(sorted(p for p in self._due() if p < self.topic.partitions))
         except UnavailableError as error:
             log.info("the group's positions cannot be read now", extra=fields(group=self._group, reason=str(error)))
             return
@@ -271,13 +277,13 @@ class GroupReader:
         """Where each is to be read from. Raises KafkaException while an open transaction hides where the group stands."""
         if not partitions:
             return {}
-        stands = self._consumer.committed(self._named(partitions), timeout=_ASK_SECONDS)
+        stands = self._stands(partitions)
+        if not stands:
+            return {}
+        partitions = [tp.partition for tp in stands]
         first = self._cluster.log_start(self.topic.name, partitions)
         beyond = self._out_of_range & set(partitions)
         ends = self._cluster.high_watermark(self.topic.name, beyond) if beyond else {}
-        for tp in stands:
-            if tp.error is not None:
-                raise KafkaException(tp.error)
         return {
             tp.partition: decide_start(
                 tp.offset,
@@ -289,6 +295,10 @@ class GroupReader:
             )
             for tp in stands
         }
+
+    def _stands(self, partitions: list[int]) -> list[TopicPartition]:
+        """Where the group stands on those of the partitions that may be read now. Raises KafkaException as ``_starts`` does."""
+        return stands_of(self._consumer, self._named(partitions))
 
     def _lose(self, partition: int, start: Start) -> None:
         where = f"{self.topic.name}-{partition}"
@@ -305,7 +315,7 @@ class GroupReader:
 
     def offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
         """Positions as they are committed: each with the id of the topic that it is about."""
-        return [TopicPartition(self.topic.name, p, offset, _TAG + self.topic.id) for p, offset in positions.items()]
+        return [TopicPartition(self.topic.name, p, offset, TOPIC_TAG + self.topic.id) for p, offset in positions.items()]
 
     def committed(self, positions: Mapping[int, int]) -> None:
         """Take note of what was committed."""
@@ -333,6 +343,15 @@ class GroupReader:
     def close(self) -> None:
         """Leave the group."""
         self._fetch.close()
+
+
+def stands_of(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+    """Where a consumer's group stands. Raises KafkaException while an open transaction hides that."""
+    stands: list[TopicPartition] = consumer.committed(partitions, timeout=_ASK_SECONDS)
+    for tp in stands:
+        if tp.error is not None:
+            raise KafkaException(tp.error)
+    return stands
 
 
 def _numbers(partitions: Iterable[TopicPartition]) -> set[int]:

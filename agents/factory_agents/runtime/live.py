@@ -27,7 +27,7 @@ from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import BatchSize, process
 from factory_agents.telemetry import Batch, Observers, Subject, fields
 
-__all__ = ["default_group", "run_live"]
+__all__ = ["LiveAgent", "check_live", "default_group", "run_live"]
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,10 @@ def run_live(
     recreated, retention was faster), unless ``accept_loss``; and another FactoryError where it cannot go on. Nothing is lost or doubled by
     starting it again.
     """
-    check_names(group=group, prefix=prefix)
-    if transform.stateful:
-        raise WindowError(f"agent {transform.name!r} judges a whole window and cannot run live; give it a window (--since, --until)")
+    check_live(transform, group, prefix)
     reading = open_codec(input_codec, in_topic, writing=False)
     writing = open_codec(output_codec, out_topic, writing=True)
-    live = _Live(context, transform, in_topic, out_topic, group, dead_letter_topic, prefix, accept_loss=accept_loss)
+    live = LiveAgent(context, transform, in_topic, out_topic, group, dead_letter_topic, prefix, accept_loss=accept_loss)
     live.use_codecs(reading, writing)
     if max_lag_downstream and out_topic:
         live.downstream = Downstream(context.config, out_topic, max_lag_downstream, group=downstream_group)
@@ -84,8 +82,20 @@ def run_live(
         live.close()
 
 
-class _Live:
-    """One member of the group. An aborted transaction takes a new producer and goes back to where the group stands."""
+def check_live(transform: Transform, group: str, prefix: str) -> None:
+    """Refuse what cannot run live."""
+    check_names(group=group, prefix=prefix)
+    if transform.stateful:
+        raise WindowError(f"agent {transform.name!r} judges a whole window and cannot run live; give it a window (--since, --until)")
+
+
+class LiveAgent:
+    """One member of the group. An aborted transaction takes a new producer and goes back to where the group stands.
+
+    ``part`` ends the writer's name, which every record has in a header.
+    """
+
+    poll = _POLL
 
     def __init__(
         self,
@@ -98,10 +108,13 @@ class _Live:
         prefix: str,
         *,
         accept_loss: bool,
+        cluster: Cluster | None = None,
+        reader: GroupReader | None = None,
+        part: str = "0",
     ) -> None:
-        self.context, self.transform, self.group = context, transform, group
-        self.cluster = Cluster(context.config)
-        self.reader = GroupReader(context.config, self.cluster, in_topic, group, accept_loss=accept_loss)
+        self.context, self.transform, self.group, self.prefix, self.part = context, transform, group, prefix, part
+        self.cluster = cluster or Cluster(context.config)
+        self.reader = reader or GroupReader(context.config, self.cluster, in_topic, group, accept_loss=accept_loss)
         self.writer = TransactionalWriter(
             context.config,
             transactional_id(prefix, "live", group, uuid.uuid4().hex),
@@ -143,7 +156,7 @@ class _Live:
         """Set what reads and writes the events."""
         self.input_codec = reading
         self.outputs.use_codecs(reading, writing)
-        self.outputs.set_writer(f"live/{self.group}/0")
+        self.outputs.set_writer(f"live/{self.group}/{self.part}")
 
     def close(self) -> None:
         """Leave the group; an open transaction is ended without its outputs."""
@@ -193,13 +206,13 @@ class _Live:
             self.reader.rewind()
             self.again_at = time.monotonic() + _AGAIN_SECONDS
         if time.monotonic() < self.again_at:
-            self.reader.idle(_POLL)
+            self.reader.idle(self.poll)
             self._tell_lag()
             self.observer.turn(self.subject, joined=self.reader.joined)
             return
         if self.reader.waiting:
             self._commit()  # what is handled is not read again
-        messages = self.reader.batch(min(self.batch.records, self.chunk.room), _POLL)
+        messages = self.reader.batch(min(self.batch.records, self.chunk.room), self.poll)
         if messages:
             self._handle(messages)
         self.positions |= self.reader.passed(self.positions)  # so that the lag is none when all is read
@@ -268,14 +281,16 @@ class _Live:
 
     def _commit(self) -> None:
         """Outputs and positions become visible together."""
-        if not self.positions:
-            return
+        if self.positions:
+            self._commit_now()
+
+    def _commit_now(self) -> None:
         deadline = time.monotonic() + _PATIENCE
 
         def seal() -> None:
             failpoints.hit("live.before-offsets")
             self._check_topic(deadline)
-            self.writer.send_offsets(self.reader.offsets(self.positions), self.group, self.reader.membership)
+            self._send_offsets()
 
         counts = self.counts.copy()
         counts.add(self.uncommitted)
@@ -283,6 +298,9 @@ class _Live:
         self.reader.committed(self.positions)
         self.counts = counts
         self.uncommitted, self.positions = Counts(), {}
+
+    def _send_offsets(self) -> None:
+        self.writer.send_offsets(self.reader.offsets(self.positions), self.group, self.reader.membership)
 
     def _check_topic(self, deadline: float) -> None:
         """See ``GroupReader.check_topic``; a broker that is away is waited for."""

@@ -22,7 +22,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import CodecRef, Counts
 from factory_agents.runtime.agents import AgentFunction, agent
-from factory_agents.runtime.live import _Live, default_group, run_live
+from factory_agents.runtime.live import LiveAgent, default_group, run_live
 from factory_agents.runtime.session import RunContext
 from tests.support.agents import mark
 from tests.support.observers import Recorder
@@ -375,7 +375,7 @@ def _abort_the_commit(live: Any, partitions: set[int]) -> None:
         raise ChunkAbortedError(UnavailableError("the coordinator was away for a moment"), refused=False)
 
     send, live.writer.send_offsets = live.writer.send_offsets, refuse
-    _Live._on_revoke(live, partitions)
+    LiveAgent._on_revoke(live, partitions)
 
 
 def _fence_the_commit(live: Any, partitions: set[int]) -> None:
@@ -384,7 +384,7 @@ def _fence_the_commit(live: Any, partitions: set[int]) -> None:
         raise FencedError("the transaction outlived its timeout")
 
     commit, live.writer.commit = live.writer.commit, refuse
-    _Live._on_revoke(live, partitions)
+    LiveAgent._on_revoke(live, partitions)
 
 
 def _lose_them(live: Any, partitions: set[int]) -> None:
@@ -398,7 +398,7 @@ def test_a_chunk_that_is_dropped_when_some_partitions_go_is_read_again_on_those_
 ) -> None:
     broken: list[set[int]] = []
 
-    class Fragile(_Live):
+    class Fragile(LiveAgent):
         def _on_revoke(self, partitions: set[int]) -> None:
             if not broken and self.positions.keys() - partitions:
                 broken.append(self.positions.keys() - partitions)
@@ -406,7 +406,7 @@ def test_a_chunk_that_is_dropped_when_some_partitions_go_is_read_again_on_those_
             else:
                 super()._on_revoke(partitions)
 
-    monkeypatch.setattr("factory_agents.runtime.live._Live", Fragile)
+    monkeypatch.setattr("factory_agents.runtime.live.LiveAgent", Fragile)
     monkeypatch.setattr("factory_agents.runtime.live._COMMIT_SECONDS", 1.0)  # there is always something that is not committed yet
     source, out = runs.topic("in"), runs.topic("out")
     config = runs.configured(session_timeout_ms=6000, heartbeat_interval_ms=500)
@@ -434,13 +434,13 @@ def test_a_commit_that_fails_for_good_when_partitions_go_ends_the_agent_and_the_
                 raise UnavailableError("the broker is away")
 
             monkeypatch.setattr(live.writer, "flush", refuse)
-        _Live._on_revoke(live, partitions)
+        LiveAgent._on_revoke(live, partitions)
 
-    class Fragile(_Live):
+    class Fragile(LiveAgent):
         def _on_revoke(self, partitions: set[int]) -> None:
             fail(self, partitions)
 
-    monkeypatch.setattr("factory_agents.runtime.live._Live", Fragile)
+    monkeypatch.setattr("factory_agents.runtime.live.LiveAgent", Fragile)
     monkeypatch.setattr("factory_agents.runtime.live._COMMIT_SECONDS", 1.0)
     source, out = runs.topic("in"), runs.topic("out")
     config = runs.configured(session_timeout_ms=6000, heartbeat_interval_ms=500)
