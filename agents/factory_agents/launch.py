@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from factory_agents.runtime.codecs import codec_class
 from factory_agents.runtime.live import default_group, run_live
 from factory_agents.runtime.live_sink import KEEP_WINDOWS, run_sink_live
 from factory_agents.runtime.session import RunContext
+from factory_agents.runtime.versions import check_unversioned, run_version
 from factory_agents.stage_plan import StageInput, stage_input
 from factory_agents.telemetry import bound, fields
 from factory_agents.text import unknown
@@ -108,6 +110,8 @@ def _check_ingest(resolved: Resolved) -> None:
 def _check_live(agent: str, resolved: Resolved) -> None:
     if not resolved.settings.in_topic:
         raise ConfigurationError(f"agent {agent!r}: no topic to read; give --in-topic, or set INPUT_TOPIC")
+    if agent == "publish" and resolved.settings.live_version:
+        raise ConfigurationError("agent 'publish': --live-version is for agents that write to a topic; leave it out")
     for name in ("shard", "rerun", "max_rejected", "deadline", "pipeline"):
         if resolved.by_flag(name):
             raise ConfigurationError(
@@ -281,9 +285,12 @@ def _run_sink(context: RunContext, sink: Any, group: str, settings: AgentSetting
 
 
 def _run_transform(context: RunContext, transform: Any, group: str, settings: AgentSettings) -> Counts:
-    return run_live(
-        context,
-        transform,
+    if settings.live_version:
+        run = partial(run_version, context, transform, settings.live_version)
+    else:
+        check_unversioned(context.config, group, settings.prefix)
+        run = partial(run_live, context, transform)
+    return run(
         in_topic=settings.in_topic,
         out_topic=settings.out_topic,
         group=group,

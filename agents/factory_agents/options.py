@@ -93,6 +93,15 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     stage: Annotated[str, _key("the stage's name; by default the agent's", "NAME", env="FACTORY_STAGE")] = ""
     prefix: Annotated[str, _key("prefix of the ledger topic and of transactional ids", "NAME", env="FACTORY_PREFIX")] = "factory"
     group: Annotated[str, _key("consumer group of a live agent; by default factory.<agent>.<in-topic>", "NAME", env="CONSUMER_GROUP")] = ""
+    live_version: Annotated[
+        str,
+        _key(
+            "version of a live agent, such as v2, so that factory rollout can move partitions from one version to another; by default the "
+            "agent runs without one",
+            "VERSION",
+            env="FACTORY_LIVE_VERSION",
+        ),
+    ] = ""
     shard: Annotated[Shard, _key("part of the window to take: 1/4 is the first of four", "I/N")] = Shard()
     dry_run: Annotated[bool, _key("show what would be written; write nothing")] = False
     show: Annotated[

@@ -56,9 +56,8 @@ def decide_start(offset: int, metadata: str, topic_id: str, log_start: int, *, e
     """
     if offset < 0:
         return Start(log_start)
-    named = (
-        metadata.removeprefix(TOPIC_TAG).partition("|")[0] if metadata.startswith(TOPIC_TAG) else ""
-    )  # a token may follow (see ``routes``)
+    tag = metadata.partition("|")[0]  # a token may follow (see ``routes``)
+    named = tag.removeprefix(TOPIC_TAG) if tag.startswith(TOPIC_TAG) else ""
     if (named or ("" if replaced else topic_id)) != topic_id:
         return Start(log_start, lost="the topic was deleted and created again")
     if offset < log_start:

@@ -85,9 +85,9 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
 class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which version is to handle each partition of a group.
 
-    ``base`` handles all while there is no rollout, ``new`` is the version that is being rolled out (or was rolled back). ``initial`` says who
-    holds a partition whose token was never passed on. ``back``: what is not committed of the old owner's is not wanted. ``steps`` are the
-    shares still to come, each after ``hold`` seconds.
+    ``base`` handles all while there is no rollout, ``new`` is the version that is being rolled out (or was rolled back). ``initial`` says
+    who holds a partition whose token was never passed on. ``back``: what is not committed of the old owner's is not wanted. ``steps`` are
+    the shares still to come, each after ``hold`` seconds.
     """
 
     group: str

@@ -1,4 +1,4 @@
-"""Reads a topic as a member of one version's group: those partitions whose token the version holds, from where the official group stands."""
+"""Reads a topic as a member of one version's group: the partitions whose token it holds, from where the official group stands."""
 
 from __future__ import annotations
 

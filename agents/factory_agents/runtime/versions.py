@@ -31,7 +31,7 @@ from factory_agents.runtime.live import LiveAgent, check_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.telemetry import Observers, fields
 
-__all__ = ["VersionedAgent", "run_version"]
+__all__ = ["VersionedAgent", "check_unversioned", "run_version"]
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,21 @@ def run_version(
         live.close()
 
 
-class _HandOver(Exception):
+def check_unversioned(config: KafkaConfig, group: str, prefix: str) -> None:
+    """Refuse to run without a version in a group whose partitions versions handle. Raises ConfigurationError."""
+    with Cluster(config) as cluster:
+        control = Control(config, cluster, prefix=prefix, group=group)
+        try:
+            route = control.catch_up(time.monotonic() + _PATIENCE)
+        finally:
+            control.close()
+    if route is not None:
+        raise ConfigurationError(
+            f"group {group!r}: its partitions are handled by versions (now {route.base!r}); give this agent one, too (--live-version)"
+        )
+
+
+class _HandOverError(Exception):
     """The agent is at a call, of records of a partition that is to be given away."""
 
 
@@ -182,7 +196,7 @@ class VersionedAgent(LiveAgent):
                 self.reader.idle(self.poll)
                 return
             super()._step()
-        except _HandOver:
+        except _HandOverError:
             self._leave_call()
 
     def _obey(self) -> None:
@@ -317,7 +331,7 @@ class VersionedAgent(LiveAgent):
             elif busy > _BEAT_SECONDS:
                 self.refused = self._verdict(self.watch.chunk(self.chunk.records, self.outputs.figures().rejected, busy))
         if self.refused or (self.tokens.to_give and (route.back or busy > _LEAVE_SECONDS)):
-            raise _HandOver
+            raise _HandOverError
 
     def _leave_call(self) -> None:
         """What the agent has in hand is read again, by whoever has its partitions then."""

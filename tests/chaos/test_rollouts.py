@@ -1,0 +1,201 @@
+"""Partitions go between versions while their members are killed, stopped and ended: nothing is lost, nothing doubled, order is kept."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+from confluent_kafka import Producer, TopicPartition
+
+from factory_agents.kafka.control import Control
+from factory_agents.kafka.routes import Route
+from tests.support.runs import Runs
+from tests.support.waiting import wait_for
+
+PARTITIONS = 8
+
+
+@dataclass(frozen=True)
+class Written:
+    """A record of the output: when it was written, the number in its event, and by which version."""
+
+    at: float
+    number: int
+    version: str
+
+
+@dataclass
+class Fleet:
+    """Members of versions in processes of their own, and a producer that goes on."""
+
+    runs: Runs
+    source: str
+    out: str
+    members: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    sent: int = 0
+
+    @property
+    def group(self) -> str:
+        return f"{self.runs.prefix}.group"
+
+    def start(self, version: str) -> subprocess.Popen[bytes]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))}
+        environment |= self.runs.configured(session_timeout_ms=6000).to_env()
+        command = [sys.executable, "-m", "factory_agents.enrich", "--in-topic", self.source, "--out-topic", self.out]
+        command += ["--group", self.group, "--prefix", self.runs.prefix, "--live-version", version]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.members.append((version, process))
+        self.started.append(process)
+        return process
+
+    def disturb(self, rnd: random.Random) -> None:
+        """Kill, end or stop one, and start another in its place."""
+        n = rnd.randrange(len(self.members))
+        version, process = self.members.pop(n)
+        how = rnd.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+        process.send_signal(how)
+        if how == signal.SIGSTOP:  # it comes back as a zombie
+            threading.Timer(8.0, lambda: process.send_signal(signal.SIGCONT)).start()
+        self.start(version)
+
+    def end(self) -> None:
+        for process in self.started:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in self.started:
+            process.wait(30)
+
+    @contextmanager
+    def feeding(self, pause: float) -> Iterator[None]:
+        """Events with growing numbers to every partition, all the time."""
+        ended = threading.Event()
+        producer = Producer({"bootstrap.servers": self.runs.bootstrap, "linger.ms": 5, "log_level": 0})
+
+        def feed() -> None:
+            while not ended.is_set():
+                for p in range(PARTITIONS):
+                    producer.produce(self.source, b'{"event_id": %d}' % self.sent, b"%d" % p, partition=p)
+                    self.sent += 1
+                producer.poll(0)
+                ended.wait(pause)
+            producer.flush(30)
+
+        thread = threading.Thread(target=feed)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def written(self) -> dict[int, list[Written]]:
+        """What each partition of the output holds."""
+        found: dict[int, list[Written]] = {p: [] for p in range(PARTITIONS)}
+        ends = self.runs.cluster.stable_offset(self.out, range(PARTITIONS))
+        consumer = self.runs.config.consumer(auto_offset_reset="earliest")
+        try:
+            consumer.assign([TopicPartition(self.out, p, 0) for p in range(PARTITIONS)])
+            left = {p for p, end in ends.items() if end > 0}
+            while left:
+                for message in consumer.consume(5_000, 0.2):
+                    p, offset = message.partition() or 0, message.offset() or 0
+                    if message.error() is None:
+                        number = msgspec.json.decode(message.value() or b"")["event_id"]
+                        headers: Any = message.headers()
+                        version = dict(headers)["factory-writer"].decode().rpartition("/")[2]
+                        found[p].append(Written(message.timestamp()[1] / 1000, number, version))
+                    if offset >= ends[p] - 1:
+                        left.discard(p)
+        finally:
+            consumer.close()
+        return found
+
+    def count(self) -> int:
+        return sum(map(len, self.written().values()))
+
+
+def flip(control: Control, rnd: random.Random) -> tuple[float, Route, Route]:
+    """Give an order at random: all to one, or each to either; some of them drop what isn't committed."""
+    before: list[Route] = []
+
+    def change(route: Route | None) -> Route:
+        assert route is not None
+        before[:] = [route]
+        everyone = rnd.choice([(), ("v1",), ("v2",)])
+        owners = tuple(rnd.choice(everyone or ("v1", "v2")) for _ in range(PARTITIONS))
+        return msgspec.structs.replace(route, epoch=route.epoch + 1, owners=owners, back=rnd.random() < 0.3)
+
+    after = control.order(change)
+    assert after is not None
+    return time.time(), before[0], after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flips", "kills", "members", "pause"),
+    [
+        pytest.param(12, 4, 2, 0.05, id="short"),
+        pytest.param(200, 100, 4, 0.004, id="whole", marks=[pytest.mark.soak, pytest.mark.timeout(1500)]),
+    ],
+)
+def test_versions_that_are_flipped_and_killed_lose_double_and_reorder_nothing(
+    runs: Runs, flips: int, kills: int, members: int, pause: float
+) -> None:
+    rnd = random.Random(f"{flips}")
+    source = runs.topic("in", partitions=PARTITIONS)
+    out = runs.topic("out", partitions=PARTITIONS, message_timestamp_type="LogAppendTime")
+    fleet = Fleet(runs, source, out)
+    orders: list[tuple[float, Route, Route]] = []
+    control = Control(runs.config, runs.cluster, prefix=runs.prefix, group=fleet.group)
+    try:
+        for _ in range(members):
+            fleet.start("v1")
+            fleet.start("v2")
+        with fleet.feeding(pause):
+            wait_for(lambda: fleet.count() > 0, "the first record")
+            for n in range(flips):
+                began, seen = time.monotonic(), fleet.sent
+                orders.append(flip(control, rnd))
+                if n * kills // flips != (n + 1) * kills // flips:
+                    fleet.disturb(rnd)
+                wait_for(lambda began=began, seen=seen: time.monotonic() > began + 1.0 and fleet.sent > seen, "a second's events")
+        wait_for(lambda: fleet.count() >= fleet.sent, f"all of {fleet.sent} events", 90)
+        written = fleet.written()
+    finally:
+        control.close()
+        fleet.end()
+    numbers = [w.number for records in written.values() for w in records]
+    assert sorted(numbers) == list(range(fleet.sent))
+    assert all([w.number for w in records] == sorted(w.number for w in records) for records in written.values())
+    print(f"{len(numbers)} events, {flips} flips, {kills} disturbances; ms {delays(orders, written)}")
+
+
+def delays(orders: list[tuple[float, Route, Route]], written: dict[int, list[Written]]) -> dict[str, list[int]]:
+    """From each order to the new version's first record, and to the old one's last: the half, nine tenths and the greatest."""
+    first, last = [], []
+    for n, (at, before, after) in enumerate(orders):
+        until = orders[n + 1][0] if n + 1 < len(orders) else float("inf")
+        for p in range(PARTITIONS):
+            if before.owner(p) != after.owner(p):
+                came = [w.at - at for w in written[p] if at <= w.at < until and w.version == after.owner(p)]
+                went = [w.at - at for w in written[p] if at <= w.at < until and w.version == before.owner(p)]
+                first += came[:1]
+                last.append(max(went[-1:], default=0.0))
+
+    def of(found: list[float]) -> list[int]:
+        found = sorted(found) or [0.0]
+        return [round(1000 * found[min(len(found) - 1, int(len(found) * q))]) for q in (0.5, 0.9, 0.99, 1)]
+
+    return {"first": of(first), "last": of(last)}
