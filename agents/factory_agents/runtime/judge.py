@@ -28,17 +28,18 @@ class Figures(NamedTuple):
     waiting: float = 0.0
     span: float = 0.0
 
-    def plus(self, other: Figures) -> Figures:
-        """Both together."""
-        return Figures(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
 
 def total(figures: Iterable[Figures]) -> Figures:
     """All together."""
-    result = Figures()
-    for one in figures:
-        result = result.plus(one)
-    return result
+    found = list(figures)
+    return Figures(
+        sum(f.records for f in found),
+        sum(f.errors for f in found),
+        sum(f.rejected for f in found),
+        sum(f.seconds for f in found),
+        sum(f.waiting for f in found),
+        sum(f.span for f in found),
+    )
 
 
 def verdict(new: Figures, old: Figures, limits: Limits) -> str:
