@@ -148,6 +148,7 @@ def get_provider_info() -> dict[str, Any]:
             {"name": "factory_pools", "plugin-class": f"{_PACKAGE}.plugins.pools.PoolsPlugin"},
             {"name": "factory_preload", "plugin-class": f"{_PACKAGE}.plugins.preload.PreloadPlugin"},
         ],
+        "notifications": [f"{_PACKAGE}.notifications.FactoryNotifier"],
         "config": {
             "factory": {
                 "description": "How the operators of ``airflow-provider-factory`` run agents. Every option may be set by its environment "

@@ -16,6 +16,7 @@ from factory_agents.protocol import AgentResult, CodecRef, Counts, Dataset, Inte
 __all__ = [
     "ALWAYS",
     "RECORD_VERSION",
+    "AlertRecord",
     "AttemptRecord",
     "CutRecord",
     "FailureRecord",
@@ -298,6 +299,26 @@ class AttemptRecord(_Record, frozen=True, tag="attempt"):
         return f"{_work_key('attempt', work)}{self.shard.key}@{self.began}"
 
 
+class AlertRecord(_Record, frozen=True, tag="alert"):
+    """Something happened to a window that people are told of: what, when (milliseconds) and to whom (``who``, such as a task's name).
+
+    ``sent`` says that the message about the record ``of`` went out. Of anything else ``of`` names a record whose author was to send the
+    message and seems to have died: this one's author does it instead. See ``alerts``.
+    """
+
+    pipeline: str
+    window: str
+    id: str
+    what: Literal["failed", "late", "warned", "whole", "sent"]
+    at: int
+    who: str = ""
+    of: str = ""
+
+    def key(self) -> str:
+        """The record key: its own for each."""
+        return _SEPARATOR.join(("alert", self.pipeline, self.window, self.id))
+
+
 def _work_key(kind: str, work: Work) -> str:
     return _SEPARATOR.join((kind, work.pipeline, work.stage, work.scope, work.window, ""))
 
@@ -327,7 +348,9 @@ def failure_key(work: Work) -> str:
     return _work_key("failure", work) + work.shard.key
 
 
-LedgerRecord: TypeAlias = PipelineRecord | CutRecord | PlanRecord | MarkRecord | StageRecord | ReplayRecord | FailureRecord | AttemptRecord
+LedgerRecord: TypeAlias = (
+    PipelineRecord | CutRecord | PlanRecord | MarkRecord | StageRecord | ReplayRecord | FailureRecord | AttemptRecord | AlertRecord
+)
 _TYPES: dict[str, type[LedgerRecord]] = {
     "pipeline": PipelineRecord,
     "cut": CutRecord,
@@ -337,6 +360,7 @@ _TYPES: dict[str, type[LedgerRecord]] = {
     "replay": ReplayRecord,
     "failure": FailureRecord,
     "attempt": AttemptRecord,
+    "alert": AlertRecord,
 }
 _KINDS = {type_: kind for kind, type_ in _TYPES.items()}
 _DECODERS = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
