@@ -18,6 +18,7 @@ from factory_agents.errors import ConfigurationError, DataLossError
 from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
 from factory_agents.kafka.ledger import Ledger
 from factory_agents.kafka.records import (
+    AlertRecord,
     AttemptRecord,
     CutRecord,
     FailureRecord,
@@ -396,7 +397,7 @@ def _translated(record: LedgerRecord, move: _Translator) -> LedgerRecord:
             topic = record.pipeline.removeprefix("replay.")
             replayed = {p: [move.offset(topic, record.topic_id, p, o) for o in of] for p, of in record.offsets.items()}
             return msgspec.structs.replace(record, topic_id=move.topic(topic, record.topic_id), offsets=replayed)
-        case PipelineRecord() | MarkRecord() | FailureRecord() | AttemptRecord():
+        case PipelineRecord() | MarkRecord() | FailureRecord() | AttemptRecord() | AlertRecord():
             return record
 
 
