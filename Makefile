@@ -22,6 +22,9 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet $(
 COMPILE_ALL = $(COMPILE) --extra openlineage --extra postgres --extra slack --group pyproject.toml:dev \
 	--no-emit-package factory-agents --no-emit-package airflow-provider-factory pyproject.toml
 
+# Without compiled modules each of the thousand processes that the suite starts reads Airflow from its sources.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit test-kubernetes test-snowflake soak docs reference lint lint-deploy cluster-install format bench shell try ui lock wheels dist wheel-demo release-check pin-images clean
 

@@ -465,6 +465,7 @@ def test_a_mistyped_parameter_is_one_line_and_plans_nothing(factory: Command, ru
     assert factory.ok("windows").data == []
 
 
+@pytest.mark.slow
 def test_an_unreachable_broker_is_one_line_and_worth_a_retry(offline: Command) -> None:
     (offline.cwd / "t.yaml").write_text("topics: {}\n")
     agent = ("agent", "run", "enrich", "--in-topic", "t", "--out-topic", "u")

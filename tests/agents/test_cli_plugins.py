@@ -38,6 +38,7 @@ def test_a_source_and_a_sink_of_a_user(factory: Command, topic: TopicFactory, tm
     assert published(tmp_path / "db") == list(range(20))
 
 
+@pytest.mark.slow
 def test_the_doctor_names_what_is_installed_and_what_is_broken(offline: Command, tmp_path: Path) -> None:
     done = offline("doctor", "--json", PYTHONPATH=str(install_plugins(tmp_path / "wheel")))
     found = [(f["part"], f["state"], f["text"]) for f in done.data if f["part"] in ("sources", "sinks")]

@@ -45,13 +45,13 @@ from factory_agents.topics_file import read_topics
 from tests.agents.sources.reading import hour
 from tests.fuzz import corpora
 
-TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {}
+TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {}
 """By name: what takes the bytes, and what they are made of."""
 
 
-def target(bases: list[bytes]) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
+def target(bases: list[bytes] | Callable[[], list[bytes]]) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
     def add(function: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        TARGETS[function.__name__] = function, bases
+        TARGETS[function.__name__] = function, bases if callable(bases) else lambda: bases
         return function
 
     return add
@@ -290,7 +290,7 @@ def delimited(data: bytes) -> None:
     in_a_file(data, "a.tsv.gz", read_all)
 
 
-@target(corpora.parquet_files())
+@target(corpora.parquet_files)
 def parquet(data: bytes) -> None:
     in_a_file(data, "a.parquet", read_all)
 

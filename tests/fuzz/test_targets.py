@@ -42,7 +42,7 @@ def bounded() -> Iterator[None]:
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_is_hostile_on_purpose(name: str) -> None:
     take, corpus = TARGETS[name]
-    for data in corpus:
+    for data in corpus():
         with bounded():
             take(data)
 
@@ -51,7 +51,7 @@ def fuzzed(name: str, examples: int, *, derandomize: bool) -> Callable[[], None]
     take, corpus = TARGETS[name]
 
     @settings(max_examples=examples, derandomize=derandomize, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(mutated(corpus))
+    @given(mutated(corpus()))
     def check(data: bytes) -> None:
         with bounded():
             take(data)

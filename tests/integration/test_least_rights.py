@@ -41,6 +41,8 @@ from tests.support.sqlite_sink import SqliteSink
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.parts
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "least-rights.md"
 SAID = {b.words: parse_acls(b.text) for b in blocks(PAGE.read_text()) if b.language == "acls"}
 _counter = itertools.count()  # of all tests: what a job does is done for the first time, whichever tests ran before

@@ -525,24 +525,28 @@ except ConfigurationError as error:
     answer = str(error)
 answer = [answer, largest]
 """
-_LONG = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), ["x" * 1_200_000])
+
+
+def _long() -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), ["x" * 1_200_000])
 
 
 class TestSmallFilesThatMeanMuch:
     """Each is some hundred bytes, or some thousand, and means gigabytes."""
 
     @pytest.mark.parametrize(
-        ("column", "time_field"),
+        ("make", "time_field"),
         [
-            (_LONG, ""),
-            (_LONG, "a"),
-            (pa.ListArray.from_arrays(pa.array(range(301), pa.int32()), _LONG), ""),
-            (pa.StructArray.from_arrays([_LONG], names=["b"]), ""),
-            (pa.array([b"x" * 1_000_000] * 40, pa.binary(1_000_000)), ""),
+            (_long, ""),
+            (_long, "a"),
+            (lambda: pa.ListArray.from_arrays(pa.array(range(301), pa.int32()), _long()), ""),
+            (lambda: pa.StructArray.from_arrays([_long()], names=["b"]), ""),
+            (lambda: pa.array([b"x" * 1_000_000] * 40, pa.binary(1_000_000)), ""),
         ],
         ids=["text", "text as time", "in lists", "in structs", "bytes of one width"],
     )
-    def test_batches_are_bounded_in_bytes(self, tmp_path: Path, column: pa.Array, time_field: str) -> None:
+    def test_batches_are_bounded_in_bytes(self, tmp_path: Path, make: Callable[[], pa.Array], time_field: str) -> None:
+        column = make()
         pq.write_table(pa.table({"a": column}), tmp_path / "f.parquet", compression="zstd", store_schema=False)
         cost = cost_of(_READ, str(tmp_path / "f.parquet"), time_field)
         assert cost.mebibytes < 250, cost
@@ -551,15 +555,15 @@ class TestSmallFilesThatMeanMuch:
         assert largest < 20_000_000
 
     @pytest.mark.parametrize(
-        "column",
+        "make",
         [
-            pa.array(["x" * 1_000_000] * 280),
-            pa.ListArray.from_arrays(pa.array([0, 50_000_000], pa.int32()), pa.nulls(50_000_000, pa.int8())),
+            lambda: pa.array(["x" * 1_000_000] * 280),
+            lambda: pa.ListArray.from_arrays(pa.array([0, 50_000_000], pa.int32()), pa.nulls(50_000_000, pa.int8())),
         ],
         ids=["texts", "one list"],
     )
-    def test_a_column_that_would_not_fit_into_memory_is_refused(self, tmp_path: Path, column: pa.Array) -> None:
-        pq.write_table(pa.table({"a": column}), tmp_path / "f.parquet", use_dictionary=False, compression="zstd", store_schema=False)
+    def test_a_column_that_would_not_fit_into_memory_is_refused(self, tmp_path: Path, make: Callable[[], pa.Array]) -> None:
+        pq.write_table(pa.table({"a": make()}), tmp_path / "f.parquet", use_dictionary=False, compression="zstd", store_schema=False)
         cost = cost_of(_READ, str(tmp_path / "f.parquet"), "")
         assert cost.mebibytes < 300, cost
         assert "row group 1, column 'a" in cost.answer[0]
