@@ -26,7 +26,7 @@ COMPILE_ALL = $(COMPILE) --extra openlineage --extra postgres --extra slack --gr
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit test-kubernetes test-snowflake soak docs reference lint lint-deploy cluster-install format bench shell try ui lock wheels dist wheel-demo release-check pin-images clean
+.PHONY: help demo test unit coverage test-kubernetes test-snowflake soak docs reference lint lint-deploy cluster-install format bench shell try ui lock wheels dist wheel-demo release-check pin-images clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ test: $(READY) ## run the whole test suite on a real broker and database
 
 unit: $(READY) ## run what needs no broker, no database and no Airflow: under a minute
 	$(BIN)/pytest -n auto --max-worker-restart 0 -m 'not parts and not airflow and not kubernetes and not slow and not soak and not fuzz' $(ARGS)
+
+coverage: ## run what make unit runs, and show which lines it executes; fails below the floor in pyproject.toml
+	@$(MAKE) --no-print-directory unit ARGS="--cov --cov-report=term -q $(ARGS)"
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
 	$(BIN)/pytest -n 2 --max-worker-restart 0 --dist loadfile tests/kubernetes $(ARGS)
