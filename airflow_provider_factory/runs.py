@@ -9,10 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from airflow.sdk.configuration import conf
+
 from airflow_provider_factory.version_compat import previous_run
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.protocol import Interval, Order
 from factory_agents.stage_plan import StageInput
+from factory_agents.telemetry import TraceContext
 
 __all__ = [
     "as_bool",
@@ -26,6 +29,7 @@ __all__ = [
     "order",
     "places",
     "reprocess_wanted",
+    "traceparent",
     "window_policy",
 ]
 
@@ -178,6 +182,19 @@ def bundle_root(context: Mapping[str, Any]) -> Path | None:
         return Path(path)
     fileloc = getattr(context.get("dag"), "fileloc", "") or ""
     return Path(fileloc).parent if fileloc and Path(fileloc).is_file() else None
+
+
+def traceparent(context: Mapping[str, Any]) -> str:
+    """The task's span, which its agent's is a part of; empty where Airflow writes no traces (it makes ids all the same)."""
+    if not conf.getboolean("traces", "otel_on", fallback=False):
+        return ""
+    from opentelemetry import trace
+
+    own = trace.get_current_span().get_span_context()
+    if own.is_valid:
+        return TraceContext(f"{own.trace_id:032x}", f"{own.span_id:016x}", own.trace_flags.sampled).text
+    carrier = getattr(context.get("ti"), "context_carrier", None) or {}  # ``airflow dags test`` has no span around the task
+    return str(carrier.get("traceparent") or "")
 
 
 def include_folder(root: Path | None) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,12 +19,13 @@ from airflow_provider_factory.links import PodLink, pod_url, push_links
 from airflow_provider_factory.runners.base import Access
 from airflow_provider_factory.runners.kubernetes.failure import fresh_lines
 from airflow_provider_factory.runners.kubernetes.logs import AgentPodManager, since_seconds
-from airflow_provider_factory.runners.kubernetes.manifest import owned_secret, with_secret
+from airflow_provider_factory.runners.kubernetes.manifest import owned_secret, with_environment, with_secret
 from airflow_provider_factory.runners.kubernetes.private import OpenPodOperator
 from airflow_provider_factory.runners.kubernetes.runner import PodRunner
 from airflow_provider_factory.settings import credentials
 from airflow_provider_factory.triggers.agent_pod import AgentPodTrigger
 from factory_agents.errors import AgentCrashedError, ConfigurationError, FactoryError
+from factory_agents.telemetry.tracing import handed_on
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -78,8 +80,10 @@ class AgentPodOperator(OpenPodOperator):
         """See ``KubernetesPodOperator``; there is no XCom sidecar, since results travel in the termination message."""
         with self.without_sidecar():
             pod = super().build_pod_request_obj(context, **kwargs)
-        if self.pod_runner is not None and credentials(self.credentials) == "connections":
-            with_secret(pod, self.base_container_name, pod.metadata.name)
+        if self.pod_runner is not None:
+            with_environment(pod, self.base_container_name, self.pod_runner.tracing)
+            if credentials(self.credentials) == "connections":
+                with_secret(pod, self.base_container_name, pod.metadata.name)
         return pod
 
     # Which pod
@@ -136,7 +140,8 @@ class AgentPodOperator(OpenPodOperator):
         namespace = pod.metadata.namespace
         try:
             live = self.client.read_namespaced_pod(pod.metadata.name, namespace)
-            secret = owned_secret(live.metadata.name, live.metadata.uid, access.environment())
+            _, of_tracing = handed_on(os.environ)
+            secret = owned_secret(live.metadata.name, live.metadata.uid, of_tracing | access.environment())
             self.client.create_namespaced_secret(namespace, secret)
         except ApiException as error:
             if error.status == 409:  # a pod taken up again has it

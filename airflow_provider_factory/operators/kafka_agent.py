@@ -33,6 +33,7 @@ from airflow_provider_factory.runs import (
     order,
     places,
     reprocess_wanted,
+    traceparent,
 )
 from airflow_provider_factory.settings import Runner, option, runner
 from factory_agents.errors import AgentCrashedError, ConfigurationError, DryRunError, FactoryError, WindowError
@@ -241,6 +242,7 @@ class KafkaAgentOperator(AgentPodOperator):
             deadline_seconds=_seconds(self.deadline),
             prefix=option("prefix"),
             keep_windows=option("keep_windows"),
+            traceparent=traceparent(context),
         )
 
     def _check_arguments(self) -> None:

@@ -12,6 +12,7 @@ from airflow_provider_factory.runs import bundle_root, include_folder
 from airflow_provider_factory.settings import option_seconds
 from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.runners.process import AgentProcess, child_environment
+from factory_agents.telemetry.tracing import OF_ITS_PROCESS
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -47,7 +48,7 @@ class ProcessRunner:
     def _environment(self, root: Path | None) -> dict[str, str]:
         environment = child_environment(
             os.environ,
-            private=_AIRFLOWS,
+            private=(*_AIRFLOWS, *OF_ITS_PROCESS),
             secrets=self._access.environment(),
             extra=self._env_vars,
             python_path=[root] if root else [],

@@ -28,6 +28,7 @@ from factory_agents.temporal.pipelines import read_pipeline
 from factory_agents.temporal.protocol import PipelineRequest
 from tests.support.airflow_env import migrated_database
 from tests.support.bigquery import Emulator
+from tests.support.otlp import Collector
 from tests.support.runs import read_manifest
 from tests.support.snowflake import SnowflakeSchema
 from tests.support.temporal import Pipelines
@@ -86,6 +87,19 @@ def repository(own_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
     apply_topics(environment)
     return Repository(own_sandbox, environment, database)
+
+
+def test_a_worker_that_is_told_of_a_collector_traces_its_stages_and_events_through_them(
+    repository: Repository, collector: Collector
+) -> None:
+    traced = {"AIRFLOW__TRACES__OTEL_ON": "True", "OTEL_TRACES_EXPORTER": "otlp_proto_http", "OTEL_SERVICE_NAME": "airflow"}
+    status, printed = replace(repository, environment=repository.environment | traced | collector.environment).dags_test()
+    assert status == 0, printed
+    assert {span.service for span in collector.spans} == {"airflow", "factory-agent"}
+    runs = [collector.one(stage) for stage in STAGES]
+    assert [run.links for run in runs[1:]] == [((before.trace_id, before.span_id),) for before in runs[:-1]]
+    (event, *_) = collector.named("ingest_events event")
+    assert [s.attributes["factory.stage"] for s in sorted(collector.spans, key=lambda s: s.end) if s.trace_id == event.trace_id] == STAGES
 
 
 def test_an_hour_lands_once_however_often_it_runs(repository: Repository) -> None:

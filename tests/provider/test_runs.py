@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import opentelemetry.context
 import pytest
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from airflow_provider_factory.runs import (
     as_bool,
@@ -18,12 +20,28 @@ from airflow_provider_factory.runs import (
     optional_interval,
     order,
     reprocess_wanted,
+    traceparent,
     window_policy,
 )
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.protocol import Order
 from factory_agents.stage_plan import StageInput, stage_input
 from tests.support.samples import INTERVAL, context, window
+
+
+def test_an_agents_span_is_a_part_of_the_tasks_where_airflow_writes_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    carried, current = (f"00-{digit * 32}-{digit * 16}-01" for digit in "ab")
+    task = context(ti=SimpleNamespace(context_carrier={"traceparent": carried}))
+    assert traceparent(task) == "", "Airflow makes ids, and writes nothing under them"
+    monkeypatch.setenv("AIRFLOW__TRACES__OTEL_ON", "true")
+    assert traceparent(task) == carried
+    assert traceparent(context(ti=SimpleNamespace(context_carrier=None))) == ""
+    inside = TraceContextTextMapPropagator().extract({"traceparent": current})
+    token = opentelemetry.context.attach(inside)
+    try:
+        assert traceparent(task) == current
+    finally:
+        opentelemetry.context.detach(token)
 
 
 def test_the_interval_is_the_runs_data_interval() -> None:

@@ -43,11 +43,14 @@ def right_for(method: str, target: str) -> tuple[str, str]:
 
 
 class KubeApi:
-    """``asked``: method and path of each request, in order; ``answer`` gives a status for one in place of 200, or None."""
+    """``asked``: method and path of each request, in order, and ``told`` what came with each; ``answer`` gives a status for one in place
+    of 200, or None.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.asked: list[tuple[str, str]] = []
+        self.told: list[bytes] = []
         self.answer: Callable[[str, str], int | None] = lambda method, path: None
 
     @property
@@ -75,9 +78,10 @@ def kube_api() -> Iterator[KubeApi]:
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            told = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = self.path.partition("?")[0]
             api.asked.append((self.command, path))
+            api.told.append(told)
             allowed = right_for(self.command, self.path) in _ALLOWED
             status = (api.answer(self.command, path) or 200) if allowed else 403
             listing = self.command == "GET" and path.endswith(("/pods", "/events"))

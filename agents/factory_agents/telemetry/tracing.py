@@ -12,19 +12,22 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from factory_agents.telemetry.spans import Traces
 
-__all__ = ["TRACE_RATE", "handed_on", "tracing"]
+__all__ = ["OF_ITS_PROCESS", "TRACE_RATE", "handed_on", "tracing"]
 
 log = logging.getLogger(__name__)
 
 TRACE_RATE = "FACTORY_TRACE_RATE"
 """How many events a second ``ingest`` begins a trace for, in each of its runs; 0 for none."""
 
+OF_ITS_PROCESS = ("OTEL_SERVICE_NAME", "TRACEPARENT")
+"""Variables that are about the process that has them, and nothing for an agent that it starts."""
+
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _EXPORTERS = ("otlp", "otlp_proto_http")  # the second one is what Airflow calls it
 
 _SECRET = ("HEADERS",)
-_LOCAL = ("CERTIFICATE", "CLIENT_KEY")  # files of the machine on which they are set
+_LOCAL = (*OF_ITS_PROCESS, "OTEL_RESOURCE_ATTRIBUTES", "CERTIFICATE", "CLIENT_KEY")  # files of the machine on which they are set
 
 
 def _wanted(environ: Mapping[str, str]) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "pod_labels",
     "pod_template",
     "safe_label",
+    "with_environment",
     "with_secret",
 ]
 
@@ -176,6 +177,16 @@ def with_secret(pod: k8s.V1Pod, container: str, secret: str) -> None:
     for each in pod.spec.containers:
         if each.name == container:
             each.env_from = [*(each.env_from or []), source]
+
+
+def with_environment(pod: k8s.V1Pod, container: str, values: Mapping[str, str]) -> None:
+    """Add variables to the container's environment that it doesn't have yet: whoever set one for it meant it."""
+    from kubernetes.client import models as k8s
+
+    for each in pod.spec.containers:
+        if each.name == container:
+            own = {variable.name for variable in each.env or []}
+            each.env = [*(each.env or []), *(k8s.V1EnvVar(name, value) for name, value in values.items() if name not in own)]
 
 
 def _container(spec: AgentPod, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from airflow_provider_factory.settings import credentials, option
 from factory_agents.errors import AgentCrashedError, ConfigurationError, FactoryError, StoppedError
 from factory_agents.protocol import AgentResult, AgentRun, decode_result
 from factory_agents.runners.results import agent_error, check_result
+from factory_agents.telemetry.tracing import handed_on
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -87,6 +89,12 @@ class PodRunner:
         pod = PodGenerator.deserialize_model_dict(agent_pod(spec, None if templated else pod_template()))
         task.full_pod_spec = PodGenerator.reconcile_pods(task.full_pod_spec, pod) if task.full_pod_spec else pod
         task.pod_runner = self
+
+    @property
+    def tracing(self) -> dict[str, str]:
+        """What the pod is told of traces in plain sight: the worker's own settings without secrets, and the span that it is a part of."""
+        plain, _ = handed_on(os.environ)
+        return plain | ({"TRACEPARENT": self._run.traceparent} if self._run.traceparent else {})
 
     def is_of_this_run(self, pod: k8s.V1Pod) -> bool:
         """Whether a pod does just this run, by its labels: the fingerprint is among them."""

@@ -158,7 +158,9 @@ def test_of_the_settings_an_agent_elsewhere_gets_those_with_secrets_apart() -> N
             "OTEL_TRACES_SAMPLER": "parentbased_always_on",
             "FACTORY_TRACE_RATE": "5",
             "FACTORY_PREFIX": "factory",
-            "OTEL_SERVICE_NAME": "",
+            "OTEL_SERVICE_NAME": "airflow-worker",
+            "OTEL_RESOURCE_ATTRIBUTES": "k8s.pod.name=worker-0",
+            "OTEL_PROPAGATORS": "",
             "PATH": "/bin",
         }
     )

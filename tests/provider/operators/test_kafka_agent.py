@@ -22,6 +22,7 @@ from airflow_provider_factory.lineage import result_lineage
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from airflow_provider_factory.operators.validation import ValidationOperator
 from airflow_provider_factory.operators.window import WindowOperator
+from airflow_provider_factory.runners.base import Access
 from airflow_provider_factory.runners.kubernetes.manifest import ANNOTATION, AgentPod, agent_pod
 from airflow_provider_factory.runners.kubernetes.runner import PodRunner
 from airflow_provider_factory.sensors.consumer_lag import ConsumerLagSensor
@@ -207,10 +208,10 @@ def test_template_fields_are_the_parents_and_its_own() -> None:
     assert all(hasattr(task, name) for name in own)
 
 
-def pod(task: KafkaAgentOperator) -> dict[str, Any]:
+def pod(task: KafkaAgentOperator, of: dict[str, Any] | None = None) -> dict[str, Any]:
     """The pod that KubernetesPodOperator would create, on any cluster."""
     task.hook = SimpleNamespace(is_in_cluster=False, get_namespace=lambda: "ns")  # type: ignore[assignment]
-    run_context = task_context(task)
+    run_context = of or task_context(task)
     PodRunner(task._portable(task.agent_run(run_context), run_context), task._access, task)  # type: ignore[arg-type]
     made = task.build_pod_request_obj(run_context)  # type: ignore[arg-type]
     data: dict[str, Any] = ApiClient().sanitize_for_serialization(made)
@@ -261,6 +262,55 @@ def test_a_users_template_takes_the_place_of_the_hardened_one() -> None:
     assert {"name": "A", "value": "b"} in container["env"]
     assert ANNOTATION in made["metadata"]["annotations"]
     assert [m["mountPath"] for m in container["volumeMounts"]] == ["/etc/factory"]
+
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def traced_context(task: KafkaAgentOperator) -> dict[str, Any]:
+    """A task's context in an Airflow that writes traces."""
+    context = task_context(task)
+    context["ti"].context_carrier = {"traceparent": TRACEPARENT}
+    return context
+
+
+def test_a_pod_is_told_where_traces_go_and_whose_part_it_is_and_no_secret_in_plain_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__TRACES__OTEL_ON", "true")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=hunter2")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
+    task = operator(env_vars={"OTEL_TRACES_SAMPLER": "always_off"}, credentials="connections")
+    made = pod(task, traced_context(task))
+    variables = [(v["name"], v.get("value")) for v in made["spec"]["containers"][0]["env"]]
+    assert len({name for name, _ in variables}) == len(variables)
+    told = dict(variables)
+    assert told["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+    assert told["OTEL_TRACES_SAMPLER"] == "always_off", "the task's own"
+    assert told["TRACEPARENT"] == decode_run(made["metadata"]["annotations"][ANNOTATION]).traceparent == TRACEPARENT
+    assert "hunter2" not in json.dumps(made)
+
+
+def test_what_is_secret_of_where_traces_go_is_in_the_pods_own_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=hunter2")
+    with kube_api() as api:
+        task = operator(runner="kubernetes", config_file=None, in_cluster=False, credentials="connections")
+        monkeypatch.setattr(KafkaAgentOperator, "client", CoreV1Api(new_client_from_config_dict(api.config)))
+        monkeypatch.setattr(Access, "environment", lambda self: {"KAFKA_BOOTSTRAP": "broker:9092"})
+        run_context = task_context(task)
+        PodRunner(task.agent_run(run_context), task._access, task)  # type: ignore[arg-type]
+        request = k8s.V1Pod(metadata=k8s.V1ObjectMeta(name="pod", namespace="ns", labels={}), spec=k8s.V1PodSpec(containers=[]))
+        task.get_or_create_pod(request, run_context)  # type: ignore[arg-type]
+        made = dict(zip(api.asked, api.told, strict=True))
+    secret = json.loads(made["POST", "/api/v1/namespaces/ns/secrets"])
+    assert secret["stringData"] == {"KAFKA_BOOTSTRAP": "broker:9092", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=hunter2"}
+    assert b"hunter2" not in made["POST", "/api/v1/namespaces/ns/pods"]
+
+
+def test_a_span_does_not_make_it_another_pod() -> None:
+    task = operator()
+    labels = pod(task)["metadata"]["labels"]
+    again = operator()
+    assert pod(again, traced_context(again))["metadata"]["labels"] == labels
 
 
 def test_an_image_with_its_own_command_keeps_it() -> None:
