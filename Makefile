@@ -70,7 +70,7 @@ lint: $(READY) ## check style, types, layers, spelling, scripts, the Dockerfile 
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell $(SPELLED)
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run scripts/*.sh
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/zizmor --offline --quiet .github/workflows
 

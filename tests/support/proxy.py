@@ -12,13 +12,13 @@ import yaml
 
 
 class Proxy:
-    """Forwards connections to one address until it is cut, and again once it is mended."""
+    """Forwards connections to one address until it is cut, and again once it is mended; it listens ``at`` an address of this machine."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, at: str = "127.0.0.1") -> None:
         self._target = (host, port)
         self._open: list[socket.socket] = []
         self._cut = False
-        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server = socket.create_server((at, 0))
         self.port = int(self._server.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 

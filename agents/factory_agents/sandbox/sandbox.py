@@ -53,6 +53,7 @@ class Sandbox:
         with_snowflake: the same for a Snowflake emulator, which needs Python 3.11.
         with_registry: whether a schema registry runs beside them. It is fetched the first time.
         host: this machine's address to listen at; another than loopback lets its neighbours in, for example a test cluster's pods.
+            Temporal is always on loopback.
         tell: receives progress, one line a call; by default written to standard error.
 
     Any number of processes may use the same ``home`` at once: each method takes its lock.
@@ -389,12 +390,13 @@ class Sandbox:
             if temporal.answers(server.host, server.port):
                 return
             temporal.end(server.process)
-        port = _port_again(self._host, server.port if server else None)
-        ui_port = _port_again(self._host, server.ui_port if server else None)
-        process = temporal.start(self._temporal_folder, self._host, port, ui_port, self._tell)
-        started = TemporalState(host=self._host, port=port, ui_port=ui_port, process=process)
+        # whatever the host: its parts look for each other on loopback
+        port = _port_again(HOST, server.port if server else None)
+        ui_port = _port_again(HOST, server.ui_port if server else None)
+        process = temporal.start(self._temporal_folder, HOST, port, ui_port, self._tell)
+        started = TemporalState(host=HOST, port=port, ui_port=ui_port, process=process)
         states.save(self.home, msgspec.structs.replace(self._state(), temporal=started))
-        temporal.wait_ready(self._temporal_folder, process, self._host, port)
+        temporal.wait_ready(self._temporal_folder, process, HOST, port)
 
     def _end_temporal(self) -> None:
         state = self._state()

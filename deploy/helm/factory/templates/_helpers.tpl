@@ -43,6 +43,7 @@ metadata:
   {{- end }}
 spec:
   {{- include "factory.podSecurity" .root | nindent 2 }}
+  enableServiceLinks: false
   terminationGracePeriodSeconds: {{ .grace }}
   {{- with .settings.nodeSelector }}
   nodeSelector:
@@ -123,7 +124,6 @@ spec:
 {{- define "factory.podSecurity" -}}
 serviceAccountName: {{ .Release.Name }}
 automountServiceAccountToken: false
-enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}

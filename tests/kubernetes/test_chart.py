@@ -1,0 +1,244 @@
+"""The chart on a real cluster: one event in, one enriched event out, one workflow done; upgrades, rollbacks and evictions lose nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka.admin import AdminClient
+from kubernetes import client
+
+from factory_agents.kafka.lag import group_lag
+from factory_agents.sandbox import Sandbox
+from tests.support.cluster import IMAGE, TestCluster
+from tests.support.helm import HELM, Release
+from tests.support.proxy import Proxy
+from tests.support.runs import Runs
+from tests.support.temporal import Pipelines
+from tests.support.topics import create_topic
+from tests.support.waiting import wait_for
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(HELM is None, reason="Helm is not installed (FACTORY_HELM)")]
+
+CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "factory"
+PARTITIONS = 12
+SMALL = {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
+CHECK = """
+def check(event):
+    from factory_agents import Reject
+
+    if not event.get("enriched"):
+        raise Reject("it was not enriched", rule="enriched")
+    return event
+"""
+RATE = 2_000
+"""Events a second while versions change."""
+
+
+class Site:
+    """A namespace where pods must be restricted, with Kafka and Temporal in its reach."""
+
+    def __init__(self, cluster: TestCluster, runs: Runs, pipelines: Pipelines, folder: Path) -> None:
+        self.cluster, self.runs, self.pipelines, self.folder = cluster, runs, pipelines, folder
+
+    def release(self, name: str) -> Release:
+        """The chart under a name."""
+        return Release(name, CHART, self.cluster.namespace, self.folder)
+
+    def topic(self, name: str) -> str:
+        """A topic that is stamped by the broker."""
+        return self.runs.topic(name, PARTITIONS, message_timestamp_type="LogAppendTime")
+
+    def values(self, raw: str, enriched: str) -> dict[str, Any]:
+        """Four live agents from one topic to another, and nothing else."""
+        repository, _, tag = IMAGE.partition(":")
+        return {
+            "image": {"repository": repository, "tag": tag},
+            "prefix": self.runs.prefix,
+            "agents": {"enrich": {"inTopic": raw, "outTopic": enriched, "resources": SMALL}},
+            "metrics": {"enabled": False},
+        }
+
+    def pods(self, instance: str) -> list[str]:
+        """The names of a release's pods that are ready and not about to end."""
+        found = self.cluster.core.list_namespaced_pod(self.cluster.namespace, label_selector=f"app.kubernetes.io/instance={instance}").items
+        ready = (p for p in found if any(c.type == "Ready" and c.status == "True" for c in p.status.conditions or ()))
+        return sorted(str(p.metadata.name) for p in ready if p.metadata.deletion_timestamp is None)
+
+    def stamped(self, topic: str) -> list[tuple[str, int]]:
+        """Id and broker's time, in milliseconds, of every committed record."""
+        ends = self.runs.cluster.high_watermark(topic, range(PARTITIONS))
+        reader = Consumer({**READER, "bootstrap.servers": self.runs.bootstrap})
+        reader.assign([TopicPartition(topic, partition, 0) for partition in ends])
+        found: list[tuple[str, int]] = []
+        ended: set[int] = set()
+        while len(ended) < PARTITIONS:
+            for message in reader.consume(10_000, 10):
+                error = message.error()
+                if error is None:
+                    found.append((json.loads(message.value() or b"")["event_id"], message.timestamp()[1]))
+                else:
+                    assert error.code() == KafkaError._PARTITION_EOF, error
+                    ended.add(message.partition() or 0)
+        reader.close()
+        return found
+
+
+READER = {
+    "group.id": "test",
+    "enable.auto.commit": False,
+    "isolation.level": "read_committed",
+    "enable.partition.eof": True,
+    "auto.offset.reset": "earliest",
+    "log_level": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def site(sandbox: Sandbox, admin: AdminClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The site, which is gone when the module ends."""
+    cluster = TestCluster.make()
+    info = Sandbox(sandbox.home, host=cluster.host, with_temporal=True).up()
+    restricted = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    cluster.core.patch_namespace(cluster.namespace, restricted)
+    cluster.put_secret("factory-agent", {"KAFKA_BOOTSTRAP": info.bootstrap, "DATABASE_URL": info.database_url})
+    prefix, folder = cluster.namespace, tmp_path_factory.mktemp("chart")
+
+    def topic(name: str, partitions: int, **config: object) -> str:
+        create_topic(admin, f"{prefix}.{name}", partitions, **config)
+        return f"{prefix}.{name}"
+
+    runs = Runs(info.bootstrap, prefix, topic, admin)
+    server, _, port = str(info.temporal_address).rpartition(":")
+    temporal = Proxy(server, int(port), at=cluster.host)
+    pipelines = Pipelines(f"{cluster.host}:{temporal.port}", info.bootstrap, prefix, folder)
+    yield Site(cluster, runs, pipelines, folder)
+    pipelines.close()
+    temporal.close()
+    runs.close()
+    cluster.close()
+
+
+class Walk:
+    """The chart as the walkthrough installs it: a workflow begins for each enriched event."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.raw, self.enriched, self.checked = (site.topic(name) for name in ("raw", "enriched", "checked"))
+        self.pipeline = f"{site.runs.prefix}.smoke"
+        stage = {"name": "check", "agent": "check", "source": CHECK, "output_topic": self.checked}
+        pipeline = {"pipeline": self.pipeline, "topic": self.enriched, "prefix": site.runs.prefix, "stages": [stage]}
+        temporal = {
+            "address": site.pipelines.address,
+            "workerDefaults": {"resources": SMALL, "replicas": 1},
+            "workers": {"default": {}},
+            "starters": {"smoke": {"topic": self.enriched, "pipeline": pipeline}},
+        }
+        self.values = site.values(self.raw, self.enriched) | {"metrics": {"resources": SMALL}, "temporal": temporal}
+
+    def smoke(self, id_: str) -> None:
+        """One event in; one enriched event, one finished workflow, and one event that it checked come out."""
+        site, workflow = self._site, f"{self.pipeline}/{id_}"
+        site.runs.produce(self.raw, [json.dumps({"event_id": id_, "payload": "sample"}).encode()], partition=0)
+        wait_for(lambda: site.pipelines.exists(workflow) and site.pipelines.is_over(workflow), f"the workflow {workflow} to end", 120)
+        enriched, checked = ([r.event for r in site.runs.everything(topic) if r.id == id_] for topic in (self.enriched, self.checked))
+        assert enriched == checked == [{"event_id": id_, "payload": "sample", "enriched": True}]
+        (stage,) = site.pipelines.done(workflow).stages
+        assert (stage.stage, stage.counts.produced) == ("check", 1)
+
+
+def test_one_event_becomes_one_enriched_event_and_one_workflow_twice_over(site: Site) -> None:
+    walk, release = Walk(site), site.release("walk")
+    release.upgrade(walk.values)
+    pods = site.pods("walk")
+    assert sum("-enrich-" in name for name in pods) == 4
+    walk.smoke("test-123")
+    release.upgrade(walk.values)
+    walk.smoke("test-124")
+    assert site.pods("walk") == pods  # an upgrade to the same changes nothing
+    assert sorted(record.id for record in site.runs.everything(walk.enriched)) == ["test-123", "test-124"]
+    assert "ok" in release.test()
+    manifest = release.manifest()
+    assert site.runs.bootstrap not in manifest
+    assert "postgresql://" not in manifest
+    release.uninstall()
+    wait_for(lambda: not site.pods("walk"), "its pods to be gone", 120)
+
+
+class Load:
+    """Events at a steady rate from a thread, until it is left."""
+
+    def __init__(self, runs: Runs, topic: str) -> None:
+        self._runs, self._topic = runs, topic
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self.sent = 0
+
+    def _send(self) -> None:
+        began, batch = time.monotonic(), RATE // 10
+        while not self._stop.wait(max(0.0, began + self.sent / RATE - time.monotonic())):
+            self._runs.produce(self._topic, (json.dumps({"event_id": f"{i}"}).encode() for i in range(self.sent, self.sent + batch)))
+            self.sent += batch
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+
+
+@pytest.fixture(scope="module")
+def live(site: Site) -> Iterator[tuple[Release, dict[str, Any]]]:
+    """Four live agents, and the values that made them."""
+    release = site.release("live")
+    values = site.values(site.topic("load"), site.topic("loaded"))
+    release.upgrade(values)
+    yield release, values
+    release.uninstall()
+
+
+def test_an_upgrade_and_a_rollback_under_load_lose_and_double_nothing(site: Site, live: tuple[Release, dict[str, Any]]) -> None:
+    release, values = live
+    raw, loaded = (values["agents"]["enrich"][name] for name in ("inTopic", "outTopic"))
+    generations = [site.pods("live")]
+    with Load(site.runs, raw) as load:
+        wait_for(lambda: load.sent >= RATE, "the load to begin")
+        release.upgrade(values | {"env": {"RELEASE": "two"}})
+        generations.append(site.pods("live"))
+        release.rollback()
+        generations.append(site.pods("live"))
+    assert [len(pods) for pods in generations] == [4, 4, 4]
+    assert len({name for pods in generations for name in pods}) == 12
+    wait_for(lambda: not any(p.lag for p in group_lag(site.runs.config, f"factory.enrich.{raw}")), "the agents to be done", 120)
+    came, went = dict(site.stamped(raw)), site.stamped(loaded)
+    assert len(came) == load.sent
+    assert sorted(id_ for id_, _ in went) == sorted(came)  # 0 lost, 0 doubled
+    worst = max(at - came[id_] for id_, at in went)
+    print(f"{load.sent} events at {RATE} a second; worst delay {worst / 1000:.1f} s")
+    assert worst < 15_000
+
+
+def test_an_eviction_beyond_the_budget_is_refused(site: Site, live: tuple[Release, dict[str, Any]]) -> None:
+    wait_for(lambda: len(site.pods("live")) == 4, "four ready agents", 120)
+    first, second, *_ = site.pods("live")
+
+    def evict(name: str) -> None:
+        body = client.V1Eviction(metadata=client.V1ObjectMeta(name=name, namespace=site.cluster.namespace))
+        site.cluster.core.create_namespaced_pod_eviction(name, site.cluster.namespace, body)
+
+    evict(first)
+    with pytest.raises(client.ApiException) as refused:
+        evict(second)
+    assert refused.value.status == 429
+    assert "disruption budget" in str(refused.value.body)
+    wait_for(lambda: len(site.pods("live")) == 4, "a pod in its place", 120)
+    assert first not in site.pods("live")
+    assert second in site.pods("live")
