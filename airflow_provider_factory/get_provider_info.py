@@ -120,7 +120,9 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": [f"{_PACKAGE}.operators.{name}" for name in ("agent_pod", "kafka_agent", "validation", "window")],
+                "python-modules": [
+                    f"{_PACKAGE}.operators.{name}" for name in ("agent_pod", "kafka_agent", "temporal_pipeline", "validation", "window")
+                ],
             }
         ],
         "sensors": [
@@ -132,7 +134,10 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": [f"{_PACKAGE}.triggers.{name}" for name in ("agent_pod", "consumer_lag", "topic_ready", "window_closed")],
+                "python-modules": [
+                    f"{_PACKAGE}.triggers.{name}"
+                    for name in ("agent_pod", "consumer_lag", "temporal_pipeline", "topic_ready", "window_closed")
+                ],
             }
         ],
         "hooks": [

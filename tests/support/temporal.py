@@ -76,6 +76,10 @@ class Pipelines:
         """Let a workflow begin nothing more, or go on."""
         return self.ask(lambda client: clients.pause(client, id_, paused))
 
+    def retry(self, id_: str) -> Progress:
+        """Try again what is held."""
+        return self.ask(lambda client: clients.retry(client, id_))
+
     def is_over(self, id_: str) -> bool:
         """Whether a workflow has ended, in whatever way."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import msgspec
+from temporalio import exceptions
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.client import (
     Client,
     Schedule,
@@ -22,8 +25,9 @@ from temporalio.client import (
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
 )
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.common import SearchAttributeIndexedValueType, TypedSearchAttributes, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -35,10 +39,12 @@ from factory_agents.temporal.protocol import (
     BackfillRequest,
     PipelineDone,
     PipelineRequest,
+    PipelineSpec,
     Progress,
     RunStatus,
     ScheduledRequest,
 )
+from factory_agents.temporal.search import ATTRIBUTES, attributes_of
 
 __all__ = [
     "NotFoundError",
@@ -47,10 +53,13 @@ __all__ = [
     "cancel",
     "connect",
     "delete_schedule",
+    "handle_of",
     "look",
     "outcome",
     "pause",
     "progress",
+    "register_attributes",
+    "retry",
     "start",
     "start_backfill",
 ]
@@ -64,21 +73,28 @@ _PASSING = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatu
 
 
 class PipelineFailedError(FactoryError):
-    """A workflow ended without its pipeline's result; the message begins with the error's class in the agent."""
+    """A workflow ended without its pipeline's result; the message begins with the error's class in the agent.
+
+    ``retriable``: whether another workflow over the window may succeed with nothing changed.
+    """
+
+    def __init__(self, message: str, *, retriable: bool = False) -> None:
+        super().__init__(message)
+        self.retriable = retriable
 
 
 class NotFoundError(ConfigurationError):
     """There is no workflow of this id."""
 
 
-async def connect() -> Client:
+async def connect(profile: str = "") -> Client:
     """A client of the server that ``TEMPORAL_ADDRESS`` and its like name, else of the one on this machine at port 7233.
 
     ``TEMPORAL_NAMESPACE``, ``TEMPORAL_API_KEY`` and ``TEMPORAL_TLS…`` are Temporal's own; so is the file that ``TEMPORAL_CONFIG_FILE``
     names, with its profiles. Raises UnavailableError where it doesn't answer, ConfigurationError for settings that can't be used.
     """
     try:
-        settings = ClientConfig.load_client_connect_config()
+        settings = ClientConfig.load_client_connect_config(profile=profile or None)
     except Exception as error:  # the SDK's own, RuntimeError for most
         raise ConfigurationError(f"Temporal's settings (TEMPORAL_…) can't be used: {error}") from error
     where = settings.setdefault("target_host", "localhost:7233")
@@ -101,23 +117,59 @@ async def start(client: Client, request: PipelineRequest, *, again: bool = False
     if request.rerun == "redo":
         reuse = WorkflowIDReusePolicy.ALLOW_DUPLICATE
     conflict = WorkflowIDConflictPolicy.FAIL if request.rerun == "redo" else WorkflowIDConflictPolicy.USE_EXISTING
-    id_ = request.workflow_id
+    spec, id_ = request.spec, request.workflow_id
     with _rpc_errors(f"starting {id_}"):
         try:
-            return await client.start_workflow(
-                WORKFLOW,
-                request,
-                id=id_,
-                task_queue=request.spec.task_queue,
-                id_reuse_policy=reuse,
-                id_conflict_policy=conflict,
-                result_type=PipelineDone,
-                static_summary=f"{request.spec.pipeline} {request.window}",
+            return await _with_attributes(
+                attributes_of(spec, request.interval),
+                lambda attributes: client.start_workflow(
+                    WORKFLOW,
+                    request,
+                    id=id_,
+                    task_queue=spec.task_queue,
+                    id_reuse_policy=reuse,
+                    id_conflict_policy=conflict,
+                    result_type=PipelineDone,
+                    static_summary=f"{spec.pipeline} {request.window}",
+                    search_attributes=attributes,
+                ),
             )
         except WorkflowAlreadyStartedError:
             if request.rerun == "redo":
                 raise ConfigurationError(f"workflow {id_} is running: wait for its end, or cancel it, before the work is redone") from None
-            return client.get_workflow_handle(id_, result_type=PipelineDone)
+            return handle_of(client, id_)
+
+
+async def _with_attributes(attributes: TypedSearchAttributes, start: Callable[[TypedSearchAttributes | None], Awaitable[_T]]) -> _T:
+    """Start with the attributes, or without any where the server doesn't know them."""
+    try:
+        return await start(attributes)
+    except RPCError as error:
+        if error.status != RPCStatusCode.INVALID_ARGUMENT or "search attribute" not in error.message.lower():
+            raise
+    return await start(None)
+
+
+async def register_attributes(client: Client) -> None:
+    """Let the server know the attributes that pipelines are found by, if it doesn't; raises a FactoryError where it won't have them."""
+    kinds = {SearchAttributeIndexedValueType.KEYWORD: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD}
+    wanted = {key.name: kinds.get(key.indexed_value_type, IndexedValueType.INDEXED_VALUE_TYPE_DATETIME) for key in ATTRIBUTES}
+    with _rpc_errors("registering search attributes"):
+        lacking = wanted.keys() - await _registered(client)
+        if not lacking:
+            return
+        request = AddSearchAttributesRequest(namespace=client.namespace)
+        request.search_attributes.update({name: wanted[name] for name in lacking})
+        try:
+            await client.operator_service.add_search_attributes(request)
+        except RPCError as error:
+            if error.status != RPCStatusCode.ALREADY_EXISTS:  # another worker was first
+                raise
+
+
+async def _registered(client: Client) -> set[str]:
+    found = await client.operator_service.list_search_attributes(ListSearchAttributesRequest(namespace=client.namespace))
+    return set(found.custom_attributes)
 
 
 async def outcome(handle: WorkflowHandle[Any, _T]) -> _T:
@@ -126,27 +178,44 @@ async def outcome(handle: WorkflowHandle[Any, _T]) -> _T:
         try:
             return await handle.result()
         except WorkflowFailureError as error:
-            raise PipelineFailedError(f"workflow {handle.id}: {_root(error)}") from error
+            raise PipelineFailedError(f"workflow {handle.id}: {_root(error)}", retriable=_may_pass(error)) from error
+
+
+def handle_of(client: Client, id_: str) -> WorkflowHandle[Any, PipelineDone]:
+    """A pipeline's workflow by its id."""
+    return client.get_workflow_handle(id_, result_type=PipelineDone)
 
 
 async def start_backfill(client: Client, request: BackfillRequest) -> WorkflowHandle[Any, BackfillDone]:
     """Start a backfill, or give the one of this span that runs."""
     id_ = f"{request.spec.pipeline}/backfill/{request.interval.key}"
     with _rpc_errors(f"starting {id_}"):
-        return await client.start_workflow(
-            BACKFILL,
-            request,
-            id=id_,
-            task_queue=request.spec.task_queue,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            result_type=BackfillDone,
+        return await _with_attributes(
+            attributes_of(request.spec, request.interval),
+            lambda attributes: client.start_workflow(
+                BACKFILL,
+                request,
+                id=id_,
+                task_queue=request.spec.task_queue,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                result_type=BackfillDone,
+                static_summary=f"{request.spec.pipeline}: backfill of {request.interval.key}",
+                search_attributes=attributes,
+            ),
         )
 
 
 async def apply_schedule(client: Client, request: ScheduledRequest, *, catch_up: float) -> str:
     """Create the pipeline's schedule, or change it; its name. Windows missed for up to ``catch_up`` seconds are done later."""
     name = request.spec.pipeline
-    action = ScheduleActionStartWorkflow(SCHEDULE, request, id=f"{name}/schedule", task_queue=request.spec.task_queue)
+    action = ScheduleActionStartWorkflow(
+        SCHEDULE,
+        request,
+        id=f"{name}/schedule",
+        task_queue=request.spec.task_queue,
+        static_summary=f"{name}: every {request.every:g} s",
+        typed_search_attributes=await _known_attributes(client, request.spec),
+    )
     interval = ScheduleIntervalSpec(timedelta(seconds=request.every), timedelta(seconds=request.delay))
     policy = SchedulePolicy(overlap=ScheduleOverlapPolicy.ALLOW_ALL, catchup_window=timedelta(seconds=catch_up))
     schedule = Schedule(action, ScheduleSpec(intervals=[interval]), policy)
@@ -156,6 +225,15 @@ async def apply_schedule(client: Client, request: ScheduledRequest, *, catch_up:
         except ScheduleAlreadyRunningError:
             await client.get_schedule_handle(name).update(lambda found: _changed(found, schedule))
     return name
+
+
+async def _known_attributes(client: Client, spec: PipelineSpec) -> TypedSearchAttributes:
+    """A schedule's attributes, none where the server doesn't know them: it says so only when a start is due."""
+    try:
+        known = await _registered(client)
+    except RPCError:
+        known = set()
+    return attributes_of(spec) if known.issuperset(key.name for key in ATTRIBUTES) else TypedSearchAttributes.empty
 
 
 def _changed(found: ScheduleUpdateInput, schedule: Schedule) -> ScheduleUpdate:
@@ -180,7 +258,7 @@ async def progress(client: Client, id_: str) -> Progress | BackfillDone:
 
 async def look(client: Client, id_: str) -> RunStatus:
     """What became of a pipeline's workflow until now, whether a worker runs or not; raises NotFoundError where there is none of this id."""
-    handle = client.get_workflow_handle(id_, result_type=PipelineDone)
+    handle = handle_of(client, id_)
     with _rpc_errors(f"asking {id_}"):
         found = await handle.describe()
         name = found.status.name.lower() if found.status is not None else "unknown"
@@ -209,9 +287,19 @@ async def pause(client: Client, id_: str, paused: bool) -> Progress:
         return found
 
 
+async def retry(client: Client, id_: str) -> Progress:
+    """Try again what failed for good and is held; raises ConfigurationError where nothing is."""
+    with _rpc_errors(f"asking {id_}"):
+        try:
+            found: Progress = await client.get_workflow_handle(id_).execute_update("retry", result_type=Progress)
+        except WorkflowUpdateFailedError as error:
+            raise ConfigurationError(f"workflow {id_}: {_root(error)}") from error
+        return found
+
+
 async def cancel(client: Client, id_: str, *, wait: bool = True) -> None:
     """Cancel a workflow: its agents commit what they have in hand and end; by default wait until they have."""
-    handle = client.get_workflow_handle(id_, result_type=PipelineDone)
+    handle = handle_of(client, id_)
     with _rpc_errors(f"cancelling {id_}"):
         await handle.cancel()
         if not wait:
@@ -225,15 +313,28 @@ async def cancel(client: Client, id_: str, *, wait: bool = True) -> None:
     raise PipelineFailedError(f"workflow {id_} had finished before: nothing was cancelled")
 
 
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what caused it, innermost last."""
+    found = [error]
+    while (cause := getattr(found[-1], "cause", None)) is not None:
+        found.append(cause)
+    return found
+
+
 def _root(error: BaseException) -> str:
     """What ended a workflow, in one line: the innermost cause."""
-    inner = error
-    while (cause := getattr(inner, "cause", None)) is not None:
-        inner = cause
+    inner = _causes(error)[-1]
     if isinstance(inner, CancelledError):
         return "cancelled"
     kind = inner.type if isinstance(inner, ApplicationError) else type(inner).__name__
     return f"{kind}: {getattr(inner, 'message', None) or inner}"
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another workflow may succeed with nothing changed: attempts failed, and none of them for good."""
+    causes = _causes(error)
+    failed = isinstance(causes[-1], exceptions.TimeoutError | ApplicationError)
+    return failed and not any(getattr(cause, "non_retryable", False) for cause in causes)
 
 
 @contextmanager

@@ -361,6 +361,20 @@ def resume(id_: _Id, json: Json = False) -> None:
     _set_paused(id_, False, json)
 
 
+@temporal.command("retry")
+def retry(id_: _Id, json: Json = False) -> None:
+    """Try again what failed for good in a workflow that waits for it (its pipeline has a "hold"). What was done stays done.
+
+    \b
+    Example:
+      factory temporal retry software_factory_pipeline/2018-06-05T08:00:00.000Z/2018-06-05T09:00:00.000Z
+    """
+    _require()
+    from factory_agents.temporal import client as clients
+
+    _print_progress(id_, _served(lambda client: clients.retry(client, id_)), json)
+
+
 def _set_paused(id_: str, paused: bool, json: bool) -> None:
     _require()
     from factory_agents.temporal import client as clients
@@ -394,6 +408,8 @@ def _print_progress(id_: str, found: Any, json: bool) -> None:
         total = f" of up to {found.total:,}" if found.total >= 0 else ""
         shards = f", {found.shards_done} of {found.shards} shards" if found.shards > 1 else ""
         console.say(f"{found.stage}: {found.done:,}{total} events as of its last slice{shards}{' (paused)' if found.paused else ''}")
+    for error in found.held:
+        console.say(f"waits for a retry: {error}")
 
 
 def _print_stages(id_: str, stages: Any) -> None:

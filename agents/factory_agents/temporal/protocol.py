@@ -74,7 +74,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
 
     ``topic``: what the first stage reads, and ``codec`` how; without one it is ``ingest``. ``timeout`` is how long one activity may take
     (seconds): an agent over a window of any length is run in slices of that. ``heartbeat_timeout``: when a worker that says nothing is
-    given up; ``retry_interval``: how long the first retry of three attempts waits, the second twice as long.
+    given up; ``retry_interval``: how long the first retry of three attempts waits, the second twice as long. ``hold``: for how many seconds
+    a workflow in which something failed for good waits for somebody to mend it and to say ``retry``; by default it fails at once.
     """
 
     pipeline: str
@@ -86,6 +87,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
     timeout: float = 300.0
     heartbeat_timeout: float = 10.0
     retry_interval: float = 10.0
+    hold: float = 0.0
     chunk_records: int = 100_000
     accept_loss: bool = False
     keep_windows: str = "retention"
@@ -112,6 +114,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
                 yield f"stage {stage.name!r} needs an output_topic, which the next stage reads"
         if self.timeout < 1 or self.heartbeat_timeout < 1 or self.retry_interval <= 0:
             yield "expected timeout and heartbeat_timeout of at least 1 second, and a retry_interval"
+        if self.hold < 0:
+            yield f"hold: expected seconds, got {self.hold:g}"
 
 
 class PipelineRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -258,7 +262,10 @@ class RunStatus(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How far a workflow is. ``done``: events of the stage that runs, as of its last slice; ``total``: at most, -1 if unknown."""
+    """How far a workflow is. ``done``: events of the stage that runs, as of its last slice; ``total``: at most, -1 if unknown.
+
+    ``held``: what failed for good, and waits for a ``retry``.
+    """
 
     window: str
     stage: str = ""
@@ -268,3 +275,17 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     total: int = -1
     paused: bool = False
     stages: tuple[StageDone, ...] = ()
+    held: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """As Temporal's UI shows it: Markdown, a line a stage."""
+        lines = [
+            f"- **{done.stage}**: {done.counts.consumed:,} events, {done.counts.forwarded:,} forwarded, {done.counts.rejected:,} rejected"
+            + (" (done before)" if done.reused == done.shards else "")
+            for done in self.stages
+        ]
+        if self.stage and all(done.stage != self.stage for done in self.stages):
+            total = f" of up to {self.total:,}" if self.total >= 0 else ""
+            lines.append(f"- **{self.stage}**: {self.done:,}{total} events, {self.shards_done} of {self.shards} shards")
+        return "\n".join([*lines, *(["- paused"] if self.paused else []), *(f"- waits for a retry: {error}" for error in self.held)])

@@ -21,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
         PipelineSpec,
         ScheduledRequest,
     )
+    from factory_agents.temporal.search import are_known, attributes_of
     from factory_agents.temporal.workflow import FAILURES, FactoryPipeline
 
 __all__ = ["FactoryBackfill", "FactorySchedule"]
@@ -41,6 +42,7 @@ async def _run_window(spec: PipelineSpec, interval: Interval) -> PipelineDone | 
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
             static_summary=f"{spec.pipeline} {request.window}",
+            search_attributes=attributes_of(spec, interval) if are_known(workflow.info().typed_search_attributes) else None,
         )
     except WorkflowAlreadyStartedError:
         return None

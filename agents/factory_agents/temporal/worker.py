@@ -14,9 +14,10 @@ from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.telemetry import fields
 from factory_agents.temporal.activities import Activities, Runner
+from factory_agents.temporal.client import register_attributes
 from factory_agents.temporal.windows import FactoryBackfill, FactorySchedule
 from factory_agents.temporal.workflow import FactoryPipeline
 
@@ -56,6 +57,10 @@ def _deployment(environ: Mapping[str, str]) -> WorkerDeploymentConfig | None:
 
 async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, grace: float) -> None:
     """Work until SIGTERM or SIGINT: agents then commit what they have in hand and go, and other workers go on with their windows."""
+    try:
+        await register_attributes(client)
+    except FactoryError as error:
+        log.info("workflows can't be listed by pipeline, stage and window: %s", error)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

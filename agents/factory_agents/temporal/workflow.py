@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     import msgspec
@@ -29,6 +30,7 @@ with workflow.unsafe.imports_passed_through():
         StageDone,
         StageSpec,
     )
+    from factory_agents.temporal.search import STAGE, are_known
 
 __all__ = ["FAILURES", "FactoryPipeline"]
 
@@ -51,7 +53,8 @@ class FactoryPipeline:
     def __init__(self, request: PipelineRequest) -> None:
         self._request = request
         self._progress = Progress(request.window)
-        self._paused = False
+        self._held: list[str] = []
+        self._retries = 0
         self._slices = 0
         interval = timedelta(seconds=request.spec.retry_interval)
         self._retry = RetryPolicy(initial_interval=interval, maximum_attempts=_ATTEMPTS)
@@ -59,18 +62,29 @@ class FactoryPipeline:
     @workflow.query
     def progress(self) -> Progress:
         """How far it is."""
-        return msgspec.structs.replace(self._progress, paused=self._paused)
+        return self._progress
 
     @workflow.update
     def pause(self, paused: bool) -> Progress:
         """Begin no further slice, or go on."""
-        self._paused = paused
-        return self.progress()
+        self._tell(paused=paused)
+        return self._progress
+
+    @workflow.update
+    def retry(self) -> Progress:
+        """Try again what failed for good and is held; refused where nothing is."""
+        self._retries += 1
+        return self._progress
+
+    @retry.validator
+    def _check_retry(self) -> None:
+        if not self._held:
+            raise ApplicationError("nothing waits for a retry", type="NothingHeld", non_retryable=True)
 
     @workflow.run
     async def run(self, request: PipelineRequest) -> PipelineDone:
         """Plan, then stage after stage; fails where a stage fails for good."""
-        window = await self._plan() if request.spec.topic else None
+        window = await self._or_held(self._plan) if request.spec.topic else None
         for stage in request.spec.stages:
             results = await self._stage(stage, window)
             if stage is not request.spec.stages[-1]:
@@ -89,15 +103,39 @@ class FactoryPipeline:
     async def _stage(self, stage: StageSpec, window: Window | None) -> list[AgentResult]:
         runs = self._runs(stage, window)
         total = window.size if window is not None else -1
-        self._progress = msgspec.structs.replace(self._progress, stage=stage.name, shards=len(runs), shards_done=0, done=0, total=total)
+        self._tell(stage=stage.name, shards=len(runs), shards_done=0, done=0, total=total)
         self._slices = 0
-        results = list(await asyncio.gather(*(self._shard(stage, run) for run in runs)))
+        if are_known(workflow.info().typed_search_attributes):
+            workflow.upsert_search_attributes([STAGE.value_set(stage.name)])
+        results = list(await asyncio.gather(*(self._or_held(partial(self._shard, stage, run)) for run in runs)))
         if stage.agent == VALIDATE:
             judgement = Judgement(tuple(results), self._request.spec.prefix, runs[0].run_id, stage.fail_if, stage.warn_if)
             await self._short("judge_stage", judgement, None, stage.name)
-        done = _stage_done(stage, results, self._slices)
-        self._progress = msgspec.structs.replace(self._progress, stages=(*self._progress.stages, done))
+        self._tell(stages=(*self._progress.stages, _stage_done(stage, results, self._slices)))
         return results
+
+    async def _or_held(self, step: Callable[[], Awaitable[_T]]) -> _T:
+        """Do it; where it fails for good, and the pipeline says so, wait until somebody mended it. Raises its error after the wait."""
+        hold = self._request.spec.hold
+        while True:
+            try:
+                return await step()
+            except (ActivityError, ApplicationError) as error:
+                if not hold or is_cancelled_exception(error):
+                    raise
+                await self._hold(error, hold)
+
+    async def _hold(self, error: ActivityError | ApplicationError, seconds: float) -> None:
+        failure, before = _words(error), self._retries
+        self._held.append(failure)
+        self._tell(held=tuple(self._held))
+        try:
+            await workflow.wait_condition(lambda: self._retries > before, timeout=seconds)
+        except TimeoutError:
+            raise error from None
+        finally:
+            self._held.remove(failure)
+            self._tell(held=tuple(self._held))
 
     def _runs(self, stage: StageSpec, window: Window | None) -> list[AgentRun]:
         """One a shard. What names the work (pipeline, stage, window, shard, origin) is what any orchestrator of this pipeline says."""
@@ -132,7 +170,7 @@ class FactoryPipeline:
         """Slice after slice, until the window is done. Raises what ended it for good."""
         position, idle, done = (0, 0), 0, 0
         while True:
-            await workflow.wait_condition(lambda: not self._paused)
+            await workflow.wait_condition(lambda: not self._progress.paused)
             self._slices += 1
             try:
                 outcome = await self._slice(stage, run)
@@ -140,7 +178,8 @@ class FactoryPipeline:
                 outcome = await self._look(run, error)
                 if outcome.position == position:
                     raise
-            self._tell(outcome.result.counts.consumed - done if outcome.result is not None else outcome.done - done, outcome)
+            more = (outcome.result.counts.consumed if outcome.result is not None else outcome.done) - done
+            self._tell(done=self._progress.done + more, shards_done=self._progress.shards_done + (outcome.result is not None))
             if outcome.result is not None:
                 return outcome.result
             idle = idle + 1 if outcome.position == position else 0
@@ -153,12 +192,9 @@ class FactoryPipeline:
                 )
             position, done = outcome.position, outcome.done
 
-    def _tell(self, more: int, outcome: SliceOutcome) -> None:
-        self._progress = msgspec.structs.replace(
-            self._progress,
-            done=self._progress.done + more,
-            shards_done=self._progress.shards_done + (outcome.result is not None),
-        )
+    def _tell(self, **changes: Any) -> None:
+        self._progress = msgspec.structs.replace(self._progress, **changes)
+        workflow.set_current_details(self._progress.text)
 
     @property
     def _seconds(self) -> float:
@@ -196,6 +232,12 @@ class FactoryPipeline:
             name, argument, result_type=result_type, start_to_close_timeout=_SHORT, retry_policy=self._retry, summary=summary
         )
         return value
+
+
+def _words(error: ActivityError | ApplicationError) -> str:
+    cause = error.cause if isinstance(error, ActivityError) else error
+    kind = f"{cause.type}: " if isinstance(cause, ApplicationError) and cause.type else ""
+    return f"{kind}{getattr(cause, 'message', None) or error.message}"
 
 
 def _stage_done(stage: StageSpec, results: Sequence[AgentResult], slices: int) -> StageDone:

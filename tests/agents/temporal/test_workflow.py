@@ -6,10 +6,13 @@ import msgspec
 import pytest
 from temporalio.client import Client
 
+from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.windows import read_windows
+from factory_agents.protocol import Counts
 from factory_agents.run import EXIT_RETRY
 from factory_agents.temporal.client import PipelineFailedError
+from factory_agents.temporal.protocol import Progress, StageDone
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, stage
 from tests.support.waiting import wait_for
@@ -179,3 +182,47 @@ def test_a_name_that_no_ledger_takes_is_refused_at_once(pipelines: Pipelines, ru
         id_ = pipelines.start(pipelines.request(raw, stage("mark", output=marked), key="a|b"))
         with pytest.raises(PipelineFailedError, match=r"ConfigurationError: run key: expected a printable name without '\|', got 'a\|b'"):
             pipelines.done(id_)
+
+
+def test_what_failed_for_good_may_be_mended_and_tried_again(pipelines: Pipelines, runs: Runs) -> None:
+    raw, marked, kept = runs.topic("raw"), runs.topic("marked"), f"{runs.prefix}.kept"
+    runs.produce(raw, events(100))
+    request = pipelines.request(raw, stage("mark", output=marked), stage("keep", output=kept, shards=2), hold=600)
+    with pipelines.served():
+        id_ = pipelines.start(request)
+        with pytest.raises(ConfigurationError, match="nothing waits for a retry"):
+            pipelines.retry(id_)
+        wait_for(lambda: len(pipelines.progress(id_).held) == 2, "both shards to fail")
+        assert all(kept in error and "Error: " in error for error in pipelines.progress(id_).held)
+        pipelines.retry(id_)  # nobody mended it
+        wait_for(lambda: len(pipelines.progress(id_).held) == 2, "both shards to fail again")
+        assert runs.topic("kept") == kept
+        pipelines.retry(id_)
+        done = pipelines.done(id_)
+        assert pipelines.progress(id_).held == ()
+    assert [(s.stage, s.reused, s.counts.consumed) for s in done.stages] == [("mark", 0, 100), ("keep", 0, 100)]
+    assert sorted(r.id for r in runs.everything(kept)) == list(range(100))
+
+
+def test_a_hold_ends_with_the_error_or_with_a_cancellation(pipelines: Pipelines, runs: Runs) -> None:
+    raw = runs.topic("raw")
+    runs.produce(raw, events(10))
+    with pipelines.served():
+        short = pipelines.start(pipelines.request(raw, stage("mark", output="no-such-topic"), hold=0.1))
+        with pytest.raises(PipelineFailedError, match="'no-such-topic'"):
+            pipelines.done(short)
+        held = pipelines.start(pipelines.request(raw, stage("mark", output="no-such-topic"), key="held", hold=600))
+        wait_for(lambda: pipelines.progress(held).held, "the stage to fail")
+        pipelines.cancel(held)
+        assert pipelines.is_over(held)
+
+
+def test_progress_is_told_in_lines_for_the_ui() -> None:
+    done = StageDone("mark", 2, 2, 1, Counts(consumed=1000, forwarded=990, rejected=10))
+    told = Progress("w", "keep", shards=4, shards_done=1, done=500, total=990, paused=True, stages=(done,), held=("AgentError: no",))
+    assert told.text == (
+        "- **mark**: 1,000 events, 990 forwarded, 10 rejected (done before)\n"
+        "- **keep**: 500 of up to 990 events, 1 of 4 shards\n"
+        "- paused\n"
+        "- waits for a retry: AgentError: no"
+    )
