@@ -10,8 +10,11 @@ _INTEGRATION = "Software factory"
 _PACKAGE = "airflow_provider_factory"
 
 
-def _option(description: str, *, type_: str = "string", default: str = "", example: str | None = None) -> dict[str, Any]:
-    return {"description": description, "version_added": "0.1.0", "type": type_, "example": example, "default": default}
+def _option(
+    description: str, *, type_: str = "string", default: str = "", example: str | None = None, sensitive: bool = False
+) -> dict[str, Any]:
+    option = {"description": description, "version_added": "0.1.0", "type": type_, "example": example, "default": default}
+    return {**option, "sensitive": True} if sensitive else option
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -87,6 +90,20 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         default="True",
         example="False",
     ),
+    "alerts_token": _option(
+        "Token that Alertmanager presents when it posts to ``/factory-alerts/`` of the API server; empty: nobody may. It can come from "
+        "``alerts_token_cmd`` or ``alerts_token_secret`` too.\n",
+        sensitive=True,
+    ),
+    "alerts_slack": _option(
+        "Airflow connection that those alerts are sent to: of type slackwebhook, or with ``alerts_channel`` of type slack.\n",
+        default="slack_default",
+    ),
+    "alerts_channel": _option("Channel that Slack's API posts those alerts to.\n", example="#factory"),
+    "runbooks_url": _option(
+        "Address of the page whose sections the alerting rules name as their runbooks; empty: no link.\n",
+        example="https://git.example.com/factory/blob/main/docs/runbooks.md",
+    ),
     "stop_grace": _option(
         "Seconds that an agent process has to finish or abort its chunk after SIGTERM, before SIGKILL.\n",
         type_="float",
@@ -149,6 +166,7 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [{"name": "kafka_agent", "class-name": f"{_PACKAGE}.decorators.kafka_agent.kafka_agent_task"}],
         "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("AgentRunLink", "InputTopicLink", "OutputTopicLink", "PodLink")],
         "plugins": [
+            {"name": "factory_alerts", "plugin-class": f"{_PACKAGE}.plugins.alerts.FactoryAlertsPlugin"},
             {"name": "factory_page", "plugin-class": f"{_PACKAGE}.plugins.page.FactoryPagePlugin"},
             {"name": "factory_pools", "plugin-class": f"{_PACKAGE}.plugins.pools.PoolsPlugin"},
             {"name": "factory_preload", "plugin-class": f"{_PACKAGE}.plugins.preload.PreloadPlugin"},

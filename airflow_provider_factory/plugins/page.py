@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
+
+from airflow_provider_factory.plugins import serves_pages
 
 __all__ = ["FactoryPagePlugin"]
 
 
 def _apps() -> list[dict[str, Any]]:
     """The app where pages are served, nothing in other processes: they only want the plugin's name."""
-    if sys.argv[1:2] and sys.argv[1] in {"scheduler", "dag-processor", "triggerer", "dags", "tasks", "db"}:
+    if not serves_pages():
         return []
     from airflow_provider_factory.page.app import create_app
 

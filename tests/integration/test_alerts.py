@@ -8,15 +8,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
+import uvicorn
 import yaml
 from confluent_kafka import TopicPartition
 
+from airflow_provider_factory.alerts.receiver import create_receiver
 from factory_agents.errors import FactoryError
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.metrics.lags import LagChoice
@@ -26,10 +26,12 @@ from factory_agents.run import execute
 from factory_agents.runtime.agents import agent
 from factory_agents.runtime.live import run_live
 from factory_agents.runtime.session import RunContext
+from factory_agents.sandbox.processes import free_port
 from factory_agents.telemetry.live import LiveTelemetry
 from tests.support.prometheus import ALERTMANAGER, PROGRAM, Prometheus, alertmanager, prometheus
 from tests.support.runs import Runs, events
 from tests.support.waiting import wait_for
+from tests.support.webhooks import webhooks
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="Prometheus is not installed (apt-get install prometheus)")
 
@@ -120,60 +122,56 @@ def test_rules_and_panels_have_data_and_an_alert_fires_and_resolves(runs: Runs, 
 
 
 @pytest.fixture
-def heard() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    """A server that notes what is posted to it, by path: its address, and the notes."""
-    notes: list[tuple[str, dict[str, Any]]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            notes.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"ok")
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The app that Airflow's API server mounts: its address."""
+    monkeypatch.setenv("AIRFLOW__FACTORY__ALERTS_TOKEN", "s3cret")
+    monkeypatch.setenv("AIRFLOW__FACTORY__RUNBOOKS_URL", "https://wiki/runbooks")
+    host, port = "127.0.0.1", free_port("127.0.0.1")
+    server = uvicorn.Server(uvicorn.Config(create_receiver(), host, port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", notes
-    server.shutdown()
-    server.server_close()
+    wait_for(lambda: server.started, "the receiver")
+    yield f"http://{host}:{port}"
+    server.should_exit = True
     thread.join()
 
 
-@pytest.mark.soak
 @pytest.mark.skipif(ALERTMANAGER is None, reason="Alertmanager is not installed (apt-get install prometheus-alertmanager)")
-def test_an_alert_reaches_a_webhook_and_slack_and_so_does_its_end(
-    runs: Runs, metrics: MetricsServer, tmp_path: Path, heard: tuple[str, list[tuple[str, dict[str, Any]]]]
+def test_an_alert_goes_through_alertmanager_and_the_receiver_to_slack_and_so_does_its_end(
+    runs: Runs, metrics: MetricsServer, tmp_path: Path, receiver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, notes = heard
+    """With the configurations as they are in ``deploy``, but for times and addresses."""
     told = yaml.safe_load((ROOT / "deploy/prometheus/alertmanager.yaml").read_text())
     told["route"] |= {"group_wait": "1s", "group_interval": "1s"}
-    (on_call,), (channel,) = told["receivers"][0]["webhook_configs"], told["receivers"][1]["slack_configs"]
-    on_call["url"] = f"{url}/alerts"
-    del channel["api_url_file"]
-    channel["api_url"] = f"{url}/slack"
+    (on_call,), (airflow,) = (one["webhook_configs"] for one in told["receivers"])
+    (tmp_path / "token").write_text("s3cret\n")
+    airflow["http_config"]["authorization"]["credentials_file"] = str(tmp_path / "token")
     topic = runs.topic("in", partitions=1)
     runs.produce(topic, events(20))
-    with (
-        alertmanager(tmp_path / "alertmanager", told) as alerts,
-        prometheus(tmp_path / "prometheus", {"factory": metrics.address}, SOON.replace("> 1000000", "> 5"), alerts) as watching,
-    ):
-        wait_for(lambda: watching.query("factory_metrics_up"), "the first scrape")
+    with webhooks() as server:
+        slack = {"conn_type": "slackwebhook", "host": server.url, "password": "/slack"}
+        monkeypatch.setenv("AIRFLOW_CONN_SLACK_DEFAULT", json.dumps(slack))
+        on_call["url"], airflow["url"] = f"{server.url}/on-call", f"{receiver}/"
+        with (
+            alertmanager(tmp_path / "alertmanager", told) as alerts,
+            prometheus(tmp_path / "prometheus", {"factory": metrics.address}, SOON.replace("> 1000000", "> 5"), alerts) as watching,
+        ):
+            wait_for(lambda: watching.query("factory_metrics_up"), "the first scrape")
+            for sign, state, offset in (("🔴", "firing", 0), ("🟢", "resolved", 20)):
+                commit(runs, f"{runs.prefix}.g", topic, offset)
 
-        def posted(path: str) -> set[str]:
-            about = [body for where, body in notes if where == path and topic in json.dumps(body)]
-            return {body["status"] if path == "/alerts" else body["attachments"][0]["title"].split()[0].lower() for body in about}
+                def said(sign: str = sign, state: str = state) -> bool:
+                    page = any(body["status"] == state and topic in json.dumps(body) for body in server.bodies("/on-call"))
+                    return page and any(text.startswith(f"*{sign}") and topic in text for text in server.texts())
 
-        for state, offset in (("firing", 0), ("resolved", 20)):
-            commit(runs, f"{runs.prefix}.g", topic, offset)
-            for path in ("/alerts", "/slack"):
-                wait_for(lambda path=path, state=state: state in posted(path), f"{state} at {path}: {notes}", 60)  # type: ignore[misc]
-        assert not [body for _, body in notes if "FactoryMetrics" in json.dumps(body)], "nothing else is wrong"
-    (text,) = {b["attachments"][0]["text"] for path, b in notes if path == "/slack" and f"behind on {topic}" in json.dumps(b)}
-    assert f"{runs.prefix}.g is 20 records behind on {topic} (docs/runbooks.md#kafkaconsumerlaghigh)" in text
+                wait_for(said, f"{state} at the pager and in Slack", 60)
+    first, *_, last = [text for text in server.texts() if topic in text]
+    title, behind, links = first.splitlines()
+    assert title == f"*🔴 KafkaConsumerLagHigh fires: {runs.prefix}.g, {topic}*"
+    assert behind == f"{runs.prefix}.g is 20 records behind on {topic}"
+    assert links.startswith("<https://wiki/runbooks#kafkaconsumerlaghigh|Runbook> · <http://")
+    assert last.splitlines()[0] == f"*🟢 KafkaConsumerLagHigh is over: {runs.prefix}.g, {topic}*"
+    assert not [text for text in server.texts() if "FactoryMetrics" in text], "nothing else is wrong"
 
 
 @pytest.mark.soak
