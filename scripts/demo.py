@@ -16,6 +16,7 @@ from rich.table import Table
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.kafka.topics import Cluster
+from factory_agents.metrics.tally import LedgerTally
 from factory_agents.protocol import AgentResult
 from factory_agents.runtime.dead_letters import LetterTopic, Selection, group_letters
 from factory_agents.sandbox import Sandbox
@@ -98,6 +99,23 @@ def show_rows(database_url: str) -> None:
         console.print(f"{total[0]} rows, {total[1]} different events. Run it again: this stays the same.\n")
 
 
+def show_counters(config: KafkaConfig) -> None:
+    """What Prometheus is told of the pipeline: of all runs that the ledger knows, the demo's earlier ones too."""
+    tally = LedgerTally()
+    with Cluster(config) as cluster:
+        Ledger(config, cluster, prefix="factory", pipeline="").follow(tally, deadline=time.monotonic() + 60)
+    totals = tally.told().totals
+
+    def total(name: str, stage: str) -> float:
+        return sum(figures[0] for (of, labels), figures in totals.items() if of == name and {PIPELINE, stage} <= set(labels))
+
+    names = ("agent_success_total", "agent_failure_total", "factory_windows_finished_total")
+    table = _table("What factory metrics serve tells Prometheus", "stage", *names)
+    for stage in STAGES:
+        table.add_row(stage, *(f"{total(name, stage):g}" for name in names))
+    console.print(table)
+
+
 def main() -> int:
     """Set up, run the two hours, show."""
     began = time.monotonic()
@@ -115,6 +133,7 @@ def main() -> int:
     show_stages(done)
     show_rejected(config, done)
     show_rows(sandbox.info().database_url)
+    show_counters(config)
     console.print("Where to look next:")
     for command, what in NEXT.items():
         console.print(f"  {command}{what and f'   # {what}'}", highlight=False, markup=False)

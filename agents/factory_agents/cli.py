@@ -32,7 +32,7 @@ ledgers = _group("A pipeline's ledger as a file: moved to another cluster, or re
 letters = _group("Rejected events: see why, and replay them.")
 metrics_ = _group("Counters and lag for Prometheus.")
 schemas = _group("Schemas in a registry: register them, and check what may be registered.")
-sandboxes = _group("Kafka, PostgreSQL, emulators of BigQuery and Snowflake, and a Temporal server on this machine.")
+sandboxes = _group("Kafka, PostgreSQL, emulators of BigQuery and Snowflake, Temporal and Prometheus on this machine.")
 app.add_typer(agents, name="agent")
 app.add_typer(topics, name="topics")
 app.add_typer(contracts, name="contracts")
@@ -602,6 +602,7 @@ class _With(StrEnum):
     snowflake = "snowflake"
     temporal = "temporal"
     registry = "registry"
+    observability = "observability"
 
 
 _Subject = Annotated[str, typer.Argument(help="the subject, such as orders-value", metavar="SUBJECT")]
@@ -658,7 +659,9 @@ def sandbox_up(
     with_: Annotated[
         list[_With] | None,
         typer.Option(
-            "--with", help="also: bigquery (needs Python 3.13) or snowflake, emulators; temporal; registry, of schemas; repeatable"
+            "--with",
+            help="also: bigquery (needs Python 3.13) or snowflake, emulators; temporal; registry, of schemas; observability (Prometheus, "
+            "Alertmanager and a metrics server); repeatable",
         ),
     ] = None,
     json: Json = False,
@@ -671,6 +674,7 @@ def sandbox_up(
       factory sandbox up --with bigquery --with snowflake
       factory sandbox up --with temporal
       factory sandbox up --with registry
+      factory sandbox up --with observability
     """
     from factory_agents.sandbox import Sandbox
 
@@ -680,6 +684,7 @@ def sandbox_up(
         with_snowflake=_With.snowflake in wanted,
         with_temporal=_With.temporal in wanted,
         with_registry=_With.registry in wanted,
+        with_observability=_With.observability in wanted,
     ).up()
     if json:
         console.print_json(info.env())
@@ -694,6 +699,9 @@ def sandbox_up(
         console.say(f"Snowflake   {info.snowflake_url} (an emulator, without a password too; its data end with it)")
     if info.registry_url is not None:
         console.say(f"Registry    {info.registry_url} (without a password too)")
+    if info.prometheus_url is not None:
+        console.say(f"Prometheus  {info.prometheus_url} over {info.metrics_url} (without a password too)")
+        console.say(f"Alerts      {info.alertmanager_url} (Alertmanager, without a password too; it sends them nowhere)")
     console.say('use it in this shell: eval "$(factory sandbox env)"')
 
 
@@ -733,6 +741,8 @@ def sandbox_status(json: Json = False) -> None:
             parts.append(("Snowflake", status.snowflake))
         if status.registry is not None:
             parts.append(("Registry", status.registry))
+        if status.observability is not None:
+            parts.append(("Prometheus", status.observability))
         console.print_table(
             ["part", "state", "address", "process", "log"],
             [[name, "running" if p.running else "stopped", p.address or "", p.pid or "", p.log or ""] for name, p in parts],

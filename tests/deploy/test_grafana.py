@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
 
@@ -39,6 +40,14 @@ def test_panels_are_whole(page: Path) -> None:
         assert target["refId"]
         assert target["datasource"]["uid"] == panel["datasource"]["uid"] == "${datasource}"
     assert len(ids) == len(places) == len(panels(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_panels_are_promql(page: Path) -> None:
+    """By another parser than Prometheus' own; tests/integration/test_alerts.py asks a Prometheus that scraped a real run."""
+    for panel in panels(page):
+        expression = re.sub(r"\$\w+", ".*", panel["targets"][0]["expr"].replace("$__rate_interval", "1m"))
+        assert promql_parser.parse(expression) is not None, panel["title"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -35,6 +35,14 @@ class Prometheus:
         """The labels of alerts that fire."""
         return [alert["labels"] for alert in self._get("alerts")["alerts"] if alert["state"] == "firing"]
 
+    def rules(self) -> list[dict[str, Any]]:
+        """Its groups of rules."""
+        return list(self._get("rules")["groups"])
+
+    def alertmanagers(self) -> list[dict[str, str]]:
+        """Those that alerts go to."""
+        return list(self._get("alertmanagers")["activeAlertmanagers"])
+
     def _get(self, what: str, **parameters: str) -> Any:
         with urllib.request.urlopen(f"http://{self.address}/api/v1/{what}?{urllib.parse.urlencode(parameters)}", timeout=10) as answer:
             return json.load(answer)["data"]

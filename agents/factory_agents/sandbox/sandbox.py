@@ -10,18 +10,20 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
 from factory_agents.errors import UnavailableError
 from factory_agents.sandbox import airflow as airflows
-from factory_agents.sandbox import bigquery, emulators, kafka, postgres, private, registry, snowflake, temporal
+from factory_agents.sandbox import bigquery, emulators, kafka, observability, postgres, private, registry, snowflake, temporal
 from factory_agents.sandbox import state as states
 from factory_agents.sandbox.processes import alive, free_port, listens
 from factory_agents.sandbox.state import (
     HOST,
     BigQueryState,
     KafkaState,
+    ObservabilityState,
     PartStatus,
     PostgresState,
     RegistryState,
@@ -52,6 +54,7 @@ class Sandbox:
         with_temporal: whether a Temporal development server runs beside them.
         with_snowflake: the same for a Snowflake emulator, which needs Python 3.11.
         with_registry: whether a schema registry runs beside them. It is fetched the first time.
+        with_observability: whether Prometheus, Alertmanager and a metrics server run beside them; their programs are on the PATH.
         host: this machine's address to listen at; another than loopback lets its neighbours in, for example a test cluster's pods.
             Temporal is always on loopback.
         tell: receives progress, one line a call; by default written to standard error.
@@ -68,6 +71,7 @@ class Sandbox:
         with_temporal: bool = False,
         with_snowflake: bool = False,
         with_registry: bool = False,
+        with_observability: bool = False,
         host: str = HOST,
         tell: Callable[[str], None] = _to_stderr,
     ) -> None:
@@ -77,6 +81,7 @@ class Sandbox:
         self._with_temporal = with_temporal
         self._with_snowflake = with_snowflake
         self._with_registry = with_registry
+        self._with_observability = with_observability
         self._host = host
         self._tell = tell
 
@@ -104,6 +109,7 @@ class Sandbox:
             (self._with_snowflake, found.snowflake_url),
             (self._with_temporal, found.temporal_address),
             (self._with_registry, found.registry_url),
+            (self._with_observability, found.prometheus_url),
         )
         return all(address is not None for asked, address in wanted if asked)
 
@@ -112,6 +118,7 @@ class Sandbox:
         if not self.home.exists():
             return
         with self._locked():
+            self._end_observability()
             self._end_kafka()
             self._end_postgres()
             self._end_bigquery()
@@ -126,6 +133,7 @@ class Sandbox:
                 shutil.rmtree(self._temporal_folder, ignore_errors=True)
                 shutil.rmtree(self._snowflake_folder, ignore_errors=True)
                 shutil.rmtree(self._registry_folder, ignore_errors=True)
+                shutil.rmtree(self._observability_folder, ignore_errors=True)
 
     def status(self) -> SandboxStatus:
         """What runs, where; takes no lock, so it answers while another process starts the parts."""
@@ -138,6 +146,9 @@ class Sandbox:
             bigquery=_part(state.bigquery, emulators.log_of(self._bigquery_folder)) if state and state.bigquery else None,
             snowflake=_part(state.snowflake, emulators.log_of(self._snowflake_folder)) if state and state.snowflake else None,
             registry=_part(state.registry, registry.log_of(self._registry_folder)) if state and state.registry else None,
+            observability=_part(state.observability, observability.log_of(self._observability_folder))
+            if state and state.observability
+            else None,
         )
 
     def info(self) -> SandboxInfo:
@@ -252,6 +263,10 @@ class Sandbox:
     def _registry_folder(self) -> Path:
         return self.home / "registry"
 
+    @property
+    def _observability_folder(self) -> Path:
+        return self.home / "observability"
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         private.folder(self.home, group=postgres.server_group())
@@ -275,6 +290,8 @@ class Sandbox:
             self._start_registry()
         if broker is not None:
             self._finish_kafka(broker)
+        if self._with_observability:
+            self._start_observability()
 
     def _launch_kafka(self) -> KafkaState | None:
         """Begin to start the broker; None if one serves already."""
@@ -422,10 +439,38 @@ class Sandbox:
             emulators.end(state.snowflake.process)
             states.save(self.home, msgspec.structs.replace(state, snowflake=msgspec.structs.replace(state.snowflake, process=None)))
 
+    def _start_observability(self) -> None:
+        state = self._state()
+        before, broker = state.observability, state.kafka
+        if broker is None:
+            return
+        bootstrap = f"{broker.host}:{broker.port}"
+        if before is not None:
+            if before.bootstrap == bootstrap and observability.answers(before):
+                return
+            observability.end(before)
+        ports = ObservabilityState(
+            host=self._host,
+            port=_port_again(self._host, before.port if before else None),
+            alerts_port=_port_again(self._host, before.alerts_port if before else None),
+            metrics_port=_port_again(self._host, before.metrics_port if before else None),
+        )
+        started = observability.start(self._observability_folder, ports, bootstrap, self._tell)
+        states.save(self.home, msgspec.structs.replace(self._state(), observability=started))
+        observability.wait_ready(self._observability_folder, started)
 
-def _part(
-    state: KafkaState | PostgresState | BigQueryState | SnowflakeState | TemporalState | RegistryState | None, log: Path
-) -> PartStatus:
+    def _end_observability(self) -> None:
+        state = self._state()
+        if state.observability is not None:
+            observability.end(state.observability)
+            stopped = msgspec.structs.replace(state.observability, process=None, alerts=None, metrics=None)
+            states.save(self.home, msgspec.structs.replace(state, observability=stopped))
+
+
+_Server: TypeAlias = KafkaState | PostgresState | BigQueryState | SnowflakeState | TemporalState | RegistryState | ObservabilityState | None
+
+
+def _part(state: _Server, log: Path) -> PartStatus:
     log_if_any = log if log.exists() else None
     if state is None or state.process is None or not alive(state.process):
         return PartStatus(running=False, log=log_if_any)

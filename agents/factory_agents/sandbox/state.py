@@ -75,6 +75,19 @@ class RegistryState(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessRecord | None = None
 
 
+class ObservabilityState(msgspec.Struct, frozen=True, kw_only=True):
+    """Prometheus' address and process, those of Alertmanager and of the metrics server, and the broker that this one asks."""
+
+    port: int
+    alerts_port: int
+    metrics_port: int
+    host: str = HOST
+    bootstrap: str = ""
+    process: ProcessRecord | None = None
+    alerts: ProcessRecord | None = None
+    metrics: ProcessRecord | None = None
+
+
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a sandbox keeps; ``password`` serves both parts."""
 
@@ -85,6 +98,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     temporal: TemporalState | None = None
     snowflake: SnowflakeState | None = None
     registry: RegistryState | None = None
+    observability: ObservabilityState | None = None
 
 
 class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +107,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     The URLs carry the password and suit psycopg and psql; ``airflow_database_url`` is the empty database for Airflow's own
     metadata, in SQLAlchemy's form. The ``sasl_`` fields are None unless the sandbox was started with ``sasl=True``
     (SASL_PLAINTEXT, mechanism PLAIN); ``bigquery_url`` and ``snowflake_url`` are None unless the emulator runs, ``temporal_address`` and
-    ``temporal_ui_url`` unless that server does, ``registry_url`` unless the schema registry does.
+    ``temporal_ui_url`` unless that server does, ``registry_url`` unless the schema registry does, ``prometheus_url``,
+    ``alertmanager_url`` and ``metrics_url`` unless those run.
     """
 
     home: Path
@@ -110,6 +125,9 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     temporal_ui_url: str | None = None
     snowflake_url: str | None = None
     registry_url: str | None = None
+    prometheus_url: str | None = None
+    alertmanager_url: str | None = None
+    metrics_url: str | None = None
 
     def env(self) -> dict[str, str]:
         """The variables that make any shell, agent or Airflow process use this sandbox."""
@@ -165,7 +183,9 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The parts of the sandbox kept in ``home``; ``bigquery``, ``snowflake``, ``temporal`` and ``registry`` where they were asked for."""
+    """The parts of the sandbox kept in ``home``; ``bigquery``, ``snowflake``, ``temporal``, ``registry`` and ``observability``
+    (of Prometheus) where they were asked for.
+    """
 
     home: Path
     kafka: PartStatus
@@ -174,6 +194,7 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     temporal: PartStatus | None = None
     snowflake: PartStatus | None = None
     registry: PartStatus | None = None
+    observability: PartStatus | None = None
 
     @property
     def running(self) -> bool:
@@ -230,6 +251,7 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
     authority = f"{USER}:{quote(state.password)}@{postgres.host}:{postgres.port}"
     sasl = kafka.sasl_port is not None
     temporal = state.temporal if state.temporal is not None and alive(state.temporal.process) else None
+    seen = state.observability if state.observability is not None and alive(state.observability.process) else None
     return SandboxInfo(
         home=home,
         bootstrap=f"{kafka.host}:{kafka.port}",
@@ -245,6 +267,9 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
         bigquery_url=_url(state.bigquery),
         snowflake_url=_url(state.snowflake),
         registry_url=_registry_url(state.registry),
+        prometheus_url=f"http://{seen.host}:{seen.port}" if seen is not None else None,
+        alertmanager_url=f"http://{seen.host}:{seen.alerts_port}" if seen is not None else None,
+        metrics_url=f"http://{seen.host}:{seen.metrics_port}/metrics" if seen is not None else None,
     )
 
 
