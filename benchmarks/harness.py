@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.reader import WRITER_HEADER
@@ -119,22 +120,22 @@ def peers_python() -> Path:
     return python
 
 
-def fill(config: KafkaConfig, topic: str, events: int, partitions: int) -> None:
-    """Create a topic with this many events of about 180 bytes, each with a header."""
+def fill(config: KafkaConfig, topic: str, events: int, partitions: int, *, traced: int = 0) -> None:
+    """Create a topic with this many events of about 180 bytes, each with a header, and one of ``traced`` with a trace."""
     Cluster(config).create(topic, partitions, settings={"retention.ms": "-1"})
     producer = config.producer(f"fill-{topic}")
     producer.init_transactions()
     producer.begin_transaction()
     padding = "x" * 90
+    plain: list[tuple[str, Any]] = [(WRITER_HEADER, b"bench/fill/0")]
     for i in range(events):
+        headers = [*plain, ("traceparent", f"00-{i + 1:032x}-{i + 1:016x}-01".encode())] if traced and i % traced == 0 else plain
         value = json.dumps(
             {"event_id": f"event-{i:09d}", "user": i % 9973, "payload": padding, "amount": i * 0.25, "kind": "click"}
         ).encode()
         while True:
             try:
-                producer.produce(
-                    topic, value, f"event-{i:09d}".encode(), partition=i % partitions, headers=[(WRITER_HEADER, b"bench/fill/0")]
-                )
+                producer.produce(topic, value, f"event-{i:09d}".encode(), partition=i % partitions, headers=headers)
                 break
             except BufferError:
                 producer.poll(0.1)
@@ -144,9 +145,9 @@ def fill(config: KafkaConfig, topic: str, events: int, partitions: int) -> None:
     producer.commit_transaction()
 
 
-def filled_window(config: KafkaConfig, topic: str, events: int, partitions: int) -> Window:
+def filled_window(config: KafkaConfig, topic: str, events: int, partitions: int, *, traced: int = 0) -> Window:
     """A new topic with so many events, as the window that a stage before would have left."""
-    fill(config, topic, events, partitions)
+    fill(config, topic, events, partitions, traced=traced)
     cluster = Cluster(config)
     ends = cluster.high_watermark(topic, range(partitions))
     while cluster.stable_offset(topic, range(partitions)) != ends:  # a commit is answered before its markers stand in the log

@@ -22,8 +22,9 @@ from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.traced import traced as within
 from factory_agents.telemetry import parse_traceparent, tracing
+from tests.support.commands import Command, clean_environment
 from tests.support.otlp import Collector, SeenSpan
-from tests.support.runs import Runs, events
+from tests.support.runs import ROOT, Runs, events
 from tests.support.sqlite_sink import SqliteSink
 from tests.support.waiting import wait_for
 
@@ -325,3 +326,21 @@ def test_a_window_names_the_runs_that_wrote_it(traced: Traced) -> None:
     assert parse_traceparent(result.traceparent) is not None
     window: Window = merge_results([result])
     assert window.spans == (result.traceparent,)
+
+
+def test_the_documented_commands_leave_the_traces_that_the_page_speaks_of(traced: Traced, collector: Collector, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "telemetry.md").read_text()
+    commands = [line.split() for line in page.splitlines() if line.startswith("factory agent run") and " --json > " in line]
+    assert len(commands) == 2
+    topics = {name: traced.runs.topic(name) for name in ("raw_events", "enriched_events")}
+    (tmp_path / "include").symlink_to(ROOT / "include")
+    environment = clean_environment(KAFKA_BOOTSTRAP=traced.runs.bootstrap, FACTORY_PREFIX=traced.runs.prefix, **collector.environment)
+    command = Command(tmp_path, environment)
+    for _, *arguments, _, file in commands:
+        done = command(*(topics.get(word, word) for word in arguments))
+        assert done.code == 0, done.err
+        (tmp_path / file).write_text(done.out)
+    first, second = collector.one("ingest"), collector.one("enrich")
+    assert second.links == ((first.trace_id, first.span_id),)
+    root = collector.named("ingest event")[0]
+    assert sorted(by_stage(collector.spans, root.trace_id)) == ["enrich", "ingest"]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -80,6 +80,21 @@ class Traces:
         """For an agent without a window, which has no span of its own: it might not end for weeks. Each chunk is a trace."""
         return RunTrace(self, None, subject, topic)
 
+    @contextmanager
+    def within(self, parent: str | bytes | None) -> Iterator[None]:
+        """What begins spans of its own, such as an interceptor, begins them as parts of the one that ``parent`` names."""
+        token = context.attach(_within(parse_traceparent(parent)))
+        try:
+            yield
+        finally:
+            context.detach(token)
+
+    @property
+    def current(self) -> str:
+        """The span that is current here, as ``traceparent``; empty where there is none."""
+        own = trace.get_current_span().get_span_context()
+        return _named(own).text if own.is_valid else ""
+
     def close(self) -> None:
         """Send what is left, for a moment; a collector that doesn't answer keeps nobody."""
         sender = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
@@ -114,8 +129,7 @@ class RunTrace(Observer):
         """The run's own span, None where there is none."""
         if self._span is None:
             return None
-        own = self._span.get_span_context()
-        return TraceContext(f"{own.trace_id:032x}", f"{own.span_id:016x}", own.trace_flags.sampled)
+        return _named(self._span.get_span_context())
 
     # Of runs and chunks
 
@@ -236,8 +250,8 @@ class _Share:
         self._second = 0
         self._taken = 0
 
-    def takes(self, context: TraceContext) -> bool:
-        if int(context.trace_id[-8:], 16) & self._mask:
+    def takes(self, event: TraceContext) -> bool:
+        if int(event.trace_id[-8:], 16) & self._mask:
             return False
         second = int(time.monotonic())
         if second != self._second:
@@ -330,8 +344,12 @@ def _attributes(subject: Subject, topic: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _span_context(context: TraceContext) -> SpanContext:
-    return SpanContext(int(context.trace_id, 16), int(context.span_id, 16), True, TraceFlags(int(context.sampled)))
+def _named(own: SpanContext) -> TraceContext:
+    return TraceContext(f"{own.trace_id:032x}", f"{own.span_id:016x}", own.trace_flags.sampled)
+
+
+def _span_context(of: TraceContext) -> SpanContext:
+    return SpanContext(int(of.trace_id, 16), int(of.span_id, 16), True, TraceFlags(int(of.sampled)))
 
 
 def _within(parent: TraceContext | None) -> Any:
@@ -341,6 +359,4 @@ def _within(parent: TraceContext | None) -> Any:
 
 def _replaced(headers: Headers, span: Span) -> Headers:
     """Headers that name a span."""
-    own = span.get_span_context()
-    text = TraceContext(f"{own.trace_id:032x}", f"{own.span_id:016x}", own.trace_flags.sampled).text
-    return [*(header for header in headers if header[0] != TRACEPARENT), (TRACEPARENT, text.encode())]
+    return [*(header for header in headers if header[0] != TRACEPARENT), (TRACEPARENT, _named(span.get_span_context()).text.encode())]

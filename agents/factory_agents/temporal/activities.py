@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from temporalio import activity
@@ -28,7 +28,11 @@ from factory_agents.run import execute, failed_result
 from factory_agents.runners.process import COMMAND, AgentProcess, child_environment
 from factory_agents.runners.results import agent_error, check_result
 from factory_agents.runtime.session import RunContext
+from factory_agents.telemetry.tracing import OF_ITS_PROCESS
 from factory_agents.temporal.protocol import Judgement, Planning, Slice, SliceOutcome
+
+if TYPE_CHECKING:
+    from factory_agents.telemetry.spans import Traces
 
 __all__ = ["Activities", "Runner"]
 
@@ -39,7 +43,7 @@ Runner = Literal["process", "thread"]
 _BEAT_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
 _CANCEL_SECONDS = 4.0  # that an agent has to commit and go once its workflow is cancelled
-_PRIVATE = ("TEMPORAL_",)  # the worker's own: an agent has no business with the server
+_PRIVATE = ("TEMPORAL_", *OF_ITS_PROCESS)  # the worker's own: an agent has no business with the server
 
 _LEVELS = {"pass": logging.INFO, "warn": logging.WARNING, "fail": logging.ERROR}
 
@@ -50,10 +54,12 @@ class Activities:
     Args:
         runner: ``process`` runs each slice in a process of its own, which can be killed; ``thread`` in the worker's, half a second faster.
         grace: seconds that an agent's process has to commit and go when its slice is over or the worker stops.
+        traces: what writes the worker's spans, if anything does: a run's is a part of its activity's.
     """
 
-    def __init__(self, *, runner: Runner = "process", grace: float = 20.0) -> None:
-        self._run = partial(_run_process, grace=grace) if runner == "process" else _run_thread
+    def __init__(self, *, runner: Runner = "process", grace: float = 20.0, traces: Traces | None = None) -> None:
+        self._run = partial(_run_process, grace=grace) if runner == "process" else partial(_run_thread, traces=traces)
+        self._traces = traces
 
     @property
     def all(self) -> Sequence[Callable[..., Any]]:
@@ -81,7 +87,7 @@ class Activities:
         """Run the agent until its window is done, its time is over, or it is to go; whatever is committed stays, and is gone on with."""
         with _failures(request.run), _Pulse(request.seconds) as pulse:
             try:
-                result = self._run(request.run, pulse)
+                result = self._run(self._as_part(request.run), pulse)
                 return SliceOutcome(result.counts.consumed, result.generation, _slim(result))
             except FactoryError as error:
                 if activity.is_cancelled():
@@ -90,6 +96,10 @@ class Activities:
                     raise
                 log.info("slice over: %s", error)
                 return _position(request.run)
+
+    def _as_part(self, run: AgentRun) -> AgentRun:
+        """The run as a part of the activity's span."""
+        return run if self._traces is None else msgspec.structs.replace(run, traceparent=self._traces.current)
 
     @activity.defn(name="read_position", no_thread_cancel_exception=True)
     def read_position(self, request: Slice) -> SliceOutcome:
@@ -135,8 +145,8 @@ class _Pulse:
                 self.leaving.set()
 
 
-def _run_thread(run: AgentRun, pulse: _Pulse) -> AgentResult:
-    return execute(RunContext(KafkaConfig.from_env(), stop=pulse.leaving.is_set, sliced=True), run)
+def _run_thread(run: AgentRun, pulse: _Pulse, *, traces: Traces | None) -> AgentResult:
+    return execute(RunContext(KafkaConfig.from_env(), stop=pulse.leaving.is_set, sliced=True, traces=traces), run)
 
 
 def _run_process(run: AgentRun, pulse: _Pulse, *, grace: float) -> AgentResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from temporalio import exceptions
@@ -45,6 +45,10 @@ from factory_agents.temporal.protocol import (
     ScheduledRequest,
 )
 from factory_agents.temporal.search import ATTRIBUTES, attributes_of
+from factory_agents.temporal.traces import interceptors
+
+if TYPE_CHECKING:
+    from factory_agents.telemetry.spans import Traces
 
 __all__ = [
     "NotFoundError",
@@ -87,11 +91,12 @@ class NotFoundError(ConfigurationError):
     """There is no workflow of this id."""
 
 
-async def connect(profile: str = "") -> Client:
+async def connect(profile: str = "", *, traces: Traces | None = None) -> Client:
     """A client of the server that ``TEMPORAL_ADDRESS`` and its like name, else of the one on this machine at port 7233.
 
     ``TEMPORAL_NAMESPACE``, ``TEMPORAL_API_KEY`` and ``TEMPORAL_TLS…`` are Temporal's own; so is the file that ``TEMPORAL_CONFIG_FILE``
-    names, with its profiles. Raises UnavailableError where it doesn't answer, ConfigurationError for settings that can't be used.
+    names, with its profiles. ``profile`` chooses one of them, ``traces`` writes the spans of what is asked. Raises UnavailableError where
+    it doesn't answer, ConfigurationError for settings that can't be used.
     """
     try:
         settings = ClientConfig.load_client_connect_config(profile=profile or None)
@@ -99,7 +104,7 @@ async def connect(profile: str = "") -> Client:
         raise ConfigurationError(f"Temporal's settings (TEMPORAL_…) can't be used: {error}") from error
     where = settings.setdefault("target_host", "localhost:7233")
     try:
-        return await Client.connect(**settings, data_converter=data_converter)
+        return await Client.connect(**settings, data_converter=data_converter, interceptors=interceptors(traces))
     except (RPCError, RuntimeError) as error:
         raise UnavailableError(
             f"Temporal at {where} doesn't answer: {error}; set TEMPORAL_ADDRESS, or run `factory sandbox up --with temporal`"

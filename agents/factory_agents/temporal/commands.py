@@ -30,15 +30,20 @@ _Since = Annotated[str | None, typer.Option("--since", help="start of the window
 _Until = Annotated[str | None, typer.Option("--until", help="end of the window's interval; the window ends before it", metavar="TIME")]
 
 
-def _served(ask: Callable[[Any], Awaitable[_T]]) -> _T:
-    """Ask the server something."""
+def _served(ask: Callable[[Any], Awaitable[_T]], *, traced: bool = False) -> _T:
+    """Ask the server something; ``traced``: as a part of the span that ``TRACEPARENT`` names, where traces are written."""
     _require()
     import asyncio
 
+    from factory_agents.telemetry import tracing
     from factory_agents.temporal.client import connect
+    from factory_agents.temporal.traces import within
 
     async def asked() -> _T:
-        return await ask(await connect())
+        with tracing("factory-temporal", None if traced else {}) as traces:
+            client = await connect(traces=traces)
+            with within(client, os.environ.get("TRACEPARENT")):
+                return await ask(client)
 
     return asyncio.run(asked())
 
@@ -87,7 +92,7 @@ def worker(
     kafka_config(None)  # without it nothing here would run: say so now
     number = slots or os.cpu_count() or 1
     with working_directory_first():
-        _served(lambda client: run_worker(client, task_queue=task_queue, slots=number, runner=runner, grace=grace))
+        _served(lambda client: run_worker(client, task_queue=task_queue, slots=number, runner=runner, grace=grace), traced=True)
 
 
 @temporal.command("start")
@@ -121,7 +126,7 @@ def start(
         handle = await clients.start(client, request, again=again)
         return handle.id, await clients.outcome(handle) if wait else None
 
-    id_, done = _served(started)
+    id_, done = _served(started, traced=True)
     if console.wants_json(json):
         console.print_json(done if done is not None else {"workflow_id": id_})
     elif done is None:
@@ -171,7 +176,7 @@ def backfill(
         handle = await clients.start_backfill(client, request)
         return handle.id, await clients.outcome(handle) if wait else None
 
-    id_, done = _served(started)
+    id_, done = _served(started, traced=True)
     if console.wants_json(json):
         console.print_json(done if done is not None else {"workflow_id": id_})
     elif done is None:
@@ -215,7 +220,7 @@ def listen(
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await run_starter(client, spec, config, topic=topic, group=name, stop=stop)
 
-    _served(listened)
+    _served(listened, traced=True)
 
 
 @temporal.command("serve")
@@ -262,7 +267,7 @@ def serve(
     async def served(client: Any) -> None:
         await http.serve(http.make_app(client, pipelines, token=token), listen, certificate=tls_cert, key=tls_key)
 
-    _served(served)
+    _served(served, traced=True)
 
 
 def _token(file: str | None) -> str:

@@ -23,8 +23,10 @@ from factory_agents.kafka.cuts import check_names
 from factory_agents.protocol import Interval
 from factory_agents.telemetry import fields
 from factory_agents.telemetry.serving import parse_listen
+from factory_agents.telemetry.trace_context import TRACEPARENT
 from factory_agents.temporal.client import NotFoundError, look, start
 from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec
+from factory_agents.temporal.traces import within
 from factory_agents.text import one_of
 
 __all__ = ["RunRequest", "make_app", "serve"]
@@ -75,7 +77,8 @@ def make_app(client: Client, pipelines: Mapping[str, PipelineSpec], *, token: st
         if asked.key:
             check_names(key=asked.key)
         wanted = PipelineRequest(spec, asked.window, asked.key, "redo" if asked.redo else "reuse")
-        handle = await start(client, wanted, again=asked.again)
+        with within(client, request.headers.get(TRACEPARENT)):
+            handle = await start(client, wanted, again=asked.again)
         log.info("started", extra=fields(workflow=handle.id))
         return _answer(202, {"id": handle.id}, Location=f"/runs/{handle.id}")
 

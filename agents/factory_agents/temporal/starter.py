@@ -14,11 +14,13 @@ from temporalio.client import Client
 from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
-from factory_agents.kafka.messages import Message
+from factory_agents.kafka.messages import Message, readable_headers
 from factory_agents.protocol import Interval
 from factory_agents.telemetry import fields
+from factory_agents.telemetry.trace_context import TRACEPARENT
 from factory_agents.temporal.client import start
 from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec
+from factory_agents.temporal.traces import within
 
 __all__ = ["request_of", "run_starter"]
 
@@ -105,7 +107,8 @@ async def _start(client: Client, spec: PipelineSpec, message: Message) -> bool:
     """Whether the event is done with."""
     where = f"{message.topic()}-{message.partition()}@{message.offset()}"
     try:
-        handle = await start(client, request_of(spec, message))
+        with within(client, next((value for name, value in readable_headers(message) if name == TRACEPARENT), None)):
+            handle = await start(client, request_of(spec, message))
         log.info("started", extra=fields(workflow=handle.id, event=where))
     except UnavailableError:
         return False
