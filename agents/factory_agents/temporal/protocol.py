@@ -17,6 +17,7 @@ from factory_agents.protocol import AgentRef, AgentResult, AgentRun, CodecRef, C
 __all__ = [
     "BackfillDone",
     "BackfillRequest",
+    "Compensation",
     "Judgement",
     "PipelineDone",
     "PipelineRequest",
@@ -34,12 +35,26 @@ __all__ = [
 INGEST, VALIDATE = "ingest", "validate"
 
 
+class Compensation(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+    """The agent that takes back what a stage's agent did outside: it sees the stage's input, also events that the stage didn't come to.
+
+    ``agent``, ``source``, ``version``, ``params``: as for a stage. What it returns goes nowhere.
+    """
+
+    agent: str
+    source: str = ""
+    version: str = ""
+    params: dict[str, Any] = {}
+
+
 class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     """One stage: an agent, over what the stage before wrote.
 
     ``agent``: a built-in, ``module:function``, or with ``source`` the name of the function that this text defines. ``shards``: into how
     many parts the window is cut at most. ``fail_if`` and ``warn_if`` judge the report of ``validate``, as the contract's own conditions
-    do. ``task_queue``: whose workers have the agent (by default the pipeline's).
+    do. ``task_queue``: whose workers have the agent (by default the pipeline's). ``compensate``: runs over the stage's input if the
+    workflow fails or is cancelled once the stage has begun, the last stage's first; another workflow over the window then does the stage
+    again.
     """
 
     name: str
@@ -55,6 +70,7 @@ class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     fail_if: tuple[str, ...] = ()
     warn_if: tuple[str, ...] = ()
     task_queue: str = ""
+    compensate: Compensation | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no stage can be."""
@@ -62,6 +78,26 @@ class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
             raise ConfigurationError(f"stage {self.name!r}: shards: expected at least 1, got {self.shards}")
         if (self.fail_if or self.warn_if) and self.agent != VALIDATE:
             raise ConfigurationError(f"stage {self.name!r}: fail_if and warn_if judge the report of validate, not of {self.agent!r}")
+        if self.compensate is not None and self.agent == INGEST:
+            raise ConfigurationError(f"stage {self.name!r}: ingest has no input that a compensation could read")
+
+    @property
+    def undo(self) -> StageSpec | None:
+        """Its compensation, as a stage over the same input."""
+        c = self.compensate
+        if c is None:
+            return None
+        return StageSpec(
+            name=f"{self.name}.undo",
+            agent=c.agent,
+            source=c.source,
+            version=c.version,
+            params=c.params,
+            dead_letter_topic=self.dead_letter_topic,
+            shards=self.shards,
+            max_rejected=self.max_rejected,
+            task_queue=self.task_queue,
+        )
 
     @property
     def ref(self) -> AgentRef:
@@ -103,7 +139,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         if not self.stages:
             yield "expected at least one stage"
             return
-        names = [stage.name for stage in self.stages]
+        names = [s.name for stage in self.stages for s in (stage, stage.undo) if s is not None]
         if len(set(names)) != len(names):
             yield f"each stage needs a name of its own, got {', '.join(names)}"
         ingests = [stage.agent == INGEST for stage in self.stages]

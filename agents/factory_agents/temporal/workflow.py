@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -38,6 +38,7 @@ FAILURES = (FactoryError, TypeError)
 """What fails a workflow; it would hang at any other error. A TypeError is what a start with too few or too many arguments raises."""
 
 _T = TypeVar("_T")
+Rerun = Literal["reuse", "redo"]
 
 _ATTEMPTS = 3  # at what fails; the end of a slice is no failure
 _SHORT = timedelta(minutes=5)
@@ -55,6 +56,7 @@ class FactoryPipeline:
         self._progress = Progress(request.window)
         self._held: list[str] = []
         self._retries = 0
+        self._begun: list[tuple[StageSpec, Window | None]] = []
         self._slices = 0
         interval = timedelta(seconds=request.spec.retry_interval)
         self._retry = RetryPolicy(initial_interval=interval, maximum_attempts=_ATTEMPTS)
@@ -83,13 +85,46 @@ class FactoryPipeline:
 
     @workflow.run
     async def run(self, request: PipelineRequest) -> PipelineDone:
-        """Plan, then stage after stage; fails where a stage fails for good."""
-        window = await self._or_held(self._plan) if request.spec.topic else None
-        for stage in request.spec.stages:
-            results = await self._stage(stage, window)
-            if stage is not request.spec.stages[-1]:
-                window = merge_results(results)
+        """Plan, then stage after stage; fails where a stage fails for good, after what its stages did outside was taken back."""
+        try:
+            window = await self._or_held(self._plan) if request.spec.topic else None
+            for stage in request.spec.stages:
+                self._begun.append((stage, window))
+                results = await self._stage(stage, window)
+                if stage is not request.spec.stages[-1]:
+                    window = merge_results(results)
+        except (Exception, asyncio.CancelledError) as error:
+            await asyncio.shield(self._compensate(error))
+            raise
         return PipelineDone(request.spec.pipeline, request.window, self._progress.stages)
+
+    async def _compensate(self, error: BaseException) -> None:
+        """Run the compensations of the stages that have begun, the last one's first; one that fails stops none of the others."""
+        failed: list[str] = []
+        for stage, window in reversed(self._begun):
+            if stage.undo is None:
+                continue
+            try:
+                await self._stage(stage.undo, window, rerun="redo")
+            except (ActivityError, ApplicationError) as problem:
+                failed.append(f"{stage.undo.name}: {_words(problem)}")
+        if failed:
+            why = "cancelled" if isinstance(error, asyncio.CancelledError) else _words(error)
+            raise ApplicationError(
+                f"not everything was taken back: {'; '.join(failed)}; after: {why}", type="CompensationFailed", non_retryable=True
+            ) from None  # its words are in this one
+
+    async def _not_undone(self, stage: StageSpec, undo: StageSpec, runs: Sequence[AgentRun]) -> list[AgentRun]:
+        """The stage's runs; one whose work was taken back since it was done is done again."""
+
+        async def checked(run: AgentRun) -> AgentRun:
+            did, took_back = await asyncio.gather(
+                self._position(run, f"{stage.name}: how far it is"),
+                self._position(msgspec.structs.replace(run, stage=undo.name), f"{undo.name}: how far it is"),
+            )
+            return msgspec.structs.replace(run, rerun="redo") if took_back.generation > did.generation else run
+
+        return list(await asyncio.gather(*(checked(run) for run in runs)))
 
     async def _plan(self) -> Window:
         request, spec = self._request, self._request.spec
@@ -100,8 +135,10 @@ class FactoryPipeline:
         window = await self._short("plan_window", planning, Window, f"window of {spec.topic}")
         return msgspec.structs.replace(window, codec=spec.codec)
 
-    async def _stage(self, stage: StageSpec, window: Window | None) -> list[AgentResult]:
-        runs = self._runs(stage, window)
+    async def _stage(self, stage: StageSpec, window: Window | None, *, rerun: Rerun | None = None) -> list[AgentResult]:
+        runs = self._runs(stage, window, rerun or self._request.rerun)
+        if stage.undo is not None:
+            runs = await self._not_undone(stage, stage.undo, runs)
         total = window.size if window is not None else -1
         self._tell(stage=stage.name, shards=len(runs), shards_done=0, done=0, total=total)
         self._slices = 0
@@ -137,7 +174,7 @@ class FactoryPipeline:
             self._held.remove(failure)
             self._tell(held=tuple(self._held))
 
-    def _runs(self, stage: StageSpec, window: Window | None) -> list[AgentRun]:
+    def _runs(self, stage: StageSpec, window: Window | None, rerun: Rerun) -> list[AgentRun]:
         """One a shard. What names the work (pipeline, stage, window, shard, origin) is what any orchestrator of this pipeline says."""
         request, spec, info = self._request, self._request.spec, workflow.info()
         run = AgentRun(
@@ -149,7 +186,7 @@ class FactoryPipeline:
             output_codec=stage.output_codec,
             dead_letter_topic=stage.dead_letter_topic,
             run_id=f"{info.workflow_id} {info.first_execution_run_id}",
-            rerun=request.rerun,
+            rerun=rerun,
             accept_loss=spec.accept_loss,
             max_rejected=stage.max_rejected,
             deadline_seconds=spec.timeout,
@@ -225,7 +262,10 @@ class FactoryPipeline:
         cause = error.cause
         if isinstance(cause, CancelledError) or (isinstance(cause, ApplicationError) and cause.non_retryable):
             raise error
-        return await self._short("read_position", Slice(run, 0), SliceOutcome, f"{run.stage}: how far it is")
+        return await self._position(run, f"{run.stage}: how far it is")
+
+    async def _position(self, run: AgentRun, summary: str) -> SliceOutcome:
+        return await self._short("read_position", Slice(run, 0), SliceOutcome, summary)
 
     async def _short(self, name: str, argument: object, result_type: type[_T] | None, summary: str) -> _T:
         value: _T = await workflow.execute_activity(
@@ -234,10 +274,10 @@ class FactoryPipeline:
         return value
 
 
-def _words(error: ActivityError | ApplicationError) -> str:
+def _words(error: BaseException) -> str:
     cause = error.cause if isinstance(error, ActivityError) else error
     kind = f"{cause.type}: " if isinstance(cause, ApplicationError) and cause.type else ""
-    return f"{kind}{getattr(cause, 'message', None) or error.message}"
+    return f"{kind}{getattr(cause, 'message', None) or error}"
 
 
 def _stage_done(stage: StageSpec, results: Sequence[AgentResult], slices: int) -> StageDone:

@@ -10,18 +10,15 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.temporal import http
 from tests.agents.temporal.test_commands import written
+from tests.support.certificates import certificate
 from tests.support.commands import Live
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines
@@ -144,30 +141,6 @@ def test_a_body_that_never_ends_is_given_up(pipelines: Pipelines) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=40) as slow:
         slow.sendall(f"POST /runs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 10\r\n\r\n{{".encode())
         assert slow.recv(1000).startswith(b"HTTP/1.1 408 ")
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for localhost that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    cert, secret = folder / "tls.crt", folder / "tls.key"
-    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
-    return cert, secret
 
 
 def test_over_tls_with_a_token_from_a_file(pipelines: Pipelines, tmp_path: Path) -> None:

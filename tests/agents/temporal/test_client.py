@@ -1,0 +1,103 @@
+"""Reaching a server: mutual TLS and an API key, by Temporal's own variables, and one line where it can't be done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import pytest
+
+from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.temporal import client as clients
+from tests.agents.temporal.test_commands import written
+from tests.support.certificates import certificate
+from tests.support.runs import Runs, events
+from tests.support.temporal import Pipelines
+
+KEY = "an-api-key"
+
+
+class _Guard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """Passes calls on to a server, for whoever has the key."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+
+    def service(self, details: Any) -> Any:
+        method = details.method
+
+        def passed_on(request: bytes, context: Any) -> bytes:
+            given = dict(context.invocation_metadata())
+            if given.get("authorization") != f"Bearer {KEY}":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+            try:
+                answer: bytes = self._channel.unary_unary(method)(request, timeout=context.time_remaining())
+            except grpc.RpcError as error:
+                context.abort(error.code(), error.details())
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(passed_on)
+
+
+@contextmanager
+def guarded(address: str, server: tuple[Path, Path], client: Path) -> Iterator[int]:
+    """The port of a server that asks for a client's certificate and for the key, in front of one that asks for nothing."""
+    credentials = grpc.ssl_server_credentials(
+        [(server[1].read_bytes(), server[0].read_bytes())], root_certificates=client.read_bytes(), require_client_auth=True
+    )
+    with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(40) as pool:
+        front = grpc.server(pool)
+        front.add_generic_rpc_handlers((_Guard(channel),))
+        port = front.add_secure_port("localhost:0", credentials)
+        front.start()
+        try:
+            yield port
+        finally:
+            front.stop(None).wait(30)
+
+
+def test_mutual_tls_and_an_api_key_by_temporals_own_variables(pipelines: Pipelines, runs: Runs, tmp_path: Path) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(20))
+    written(pipelines, raw, marked)
+    server, client = certificate(tmp_path), certificate(tmp_path, "client")
+    with guarded(pipelines.address, server, client[0]) as port:
+        variables: dict[str, Any] = {
+            "TEMPORAL_ADDRESS": f"localhost:{port}",
+            "TEMPORAL_API_KEY": KEY,
+            "TEMPORAL_TLS_SERVER_CA_CERT_PATH": str(server[0]),
+            "TEMPORAL_TLS_CLIENT_CERT_PATH": str(client[0]),
+            "TEMPORAL_TLS_CLIENT_KEY_PATH": str(client[1]),
+        }
+        worker = pipelines.worker(**variables)
+        done = pipelines.factory.ok("temporal", "start", "p.yaml", "--key", "w", "--wait", **variables).data
+        assert [s["counts"]["consumed"] for s in done["stages"]] == [20]
+        assert worker.stop().code == 0
+        for lacking in ("API_KEY", "TLS_CLIENT_", "TLS_SERVER_"):
+            without = {name: value for name, value in variables.items() if lacking not in name}
+            failed = pipelines.factory("temporal", "progress", f"{pipelines.prefix}/w", **without)
+            assert failed.code != 0
+            assert f"Temporal at localhost:{port} doesn't answer" in failed.error, failed.error
+            assert KEY not in failed.error
+
+
+def test_a_profile_of_the_configuration_file_is_taken(temporal_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporal.toml").write_text(
+        f'[profile.default]\naddress = "127.0.0.1:1"\n[profile.ours]\naddress = "{temporal_address}"\nnamespace = "default"\n'
+    )
+    monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(tmp_path / "temporal.toml"))
+    monkeypatch.delenv("TEMPORAL_ADDRESS", raising=False)
+
+    async def connected(profile: str) -> str:
+        return (await clients.connect(profile)).service_client.config.target_host
+
+    assert asyncio.run(connected("ours")) == temporal_address
+    with pytest.raises(UnavailableError, match=r"Temporal at 127\.0\.0\.1:1 doesn't answer"):
+        asyncio.run(connected(""))
+    with pytest.raises(ConfigurationError, match=r"Temporal's settings \(TEMPORAL_…\) can't be used.*theirs"):
+        asyncio.run(connected("theirs"))
