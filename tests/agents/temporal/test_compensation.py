@@ -78,7 +78,8 @@ def test_a_cancelled_workflow_takes_back_what_it_had_begun(pipelines: Pipelines,
     runs.produce(raw, events(40, seconds=600))
     with pipelines.served():
         id_ = pipelines.start(request)
-        wait_for(lambda: pipelines.progress(id_).stage == "slow", "the first stage to end")
+        wait_for(lambda: len(charged(first)) == 40, "the first stage to charge")
+        wait_for(lambda: "slow" in str(pipelines.progress(id_)), "the first stage to end")
         assert charged(first) == ALL
         pipelines.cancel(id_)
         assert charged(first) == {}
