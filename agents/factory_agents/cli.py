@@ -15,6 +15,7 @@ from factory_agents import __version__, console
 from factory_agents.commands import Bootstrap, Json, KafkaSettings, invoke, run_agent, setting
 from factory_agents.contract_commands import contracts
 from factory_agents.options import AgentSettings, kafka_config
+from factory_agents.rollout_commands import diff_agents, live, rollout
 from factory_agents.temporal.commands import temporal
 
 __all__ = ["app", "main"]
@@ -43,8 +44,11 @@ app.add_typer(metrics_, name="metrics")
 app.add_typer(schemas, name="schemas")
 app.add_typer(sandboxes, name="sandbox")
 app.add_typer(temporal, name="temporal")
+app.add_typer(rollout, name="rollout")
+app.add_typer(live, name="live")
 
 agents.command("run")(run_agent)
+agents.command("diff")(diff_agents)
 
 _DEFAULTS = AgentSettings()
 _Prefix = Annotated[str, setting("prefix")]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+from confluent_kafka import Producer
+
+from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.control import Control
 from factory_agents.kafka.routes import Limits, rolled_back, shifted, started
 from factory_agents.protocol import Counts
-from factory_agents.runtime.agents import agent
+from factory_agents.rollouts import Rollouts
+from factory_agents.runtime.agents import AgentFunction, agent
 from factory_agents.runtime.session import RunContext
-from factory_agents.runtime.versions import run_version
+from factory_agents.runtime.versions import check_unversioned, run_version
 from tests.support.runs import Runs, events
+from tests.support.topics import recreate
 from tests.support.waiting import wait_for
 
 
@@ -26,7 +33,7 @@ class Version:
         self.error: BaseException | None = None
         self._work = lambda: run_version(
             RunContext(runs.config, stop=self.stop.is_set),
-            agent(version="1")(function).bind({}),
+            (function if isinstance(function, AgentFunction) else agent(version="1")(function)).bind({}),
             version,
             in_topic=source,
             out_topic=out,
@@ -100,3 +107,201 @@ def test_partitions_go_to_a_new_version_and_back_and_each_event_is_handled_once(
         one.end()
         two.end()
     assert sorted(r.id for r in runs.everything(out) if r.id < 1000) == list(range(200))
+
+
+def rollouts(runs: Runs) -> Rollouts:
+    return Rollouts(runs.config, f"{runs.prefix}.group", prefix=runs.prefix)
+
+
+@contextmanager
+def feeding(runs: Runs, source: str, pause: float = 0.01) -> Iterator[list[int]]:
+    """Events with growing ids to all partitions, all the time; the list's length is how many there are."""
+    ended, sent = threading.Event(), list[int]()
+    producer = Producer({"bootstrap.servers": runs.bootstrap, "linger.ms": 1, "log_level": 0})
+
+    def feed() -> None:
+        while not ended.is_set():
+            for p in range(4):
+                producer.produce(source, events(1, len(sent))[0], partition=p)
+                sent.append(len(sent))
+            producer.poll(0)
+            ended.wait(pause)
+        producer.flush(30)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        ended.set()
+        thread.join()
+
+
+def hostile(share: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """An agent that raises for one event of so many."""
+
+    def handle(event: dict[str, Any]) -> dict[str, Any]:
+        if event["event_id"] % share == 0:
+            raise KeyError("segment")
+        return event | {"by": "v2"}
+
+    return handle
+
+
+@pytest.mark.parametrize("share", [1, 5])
+def test_a_version_that_raises_errors_is_rolled_back_before_they_are_committed(runs: Runs, share: int) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    runs.topic("out.dead")
+    with version(runs, source, out, "v1") as one, feeding(runs, source) as sent:
+        wait_for(lambda: runs.everything(out), "the first events")
+        with version(runs, source, out, "v2", hostile(share)) as two:
+            wait_members(runs, "v2")
+            rollouts(runs).start("v2")
+            status = rollouts(runs).wait(30, until=lambda s: s.verdict == "rolled back" and s.is_settled)
+            assert "raised errors for" in status.reason
+            two.end()
+        errors = int(re.findall(r"for (\d+) of", status.reason)[0])
+        wait_for(lambda: len(runs.everything(out)) >= len(sent) - 50, "the old version to go on")
+        letters = runs.everything(f"{out}.dead")
+        assert len(letters) < min(10, errors)  # of chunks before there were ten; those of the chunk that was refused are not there
+        one.end()
+    with version(runs, source, out, "v1"):
+        wait_for(lambda: len(runs.everything(out)) + len(letters) >= len(sent), "all events")
+    found = [r.id for r in runs.everything(out)] + [r.id for r in letters]
+    assert sorted(found) == sent
+
+
+def wait_members(runs: Runs, name: str, count: int = 1) -> None:
+    def there() -> bool:
+        group = runs.cluster.group(f"{runs.prefix}.group~{name}")
+        return group is not None and group.members >= count and len(group.assigned) == 4
+
+    wait_for(there, f"members of {name}")
+
+
+def test_a_rollout_in_steps_goes_on_by_itself_and_is_finished(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    with version(runs, source, out, "v1") as one, feeding(runs, source) as sent:
+        wait_for(lambda: runs.everything(out), "the first events")
+        with version(runs, source, out, "v2") as two:
+            wait_members(runs, "v2")
+            first = rollouts(runs).start("v2", steps=["1", "50%", "100%"], hold=0.5)
+            assert [p.owner for p in first.partitions] == ["v2", "v1", "v1", "v1"]
+            assert rollouts(runs).start("v2").epoch >= first.epoch  # a retry changes nothing
+            with pytest.raises(ConfigurationError, match="is being rolled out"):
+                rollouts(runs).start("v3", force=True)
+            rollouts(runs).wait(30, until=lambda s: s.verdict == "rolled out")
+            done = rollouts(runs).finish()
+            assert (done.verdict, done.base) == ("steady", "v2")
+            one.end()
+            wait_for(lambda: len(runs.everything(out)) >= len(sent) - 50, "the new version to go on alone")
+            with pytest.raises(ConfigurationError, match="there is no rollout"):
+                rollouts(runs).roll_back("too late")
+            two.end()
+    with version(runs, source, out, "v2"):
+        wait_for(lambda: len(runs.everything(out)) >= len(sent), "all events")
+        wait_for(lambda: rollouts(runs).status().lag == 0, "no lag")
+        wait_for(lambda: keda_lag(runs, source) == 0, "no lag as KEDA computes it")
+    assert sorted(r.id for r in runs.everything(out)) == sent
+
+
+def keda_lag(runs: Runs, topic: str) -> int:
+    """The sum of log end minus committed offset, markers included, as KEDA's scaler has it."""
+    ends = runs.cluster.high_watermark(topic, range(4))
+    stands = runs.cluster.committed(f"{runs.prefix}.group", [topic])
+    return sum(end - stands.get((topic, p), 0) for p, end in ends.items())
+
+
+def test_what_nobody_has_started_is_not_rolled_out(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    with pytest.raises(ConfigurationError, match="no version of an agent has run in it yet"):
+        rollouts(runs).status()
+    with version(runs, source, out, "v1"):
+        wait_members(runs, "v1")
+        with pytest.raises(ConfigurationError, match="version 'v2' has no members"):
+            rollouts(runs).start("v2")
+        with pytest.raises(ConfigurationError, match="its partitions are handled by versions"):
+            check_unversioned(runs.config, f"{runs.prefix}.group", runs.prefix)
+
+        def other(event: dict[str, Any]) -> dict[str, Any]:
+            return event
+
+        twin = Version(runs, source, out, "v1", agent(version="9")(other))
+        twin._thread.join(30)
+        assert isinstance(twin.error, ConfigurationError)
+        assert "runs with other code" in str(twin.error)
+
+
+def test_of_two_orders_at_once_one_is_refused(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    with version(runs, source, out, "v1"), version(runs, source, out, "v2"), version(runs, source, out, "v3"):
+        for name in ("v1", "v2", "v3"):
+            wait_members(runs, name)
+        base = rollouts(runs).status().base
+        others = sorted({"v1", "v2", "v3"} - {base})
+        outcomes: list[str] = []
+
+        def give(name: str) -> None:
+            try:
+                outcomes.append(rollouts(runs).start(name).new)
+            except ConfigurationError as error:
+                outcomes.append(f"refused: {error}")
+
+        threads = [threading.Thread(target=give, args=(name,)) for name in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        status = rollouts(runs).wait(30)
+        (winner,) = (o for o in outcomes if not o.startswith("refused"))
+        assert status.new == winner
+        assert {p.holder for p in status.partitions} == {winner}
+        assert sum(o.startswith("refused") for o in outcomes) == 1
+
+
+def test_a_control_topic_that_is_deleted_takes_nothing_from_anybody(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    with version(runs, source, out, "v1"), feeding(runs, source) as sent, version(runs, source, out, "v2"):
+        wait_members(runs, "v1")
+        wait_members(runs, "v2")
+        base = rollouts(runs).status().base
+        new = "v2" if base == "v1" else "v1"
+        rollouts(runs).start(new, steps=["50%"])
+        before = rollouts(runs).wait(30)
+        recreate(runs.admin, f"{runs.prefix}.control", 12, cleanup_policy="compact")
+
+        def known() -> bool:
+            try:
+                return rollouts(runs).status().epoch == before.epoch
+            except ConfigurationError:
+                return False
+
+        wait_for(known, "the order to be written again")
+        rollouts(runs).shift("100%")
+        after = rollouts(runs).wait(30)
+        assert {p.holder for p in after.partitions} == {new}
+        count = len(sent)
+        wait_for(lambda: len(runs.everything(out)) >= count, "all events until now")
+    found = [r.id for r in runs.everything(out)]
+    assert len(found) == len(set(found))
+
+
+def test_repair_hands_out_exactly_what_a_version_had(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    with version(runs, source, out, "v1"), feeding(runs, source) as sent:
+        wait_for(lambda: runs.everything(out), "the first events")
+        with version(runs, source, out, "v2"):
+            wait_members(runs, "v2")
+            rollouts(runs).start("v2", steps=["50%"])
+            rollouts(runs).wait(30)
+            wait_for(lambda: by_version(runs, out).get("v2", 0) > 20, "the new version's")
+            rollouts(runs).shift("100%")
+            rollouts(runs).wait(30)
+            rollouts(runs).roll_back("wrong segments")
+            rollouts(runs).wait(30)
+    window = rollouts(runs).handled()
+    handled = [r.id for part in window.ranges for r in runs.read(source, part.partition, part.start, part.end)]
+    assert sorted(handled) == sorted(r.id for r in runs.everything(out) if r.event["by"] == "v2")
+    result = runs.transform(runs.run(window, runs.topic("repaired")))
+    assert result.counts.consumed == len(handled)
+    assert len(sent) >= len(handled) > 20

@@ -1,0 +1,285 @@
+"""Rollouts of live agents' versions: begin, shift, roll back, finish, look at; and which records a version handled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from confluent_kafka import KafkaException
+
+from factory_agents.errors import ConfigurationError, DeadlineError
+from factory_agents.kafka.config import KafkaConfig, kafka_error
+from factory_agents.kafka.control import Control, Member
+from factory_agents.kafka.lag import Lags
+from factory_agents.kafka.routes import (
+    Limits,
+    Route,
+    Spell,
+    Token,
+    check_version,
+    finished,
+    holder,
+    rolled_back,
+    shifted,
+    started,
+    steps_of,
+    version_group,
+)
+from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.version_group import official_tokens
+from factory_agents.protocol import PartitionRange, Window
+
+__all__ = [
+    "PartitionStatus",
+    "Rollouts",
+    "Status",
+    "Verdict",
+]
+
+_ASK_SECONDS = 30.0
+_ALIVE_SECONDS = 30.0
+_LOOK_SECONDS = 0.2
+
+Verdict = Literal["steady", "rolling", "rolled out", "rolled back"]
+
+
+@dataclass(frozen=True)
+class PartitionStatus:
+    """Where a partition stands: the official position (None: none yet), who is to handle it, and who does."""
+
+    partition: int
+    position: int | None
+    end: int
+    lag: int
+    owner: str
+    holder: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """A group's versions at one moment.
+
+    ``verdict``: ``rolled out`` when the new version holds all partitions and no step is left, ``rolled back`` with the ``reason``.
+    """
+
+    group: str
+    topic: str
+    verdict: Verdict
+    base: str
+    new: str
+    reason: str
+    epoch: int
+    steps: tuple[float, ...]
+    by: str
+    partitions: tuple[PartitionStatus, ...]
+    members: tuple[Member, ...] = ()
+    ages: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def held(self) -> int:
+        """How many partitions the new version holds."""
+        return sum(p.holder == self.new for p in self.partitions) if self.new else 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether each partition is held by the version that is to have it."""
+        return all(p.holder == p.owner for p in self.partitions)
+
+    @property
+    def lag(self) -> int:
+        """The official group's lag."""
+        return sum(p.lag for p in self.partitions)
+
+
+class Rollouts:
+    """The rollouts of one group; each order is written by compare and set, so that of two at once one is refused or comes second.
+
+    Raises ConfigurationError where there are no versions, or an order does not fit, UnavailableError without a broker.
+    """
+
+    def __init__(self, config: KafkaConfig, group: str, *, prefix: str = "factory") -> None:
+        self._config, self._group, self._prefix = config, group, prefix
+
+    @contextmanager
+    def _control(self) -> Iterator[tuple[Cluster, Control, Route]]:
+        with Cluster(self._config) as cluster:
+            control = Control(self._config, cluster, prefix=self._prefix, group=self._group)
+            try:
+                route = control.catch_up(time.monotonic() + _ASK_SECONDS) if control.exists else None
+                if route is None:
+                    raise ConfigurationError(
+                        f"group {self._group!r}: no version of an agent has run in it yet; start the one that is to be replaced later with "
+                        f"--live-version"
+                    )
+                yield cluster, control, route
+            finally:
+                control.close()
+
+    def start(
+        self,
+        version: str,
+        *,
+        steps: Sequence[str] = (),
+        hold: float = 0.0,
+        limits: Limits = Limits(),  # noqa: B008  # frozen
+        by: str = "",
+        force: bool = False,
+    ) -> Status:
+        """Give a new version the first step's partitions (without steps: all); further steps follow by themselves, ``hold`` seconds apart.
+
+        Where that very rollout is under way already, nothing is done. ``force``: also where none of its members is there.
+        """
+        check_version(version)
+        with self._control() as (cluster, control, route):
+            if not force and route.new != version:
+                members = cluster.group(version_group(self._group, version))
+                if members is None or not members.members:
+                    raise ConfigurationError(
+                        f"group {self._group!r}: version {version!r} has no members; start it first (--live-version {version})"
+                    )
+
+            def change(found: Route) -> Route:
+                if found.state == "rolling" and found.new == version:
+                    return found
+                shares = steps_of(steps, len(found.owners))
+                return started(found, version, shares, hold=hold, limits=limits, now=time.time(), by=by)
+
+            return self._ordered(cluster, control, change)
+
+    def shift(self, share: str, *, by: str = "") -> Status:
+        """Give the new version as many partitions as said, such as ``3`` or ``50%``; further steps are off then."""
+        with self._control() as (cluster, control, _):
+            return self._ordered(
+                cluster, control, lambda found: shifted(found, steps_of([share], len(found.owners))[0], now=time.time(), by=by)
+            )
+
+    def roll_back(self, reason: str, *, by: str = "") -> Status:
+        """Take all partitions from the new version."""
+        with self._control() as (cluster, control, _):
+            return self._ordered(cluster, control, lambda found: rolled_back(found, reason, now=time.time(), by=by))
+
+    def finish(self, *, by: str = "") -> Status:
+        """The new version holds all partitions and is the base from now on; where it is so already, nothing is done."""
+        with self._control() as (cluster, control, _):
+
+            def change(found: Route) -> Route:
+                tokens = self._tokens(found)
+                holders = [holder(found, p, tokens[p][1]) for p in range(len(found.owners))]
+                return finished(found, holders, now=time.time(), by=by)
+
+            return self._ordered(cluster, control, change)
+
+    def _ordered(self, cluster: Cluster, control: Control, change: Callable[[Route], Route]) -> Status:
+        """Give an order, and look what there is then."""
+
+        def changed(found: Route | None) -> Route | None:
+            return None if found is None else change(found)
+
+        route = control.order(changed)
+        if route is None:
+            raise ConfigurationError(f"group {self._group!r}: the order of its versions is gone; its members write it again, try then")
+        return self._status(cluster, control, route)
+
+    def status(self) -> Status:
+        """What there is now."""
+        with self._control() as (cluster, control, route):
+            return self._status(cluster, control, route)
+
+    def wait(self, seconds: float, *, until: Callable[[Status], bool] = lambda status: status.is_settled) -> Status:
+        """Look again and again until ``until`` says so, by default until each partition is where it is to be. Raises DeadlineError."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status = self.status()
+            if until(status):
+                return status
+            if time.monotonic() > deadline:
+                late = [f"{p.partition} (held by {p.holder or 'nobody'})" for p in status.partitions if p.holder != p.owner]
+                raise DeadlineError(
+                    f"group {self._group!r}: not there after {seconds:g} s; partitions that wait: {', '.join(late) or 'none'}"
+                )
+            time.sleep(_LOOK_SECONDS)
+
+    def handled(self, version: str = "") -> Window:
+        """The records that a version handled in its last rollout (by default the one that was rolled back), as a window."""
+        with self._control() as (cluster, _, route):
+            version = version or route.new
+            if not version:
+                raise ConfigurationError(f"group {self._group!r}: no version was rolled back; say whose records are meant")
+            tokens = self._tokens(route)
+            ranges = [
+                PartitionRange(p, spell.start, spell.end)
+                for p, (position, token) in sorted(tokens.items())
+                for spell in _merged(token, position)
+                if spell.version == version and (spell.epoch >= route.since or version != route.new)
+            ]
+            topic = cluster.topic(route.topic)
+        name = f"{version}-{route.since}"
+        return Window(f"{self._group}.repair", topic.name, topic.id, tuple(ranges), name=name, origin=topic.name)
+
+    def _tokens(self, route: Route) -> dict[int, tuple[int, Token | None]]:
+        consumer = self._config.consumer(group_id=self._group)
+        deadline = time.monotonic() + _ASK_SECONDS
+        try:
+            while True:
+                try:
+                    return official_tokens(consumer, route.topic, len(route.owners))
+                except KafkaException as error:  # a transaction is open that may move it
+                    if time.monotonic() > deadline:
+                        raise kafka_error(error, f"positions of group {self._group!r}", group=f"READ on group {self._group!r}") from error
+        finally:
+            consumer.close()
+
+    def _status(self, cluster: Cluster, control: Control, route: Route) -> Status:
+        tokens = self._tokens(route)
+        lags = Lags(self._config, cluster).of_group(self._group, [route.topic]) if any(at >= 0 for at, _ in tokens.values()) else []
+        by_partition = {row.partition: row for row in lags}
+        partitions = []
+        for p in range(len(route.owners)):
+            row, (_, token) = by_partition.get(p), tokens[p]
+            partitions.append(
+                PartitionStatus(
+                    p,
+                    row.committed if row is not None else None,
+                    row.end if row is not None else 0,
+                    row.lag if row is not None else 0,
+                    route.owner(p),
+                    holder(route, p, token),
+                )
+            )
+        settled = all(p.holder == p.owner for p in partitions)
+        verdict: Verdict = "steady"
+        if route.state == "rolled-back":
+            verdict = "rolled back"
+        elif route.state == "rolling":
+            verdict = "rolled out" if settled and not route.steps and route.moved == len(route.owners) else "rolling"
+        now = time.time()
+        members = sorted(control.members.values(), key=lambda m: (m.version, m.host, m.id))
+        return Status(
+            route.group,
+            route.topic,
+            verdict,
+            route.base,
+            route.new,
+            route.reason,
+            route.epoch,
+            route.steps,
+            route.by,
+            tuple(partitions),
+            tuple(m for m in members if now - m.at < _ALIVE_SECONDS),
+            {m.id: round(now - m.at, 1) for m in members},
+        )
+
+
+def _merged(token: Token | None, position: int) -> list[Spell]:
+    """A partition's spells, those of one version that follow on each other as one."""
+    spells: list[Spell] = []
+    for spell in token.spells(position) if token is not None else ():
+        last = spells[-1] if spells else None
+        if last is not None and last.version == spell.version and last.end == spell.start:
+            spells[-1] = Spell(spell.version, spell.epoch, last.start, spell.end)
+        else:
+            spells.append(spell)
+    return spells
