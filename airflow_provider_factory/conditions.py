@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from factory_agents.kafka.lag import Lags, PartitionLag
     from factory_agents.kafka.topics import Cluster
 
-__all__ = ["Answer", "LagQuestion", "WindowClosedQuestion", "ask_lag", "ask_window_closed", "judge_lag"]
+__all__ = ["Answer", "LagQuestion", "RolloutQuestion", "WindowClosedQuestion", "ask_lag", "ask_rollout", "ask_window_closed", "judge_lag"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,14 @@ class LagQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix: str = "factory"
     condition: Literal["below", "above"] = "below"
     measure: Literal["total", "worst"] = "total"
+
+
+class RolloutQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Does a version (empty: the one that is being rolled out) of a live agent hold all partitions of its group?"""
+
+    group: str
+    version: str = ""
+    prefix: str = "factory"
 
 
 class WindowClosedQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +78,22 @@ def ask_lag(lags: Lags, question: LagQuestion) -> Answer:
     if question.group:
         return judge_lag(question, lags.of_group(question.group, topics))
     return judge_lag(question, lags.of_pipeline(question.pipeline, topics, prefix=question.prefix))
+
+
+def ask_rollout(config: KafkaConfig, question: RolloutQuestion) -> Answer:
+    """Ask who holds which partition. Raises RolledBackError for a version that was rolled back, and what ``Rollouts`` does."""
+    from factory_agents.errors import RolledBackError
+    from factory_agents.rollouts import Rollouts
+
+    status = Rollouts(config, question.group, prefix=question.prefix).status()
+    version = question.version or status.new or status.base
+    if status.verdict == "rolled back" and status.new == version:
+        raise RolledBackError(f"group {status.group!r}: version {version!r} was rolled back: {status.reason}")
+    finished = status.verdict == "steady" and status.base == version
+    met = finished or (status.verdict == "rolled out" and status.new == version)
+    held = sum(p.holder == version for p in status.partitions)
+    facts = {"verdict": status.verdict, "version": version, "held": held, "partitions": len(status.partitions), "lag": status.lag}
+    return Answer(met, f"{status.group}: version {version} holds {held} of {len(status.partitions)} partitions, {status.verdict}", facts)
 
 
 def ask_window_closed(

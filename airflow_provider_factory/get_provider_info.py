@@ -138,14 +138,15 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": _INTEGRATION,
                 "python-modules": [
-                    f"{_PACKAGE}.operators.{name}" for name in ("agent_pod", "kafka_agent", "temporal_pipeline", "validation", "window")
+                    f"{_PACKAGE}.operators.{name}"
+                    for name in ("agent_pod", "kafka_agent", "rollout", "temporal_pipeline", "validation", "window")
                 ],
             }
         ],
         "sensors": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": [f"{_PACKAGE}.sensors.{name}" for name in ("consumer_lag", "window_closed")],
+                "python-modules": [f"{_PACKAGE}.sensors.{name}" for name in ("consumer_lag", "rollout", "window_closed")],
             }
         ],
         "triggers": [
@@ -153,7 +154,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": _INTEGRATION,
                 "python-modules": [
                     f"{_PACKAGE}.triggers.{name}"
-                    for name in ("agent_pod", "consumer_lag", "temporal_pipeline", "topic_ready", "window_closed")
+                    for name in ("agent_pod", "consumer_lag", "rollout", "temporal_pipeline", "topic_ready", "window_closed")
                 ],
             }
         ],

@@ -17,6 +17,7 @@ __all__ = [
     "FencedError",
     "ForeignResultError",
     "ForgedRecordError",
+    "RolledBackError",
     "SinkError",
     "StoppedError",
     "TooManyRejectedError",
@@ -101,6 +102,10 @@ class ValidationFailedError(FactoryError):
 
 class AccountingError(FactoryError):
     """consumed = forwarded + filtered + rejected does not hold: a bug, never to be passed over."""
+
+
+class RolledBackError(FactoryError):
+    """A version of a live agent did worse than the one before it, and was taken back."""
 
 
 class SinkError(FactoryError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -152,23 +152,19 @@ def hostile(share: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def test_a_version_that_raises_errors_is_rolled_back_before_they_are_committed(runs: Runs, share: int) -> None:
     source, out = runs.topic("in"), runs.topic("out")
     runs.topic("out.dead")
-    with version(runs, source, out, "v1") as one, feeding(runs, source) as sent:
-        wait_for(lambda: runs.everything(out), "the first events")
-        with version(runs, source, out, "v2", hostile(share)) as two:
-            wait_members(runs, "v2")
-            rollouts(runs).start("v2")
-            status = rollouts(runs).wait(30, until=lambda s: s.verdict == "rolled back" and s.is_settled)
-            assert "raised errors for" in status.reason
-            two.end()
-        errors = int(re.findall(r"for (\d+) of", status.reason)[0])
-        wait_for(lambda: len(runs.everything(out)) >= len(sent) - 50, "the old version to go on")
+    with version(runs, source, out, "v1") as one:
+        with feeding(runs, source, 0.02) as sent:
+            wait_for(lambda: runs.everything(out), "the first events")
+            with version(runs, source, out, "v2", hostile(share)):
+                wait_members(runs, "v2")
+                rollouts(runs).start("v2")
+                status = rollouts(runs).wait(30, until=lambda s: s.verdict == "rolled back" and s.is_settled)
         letters = runs.everything(f"{out}.dead")
-        assert len(letters) < min(10, errors)  # of chunks before there were ten; those of the chunk that was refused are not there
+        wait_for(lambda: len(runs.everything(out)) + len(letters) >= len(sent), "the old version to handle the rest")
         one.end()
-    with version(runs, source, out, "v1"):
-        wait_for(lambda: len(runs.everything(out)) + len(letters) >= len(sent), "all events")
-    found = [r.id for r in runs.everything(out)] + [r.id for r in letters]
-    assert sorted(found) == sent
+    assert "raised errors for" in status.reason
+    assert len(letters) < 10  # of chunks before there were ten; those of the chunk that was refused are not there
+    assert sorted([r.id for r in runs.everything(out)] + [r.id for r in letters]) == sent
 
 
 def wait_members(runs: Runs, name: str, count: int = 1) -> None:
@@ -178,27 +174,33 @@ def wait_members(runs: Runs, name: str, count: int = 1) -> None:
 
     wait_for(there, f"members of {name}")
 
+    def ordered() -> bool:
+        with control_of(runs) as control:
+            return control.exists and control.catch_up(time.monotonic() + 30) is not None and len(control.alive(name, 60)) >= count
+
+    wait_for(ordered, "the first order, and signs of life")
+
 
 def test_a_rollout_in_steps_goes_on_by_itself_and_is_finished(runs: Runs) -> None:
     source, out = runs.topic("in"), runs.topic("out")
-    with version(runs, source, out, "v1") as one, feeding(runs, source) as sent:
-        wait_for(lambda: runs.everything(out), "the first events")
-        with version(runs, source, out, "v2") as two:
+    with version(runs, source, out, "v1") as one, version(runs, source, out, "v2"):
+        with feeding(runs, source, 0.02) as sent:
+            wait_members(runs, "v1")
             wait_members(runs, "v2")
-            first = rollouts(runs).start("v2", steps=["1", "50%", "100%"], hold=0.5)
-            assert [p.owner for p in first.partitions] == ["v2", "v1", "v1", "v1"]
-            assert rollouts(runs).start("v2").epoch >= first.epoch  # a retry changes nothing
+            base = rollouts(runs).status().base
+            new = "v2" if base == "v1" else "v1"
+            first = rollouts(runs).start(new, steps=["1", "50%", "100%"], hold=0.5)
+            assert [p.owner for p in first.partitions] == [new, base, base, base]
+            assert rollouts(runs).start(new).epoch >= first.epoch  # a retry changes nothing
             with pytest.raises(ConfigurationError, match="is being rolled out"):
                 rollouts(runs).start("v3", force=True)
             rollouts(runs).wait(30, until=lambda s: s.verdict == "rolled out")
             done = rollouts(runs).finish()
-            assert (done.verdict, done.base) == ("steady", "v2")
-            one.end()
-            wait_for(lambda: len(runs.everything(out)) >= len(sent) - 50, "the new version to go on alone")
+            assert (done.verdict, done.base) == ("steady", new)
+            if base == "v1":
+                one.end()
             with pytest.raises(ConfigurationError, match="there is no rollout"):
                 rollouts(runs).roll_back("too late")
-            two.end()
-    with version(runs, source, out, "v2"):
         wait_for(lambda: len(runs.everything(out)) >= len(sent), "all events")
         wait_for(lambda: rollouts(runs).status().lag == 0, "no lag")
         wait_for(lambda: keda_lag(runs, source) == 0, "no lag as KEDA computes it")
