@@ -119,16 +119,19 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 _Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: node.value)
 
 
-@functools.cache
-def definitions(folders: str) -> Mapping[tuple[str, str], Validator]:
-    """Validators of the custom resource definitions in the folders, by API version and kind."""
-    found: dict[tuple[str, str], Validator] = {}
+def definition_documents(folders: str) -> Iterator[Mapping[str, Any]]:
+    """The custom resource definitions in the folders."""
     for folder in filter(None, folders.split(os.pathsep)):
         for path in sorted(Path(folder).glob("*.yaml")):
             for document in yaml.load_all(path.read_bytes(), _Loader):
                 if document and document.get("kind") == "CustomResourceDefinition":
-                    found.update(_validators(document["spec"]))
-    return found
+                    yield document
+
+
+@functools.cache
+def definitions(folders: str) -> Mapping[tuple[str, str], Validator]:
+    """Their validators, by API version and kind."""
+    return {of: validator for document in definition_documents(folders) for of, validator in _validators(document["spec"])}
 
 
 def _validators(spec: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], Validator]]:

@@ -118,6 +118,9 @@ REFUSED = {
     "agents.enrich.replica=4": "replica",
     "agents.enrich.replicas=-1": "minimum",
     "agents.enrich.scaling.by=kafka": "by",
+    "agents.metrics.inTopic=a": "metrics",
+    "agents.worker-a.inTopic=a": "worker-a",
+    "fullnameOverride=x": "fullnameOverride",
     "agents.Enrich_1.inTopic=a": "invalid propertyName 'Enrich_1'",
     "image.tag=latest": "tag",
     "agents.enrich.image=mine:latest": "image",
@@ -140,6 +143,13 @@ def test_a_wrong_value_is_refused_and_named(given: str) -> None:
 @pytest.mark.parametrize("given", ["broker.replicas=3", "brokers.replicas=0", "topics.more.a.partition=3", "version=latest"])
 def test_kafkas_chart_refuses_likewise(given: str) -> None:
     assert run_helm("template", "release", KAFKA, "--set", given).returncode != 0
+
+
+def test_names_that_kubernetes_would_not_take_or_confuse_are_refused() -> None:
+    long = run_helm("template", "r" * 50, FACTORY, "--set", "agents.enrich-orders-once.inTopic=a")
+    assert "has 69 characters, of 63 that Kubernetes takes" in complaint(long.stderr)
+    twins = run_helm("template", "release", KAFKA, "--set", "topics.more.raw-events.partitions=3")
+    assert "topics raw-events and raw_events are both called raw-events as resources" in complaint(twins.stderr)
 
 
 def test_bounds_of_scaling_that_cross_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
-from kubernetes import client
+from kubernetes import client, dynamic
+from lint_deploy import combinations, definition_documents, is_custom, render
 
 from factory_agents.kafka.lag import group_lag
 from factory_agents.sandbox import Sandbox
 from tests.support.cluster import IMAGE, TestCluster
 from tests.support.helm import HELM, Release
+from tests.support.prometheus import PROGRAM, prometheus
 from tests.support.proxy import Proxy
 from tests.support.runs import Runs
 from tests.support.temporal import Pipelines
@@ -27,6 +31,7 @@ from tests.support.waiting import wait_for
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(HELM is None, reason="Helm is not installed (FACTORY_HELM)")]
 
 CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "factory"
+CRDS = os.environ.get("FACTORY_CRDS", "")
 PARTITIONS = 12
 SMALL = {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
 CHECK = """
@@ -37,7 +42,7 @@ def check(event):
         raise Reject("it was not enriched", rule="enriched")
     return event
 """
-RATE = 2_000
+RATE = int(os.environ.get("FACTORY_TEST_RATE", "2000"))
 """Events a second while versions change."""
 
 
@@ -65,11 +70,11 @@ class Site:
             "metrics": {"enabled": False},
         }
 
-    def pods(self, instance: str) -> list[str]:
-        """The names of a release's pods that are ready and not about to end."""
+    def pods(self, instance: str) -> dict[str, str]:
+        """Names and addresses of a release's pods that are ready and not about to end."""
         found = self.cluster.core.list_namespaced_pod(self.cluster.namespace, label_selector=f"app.kubernetes.io/instance={instance}").items
         ready = (p for p in found if any(c.type == "Ready" and c.status == "True" for c in p.status.conditions or ()))
-        return sorted(str(p.metadata.name) for p in ready if p.metadata.deletion_timestamp is None)
+        return {p.metadata.name: p.status.pod_ip for p in ready if p.metadata.deletion_timestamp is None}
 
     def stamped(self, topic: str) -> list[tuple[str, int]]:
         """Id and broker's time, in milliseconds, of every committed record."""
@@ -164,11 +169,30 @@ def test_one_event_becomes_one_enriched_event_and_one_workflow_twice_over(site: 
     assert site.pods("walk") == pods  # an upgrade to the same changes nothing
     assert sorted(record.id for record in site.runs.everything(walk.enriched)) == ["test-123", "test-124"]
     assert "ok" in release.test()
+    if PROGRAM is not None:
+        assert_scraped(site, walk, release)
     manifest = release.manifest()
     assert site.runs.bootstrap not in manifest
     assert "postgresql://" not in manifest
     release.uninstall()
     wait_for(lambda: not site.pods("walk"), "its pods to be gone", 120)
+
+
+def assert_scraped(site: Site, walk: Walk, release: Release) -> None:
+    """A Prometheus with the chart's rules sees each agent, and what scaling asks has an answer: nothing is left to do."""
+    scaled = {"enrich": {**walk.values["agents"]["enrich"], "scaling": {"by": "keda"}}}
+    documents = release.render(walk.values | {"agents": scaled, "monitoring": {"enabled": True}})
+    rules, scaler = ({d["kind"]: d["spec"] for d in documents if "spec" in d}[kind] for kind in ("PrometheusRule", "ScaledObject"))
+    ports = {"walk-enrich": 9109, "walk-metrics": 9108}
+    targets = {name: f"{ip}:{port}" for name, ip in site.pods("walk").items() for of, port in ports.items() if name.startswith(of)}
+    assert len(targets) == 5
+    consumed = f'sum(factory_events_total{{pipeline="factory.enrich.{walk.raw}",outcome="consumed"}})'
+    expected = {"sum(up)": 5.0, scaler["triggers"][0]["metadata"]["query"]: 0.0, consumed: 2.0}
+    with prometheus(site.folder / "prometheus", targets, yaml.safe_dump(rules)) as seen:
+        wait_for(
+            lambda: [[value for _, value in seen.query(query)] for query in expected] == [[v] for v in expected.values()], str(expected)
+        )
+        assert seen.firing() == []
 
 
 class Load:
@@ -228,7 +252,7 @@ def test_an_upgrade_and_a_rollback_under_load_lose_and_double_nothing(site: Site
 
 def test_an_eviction_beyond_the_budget_is_refused(site: Site, live: tuple[Release, dict[str, Any]]) -> None:
     wait_for(lambda: len(site.pods("live")) == 4, "four ready agents", 120)
-    first, second, *_ = site.pods("live")
+    first, second, *_ = sorted(site.pods("live"))
 
     def evict(name: str) -> None:
         body = client.V1Eviction(metadata=client.V1ObjectMeta(name=name, namespace=site.cluster.namespace))
@@ -242,3 +266,35 @@ def test_an_eviction_beyond_the_budget_is_refused(site: Site, live: tuple[Releas
     wait_for(lambda: len(site.pods("live")) == 4, "a pod in its place", 120)
     assert first not in site.pods("live")
     assert second in site.pods("live")
+
+
+@pytest.fixture(scope="module")
+def rendered(site: Site) -> Iterator[list[dict[str, Any]]]:
+    """All that the charts render; for as long as the module takes, the cluster has the operators' definitions of it."""
+    documents = [document for combination in combinations() for document in render(combination)]
+    wanted = {document["kind"] for document in documents if is_custom(document)}
+    found = [d for d in definition_documents(CRDS) if d["spec"]["names"]["kind"] in wanted]
+    server = client.ApiextensionsV1Api(site.cluster.api)
+    names = [server.create_custom_resource_definition(body=d).metadata.name for d in found]
+    wait_for(lambda: all(_established(server, name) for name in names), "the definitions to be established", 60)
+    yield documents
+    for name in names:
+        server.delete_custom_resource_definition(name)
+
+
+def _established(server: client.ApiextensionsV1Api, name: str) -> bool:
+    conditions = server.read_custom_resource_definition(name).status.conditions or ()
+    return any(c.type == "Established" and c.status == "True" for c in conditions)
+
+
+@pytest.mark.skipif(not CRDS, reason="no custom resource definitions (FACTORY_CRDS)")
+def test_the_api_server_takes_all_that_the_charts_render(site: Site, rendered: list[dict[str, Any]]) -> None:
+    """With the operators' definitions, and their rules that no schema has. Nothing is created but what a bare pod wants first."""
+    namespace = site.cluster.namespace
+    site.cluster.core.create_namespaced_service_account(namespace, {"metadata": {"name": "release"}})
+    server = dynamic.DynamicClient(site.cluster.api)
+    strictly = [("dryRun", "All"), ("fieldValidation", "Strict")]
+    for document in rendered:
+        kind = server.resources.get(api_version=document["apiVersion"], kind=document["kind"])
+        name, body = document["metadata"]["name"], {**document, "metadata": {**document["metadata"], "namespace": namespace}}
+        kind.server_side_apply(body=body, name=name, namespace=namespace, field_manager="test", query_params=strictly)

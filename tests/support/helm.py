@@ -27,6 +27,12 @@ class Release:
         self._values.write_text(yaml.safe_dump(values))
         self.helm("upgrade", "--install", self.name, str(self._chart), "--values", str(self._values), "--wait", "--timeout", "4m")
 
+    def render(self, values: dict[str, Any]) -> list[dict[str, Any]]:
+        """What it would consist of."""
+        self._values.write_text(yaml.safe_dump(values))
+        text = self.helm("template", self.name, str(self._chart), "--values", str(self._values))
+        return [document for document in yaml.safe_load_all(text) if document]
+
     def rollback(self) -> None:
         """Go back to the revision before, and wait until all of it is ready."""
         self.helm("rollback", self.name, "--wait", "--timeout", "4m")

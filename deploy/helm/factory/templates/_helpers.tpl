@@ -1,6 +1,10 @@
 {{/* What a part is called: release and part. Arguments: root, part. */}}
 {{- define "factory.name" -}}
-{{- printf "%s-%s" .root.Release.Name .part | trunc 63 | trimSuffix "-" -}}
+{{- $name := printf "%s-%s" .root.Release.Name .part -}}
+{{- if gt (len $name) 63 -}}
+{{- fail (printf "the name %s has %d characters, of 63 that Kubernetes takes: shorten the release's or the part's" $name (len $name)) -}}
+{{- end -}}
+{{- $name -}}
 {{- end -}}
 
 {{/* The labels by which a part's pods are found. Arguments: root, part, component. */}}
