@@ -34,6 +34,9 @@ class Dashboard(NamedTuple):
 _BY_STAGE, _BY_GROUP = "{{pipeline}} {{stage}}", "{{group}} {{topic}}"
 _P, _G, _LIVE = '{pipeline=~"$pipeline"}', '{group=~"$group"}', '{pipeline=~"$group"}'
 
+_NOTHING = f"0 * max by (pipeline) (factory_windows_open{_P})"
+"""Zero for each pipeline: where all is well, a panel says so and is not empty."""
+
 DASHBOARDS = (
     Dashboard(
         "factory-pipelines",
@@ -49,11 +52,16 @@ DASHBOARDS = (
                 "stat",
             ),
             Panel("Open windows", f"sum by (pipeline, stage) (factory_windows_open{_P})", _BY_STAGE, kind="stat"),
-            Panel("Arrived since the last cut", f"sum by (pipeline, topic) (factory_pipeline_lag{_P})", "{{pipeline}} {{topic}}"),
+            Panel(
+                "Arrived since the last cut",
+                f"sum by (pipeline, topic) (factory_pipeline_lag{_P}) or on (pipeline) {_NOTHING}",
+                "{{pipeline}} {{topic}}",
+            ),
             Panel("Runs that finished", f"sum by (agent) (increase(agent_success_total{_P}[$__rate_interval]))", "{{agent}}"),
             Panel(
                 "Attempts that failed",
-                f"sum by (agent, error) (increase(agent_failure_total{_P}[$__rate_interval]))",
+                f"sum by (agent, error) (increase(agent_failure_total{_P}[$__rate_interval]))"
+                f" or on (agent) 0 * sum by (agent) (agent_success_total{_P})",
                 "{{agent}} {{error}}",
             ),
             Panel(
@@ -75,7 +83,12 @@ DASHBOARDS = (
                 _BY_STAGE,
                 "s",
             ),
-            Panel("Open window that rests longest", f"time() - factory_window_open_updated_timestamp_seconds{_P}", _BY_STAGE, "s"),
+            Panel(
+                "Open window that rests longest",
+                f"time() - factory_window_open_updated_timestamp_seconds{_P} or on (pipeline) {_NOTHING}",
+                _BY_STAGE,
+                "s",
+            ),
         ),
     ),
     Dashboard(
