@@ -1,13 +1,19 @@
-"""Who may see what: every route asks Airflow's auth manager, and is closed where it cannot be asked."""
+"""Who may see and do what: every route asks Airflow's auth manager, and is closed where it cannot be asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
-from fastapi import HTTPException
+from fastapi import Depends, HTTPException, Request
 
-__all__ = ["guard", "readable_dags"]
+__all__ = ["ACTION_HEADER", "REPLAY_DAG", "action", "guard", "may_act", "readable_dags", "reader", "user_name"]
+
+ACTION_HEADER = "X-Factory-Action"
+"""What every action's request carries: a form on another site cannot set it."""
+
+REPLAY_DAG = "factory_replay"
 
 
 def _closed() -> None:
@@ -38,3 +44,85 @@ def readable_dags() -> Callable[..., Any]:
     # FastAPI resolves annotations by the function's module, which must not import Airflow's security for this.
     readable.__annotations__ = {"user": GetUserDep, "return": set[str]}
     return readable
+
+
+def reader() -> Callable[..., Any]:
+    """The dependency of pages about one DAG: a user who may read its runs."""
+    try:
+        from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+        from airflow.api_fastapi.core_api.security import requires_access_dag
+    except Exception:
+        return _closed
+    return requires_access_dag("GET", DagAccessEntity.RUN)
+
+
+def may_act() -> Callable[..., Any]:
+    """The dependency that says whether the user may edit the DAG and start runs of it: what is offered, not what is let through."""
+    try:
+        from airflow.api_fastapi.app import get_auth_manager
+        from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+        from airflow.api_fastapi.core_api.security import GetUserDep
+    except Exception:
+        return _closed
+
+    def allowed(dag_id: str, user: GetUserDep) -> bool:
+        manager, dag = get_auth_manager(), DagDetails(id=dag_id)
+        return manager.is_authorized_dag(method="PUT", details=dag, user=user) and manager.is_authorized_dag(
+            method="POST", access_entity=DagAccessEntity.RUN, details=dag, user=user
+        )
+
+    allowed.__annotations__ = {"dag_id": str, "user": GetUserDep, "return": bool}
+    return allowed
+
+
+def user_name() -> Callable[..., Any]:
+    """The dependency that gives the user's name, for the runs that they start."""
+    try:
+        from airflow.api_fastapi.core_api.security import GetUserDep
+    except Exception:
+        return _closed
+
+    def name(user: GetUserDep) -> str:
+        return str(user.get_name())
+
+    name.__annotations__ = {"user": GetUserDep, "return": str}
+    return name
+
+
+def action(event: str, *more: tuple[str, str]) -> Sequence[Any]:
+    """The dependencies of a route that does something: from the page itself, by an editor of the DAG, into the audit log as ``event``.
+
+    ``more`` are further DAGs, each with a method, whose runs the user must be allowed to touch so.
+    """
+    try:
+        from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+        from airflow.api_fastapi.core_api.security import requires_access_dag
+        from airflow.api_fastapi.logging.decorators import action_logging
+    except Exception:
+        return [Depends(_closed)]
+    others = [Depends(requires_access_dag(method, DagAccessEntity.RUN, param_dag_id=dag_id)) for dag_id, method in more]  # type: ignore[arg-type]
+    return [
+        Depends(requires_access_dag("PUT")),
+        Depends(requires_access_dag("POST", DagAccessEntity.RUN)),
+        *others,
+        Depends(_from_the_page),
+        Depends(action_logging(event)),
+    ]
+
+
+def _from_the_page(request: Request) -> None:
+    """Refuse what another site made a browser send (the session's cookie would come along)."""
+    if request.headers.get(ACTION_HEADER) != "1":
+        raise HTTPException(403, f"expected the header {ACTION_HEADER}: 1, which the page's own requests carry")
+    site = request.headers.get("Sec-Fetch-Site")
+    origin = request.headers.get("Origin")
+    if site not in (None, "same-origin") or (site is None and (origin is None or not _is_ours(origin, request))):
+        raise HTTPException(403, "expected a request from the page itself; another site sent it")
+
+
+def _is_ours(origin: str, request: Request) -> bool:
+    """Whether an origin is where Airflow is: by its own address, or by the one that the browser asked."""
+    from airflow.configuration import conf
+
+    base = urlsplit(str(conf.get("api", "base_url", fallback="") or ""))
+    return urlsplit(origin).netloc in {base.netloc, request.headers.get("Host", "")} - {""}

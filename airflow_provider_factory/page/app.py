@@ -1,42 +1,80 @@
-"""The page's web app, mounted by Airflow below ``/factory``: server-rendered, from the snapshot alone, closed to whoever may not read."""
+"""The page's web app, mounted by Airflow below ``/factory``: server-rendered, from what was read before, closed to whoever may not read."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Path as InPath
 from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment, FileSystemLoader
+from pydantic import BaseModel, Field
 
-from airflow_provider_factory.page import access, views
-from airflow_provider_factory.page.snapshot import Snapshots
+from airflow_provider_factory.links import topic_url
+from airflow_provider_factory.page import access, actions, runs
+from airflow_provider_factory.page.letters import LetterQuery, Letters
+from airflow_provider_factory.page.snapshot import Snapshot, Snapshots
+from airflow_provider_factory.page.views import calendar, letters, overview, run
+from airflow_provider_factory.page.views.common import freshness, now
+from factory_agents.errors import ConfigurationError
+from factory_agents.reports import html_page
+from factory_agents.text import printable
 
 __all__ = ["create_app"]
 
 _HERE = Path(__file__).parent
 _STATIC = {"factory.css": "text/css", "factory.js": "text/javascript"}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src {style}; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'self'; base-uri 'none'"
+)
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; frame-ancestors 'self'; base-uri 'none'",
+    "Content-Security-Policy": _POLICY.format(style="'self'"),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 
+_Dag = Annotated[str, InPath(max_length=250)]
+_Text = Annotated[str, Query(max_length=500)]
+_Number = Annotated[int, InPath(ge=0, lt=2**63)]
 
-def create_app(snapshots: Snapshots | None = None) -> FastAPI:
+
+class BackfillBody(BaseModel):
+    """The starts of the chosen intervals; ``expected``: of those that were shown as what would run."""
+
+    starts: list[datetime] = Field(min_length=1, max_length=actions.MOST_RUNS)
+    expected: list[datetime] = Field(default=[], max_length=actions.MOST_RUNS * 4)
+
+
+class ReplayBody(BaseModel):
+    """Which letters: those at ``positions``, or all that fit the rest."""
+
+    topic: str = Field(max_length=249)
+    to: str = Field(max_length=249)
+    positions: list[str] = Field(default=[], max_length=200)
+    window: str = Field(default="", max_length=500)
+    stage: str = Field(default="", max_length=250)
+    rule: str = Field(default="", max_length=500)
+    dry_run: bool = False
+
+
+def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None = None) -> FastAPI:
     """The app. Reading the ledger begins with the first request, not when a process imports this."""
-    figures = snapshots if snapshots is not None else Snapshots()
-    pages = Environment(loader=FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = _Page(snapshots or Snapshots(), letters_read or Letters())
     readable: Any = Depends(access.readable_dags())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        figures.close()
+        page.close()
 
     app = FastAPI(
         title="Factory", dependencies=[Depends(access.guard())], docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
@@ -45,23 +83,14 @@ def create_app(snapshots: Snapshots | None = None) -> FastAPI:
     @app.middleware("http")
     async def harden(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         response = await call_next(request)
-        response.headers.update(_HEADERS)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
         return response
 
-    def render(name: str, **values: Any) -> HTMLResponse:
-        return HTMLResponse(pages.get_template(name).render(**values))
-
     @app.get("/")
-    def overview(dags: set[str] = readable) -> HTMLResponse:
-        now = figures.current()
-        return render("overview.html.jinja", root=".", pipelines=views.overview(now, dags), fresh=views.freshness(now, views.now()))
-
-    @app.get("/pipelines/{dag_id}")
-    def pipeline(dag_id: str, dags: set[str] = readable) -> HTMLResponse:
-        if dag_id not in dags:
-            raise HTTPException(403, "you may not read this DAG, or there is none of this name")
-        now = figures.current()
-        return render("pipeline.html.jinja", root="..", pipeline=views.pipeline(now, dag_id), fresh=views.freshness(now, views.now()))
+    def first(dags: set[str] = readable) -> HTMLResponse:
+        shot = page.shot()
+        return page.render("overview", ".", shot, pipelines=overview.overview(shot, dags))
 
     @app.get("/static/{name}")
     def static(name: str) -> FileResponse:
@@ -69,4 +98,212 @@ def create_app(snapshots: Snapshots | None = None) -> FastAPI:
             raise HTTPException(404, "no such file")
         return FileResponse(_HERE / "static" / name, media_type=_STATIC[name])
 
+    app.include_router(_views(page), prefix="/pipelines/{dag_id}", dependencies=[Depends(access.reader())])
+    app.include_router(_actions(page), prefix="/pipelines/{dag_id}")
     return app
+
+
+class _Page:
+    """What the routes share: the figures, the letters, the templates."""
+
+    def __init__(self, snapshots: Snapshots, letters_read: Letters) -> None:
+        self.snapshots, self.letters = snapshots, letters_read
+        self._templates = Environment(
+            loader=FileSystemLoader(_HERE / "templates"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+            finalize=_shown,
+        )
+
+    def close(self) -> None:
+        self.snapshots.close()
+        self.letters.close()
+
+    def shot(self) -> Snapshot:
+        return self.snapshots.current()
+
+    def render(self, template: str, root: str, shot: Snapshot, status: int = 200, **values: Any) -> HTMLResponse:
+        text = self._templates.get_template(f"{template}.html.jinja").render(root=root, fresh=freshness(shot, now()), **values)
+        return HTMLResponse(text, status)
+
+    def answer(self, status: int = 200, **values: Any) -> HTMLResponse:
+        return HTMLResponse(self._templates.get_template("answer.html.jinja").render(**values), status)
+
+
+def _shown(value: Any) -> Any:
+    """Texts without what moves a cursor or turns the direction of writing: whatever a record holds is inert."""
+    return printable(value, lines=True) if type(value) is str else value
+
+
+def _views(page: _Page) -> APIRouter:
+    router = APIRouter()
+    may_act: Any = Depends(access.may_act())
+
+    @router.get("")
+    def pipeline(
+        dag_id: _Dag,
+        until: Annotated[datetime | None, Query()] = None,
+        number: Annotated[int, Query(alias="page", ge=0, le=10_000)] = 0,
+        editor: bool = may_act,
+    ) -> HTMLResponse:
+        shot, at = page.shot(), now()
+        first, last = calendar.span_of(shot, dag_id, _utc(until), at)
+        with runs.session() as opened:
+            found = runs.runs_between(opened, dag_id, first, last)
+            schedule = runs.schedule_in(opened, dag_id, calendar.gaps(shot, dag_id, first, last, found, at))
+        days = calendar.calendar(shot, dag_id, first, last, found, schedule, at)
+        shown = overview.pipeline(shot, dag_id, number)
+        topics = shot.letter_topics(dag_id)
+        return page.render("pipeline", "..", shot, pipeline=shown, calendar=days, editor=editor, letter_topics=topics, page=number)
+
+    @router.get("/window")
+    def window(dag_id: _Dag, key: _Text) -> HTMLResponse:
+        return _window(page, dag_id, key, "../..")
+
+    @router.get("/runs/{run_id}")
+    def of_run(dag_id: _Dag, run_id: Annotated[str, InPath(max_length=250)]) -> HTMLResponse:
+        shot = page.shot()
+        with runs.session() as opened:
+            found = runs.run_of(opened, dag_id, run_id)
+        keys = [w.window for w in shot.of(dag_id) if _is_of(w.window, found, run_id)]
+        return _window(page, dag_id, keys[0] if keys else run_id, "../../..", run_id)
+
+    @router.get("/report")
+    def report(dag_id: _Dag, key: _Text, stage: _Text) -> HTMLResponse:
+        reports = run.report_of(page.shot(), dag_id, stage)
+        shown = next((r for r in reports if r.window == key), None)
+        if shown is None:
+            raise HTTPException(404, "the ledger holds no validation report of this stage over this window")
+        text = html_page(shown, reports)
+        return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY.format(style=_style_hashes(text))})
+
+    @router.get("/letters")
+    def letter_list(
+        dag_id: _Dag,
+        topic: _Text = "",
+        window: _Text = "",
+        stage: _Text = "",
+        rule: _Text = "",
+        text: _Text = "",
+        editor: bool = may_act,
+    ) -> HTMLResponse:
+        shot = page.shot()
+        topics = shot.letter_topics(dag_id)
+        query = LetterQuery(topic or next(iter(topics), ""), dag_id, window, stage, rule, text)
+        if query.topic and query.topic not in topics:
+            raise HTTPException(404, "this pipeline has written no dead letters to such a topic")
+        shown = letters.letter_list(query, page.letters.page(query, shot)) if query.topic else None
+        targets = actions.replay_targets(shot, dag_id, query.topic)
+        return page.render("letters", "../..", shot, name=dag_id, query=query, topics=topics, letters=shown, editor=editor, targets=targets)
+
+    @router.get("/letters/{partition}/{offset}")
+    def letter(dag_id: _Dag, partition: _Number, offset: _Number, topic: _Text, editor: bool = may_act) -> HTMLResponse:
+        shot = page.shot()
+        if topic not in shot.letter_topics(dag_id):
+            raise HTTPException(404, "this pipeline has written no dead letters to such a topic")
+        found = page.letters.page(LetterQuery(topic, dag_id, position=f"{partition}@{offset}"), shot)
+        shown = letters.letter(found.letters[0]) if found.letters else None
+        targets = actions.replay_targets(shot, dag_id, topic)
+        values: dict[str, Any] = {
+            "name": dag_id,
+            "topic": topic,
+            "position": f"{partition}@{offset}",
+            "found": found,
+            "letter": shown,
+            "targets": targets,
+        }
+        return page.render("letter", "../../../..", shot, editor=editor, **values)
+
+    return router
+
+
+def _window(page: _Page, dag_id: str, key: str, root: str, run_id: str = "") -> HTMLResponse:
+    shot = page.shot()
+    start = run.interval_start(key)
+    with runs.session() as opened:
+        found: Sequence[runs.Run] = []
+        if run_id or start is None:
+            found = [of for of in [runs.run_of(opened, dag_id, run_id or key)] if of is not None]
+        else:
+            found = runs.runs_between(opened, dag_id, start, start + timedelta(milliseconds=1))
+        tasks = runs.tasks_of(opened, dag_id, found[0].run_id) if found else []
+    topics = (
+        {t for w in shot.of(dag_id) for t in w.topic.split(", ")}
+        | {m.topic for r in shot.figures.details[dag_id, key].stages if r.result and (m := r.result.manifest)}
+        if (dag_id, key) in shot.figures.details
+        else set()
+    )
+    shown = run.window(shot, dag_id, key, found[0] if found else None, tasks, {t: topic_url(t) for t in topics})
+    return page.render("window", root, shot, 200 if shown or run_id else 404, window=shown, name=dag_id, key=key)
+
+
+def _is_of(key: str, found: runs.Run | None, run_id: str) -> bool:
+    return key == run_id or (found is not None and found.start is not None and run.interval_start(key) == _utc(found.start))
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise HTTPException(422, "expected a time from year 1 to 9999 in UTC") from None
+
+
+def _style_hashes(text: str) -> str:
+    """A document's own styles, as a policy allows them: by their content."""
+    styles = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" for style in styles) or "'none'"
+
+
+def _actions(page: _Page) -> APIRouter:
+    router = APIRouter()
+    user_name: Any = Depends(access.user_name())
+
+    @router.post("/backfill-plan", dependencies=access.action("factory_backfill_plan"))
+    def backfill_plan(dag_id: _Dag, body: BackfillBody) -> HTMLResponse:
+        try:
+            planned = actions.planned_runs(dag_id, _all_utc(body.starts))
+        except ConfigurationError as error:
+            return page.answer(409, refused=str(error))
+        return page.answer(planned=planned, chosen=[_iso(start) for start in body.starts], iso=_iso)
+
+    @router.post("/backfill", dependencies=access.action("factory_backfill"))
+    def backfill(dag_id: _Dag, body: BackfillBody, user: str = user_name) -> HTMLResponse:
+        try:
+            number = actions.backfill(dag_id, _all_utc(body.starts), _all_utc(body.expected), user)
+        except ConfigurationError as error:
+            return page.answer(409, refused=str(error))
+        return page.answer(backfill=number, name=dag_id, runs=len(body.expected))
+
+    @router.post("/replay", dependencies=access.action("factory_replay", (access.REPLAY_DAG, "POST")))
+    def replay(dag_id: _Dag, body: ReplayBody, user: str = user_name) -> HTMLResponse:
+        if body.to not in actions.replay_targets(page.shot(), dag_id, body.topic):
+            return page.answer(409, refused="the ledger knows no such letters of this pipeline, or no such topic that its windows read")
+        try:
+            conf = actions.replay_conf(
+                dag_id,
+                body.topic,
+                body.to,
+                positions=body.positions,
+                window=body.window,
+                stage=body.stage,
+                rule=body.rule,
+                dry_run=body.dry_run,
+            )
+            started = actions.replay(conf, user)
+        except ConfigurationError as error:
+            return page.answer(409, refused=str(error))
+        return page.answer(replay=started, replay_dag=access.REPLAY_DAG, dry_run=body.dry_run)
+
+    return router
+
+
+def _all_utc(moments: Sequence[datetime]) -> list[datetime]:
+    return [moment for given in moments if (moment := _utc(given)) is not None]
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,31 +1,60 @@
-"""One background reader a process: what the ledger says now, so that no request of the page waits for Kafka."""
+"""One background reader a process: what the ledger and the brokers say now, so that no request of the page waits for Kafka."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from factory_agents.errors import FactoryError
-from factory_agents.kafka.windows import WindowStatus, read_windows
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.lag import Lags, LagTotal, lag_totals
+from factory_agents.kafka.ledger import CutRecord, FailureRecord, Ledger, PlanRecord, StageRecord
+from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.view import LedgerView
+from factory_agents.kafka.windows import WindowStatus, windows_of
 
-__all__ = ["Snapshot", "Snapshots", "read_ledger"]
+__all__ = ["Details", "Figures", "LedgerReader", "Snapshot", "Snapshots"]
 
 _EVERY_SECONDS = 5.0
 _IDLE_SECONDS = 300.0
 """Nobody has looked for so long: stop asking Kafka until somebody does."""
 
+_ASK_SECONDS = 5.0
+_READ_SECONDS = 60.0
+_LAG_SECONDS = 15.0
+_AGES_SECONDS = 30.0
+"""How long a ledger without news is believed: what has stalled is told by the time alone."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Details:
+    """What the ledger holds of one window, beyond its status."""
+
+    plans: list[PlanRecord] = field(default_factory=list)
+    stages: list[StageRecord] = field(default_factory=list)
+    failures: list[FailureRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was read at once: all windows, failed ones first; details by pipeline and window; how far pipelines are behind."""
+
+    windows: tuple[WindowStatus, ...] = ()
+    details: Mapping[tuple[str, str], Details] = field(default_factory=dict)
+    lags: tuple[LagTotal, ...] = ()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The windows as of ``taken_at`` (None: not read yet); ``error`` and ``down_since`` say why there is nothing newer."""
+    """The figures as of ``taken_at`` (None: not read yet); ``error`` and ``down_since`` say why there are none newer."""
 
-    windows: tuple[WindowStatus, ...] = ()
+    figures: Figures = Figures()
     taken_at: datetime | None = None
     error: str = ""
     down_since: datetime | None = None
@@ -34,20 +63,108 @@ class Snapshot:
         """Whole seconds since it was taken; 0 for one that never was."""
         return max(0, int((now - self.taken_at).total_seconds())) if self.taken_at else 0
 
+    def of(self, pipeline: str) -> list[WindowStatus]:
+        """A pipeline's windows."""
+        return [w for w in self.figures.windows if w.pipeline == pipeline]
 
-def read_ledger() -> tuple[WindowStatus, ...]:
-    """Every window in the ledger at ``kafka_default``. Raises a FactoryError."""
-    from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
-    from airflow_provider_factory.settings import option
+    def letter_topics(self, pipeline: str) -> list[str]:
+        """The topics that a pipeline's stages wrote dead letters to: those that its readers may look into."""
+        stages = (r for (name, _), of in self.figures.details.items() if name == pipeline for r in of.stages)
+        return sorted({m.topic for r in stages if r.result is not None and (m := r.result.dead_letters) is not None and m.topic})
 
-    return tuple(read_windows(FactoryKafkaHook().config(), prefix=option("prefix")))
+
+class LedgerReader:
+    """Follows the ledger from one look to the next. After an error it connects again; what it has read stays."""
+
+    def __init__(self, config: Callable[[], KafkaConfig], prefix: Callable[[], str]) -> None:
+        self._config, self._prefix = config, prefix
+        self._view = LedgerView("", lambda key: not key.startswith((b"attempt|", b"replay|", b"pipeline|")))
+        self._cluster: Cluster | None = None
+        self._ledger: Ledger | None = None
+        self._lags: Lags | None = None
+        self._seen: dict[int, int] = {}
+        self._figures = Figures()
+        self._read_at = self._lag_at = -_LAG_SECONDS
+
+    def __call__(self) -> Figures:
+        """The figures now. Raises a FactoryError."""
+        try:
+            return self._look()
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Disconnect."""
+        cluster, self._cluster = self._cluster, None
+        if cluster is not None:
+            cluster.close()
+
+    def _look(self) -> Figures:
+        if self._cluster is None:
+            config = self._config()
+            self._cluster = Cluster(config, timeout=_ASK_SECONDS)
+            self._ledger = Ledger(config, self._cluster, prefix=self._prefix(), pipeline="")
+            self._lags = Lags(config, self._cluster)
+        if self._ledger is None or self._lags is None or self._cluster.find(self._ledger.topic) is None:
+            return Figures()
+        self._ledger.follow(self._view, deadline=time.monotonic() + _READ_SECONDS, stable=True)
+        now = time.monotonic()
+        if self._view.positions != self._seen or now - self._read_at > _AGES_SECONDS:
+            windows = tuple(windows_of(self._view))
+            self._figures = replace(self._figures, windows=windows, details=_details(self._view))
+            self._seen, self._read_at = dict(self._view.positions), now
+        if now - self._lag_at > _LAG_SECONDS:
+            behind = self._lags.behind_cuts(_last_cuts(self._view.of(CutRecord)))
+            self._figures = replace(self._figures, lags=tuple(lag_totals(behind)))
+            self._lag_at = now
+        return self._figures
+
+
+def _details(view: LedgerView) -> dict[tuple[str, str], Details]:
+    found: dict[tuple[str, str], Details] = {}
+    for plan in view.of(PlanRecord):
+        if plan.topic and not plan.former:
+            found.setdefault((plan.pipeline, plan.window), Details()).plans.append(plan)
+    for stage in view.of(StageRecord):
+        found.setdefault((stage.pipeline, stage.window), Details()).stages.append(stage)
+    for failure in view.of(FailureRecord):
+        found.setdefault((failure.pipeline, failure.window), Details()).failures.append(failure)
+    return found
+
+
+def _last_cuts(cuts: Iterable[CutRecord]) -> dict[tuple[str, str, str], tuple[int, ...]]:
+    """The offsets of each pipeline's last cut of a topic, by pipeline, topic and topic id."""
+    last: dict[tuple[str, str, str], CutRecord] = {}
+    for cut in cuts:
+        key = (cut.pipeline, cut.topic, cut.topic_id)
+        if key not in last or cut.at >= last[key].at:
+            last[key] = cut
+    return {key: cut.offsets for key, cut in last.items()}
+
+
+def _configured() -> LedgerReader:
+    """A reader of the ledger that Airflow's configuration names, which is asked when it first reads."""
+
+    def config() -> KafkaConfig:
+        from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
+        from airflow_provider_factory.settings import option
+
+        return FactoryKafkaHook(option("kafka_conn_id")).config()
+
+    def prefix() -> str:
+        from airflow_provider_factory.settings import option
+
+        return option("prefix")
+
+    return LedgerReader(config, prefix)
 
 
 class Snapshots:
     """Keeps the newest ``Snapshot``; reading begins with the first look at it, and rests while nobody looks."""
 
-    def __init__(self, read: Callable[[], tuple[WindowStatus, ...]] = read_ledger, *, every: float = _EVERY_SECONDS) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[], Figures] | None = None, *, every: float = _EVERY_SECONDS) -> None:
+        self._read = read or _configured()
         self._every = every
         self._now = Snapshot()
         self._lock = threading.Lock()

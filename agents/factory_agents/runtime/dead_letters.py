@@ -27,7 +27,18 @@ from factory_agents.runtime.outputs import DEAD_LETTER_HEADER, DeadLetter
 from factory_agents.runtime.reasons import error_kind
 from factory_agents.telemetry import Commit, Observer, Subject
 
-__all__ = ["ATTEMPTS", "Letter", "LetterGroup", "LetterTopic", "ReplayResult", "Selection", "group_letters", "replay_letters"]
+__all__ = [
+    "ATTEMPTS",
+    "Letter",
+    "LetterGroup",
+    "LetterTopic",
+    "ReplayResult",
+    "ReplayedBeforeError",
+    "Selection",
+    "group_letters",
+    "place_of_letter",
+    "replay_letters",
+]
 
 Attempt: TypeAlias = Literal["finished", "unfinished", "live", "unknown"]
 """Whose letter it is: of finished work, of work that is under way or failed, of a live agent, or of nobody that the ledger knows (work that
@@ -51,6 +62,7 @@ _STOPPED = "asked to stop; what was committed stays, and the same command goes o
 @dataclass(frozen=True)
 class Selection:
     """Which letters are meant: all that fit everything given. ``rule`` is one of a letter's; times are those at which it was written.
+    ``positions`` (``partition@offset``) name single letters.
 
     ``attempt`` is one of ATTEMPTS or ``all``; without it a list has those that the ledger knows, and a replay takes finished and live ones.
     """
@@ -63,11 +75,14 @@ class Selection:
     since: datetime | None = None
     until: datetime | None = None
     limit: int = 0
+    positions: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        """Refuse a mistyped attempt."""
+        """Refuse a mistyped attempt or position."""
         if self.attempt not in ("", "all", *ATTEMPTS):
             raise ConfigurationError(f"attempt {self.attempt!r}: expected one of {', '.join(ATTEMPTS)}, all")
+        for position in self.positions:
+            place_of_letter(position)
 
     def fits(self, letter: Letter) -> bool:
         """Whether a letter is meant, by whomever it is."""
@@ -79,6 +94,7 @@ class Selection:
             and (not self.window or self.window == why.window)
             and (self.since is None or letter.written >= self.since)
             and (self.until is None or letter.written < self.until)
+            and (not self.positions or letter.position in self.positions)
         )
 
     def takes(self, attempt: Attempt, usual: frozenset[str]) -> bool:
@@ -157,6 +173,14 @@ class LetterGroup(msgspec.Struct, frozen=True):
     example: str
 
 
+class ReplayedBeforeError(ConfigurationError):
+    """Every letter that was meant has been replayed before; ``count`` is how many those are."""
+
+    def __init__(self, message: str, count: int) -> None:
+        super().__init__(message)
+        self.count = count
+
+
 class ReplayResult(msgspec.Struct, frozen=True):
     """What a replay did: letters replayed, those replayed before, older letters about an event that was rejected again since.
 
@@ -173,6 +197,14 @@ class ReplayResult(msgspec.Struct, frozen=True):
     refused: tuple[str, ...] = ()
     others: int = 0
     foreign: int = 0
+
+
+def place_of_letter(position: str) -> tuple[int, int]:
+    """Partition and offset of ``partition@offset``. Raises ConfigurationError for other texts."""
+    found = re.fullmatch(r"([0-9]{1,9})@([0-9]{1,18})", position)
+    if found is None:
+        raise ConfigurationError(f"letter {position!r}: expected partition@offset, such as 3@17")
+    return int(found[1]), int(found[2])
 
 
 def _letter(message: Message) -> Letter | None:
@@ -240,14 +272,23 @@ class _Ledgered:
 
 
 class LetterTopic:
-    """A dead-letter topic, and what the ledger knows of it.
+    """A dead-letter topic, and what the ledger knows of it; ``stages`` are its records for one who has read them already.
 
     ``foreign`` counts the records read that are no letters, ``passed_over`` the letters that fit a selection but for their attempt.
     """
 
-    def __init__(self, config: KafkaConfig, topic: str, *, prefix: str = "factory") -> None:
+    def __init__(
+        self,
+        config: KafkaConfig,
+        topic: str,
+        *,
+        prefix: str = "factory",
+        stages: Iterable[StageRecord] | None = None,
+        timeout: float = 15.0,
+    ) -> None:
         self.config = config
-        self.cluster = Cluster(config)
+        self.cluster = Cluster(config, timeout=timeout)
+        self._known_stages = stages
         self.facts = self.cluster.topic(topic)
         self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline="")
         self.foreign = self.passed_over = 0
@@ -257,7 +298,9 @@ class LetterTopic:
         """What the ledger knows, read when it is first asked for: an attempt that was killed may hold it up until somebody fences it."""
         return _Ledgered(self._stages(), self.facts.id)
 
-    def _stages(self) -> list[StageRecord]:
+    def _stages(self) -> Iterable[StageRecord]:
+        if self._known_stages is not None:
+            return self._known_stages
         if self.cluster.find(self.ledger.topic) is None:
             return []
         view = self.ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
@@ -315,10 +358,7 @@ class LetterTopic:
 
     def at(self, position: str) -> Letter:
         """The letter at ``partition@offset``. Raises ConfigurationError where there is none."""
-        found = re.fullmatch(r"(\d+)@(\d+)", position)
-        if found is None:
-            raise ConfigurationError(f"letter {position!r}: expected partition@offset, such as 3@17")
-        partition, offset = int(found[1]), int(found[2])
+        partition, offset = place_of_letter(position)
         if partition >= self.facts.partitions:
             raise ConfigurationError(f"letter {position!r}: topic {self.facts.name!r} has the partitions 0 to {self.facts.partitions - 1}")
         ends = self.ranges()[partition]
@@ -373,7 +413,7 @@ def replay_letters(
     The ledger says which letters were replayed, in the same transactions as the events; so a second replay, or one that goes on after a
     crash, takes only the others (all, with ``again``). Of several letters about one event the last counts. With a ``rate`` at most so many
     events a second are written. Raises ConfigurationError for
-    unknown topics, and where no letter is meant or all were replayed before.
+    unknown topics and where no letter is meant, ReplayedBeforeError where all were replayed before.
     """
     if not 0 <= rate < inf:
         raise ConfigurationError(f"rate {rate}: expected events a second, such as 500, or 0 for no limit")
@@ -418,7 +458,8 @@ class _Replay:
         ranges = self.letters.ranges()
         chosen = self._choose(ranges, selection)
         if not chosen.places and not self.refused:
-            raise ConfigurationError(f"{self.facts.name}: {self._nothing(chosen)}")
+            why = f"{self.facts.name}: {self._nothing(chosen)}"
+            raise ReplayedBeforeError(why, chosen.before) if chosen.before else ConfigurationError(why)
         foreign = self.letters.foreign
         if not dry_run:
             self._write(ranges, chosen.places, observer)

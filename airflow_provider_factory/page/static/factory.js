@@ -1,4 +1,4 @@
-// Follows Airflow's theme, refreshes what is shown, and leaves the frame without reloading Airflow.
+// Follows Airflow's theme, refreshes what is shown, sends actions, and leaves the frame without reloading Airflow.
 (function () {
   "use strict";
   var root = document.documentElement;
@@ -20,8 +20,8 @@
   if (outer) new MutationObserver(theme).observe(outer.document.documentElement, { attributes: true, attributeFilter: ["class"] });
 
   function leave(path) {
-    var base = outer ? outer.document.baseURI : new URL("../", document.baseURI).href;
-    var url = new URL(path, base).href;
+    var home = new URL(document.body.dataset.root + "/../", document.baseURI).href;
+    var url = new URL(path, outer ? outer.document.baseURI : home).href;
     if (!outer) {
       window.location.assign(url);
       return;
@@ -30,12 +30,94 @@
     outer.history.pushState({ idx: index + 1, key: "factory", usr: null }, "", url);
     outer.dispatchEvent(new outer.PopStateEvent("popstate", { state: outer.history.state }));
   }
+
+  function send(path, body) {
+    var place = document.getElementById("answer");
+    var buttons = document.querySelectorAll("button");
+    place.textContent = "Asking Airflow …";
+    buttons.forEach(function (button) { button.disabled = true; });
+    return fetch(path, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", "X-Factory-Action": "1" },
+      body: JSON.stringify(body),
+    })
+      .then(function (answer) {
+        return answer.text().then(function (text) {
+          var isPage = (answer.headers.get("Content-Type") || "").indexOf("text/html") === 0;
+          if (isPage) place.innerHTML = text; // escaped by the server, which made it
+          else place.textContent = answer.status === 401 || answer.status === 403 ? "Airflow does not let you do this." : "It failed (" + answer.status + ").";
+        });
+      })
+      .catch(function () {
+        place.textContent = "Airflow did not answer; look at its runs before you ask again.";
+      })
+      .then(function () {
+        buttons.forEach(function (button) { button.disabled = false; });
+      });
+  }
+
+  function values(form, name) {
+    return Array.prototype.map.call(form.querySelectorAll('input[name="' + name + '"]:checked, input[type="hidden"][name="' + name + '"]'), function (box) {
+      return box.value;
+    });
+  }
+
+  function say(text) {
+    document.getElementById("answer").textContent = text;
+  }
+
+  function split(text) {
+    return text ? text.split(",") : [];
+  }
+
   document.addEventListener("click", function (event) {
-    var link = event.target.closest && event.target.closest("a[data-airflow]");
-    if (!link) return;
-    event.preventDefault();
-    leave(link.dataset.airflow);
+    var target = event.target.closest && event.target.closest("a[data-airflow], a[data-open], button[data-all], button[data-run]");
+    if (!target) return;
+    if (target.dataset.airflow) {
+      event.preventDefault();
+      leave(target.dataset.airflow);
+    } else if ("open" in target.dataset) {
+      event.preventDefault();
+      (outer || window).open(target.href, "_blank", "noopener");
+    } else if ("all" in target.dataset) {
+      target.form.querySelectorAll('input[name="start"]').forEach(function (box) { box.checked = true; });
+    } else {
+      send(target.form.dataset.backfill + "/backfill", { starts: split(target.dataset.starts), expected: split(target.dataset.expected) });
+    }
   });
+
+  document.addEventListener("submit", function (event) {
+    var form = event.target;
+    if (form.dataset.backfill) {
+      event.preventDefault();
+      var starts = values(form, "start");
+      if (starts.length) send(form.dataset.backfill + "/backfill-plan", { starts: starts });
+      else say("Select missing windows first.");
+    } else if (form.dataset.replay) {
+      event.preventDefault();
+      var what = event.submitter ? event.submitter.value : "chosen";
+      var positions = what === "chosen" ? values(form, "position") : [];
+      if (what === "chosen" && !positions.length) {
+        say("Select letters first.");
+        return;
+      }
+      var one = what === "chosen";
+      send(form.dataset.replay + "/replay", {
+        topic: form.dataset.topic,
+        to: form.querySelector('[name="to"]').value,
+        positions: positions,
+        window: one ? "" : form.dataset.window || "",
+        stage: one ? "" : form.dataset.stage || "",
+        rule: one ? "" : form.dataset.rule || "",
+        dry_run: what === "count",
+      });
+    }
+  });
+
+  function busy(main) {
+    var answer = document.getElementById("answer");
+    return main.contains(document.activeElement) || main.querySelector("input:checked") || (answer && answer.textContent.trim());
+  }
 
   function refresh() {
     if (document.hidden) return;
@@ -46,15 +128,22 @@
       .then(function (text) {
         if (text === null) return;
         var fresh = new DOMParser().parseFromString(text, "text/html");
-        ["main", "fresh"].forEach(function (id) {
-          var now = document.getElementById(id);
-          var next = fresh.getElementById(id);
-          if (!now || !next || now.contains(document.activeElement) && now.innerHTML === next.innerHTML) return;
-          if (now.innerHTML !== next.innerHTML && !now.contains(document.activeElement)) now.innerHTML = next.innerHTML;
-          now.className = next.className;
-        });
+        var line = document.getElementById("fresh");
+        var main = document.getElementById("main");
+        var next = fresh.getElementById("main");
+        line.textContent = fresh.getElementById("fresh").textContent;
+        line.className = fresh.getElementById("fresh").className;
+        if (main.innerHTML === next.innerHTML || (busy(main) && !("pending" in main.dataset))) return;
+        main.innerHTML = next.innerHTML;
+        if ("pending" in next.dataset) main.dataset.pending = "";
+        else delete main.dataset.pending;
       })
       .catch(function () {});
   }
-  window.setInterval(refresh, 5000);
+  var beats = 0;
+  window.setInterval(function () {
+    var main = document.getElementById("main");
+    beats += 1;
+    if (beats % 10 === 0 || (main && "pending" in main.dataset)) refresh();
+  }, 500);
 })();

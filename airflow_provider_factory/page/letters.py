@@ -1,0 +1,244 @@
+"""Dead letters for the page, read in the background: a request takes what is there, orders what is not, and comes again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import cast
+
+from airflow_provider_factory.page.snapshot import Snapshot
+from factory_agents.errors import ConfigurationError, DeadlineError, FactoryError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.ledger import StageRecord
+from factory_agents.protocol import PartitionRange
+from factory_agents.runtime.dead_letters import Letter, LetterGroup, LetterTopic, Selection, group_letters, place_of_letter
+
+__all__ = ["SHOWN", "LetterPage", "LetterQuery", "Letters", "SeenLetter", "look_up"]
+
+SHOWN = 200
+"""Most letters on one page."""
+
+_MOST_READ, _MOST_BYTES = 20_000, 64 * 1024 * 1024
+"""Most letters, and bytes of them, that one question reads: what it leaves out is said."""
+
+_PATIENCE = 20.0
+_ASK_SECONDS = 5.0
+_FRESH_SECONDS = 10.0
+_MOST_PAGES, _MOST_WAITING = 32, 16
+_LISTED, _WHOLE = 1000, 256 * 1024
+"""Bytes of a value, key or header that are kept of a listed letter, and of one that is shown whole."""
+_MOST_HEADERS, _MOST_GROUPS = 100, 50
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LetterQuery:
+    """Which letters of a pipeline in a topic: the newest that fit, or the one at ``position``. ``text`` is looked for in both."""
+
+    topic: str
+    pipeline: str
+    window: str = ""
+    stage: str = ""
+    rule: str = ""
+    text: str = ""
+    position: str = ""
+
+    @property
+    def selection(self) -> Selection:
+        """All of it but the text. Raises ConfigurationError for a mistyped position."""
+        positions = frozenset({self.position} if self.position else ())
+        return Selection(self.rule, self.stage, self.pipeline, self.window, attempt="all", positions=positions)
+
+
+@dataclass(frozen=True)
+class SeenLetter:
+    """A letter with what is too long cut off; ``size`` is the whole value's, in bytes (-1: it has none)."""
+
+    letter: Letter
+    size: int
+
+    @property
+    def cut(self) -> bool:
+        """Whether only the value's beginning is here."""
+        return self.size > len(self.letter.value or b"")
+
+
+@dataclass(frozen=True)
+class LetterPage:
+    """What was found: the newest letters, counts by reason, how many records were read of how many.
+
+    ``state``: ``pending`` (ordered, nothing known yet), ``ready`` or ``failed`` (with ``error``; older letters may still be there).
+    """
+
+    state: str
+    letters: tuple[SeenLetter, ...] = ()
+    groups: tuple[LetterGroup, ...] = ()
+    found: int = 0
+    read: int = 0
+    held: int = 0
+    error: str = ""
+    taken_at: datetime | None = None
+
+
+class Letters:
+    """Answers from what was read before; one thread reads what is ordered, the oldest order first."""
+
+    def __init__(self, read: Callable[[LetterQuery, Snapshot], LetterPage] | None = None) -> None:
+        self._read = read or _look_up
+        self._pages: OrderedDict[LetterQuery, tuple[float, LetterPage]] = OrderedDict()
+        self._orders: OrderedDict[LetterQuery, Snapshot] = OrderedDict()
+        self._more = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def page(self, query: LetterQuery, snapshot: Snapshot) -> LetterPage:
+        """What is known, at once; what is unknown or not fresh is ordered."""
+        with self._more:
+            at, known = self._pages.get(query, (0.0, None))
+            if (known is None or time.monotonic() - at > _FRESH_SECONDS) and not self._order(query, snapshot) and known is None:
+                return LetterPage("failed", error="too many questions are waiting for an answer; try again in some seconds")
+            return known or LetterPage("pending")
+
+    def close(self) -> None:
+        """End the thread; a read under way is left to end by itself."""
+        with self._more:
+            self._closed = True
+            self._more.notify_all()
+
+    def _order(self, query: LetterQuery, snapshot: Snapshot) -> bool:
+        if query not in self._orders and len(self._orders) >= _MOST_WAITING:
+            return False
+        self._orders[query] = snapshot
+        if self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._work, name="factory-letters", daemon=True)
+            self._thread.start()
+        self._more.notify_all()
+        return True
+
+    def _work(self) -> None:
+        while True:
+            with self._more:
+                self._more.wait_for(lambda: self._orders or self._closed)
+                if self._closed:
+                    return
+                query, snapshot = next(iter(self._orders.items()))
+            try:
+                found = self._read(query, snapshot)
+            except Exception as error:
+                if not isinstance(error, FactoryError):
+                    log.exception("unexpected error while reading dead letters of %s", query.topic)
+                said = (
+                    str(error)
+                    if isinstance(error, FactoryError)
+                    else f"unexpected error ({type(error).__name__}); see the API server's log"
+                )
+                known = self._pages.get(query, (0.0, LetterPage("failed")))[1]
+                found = replace(known, state="failed", error=said)
+            with self._more:
+                self._orders.pop(query, None)
+                self._pages[query] = (time.monotonic(), found)
+                self._pages.move_to_end(query)
+                while len(self._pages) > _MOST_PAGES:
+                    self._pages.popitem(last=False)
+
+
+def _look_up(query: LetterQuery, snapshot: Snapshot) -> LetterPage:
+    from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
+    from airflow_provider_factory.settings import option
+
+    return look_up(FactoryKafkaHook(option("kafka_conn_id")).config(), query, snapshot, prefix=option("prefix"))
+
+
+def look_up(config: KafkaConfig, query: LetterQuery, snapshot: Snapshot, *, prefix: str = "factory") -> LetterPage:
+    """Read a query's letters: a window's where the ledger says that they lie, else the topic's newest. Raises a FactoryError."""
+    selection = query.selection
+    details = snapshot.figures.details
+    stages = [r for (pipeline, _), of in details.items() if pipeline == query.pipeline for r in of.stages]
+    topic = LetterTopic(config, query.topic, prefix=prefix, stages=stages, timeout=_ASK_SECONDS)
+    try:
+        ranges = topic.ranges()
+        held = sum(r.end - r.start for r in ranges)
+        if query.position:
+            wanted = _at(query.position, ranges)
+        elif query.window:
+            of_window = [r for r in stages if r.window == query.window and query.stage in ("", r.stage)]
+            wanted = _inside(_written(of_window, topic.facts.id), ranges)
+        else:
+            wanted = ranges
+        wanted = _last(wanted, _MOST_READ)
+        return replace(_collect(topic, wanted, selection, query.text), held=held, taken_at=datetime.now(UTC))
+    finally:
+        topic.cluster.close()
+
+
+def _at(position: str, ranges: Sequence[PartitionRange]) -> list[PartitionRange]:
+    partition, offset = place_of_letter(position)
+    held = next((r for r in ranges if r.partition == partition), None)
+    if held is None or not held.start <= offset < held.end:
+        raise ConfigurationError(f"letter {position}: it is not there (any more); retention may have taken it away")
+    return [PartitionRange(partition, offset, offset + 1)]
+
+
+def _written(records: Iterable[StageRecord], topic_id: str) -> Iterator[PartitionRange]:
+    """Where the ledger says that a window's letters lie, of every attempt that it remembers."""
+    for record in records:
+        last = record.result.dead_letters if record.result is not None else None
+        for manifest in (*record.earlier, *([last] if last is not None else [])):
+            if manifest.topic_id == topic_id:
+                yield from manifest.ranges
+        if record.progress is not None:
+            yield from (PartitionRange(p, start, end) for p, (start, end, _) in record.progress.dead.items())
+
+
+def _inside(ranges: Iterable[PartitionRange], held: Sequence[PartitionRange]) -> list[PartitionRange]:
+    """For each partition the span that holds all ranges, as far as it is still there."""
+    spans: dict[int, tuple[int, int]] = {}
+    for r in ranges:
+        start, end = spans.get(r.partition, (r.start, r.end))
+        spans[r.partition] = (min(start, r.start), max(end, r.end))
+    return [
+        PartitionRange(r.partition, max(r.start, spans[r.partition][0]), min(r.end, spans[r.partition][1]))
+        for r in held
+        if r.partition in spans
+    ]
+
+
+def _last(ranges: Sequence[PartitionRange], most: int) -> list[PartitionRange]:
+    """The last offsets of each partition, so many of all together."""
+    some = [r for r in ranges if r.start < r.end]
+    each = max(1, most // max(1, len(some)))
+    return [PartitionRange(r.partition, max(r.start, r.end - each), r.end) for r in some]
+
+
+def _collect(topic: LetterTopic, ranges: Sequence[PartitionRange], selection: Selection, text: str) -> LetterPage:
+    kept: list[SeenLetter] = []
+    keep = _WHOLE if selection.positions else _LISTED
+    wanted, read, weight = text.encode(), 0, 0
+    with closing(cast("Generator[Letter]", topic.read(ranges, patience=_PATIENCE))) as letters:
+        try:
+            for letter in letters:
+                read += 1
+                weight += len(letter.value or b"")
+                if selection.fits(letter) and (not text or text in letter.why.error or wanted in (letter.value or b"")):
+                    kept.append(_cut(letter, keep))
+                if weight > _MOST_BYTES:
+                    break
+        except DeadlineError:
+            if not read:
+                raise
+    newest = sorted(kept, key=lambda seen: (seen.letter.written, seen.letter.partition, seen.letter.offset), reverse=True)
+    groups = group_letters(seen.letter for seen in kept)
+    return LetterPage("ready", tuple(newest[:SHOWN]), tuple(groups[:_MOST_GROUPS]), len(kept), read)
+
+
+def _cut(letter: Letter, most: int) -> SeenLetter:
+    headers = tuple((name[:_LISTED], value and value[:_LISTED]) for name, value in letter.headers[:_MOST_HEADERS])
+    short = replace(letter, key=letter.key and letter.key[:_LISTED], value=letter.value and letter.value[:most], headers=headers)
+    return SeenLetter(short, -1 if letter.value is None else len(letter.value))

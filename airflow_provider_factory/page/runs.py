@@ -1,0 +1,125 @@
+"""What Airflow's database says of a pipeline's runs, in few statements whatever their number; and the times that its schedule has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+__all__ = ["MOST_SPANS", "Run", "Schedule", "Task", "run_of", "runs_between", "schedule_in", "session", "tasks_of"]
+
+MOST_SPANS = 336
+"""Most intervals on one calendar: two weeks of hours."""
+
+_MOST_TASKS = 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    """A DAG run; ``start`` and ``end`` are its data interval."""
+
+    run_id: str
+    state: str
+    start: datetime | None
+    end: datetime | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task instance of a run; ``map_index`` is -1 for a task that isn't mapped."""
+
+    task_id: str
+    map_index: int
+    state: str
+    tries: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Intervals of a DAG's timetable; ``known`` is False for a DAG whose schedule has none, or that isn't there."""
+
+    spans: tuple[tuple[datetime, datetime], ...] = ()
+    known: bool = False
+
+
+@contextmanager
+def session() -> Iterator[Session]:
+    """A session with Airflow's database, ended with the block."""
+    from airflow.utils.session import create_session
+
+    with create_session(scoped=False) as opened:
+        yield opened
+
+
+def runs_between(opened: Session, dag_id: str, since: datetime, until: datetime) -> list[Run]:
+    """The runs whose data interval begins in a span of time, the newest first (one statement)."""
+    from airflow.models.dagrun import DagRun
+    from sqlalchemy import select
+
+    start = DagRun.data_interval_start
+    wanted = (
+        select(DagRun.run_id, DagRun.state, start, DagRun.data_interval_end)
+        .where(DagRun.dag_id == dag_id, start >= since, start < until)
+        .order_by(start.desc(), DagRun.id.desc())
+        .limit(2 * MOST_SPANS)
+    )
+    return [_run(row) for row in opened.execute(wanted)]
+
+
+def run_of(opened: Session, dag_id: str, run_id: str) -> Run | None:
+    """A run by its id (one statement)."""
+    from airflow.models.dagrun import DagRun
+    from sqlalchemy import select
+
+    columns = select(DagRun.run_id, DagRun.state, DagRun.data_interval_start, DagRun.data_interval_end)
+    row = opened.execute(columns.where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)).first()
+    return None if row is None else _run(row)
+
+
+def _run(row: Any) -> Run:
+    return Run(row[0], str(getattr(row[1], "value", row[1]) or ""), row[2], row[3])
+
+
+def tasks_of(opened: Session, dag_id: str, run_id: str) -> list[Task]:
+    """A run's task instances (one statement)."""
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy import select
+
+    wanted = (
+        select(TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state, TaskInstance.try_number)
+        .where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
+        .order_by(TaskInstance.task_id, TaskInstance.map_index)
+        .limit(_MOST_TASKS)
+    )
+    return [Task(row[0], row[1], str(getattr(row[2], "value", row[2]) or "none"), row[3] or 0) for row in opened.execute(wanted)]
+
+
+def schedule_in(opened: Session, dag_id: str, gaps: Sequence[tuple[datetime, datetime]]) -> Schedule:
+    """The intervals of a DAG's timetable in some gaps that are over, ``MOST_SPANS`` at most (one statement).
+
+    To compute an interval takes about a millisecond, so only those are asked for that nobody else knows of.
+    """
+    from airflow.models.serialized_dag import SerializedDagModel
+
+    found = opened.scalar(SerializedDagModel.latest_item_select_object(dag_id))
+    dag = None if found is None else found.dag
+    if dag is None or not dag.timetable.periodic:
+        return Schedule()
+    spans: list[tuple[datetime, datetime]] = []
+    known = True
+    for since, until in gaps:
+        infos = [info for info in islice(dag.iter_dagrun_infos_between(since, until), MOST_SPANS - len(spans)) if info.data_interval]
+        found_spans = [(_utc(info.data_interval.start), _utc(info.data_interval.end)) for info in infos]
+        known = known and all(start < end for start, end in found_spans)
+        spans += [(start, end) for start, end in found_spans if start < end <= until]
+    return Schedule(tuple(spans), known)
+
+
+def _utc(moment: Any) -> datetime:
+    return datetime.fromtimestamp(moment.timestamp(), UTC)

@@ -1,0 +1,152 @@
+"""Dead letters as text that does nothing: whatever bytes they hold."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from airflow_provider_factory.page.letters import LetterPage, LetterQuery, SeenLetter
+from airflow_provider_factory.page.views.common import count, link
+from factory_agents.runtime.dead_letters import LetterGroup
+from factory_agents.text import printable, shortened
+
+__all__ = ["LetterList", "LetterRow", "LetterShown", "letter", "letter_list"]
+
+_LONGEST, _LONGEST_HEADER = 300, 2000
+
+
+@dataclass(frozen=True)
+class LetterRow:
+    """One letter of a list."""
+
+    position: str
+    path: str
+    written: str
+    stage: str
+    rule: str
+    error: str
+    attempt: str
+    value: str
+
+
+@dataclass(frozen=True)
+class LetterList:
+    """Letters by reason and one by one, and what was left out."""
+
+    state: str
+    said: str
+    error: str
+    groups: tuple[tuple[str, str, str, str, str], ...]
+    rows: tuple[LetterRow, ...]
+
+
+@dataclass(frozen=True)
+class LetterShown:
+    """One letter, whole or as much as a page holds; ``facts`` and ``headers`` are names with values."""
+
+    position: str
+    rule: str
+    error: str
+    facts: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, str], ...]
+    key: str
+    value: str
+    note: str
+    window: str
+
+
+def letter_list(query: LetterQuery, page: LetterPage) -> LetterList:
+    """What a list shows."""
+    return LetterList(
+        state=page.state,
+        said=_said(page),
+        error=printable(page.error),
+        groups=tuple(_group(query, group) for group in page.groups),
+        rows=tuple(_row(seen) for seen in page.letters),
+    )
+
+
+def _said(page: LetterPage) -> str:
+    if page.taken_at is None:
+        return ""
+    newest = f", the newest {len(page.letters):,} shown" if page.found > len(page.letters) else ""
+    left = "" if page.read >= page.held else f" among the {page.read:,} that were read; the topic holds at most {page.held:,}"
+    return f"{count(page.found, 'letter')}{newest}{left}. As of {page.taken_at:%H:%M:%S} UTC."
+
+
+def _group(query: LetterQuery, group: LetterGroup) -> tuple[str, str, str, str, str]:
+    path = link("letters", topic=query.topic, window=group.window, stage=group.stage, rule=group.rule.partition(",")[0])
+    return (f"{group.count:,}", _short(group.stage), _short(group.rule), _short(group.error), path)
+
+
+def _short(text: str) -> str:
+    return shortened(printable(text), _LONGEST)
+
+
+def _row(seen: SeenLetter) -> LetterRow:
+    x = seen.letter
+    value = x.value.decode(errors="replace") if x.value is not None else "(no value)"
+    return LetterRow(
+        position=x.position,
+        path=f"letters/{x.partition}/{x.offset}",
+        written=f"{x.written:%F %H:%M:%S}",
+        stage=_short(x.why.stage),
+        rule=_short(x.why.rule),
+        error=_short(x.why.error),
+        attempt=x.attempt,
+        value=_short(value),
+    )
+
+
+def letter(seen: SeenLetter) -> LetterShown:
+    """One letter, with its value as JSON is read best, or as text."""
+    x = seen.letter
+    why = [(name, str(value)) for name, value in msgspec.to_builtins(x.why).items() if value not in ("", -1) and name not in _OWN]
+    facts = [("letter", x.position), ("written", f"{x.written:%F %H:%M:%S} UTC"), ("attempt", x.attempt), *why]
+    return LetterShown(
+        position=x.position,
+        rule=printable(x.why.rule),
+        error=printable(x.why.error, lines=True),
+        facts=tuple((name, shortened(printable(value), _LONGEST_HEADER)) for name, value in facts),
+        headers=tuple((_text(name), _text(value)) for name, value in x.headers),
+        key="" if x.key is None else _text(x.key),
+        value=_pretty(seen),
+        note=_note(seen),
+        window=x.why.window,
+    )
+
+
+_OWN = ("error", "rule", "prefix")
+
+
+def _text(value: str | bytes | None) -> str:
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value or ""
+    return shortened(printable(text), _LONGEST_HEADER)
+
+
+def _pretty(seen: SeenLetter) -> str:
+    x = seen.letter
+    if x.is_pointer:
+        return printable(x.why.prefix.decode(errors="replace"), lines=True)
+    if x.value is None:
+        return ""
+    text = x.value.decode(errors="replace")
+    if not seen.cut:
+        with suppress(ValueError, RecursionError):
+            text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    return printable(text, lines=True)
+
+
+def _note(seen: SeenLetter) -> str:
+    x = seen.letter
+    if x.is_pointer:
+        where = x.why.where or "its place in the input topic"
+        return f"The event ({x.why.size:,} bytes) didn't fit a letter and stayed at {where}; this is how it begins."
+    if x.value is None:
+        return "The event has no value."
+    if seen.cut:
+        return f"The first {len(x.value):,} of {seen.size:,} bytes. All of it: factory dead-letters show <topic> {x.position}"
+    return ""

@@ -1,0 +1,48 @@
+"""The parts of a stage's records add up to what it read, whatever the figures are."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_factory.page.views.common import count, link, parts_of
+from factory_agents.protocol import Counts
+
+numbers = st.integers(0, 10**12)
+any_counts = st.builds(Counts, **dict.fromkeys(Counts.__struct_fields__, numbers))
+
+
+@given(any_counts)
+def test_the_parts_add_up_for_any_counts(counts: Counts) -> None:
+    parts = parts_of(counts)
+    assert sum(p.count for p in parts) == counts.consumed
+    assert len({p.name for p in parts}) == len(parts)
+
+
+@given(any_counts)
+def test_the_bar_is_whole_and_its_parts_lie_side_by_side(counts: Counts) -> None:
+    parts = parts_of(counts)
+    end = 0.0
+    for p in parts:
+        assert p.start == pytest.approx(end, abs=0.01)
+        end = p.start + p.width
+    assert end == pytest.approx(100 if any(p.count > 0 for p in parts) else 0, abs=0.1)
+
+
+@given(forwarded=numbers, filtered=numbers, rejected=numbers, written=numbers)
+def test_nothing_is_unexplained_where_the_counts_are_right(forwarded: int, filtered: int, rejected: int, written: int) -> None:
+    counts = Counts(consumed=forwarded + filtered + rejected, forwarded=forwarded, filtered=filtered, rejected=rejected)
+    at_a_sink = msgspec.structs.replace(counts, written=min(written, forwarded), older=forwarded - min(written, forwarded))
+    for shown in (parts_of(counts), parts_of(at_a_sink)):
+        assert "unexplained" not in {p.name for p in shown}
+
+
+def test_what_no_part_explains_is_said() -> None:
+    assert [(p.name, p.count) for p in parts_of(Counts(consumed=10, forwarded=7))] == [("forwarded", 7), ("unexplained", 3)]
+
+
+def test_texts() -> None:
+    assert (count(1, "window"), count(1200, "window")) == ("1 window", "1,200 windows")
+    assert link("window", key="a/b&c", stage="") == "window?key=a%2Fb%26c"

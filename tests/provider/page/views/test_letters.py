@@ -1,0 +1,66 @@
+"""Dead letters as text that does nothing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_factory.page.letters import LetterPage, LetterQuery, SeenLetter
+from airflow_provider_factory.page.views.letters import letter, letter_list
+from factory_agents.runtime.dead_letters import group_letters
+from tests.support.pages import START
+from tests.support.pages import letter as seen
+
+_MOVING = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+QUERY = LetterQuery("out.dead", "p")
+
+
+def test_a_list_says_what_it_shows_and_what_it_leaves_out() -> None:
+    page = LetterPage("ready", (seen(),), found=1_000, read=20_000, held=1_000_000, taken_at=START)
+    assert letter_list(QUERY, page).said == (
+        "1,000 letters, the newest 1 shown among the 20,000 that were read; the topic holds at most 1,000,000. As of 00:00:00 UTC."
+    )
+    assert letter_list(QUERY, LetterPage("pending")).said == ""
+
+
+def test_a_reason_leads_to_its_letters() -> None:
+    groups = tuple(group_letters([seen(rule="a,b", window="w").letter]))
+    found = letter_list(QUERY, LetterPage("ready", groups=groups)).groups
+    assert found == (("1", "enrich", "a,b", "price < 0", "letters?topic=out.dead&window=w&stage=enrich&rule=a"),)
+
+
+def test_json_is_shown_as_it_reads_best_and_other_bytes_as_text() -> None:
+    assert letter(seen(b'{"a":[1]}')).value == '{\n  "a": [\n    1\n  ]\n}'
+    assert letter(seen(b"\xff\x1b[31mred")).value == "\ufffd\\u001b[31mred"
+    assert letter(seen(None)).note == "The event has no value."
+
+
+def test_a_value_that_was_cut_says_how_long_it_is() -> None:
+    short = SeenLetter(seen(b"x" * 10).letter, 20_000_000)
+    assert "first 10 of 20,000,000 bytes" in letter(short).note
+
+
+def test_an_event_that_did_not_fit_a_letter_says_where_it_is() -> None:
+    whole = seen(None)
+    why = msgspec.structs.replace(whole.letter.why, size=9_000_000, where="raw-0@7", prefix=b"begins so")
+    shown = letter(replace(whole, letter=replace(whole.letter, why=why)))
+    assert (shown.value, "stayed at raw-0@7" in shown.note) == ("begins so", True)
+
+
+@pytest.mark.parametrize("value", [b"[" * 5000, b'"\\ud800"', b"NaN", b""])
+def test_values_that_are_almost_json_are_shown(value: bytes) -> None:
+    letter(seen(value)).value.encode()
+
+
+@given(st.binary(max_size=300), st.text(max_size=100))
+def test_whatever_a_letter_holds_becomes_printable_text(value: bytes, text: str) -> None:
+    shown = letter(seen(value, error=text, rule=text, headers=[(text, value)]))
+    everything = [shown.rule, shown.key, *(x for pair in (*shown.facts, *shown.headers) for x in pair)]
+    assert not _MOVING.search("".join(everything))
+    assert not _MOVING.search((shown.value + shown.error).replace("\n", ""))
+    (shown.value + shown.error).encode()
