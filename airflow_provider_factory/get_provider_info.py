@@ -139,7 +139,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": _INTEGRATION,
                 "python-modules": [
                     f"{_PACKAGE}.operators.{name}"
-                    for name in ("agent_pod", "kafka_agent", "rollout", "temporal_pipeline", "validation", "window")
+                    for name in ("agent_pod", "kafka_agent", "replay", "rollout", "temporal_pipeline", "validation", "window")
                 ],
             }
         ],
