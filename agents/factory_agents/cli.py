@@ -448,7 +448,7 @@ def letters_list(
         console.say(f"see one: factory dead-letters show {topic} {groups[0].example}")
 
 
-def _selection(rule: str | None, stage: str | None, since: str | None, until: str | None, limit: int = 0, **more: str) -> Any:
+def _selection(rule: str | None, stage: str | None, since: str | None, until: str | None, limit: int = 0, **more: Any) -> Any:
     from factory_agents.options import parse_time
     from factory_agents.runtime.dead_letters import Selection
 
