@@ -92,7 +92,8 @@ def _with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
 @_with_setting_flags
 def run_agent(
     name: Annotated[
-        str, typer.Argument(help="ingest, enrich, validate, publish, or your own as module:function", metavar="NAME", show_default=False)
+        str,
+        typer.Argument(help="ingest, enrich, infer, validate, publish, or your own as module:function", metavar="NAME", show_default=False),
     ],
     *,
     bootstrap: Bootstrap = None,
@@ -285,7 +286,7 @@ def _path_of(error: Any, program: str) -> str:
     return context.command_path if context is not None else program
 
 
-def run_built_in(name: Literal["ingest", "enrich", "validate", "publish"]) -> None:
+def run_built_in(name: Literal["ingest", "enrich", "infer", "validate", "publish"]) -> None:
     """``python -m factory_agents.<name>``: the agent with its name filled in. Never returns."""
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
     program = f"python -m factory_agents.{name}"

@@ -107,9 +107,14 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     show: Annotated[
         int, _key("how many records a dry run shows, and at most 5 examples of each reason for which events are rejected", "N")
     ] = 20
-    rerun: Annotated[Literal["reuse", "redo"], _key("reuse a finished result, or redo the work", "reuse|redo", env="FACTORY_RERUN")] = (
-        "reuse"
-    )
+    rerun: Annotated[
+        Literal["reuse", "redo", "ask_again"],
+        _key(
+            "reuse a finished result, redo the work (a model's logged answers are taken), or ask models again too",
+            "reuse|redo|ask_again",
+            env="FACTORY_RERUN",
+        ),
+    ] = "reuse"
     accept_loss: Annotated[bool, _key("continue where records are gone, and record the loss")] = False
     max_rejected: Annotated[
         str, _key("rejected events past which the stage fails: a number, or a share such as '5 %'", "LIMIT", env="FACTORY_MAX_REJECTED")

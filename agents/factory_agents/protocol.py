@@ -247,9 +247,10 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     ``window`` is None for ``ingest``, whose window is ``interval`` over the source's time column, or all rows under ``name``. ``plan``
     names the whole plan that the shard is a part of. ``origin`` and ``instance`` are as in Window: they and pipeline, stage, window and
     shard are what the work *is*. ``mapped``: how many tasks the stage is mapped to (0: it isn't, or nobody can tell). ``rerun``:
-    ``reuse`` returns the finished result of the same fingerprint, ``redo`` does the work again; so does an ``order`` that was given
-    since. Limits and ``accept_loss`` don't enter the fingerprint. ``keep_windows``: for how long the ledger remembers what was read of a
-    source, such as ``45 d``. ``output_codec`` is what writes records to the output topic; the window names what reads them.
+    ``reuse`` returns the finished result of the same fingerprint, ``redo`` does the work again, ``ask_again`` asks models again too
+    (``redo`` takes the answers that are logged); so does an ``order`` that was given since. Limits and ``accept_loss`` don't enter the
+    fingerprint. ``keep_windows``: for how long the ledger remembers what was read of a source, such as ``45 d``. ``output_codec`` is what
+    writes records to the output topic; the window names what reads them.
 
     ``traceparent`` is the span that it is a part of: it says nothing of what is done.
 
@@ -275,7 +276,7 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     output_codec: CodecRef | None = None
     dead_letter_topic: str = ""
     run_id: str = ""
-    rerun: Literal["reuse", "redo"] = "reuse"
+    rerun: Literal["reuse", "redo", "ask_again"] = "reuse"
     order: Order | None = None
     accept_loss: bool = False
     dry_run: bool = False
@@ -321,7 +322,8 @@ class Counts(msgspec.Struct, omit_defaults=True):
     ``produced`` are records written to the output topic. ``skipped`` belong to other writers and are not consumed. ``late`` came
     with a time before the window's interval. At a sink ``forwarded = written + duplicates + older + deleted + dropped``;
     ``deleted`` are keys whose newest record has no value, ``dropped`` rows that the table's triggers did not let in, ``removed`` rows that
-    an older generation had left.
+    an older generation had left. ``asked`` are calls of a model, with the tokens that they took (``cached_tokens`` are among
+    ``prompt_tokens``) and what they cost, in billionths of the price table's currency.
     """
 
     consumed: int = 0
@@ -338,11 +340,21 @@ class Counts(msgspec.Struct, omit_defaults=True):
     dropped: int = 0
     removed: int = 0
     lost: int = 0
+    asked: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    nanocost: int = 0
 
     def add(self, other: Counts) -> None:
         """Add another's figures to these."""
         for name in self.__struct_fields__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def cost(self) -> float:
+        """What the calls of models cost, in the price table's currency."""
+        return self.nanocost / 1_000_000_000
 
     def told(self) -> dict[str, int]:
         """Those that are not 0, by name, and always those that add up to the events read: shares are computed from them."""

@@ -43,6 +43,7 @@ _TERMINATION_LOG, _TERMINATION_LIMIT = Path("/dev/termination-log"), 4096
 BUILT_IN: dict[str, Callable[..., AgentResult]] = {
     "ingest": run_source,
     "enrich": run_transform,
+    "infer": run_transform,
     "validate": run_transform,
     "publish": run_sink,
 }

@@ -49,15 +49,15 @@ if TYPE_CHECKING:
 
 __all__ = ["BUILT_IN", "KafkaAgentOperator", "Rerun"]
 
-Rerun = Literal["clear", "reuse", "redo"]
+Rerun = Literal["clear", "reuse", "redo", "ask_again"]
 
-BUILT_IN = ("ingest", "enrich", "validate", "publish")
+BUILT_IN = ("ingest", "enrich", "infer", "validate", "publish")
 """Agents that come with factory_agents; they are given the default database connection where it exists."""
 
 WAREHOUSE_CONNECTIONS = {"bigquery": "google_cloud_default", "snowflake": "snowflake_default"}
 """What ``publish`` with these sinks is given where it exists: the official provider's default."""
 
-_RERUNS = ("clear", "reuse", "redo")
+_RERUNS = ("clear", "reuse", "redo", "ask_again")
 
 
 class KafkaAgentOperator(AgentPodOperator):
@@ -67,7 +67,7 @@ class KafkaAgentOperator(AgentPodOperator):
     again; an unchanged run over the same window returns the result in the ledger. It takes every argument of KubernetesPodOperator; as a
     process it uses ``env_vars`` and ignores the other pod arguments.
 
-    :param agent: a built-in (ingest, enrich, validate, publish), ``module:function``, or a name for an image with its own command.
+    :param agent: a built-in (ingest, enrich, infer, validate, publish), ``module:function``, or a name for an image with its own command.
         (templated)
     :param window: what to read: ``.output`` of a WindowOperator (whole, or one shard by ``expand``), or of the stage before, mapped or not.
         Without it the agent (``ingest``) reads no topic: its window is the data interval. (templated)
@@ -82,7 +82,8 @@ class KafkaAgentOperator(AgentPodOperator):
     :param agent_source: a function's source that travels with the run (``@task.kafka_agent`` sets it); ``agent`` is its name then.
     :param contract: path of a data contract, or the contract itself; becomes the agent's parameter ``contract``. (templated)
     :param runner: ``process`` or ``kubernetes``; by default ``[factory] runner``. (templated)
-    :param rerun: ``clear``: finished work is done again when the task was cleared; ``reuse``: never; ``redo``: always.
+    :param rerun: ``clear``: finished work is done again when the task was cleared; ``reuse``: never; ``redo``: always;
+        ``ask_again``: always, and a model's logged answers don't count.
     :param reprocess: do finished work again; by default the DAG's param ``reprocess``, if it has one. (templated)
     :param dry_run: write nothing; result and log say what would be written or rejected, and why. Stages after it are skipped. (templated)
     :param accept_loss: continue where records are gone, and record the loss. (templated)
@@ -234,7 +235,7 @@ class KafkaAgentOperator(AgentPodOperator):
             output_codec=topic_codec(self.output_codec, "output_codec", output, root),
             dead_letter_topic=topic_name(self.dead_letter_topic),
             run_id=str(context["run_id"]),
-            rerun="redo" if self.rerun == "redo" or reprocess_wanted(context, self.reprocess) else "reuse",
+            rerun=self._rerun(context),
             order=order(context) if self.rerun == "clear" else None,
             accept_loss=as_bool(self.accept_loss, "accept_loss"),
             dry_run=as_bool(self.agent_dry_run, "dry_run"),
@@ -244,6 +245,11 @@ class KafkaAgentOperator(AgentPodOperator):
             keep_windows=option("keep_windows"),
             traceparent=traceparent(context),
         )
+
+    def _rerun(self, context: Context) -> Literal["reuse", "redo", "ask_again"]:
+        if self.rerun == "ask_again":
+            return "ask_again"
+        return "redo" if self.rerun == "redo" or reprocess_wanted(context, self.reprocess) else "reuse"
 
     def _check_arguments(self) -> None:
         """Refuse rendered arguments that would only be used after the work is done; raises ConfigurationError."""

@@ -99,7 +99,7 @@ def test_parameters_come_from_flags_then_environment_then_files(tmp_path: Path) 
     [
         ({"show": "many"}, {}, "--show: expected a whole number, got 'many'"),
         ({}, {"FACTORY_DEADLINE": "soon"}, "FACTORY_DEADLINE: expected a number, got 'soon'"),
-        ({"rerun": "again"}, {}, "--rerun: expected one of reuse, redo, got 'again'"),
+        ({"rerun": "again"}, {}, "--rerun: expected one of reuse, redo, ask_again, got 'again'"),
         ({"since": "yesterday"}, {}, "--since: expected a time such as 2026-11-01T04:00 or 2026-11-01T04:00+01:00, got 'yesterday'"),
         ({"shard": "5/4"}, {}, "--shard: expected i/n with i from 1 to n, such as 1/4, got '5/4'"),
         ({"shard": "0/4"}, {}, "--shard: expected i/n with i from 1 to n, such as 1/4, got '0/4'"),

@@ -190,6 +190,8 @@ class PropertyReader:
         if values:
             schema["enum"] = values
             self.draft.origins[*out, "enum"] = (*at, "enum")
+        if isinstance(prop.get("classification"), str):
+            schema["x-classification"] = prop["classification"]
         return schema if required else _nullable(schema)
 
     def _any(self, prop: Any, options: Any, at: KeyPath, out: KeyPath, access: str | None) -> dict[str, Any]:

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePath
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import msgspec
 
 from factory_agents.errors import AgentError, ConfigurationError
+from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.records import MarkRecord
+from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Counts, Interval, Shard
 from factory_agents.reject import Reject
 from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError, complete, tried
@@ -33,6 +35,8 @@ __all__ = [
     "PrunedSink",
     "Reject",
     "RowsRefused",
+    "SideLog",
+    "SideRecord",
     "Sink",
     "SinkOutcome",
     "Source",
@@ -75,6 +79,43 @@ class Transform(Protocol):
 
     def close(self) -> None:
         """Free what it holds."""
+        ...
+
+
+class SideRecord(NamedTuple):
+    """A record that is committed beside an agent's outputs."""
+
+    topic: str
+    partition: int
+    key: bytes
+    value: bytes
+
+
+class SideLog(Protocol):
+    """What a transform (its ``log``) wants committed besides its outputs, in the same transactions: what it learned and must not lose."""
+
+    @property
+    def age(self) -> float:
+        """For how many seconds something has been waiting to be taken; 0: nothing is."""
+        ...
+
+    def open(self, config: KafkaConfig, cluster: Cluster, prefix: str, counts: Counts, deadline: float, stop: Callable[[], bool]) -> None:
+        """Called once, in the agent's thread, before the first record and after all earlier attempts are fenced.
+
+        ``counts`` are of what is committed already.
+        """
+        ...
+
+    def take(self, counts: Counts) -> Sequence[SideRecord]:
+        """What goes into the transaction that is about to be committed; what it cost is added to ``counts``."""
+        ...
+
+    def settle(self, *, committed: bool) -> None:
+        """Whether what was taken is committed; if not it has to be taken again. Called from another thread than the agent's."""
+        ...
+
+    def leave(self) -> None:
+        """The run ends, maybe while the agent is busy: what it waits for there isn't worth waiting for any more."""
         ...
 
 

@@ -10,7 +10,7 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import Counts
-from factory_agents.runtime.agents import Output
+from factory_agents.runtime.agents import Output, SideLog, SideRecord
 from factory_agents.runtime.outputs import Outputs
 from factory_agents.telemetry import Commit, Observer, Subject, fields
 
@@ -50,6 +50,8 @@ class Chunk:
         self.records = 0
         self._aborts = 0
         self._began = 0.0
+        self.side: SideLog | None = None
+        self._beside: Sequence[SideRecord] = ()
 
     @property
     def room(self) -> int:
@@ -65,6 +67,21 @@ class Chunk:
     def age(self) -> float:
         """Seconds since its first event was put; 0 while there is none."""
         return time.monotonic() - self._began if self.records else 0.0
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is anything to commit."""
+        return self.records > 0 or self.side_age > 0
+
+    @property
+    def side_age(self) -> float:
+        """For how many seconds something beside the outputs has been waiting; 0: nothing is."""
+        return self.side.age if self.side is not None else 0.0
+
+    def take_side(self, counts: Counts) -> None:
+        """Have what is to be committed beside the outputs in this chunk; before ``commit``. What it cost is added to ``counts``."""
+        if self.side is not None:
+            self._beside = [*self._beside, *self.side.take(counts)]
 
     def add(self, events: int) -> None:
         """Count events whose records are put by the caller."""
@@ -85,6 +102,7 @@ class Chunk:
         """
         began = time.monotonic()
         self._writer.begin()
+        self._put_side()
         self._writer.flush(deadline)
         seal()
         self._writer.commit(deadline)
@@ -93,6 +111,7 @@ class Chunk:
             self.records, figures.written, figures.bytes, took, figures.rejected, counts.consumed, counts.rejected, counts.told()
         )
         self._outputs.forget(committed=True)
+        self._settle_side(committed=True)
         self.records = self._aborts = 0
         self.size = min(self._largest, self.size * 2)
         if self.size >= min(self._largest, 2 * _CAREFUL):
@@ -110,6 +129,18 @@ class Chunk:
         """Begin the next one: of this one nothing will be written. ``committed``: nor does it come again (a dry run)."""
         self.records = 0
         self._outputs.forget(committed=committed)
+        self._settle_side(committed=committed)
+
+    def _put_side(self) -> None:
+        for topic, partition, key, value in self._beside:
+            error = self._writer.send(topic, value, key, partition, [])
+            if error is not None:
+                raise ConfigurationError(f"{self._name}: topic {topic!r} takes no record of {len(value)} bytes: {error.str()}")
+
+    def _settle_side(self, *, committed: bool) -> None:
+        self._beside = ()
+        if self.side is not None:
+            self.side.settle(committed=committed)
 
     def retry(self, aborted: ChunkAbortedError) -> None:
         """Decide how the chunk is tried again, which the caller does after ``abort``.

@@ -17,14 +17,14 @@ from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import CodecRef, Counts, transactional_id
 from factory_agents.runtime.agent_thread import AgentThread
-from factory_agents.runtime.agents import Output, Transform
+from factory_agents.runtime.agents import Output, SideLog, Transform
 from factory_agents.runtime.backpressure import Downstream
 from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.codecs import OpenCodec, open_codec
 from factory_agents.runtime.dependencies import InterruptedBatchError
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.runtime.session import RunContext
-from factory_agents.runtime.window import BatchSize, process
+from factory_agents.runtime.window import SIDE_SECONDS, BatchSize, process
 from factory_agents.telemetry import Batch, Observers, Subject, fields
 
 __all__ = ["LiveAgent", "check_live", "default_group", "run_live"]
@@ -38,6 +38,7 @@ _LAG_SECONDS = 1.0
 _AGAIN_SECONDS = 1.0
 _BUSY_SECONDS = 1.0  # at one call: from then on the group is answered meanwhile
 _AFTER_OUTAGE = 4  # records: several, since one may be bad by itself
+_SIDE_PATIENCE = 900.0
 _TIMEOUT_MS = 15_000
 """A transaction's timeout: until it is over, what a killed member left open holds its successor and all readers up."""
 
@@ -162,6 +163,8 @@ class LiveAgent:
         """Leave the group; an open transaction is ended without its outputs."""
         if self.downstream is not None:
             self.downstream.close()
+        if self.chunk.side is not None:
+            self.chunk.side.leave()
         self._drop("the agent ends")
         self.reader.close()
         self.thread.close(self.transform.close)
@@ -173,6 +176,7 @@ class LiveAgent:
         """Until asked to stop."""
         self.outputs.resolve()
         self.writer.open(time.monotonic() + _PATIENCE)  # before it joins: who joins and ends at once is missed by the group for a while
+        self._open_side()
         self.reader.subscribe(came=self._on_assign, going=self._on_revoke, gone=self._on_lost)
         log.info(
             "live",
@@ -198,6 +202,14 @@ class LiveAgent:
         self.counts.lost = self.reader.lost
         return self.counts
 
+    def _open_side(self) -> None:
+        """What the transform wants committed beside its outputs."""
+        side: SideLog | None = getattr(self.transform, "log", None)
+        if side is not None:
+            until = time.monotonic() + _SIDE_PATIENCE
+            self.thread.call(lambda: side.open(self.context.config, self.cluster, self.prefix, self.counts, until, self.context.stop))
+            self.chunk.side = side
+
     def _step(self) -> None:
         if not self.writer.is_open:
             self.writer.open(time.monotonic() + _PATIENCE)
@@ -216,7 +228,7 @@ class LiveAgent:
         if messages:
             self._handle(messages)
         self.positions |= self.reader.passed(self.positions)  # so that the lag is none when all is read
-        if not messages or self.chunk.age > _COMMIT_SECONDS or self.chunk.is_full:
+        if not messages or self.chunk.age > _COMMIT_SECONDS or self.chunk.is_full or self.chunk.side_age > SIDE_SECONDS:
             self._commit()
         self._tell_lag()
         self.observer.turn(self.subject, joined=self.reader.joined)
@@ -274,18 +286,20 @@ class LiveAgent:
         self._tell_lag()
         if self.thread.busy_seconds > _BUSY_SECONDS:
             self.reader.serve()
-        if self.positions and (self.context.stop() or self.writer.age > self.writer.timeout_ms / 3000):
+        old = self.writer.age > self.writer.timeout_ms / 3000
+        if (self.positions and (self.context.stop() or old)) or self.chunk.side_age > (0 if self.context.stop() else SIDE_SECONDS):
             self._commit()
         if self.context.stop():
             raise StoppedError(f"group {self.group!r}: asked to stop")
 
     def _commit(self) -> None:
         """Outputs and positions become visible together."""
-        if self.positions:
+        if self.positions or self.chunk.side_age:
             self._commit_now()
 
     def _commit_now(self) -> None:
         deadline = time.monotonic() + _PATIENCE
+        self.chunk.take_side(self.uncommitted)
 
         def seal() -> None:
             failpoints.hit("live.before-offsets")
@@ -300,7 +314,8 @@ class LiveAgent:
         self.uncommitted, self.positions = Counts(), {}
 
     def _send_offsets(self) -> None:
-        self.writer.send_offsets(self.reader.offsets(self.positions), self.group, self.reader.membership)
+        if self.positions:
+            self.writer.send_offsets(self.reader.offsets(self.positions), self.group, self.reader.membership)
 
     def _check_topic(self, deadline: float) -> None:
         """See ``GroupReader.check_topic``; a broker that is away is waited for."""

@@ -24,6 +24,7 @@ from factory_agents.kafka.records import failure_key, mark_key
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, Order, PartitionRange, Window, digest
+from factory_agents.runtime.agents import SideLog
 from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.codecs import OpenCodec, open_codec, same_choice
 from factory_agents.runtime.outputs import Origin, Outputs
@@ -197,6 +198,11 @@ class Session:
     def chunk_seconds(self) -> float:
         """How long a chunk may be open: a third of the transaction's timeout."""
         return self.writer.timeout_ms / 3000
+
+    def open_side(self, log: SideLog) -> None:
+        """Have a transform's log opened, whose records are committed with the chunks from here on."""
+        log.open(self.context.config, self.cluster, self.run.prefix, self.counts, self.deadline, self.context.stop)
+        self.chunk.side = log
 
     def start(self) -> AgentResult | None:
         """The start order: check topics, fence, read the ledger to its end, decide. The result, where the work is done already.
@@ -382,6 +388,7 @@ class Session:
         self.observer.done(self.subject, Done(counts.consumed, counts.rejected, result.seconds, result.resumed, result.reused))
 
     def _commit_dry(self, finished: bool, report: dict[str, Any] | None, **more: Any) -> AgentResult | None:
+        self.chunk.take_side(self.counts)
         self.progress = msgspec.structs.replace(self.progress, counts=self.counts.copy())
         self.chunk.forget(committed=True)
         return self._result(self.progress, report, **more) if finished else None
@@ -397,6 +404,7 @@ class Session:
         report: dict[str, Any] | None,
         **more: Any,
     ) -> AgentResult | None:
+        self.chunk.take_side(self.counts)
         progress = Progress(positions=dict(positions), read=dict(read), rows=rows, counts=self.counts.copy(), lost=tuple(lost))
         result: AgentResult | None = None
 
@@ -424,7 +432,7 @@ class Session:
             scope=self.run.work.scope,
             epoch=self.epoch,
             updated_at=int(time.time() * 1000),
-            redo=run.run_id if run.rerun == "redo" else "",
+            redo=run.run_id if run.rerun != "reuse" else "",
             orders=self._orders,
             progress=None if result is not None else progress,
             result=None if result is None else StoredResult.of(result),

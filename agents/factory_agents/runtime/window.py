@@ -15,16 +15,18 @@ from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun, Counts, PartitionRange, Window
 from factory_agents.runtime.agent_thread import AgentThread
-from factory_agents.runtime.agents import Output, Transform
+from factory_agents.runtime.agents import Output, SideLog, Transform
 from factory_agents.runtime.codecs import OpenCodec
 from factory_agents.runtime.outputs import reject_large
 from factory_agents.runtime.session import RunContext, Session
 from factory_agents.telemetry import Batch
 
-__all__ = ["BatchSize", "process", "run_transform"]
+__all__ = ["SIDE_SECONDS", "BatchSize", "process", "run_transform"]
 
 _BATCH_SECONDS = 0.5
 _LARGEST_BATCH = 10_000
+SIDE_SECONDS = 1.0
+"""How long what goes beside the outputs waits for its commit, at most: a kill loses no more than that."""
 
 
 def run_transform(context: RunContext, run: AgentRun, make: Callable[[], Transform]) -> AgentResult:
@@ -45,9 +47,14 @@ def run_transform(context: RunContext, run: AgentRun, make: Callable[[], Transfo
         loop = _TransformRun(session, run.window, thread, transform, make)
         try:
             done = session.start()
-            return session.reused(done) if done is not None else loop.to_end()
+            if done is not None:
+                return session.reused(done)
+            loop.open_side()
+            return loop.to_end()
         finally:
             transform = loop.transform
+            if loop.chunk.side is not None:
+                loop.chunk.side.leave()
             loop.reader.close()
             session.close()
     finally:
@@ -117,6 +124,12 @@ class _TransformRun:
         self.handled = session.progress
         session.outputs.trace = session.trace
 
+    def open_side(self) -> None:
+        """What the transform wants committed beside its outputs."""
+        log: SideLog | None = getattr(self.transform, "log", None)
+        if log is not None:
+            self.thread.call(lambda: self.session.open_side(log), self._meanwhile)
+
     def to_end(self) -> AgentResult:
         """Chunk after chunk until the window is done."""
         self.reader.check_topic()
@@ -167,14 +180,14 @@ class _TransformRun:
             raise DeadlineError(f"stage {session.run.stage!r}: out of time; what is committed stays, a retry resumes")
 
     def _is_old(self) -> bool:
-        return self.chunk.age > self.session.chunk_seconds
+        return self.chunk.age > self.session.chunk_seconds or self.chunk.side_age > SIDE_SECONDS
 
     def _meanwhile(self) -> None:
         """While the agent is busy: commit what is handled before its transaction gets too old, or when it is time to go."""
         session = self.session
         session.observer.busy(session.subject, self.thread.busy_seconds)
         leaving = session.context.stop() or time.monotonic() > session.deadline
-        if self.chunk.records and (leaving or self._is_old()):
+        if self.chunk.is_begun and (leaving or self._is_old()):
             self._commit_handled()
         if leaving:
             self._check_time()
@@ -195,7 +208,7 @@ class _TransformRun:
         self._mark_handled()
         if reader.done:
             return self._finish()
-        if self.chunk.records:
+        if self.chunk.is_begun:
             self._commit_handled()
         self._check_time()
         return None
@@ -213,7 +226,12 @@ class _TransformRun:
         return took
 
     def _process(self, messages: Sequence[Message]) -> list[Output]:
-        return self.thread.call(lambda: process(self.transform, messages, self.session.input_codec), self._meanwhile)
+        try:
+            return self.thread.call(lambda: process(self.transform, messages, self.session.input_codec), self._meanwhile)
+        except FactoryError:
+            if self.chunk.side_age and not self.thread.busy_seconds:  # what was learned is kept, though this ends the attempt
+                self._commit_handled()
+            raise
 
     def _mark_handled(self) -> None:
         """All that was read so far is in the chunk."""

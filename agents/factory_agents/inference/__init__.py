@@ -1,0 +1,1 @@
+"""Agents over models: prompts, answers that are logged beside the outputs, limits, money and evaluation."""

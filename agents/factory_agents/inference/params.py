@@ -1,0 +1,124 @@
+"""What the infer agent takes, and what of it decides what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from factory_agents.contracts import load_contract
+from factory_agents.errors import ConfigurationError
+from factory_agents.inference.money import Budget, Prices
+from factory_agents.inference.prompt import Prompt, load_prompt
+from factory_agents.inference.structured import AnswerContract, classified_fields, load_answer_contract
+from factory_agents.params import read_params
+from factory_agents.protocol import digest
+
+__all__ = ["Asking", "InferParams", "read_asking"]
+
+_REQUIRED = {
+    "prompt": "the prompt's file, such as prompts/kind.md",
+    "model": "the model's name, such as openai:gpt-5-mini, or what the endpoint calls it",
+    "output": "what an answer must be: a contract's file, or a JSON Schema",
+}
+_AUTHORS = ("endpoint", "api_key_env", "model", "unmask")
+"""Parameters that decide where data and keys go: never from whoever starts a run."""
+
+
+class InferParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``infer`` takes.
+
+    ``prompt``: a file with a version. ``model``: ``provider:model`` for pydantic-ai, or the model's name at ``endpoint``, an
+    OpenAI-compatible server; ``revision`` tells two of one name apart. ``api_key_env`` names the environment variable that holds the key.
+    ``output``: a contract's file or a JSON Schema that answers must keep. ``into``: the field that takes the answer. ``parameters`` are
+    the model's (temperature, max_tokens, seed, …). ``contract`` describes the events read: fields that it classifies as neither public
+    nor internal are masked, but for those in ``unmask``. ``subject`` names the field that says whose data an event is, so that its
+    answers can be forgotten. ``repair``: a wrong answer is asked for once more. ``timeout`` is of one call, ``patience`` of an outage that
+    a window waits for, in seconds. Limits are of the whole stage. ``prices`` are of a million tokens (``prompt``, ``completion``,
+    ``cached``), ``budget`` is the most that may be spent (``window``, ``day``, ``window_tokens``, ``day_tokens``).
+    """
+
+    prompt: str | dict[str, str]
+    model: str
+    output: str | dict[str, Any]
+    endpoint: str = ""
+    revision: str = ""
+    api_key_env: str = "FACTORY_MODEL_API_KEY"
+    into: str = "answer"
+    parameters: dict[str, Any] = {}
+    contract: str | dict[str, Any] = ""
+    unmask: tuple[str, ...] = ()
+    subject: str = ""
+    repair: bool = False
+    concurrency: int = 8
+    timeout: float = 60.0
+    retries: int = 3
+    patience: float = 600.0
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    prices: Prices = Prices()
+    budget: Budget = Budget()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        for name in ("concurrency", "timeout", "patience"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        for name in ("retries", "requests_per_minute", "tokens_per_minute"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        url = urlsplit(self.endpoint)
+        if self.endpoint and (url.scheme not in ("http", "https") or not url.hostname or url.username or url.password):
+            raise ValueError("endpoint: expected a URL such as https://models.example/v1, without a user or password")
+        if not self.into:
+            raise ValueError("into: expected the name of a field")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The agent's parameters with the files that they name; ``masked`` are fields that no model sees."""
+
+    settings: InferParams
+    prompt: Prompt
+    output: AnswerContract
+    masked: frozenset[str] = frozenset()
+
+    @property
+    def question(self) -> bytes:
+        """What answers are logged under, together with the values that go into the prompt: whatever else changes leaves them valid."""
+        settings = self.settings
+        return digest([settings.model, settings.revision, self.prompt.digest, settings.parameters, self.output.digest]).encode()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What enters the fingerprint."""
+        settings = self.settings
+        return {
+            "model": [settings.model, settings.revision],
+            "prompt": [self.prompt.label, self.prompt.digest],
+            "parameters": settings.parameters,
+            "output": self.output.digest,
+            "masked": sorted(self.masked.intersection(self.prompt.fields)),
+            "into": settings.into,
+            "repair": settings.repair,
+        }
+
+
+def read_asking(params: Mapping[str, Any], untrusted: frozenset[str] = frozenset()) -> Asking:
+    """The parameters, checked, with their files; ``untrusted`` names those that came from whoever started the run.
+
+    Raises ConfigurationError and ContractError.
+    """
+    settings = read_params("infer", params, InferParams, required=_REQUIRED)
+    for name in _AUTHORS:
+        if name in untrusted:
+            raise ConfigurationError(f"agent 'infer': {name}: it comes from a parameter of the run; write it in the DAG")
+    settings.budget.check(settings.prices)
+    masked: frozenset[str] = frozenset()
+    if settings.contract:
+        masked = classified_fields(load_contract(settings.contract, untrusted="contract" in untrusted)).difference(settings.unmask)
+    prompt = load_prompt(settings.prompt, untrusted="prompt" in untrusted)
+    return Asking(settings, prompt, load_answer_contract(settings.output, untrusted="output" in untrusted), masked)

@@ -1,0 +1,313 @@
+"""The transform of agents over models: takes the answers that are logged, asks for the others side by side, checks what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from factory_agents.errors import AgentError, FactoryError, StoppedError
+from factory_agents.inference.answers import Answer, AnswerLog, answer_key, decode_answer
+from factory_agents.inference.client import Client, ModelRefusedError, RateLimitedError, open_client
+from factory_agents.inference.limits import Limits
+from factory_agents.inference.money import BudgetError, Usage
+from factory_agents.inference.params import Asking
+from factory_agents.inference.structured import InvalidAnswer
+from factory_agents.kafka.messages import Message
+from factory_agents.protocol import Counts
+from factory_agents.reject import Reject
+from factory_agents.runtime.agents import Output, decode_event
+from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError
+from factory_agents.runtime.numbers import Digits
+from factory_agents.runtime.side_by_side import Coroutines, Failure
+from factory_agents.telemetry import fields
+
+__all__ = ["InferTransform", "Whose", "subject_hash"]
+
+log = logging.getLogger(__name__)
+
+_PER_CALL = 4
+"""Events given at once for each call that is made side by side: the last calls of a batch wait for the slowest."""
+_MOST_ROUNDS = 4
+"""Rounds of tries after which the only question left, for which the model fails, is bad by itself: others of its batch were answered."""
+_LONGEST_ANSWER = 100_000
+_TOKENS_AT_FIRST, _LETTERS_A_TOKEN = 100, 4
+_REPAIR = "That is not the answer that was asked for: {fault}. Answer again, with nothing but the JSON object."
+
+
+@dataclass(frozen=True)
+class Whose:
+    """For whom is asked: ``spender`` is the pipeline and stage, one of so many ``shards``.
+
+    ``again``: answers of earlier runs don't count, those of ``run`` do. ``live``: it is the runtime that waits while the model is away.
+    """
+
+    spender: str = "live"
+    run: str = ""
+    shards: int = 1
+    again: bool = False
+    live: bool = True
+
+
+class InferTransform:
+    """See ``Transform``. An event's answer goes into one field of it and nowhere else, whatever the answer says."""
+
+    name = "infer"
+    version = "1"
+    stateful = False
+
+    def __init__(self, asking: Asking, whose: Whose, client: Client | None = None) -> None:
+        settings = asking.settings
+        self.identity: dict[str, Any] = asking.identity
+        self.at_once = _PER_CALL * settings.concurrency
+        self.log = AnswerLog(asking.question, whose.spender, daily=settings.budget.daily)
+        self._asking, self._settings, self._whose = asking, settings, whose
+        self._question = asking.question
+        self._digits = Digits()
+        self._client = client
+        self._dependency = Dependency(f"model {settings.model!r}", errors=OUTAGES, retries=settings.retries)
+        self._limits = Limits(settings.requests_per_minute, settings.tokens_per_minute, shards=whose.shards)
+        self._lanes: Coroutines | None = None
+        self._completion_tokens = float(settings.parameters.get("max_tokens") or _TOKENS_AT_FIRST)
+        self._answered_at = time.monotonic()
+        self._ended_by: FactoryError | None = None
+        self.seconds: list[float] = []
+        """How long each call took."""
+
+    def process(self, messages: Sequence[Message]) -> list[Output]:
+        """See ``Transform.process``. Raises BudgetError, UnavailableError where the model is away for too long."""
+        events: dict[int, dict[str, Any]] = {}
+        outputs: list[Output] = [None] * len(messages)
+        values = [message.value() for message in messages]
+        decode = self._digits.decoder(values)
+        keys: list[bytes] = [b""] * len(messages)
+        questions: dict[bytes, tuple[dict[str, Any], list[Any]]] = {}
+        for n, value in enumerate(values):
+            try:
+                event = events[n] = decode_event(value, decode)
+            except Reject as reject:
+                outputs[n] = reject
+                continue
+            used = self._asking.prompt.values(event, self._asking.masked)
+            key = keys[n] = answer_key(self._question, used)
+            questions.setdefault(key, (event, used))
+        known = self._logged(list(questions))
+        self._ask_all({key: question for key, question in questions.items() if key not in known}, known, keys, events, outputs)
+        for n, event in events.items():
+            outputs[n] = self._output(event, known[keys[n]])
+        return outputs
+
+    def _logged(self, keys: Sequence[bytes]) -> dict[bytes, bytes | Reject]:
+        """Answers that are known and count."""
+        found = self.log.find(keys)
+        if not (self._whose.again or self._settings.repair):
+            return dict(found)
+        return {key: value for key, value in found.items() if self._counts(decode_answer(value))}
+
+    def _counts(self, answer: Answer) -> bool:
+        if self._whose.again and answer.run != self._whose.run:
+            return False
+        return not (self._settings.repair and answer.fault and answer.calls == 1)
+
+    def _output(self, event: dict[str, Any], answered: bytes | Reject) -> Output:
+        if isinstance(answered, Reject):
+            return answered
+        answer = decode_answer(answered)
+        if answer.fault:
+            return Reject(f"{answer.fault}; the model answered: {answer.text}", rule="invalid_output")
+        event[self._settings.into] = msgspec.Raw(answer.text.encode())
+        return self._digits.encode(event)
+
+    def _ask_all(
+        self,
+        missing: dict[bytes, tuple[dict[str, Any], list[Any]]],
+        known: dict[bytes, bytes | Reject],
+        keys: Sequence[bytes],
+        events: Mapping[int, dict[str, Any]],
+        outputs: list[Output],
+    ) -> None:
+        """Have every question answered. A live agent's answers so far are told where the model is away (InterruptedBatchError)."""
+        rounds, before = 0, self._dependency.answers
+        while missing:
+            outage = self._ask_once(missing, known)
+            rounds += 1
+            if outage is not None and rounds >= _MOST_ROUNDS and len(missing) == 1 and self._dependency.answers > before:
+                known.update({key: _unavailable(outage) for key in missing})
+                outage = None
+            for key in known.keys() & missing.keys():
+                del missing[key]
+            if self._ended_by is not None:
+                raise self._ended_by
+            if outage is None:
+                continue
+            outage.dependency.trip()
+            seconds = outage.dependency.wait_seconds
+            if self._whose.live:
+                first = min(n for n in events if keys[n] in missing)
+                done = [self._output(events[n], known[keys[n]]) if n in events else outputs[n] for n in range(first)]
+                raise InterruptedBatchError(str(outage), done, seconds) from outage
+            self._wait(outage, seconds)
+
+    def _ask_once(
+        self, missing: Mapping[bytes, tuple[dict[str, Any], list[Any]]], known: dict[bytes, bytes | Reject]
+    ) -> DependencyError | None:
+        """Ask every question, and what failed a few times more; the outage that left some without an answer."""
+        if self._lanes is None:
+            self._lanes = Coroutines(self._settings.concurrency, None, self._dependency)
+        questions = list(missing.items())
+        numbers = range(len(questions))
+        outcomes = self._lanes.run(numbers, [None] * len(questions), lambda n: self._answer(questions[n][0], *questions[n][1]))
+        outage = None
+        for n, outcome in outcomes.items():
+            key = questions[n][0]
+            if isinstance(outcome, (bytes, Reject)):
+                known[key] = outcome
+            elif isinstance(outcome, Failure):
+                if outcome.error.called and self._dependency.answers > outcome.answers:
+                    known[key] = _unavailable(outcome.error)
+                else:
+                    outage = outcome.error
+        return outage
+
+    def _wait(self, outage: DependencyError, seconds: float) -> None:
+        away = time.monotonic() - self._answered_at
+        if away > self._settings.patience:
+            raise outage
+        log.warning("waiting for the model", extra=fields(model=self._settings.model, reason=str(outage), seconds=round(seconds, 1)))
+        if self.log.left.wait(seconds):
+            raise StoppedError("agent 'infer': asked to stop while the model was away; a retry resumes")
+
+    def _may_ask(self) -> bool:
+        """Whether one more call may be made: nobody has stopped it, and there is money left."""
+        if self._ended_by is None:
+            answers, shards = self.log, self._whose.shards
+            answers.turn_day()
+            over = self._settings.budget.exceeded(answers.spent_on_window, answers.spent_today, answers.spent_today_before, shards)
+            if over:
+                self._ended_by = BudgetError(
+                    f"agent 'infer': {over}; what was answered is kept, and a later run, or one with a higher budget, goes on from there"
+                )
+            elif answers.left.is_set():
+                self._ended_by = StoppedError("agent 'infer': asked to stop; a retry resumes")
+        return self._ended_by is None
+
+    async def _answer(self, key: bytes, event: dict[str, Any], values: list[Any]) -> bytes | Reject | None:
+        """One question's answer as it is logged; None where nothing is asked any more. Raises DependencyError."""
+        try:
+            return await self._asked(key, event, values)
+        except ModelRefusedError as error:
+            return Reject(f"the model takes this question not: {error}", rule="refused_by_model")
+        except DependencyError:
+            raise
+        except FactoryError as error:
+            self._ended_by = self._ended_by or error
+        except Exception as error:
+            self._ended_by = self._ended_by or AgentError(f"agent 'infer': {type(error).__name__}: {error}")
+        return None
+
+    async def _asked(self, key: bytes, event: dict[str, Any], values: list[Any]) -> bytes | None:
+        prompt, calls, usage = self._asking.prompt, 0, Usage()
+        turns = [prompt.render(values)]
+        while True:
+            reply = await self._reply(prompt.system, turns)
+            if reply is None:
+                return None
+            text, used = reply
+            calls, usage, fault = calls + 1, usage.plus(used), ""
+            try:
+                text = self._asking.output.check(text).decode()
+            except InvalidAnswer as invalid:
+                fault = str(invalid)
+            if len(text) > _LONGEST_ANSWER:
+                text, fault = text[:_LONGEST_ANSWER], fault or f"an answer of {len(text):,} letters"
+            if not fault or calls > self._settings.repair or not self._may_ask():
+                break
+            turns = [turns[0], text, _REPAIR.format(fault=fault)]
+        return self.log.add(key, self._logged_as(event, text, fault, calls, usage))
+
+    def _logged_as(self, event: Mapping[str, Any], text: str, fault: str, calls: int, usage: Usage) -> Answer:
+        settings = self._settings
+        return Answer(
+            at=int(time.time() * 1000),
+            text=text,
+            fault=fault,
+            by=self._whose.spender,
+            run=self._whose.run,
+            calls=calls,
+            prompt_tokens=usage.prompt,
+            cached_tokens=usage.cached,
+            completion_tokens=usage.completion,
+            cost=settings.prices.cost(usage),
+            prompt=self._asking.prompt.label,
+            model=settings.model,
+            subject=subject_hash(event.get(settings.subject)) if settings.subject else "",
+        )
+
+    async def _reply(self, system: str, turns: Sequence[str]) -> tuple[str, Usage] | None:
+        """What the model says, within its limits; None where nothing may be asked any more."""
+        estimated = sum(map(len, (system, *turns))) / _LETTERS_A_TOKEN + self._completion_tokens
+        while True:
+            await self._limits.turn(estimated)
+            if not self._may_ask():
+                return None
+            client, began = self._opened(), time.monotonic()
+            try:
+                with self._dependency:
+                    async with asyncio.timeout(self._settings.timeout):
+                        reply = await client.ask(system, turns)
+            except RateLimitedError as limited:
+                self._limits.used(estimated, 0)
+                self._hold(limited)
+                continue
+            self._answered_at = time.monotonic()
+            self.seconds.append(self._answered_at - began)
+            self._limits.used(estimated, reply.usage.prompt + reply.usage.completion)
+            self._completion_tokens += (reply.usage.completion - self._completion_tokens) / 10
+            return reply.text, reply.usage
+
+    def _hold(self, limited: RateLimitedError) -> None:
+        away = time.monotonic() - self._answered_at + limited.seconds
+        if away > self._settings.patience:
+            raise DependencyError(f"{self._dependency.name}: {limited}, and has answered nothing for long", self._dependency, called=False)
+        self._limits.hold(limited.seconds)
+
+    def _opened(self) -> Client:
+        """The client, made when it is needed: what is logged takes none, and no key."""
+        if self._client is None:
+            settings = self._settings
+            self._client = open_client(
+                settings.model,
+                endpoint=settings.endpoint,
+                key_variable=settings.api_key_env,
+                schema=self._asking.output.schema,
+                settings=settings.parameters,
+                timeout=settings.timeout,
+            )
+        return self._client
+
+    def finish(self, counts: Counts) -> dict[str, Any]:
+        """What was asked of whom; figures are in the counts."""
+        return {"model": self._settings.model, "revision": self._settings.revision, "prompt": self._asking.prompt.label}
+
+    def close(self) -> None:
+        """See ``Transform.close``."""
+        if self._lanes is not None:
+            if (client := self._client) is not None:
+                self._lanes.run([0], [None], lambda _: client.close())
+            self._lanes.close()
+        self.log.close()
+
+
+def _unavailable(error: DependencyError) -> Reject:
+    return Reject(f"{error} (while it answered for other events)", rule="unavailable")
+
+
+def subject_hash(value: Any) -> str:
+    """Whose data an answer is about, without saying it."""
+    return hashlib.sha256(msgspec.json.encode(str(value))).hexdigest()[:32] if value is not None else ""
