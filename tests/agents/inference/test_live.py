@@ -1,0 +1,59 @@
+"""Agents over models that run live: the same answers, committed with the group's positions, and an outage that loses nothing."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from factory_agents.infer import build
+from factory_agents.run import execute
+from factory_agents.runtime.live import run_live
+from factory_agents.runtime.session import RunContext
+from tests.agents.inference.conftest import infer_params
+from tests.support.model_server import ModelServer
+from tests.support.runs import Runs, events
+from tests.support.waiting import wait_for
+
+
+class Live:
+    """``infer`` in a consumer group, until it is left."""
+
+    def __init__(self, runs: Runs, server: ModelServer, topic: str, out: str, **more: Any) -> None:
+        self._stop = threading.Event()
+        transform = build(infer_params(server, **more), None)
+        context = RunContext(runs.config, stop=self._stop.is_set)
+        names = {"in_topic": topic, "out_topic": out, "group": f"{runs.prefix}.live", "prefix": runs.prefix}
+        self._thread = threading.Thread(target=lambda: run_live(context, transform, **names))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+def test_it_answers_what_arrives_and_waits_while_the_model_is_away(runs: Runs) -> None:
+    topic, out = runs.topic("in"), runs.topic("out")
+    with ModelServer() as server, Live(runs, server, topic, out):
+        runs.produce(topic, events(20))
+        wait_for(lambda: len(runs.everything(out)) == 20, "the first events")
+        server.down = True
+        asked = len(server.requests)
+        runs.produce(topic, events(20, start=20))
+        wait_for(lambda: len(server.requests) > asked + 4, "questions without an answer")
+        server.down = False
+        wait_for(lambda: len(runs.everything(out)) >= 40, "the others")
+    assert sorted(r.id for r in runs.everything(out)) == list(range(40))
+    assert max(server.answered.values()) == 1
+
+
+def test_a_window_takes_what_a_live_agent_was_answered(runs: Runs, infer_run: Any) -> None:
+    topic, out = runs.topic("in"), runs.topic("out")
+    with ModelServer() as server:
+        with Live(runs, server, topic, out):
+            runs.produce(topic, events(10))
+            wait_for(lambda: len(runs.everything(out)) == 10, "all events")
+        execute(RunContext(runs.config), infer_run(runs.window(topic), runs.topic("out2"), server))
+        assert server.calls == 10
