@@ -14,6 +14,7 @@ import typer
 from factory_agents import __version__, console
 from factory_agents.commands import Bootstrap, Json, KafkaSettings, invoke, run_agent, setting
 from factory_agents.contract_commands import contracts
+from factory_agents.model_commands import answers, evaluations
 from factory_agents.options import AgentSettings, kafka_config
 from factory_agents.rollout_commands import diff_agents, live, rollout
 from factory_agents.temporal.commands import temporal
@@ -46,6 +47,8 @@ app.add_typer(sandboxes, name="sandbox")
 app.add_typer(temporal, name="temporal")
 app.add_typer(rollout, name="rollout")
 app.add_typer(live, name="live")
+app.add_typer(answers, name="answers")
+app.add_typer(evaluations, name="eval")
 
 agents.command("run")(run_agent)
 agents.command("diff")(diff_agents)

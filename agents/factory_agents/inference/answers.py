@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from confluent_kafka import KafkaError, TopicPartition
 
-from factory_agents.errors import ConfigurationError, DeadlineError
+from factory_agents.errors import ConfigurationError, DeadlineError, UnavailableError
 from factory_agents.inference.money import Spent
 from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error
 from factory_agents.kafka.messages import Message
@@ -25,7 +25,18 @@ from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Counts
 from factory_agents.runtime.agents import SideRecord
 
-__all__ = ["ANSWER_SETTINGS", "Answer", "AnswerLog", "answer_key", "answers_topic", "decode_answer", "partition_of", "read_answers"]
+__all__ = [
+    "ANSWER_SETTINGS",
+    "Answer",
+    "AnswerLog",
+    "answer_key",
+    "answers_topic",
+    "current_answers",
+    "decode_answer",
+    "forget_answers",
+    "read_answers",
+    "subject_hash",
+]
 
 ANSWER_PARTITIONS = 12
 ANSWER_SETTINGS = {
@@ -246,6 +257,44 @@ def read_answers(config: KafkaConfig, *, prefix: str, seconds: float = _READ_SEC
         until = time.monotonic() + seconds
         for key, value in _records(config, cluster, topic, range(facts.partitions), until, lambda: False):
             yield key, None if value is None else decode_answer(value)
+
+
+def current_answers(config: KafkaConfig, *, prefix: str) -> dict[str, Answer]:
+    """The answers in the log, by key."""
+    found: dict[str, Answer] = {}
+    for key, answer in read_answers(config, prefix=prefix):
+        found.pop(key.decode(errors="replace"), None)
+        if answer is not None:
+            found[key.decode(errors="replace")] = answer
+    return found
+
+
+def forget_answers(config: KafkaConfig, *, prefix: str, keys: Sequence[str], subjects: Sequence[str]) -> int:
+    """Delete answers by key, and those about these subjects; how many there were. Raises ConfigurationError for a key that isn't there."""
+    current = current_answers(config, prefix=prefix)
+    for key in keys:
+        if key not in current:
+            raise ConfigurationError(f"no answer has the key {key!r}; see: factory answers list")
+    about = {subject_hash(subject) for subject in subjects}
+    gone = [key for key, answer in current.items() if key in keys or (answer.subject and answer.subject in about)]
+    topic, failed = answers_topic(prefix), list[KafkaError]()
+    if not gone:
+        return 0
+    with Cluster(config) as cluster:
+        partitions = cluster.topic(topic).partitions
+    producer = config.plain_producer()
+    for key in gone:
+        partition = partition_of(key.partition("|")[0].encode(), partitions)
+        producer.produce(topic, None, key.encode(), partition, on_delivery=lambda error, _: failed.append(error) if error else None)
+        producer.poll(0)
+    if producer.flush(60.0) or failed:
+        raise UnavailableError(f"topic {topic!r}: not all answers could be deleted: {failed[0].str() if failed else 'no answer in time'}")
+    return len(gone)
+
+
+def subject_hash(value: Any) -> str:
+    """Whose data an answer is about, without saying it."""
+    return hashlib.sha256(str(value).encode(errors="replace")).hexdigest()[:32] if value is not None else ""
 
 
 def _spending(

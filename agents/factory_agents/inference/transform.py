@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import msgspec
 
 from factory_agents.errors import AgentError, FactoryError, StoppedError
-from factory_agents.inference.answers import Answer, AnswerLog, answer_key, decode_answer
+from factory_agents.inference.answers import Answer, AnswerLog, answer_key, decode_answer, subject_hash
 from factory_agents.inference.client import Client, ModelRefusedError, RateLimitedError, open_client
 from factory_agents.inference.limits import Limits
 from factory_agents.inference.money import BudgetError, Usage
@@ -28,7 +27,7 @@ from factory_agents.runtime.numbers import Digits
 from factory_agents.runtime.side_by_side import Coroutines, Failure
 from factory_agents.telemetry import fields
 
-__all__ = ["InferTransform", "Whose", "subject_hash"]
+__all__ = ["InferTransform", "Whose"]
 
 log = logging.getLogger(__name__)
 
@@ -306,8 +305,3 @@ class InferTransform:
 
 def _unavailable(error: DependencyError) -> Reject:
     return Reject(f"{error} (while it answered for other events)", rule="unavailable")
-
-
-def subject_hash(value: Any) -> str:
-    """Whose data an answer is about, without saying it."""
-    return hashlib.sha256(msgspec.json.encode(str(value))).hexdigest()[:32] if value is not None else ""
