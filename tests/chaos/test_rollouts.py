@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +21,8 @@ from confluent_kafka import Producer, TopicPartition
 
 from factory_agents.kafka.control import Control
 from factory_agents.kafka.routes import Route
-from tests.support.runs import Runs
+from factory_agents.rollouts import Rollouts
+from tests.support.runs import ROOT, Runs
 from tests.support.waiting import wait_for
 
 PARTITIONS = 8
@@ -45,17 +47,20 @@ class Fleet:
     members: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     sent: int = 0
+    transaction_ms: int = 6000
 
     @property
     def group(self) -> str:
         return f"{self.runs.prefix}.group"
 
-    def start(self, version: str) -> subprocess.Popen[bytes]:
+    def start(self, version: str, agent: str = "", failpoints: str = "") -> subprocess.Popen[bytes]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))}
-        environment |= self.runs.configured(session_timeout_ms=6000).to_env()
+        environment |= self.runs.configured(session_timeout_ms=6000, transaction_timeout_ms=self.transaction_ms).to_env()
+        environment["FACTORY_FAILPOINTS"] = failpoints
         command = [sys.executable, "-m", "factory_agents.enrich", "--in-topic", self.source, "--out-topic", self.out]
         command += ["--group", self.group, "--prefix", self.runs.prefix, "--live-version", version]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command += ["--function", agent] if agent else []
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.members.append((version, process))
         self.started.append(process)
         return process
@@ -121,6 +126,10 @@ class Fleet:
         finally:
             consumer.close()
         return found
+
+    def wait_for_more(self, count: int) -> None:
+        until = self.sent + count
+        wait_for(lambda: self.sent > until, "more events")
 
     def count(self) -> int:
         return sum(map(len, self.written().values()))
@@ -199,3 +208,67 @@ def delays(orders: list[tuple[float, Route, Route]], written: dict[int, list[Wri
         return [round(1000 * found[min(len(found) - 1, int(len(found) * q))]) for q in (0.5, 0.9, 0.99, 1)]
 
     return {"first": of(first), "last": of(last)}
+
+
+def is_stopped(process: subprocess.Popen[bytes]) -> bool:
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.fixture
+def fleet(runs: Runs) -> Iterator[Fleet]:
+    own = Fleet(runs, runs.topic("in", partitions=PARTITIONS), runs.topic("out", partitions=PARTITIONS))
+    yield own
+    own.end()
+
+
+def check_exact(fleet: Fleet) -> None:
+    wait_for(lambda: fleet.count() >= fleet.sent, f"all of {fleet.sent} events", 60)
+    written = fleet.written()
+    assert sorted(w.number for records in written.values() for w in records) == list(range(fleet.sent))
+    assert all([w.number for w in records] == sorted(w.number for w in records) for records in written.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["live.before-fence", "chunk.before-commit"])
+def test_a_member_that_wakes_in_the_middle_of_its_commit_doubles_nothing(fleet: Fleet, point: str) -> None:
+    """Its positions of the official group are taken from anybody: only the fence, sent last, is what Kafka refuses."""
+    fleet.transaction_ms = 60_000  # nobody but the fence ends it
+    zombie = fleet.start("v1", failpoints=f"{point}=stop@3")
+    group = f"{fleet.group}~v1"
+    with fleet.feeding(0.05):
+        wait_for(lambda: is_stopped(zombie), "the member to stop in its commit", 60)
+        fleet.start("v1")
+        wait_for(lambda: (found := fleet.runs.cluster.group(group)) and found.members == 2, "another member", 60)
+        wait_for(
+            lambda: (found := fleet.runs.cluster.group(group)) and found.members == 1 and len(found.assigned) == PARTITIONS,
+            "the other member to have all partitions",
+            60,
+        )
+        fleet.wait_for_more(200)  # which the other one would handle, if it could see where to begin
+        zombie.send_signal(signal.SIGCONT)
+        fleet.wait_for_more(200)
+    check_exact(fleet)
+
+
+@pytest.mark.slow
+def test_a_version_whose_members_all_hang_gives_its_partitions_back_all_the_same(fleet: Fleet) -> None:
+    rollouts = Rollouts(fleet.runs.config, fleet.group, prefix=fleet.runs.prefix)
+    fleet.start("v1")
+    with fleet.feeding(0.05):
+        wait_for(lambda: fleet.count() > 0, "the first record")
+        hung = [fleet.start("v2"), fleet.start("v2")]
+        wait_for(lambda: (found := fleet.runs.cluster.group(f"{fleet.group}~v2")) is not None and found.members == 2, "the new version", 60)
+        rollouts.start("v2")
+        rollouts.wait(30)
+        for process in hung:
+            process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        status = rollouts.wait(60, until=lambda s: s.verdict == "rolled back" and s.is_settled)
+        took = time.monotonic() - began
+        for process in hung:
+            process.send_signal(signal.SIGCONT)
+        fleet.wait_for_more(100)
+    assert "nothing was heard of it" in status.reason
+    assert took < 30
+    print(f"taken back after {took:.1f} s")
+    check_exact(fleet)
