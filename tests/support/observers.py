@@ -46,5 +46,8 @@ class Recorder(Observer):
     def lag(self, subject: Subject, lag: Mapping[int, int]) -> None:
         self._note("lag", subject, dict(lag))
 
+    def breakers(self, subject: Subject, states: Mapping[str, str]) -> None:
+        self._note("breakers", subject, dict(states))
+
     def done(self, subject: Subject, done: Done) -> None:
         self._note("done", subject, done)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal, NoReturn
+from weakref import WeakSet
 
 from factory_agents.errors import UnavailableError
 
-__all__ = ["OUTAGES", "Dependency", "DependencyError", "InterruptedBatchError", "awaited", "complete", "tried"]
+__all__ = ["OUTAGES", "Dependency", "DependencyError", "InterruptedBatchError", "awaited", "breakers", "complete", "tried"]
 
 OUTAGES = (ConnectionError, TimeoutError)
 """What says of itself that a service failed, and not that an event is bad."""
@@ -91,6 +92,7 @@ class Dependency:
         self._probes = 0
         self.answers = 0
         """Calls that it answered, ever."""
+        _known.add(self)
 
     def __repr__(self) -> str:
         return f"Dependency({self.name!r}, {self.state})"
@@ -179,6 +181,18 @@ class Dependency:
     def pause(self, attempt: int) -> float:
         """Seconds to wait before attempt number ``attempt`` (from 1) at the same event: at random, up to a bound that doubles."""
         return self._chance() * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**attempt)
+
+
+_known: WeakSet[Dependency] = WeakSet()
+
+
+def breakers() -> dict[str, State]:
+    """The state of each dependency's breaker in this process, by name; of several of one name the one that is not closed."""
+    states: dict[str, State] = {}
+    for dependency in list(_known):
+        if states.get(dependency.name, "closed") == "closed":
+            states[dependency.name] = dependency.state
+    return states
 
 
 def complete(

@@ -21,7 +21,7 @@ from factory_agents.runtime.agents import Output, SideLog, Transform
 from factory_agents.runtime.backpressure import Downstream
 from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.codecs import OpenCodec, open_codec
-from factory_agents.runtime.dependencies import InterruptedBatchError
+from factory_agents.runtime.dependencies import InterruptedBatchError, breakers
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import SIDE_SECONDS, BatchSize, process
@@ -279,6 +279,8 @@ class LiveAgent:
         if now - self.lag_told >= _LAG_SECONDS:
             self.lag_told = now
             self.observer.lag(self.subject, self.reader.lag())
+            if states := breakers():
+                self.observer.breakers(self.subject, states)
 
     def _meanwhile(self) -> None:
         """While the agent is busy: commit what is handled, and leave what it has in hand to the next start when asked to stop."""

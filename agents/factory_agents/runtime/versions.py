@@ -25,7 +25,7 @@ from factory_agents.protocol import CodecRef, Counts, digest, transactional_id
 from factory_agents.runtime.agents import Transform
 from factory_agents.runtime.backpressure import Downstream
 from factory_agents.runtime.codecs import open_codec
-from factory_agents.runtime.dependencies import InterruptedBatchError
+from factory_agents.runtime.dependencies import InterruptedBatchError, breakers
 from factory_agents.runtime.judge import Figures, Watch, total, verdict
 from factory_agents.runtime.live import LiveAgent, check_live
 from factory_agents.runtime.session import RunContext
@@ -355,6 +355,7 @@ class VersionedAgent(LiveAgent):
                 code=self.code,
                 held=tuple(sorted(self.tokens.held)) if route is not None else (),
                 lag=sum(self.reader.lag().values()),
+                breakers={name: state for name, state in breakers().items() if state != "closed"},
                 host=_HOST,
                 **figures._asdict(),
             )

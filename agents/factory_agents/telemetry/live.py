@@ -21,6 +21,9 @@ _QUIET_SECONDS = 180.0
 """A loop that has said nothing for so long hangs: a commit that waits for its broker gives up before that."""
 
 
+_OPEN = {"closed": 0.0, "half-open": 0.5, "open": 1.0}
+
+
 class LiveTelemetry(Observer):
     """An observer that serves what it was told, from when it is made until it is closed.
 
@@ -101,7 +104,17 @@ class LiveTelemetry(Observer):
     def lag(self, subject: Subject, lag: Mapping[int, int]) -> None:
         """See ``Observer``."""
         with self._lock:
-            self._gauges["factory_held_lag", self._heard(subject)] = (float(sum(lag.values())),)
+            labels, behind = self._heard(subject), float(sum(lag.values()))
+            self._gauges["factory_held_lag", labels] = self._gauges["factory_scalable_lag", labels] = (behind,)
+
+    def breakers(self, subject: Subject, states: Mapping[str, str]) -> None:
+        """See ``Observer``."""
+        with self._lock:
+            labels = self._heard(subject)
+            for name, state in states.items():
+                self._gauges["factory_breaker_open", (*labels, name)] = (_OPEN[state],)
+            if any(state != "closed" for state in states.values()):
+                self._gauges["factory_scalable_lag", labels] = (0.0,)
 
     def _heard(self, subject: Subject) -> tuple[str, ...]:
         self._last = time.monotonic()

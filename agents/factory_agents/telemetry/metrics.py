@@ -86,6 +86,18 @@ FAMILIES: Mapping[str, Family] = {
         Family("factory_busy_seconds", "gauge", _AGENT, "For how long a live agent has been at one call."),
         Family("factory_held_lag", "gauge", _AGENT, "Offsets that a live agent has still to read on the partitions that it has."),
         Family(
+            "factory_scalable_lag",
+            "gauge",
+            _AGENT,
+            "The same, but 0 while a breaker is not closed: what to scale by, since more agents don't mend a service.",
+        ),
+        Family(
+            "factory_breaker_open",
+            "gauge",
+            (*_AGENT, "dependency"),
+            "Whether a service that a live agent calls is not called now: 1 for an open breaker, 0.5 for a half-open one.",
+        ),
+        Family(
             "kafka_consumer_lag",
             "gauge",
             ("topic", "group", "partition"),

@@ -89,6 +89,9 @@ class Observer:
     def lag(self, subject: Subject, lag: Mapping[int, int]) -> None:
         """How many offsets each partition of a live agent is behind; about once a second."""
 
+    def breakers(self, subject: Subject, states: Mapping[str, str]) -> None:
+        """The state of the breaker of each service that a live agent calls, by its name; about once a second."""
+
     def done(self, subject: Subject, done: Done) -> None:
         """A window's shard is finished, its result in the ledger."""
 
@@ -133,6 +136,11 @@ class Observers(Observer):
         """See ``Observer``."""
         for observer in self._observers:
             observer.lag(subject, lag)
+
+    def breakers(self, subject: Subject, states: Mapping[str, str]) -> None:
+        """See ``Observer``."""
+        for observer in self._observers:
+            observer.breakers(subject, states)
 
     def done(self, subject: Subject, done: Done) -> None:
         """See ``Observer``."""

@@ -17,6 +17,7 @@ from factory_agents.kafka.routes import Limits, rolled_back, shifted, started
 from factory_agents.protocol import Counts
 from factory_agents.rollouts import Rollouts
 from factory_agents.runtime.agents import AgentFunction, agent
+from factory_agents.runtime.dependencies import Dependency
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.versions import check_unversioned, run_version
 from tests.support.runs import Runs, events
@@ -307,3 +308,35 @@ def test_repair_hands_out_exactly_what_a_version_had(runs: Runs) -> None:
     result = runs.transform(runs.run(window, runs.topic("repaired")))
     assert result.counts.consumed == len(handled)
     assert len(sent) >= len(handled) > 20
+
+
+def test_a_service_that_is_down_for_both_versions_rolls_nothing_back_and_is_seen(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    crm = Dependency(runs.prefix, retries=0, open_seconds=0.2, longest_open_seconds=0.2)
+    down = threading.Event()
+
+    def handle(event: dict[str, Any]) -> dict[str, Any]:
+        with crm:
+            if down.is_set():
+                raise ConnectionError("refused")
+        return event | {"by": "either"}
+
+    with version(runs, source, out, "v1", handle), version(runs, source, out, "v2", handle):
+        wait_members(runs, "v1")
+        wait_members(runs, "v2")
+        base = rollouts(runs).status().base
+        rollouts(runs).start("v2" if base == "v1" else "v1", steps=["50%"])
+        rollouts(runs).wait(30)
+        down.set()
+        runs.produce(source, events(80))
+
+        def seen() -> bool:
+            return {m.version for m in rollouts(runs).status().members if m.breakers} == {"v1", "v2"}
+
+        wait_for(seen, "both to say that the service is not called")
+        assert rollouts(runs).status().verdict == "rolling"
+        rollouts(runs).shift("100%")  # what waits is passed on, too
+        rollouts(runs).wait(30)
+        down.clear()
+        wait_for(lambda: len(runs.everything(out)) == 80, "all events")
+    assert sorted(r.id for r in runs.everything(out)) == list(range(80))

@@ -88,6 +88,16 @@ def test_an_open_transaction_ages_until_it_is_committed_or_dropped(telemetry: Li
     assert value(scrape(telemetry.address), "factory_aborts_total") == 1
 
 
+def test_a_breaker_is_told_and_nothing_is_scaled_by_lag_while_it_is_open(telemetry: LiveTelemetry) -> None:
+    telemetry.lag(SUBJECT, {0: 5, 1: 7})
+    telemetry.breakers(SUBJECT, {"crm": "closed"})
+    assert value(scrape(telemetry.address), "factory_scalable_lag") == 12
+    telemetry.breakers(SUBJECT, {"crm": "open"})
+    samples = scrape(telemetry.address)
+    assert value(samples, "factory_breaker_open") == 1
+    assert (value(samples, "factory_held_lag"), value(samples, "factory_scalable_lag")) == (12, 0)
+
+
 def test_what_a_sink_does_over_windows_is_left_to_the_ledger(telemetry: LiveTelemetry) -> None:
     window = Subject("g", "publish", "publish", "1", window="w")
     telemetry.batch(window, Batch(5, 100.0))
