@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,8 @@ from temporalio.service import RPCError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import read_result, read_stage
 from factory_agents.protocol import AgentResult, Shard, Work
+from factory_agents.sandbox import temporal
+from factory_agents.sandbox.processes import ProcessRecord, free_port, stop
 from factory_agents.temporal import client as clients
 from factory_agents.temporal.converter import data_converter
 from factory_agents.temporal.protocol import BackfillDone, PipelineDone, PipelineRequest, PipelineSpec, Progress, StageSpec
@@ -209,3 +213,36 @@ def stage(name: str, agent: str = "tests.support.agents:mark", output: str = "",
 def of_spec(request: PipelineRequest, **more: Any) -> PipelineRequest:
     """The same request with other words in its pipeline."""
     return msgspec.structs.replace(request, spec=msgspec.structs.replace(request.spec, **more))
+
+
+@contextmanager
+def own_server(folder: Path) -> Iterator[Server]:
+    """A server of the test's own, which it may kill."""
+    server = Server(folder, free_port("127.0.0.1"), free_port("127.0.0.1"))
+    try:
+        server.start()
+        yield server
+    finally:
+        temporal.end(server.process)
+
+
+@dataclass
+class Server:
+    """A server of the test's own, on a file."""
+
+    folder: Path
+    port: int
+    ui_port: int
+    process: ProcessRecord | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.process = temporal.start(self.folder, "127.0.0.1", self.port, self.ui_port, lambda text: None)
+        temporal.wait_ready(self.folder, self.process, "127.0.0.1", self.port)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        stop(self.process, (signal.SIGKILL, 10))

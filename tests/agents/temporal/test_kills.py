@@ -6,8 +6,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +13,10 @@ import psutil
 import pytest
 
 from factory_agents.protocol import Shard
-from factory_agents.sandbox import temporal
-from factory_agents.sandbox.processes import ProcessRecord, free_port, stop
 from factory_agents.temporal.protocol import PipelineRequest
 from tests.support.commands import Live
 from tests.support.runs import Runs, events
-from tests.support.temporal import Pipelines, stage
+from tests.support.temporal import Pipelines, own_server, stage
 from tests.support.waiting import wait_for
 
 DAWDLE = "tests.support.agents:dawdle"
@@ -140,37 +136,9 @@ def test_a_cancelled_workflow_leaves_no_agent_and_what_it_has_done(pipelines: Pi
     assert worker.process.poll() is None
 
 
-@contextmanager
-def own_server(folder: Path) -> Iterator[Server]:
-    server = Server(folder, free_port("127.0.0.1"), free_port("127.0.0.1"))
-    try:
-        server.start()
-        yield server
-    finally:
-        temporal.end(server.process)
-
-
-@dataclass
-class Server:
-    """A server of the test's own, on a file."""
-
-    folder: Path
-    port: int
-    ui_port: int
-    process: ProcessRecord | None = None
-
-    def start(self) -> None:
-        self.process = temporal.start(self.folder, "127.0.0.1", self.port, self.ui_port, lambda text: None)
-        temporal.wait_ready(self.folder, self.process, "127.0.0.1", self.port)
-
-    def kill(self) -> None:
-        assert self.process is not None
-        stop(self.process, (signal.SIGKILL, 10))
-
-
 def test_a_server_that_is_killed_goes_on_from_its_file(pipelines: Pipelines, runs: Runs, tmp_path: Path) -> None:
     with own_server(tmp_path / "server") as server:
-        own = Pipelines(f"127.0.0.1:{server.port}", pipelines.bootstrap, pipelines.prefix, tmp_path)
+        own = Pipelines(server.address, pipelines.bootstrap, pipelines.prefix, tmp_path)
         window = Window.of(own, runs, 800, 0.005)
         own.worker()
         id_ = own.start(window.request)

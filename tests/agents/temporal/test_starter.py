@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec
 from factory_agents.temporal.starter import request_of
 from tests.agents.temporal.test_commands import PIPELINE
 from tests.support.runs import Runs
-from tests.support.temporal import Pipelines, stage
+from tests.support.temporal import Pipelines, own_server, stage
 from tests.support.waiting import wait_for
 
 SPEC = PipelineSpec(pipeline="p", topic="t", stages=(stage("mark"),))
@@ -81,27 +83,35 @@ def committed(runs: Runs, group: str, topic: str) -> dict[int, int]:
     return {partition: offset for (_, partition), offset in runs.cluster.committed(group, [topic]).items()}
 
 
-def test_each_event_starts_one_workflow_though_the_starter_dies_before_it_commits(pipelines: Pipelines, runs: Runs) -> None:
+def test_each_event_starts_one_workflow_whatever_dies(pipelines: Pipelines, runs: Runs, tmp_path: Path) -> None:
+    """The starter before it commits, twice, and the server, which goes on from its file; every fifth event comes twice."""
+    number = int(os.environ.get("SOAK_STARTS", "300"))
     requests = runs.topic("requests")
-    ids = [f"e{i}" for i in range(60)]
+    ids = [f"e{i}" for i in range(number)]
     values = [json.dumps({"event_id": id_}).encode() for id_ in ids]
     runs.produce(requests, [*values, *values[::5], b'{"window": "none"}'])
     name = pipelines.prefix
-    (pipelines.factory.cwd / "p.yaml").write_text(PIPELINE.format(pipeline=name, raw="r", prefix=name, queue=name, marked="m"))
-    listen = ("temporal", "listen", "p.yaml", "--topic", requests)
-    soon = {"KAFKA_CONFIG": json.dumps({"session.timeout.ms": 6000})}  # the group lets a dead member go
-    for _ in range(2):
-        dying = pipelines.factory.start(*listen, FACTORY_FAILPOINTS="starter.before-commit=kill@1", **soon)
-        assert dying.wait(90).code == -signal.SIGKILL, dying.lines
-    living = pipelines.factory.start(*listen, **soon)
-    group = f"factory.start.{name}"
-    ends = runs.cluster.high_watermark(requests, range(4))
-    wait_for(lambda: committed(runs, group, requests) == ends, "all events to be taken", 60)
-    assert living.stop().code == 0
+    with own_server(tmp_path / "server") as server:
+        own = Pipelines(server.address, pipelines.bootstrap, name, tmp_path)
+        (own.factory.cwd / "p.yaml").write_text(PIPELINE.format(pipeline=name, raw="r", prefix=name, queue=name, marked="m"))
+        listen = ("temporal", "listen", "p.yaml", "--topic", requests)
+        soon = {"KAFKA_CONFIG": json.dumps({"session.timeout.ms": 6000})}  # the group lets a dead member go
+        for nth in (1, 2):
+            dying = own.factory.start(*listen, FACTORY_FAILPOINTS=f"starter.before-commit=kill@{nth}", **soon)
+            assert dying.wait(90).code == -signal.SIGKILL, dying.lines
+        living = own.factory.start(*listen, **soon)
+        group = f"factory.start.{name}"
+        ends = runs.cluster.high_watermark(requests, range(4))
+        wait_for(lambda: living.process.poll() is not None or any('"started"' in line for line in living.lines), "it to start one", 60)
+        server.kill()
+        server.start()
+        wait_for(lambda: committed(runs, group, requests) == ends, "all events to be taken", max(60, number / 5))
+        assert living.stop().code == 0
 
-    async def found(client: Client) -> list[str]:
-        return [w.id async for w in client.list_workflows(f'WorkflowId STARTS_WITH "{name}/"')]
+        async def found(client: Client) -> list[str]:
+            return [w.id async for w in client.list_workflows(f'WorkflowId STARTS_WITH "{name}/"')]
 
-    wait_for(lambda: len(pipelines.ask(found)) >= 60, "the server to list them")
-    assert sorted(pipelines.ask(found)) == sorted(f"{name}/{id_}" for id_ in ids)
-    assert sum('"no workflow can be started' in line for line in living.lines) <= 1
+        wait_for(lambda: len(own.ask(found)) >= number, "the server to list them")
+        assert sorted(own.ask(found)) == sorted(f"{name}/{id_}" for id_ in ids)
+        assert sum('"no workflow can be started' in line for line in living.lines) <= 1
+        own.close()

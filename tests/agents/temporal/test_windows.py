@@ -53,6 +53,18 @@ def test_a_backfill_does_each_window_once_and_knows_what_was_done(pipelines: Pip
         assert backfill(pipelines, request, 5).known == 5
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_week_of_hours_is_done_by_one_backfill(pipelines: Pipelines, runs: Runs) -> None:
+    hours_ = 7 * 24
+    request, marked = hours(pipelines, runs, hours_)
+    with pipelines.served(slots=8):
+        done = backfill(pipelines, request, hours_, at_once=8, per_workflow=50)
+        assert done == BackfillDone(request.spec.pipeline, windows=hours_)
+        assert backfill(pipelines, request, hours_).known == hours_
+    assert sorted(r.id for r in runs.everything(marked)) == list(range(10 * hours_))
+
+
 def test_windows_that_failed_are_named_and_tried_again(pipelines: Pipelines, runs: Runs) -> None:
     judge = "tests.support.agents:judge"
     request, marked = hours(pipelines, runs, 2)
