@@ -35,8 +35,11 @@ from temporalio.service import RPCError, RPCStatusCode
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.temporal.converter import data_converter
 from factory_agents.temporal.protocol import (
+    Arrived,
     BackfillDone,
     BackfillRequest,
+    Collected,
+    CollectRequest,
     PipelineDone,
     PipelineRequest,
     PipelineSpec,
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NotFoundError",
     "PipelineFailedError",
+    "announce",
     "apply_schedule",
     "cancel",
     "connect",
@@ -68,7 +72,7 @@ __all__ = [
     "start_backfill",
 ]
 
-WORKFLOW, BACKFILL, SCHEDULE = "FactoryPipeline", "FactoryBackfill", "FactorySchedule"
+WORKFLOW, BACKFILL, SCHEDULE, COLLECTOR = "FactoryPipeline", "FactoryBackfill", "FactorySchedule", "FactoryCollector"
 
 _T = TypeVar("_T")
 
@@ -210,6 +214,26 @@ async def start_backfill(client: Client, request: BackfillRequest) -> WorkflowHa
         )
 
 
+async def announce(client: Client, request: CollectRequest, word: Arrived) -> str:
+    """Tell the pipeline's collector that events have come, and start it where none runs; its id."""
+    id_ = f"{request.spec.pipeline}/collector"
+    with _rpc_errors(f"signalling {id_}"):
+        handle = await _with_attributes(
+            attributes_of(request.spec),
+            lambda attributes: client.start_workflow(
+                COLLECTOR,
+                request,
+                id=id_,
+                task_queue=request.spec.task_queue,
+                start_signal="arrived",
+                start_signal_args=[word],
+                static_summary=f"{request.spec.pipeline}: a window for {request.count:,} events or {request.age:g} s",
+                search_attributes=attributes,
+            ),
+        )
+        return handle.id
+
+
 async def apply_schedule(client: Client, request: ScheduledRequest, *, catch_up: float) -> str:
     """Create the pipeline's schedule, or change it; its name. Windows missed for up to ``catch_up`` seconds are done later."""
     name = request.spec.pipeline
@@ -252,12 +276,13 @@ async def delete_schedule(client: Client, name: str) -> None:
         await client.get_schedule_handle(name).delete()
 
 
-async def progress(client: Client, id_: str) -> Progress | BackfillDone:
+async def progress(client: Client, id_: str) -> Progress | BackfillDone | Collected:
     """How far a workflow is; raises ConfigurationError where there is none of this id."""
     with _rpc_errors(f"asking {id_}"):
         handle = client.get_workflow_handle(id_)
         kind = (await handle.describe()).workflow_type
-        found: Progress | BackfillDone = await handle.query("progress", result_type=BackfillDone if kind == BACKFILL else Progress)
+        kinds: dict[str, type[Progress | BackfillDone | Collected]] = {BACKFILL: BackfillDone, COLLECTOR: Collected}
+        found: Progress | BackfillDone | Collected = await handle.query("progress", result_type=kinds.get(kind, Progress))
         return found
 
 

@@ -192,15 +192,20 @@ def listen(
     group: Annotated[
         str, typer.Option(help="consumer group; by default factory.start.<pipeline>", metavar="NAME", show_default=False)
     ] = "",
+    count: Annotated[
+        int | None, typer.Option(help="start one window for so many events, not one for each", metavar="N", min=1, show_default=False)
+    ] = None,
+    age: Annotated[str, typer.Option(help="with --count: start it earlier where an event has waited so long", metavar="TIME")] = "1 min",
 ) -> None:
-    """Start the pipeline for each event of a topic, once, until stopped. Meant for topics with few events: orders, not clicks.
+    """Start the pipeline for each event of a topic, once, until stopped. For topics with many events: a window for --count of them.
 
     An event starts the workflow of its "window", {"start": ..., "end": ...}; without one, of all that came since the last window, under its
     "event_id". Where that is missing, the event's place in the topic is its id.
 
     \b
-    Example:
+    Examples:
       factory temporal listen clicks.yaml --topic requests
+      factory temporal listen clicks.yaml --topic raw_events --count 100000 --age '5 min'
     """
     _require()
     import asyncio
@@ -208,17 +213,19 @@ def listen(
 
     from factory_agents.options import kafka_config
     from factory_agents.temporal.pipelines import read_pipeline
+    from factory_agents.temporal.protocol import Collected, CollectRequest
     from factory_agents.temporal.starter import run_starter
 
     _log()
     spec, config = read_pipeline(file), kafka_config(None)
     name = group or f"factory.start.{spec.pipeline}"
+    collect = None if count is None else CollectRequest(spec, count, _seconds(age, "--age"), Collected(spec.pipeline))
 
     async def listened(client: Any) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await run_starter(client, spec, config, topic=topic, group=name, stop=stop)
+        await run_starter(client, spec, config, topic=topic, group=name, stop=stop, collect=collect)
 
     _served(listened, traced=True)
 
@@ -404,6 +411,11 @@ def cancel(id_: _Id, wait: Annotated[bool, typer.Option("--wait/--no-wait", help
 def _print_progress(id_: str, found: Any, json: bool) -> None:
     if console.wants_json(json):
         console.print_json(found)
+        return
+    if hasattr(found, "waiting"):
+        console.say(f"{id_}: {found.windows:,} windows, {found.waiting:,} events wait for the next")
+        for name in found.failed:
+            console.say(f"failed: {name}")
         return
     if hasattr(found, "windows"):
         console.say(f"{id_}: {found.windows:,} windows, {found.known:,} of them done before, {len(found.failed):,} failed")

@@ -15,8 +15,11 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, CodecRef, Counts, Interval
 
 __all__ = [
+    "Arrived",
     "BackfillDone",
     "BackfillRequest",
+    "CollectRequest",
+    "Collected",
     "Compensation",
     "Judgement",
     "PipelineDone",
@@ -216,6 +219,55 @@ class BackfillRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
                 f"backfill: expected a span of a whole number of windows of {self.every:g} s (at least 1 s), at least 1 at once; got "
                 f"{seconds:g} s, {self.at_once} at once"
             )
+
+
+class Arrived(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Events are in a topic: ``[start, end)`` of offsets by partition. ``topic_id``: of which making of the topic."""
+
+    ranges: dict[int, tuple[int, int]]
+    topic_id: str = ""
+
+
+class Collected(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How far a collector is: events that wait for a window, windows that it has started, names of the latest that failed."""
+
+    pipeline: str
+    waiting: int = 0
+    windows: int = 0
+    failed: tuple[str, ...] = ()
+
+
+class CollectRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Start a window of what came since the last one when ``count`` events have come, or the first of them has waited ``age`` seconds.
+
+    ``done``, ``topic_id``, ``ends`` (of what is counted, by partition) and ``since`` (when the first event that waits was announced): by
+    the workflows before; after ``per_workflow`` windows another goes on, with an empty history.
+    """
+
+    spec: PipelineSpec
+    count: int
+    age: float
+    done: Collected
+    topic_id: str = ""
+    ends: dict[int, int] = {}
+    since: datetime | None = None
+    per_workflow: int = 200
+
+    def __post_init__(self) -> None:
+        """Refuse what would start windows without an end."""
+        if self.count < 1 or self.age < 1:
+            raise ConfigurationError(f"collect: expected at least 1 event and 1 s, got {self.count} and {self.age:g} s")
+
+    def with_word(self, word: Arrived, now: datetime) -> CollectRequest:
+        """With the events of a word that are not counted yet: it may come twice. A topic that was made again begins at its beginning."""
+        ends, more = dict(self.ends) if word.topic_id == self.topic_id else {}, 0
+        for partition, (start, end) in word.ranges.items():
+            known = ends.get(partition, 0)
+            more += max(0, end - max(start, known))
+            ends[partition] = max(known, end)
+        since = now if more and not self.done.waiting else self.since
+        done = msgspec.structs.replace(self.done, waiting=self.done.waiting + more)
+        return msgspec.structs.replace(self, done=done, topic_id=word.topic_id, ends=ends, since=since)
 
 
 class Planning(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

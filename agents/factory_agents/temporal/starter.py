@@ -1,10 +1,11 @@
-"""Starts a pipeline for each event of a topic, once: an event's id is its window's name, and its position is committed after the start."""
+"""Starts a pipeline for each event of a topic, once, or tells its collector of all; positions are committed once the server has it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -15,18 +16,19 @@ from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
 from factory_agents.kafka.messages import Message, readable_headers
+from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval
 from factory_agents.telemetry import fields
 from factory_agents.telemetry.trace_context import TRACEPARENT
-from factory_agents.temporal.client import start
-from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec
+from factory_agents.temporal.client import announce, start
+from factory_agents.temporal.protocol import Arrived, CollectRequest, PipelineRequest, PipelineSpec
 from factory_agents.temporal.traces import within
 
 __all__ = ["request_of", "run_starter"]
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 50
+_AT_ONCE, _TOLD_AT_ONCE = 50, 5000
 _POLL_SECONDS, _PATIENCE = 0.5, 1.0
 _LONGEST_ID = 200
 _PASSING = (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED)
@@ -58,18 +60,34 @@ def request_of(spec: PipelineSpec, message: Message) -> PipelineRequest:
     return PipelineRequest(spec, key=id_ if usable else name)
 
 
-async def run_starter(client: Client, spec: PipelineSpec, config: KafkaConfig, *, topic: str, group: str, stop: asyncio.Event) -> None:
+async def run_starter(
+    client: Client,
+    spec: PipelineSpec,
+    config: KafkaConfig,
+    *,
+    topic: str,
+    group: str,
+    stop: asyncio.Event,
+    collect: CollectRequest | None = None,
+) -> None:
     """Follow the topic until ``stop``. Whatever dies meanwhile, each event starts one workflow: one that is seen again finds its own.
+
+    With ``collect`` the pipeline's collector is told of the events instead, and counts each once.
 
     Raises a FactoryError where the topic can't be read; a server that doesn't answer is waited for.
     """
+    if collect is None:
+        at_once, accept = _AT_ONCE, partial(_start_all, client, spec)
+    else:
+        found = await asyncio.to_thread(Cluster(config).topic, topic)
+        at_once, accept = _TOLD_AT_ONCE, partial(_announce, client, collect, found.id)
     consumer = config.consumer(group_id=group, auto_offset_reset="earliest")
     try:
         consumer.subscribe([topic])
         log.info("listening", extra=fields(topic=topic, group=group, pipeline=spec.pipeline))
         while not stop.is_set():
-            messages = _read(await asyncio.to_thread(consumer.consume, _AT_ONCE, _POLL_SECONDS), topic)
-            if messages and await _start_all(client, spec, messages, stop):
+            messages = _read(await asyncio.to_thread(consumer.consume, at_once, _POLL_SECONDS), topic)
+            if messages and await accept(messages, stop):
                 failpoints.hit("starter.before-commit")
                 await asyncio.to_thread(_commit, consumer, messages)
     finally:
@@ -87,6 +105,37 @@ def _read(found: Sequence[Any], topic: str) -> list[Message]:
     return messages
 
 
+def _ranges(messages: Iterable[Message]) -> dict[int, tuple[int, int]]:
+    ranges: dict[int, tuple[int, int]] = {}
+    for message in messages:
+        partition, offset = message.partition() or 0, message.offset() or 0
+        ranges[partition] = (ranges.get(partition, (offset, 0))[0], offset + 1)
+    return ranges
+
+
+async def _announce(client: Client, request: CollectRequest, topic_id: str, messages: Iterable[Message], stop: asyncio.Event) -> bool:
+    """Tell the collector; False where it is time to go before the server has it."""
+    word = Arrived(_ranges(messages), topic_id)
+    while True:
+        try:
+            await announce(client, request, word)
+        except UnavailableError as error:
+            log.warning("the server does not take signals; trying again: %s", error)
+            if await _stopped(stop):
+                return False
+        else:
+            return True
+
+
+async def _stopped(stop: asyncio.Event) -> bool:
+    """Wait a moment; whether it is time to go."""
+    try:
+        await asyncio.wait_for(stop.wait(), _PATIENCE)
+    except TimeoutError:
+        return False
+    return True
+
+
 async def _start_all(client: Client, spec: PipelineSpec, messages: Iterable[Message], stop: asyncio.Event) -> bool:
     """Start what is not started yet; False where it is time to go before the server has all of it."""
     waiting = list(messages)
@@ -95,11 +144,8 @@ async def _start_all(client: Client, spec: PipelineSpec, messages: Iterable[Mess
         waiting = [message for message, accepted in zip(waiting, done, strict=True) if not accepted]
         if waiting:
             log.warning("the server does not take starts; trying again", extra=fields(events=len(waiting)))
-            try:
-                await asyncio.wait_for(stop.wait(), _PATIENCE)
+            if await _stopped(stop):
                 return False
-            except TimeoutError:
-                continue
     return True
 
 

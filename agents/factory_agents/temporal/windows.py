@@ -18,21 +18,20 @@ with workflow.unsafe.imports_passed_through():
         BackfillRequest,
         PipelineDone,
         PipelineRequest,
-        PipelineSpec,
         ScheduledRequest,
     )
     from factory_agents.temporal.search import are_known, attributes_of
     from factory_agents.temporal.workflow import FAILURES, FactoryPipeline
 
-__all__ = ["FactoryBackfill", "FactorySchedule"]
+__all__ = ["FactoryBackfill", "FactorySchedule", "run_window"]
 
 _SCHEDULED = SearchAttributeKey.for_datetime("TemporalScheduledStartTime")
 _MOST_FAILED = 100
 
 
-async def _run_window(spec: PipelineSpec, interval: Interval) -> PipelineDone | None:
+async def run_window(request: PipelineRequest) -> PipelineDone | None:
     """A window's own workflow, the same that anybody would start; None where that runs or has succeeded already."""
-    request = PipelineRequest(spec, interval)
+    spec = request.spec
     try:
         return await workflow.execute_child_workflow(
             FactoryPipeline.run,
@@ -42,7 +41,7 @@ async def _run_window(spec: PipelineSpec, interval: Interval) -> PipelineDone | 
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
             parent_close_policy=workflow.ParentClosePolicy.REQUEST_CANCEL,
             static_summary=f"{spec.pipeline} {request.window}",
-            search_attributes=attributes_of(spec, interval) if are_known(workflow.info().typed_search_attributes) else None,
+            search_attributes=attributes_of(spec, request.interval) if are_known(workflow.info().typed_search_attributes) else None,
         )
     except WorkflowAlreadyStartedError:
         return None
@@ -57,7 +56,7 @@ class FactorySchedule:
         """Run it to its end."""
         scheduled: datetime = workflow.info().typed_search_attributes.get(_SCHEDULED) or workflow.info().start_time
         end = scheduled - timedelta(seconds=request.delay)
-        return await _run_window(request.spec, Interval(end - timedelta(seconds=request.every), end))
+        return await run_window(PipelineRequest(request.spec, Interval(end - timedelta(seconds=request.every), end)))
 
 
 @workflow.defn(name="FactoryBackfill", failure_exception_types=FAILURES)
@@ -102,7 +101,7 @@ class FactoryBackfill:
 
     async def _window(self, request: BackfillRequest, interval: Interval) -> None:
         try:
-            ran = await _run_window(request.spec, interval)
+            ran = await run_window(PipelineRequest(request.spec, interval))
         except ChildWorkflowError:
             self._done = msgspec.structs.replace(self._done, windows=self._done.windows + 1, failed=(*self._done.failed, interval.key))
             return

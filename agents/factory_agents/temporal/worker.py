@@ -18,6 +18,7 @@ from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.telemetry import fields
 from factory_agents.temporal.activities import Activities, Runner
 from factory_agents.temporal.client import register_attributes
+from factory_agents.temporal.collector import FactoryCollector
 from factory_agents.temporal.traces import traces_of
 from factory_agents.temporal.windows import FactoryBackfill, FactorySchedule
 from factory_agents.temporal.workflow import FactoryPipeline
@@ -35,7 +36,7 @@ def make_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, 
     return Worker(
         client,
         task_queue=task_queue,
-        workflows=[FactoryPipeline, FactoryBackfill, FactorySchedule],
+        workflows=[FactoryPipeline, FactoryBackfill, FactorySchedule, FactoryCollector],
         activities=Activities(runner=runner, grace=grace, traces=traces_of(client)).all,
         activity_executor=pool,
         max_concurrent_activities=slots,

@@ -1,6 +1,6 @@
 """Histories of workflows that ran with a release are replayed by this one: a change that breaks running workflows fails here.
 
-A new shape of a workflow gets a new history beside the old ones: ``python -m tests.agents.temporal.test_replay ID NAME`` writes one down.
+A new shape of a workflow gets a new history beside the old ones: ``python -m tests.agents.temporal.test_replay NAME ID [RUN]`` writes one down.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio import workflow
@@ -17,11 +18,13 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 from temporalio.workflow import NondeterminismError
 
 from factory_agents.temporal.client import connect
+from factory_agents.temporal.collector import FactoryCollector
 from factory_agents.temporal.converter import data_converter
 from factory_agents.temporal.protocol import PipelineDone, PipelineRequest
 from factory_agents.temporal.windows import FactoryBackfill, FactorySchedule
 from factory_agents.temporal.workflow import FactoryPipeline
 
+WORKFLOWS = [FactoryPipeline, FactoryBackfill, FactorySchedule, FactoryCollector]
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
 
@@ -31,13 +34,13 @@ def read(path: Path) -> WorkflowHistory:
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 def test_what_ran_before_goes_on(path: Path) -> None:
-    replayer = Replayer(workflows=[FactoryPipeline, FactoryBackfill, FactorySchedule], data_converter=data_converter)
+    replayer = Replayer(workflows=WORKFLOWS, data_converter=data_converter)
     asyncio.run(replayer.replay_workflow(read(path)))
 
 
 def test_there_is_one_of_each_workflow() -> None:
     kinds = {read(path).events[0].workflow_execution_started_event_attributes.workflow_type.name for path in HISTORIES}
-    assert kinds == {"FactoryPipeline", "FactoryBackfill", "FactorySchedule"}
+    assert kinds == {kind.__name__ for kind in WORKFLOWS}
 
 
 @workflow.defn(name="FactoryPipeline")
@@ -61,15 +64,21 @@ def test_a_workflow_that_was_changed_is_found() -> None:
         asyncio.run(changed.replay_workflow(read(path)))
 
 
-async def _record(id_: str, name: str) -> None:
+async def _record(name: str, id_: str, run_id: str | None = None) -> None:
     client = await connect()
-    history = json.loads((await client.get_workflow_handle(id_).fetch_history()).to_json())
-    for event in history["events"]:
-        for attributes in event.values():
-            if isinstance(attributes, dict) and "identity" in attributes:
-                attributes["identity"] = "worker"
-    (Path(__file__).parent / "histories" / f"{name}.json").write_text(json.dumps(history, indent=1) + "\n")
+    history = json.loads((await client.get_workflow_handle(id_, run_id=run_id).fetch_history()).to_json())
+    (Path(__file__).parent / "histories" / f"{name}.json").write_text(json.dumps(_of_anywhere(history), indent=1) + "\n")
+
+
+def _of_anywhere(value: Any) -> Any:
+    """Without what tells of the machine that it ran on."""
+    if isinstance(value, list):
+        return [_of_anywhere(each) for each in value]
+    if isinstance(value, dict):
+        kept = {name: _of_anywhere(each) for name, each in value.items() if name != "stackTrace"}
+        return kept | ({"identity": "worker"} if "identity" in kept else {})
+    return value
 
 
 if __name__ == "__main__":
-    asyncio.run(_record(*sys.argv[1:3]))
+    asyncio.run(_record(*sys.argv[1:4]))

@@ -105,7 +105,7 @@ def test_each_event_starts_one_workflow_whatever_dies(pipelines: Pipelines, runs
         wait_for(lambda: living.process.poll() is not None or any('"started"' in line for line in living.lines), "it to start one", 60)
         server.kill()
         server.start()
-        wait_for(lambda: committed(runs, group, requests) == ends, "all events to be taken", max(60, number / 5))
+        wait_for(lambda: committed(runs, group, requests) == ends, "all events to be taken", max(200, number / 5))
         assert living.stop().code == 0
 
         async def found(client: Client) -> list[str]:
