@@ -1,6 +1,7 @@
 """Histories of workflows that ran with a release are replayed by this one: a change that breaks running workflows fails here.
 
-A new shape of a workflow gets a new history beside the old ones: ``python -m tests.agents.temporal.test_replay NAME ID [RUN]`` writes one down.
+A new shape of a workflow gets a new history beside the old ones; to write one down:
+``python -m tests.agents.temporal.test_replay NAME ID [RUN]``.
 """
 
 from __future__ import annotations
