@@ -143,12 +143,28 @@ class Pipeline:
         (found,) = self.runs.admin.list_consumer_group_offsets([asked])[self.group].result().topic_partitions
         return found.offset, found.metadata or ""
 
+    def stand(self, offset: int, metadata: str = "") -> None:
+        """Put the group there; its coordinator may be elected only now."""
+        place = TopicPartition(self.name("raw"), 0, offset, metadata)
+
+        def set_there() -> bool:
+            wanted = [ConsumerGroupTopicPartitions(self.group, [place])]
+            (altered,) = self.runs.admin.alter_consumer_group_offsets(wanted)[self.group].result().topic_partitions
+            return altered.error is None
+
+        wait_for(set_there, "the group to stand there")
+        assert self.position() == (offset, metadata)
+
     def hour(self, hour: int) -> None:
         """An hour's events, one in ten without its text."""
         for n in range(hour * EACH, (hour + 1) * EACH):
             event = {"event_id": n} | ({} if n % 10 == 7 else {"text": f"event {n}"})
-            at = HOURS[hour].start_ms + (n % EACH) * 1000
-            self.runs.produce(self.name("raw"), [json.dumps(event).encode()], partition=0, timestamp=at)
+            self.runs.produce(self.name("raw"), [json.dumps(event).encode()], partition=0, timestamp=self.stamp(n))
+
+    @staticmethod
+    def stamp(n: int) -> int:
+        """When an event arrives, in milliseconds."""
+        return HOURS[n // EACH].start_ms + (n % EACH) * 1000
 
     def rows(self) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.url) as connection:
@@ -274,8 +290,7 @@ def lay_out(state: dict[str, Any], pipeline: Pipeline) -> dict[str, Any]:
     for name, records in now["logs"].items():
         write(runs, pipeline.name(name), 0, records)
     write(runs, f"{runs.prefix}.ledger", partition_of(runs.prefix.encode()), now["ledger"])
-    position = TopicPartition(pipeline.name("raw"), 0, now["live"]["offset"], now["live"]["metadata"])
-    runs.admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(pipeline.group, [position])])[pipeline.group].result()
+    pipeline.stand(now["live"]["offset"], now["live"]["metadata"])
     with psycopg.connect(pipeline.url, autocommit=True) as connection:
         for name, table in now["tables"].items():
             _fill(connection, name, table)
