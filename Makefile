@@ -110,8 +110,8 @@ lock: $(READY) ## renew the locked requirements (UPGRADE= only adds what is new)
 wheels: $(READY) ## build both distributions into dist/, twice: the bytes must be equal
 	$(BIN)/python scripts/release.py build
 
-dist: $(READY) ## the files of a release (TAG=v1.2.3): versions and changelog agree, distributions, what the images install
-	$(BIN)/python scripts/release.py check $(if $(TAG),--tag $(TAG))
+dist: $(READY) ## the files of a release (TAG=v1.2.3 before it): versions and changelog agree, distributions, what the images install
+	$(BIN)/python scripts/release.py check --tag "$$TAG"
 	$(BIN)/python scripts/release.py build
 	$(BIN)/python scripts/release.py sbom
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -101,6 +102,15 @@ def test_a_changelog_that_is_not_ready_is_refused(project: Path, old: str, new: 
 def test_another_tag_is_refused(project: Path, tag: str) -> None:
     with pytest.raises(release.ReleaseError, match=r"expected v1\.2\.0"):
         release.check(project, tag)
+
+
+def test_a_tag_is_a_text_and_no_command(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    tag = f'v1$(touch {made})"; touch {made}; $(shell touch {made}) `touch {made}`'
+    done = subprocess.run(["make", "dist"], cwd=ROOT, env={**os.environ, "TAG": tag}, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"error: tag {tag}: expected v" in done.stderr
+    assert not made.exists()
 
 
 def test_the_page_of_a_release_is_its_part_of_the_changelog() -> None:
