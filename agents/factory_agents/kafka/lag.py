@@ -13,6 +13,7 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import CutRecord, Ledger
 from factory_agents.kafka.records import decode_record
+from factory_agents.kafka.routes import without_versions
 from factory_agents.kafka.tails import Span, Tails
 from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.view import Follower
@@ -107,9 +108,12 @@ class Lags:
         self._cuts: dict[tuple[str, str], _LastCuts] = {}
 
     def of_topics(self, topics: Sequence[str]) -> dict[str, list[PartitionLag]]:
-        """By group, the lag of every consumer group that has committed offsets for a topic or is assigned it. Raises as ``of_group``."""
+        """By group, the lag of every consumer group that has committed offsets for a topic or is assigned it. Raises as ``of_group``.
+
+        Groups of an agent's versions are left out: the official one tells.
+        """
         self._cluster.topics(topics)
-        groups = self._cluster.groups()
+        groups = without_versions(self._cluster.groups())
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             stands = pool.map(lambda name: self._cluster.committed(name, topics), groups)
             facts_of = pool.map(self._cluster.group, groups)
@@ -161,7 +165,7 @@ class Lags:
         Each topic is looked at once, however many groups read it, and one question goes to each group's coordinator.
         """
         sizes = {name: partitions for name, partitions in self._cluster.sizes().items() if topic(name)}
-        groups = [name for name in self._cluster.groups() if group(name)]
+        groups = [name for name in without_versions(self._cluster.groups()) if group(name)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             stands = list(pool.map(lambda name: self._cluster.positions(name, sizes), groups))
         return self._of_readers(dict(zip(groups, stands, strict=True)))

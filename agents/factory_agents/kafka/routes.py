@@ -31,6 +31,7 @@ __all__ = [
     "started",
     "steps_of",
     "version_group",
+    "without_versions",
 ]
 
 _VERSION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -120,6 +121,12 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
 def version_group(group: str, version: str) -> str:
     """The consumer group of one version's members."""
     return f"{group}~{version}"
+
+
+def without_versions(groups: Sequence[str]) -> list[str]:
+    """Consumer groups without those of versions, whose positions are no more than a fence: the official group's are what was handled."""
+    known = set(groups)
+    return [group for group in groups if "~" not in group or group.rpartition("~")[0] not in known]
 
 
 def check_version(version: str) -> str:

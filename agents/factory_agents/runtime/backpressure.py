@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from factory_agents.errors import FactoryError
 from factory_agents.kafka.config import KafkaConfig
@@ -16,6 +17,8 @@ __all__ = ["Downstream"]
 log = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 1.0
+_LIST_SECONDS = 15.0
+"""How often all of the cluster's groups are asked whether they read the topic; in between, only those that do."""
 
 
 def too_far(lag: int, most: int, was: bool) -> bool:
@@ -36,6 +39,8 @@ class Downstream:
         self._most = most
         self._every = every
         self._ended = threading.Event()
+        self._readers: list[str] = []
+        self._list_at = 0.0
         self.is_behind = False
         self._thread = threading.Thread(target=self._ask, name="back-pressure", daemon=True)
         self._thread.start()
@@ -51,10 +56,17 @@ class Downstream:
                 try:
                     self._judge(*self._furthest(lags))
                 except FactoryError as error:
+                    self._list_at = 0.0  # one of them may be gone
                     log.info("the readers' lag cannot be read now", extra=fields(topic=self._topic, reason=str(error)))
 
     def _furthest(self, lags: Lags) -> tuple[str, int]:
-        of = {self._group: lags.of_group(self._group, [self._topic])} if self._group else lags.of_topics([self._topic])
+        if self._group:
+            of = {self._group: lags.of_group(self._group, [self._topic])}
+        elif time.monotonic() >= self._list_at:
+            of = lags.of_topics([self._topic])
+            self._readers, self._list_at = list(of), time.monotonic() + _LIST_SECONDS
+        else:
+            of = {group: lags.of_group(group, [self._topic]) for group in self._readers}
         return max(((name, sum(p.lag for p in found)) for name, found in of.items()), key=lambda pair: pair[1], default=("", 0))
 
     def _judge(self, group: str, lag: int) -> None:

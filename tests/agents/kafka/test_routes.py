@@ -21,6 +21,7 @@ from factory_agents.kafka.routes import (
     shifted,
     started,
     steps_of,
+    without_versions,
 )
 
 FIRST = first_route("g", "t", 4, "v1", {})
@@ -118,3 +119,7 @@ def test_a_position_with_a_token_is_one_of_the_same_topic() -> None:
 def test_names_that_no_group_and_no_label_can_hold_are_no_versions(version: str) -> None:
     with pytest.raises(ConfigurationError, match="expected up to 63"):
         check_version(version)
+
+
+def test_groups_of_versions_are_told_by_their_official_group() -> None:
+    assert without_versions(["a", "a~v1", "a~v2", "b~c", "d"]) == ["a", "b~c", "d"]

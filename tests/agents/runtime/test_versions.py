@@ -13,6 +13,7 @@ from confluent_kafka import Producer
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.control import Control
+from factory_agents.kafka.lag import topic_lag
 from factory_agents.kafka.routes import Limits, rolled_back, shifted, started
 from factory_agents.protocol import Counts
 from factory_agents.rollouts import Rollouts
@@ -205,6 +206,7 @@ def test_a_rollout_in_steps_goes_on_by_itself_and_is_finished(runs: Runs) -> Non
         wait_for(lambda: len(runs.everything(out)) >= len(sent), "all events")
         wait_for(lambda: rollouts(runs).status().lag == 0, "no lag")
         wait_for(lambda: keda_lag(runs, source) == 0, "no lag as KEDA computes it")
+        assert list(topic_lag(runs.config, [source])) == [f"{runs.prefix}.group"]  # the versions' groups say nothing
     assert sorted(r.id for r in runs.everything(out)) == sent
 
 
