@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from factory_agents.temporal.protocol import PipelineDone, PipelineRequest
 
 __all__ = ["TemporalPipelineOperator"]
+
+
+_CANCEL_SECONDS = 10.0
 
 
 class TemporalPipelineOperator(BaseOperator):
@@ -101,8 +105,10 @@ class TemporalPipelineOperator(BaseOperator):
         async def cancelled() -> None:
             await cancel(await connect(self.profile), self._workflow_id, wait=False)
 
-        if self._workflow_id:
-            asyncio.run(cancelled())
+        if self._workflow_id:  # in a thread: this one may be in an event loop, from which a signal called us
+            thread = threading.Thread(target=asyncio.run, args=(cancelled(),), daemon=True)
+            thread.start()
+            thread.join(_CANCEL_SECONDS)
 
     def _request(self, context: Context) -> PipelineRequest:
         from factory_agents.temporal.pipelines import read_pipeline

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import uvicorn
@@ -80,7 +81,7 @@ def make_app(client: Client, pipelines: Mapping[str, PipelineSpec], *, token: st
         with within(client, request.headers.get(TRACEPARENT)):
             handle = await start(client, wanted, again=asked.again)
         log.info("started", extra=fields(workflow=handle.id))
-        return _answer(202, {"id": handle.id}, Location=f"/runs/{handle.id}")
+        return _answer(202, {"id": handle.id}, Location=f"/runs/{quote(handle.id)}")
 
     async def get_run(request: Request) -> Response:
         _check(request, token)

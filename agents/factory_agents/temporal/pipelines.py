@@ -11,7 +11,7 @@ from factory_agents.contracts import is_text, load_contract, pack_contract, pars
 from factory_agents.contracts.documents import Document, read_document
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import candidates, resolve_path
-from factory_agents.temporal.protocol import PipelineSpec, StageSpec
+from factory_agents.temporal.protocol import Compensation, PipelineSpec, StageSpec
 from factory_agents.topics_file import declared_codec
 
 __all__ = ["read_pipeline"]
@@ -32,7 +32,7 @@ def _pipeline(document: Document) -> PipelineSpec:
     data = _with_codec(document, (), PipelineSpec, "codec", "topic")
     stages = data.get("stages")
     if isinstance(stages, list):
-        data["stages"] = [_with_codec(document, ("stages", i), StageSpec, "output_codec", "output_topic") for i in range(len(stages))]
+        data["stages"] = [_stage(document, ("stages", i)) for i in range(len(stages))]
     try:
         spec = msgspec.convert(data, PipelineSpec)
     except msgspec.ValidationError as error:
@@ -41,6 +41,13 @@ def _pipeline(document: Document) -> PipelineSpec:
         for name, conditions in (("fail_if", stage.fail_if), ("warn_if", stage.warn_if)):
             parse_conditions(conditions, f"{document.name}: stage {stage.name!r}: {name}")
     return msgspec.structs.replace(spec, stages=tuple(_packed(stage) for stage in spec.stages))
+
+
+def _stage(document: Document, where: tuple[str | int, ...]) -> dict[str, Any]:
+    data = _with_codec(document, where, StageSpec, "output_codec", "output_topic")
+    if isinstance(undo := data.get("compensate"), dict):
+        document.check_keys((*where, "compensate"), undo, Compensation.__struct_fields__)
+    return data
 
 
 def _with_codec(document: Document, where: tuple[str | int, ...], kind: type[msgspec.Struct], key: str, topic: str) -> dict[str, Any]:

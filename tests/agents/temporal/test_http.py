@@ -135,6 +135,17 @@ def test_who_is_refused_learns_why_and_nothing_starts(pipelines: Pipelines) -> N
     assert TOKEN not in "".join(server.live.lines)
 
 
+def test_any_name_that_a_ledger_takes_is_started_and_found(pipelines: Pipelines) -> None:
+    written(pipelines, "raw", "marked")
+    server = Server(pipelines)
+    for key in ("Müllers Käse", "事件 1", "a/b?c#d%20", "..", "x" * 800):
+        started = server.ask("/runs", {"pipeline": pipelines.prefix, "key": key})
+        assert (started.status, started.data["id"]) == (202, f"{pipelines.prefix}/{key}")
+        assert server.ask(started.headers["Location"]).data["id"] == started.data["id"]
+    assert server.ask("/runs", {"pipeline": pipelines.prefix, "key": "x" * 2000}).status == 400
+    assert server.ask("/runs/").status == 404
+
+
 def test_a_body_that_never_ends_is_given_up(pipelines: Pipelines) -> None:
     written(pipelines, "raw", "marked")
     server = Server(pipelines)

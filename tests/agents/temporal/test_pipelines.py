@@ -50,6 +50,11 @@ def test_defaults_are_few_and_json_is_a_codec_too(tmp_path: Path, monkeypatch: p
             "pipeline: p\nstages: [{name: a, agent: ingest, paramz: {}}]",
             "pipeline.yaml:2:35: stages.0.paramz: unknown key; did you mean 'params'?",
         ),
+        (
+            "pipeline: p\ntopic: t\nstages: [{name: a, agent: x:y, compensate: {agnt: x:z}}]",
+            "pipeline.yaml:3:45: stages.0.compensate.agnt: unknown key; did you mean 'agent'?",
+        ),
+        ("pipeline: p\ntopic: t\nhold: -1\nstages: [{name: a, agent: x:y}]", "hold: expected seconds, got -1"),
         ("pipeline: p\nstages: [mark]", "pipeline.yaml:2:10: stages.0: expected a mapping"),
         ("pipeline: p\nstages: []", "pipeline 'p': expected at least one stage"),
         ("pipeline: p/q\nstages: [{name: a, agent: ingest}]", "pipeline 'p/q': expected a name without"),

@@ -130,6 +130,19 @@ def test_a_killed_wait_cancels_the_workflow(pipelines: Pipelines, raw: str) -> N
         assert "cancelled" in fire(trigger)["reason"]
 
 
+def test_a_task_that_is_killed_in_its_worker_cancels_the_workflow(pipelines: Pipelines, raw: str) -> None:
+    task = Task(deferrable=True)
+
+    async def killed() -> None:
+        """As a signal's handler is called, in the event loop that waits."""
+        await task.operator._started(task.operator._request(task.context))
+        task.operator.on_kill()
+
+    asyncio.run(killed())
+    with pipelines.served():
+        wait_for(lambda: pipelines.is_over(id_of(pipelines)), "the workflow to be cancelled")
+
+
 def test_a_run_without_an_interval_is_refused_or_reads_what_came(pipelines: Pipelines, runs: Runs, raw: str) -> None:
     runs.topic("marked")
     task = Task(deferrable=False)
