@@ -166,6 +166,23 @@ def test_secrets_are_made_once_and_are_nowhere_else(tmp_path: Path) -> None:
     assert first["grafana_password"] in said
 
 
+@pytest.mark.parametrize("command", ["command", "healthcheck"])
+def test_temporal_is_started_and_asked_with_flags_that_there_are(command: str) -> None:
+    service = SERVICES["temporal"]
+    words = service["command"] if command == "command" else service["healthcheck"]["test"][2:]
+    program = str(Path(sys.executable).with_name("temporal"))
+    done = subprocess.run([program, *words, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    unknown = subprocess.run([program, *words, "--no-such-flag"], capture_output=True, text=True, check=False)
+    assert "unknown flag: --no-such-flag" in unknown.stderr
+
+
+def test_the_agents_image_has_what_its_services_need() -> None:
+    locked = (ROOT / "requirements/agent.txt").read_text()
+    for package in ("temporalio", "prometheus-client", "psycopg", "opentelemetry-sdk"):
+        assert re.search(rf"^{package}(\[\w+\])?==", locked, re.MULTILINE), package
+
+
 def test_live_agents_find_their_topics() -> None:
     command = SERVICES["enrich"]["command"]
     names = {command[command.index(flag) + 1] for flag in ("--in-topic", "--out-topic")}

@@ -204,6 +204,14 @@ def test_it_plans_this_repositorys_topics(tofu: Tofu) -> None:
     assert ledger["config"] == LEDGER_SETTINGS
 
 
+def test_a_file_without_topics_makes_the_ledger_alone(tofu: Tofu, tmp_path: Path) -> None:
+    path = tmp_path / "topics.yaml"
+    path.write_text("topics: {}\n")
+    tofu.write(path)
+    (ledger,) = tofu.planned("kafka_topic")
+    assert (ledger["name"], ledger["replication_factor"]) == ("factory.ledger", 1)
+
+
 _KINDS = {"Topic": "topic", "Group": "group", "TransactionalID": "transactional-id"}
 _PARTS = [
     ("plan", {"inputs": ["raw_events"]}, ["ledger", "plan"]),

@@ -9,7 +9,7 @@ locals {
   own = {
     (local.ledger) = {
       partitions  = 12
-      replication = max([for spec in values(local.declared) : spec.replication]...)
+      replication = max(1, [for spec in values(local.declared) : spec.replication]...)
       config = {
         "cleanup.policy"            = "compact"
         "segment.bytes"             = 16777216
