@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 
@@ -29,6 +30,8 @@ def test_a_version_is_brought_in_taken_back_and_its_records_are_repaired(factory
     assert "version 'v2' has no members; start it first" in factory("rollout", "start", group, "v2").error
     member(factory, runs, "v2", "mark_again", source, out)
     wait_for(lambda: (found := runs.cluster.group(f"{group}~v2")) is not None and found.members, "the new version's member", 60)
+    killed = factory("rollout", "start", group, "v2", FACTORY_FAILPOINTS="order.before-commit=kill")
+    assert killed.code == -signal.SIGKILL  # what it left open holds nobody up
     assert factory.ok("rollout", "start", group, "v2", "--steps", "1,100%", "--hold", "1 h").data["held"] == 1
     shifted = factory.ok("rollout", "shift", group, "100%").data
     assert (shifted["verdict"], shifted["held"]) == ("rolled out", 4)

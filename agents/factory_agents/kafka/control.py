@@ -183,6 +183,13 @@ class Control:
         since = time.monotonic() - seconds
         return [m for m in self.members.values() if m.version == version and self._heard[m.id] >= since]
 
+    def forget_silent(self, seconds: float) -> None:
+        """Members that died without a word, and so long ago, are not there any more."""
+        before = time.monotonic() - seconds
+        for member in [id_ for id_ in self.members if self._heard[id_] < before]:
+            del self.members[member]
+            self.forget(member)
+
     def take_passed(self) -> set[int]:
         """Partitions that changed hands since this was asked the last time."""
         passed, self._passed = self._passed, set()

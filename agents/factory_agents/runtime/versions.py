@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.02  # while partitions change hands
 _BEAT_SECONDS, _RARE_BEAT_SECONDS = 1.0, 10.0
-_SILENT_SECONDS = 8.0
+_SILENT_SECONDS, _FORGET_SECONDS = 8.0, 3600.0
 _STUCK_SECONDS = 3.0
 _LEAVE_SECONDS = 0.5
 _KEEP_SECONDS = 6 * 3600.0
@@ -381,6 +381,7 @@ class VersionedAgent(LiveAgent):
         route, now = self.route, time.monotonic()
         if route is None:
             return
+        self.control.forget_silent(_FORGET_SECONDS)
         if route.state == "rolling" and route.new != self.version:
             if self.control.alive(route.new, _SILENT_SECONDS) or not route.moved:
                 self.heard_at = now

@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import Producer
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.kafka.control import Control
+from factory_agents.kafka.control import Control, Member
 from factory_agents.kafka.lag import topic_lag
 from factory_agents.kafka.routes import Limits, rolled_back, shifted, started
 from factory_agents.protocol import Counts
@@ -310,6 +310,40 @@ def test_repair_hands_out_exactly_what_a_version_had(runs: Runs) -> None:
     result = runs.transform(runs.run(window, runs.topic("repaired")))
     assert result.counts.consumed == len(handled)
     assert len(sent) >= len(handled) > 20
+
+
+def test_a_call_that_hangs_rolls_its_version_back_and_its_events_are_handled_by_the_other(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    hung = threading.Event()
+
+    def hang(event: dict[str, Any]) -> dict[str, Any]:
+        hung.wait(60)
+        return event | {"by": "v2"}
+
+    with version(runs, source, out, "v1"):
+        wait_members(runs, "v1")
+        with version(runs, source, out, "v2", hang):
+            wait_members(runs, "v2")
+            rollouts(runs).start("v2", limits=Limits(hang=0.5))
+            rollouts(runs).wait(30)
+            runs.produce(source, events(20))
+            status = rollouts(runs).wait(30, until=lambda s: s.verdict == "rolled back" and s.is_settled)
+            assert "it has been at one call for" in status.reason
+            wait_for(lambda: len(runs.everything(out)) == 20, "the old version to handle them, while the call hangs")
+            hung.set()
+    assert by_version(runs, out) == {"v1": 20}
+
+
+def test_a_member_that_died_without_a_word_is_forgotten_in_the_end(runs: Runs) -> None:
+    with control_of(runs) as control:
+        control.ensure()
+        control.tell(Member(control.group, "v1", "dead"))
+        control.tell(Member(control.group, "v1", "alive"))
+        wait_for(lambda: (control.tail() and False) or len(control.members) == 2, "both")
+        control._heard["dead"] -= 3601
+        control.forget_silent(3600)
+    with control_of(runs) as later:
+        wait_for(lambda: later.catch_up(time.monotonic() + 30) or set(later.members) == {"alive"}, "one to be left")
 
 
 def test_a_service_that_is_down_for_both_versions_rolls_nothing_back_and_is_seen(runs: Runs) -> None:
