@@ -263,7 +263,13 @@ AGENT_PARAMETERS: Mapping[str, AgentParameter] = {
     "function": AgentParameter(
         ("enrich",), "module:function to call; without one events get enriched: true", "MODULE:FUNCTION", "FACTORY_FUNCTION"
     ),
-    "contract": AgentParameter(("validate", "publish"), "data contract, such as contracts/events.yaml", "FILE", "FACTORY_CONTRACT"),
+    "contract": AgentParameter(
+        ("infer", "validate", "publish"), "data contract, such as contracts/events.yaml", "FILE", "FACTORY_CONTRACT"
+    ),
+    "prompt": AgentParameter(("infer",), "the prompt's file, such as prompts/kind.md", "FILE", "FACTORY_PROMPT"),
+    "model": AgentParameter(("infer",), "the model: provider:model, or what the endpoint calls it", "MODEL", "FACTORY_MODEL"),
+    "endpoint": AgentParameter(("infer",), "URL of a server with OpenAI's API", "URL", "FACTORY_MODEL_ENDPOINT"),
+    "output": AgentParameter(("infer",), "contract that answers must keep", "FILE", "FACTORY_ANSWER_CONTRACT"),
     "table": AgentParameter(("publish",), "table to write to", "TABLE", "FACTORY_TABLE"),
 }
 

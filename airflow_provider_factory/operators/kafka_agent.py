@@ -93,6 +93,8 @@ class KafkaAgentOperator(AgentPodOperator):
     :param database_conn_id: Airflow connection given as DATABASE_URL, or of type google_cloud_platform or snowflake, for those. Without
         it built-in agents get ``[factory] database_conn_id`` if it exists, with ``sink: bigquery`` or ``snowflake``
         ``google_cloud_default`` or ``snowflake_default``. (templated)
+    :param model_conn_id: Airflow connection of a model (type pydanticai, or any with a key as its password): its key, address and model
+        become the agent's FACTORY_MODEL_API_KEY, FACTORY_MODEL_ENDPOINT and FACTORY_MODEL. (templated)
     :param agent_secret: and ``credentials``: see AgentPodOperator.
     """
 
@@ -114,6 +116,7 @@ class KafkaAgentOperator(AgentPodOperator):
         "deadline",
         "kafka_conn_id",
         "database_conn_id",
+        "model_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **AgentPodOperator.template_fields_renderers,
@@ -147,6 +150,7 @@ class KafkaAgentOperator(AgentPodOperator):
         deadline: timedelta | float | str | None = None,
         kafka_conn_id: str | None = None,
         database_conn_id: str | None = None,
+        model_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -176,6 +180,7 @@ class KafkaAgentOperator(AgentPodOperator):
         self.deadline = deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
         self.kafka_conn_id = kafka_conn_id
         self.database_conn_id = database_conn_id
+        self.model_conn_id = model_conn_id
         own = stage_assets({"agent": agent, "agent_params": agent_params, "output_topic": output_topic})
         self.known_links: dict[str, str] = {}
         self.outlets = [*self.outlets, *(asset for asset in own if asset not in self.outlets)]
@@ -338,7 +343,7 @@ class KafkaAgentOperator(AgentPodOperator):
     @property
     def _access(self) -> Access:
         default = "" if self.agent not in BUILT_IN else WAREHOUSE_CONNECTIONS.get(self._sink) or option("database_conn_id")
-        return Access(self.kafka_conn_id or option("kafka_conn_id"), self.database_conn_id or "", default)
+        return Access(self.kafka_conn_id or option("kafka_conn_id"), self.database_conn_id or "", default, self.model_conn_id or "")
 
     @property
     def _sink(self) -> str:
@@ -346,12 +351,16 @@ class KafkaAgentOperator(AgentPodOperator):
         return str(self._params().get("sink") or "postgres") if self.agent == "publish" else ""
 
     def _portable(self, run: AgentRun, context: Context) -> AgentRun:
-        """The run with the texts of its contract's files put in: the same wherever it is read, and an image needn't hold them.
+        """The run with the texts of its contract's, prompt's and schema's files put in: an image needn't hold them.
 
         A contract that is found nowhere here is left to the image by its name, unless that came from whoever started the run.
         """
         from factory_agents.contracts import is_text, load_contract, pack_contract, split_name, untrusted_contract
 
+        if run.agent.name == "infer" and not run.agent.source:
+            from factory_agents.inference.params import pack_files
+
+            run = msgspec.structs.replace(run, params=pack_files(run.params, run.untrusted, places(bundle_root(context))))
         given = run.params.get("contract")
         if not given:
             return run

@@ -32,12 +32,13 @@ class AgentRunner(Protocol):
 class Access:
     """Airflow's connections for an agent, looked up on the worker each time that they are asked for.
 
-    ``database`` has to exist where it is named; ``default_database`` is used where it exists and ``database`` is not named.
+    ``database`` and ``model`` have to exist where they are named; ``default_database`` is used where it exists and ``database`` is not.
     """
 
     kafka: str
     database: str = ""
     default_database: str = ""
+    model: str = ""
 
     def environment(self) -> dict[str, str]:
         """The variables that the agent reads its connections from; they hold secrets."""
@@ -49,6 +50,10 @@ class Access:
             environment |= database_environment(self.database, required=True)
         elif self.default_database:
             environment |= database_environment(self.default_database, required=False)
+        if self.model:
+            from airflow_provider_factory.hooks.model import model_environment
+
+            environment |= model_environment(self.model)
         return environment
 
     def ledger(self) -> KafkaConfig:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from factory_agents.contracts import load_contract
+from factory_agents.contracts import is_text, load_contract, pack_contract, split_name
 from factory_agents.errors import ConfigurationError
 from factory_agents.inference.money import Budget, Prices
-from factory_agents.inference.prompt import Prompt, load_prompt
+from factory_agents.inference.prompt import Prompt, load_prompt, pack_prompt
 from factory_agents.inference.structured import AnswerContract, classified_fields, load_answer_contract
 from factory_agents.params import read_params
 from factory_agents.protocol import digest
 
-__all__ = ["Asking", "InferParams", "read_asking"]
+__all__ = ["Asking", "InferParams", "pack_files", "read_asking"]
 
 _REQUIRED = {
     "prompt": "the prompt's file, such as prompts/kind.md",
-    "model": "the model's name, such as openai:gpt-5-mini, or what the endpoint calls it",
     "output": "what an answer must be: a contract's file, or a JSON Schema",
 }
+_VARIABLES = {"model": "FACTORY_MODEL", "endpoint": "FACTORY_MODEL_ENDPOINT"}
 _AUTHORS = ("endpoint", "api_key_env", "model", "unmask")
 """Parameters that decide where data and keys go: never from whoever starts a run."""
 
@@ -32,7 +34,8 @@ class InferParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What ``infer`` takes.
 
     ``prompt``: a file with a version. ``model``: ``provider:model`` for pydantic-ai, or the model's name at ``endpoint``, an
-    OpenAI-compatible server; ``revision`` tells two of one name apart. ``api_key_env`` names the environment variable that holds the key.
+    OpenAI-compatible server; by default FACTORY_MODEL and FACTORY_MODEL_ENDPOINT. ``revision`` tells two models of one name apart.
+    ``api_key_env`` names the environment variable that holds the key.
     ``output``: a contract's file or a JSON Schema that answers must keep. ``into``: the field that takes the answer. ``parameters`` are
     the model's (temperature, max_tokens, seed, …). ``contract`` describes the events read: fields that it classifies as neither public
     nor internal are masked, but for those in ``unmask``. ``subject`` names the field that says whose data an event is, so that its
@@ -42,8 +45,8 @@ class InferParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     prompt: str | dict[str, str]
-    model: str
     output: str | dict[str, Any]
+    model: str = ""
     endpoint: str = ""
     revision: str = ""
     api_key_env: str = "FACTORY_MODEL_API_KEY"
@@ -112,7 +115,12 @@ def read_asking(params: Mapping[str, Any], untrusted: frozenset[str] = frozenset
 
     Raises ConfigurationError and ContractError.
     """
-    settings = read_params("infer", params, InferParams, required=_REQUIRED)
+    surroundings = {name: value for name, variable in _VARIABLES.items() if (value := os.environ.get(variable)) and not params.get(name)}
+    settings = read_params("infer", {**params, **surroundings}, InferParams, required=_REQUIRED)
+    if not settings.model:
+        raise ConfigurationError(
+            "agent 'infer': parameter 'model' is required: such as openai:gpt-5-mini, or what the endpoint calls it (or set FACTORY_MODEL)"
+        )
     for name in _AUTHORS:
         if name in untrusted:
             raise ConfigurationError(f"agent 'infer': {name}: it comes from a parameter of the run; write it in the DAG")
@@ -122,3 +130,23 @@ def read_asking(params: Mapping[str, Any], untrusted: frozenset[str] = frozenset
         masked = classified_fields(load_contract(settings.contract, untrusted="contract" in untrusted)).difference(settings.unmask)
     prompt = load_prompt(settings.prompt, untrusted="prompt" in untrusted)
     return Asking(settings, prompt, load_answer_contract(settings.output, untrusted="output" in untrusted), masked)
+
+
+def pack_files(params: Mapping[str, Any], untrusted: Collection[str], folders: Sequence[Path]) -> dict[str, Any]:
+    """The parameters with the texts of prompt and output put in, as far as their files are in one of the folders.
+
+    What came from whoever started the run stays a name, which is confined where it is read.
+    """
+    packed = dict(params)
+    prompt, output = params.get("prompt"), params.get("output")
+    if isinstance(prompt, str) and "prompt" not in untrusted and (path := _found(prompt, folders)):
+        packed["prompt"] = pack_prompt(prompt, path)
+    if isinstance(output, str) and "output" not in untrusted and not is_text(output):
+        file, schema = split_name(output)
+        if path := _found(file, folders):
+            packed["output"] = pack_contract(load_contract(f"{path}#{schema}" if schema else path, name=file))
+    return packed
+
+
+def _found(name: str, folders: Sequence[Path]) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)

@@ -6,11 +6,11 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePath
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -23,6 +23,7 @@ from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Counts, Interval, Shard
 from factory_agents.reject import Reject
 from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError, complete, tried
+from factory_agents.runtime.models import loaded, with_columns
 from factory_agents.runtime.numbers import Digits
 from factory_agents.runtime.side_by_side import Coroutines, Failure, Outcome, Skipped, Threads
 from factory_agents.text import unknown
@@ -251,6 +252,9 @@ class PrunedSink(Protocol):
 
 EventFunction: TypeAlias = Callable[..., Any]
 
+Batch: TypeAlias = bool | Literal["numpy", "arrow"]
+"""Whether an agent takes many events at once: as a list, or as columns."""
+
 
 @dataclass(frozen=True)
 class AgentFunction:
@@ -258,25 +262,29 @@ class AgentFunction:
 
     ``function`` takes an event (a dict) and the declared parameters as keywords; it returns an event, None (filtered) or a list of
     events. With ``batch`` it takes a list of events and returns one of these (or a ``Reject``) for each. ``key`` names the
-    field whose value becomes the output's key, ``id_field`` the one whose value tells the events of a list apart. Up to ``concurrency``
+    field whose value becomes the output's key, ``id_field`` the one whose value tells the events of a list apart. ``load`` makes what the
+    function needs and is slow to make, a model say: it is called once a process, and the function takes it after the event. With
+    ``batch="numpy"`` or ``"arrow"`` it takes the events' fields as columns and returns columns to add.
+    Up to ``concurrency``
     calls are made side by side, those of one input key one after the other; an ``async`` function has ``timeout`` seconds for each.
     """
 
     function: EventFunction
     name: str
     version: str
-    batch: bool = False
+    batch: Batch = False
     key: str | None = None
     id_field: str = "event_id"
     concurrency: int = 1
     timeout: float | None = None
+    load: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
         if self.concurrency < 1:
             raise ConfigurationError(f"agent {self.name!r}: concurrency={self.concurrency}: expected at least 1")
         if self.batch and (self.concurrency > 1 or self.is_async):
-            raise ConfigurationError(f"agent {self.name!r}: batch=True takes all events in one plain call: leave concurrency and async out")
+            raise ConfigurationError(f"agent {self.name!r}: batch takes all events in one plain call: leave concurrency and async out")
         if self.timeout is not None and not self.is_async:
             raise ConfigurationError(
                 f"agent {self.name!r}: timeout={self.timeout}: a plain function cannot be ended: make it async, or let its client time out"
@@ -296,7 +304,7 @@ class AgentFunction:
 
         Raises ConfigurationError naming the parameter.
         """
-        return FunctionTransform(self, bind_params(self.function, params, f"agent {self.name!r}", skip=1))
+        return FunctionTransform(self, bind_params(self.function, params, f"agent {self.name!r}", skip=1 if self.load is None else 2))
 
 
 def bind_params(function: Callable[..., Any], params: Mapping[str, Any], where: str, *, skip: int = 0) -> dict[str, Any]:
@@ -380,11 +388,12 @@ def agent(
     *,
     name: str = "",
     version: str = "",
-    batch: bool = False,
+    batch: Batch = False,
     key: str | None = None,
     id_field: str = "event_id",
     concurrency: int = 1,
     timeout: float | None = None,
+    load: Callable[[], Any] | None = None,
 ) -> Callable[[EventFunction], AgentFunction]: ...
 def agent(
     function: EventFunction | None = None,
@@ -392,11 +401,12 @@ def agent(
     *,
     name: str = "",
     version: str = "",
-    batch: bool = False,
+    batch: Batch = False,
     key: str | None = None,
     id_field: str = "event_id",
     concurrency: int = 1,
     timeout: float | None = None,
+    load: Callable[[], Any] | None = None,
 ) -> AgentFunction | Callable[[EventFunction], AgentFunction]:
     """Make a plain function an agent.
 
@@ -404,7 +414,7 @@ def agent(
     """
 
     def make(f: EventFunction) -> AgentFunction:
-        return AgentFunction(f, name or f.__name__, version or source_version(f), batch, key, id_field, concurrency, timeout)
+        return AgentFunction(f, name or f.__name__, version or source_version(f), batch, key, id_field, concurrency, timeout, load)
 
     return make if function is None else make(function)
 
@@ -450,6 +460,22 @@ Prepare: TypeAlias = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any
 """What is done to events before the agent sees them: each changed or not, or rejected, in order."""
 
 
+def with_model(made: AgentFunction) -> AgentFunction:
+    """The agent as one that takes events and parameters alone, as lists and not as columns."""
+    function, load, form = made.function, made.load, made.batch
+    if isinstance(form, str):
+        function = with_columns(function, form, made.name)
+    if load is None:
+        return replace(made, function=function)
+    if made.is_async:
+
+        async def ask(event: Any, **params: Any) -> Any:
+            return await function(event, loaded(load), **params)
+
+        return replace(made, function=ask)
+    return replace(made, function=lambda event, **params: function(event, loaded(load), **params))
+
+
 class FunctionTransform:
     """Drives an ``AgentFunction`` over records: decode, prepare, call, encode; whatever it raises rejects that one event.
 
@@ -463,7 +489,8 @@ class FunctionTransform:
         self.name = agent_function.name
         self.version = agent_function.version
         self.identity: dict[str, Any] = {"params": params}
-        self._agent = agent_function
+        self._agent = with_model(agent_function)
+        self._load = agent_function.load
         self._params = params
         self._prepare = prepare
         self._digits = Digits()
@@ -473,6 +500,8 @@ class FunctionTransform:
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``."""
+        if self._load is not None:
+            loaded(self._load)  # what goes wrong there is no event's fault
         if self._prepare is None and (self._agent.concurrency > 1 or self._agent.is_async):
             return self._process_side_by_side(messages)
         if self._agent.batch or self._prepare is not None:

@@ -13,6 +13,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def load_agent_ref(ref: AgentRef) -> AgentFunction:
     Raises AgentError where there is none. A version in the reference takes the place of the agent's own.
     """
     found = load_source(ref.source, ref.function or ref.name, name=ref.name) if ref.source else load_function(ref.name)
-    return AgentFunction(found.function, found.name, ref.version, found.batch, found.key, found.id_field) if ref.version else found
+    return replace(found, version=ref.version) if ref.version else found
 
 
 def load_function(spec: str) -> AgentFunction:
@@ -94,7 +95,7 @@ def load_source(source: str, function: str, name: str = "") -> AgentFunction:
     except Exception as error:
         raise AgentError(f"agent {spec!r}: its source raised {describe(error)}") from error
     found = as_agent(_member(module, function, f"agent {spec!r}", AgentError), f"agent {spec!r}")
-    return AgentFunction(found.function, name or found.name, digest, found.batch, found.key, found.id_field)
+    return replace(found, name=name or found.name, version=digest)
 
 
 _MOST_SOURCES = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from bisect import bisect_left
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from factory_agents.errors import ConfigurationError, DeadlineError, StoppedErro
 from factory_agents.infer import build
 from factory_agents.inference.answers import answers_topic
 from factory_agents.inference.money import BudgetError
+from factory_agents.inference.params import pack_files, read_asking
 from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
-from tests.agents.inference.conftest import SCHEMA, MakeRun, infer_params
+from tests.agents.inference.conftest import PROMPT, SCHEMA, MakeRun, infer_params
 from tests.support.model_server import ModelServer
 from tests.support.runs import Runs
 from tests.support.waiting import wait_for
@@ -230,3 +232,22 @@ def test_what_does_not_fit_is_told_in_one_line(wrong: dict[str, Any], said: str)
     with pytest.raises(Exception, match=said) as caught:
         build(params)
     assert "\n" not in str(caught.value)
+
+
+def test_files_travel_with_the_run(runs: Runs, infer_run: MakeRun, tmp_path: Path) -> None:
+    (tmp_path / "kind@3.md").write_text(PROMPT["text"])
+    (tmp_path / "answer.yaml").write_text(json.dumps({"name": "answer", "id": None, "schema": SCHEMA}))
+    params = {"prompt": "kind@3.md", "output": "answer.yaml", "model": "m", "endpoint": "http://127.0.0.1:1/v1"}
+    packed = pack_files(params, (), [tmp_path])
+    assert read_asking(packed).prompt.label == "kind@3"
+    assert read_asking(packed).output.schema == SCHEMA
+    assert pack_files(params, ("prompt", "output"), [tmp_path]) == params
+
+
+def test_the_model_may_be_named_by_the_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="parameter 'model' is required"):
+        read_asking({"prompt": PROMPT, "output": SCHEMA})
+    monkeypatch.setenv("FACTORY_MODEL", "small")
+    monkeypatch.setenv("FACTORY_MODEL_ENDPOINT", "http://127.0.0.1:1/v1")
+    found = read_asking({"prompt": PROMPT, "output": SCHEMA}).settings
+    assert (found.model, found.endpoint) == ("small", "http://127.0.0.1:1/v1")
