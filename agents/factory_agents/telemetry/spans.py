@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 from opentelemetry import context, trace
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -20,6 +19,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from factory_agents.errors import StoppedError
 from factory_agents.telemetry.observer import Batch, Commit, Done, Observer, Subject
 from factory_agents.telemetry.trace_context import TRACEPARENT, TraceContext, parse_traceparent
+from factory_agents.telemetry.tracing import collector_address
 
 __all__ = ["RunTrace", "Traces"]
 
@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 Headers: TypeAlias = "list[tuple[str, bytes | None]]"
 
-_EXIT_SECONDS = 1.5
+_EXIT_SECONDS = 1.7
 _SDK = "opentelemetry.sdk"
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 _MOST_LINKS = 16
 _MOST_EVENTS = 500
 """Spans of events that wait for one commit: what the SDK's queue takes at once, several times over."""
@@ -267,20 +268,36 @@ class _Share:
 
 
 class _WarnsOnce(SpanExporter):
-    """The SDK's exporter, which says by one line that the collector doesn't take spans, and not by one for each try."""
+    """The SDK's exporter, which says by one line that the collector doesn't take spans, and not by one for each try.
+
+    It is loaded in a thread of its own, while the run waits for Kafka: that takes three times as long as all else here.
+    """
 
     def __init__(self) -> None:
+        self._exporter: SpanExporter | None = None
         self._reason = _LastWord()
-        self._exporter = OTLPSpanExporter()
-        self._logger, self._sdk = logging.getLogger(OTLPSpanExporter.__module__), logging.getLogger(_SDK)
+        self._sdk = logging.getLogger(_SDK)
         self._level = self._sdk.level
-        self._logger.addFilter(self._reason)
-        self._sdk.setLevel(logging.CRITICAL)  # it tells of a full queue span by span
         self._lock = threading.Lock()
         self._warned = False
+        logging.getLogger(_EXPORTER).addFilter(self._reason)
+        self._sdk.setLevel(logging.CRITICAL)  # it tells of a full queue span by span
+        self._loading = threading.Thread(target=self._load, name="traces", daemon=True)
+        self._loading.start()
+
+    def _load(self) -> None:
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            self._exporter = OTLPSpanExporter()
+        except Exception as error:  # of a setting that it doesn't take
+            self._warn(f"{type(error).__name__}: {error}")
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See ``SpanExporter``."""
+        self._loading.join()
+        if self._exporter is None:
+            return SpanExportResult.FAILURE
         result = self._exporter.export(spans)
         if result is not SpanExportResult.SUCCESS:
             self._warn(self._reason.text or "it doesn't take them")
@@ -288,16 +305,17 @@ class _WarnsOnce(SpanExporter):
 
     def shutdown(self) -> None:
         """See ``SpanExporter``."""
-        self._exporter.shutdown()
+        if self._exporter is not None:
+            self._exporter.shutdown()
 
     def end(self, *, in_time: bool) -> None:
         """No spans follow; what is not sent in time is lost."""
         if not in_time:
             self._warn(self._reason.text or "it doesn't answer")
             self._warned = True
-            self._exporter.shutdown()  # so that it tries no more
+            self.shutdown()  # so that it tries no more
             return
-        self._logger.removeFilter(self._reason)
+        logging.getLogger(_EXPORTER).removeFilter(self._reason)
         self._sdk.setLevel(self._level)
 
     def _warn(self, reason: str) -> None:
@@ -305,14 +323,7 @@ class _WarnsOnce(SpanExporter):
             if self._warned:
                 return
             self._warned = True
-        log.warning("traces do not reach %s: %s; the work goes on without them", self._where, reason)
-
-    @property
-    def _where(self) -> str:
-        """The collector, without what may be secret in its address."""
-        parts = urlsplit(str(getattr(self._exporter, "_endpoint", "")))
-        host = parts.hostname or "the collector"
-        return f"{parts.scheme}://{host}:{parts.port}" if parts.port else host
+        log.warning("traces do not reach %s: %s; the work goes on without them", collector_address(os.environ), reason)
 
 
 class _LastWord(logging.Filter):

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from factory_agents.telemetry.spans import Traces
 
-__all__ = ["OF_ITS_PROCESS", "TRACE_RATE", "handed_on", "tracing"]
+__all__ = ["OF_ITS_PROCESS", "TRACE_RATE", "collector_address", "handed_on", "tracing"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,15 @@ def _wanted(environ: Mapping[str, str]) -> bool:
         log.warning("no traces: OTEL_TRACES_EXPORTER: expected otlp or none, got %r", exporter)
         return False
     return True
+
+
+def collector_address(environ: Mapping[str, str]) -> str:
+    """Where traces go, without what may be secret in it."""
+    try:
+        parts = urlsplit(next(filter(None, map(environ.get, _ENDPOINTS)), "http://localhost:4318"))
+        return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+    except ValueError:
+        return "the collector"
 
 
 def _spoken(environ: Mapping[str, str]) -> bool:

@@ -29,6 +29,7 @@ from factory_agents.runners.process import COMMAND, AgentProcess, child_environm
 from factory_agents.runners.results import agent_error, check_result
 from factory_agents.runtime.session import RunContext
 from factory_agents.telemetry.tracing import OF_ITS_PROCESS
+from factory_agents.temporal.lineage import Lineage
 from factory_agents.temporal.protocol import Judgement, Planning, Slice, SliceOutcome
 
 if TYPE_CHECKING:
@@ -55,11 +56,15 @@ class Activities:
         runner: ``process`` runs each slice in a process of its own, which can be killed; ``thread`` in the worker's, half a second faster.
         grace: seconds that an agent's process has to commit and go when its slice is over or the worker stops.
         traces: what writes the worker's spans, if anything does: a run's is a part of its activity's.
+        lineage: who is told what stages read and wrote, if anybody is.
     """
 
-    def __init__(self, *, runner: Runner = "process", grace: float = 20.0, traces: Traces | None = None) -> None:
+    def __init__(
+        self, *, runner: Runner = "process", grace: float = 20.0, traces: Traces | None = None, lineage: Lineage | None = None
+    ) -> None:
         self._run = partial(_run_process, grace=grace) if runner == "process" else partial(_run_thread, traces=traces)
         self._traces = traces
+        self._lineage = lineage
 
     @property
     def all(self) -> Sequence[Callable[..., Any]]:
@@ -87,12 +92,18 @@ class Activities:
         """Run the agent until its window is done, its time is over, or it is to go; whatever is committed stays, and is gone on with."""
         with _failures(request.run), _Pulse(request.seconds) as pulse:
             try:
+                if self._lineage is not None:
+                    self._lineage.began(request.run)
                 result = self._run(self._as_part(request.run), pulse)
+                if self._lineage is not None:
+                    self._lineage.done(request.run, result)
                 return SliceOutcome(result.counts.consumed, result.generation, _slim(result))
             except FactoryError as error:
                 if activity.is_cancelled():
                     raise CancelledError(str(error)) from error
                 if not _is_pause(error, pulse):
+                    if self._lineage is not None:
+                        self._lineage.failed(request.run)
                     raise
                 log.info("slice over: %s", error)
                 return _position(request.run)

@@ -19,6 +19,7 @@ from factory_agents.telemetry import fields
 from factory_agents.temporal.activities import Activities, Runner
 from factory_agents.temporal.client import register_attributes
 from factory_agents.temporal.collector import FactoryCollector
+from factory_agents.temporal.lineage import Lineage, telling_lineage
 from factory_agents.temporal.traces import traces_of
 from factory_agents.temporal.windows import FactoryBackfill, FactorySchedule
 from factory_agents.temporal.workflow import FactoryPipeline
@@ -31,13 +32,25 @@ _HEARTBEATS = timedelta(seconds=1)  # a cancellation comes with the answer to on
 _SPARE = 2.0
 
 
-def make_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, grace: float, pool: ThreadPoolExecutor) -> Worker:
-    """A worker that runs up to ``slots`` activities at once, each in a thread of ``pool``, and its agent where ``runner`` says."""
+def make_worker(
+    client: Client,
+    *,
+    task_queue: str,
+    slots: int,
+    runner: Runner,
+    grace: float,
+    pool: ThreadPoolExecutor,
+    lineage: Lineage | None = None,
+) -> Worker:
+    """A worker that runs up to ``slots`` activities at once, each in a thread of ``pool``, and its agent where ``runner`` says.
+
+    ``lineage`` is told what stages read and wrote.
+    """
     return Worker(
         client,
         task_queue=task_queue,
         workflows=[FactoryPipeline, FactoryBackfill, FactorySchedule, FactoryCollector],
-        activities=Activities(runner=runner, grace=grace, traces=traces_of(client)).all,
+        activities=Activities(runner=runner, grace=grace, traces=traces_of(client), lineage=lineage).all,
         activity_executor=pool,
         max_concurrent_activities=slots,
         max_heartbeat_throttle_interval=_HEARTBEATS,
@@ -66,8 +79,8 @@ async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Run
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    with ThreadPoolExecutor(slots, thread_name_prefix="activity") as pool:
-        async with make_worker(client, task_queue=task_queue, slots=slots, runner=runner, grace=grace, pool=pool):
+    with telling_lineage() as lineage, ThreadPoolExecutor(slots, thread_name_prefix="activity") as pool:
+        async with make_worker(client, task_queue=task_queue, slots=slots, runner=runner, grace=grace, pool=pool, lineage=lineage):
             facts = fields(task_queue=task_queue, slots=slots, runner=runner, server=client.service_client.config.target_host)
             log.info("working", extra=facts)
             await stop.wait()

@@ -1,0 +1,44 @@
+"""What a run read and wrote, as datasets with the names that OpenLineage has for them: the same whoever orchestrates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from factory_agents.protocol import AgentResult, Dataset
+
+__all__ = ["NamedDataset", "topic_dataset", "written_datasets"]
+
+
+@dataclass(frozen=True)
+class NamedDataset:
+    """A topic or a table; ``rows`` is how many records a run wrote there, None where nobody knows."""
+
+    namespace: str
+    name: str
+    rows: int | None = None
+
+
+def topic_dataset(topic: str, cluster: str, rows: int | None = None) -> NamedDataset:
+    """A topic of the cluster with this alias."""
+    return NamedDataset(f"kafka://{cluster}", topic, rows)
+
+
+def written_datasets(result: AgentResult, cluster: str) -> list[NamedDataset]:
+    """The topics and the table that a run wrote to; dead letters where there are some."""
+    manifests = [m for m in (result.manifest, result.dead_letters) if m is not None and (m.count > 0 or m is result.manifest)]
+    found = [topic_dataset(manifest.topic, cluster, manifest.count) for manifest in manifests]
+    if result.dataset is not None:
+        namespace, name = _named(result.dataset)
+        found.append(NamedDataset(namespace, name, result.counts.written))
+    return found
+
+
+def _named(dataset: Dataset) -> tuple[str, str]:
+    """Namespace and name as OpenLineage has them: ``postgres://host:port`` and ``database.schema.table``, ``bigquery`` and
+    ``project.dataset.table``, ``snowflake://account`` and ``database.schema.table``; for other systems their address and name as they are.
+    """
+    if dataset.system != "postgres":
+        return f"{dataset.system}://{dataset.address}" if dataset.address else dataset.system, dataset.name
+    table = dataset.name if "." in dataset.name else f"public.{dataset.name}"
+    hosts, _, database = dataset.address.rpartition("/")  # of several hosts the first names them all
+    return f"postgres://{hosts.partition(',')[0]}", f"{database}.{table}"
