@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_factory.page.access import REPLAY_DAG
-from airflow_provider_factory.page.runs import session
+from airflow_provider_factory.page.runs import more_intervals_than, session
 from airflow_provider_factory.page.snapshot import Snapshot
 from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.dead_letters import place_of_letter
@@ -35,6 +35,8 @@ def planned_runs(dag_id: str, chosen: Iterable[datetime]) -> Planned:
     from airflow.models.backfill import ReprocessBehavior, _do_dry_run
 
     with session() as opened, _told():
+        if more_intervals_than(opened, dag_id, first, last, MOST_RUNS):
+            raise ConfigurationError(f"more than {MOST_RUNS} intervals lie from {first:%F %H:%M} to {last:%F %H:%M}; choose a shorter time")
         infos = list(
             _do_dry_run(
                 dag_id=dag_id,

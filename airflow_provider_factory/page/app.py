@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,8 +42,9 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 
-_Dag = Annotated[str, InPath(max_length=250)]
-_Text = Annotated[str, Query(max_length=500)]
+_NO_NUL = r"^[^\x00]*$"  # PostgreSQL takes none in a text
+_Dag = Annotated[str, InPath(max_length=250, pattern=_NO_NUL)]
+_Text = Annotated[str, Query(max_length=500, pattern=_NO_NUL)]
 _Number = Annotated[int, InPath(ge=0, lt=2**63)]
 
 
@@ -163,7 +164,7 @@ def _views(page: _Page) -> APIRouter:
         return _window(page, dag_id, key, "../..")
 
     @router.get("/runs/{run_id}")
-    def of_run(dag_id: _Dag, run_id: Annotated[str, InPath(max_length=250)]) -> HTMLResponse:
+    def of_run(dag_id: _Dag, run_id: Annotated[str, InPath(max_length=250, pattern=_NO_NUL)]) -> HTMLResponse:
         shot = page.shot()
         with runs.session() as opened:
             found = runs.run_of(opened, dag_id, run_id)
@@ -227,7 +228,7 @@ def _window(page: _Page, dag_id: str, key: str, root: str, run_id: str = "") -> 
         if run_id or start is None:
             found = [of for of in [runs.run_of(opened, dag_id, run_id or key)] if of is not None]
         else:
-            found = runs.runs_between(opened, dag_id, start, start + timedelta(milliseconds=1))
+            found = runs.runs_at(opened, dag_id, start)
         tasks = runs.tasks_of(opened, dag_id, found[0].run_id) if found else []
     topics = (
         {t for w in shot.of(dag_id) for t in w.topic.split(", ")}

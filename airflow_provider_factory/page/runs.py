@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["MOST_SPANS", "Run", "Schedule", "Task", "run_of", "runs_between", "schedule_in", "session", "tasks_of"]
+__all__ = [
+    "MOST_SPANS",
+    "Run",
+    "Schedule",
+    "Task",
+    "more_intervals_than",
+    "run_of",
+    "runs_at",
+    "runs_between",
+    "schedule_in",
+    "session",
+    "tasks_of",
+]
 
 MOST_SPANS = 336
 """Most intervals on one calendar: two weeks of hours."""
@@ -72,6 +84,16 @@ def runs_between(opened: Session, dag_id: str, since: datetime, until: datetime)
     return [_run(row) for row in opened.execute(wanted)]
 
 
+def runs_at(opened: Session, dag_id: str, start: datetime) -> list[Run]:
+    """The newest run of the interval that begins at a time, if there is one (one statement)."""
+    from airflow.models.dagrun import DagRun
+    from sqlalchemy import select
+
+    columns = select(DagRun.run_id, DagRun.state, DagRun.data_interval_start, DagRun.data_interval_end)
+    wanted = columns.where(DagRun.dag_id == dag_id, DagRun.data_interval_start == start).order_by(DagRun.id.desc()).limit(1)
+    return [_run(row) for row in opened.execute(wanted)]
+
+
 def run_of(opened: Session, dag_id: str, run_id: str) -> Run | None:
     """A run by its id (one statement)."""
     from airflow.models.dagrun import DagRun
@@ -105,20 +127,32 @@ def schedule_in(opened: Session, dag_id: str, gaps: Sequence[tuple[datetime, dat
 
     To compute an interval takes about a millisecond, so only those are asked for that nobody else knows of.
     """
-    from airflow.models.serialized_dag import SerializedDagModel
-
-    found = opened.scalar(SerializedDagModel.latest_item_select_object(dag_id))
-    dag = None if found is None else found.dag
+    dag = _dag(opened, dag_id)
     if dag is None or not dag.timetable.periodic:
         return Schedule()
     spans: list[tuple[datetime, datetime]] = []
     known = True
     for since, until in gaps:
-        infos = [info for info in islice(dag.iter_dagrun_infos_between(since, until), MOST_SPANS - len(spans)) if info.data_interval]
-        found_spans = [(_utc(info.data_interval.start), _utc(info.data_interval.end)) for info in infos]
-        known = known and all(start < end for start, end in found_spans)
-        spans += [(start, end) for start, end in found_spans if start < end <= until]
+        infos = islice(dag.iter_dagrun_infos_between(since, until), MOST_SPANS - len(spans))
+        found = [(_utc(info.data_interval.start), _utc(info.data_interval.end)) for info in infos if info.data_interval]
+        known = known and all(start < end for start, end in found)
+        spans += [(start, end) for start, end in found if start < end <= until]
     return Schedule(tuple(spans), known)
+
+
+def more_intervals_than(opened: Session, dag_id: str, since: datetime, until: datetime, most: int) -> bool:
+    """Whether a DAG's timetable has more intervals than ``most`` that begin in a span: no more of them are computed (one statement)."""
+    dag = _dag(opened, dag_id)
+    if dag is None or not dag.timetable.periodic:
+        return False
+    return sum(1 for _ in islice(dag.iter_dagrun_infos_between(since, until), most + 1)) > most
+
+
+def _dag(opened: Session, dag_id: str) -> Any:
+    from airflow.models.serialized_dag import SerializedDagModel
+
+    found = opened.scalar(SerializedDagModel.latest_item_select_object(dag_id))
+    return None if found is None else found.dag
 
 
 def _utc(moment: Any) -> datetime:

@@ -146,7 +146,7 @@ def _interval(window: WindowStatus) -> tuple[datetime, datetime] | None:
         return None
     try:
         return start, datetime.fromisoformat(window.window.partition("/")[2]).astimezone(UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -100,7 +100,7 @@ def interval_start(key: str) -> datetime | None:
     """When a window's interval begins; None for one that has none."""
     try:
         return datetime.fromisoformat(key.partition("/")[0]).astimezone(UTC) if "/" in key else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

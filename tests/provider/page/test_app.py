@@ -253,6 +253,14 @@ def test_a_backfill_runs_exactly_what_was_shown(page_of: Make, users: PerDagMana
     assert len(audit(hourly, "factory_backfill")) == 3
 
 
+def test_a_backfill_over_all_of_time_is_refused_before_anybody_counts_its_intervals(
+    page_of: Make, users: PerDagManager, hourly: str
+) -> None:
+    page, token = page_of(whole(hourly)), users.token(f"editor-of-{hourly}")
+    answer = page.post(f"/pipelines/{hourly}/backfill-plan", {"starts": ["0001-01-01T00:00:00Z", "9999-12-31T00:00:00Z"]}, token)
+    assert (answer.status_code, "more than 336 intervals" in answer.text) == (409, True)
+
+
 def test_a_dag_that_is_gone_says_so(page_of: Make, users: PerDagManager, airflow_home: Any) -> None:
     page, token = page_of(whole("gone-dag")), users.token("editor-of-gone-dag")
     answer = page.post("/pipelines/gone-dag/backfill-plan", {"starts": [START.isoformat()]}, token)
@@ -374,3 +382,18 @@ def test_names_of_pipelines_are_text(users: PerDagManager, airflow_home: Any) ->
 
 def test_the_guard_is_airflows_own() -> None:
     assert "airflow.api_fastapi" in access.guard().__module__
+
+
+@pytest.mark.parametrize(
+    "key", ["0001-01-01T00:00:00+05:00/x", "9999-12-31T23:59:59.999999Z/9999-12-31", "/", "x/y", "\u202e", "", "n" * 500]
+)
+def test_a_window_that_cannot_be_is_not_found(page_of: Make, users: PerDagManager, hourly: str, key: str) -> None:
+    page, token = page_of(whole(hourly)), users.token(f"viewer-of-{hourly}")
+    answer = page.client.get(f"/pipelines/{hourly}/window", params={"key": key}, headers={"Authorization": f"Bearer {token}"})
+    assert (answer.status_code, "knows no window" in answer.text) == (404, True)
+
+
+@pytest.mark.parametrize("until", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00%2B23:00"])
+def test_a_calendar_of_any_time_is_shown_or_refused(page_of: Make, users: PerDagManager, hourly: str, until: str) -> None:
+    page, token = page_of(whole(hourly)), users.token(f"viewer-of-{hourly}")
+    assert page.get(f"/pipelines/{hourly}?until={until}", token).status_code in (200, 422)

@@ -1,0 +1,152 @@
+"""The page in a browser, in a frame as Airflow makes it: by keyboard, in both themes, below a base URL, without serious findings of axe."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+
+from airflow_provider_factory.page.letters import LetterPage
+from factory_agents.kafka.ledger import FailureRecord
+from factory_agents.protocol import Counts, Shard
+from factory_agents.runtime.dead_letters import group_letters
+from tests.airflow.test_ui import _QUIET, CHROMIUM
+from tests.provider.page.test_app import report, runs
+from tests.support.pages import HOUR, START, OfHand, PerDagManager, dead, figures, hour, letter, plan, stage
+from tests.support.waiting import wait_for
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Frame, Page
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
+]
+
+SHOTS = os.environ.get("FACTORY_SCREENSHOTS")
+OUTER = """<!doctype html><html lang="en" class="light"><head><base href="/air/"><title>Airflow</title></head><body>
+<iframe title="Factory" src="factory/" sandbox="allow-scripts allow-same-origin allow-forms"
+  style="border:0;width:100%;height:96vh"></iframe>
+</body></html>"""
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The app on loopback, below ``/air/factory``, and a page around it with the frame that Airflow makes."""
+    around = FastAPI()
+    around.mount("/air/factory", app)
+    around.get("/{path:path}")(lambda path: HTMLResponse(OUTER))
+    server = uvicorn.Server(uvicorn.Config(around, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started, "the server")
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
+
+
+def accessible(frame: Frame) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(frame).response["violations"]  # type: ignore[arg-type]
+    serious = [(v["id"], [n["html"][:200] for n in v["nodes"]][:3]) for v in found if v["impact"] in ("serious", "critical")]
+    assert serious == []
+
+
+def in_both_themes(page: Page, frame: Frame, name: str) -> None:
+    for theme in ("dark", "light"):
+        page.evaluate(f"document.documentElement.className = '{theme}'")
+        frame.locator(f"html{'.dark' if theme == 'dark' else ':not(.dark)'}").wait_for(state="attached")
+        accessible(frame)
+        if SHOTS:
+            page.screenshot(path=Path(SHOTS) / f"factory-page-{name}-{theme}.png")
+
+
+def press(page: Page, frame: Frame, name: str) -> None:
+    frame.get_by_role("button", name=name).focus()
+    page.keyboard.press("Enter")
+
+
+def shown(dag_id: str, first: int) -> tuple[Any, LetterPage]:
+    """Four hours of which one is missing and the last has failed, and the letters of that one."""
+    broken = FailureRecord(
+        dag_id, "validate", hour(first + 3).key, Shard(), 2**41, 2**41, "ValidationFailedError", "rejected 25 % is over 10 %"
+    )
+    records = [r for n in (0, 2, 3) for r in (plan(dag_id, first + n), dead(dag_id, first + n))]
+    validated = [
+        stage(dag_id, first + n, "validate", counts=Counts(consumed=97, forwarded=97, produced=97), report=report()) for n in (0, 2)
+    ]
+    seen = [letter(b'{"order": %d, "price": -5}' % n, n, pipeline=dag_id, window=hour(first + 3).key) for n in (1, 2)]
+    page = LetterPage("ready", tuple(seen), tuple(group_letters(s.letter for s in seen)), 2, 2, 2, taken_at=START)
+    return figures(*records, *validated, broken), page
+
+
+def test_from_a_failed_window_to_its_records_and_a_missing_one_to_its_backfill(
+    page_of: Callable[..., OfHand], users: PerDagManager, hourly: str
+) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    first = (datetime.now(UTC) - START) // HOUR - 4
+    of_hand = page_of(*shown(hourly, first))
+    with served(of_hand.app) as url, playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=_QUIET)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.set_default_timeout(60_000)
+        page.context.add_cookies([{"name": "_token", "value": users.token(f"editor-of-{hourly}"), "url": url}])
+        asked: list[str] = []
+        faults: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.goto(f"{url}/air/plugin/factory")
+        frame = page.frames[1]
+        frame.get_by_role("link", name=hourly, exact=True).wait_for()
+        in_both_themes(page, frame, "overview")
+        frame.get_by_role("link", name=hourly, exact=True).focus()
+        page.keyboard.press("Enter")
+
+        missing = frame.locator("input[name=start]")
+        missing.first.wait_for()
+        assert missing.count() == 1
+        in_both_themes(page, frame, "calendar")
+        press(page, frame, "Show what a backfill would run")
+        frame.get_by_text("Select missing windows first").wait_for()
+        missing.first.focus()
+        page.keyboard.press("Space")
+        press(page, frame, "Show what a backfill would run")
+        frame.get_by_text("A backfill would run 1 interval").wait_for()
+        press(page, frame, "Run this backfill")
+        frame.get_by_text("has begun").wait_for()
+        assert [(run.data_interval_start - START) // HOUR for run in runs(hourly)] == [first + 1]
+
+        frame.get_by_role("row").filter(has_text="failed").get_by_role("link").click()
+        frame.get_by_text("ValidationFailedError: rejected 25 % is over 10 %").wait_for()
+        frame.get_by_text("100 = 97 forwarded + 3 rejected").wait_for()
+        in_both_themes(page, frame, "window")
+        frame.get_by_role("link", name="dead letters of enrich").click()
+        frame.get_by_role("cell", name="price < 0").first.wait_for()
+        in_both_themes(page, frame, "letters")
+        frame.get_by_role("checkbox", name="Select letter 0@2").focus()
+        page.keyboard.press("Space")
+        press(page, frame, "Replay the selected letters")
+        frame.get_by_text("Replay has begun").wait_for()
+        frame.get_by_role("link", name="0@1").click()
+        frame.get_by_role("heading", name="Value").wait_for()
+        frame.get_by_text('"price": -5').wait_for()
+        in_both_themes(page, frame, "letter")
+        press(page, frame, "Replay this letter")
+        frame.get_by_text("Replay has begun").wait_for()
+        asked_for = [run.conf["positions"] for run in runs("factory_replay") if run.conf["pipeline"] == hourly]
+        assert sorted(asked_for) == [["0@1"], ["0@2"]]
+        frame.get_by_role("link", name="run manual").click()
+        page.wait_for_url("**/air/dags/factory_replay/runs/**")
+        assert [address for address in asked if not address.startswith((url, "data:"))] == []
+        assert faults == []
+        browser.close()
