@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Window, merge_results
 from factory_agents.run import execute
 from factory_agents.runners.process import AgentProcess, child_environment
+from factory_agents.runtime.agents import agent
+from factory_agents.runtime.live import run_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.traced import traced as within
 from factory_agents.telemetry import parse_traceparent, tracing
+from tests.support.agents import mark
 from tests.support.commands import Command, clean_environment
 from tests.support.otlp import Collector, SeenSpan
 from tests.support.runs import ROOT, Runs, events
@@ -326,6 +330,34 @@ def test_a_window_names_the_runs_that_wrote_it(traced: Traced) -> None:
     assert parse_traceparent(result.traceparent) is not None
     window: Window = merge_results([result])
     assert window.spans == (result.traceparent,)
+
+
+def test_a_live_agent_follows_events_too_and_each_of_its_chunks_is_a_trace(traced: Traced, collector: Collector) -> None:
+    source, out = traced.runs.topic("in", partitions=1), traced.runs.topic("out", partitions=1)
+    traced.runs.produce(source, events(1), **header(TRACEPARENT))
+    stop = threading.Event()
+    with tracing("factory-agent") as traces:
+        live = threading.Thread(
+            target=lambda: run_live(
+                RunContext(traced.runs.config, stop=stop.is_set, traces=traces),
+                agent(version="1", name="a")(mark).bind({}),
+                in_topic=source,
+                out_topic=out,
+                group=f"{traced.runs.prefix}.g",
+                prefix=traced.runs.prefix,
+            )
+        )
+        live.start()
+        try:
+            wait_for(lambda: traced.runs.everything(out), "the event")
+        finally:
+            stop.set()
+            live.join(30)
+    span, chunk = collector.one("live event"), collector.one("live chunk")
+    assert (span.trace_id, span.parent_id) == (TRACE, SPAN)
+    assert traced.headers(out) == [span.traceparent.encode()]
+    assert (chunk.parent_id, chunk.links) == ("", ((TRACE, span.span_id),))
+    assert chunk.attributes["messaging.consumer.group.name"] == f"{traced.runs.prefix}.g"
 
 
 def test_the_documented_commands_leave_the_traces_that_the_page_speaks_of(traced: Traced, collector: Collector, tmp_path: Path) -> None:
