@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import logging
 import sys
@@ -15,6 +14,7 @@ from airflow.sdk.bases.notifier import BaseNotifier
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+from asgiref.sync import sync_to_async
 
 from airflow_provider_factory.alerts.messages import Level, Link, Message
 from airflow_provider_factory.runs import optional_interval
@@ -70,13 +70,16 @@ class FactoryNotifier(BaseNotifier):
                 "FactoryNotifier: expected a connection to Slack (slack=…) or other notifiers (through=…), got neither"
             )
 
+    def render_template_fields(self, context: Any, jinja_env: Any = None) -> None:
+        """Nothing of it is a template, so that it needs no DAG (in ``dag.test`` a DAG's callbacks get one that renders nothing)."""
+
     def notify(self, context: Any) -> None:
         """Tell what a run's context says, if it is this caller's to tell."""
         _Notice(self, context).give()
 
     async def async_notify(self, context: Any) -> None:
-        """The same in the triggerer."""
-        await asyncio.to_thread(self.notify, context)
+        """The same in the triggerer, whose connections a thread gets by way of its event loop."""
+        await sync_to_async(self.notify, thread_sensitive=False)(context)
 
     def send(self, message: Message, context: Mapping[str, Any] | None = None) -> None:
         """Send a message to everybody; the first error is raised once all were tried."""
@@ -192,7 +195,7 @@ class _Notice:
         found = []
         for task in tasks:
             if hasattr(task, "fail_if") or "fail_if" in getattr(task, "partial_kwargs", {}):
-                pulled = ti.xcom_pull(task_ids=task.task_id, key="report")
+                pulled = _pulled(ti, task.task_id)
                 found += [(task.task_id, r) for r in (pulled if isinstance(pulled, list) else [pulled]) if isinstance(r, Mapping)]
         return found
 
@@ -238,6 +241,14 @@ def _happening(context: Mapping[str, Any]) -> Happening:
         return "whole" if context["reason"] == "success" else "failed"
     state = str(getattr(context.get("ti"), "state", "") or "").rpartition(".")[2].lower()
     return "whole" if state == "success" and context.get("exception") is None else "failed"
+
+
+def _pulled(ti: Any, task_id: str) -> Any:
+    try:
+        return ti.xcom_pull(task_ids=task_id, key="report")
+    except Exception as error:  # ``dag.test`` calls a DAG's callbacks where there is no XCom
+        log.warning("the report of %s could not be read for a message: %s: %s", task_id, type(error).__name__, error)
+        return None
 
 
 def _warned(task_id: str, report: Mapping[str, Any]) -> list[str]:

@@ -139,7 +139,7 @@ def test_a_late_run_is_told_of_by_its_deadline_and_then_that_it_failed(runs: Run
 
 def test_a_message_says_what_the_ledger_knows(runs: Runs, slack: Webhooks) -> None:
     """What failed, how many events wait, in other windows too, and why events were rejected."""
-    topic, hour = runs.topic("in", partitions=1), INTERVAL
+    topic, hour = runs.topic("in", partitions=1, **{"retention.ms": -1}), INTERVAL
     runs.produce(topic, [*events(9), b'{"event_id": 9, "price": -1}'], timestamp=hour.start_ms + 1000)
     plan = plan_window(runs.config, pipeline=runs.prefix, topic=topic, interval=hour, prefix=runs.prefix)
     contract = {
@@ -182,7 +182,7 @@ def test_warnings_of_a_validation_and_many_dead_letters_are_told_once(runs: Runs
 
 
 def test_many_dead_letters_are_told(runs: Runs, slack: Webhooks) -> None:
-    topic = runs.topic("in", partitions=1)
+    topic = runs.topic("in", partitions=1, **{"retention.ms": -1})
     runs.produce(topic, [*events(1), b"no json", b"nor this"], timestamp=INTERVAL.start_ms + 1000)
     plan = plan_window(runs.config, pipeline=runs.prefix, topic=topic, interval=INTERVAL, prefix=runs.prefix)
     execute(RunContext(runs.config), runs.run(plan, runs.topic("out", partitions=1), max_rejected="100 %"))
