@@ -158,6 +158,27 @@ def test_bounds_of_scaling_that_cross_are_refused() -> None:
     assert "minReplicas 5 is more than maxReplicas 2" in complaint(done.stderr)
 
 
+def test_values_arrive_as_they_were_written(tmp_path: Path) -> None:
+    """Helm reads whole numbers as fractions (1e+06), and YAML takes a bare Y, on or 1e3 for something else."""
+    written = tmp_path / "values.yaml"
+    scaling = {"by": "keda", "lagPerReplica": 5_000_000}
+    environment = {"LIMIT": 1_000_000, "BYTES": 123_456_789_012, "RATIO": 0.5, "ON": True, "Y": "on", "TEMPLATE": "{{ .Values }}\n: x"}
+    agent = {"inTopic": "1e3", "env": environment, "scaling": scaling, "terminationGracePeriodSeconds": 1_000_000}
+    written.write_text(json.dumps({"agents": {"enrich": agent}}))
+    documents = render(Combination(FACTORY, written))
+    deployment = one(documents, "Deployment", "release-enrich")
+    found = {variable["name"]: variable["value"] for variable in container(deployment)["env"]}
+    expected = {name: str(value).lower() if value is True else str(value) for name, value in environment.items()}
+    assert found == {**expected, "FACTORY_METRICS_LISTEN": "0.0.0.0:9109"}
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 1_000_000
+    assert one(documents, "ScaledObject")["spec"]["triggers"][0]["metadata"]["threshold"] == "5000000"
+    assert "1e3" in container(deployment)["args"]
+
+    written.write_text(json.dumps({"topics": {"more": {"1e3": {"config": {"retention.bytes": 1_000_000_000_000}}}}}))
+    topic = one(render(Combination(KAFKA, written)), "KafkaTopic", "1e3")
+    assert topic["spec"]["config"]["retention.bytes"] == 1_000_000_000_000
+
+
 def test_live_agents_are_as_the_design_has_them() -> None:
     deployment = one(rendered(FACTORY, "enrich"), "Deployment", "release-enrich")
     assert deployment["spec"]["replicas"] == 4

@@ -48,7 +48,7 @@ metadata:
 spec:
   {{- include "factory.podSecurity" .root | nindent 2 }}
   enableServiceLinks: false
-  terminationGracePeriodSeconds: {{ .grace }}
+  terminationGracePeriodSeconds: {{ int64 .grace }}
   {{- with .settings.nodeSelector }}
   nodeSelector:
     {{- toYaml . | nindent 4 }}
@@ -66,7 +66,7 @@ spec:
         {{- include "factory.selector" . | nindent 8 }}
   containers:
   - name: factory
-    image: {{ .settings.image | default (include "factory.image" .root) }}
+    image: {{ .settings.image | default (include "factory.image" .root) | quote }}
     imagePullPolicy: {{ .root.Values.image.pullPolicy }}
     args:
     {{- range .command }}
@@ -79,14 +79,14 @@ spec:
     {{- with $env }}
     env:
     {{- range $name, $value := . }}
-    - name: {{ $name }}
-      value: {{ $value | quote }}
+    - name: {{ $name | quote }}
+      value: {{ include "factory.text" $value | quote }}
     {{- end }}
     {{- end }}
     envFrom:
     {{- range .secrets }}
     - secretRef:
-        name: {{ . }}
+        name: {{ . | quote }}
     {{- end }}
     {{- with .port }}
     ports:
@@ -167,4 +167,13 @@ spec:
 {{/* An agent's consumer group; by default the program's own. Arguments: part, settings. */}}
 {{- define "factory.group" -}}
 {{- .settings.group | default (printf "factory.%s.%s" (.settings.agent | default .part | splitList ":" | last) .settings.inTopic) -}}
+{{- end -}}
+
+{{/* A value as it was written: YAML reads whole numbers as fractions, and Helm would write 1e+06. */}}
+{{- define "factory.text" -}}
+{{- if and (kindIs "float64" .) (eq (toString .) (toString (floor .))) -}}
+{{ int64 . }}
+{{- else -}}
+{{ . }}
+{{- end -}}
 {{- end -}}
