@@ -188,6 +188,14 @@ def test_live_agents_are_as_the_design_has_them() -> None:
     assert container(deployment)["envFrom"] == [{"secretRef": {"name": "factory-agent"}}]
 
 
+def test_versions_of_an_agent_share_its_group() -> None:
+    deployments = {d["metadata"]["name"]: d for d in rendered(FACTORY, "versions") if d["kind"] == "Deployment"}
+    for version in ("v1", "v2"):
+        arguments = container(deployments[f"release-enrich-{version}"])["args"]
+        assert arguments[arguments.index("--group") + 1] == "factory.enrich.raw_events"
+        assert arguments[-2:] == ["--live-version", version]
+
+
 def test_an_agent_may_be_paused() -> None:
     assert one(rendered(FACTORY, "paused"), "Deployment", "release-enrich")["spec"]["replicas"] == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -241,6 +242,11 @@ def test_an_upgrade_and_a_rollback_under_load_lose_and_double_nothing(site: Site
         generations.append(site.pods("live"))
     assert [len(pods) for pods in generations] == [4, 4, 4]
     assert len({name for pods in generations for name in pods}) == 12
+    assert_exact(site, raw, loaded, load)
+
+
+def assert_exact(site: Site, raw: str, loaded: str, load: Load) -> None:
+    """All that was sent came out, once, and within fifteen seconds."""
     wait_for(lambda: not any(p.lag for p in group_lag(site.runs.config, f"factory.enrich.{raw}")), "the agents to be done", 120)
     came, went = dict(site.stamped(raw)), site.stamped(loaded)
     assert len(came) == load.sent
@@ -248,6 +254,30 @@ def test_an_upgrade_and_a_rollback_under_load_lose_and_double_nothing(site: Site
     worst = max(at - came[id_] for id_, at in went)
     print(f"{load.sent} events at {RATE} a second; worst delay {worst / 1000:.1f} s")
     assert worst < 15_000
+
+
+def test_versions_hand_over_to_each_other_under_load(site: Site) -> None:
+    raw, loaded, release = site.topic("versions"), site.topic("versioned"), site.release("versions")
+    values = site.values(raw, loaded)
+    enrich = {**values["agents"]["enrich"], "agent": "enrich"}
+    group, rollout = f"factory.enrich.{raw}", functools.partial(_rollout, site)
+    release.upgrade(values | {"agents": {"old": {**enrich, "version": "v1"}}})
+    with Load(site.runs, raw) as load:
+        wait_for(lambda: load.sent >= RATE, "the load to begin")
+        release.upgrade(values | {"agents": {"old": {**enrich, "version": "v1"}, "new": {**enrich, "version": "v2"}}})
+        assert rollout("start", group, "v2", "--steps", "1,100%", "--hold", "1 h")["held"] == 1
+        assert rollout("shift", group, "100%")["held"] == PARTITIONS
+        assert rollout("rollback", group, "--reason", "a trial")["verdict"] == "rolled back"
+        assert rollout("start", group, "v2", "--hold", "1 s")["held"] == PARTITIONS
+        assert rollout("finish", group)["settled"]
+        release.upgrade(values | {"agents": {"new": {**enrich, "version": "v2"}}})
+        assert len(site.pods("versions")) == 4
+    assert_exact(site, raw, loaded, load)
+    release.uninstall()
+
+
+def _rollout(site: Site, *arguments: str) -> Any:
+    return site.pipelines.factory.ok("rollout", *arguments, "--prefix", site.runs.prefix, "--json").data
 
 
 def test_an_eviction_beyond_the_budget_is_refused(site: Site, live: tuple[Release, dict[str, Any]]) -> None:
