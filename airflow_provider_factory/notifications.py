@@ -127,14 +127,21 @@ class _Notice:
     def _tell(self, what: Happening, lines: Sequence[str]) -> bool:
         from factory_agents.kafka.alerts import AlertLog
 
+        sent = False
+
         def send(before: Standing | None, facts: Facts | None, trouble: str = "") -> None:
+            nonlocal sent
             self._notifier.send(self._message(what, lines, before, facts, trouble), self._context)
+            sent = True
 
         try:
             config = self._config()
             alerts = AlertLog(config, pipeline=self._dag_id, window=self._window, prefix=option("prefix"))
             return alerts.say(what, (self._who or self._run_id)[:_LONGEST_WHO], lambda before: send(before, self._facts(config)))
         except FactoryError as error:
+            if sent:
+                log.warning("a message went out, and the ledger could not be told: %s", error)
+                return True
             if what == "whole":
                 log.warning("nobody can say whether a window was broken before: %s", error)
                 return False

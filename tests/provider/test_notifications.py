@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
@@ -21,7 +21,8 @@ from airflow.sdk.bases.notifier import BaseNotifier
 from airflow_provider_factory.notifications import FactoryNotifier, deadline_missed, late_after
 from airflow_provider_factory.operators.validation import ValidationOperator
 from factory_agents.contracts import WindowStatistics, judge, load_contract
-from factory_agents.errors import AgentCrashedError, ConfigurationError, FactoryError
+from factory_agents.errors import AgentCrashedError, ConfigurationError, FactoryError, UnavailableError
+from factory_agents.kafka.alerts import AlertLog, Standing
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
@@ -205,6 +206,16 @@ def test_without_a_broker_a_failure_is_told_all_the_same(runs: Runs, slack: Webh
     FactoryNotifier("our_slack")(of_run(runs, "success"))
     (told,) = slack.texts()
     assert "not grouped with other messages: ConfigurationError: connection 'kafka_default': its extra names no broker" in told
+
+
+def test_a_broker_that_fails_after_the_message_makes_no_second_one(runs: Runs, slack: Webhooks, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: AlertLog, what: str, who: str, tell: Callable[[Standing], None]) -> bool:
+        tell(Standing())
+        raise UnavailableError("the broker is gone")
+
+    monkeypatch.setattr(AlertLog, "say", lost)
+    FactoryNotifier("our_slack")(of_run(runs, "task_failure"))
+    assert len(slack.posted) == 1
 
 
 class Kept(BaseNotifier):
