@@ -184,9 +184,10 @@ def test_dead_letters_never_go_to_the_output_topic() -> None:
 def test_rerun_and_reprocess_decide_otherwise() -> None:
     assert told(rerun="redo").rerun == "redo"
     assert told(reprocess="True").rerun == "redo"
+    assert told(rerun="ask_again", reprocess="True").rerun == "ask_again"
     task = operator(rerun="reuse", retries=0)
     assert task.agent_run(task_context(task)).order is None  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="rerun: expected one of clear, reuse, redo, got 'maybe'"):
+    with pytest.raises(ConfigurationError, match="rerun: expected one of clear, reuse, redo, ask_again, got 'maybe'"):
         operator(rerun="maybe")
 
 
