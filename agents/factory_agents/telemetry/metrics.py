@@ -89,13 +89,13 @@ FAMILIES: Mapping[str, Family] = {
             "factory_scalable_lag",
             "gauge",
             _AGENT,
-            "The same, but 0 while a breaker is not closed: what to scale by, since more agents don't mend a service.",
+            "As factory_held_lag, but 0 while a breaker is not closed: what to scale by.",
         ),
         Family(
             "factory_breaker_open",
             "gauge",
             (*_AGENT, "dependency"),
-            "Whether a service that a live agent calls is not called now: 1 for an open breaker, 0.5 for a half-open one.",
+            "State of a service's breaker: 1 is open (it isn't called), 0.5 half-open.",
         ),
         Family(
             "kafka_consumer_lag",
