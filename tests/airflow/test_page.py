@@ -1,49 +1,110 @@
-"""The Factory page inside a whole Airflow, in a browser: who may see it, what it shows of a run, in light and dark."""
+"""The Factory page inside a whole Airflow, in a browser: missing windows are backfilled by keyboard, in both themes."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
+import pytest
+from confluent_kafka.admin import AdminClient
 
-from tests.airflow.test_ui import CHROMIUM, PIPELINE, page, pipeline, pytestmark
+from tests.airflow.pipelines import START, Pipeline
+from tests.airflow.test_ui import CHROMIUM, page, pytestmark
 from tests.support.airflow_components import RunningAirflow
+from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Frame, Page
 
-__all__ = ["CHROMIUM", "page", "pipeline", "pytestmark"]
+__all__ = ["CHROMIUM", "page", "pytestmark"]
 
 SHOTS = os.environ.get("FACTORY_SCREENSHOTS")
 
 
+@pytest.fixture
+def only_here(page: Page, airflow_running: RunningAirflow) -> Iterator[None]:
+    """No request may go to another host."""
+    asked: list[str] = []
+
+    def note(request: Any) -> None:
+        asked.append(request.url)
+
+    page.on("request", note)
+    yield
+    page.remove_listener("request", note)
+    assert [url for url in asked if not url.startswith((airflow_running.components.url, "data:", "blob:"))] == []
+
+
+def opened(page: Page, airflow: RunningAirflow) -> Frame:
+    """The page's frame within Airflow."""
+    page.goto(f"{airflow.components.url}/plugin/factory")
+    page.frame_locator("iframe").get_by_role("heading", name="Factory").wait_for()
+    return next(f for f in page.frames if f.parent_frame is not None)
+
+
+def accessible(frame: Frame) -> None:
+    """Nothing serious for axe."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(frame).response["violations"]  # type: ignore[arg-type]
+    serious = [(v["id"], [n["html"][:200] for n in v["nodes"]][:3]) for v in found if v["impact"] in ("serious", "critical")]
+    assert serious == []
+
+
+def shoot(page: Page, name: str) -> None:
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / f"factory-page-{name}.png")
+
+
+def in_both_themes(page: Page, frame: Frame, name: str) -> None:
+    """As Airflow's own toggle sets them, while the page is open."""
+    for theme in ("dark", "light"):
+        page.evaluate(f"document.documentElement.className = '{theme}'")
+        frame.locator(f"html{'.dark' if theme == 'dark' else ':not(.dark)'}").wait_for(state="attached")
+        accessible(frame)
+        shoot(page, f"{name}-{theme}")
+
+
 def test_who_is_not_signed_in_sees_nothing(airflow_running: RunningAirflow) -> None:
-    for path in ("", "pipelines/x", "static/factory.css"):
+    for path in ("", "pipelines/x", "pipelines/x/letters", "static/factory.css"):
         assert httpx.get(f"{airflow_running.components.url}/factory/{path}").status_code == 401
+    assert httpx.post(f"{airflow_running.components.url}/factory/pipelines/x/replay", json={}).status_code == 401
     for path in ("openapi.json", "docs"):
         assert httpx.get(f"{airflow_running.components.url}/factory/{path}").status_code in (401, 404)
 
 
-def test_it_shows_the_windows_of_a_run_and_follows_the_theme(airflow_running: RunningAirflow, page: Page, pipeline: str) -> None:
-    airflow_running.unpause(pipeline)
-    run = airflow_running.trigger(pipeline, logical_date="2018-07-01T09:00:00Z")
-    airflow_running.wait_run(pipeline, run)
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(f"{airflow_running.components.url}/plugin/factory")
-    frame = page.frame_locator("iframe")
-    frame.get_by_role("heading", name="Factory").wait_for()
-    frame.get_by_role("link", name=PIPELINE, exact=True).click()
-    row = frame.get_by_role("row").filter(has_text="2018-07-01 08:00")
-    row.get_by_text("whole").wait_for()
-    assert "publish_results" in row.inner_text()
-    for theme in ("light", "dark"):
-        page.evaluate(f"document.documentElement.className = '{theme}'")
-        frame.locator(f"html{'.dark' if theme == 'dark' else ':not(.dark)'}").wait_for(state="attached")
-        if SHOTS:
-            page.screenshot(path=Path(SHOTS) / f"factory-page-{theme}.png")
-    assert [url for url in requests if not url.startswith((airflow_running.components.url, "data:", "blob:"))] == []
-    frame.get_by_text("Open the DAG").click()
-    page.wait_for_url(f"**/dags/{PIPELINE}**")
+def test_missing_windows_are_backfilled_from_the_calendar(
+    page: Page, airflow_running: RunningAirflow, admin: AdminClient, bootstrap: str, only_here: None
+) -> None:
+    pipeline = Pipeline(airflow_running, admin, bootstrap, "from_calendar", seed=7, hours=6)
+    airflow_running.unpause("from_calendar")
+    for n in (0, 3):
+        pipeline.backfill(first=n, last=n)
+        airflow_running.wait_quiet("from_calendar")
+    frame = opened(page, airflow_running)
+    until = (START + timedelta(hours=6)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    frame.goto(f"{airflow_running.components.url}/factory/pipelines/from_calendar?until={until}")
+    missing = frame.locator("input[name=start]")
+    wait_for(lambda: missing.count() == 4, "the missing hours", 60)
+    in_both_themes(page, frame, "calendar")
+    for n in (1, 2):
+        missing.nth(n - 1).focus()
+        page.keyboard.press("Space")
+    frame.get_by_role("button", name="Show what a backfill would run").focus()
+    page.keyboard.press("Enter")
+    frame.get_by_text("A backfill would run 2 intervals").wait_for()
+    shoot(page, "backfill")
+    frame.get_by_role("button", name="Run this backfill").focus()
+    page.keyboard.press("Enter")
+    frame.get_by_text("has begun").wait_for()
+    airflow_running.wait_quiet("from_calendar")
+    assert [run["data_interval_start"][11:13] for run in airflow_running.runs("from_calendar")] == ["00", "03", "01", "02"]
+    frame.goto(f"{airflow_running.components.url}/factory/pipelines/from_calendar?until={until}")
+    wait_for(lambda: frame.goto(frame.url) is not None and frame.locator(".cell.whole").count() == 4, "the windows to be whole", 60)
+    assert frame.locator(".cell.missing").count() == 2
+    frame.get_by_role("link", name="Open the DAG").click()
+    page.wait_for_url("**/dags/from_calendar**")
