@@ -44,7 +44,7 @@ coverage: ## run what make unit runs, and show which lines it executes; fails be
 	@$(MAKE) --no-print-directory unit ARGS="--cov --cov-report=term -q $(ARGS)"
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
-	$(BIN)/pytest -n 2 --max-worker-restart 0 --dist loadfile tests/kubernetes $(ARGS)
+	$(BIN)/pytest -n 2 --max-worker-restart 0 --dist loadfile -m 'not soak' tests/kubernetes $(ARGS)
 
 test-snowflake: $(READY) ## try the sink on the account of SNOWFLAKE_ACCOUNT and the rest, in schemas that are made for it (docs/snowflake.md)
 	FACTORY_TEST_SNOWFLAKE=1 $(BIN)/pytest -n 0 tests/agents/sinks/snowflake/test_conformance.py -k 'not dies' $(ARGS)

@@ -256,6 +256,7 @@ def assert_exact(site: Site, raw: str, loaded: str, load: Load) -> None:
     assert worst < 15_000
 
 
+@pytest.mark.soak
 def test_versions_hand_over_to_each_other_under_load(site: Site) -> None:
     raw, loaded, release = site.topic("versions"), site.topic("versioned"), site.release("versions")
     values = site.values(raw, loaded)
