@@ -1,7 +1,8 @@
-"""The Factory page inside a whole Airflow, in a browser: missing windows are backfilled by keyboard, in both themes."""
+"""The Factory page inside a whole Airflow, in a browser: from a failed window to its records and back, by mouse and by keyboard."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from tests.airflow.pipelines import START, Pipeline
 from tests.airflow.test_ui import CHROMIUM, page, pytestmark
 from tests.support.airflow_components import RunningAirflow
+from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -75,6 +78,54 @@ def test_who_is_not_signed_in_sees_nothing(airflow_running: RunningAirflow) -> N
     assert httpx.post(f"{airflow_running.components.url}/factory/pipelines/x/replay", json={}).status_code == 401
     for path in ("openapi.json", "docs"):
         assert httpx.get(f"{airflow_running.components.url}/factory/{path}").status_code in (401, 404)
+
+
+def test_from_a_failed_window_to_the_record_and_into_the_table(
+    page: Page, airflow_running: RunningAirflow, admin: AdminClient, bootstrap: str, only_here: None
+) -> None:
+    topic = f"{airflow_running.topics}.priced"
+    for name in (topic, f"{topic}.read", f"{topic}.read.dead", f"{topic}.valid", f"{topic}.valid.dead"):
+        create_topic(admin, name, 1)
+    producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0})
+    for order, price in ((1, 10), (2, -5), (3, 7)):
+        producer.produce(topic, json.dumps({"order": order, "price": price}).encode())
+    assert producer.flush(30) == 0
+    airflow_running.unpause("priced")
+    airflow_running.unpause("factory_replay")
+    failed = airflow_running.trigger("priced")
+    airflow_running.wait_run("priced", failed, "failed")
+
+    frame = opened(page, airflow_running)
+    frame.get_by_role("link", name="priced", exact=True).click()
+    row = frame.get_by_role("row").filter(has_text="failed")
+    row.get_by_role("link").click()
+    frame.get_by_text("3 = 2 forwarded + 1 rejected").wait_for()
+    frame.get_by_text("ValidationFailedError").first.wait_for()
+    in_both_themes(page, frame, "window")
+    frame.get_by_role("link", name="dead letters of read_price").click()
+    frame.get_by_role("cell", name="price < 0").first.wait_for()
+    in_both_themes(page, frame, "letters")
+    frame.get_by_role("link", name="0@0").click()
+    frame.get_by_role("heading", name="Value").wait_for()
+    frame.get_by_text('"price": -5').wait_for()
+    accessible(frame)
+
+    button = frame.get_by_role("button", name="Replay this letter")  # by keyboard from here on
+    button.focus()
+    page.keyboard.press("Enter")
+    frame.get_by_text("Replay has begun").wait_for()
+    replays = airflow_running.runs("factory_replay")
+    airflow_running.wait_run("factory_replay", replays[-1]["dag_run_id"])
+    frame.get_by_role("button", name="Replay this letter").focus()
+    page.keyboard.press("Enter")  # once more: the letter has gone already
+    wait_for(lambda: len(airflow_running.runs("factory_replay")) == len(replays) + 1, "the second replay", 60)
+    second = airflow_running.runs("factory_replay")[-1]["dag_run_id"]
+    airflow_running.wait_run("factory_replay", second)
+    assert airflow_running.xcom("factory_replay", second, "replay")["replayed"] == 0
+
+    mended = airflow_running.trigger("priced", mended="yes", enough=1)
+    airflow_running.wait_run("priced", mended)
+    assert airflow_running.rows('SELECT "order", price FROM priced') == [(2, 5)]
 
 
 def test_missing_windows_are_backfilled_from_the_calendar(
