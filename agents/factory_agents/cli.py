@@ -609,6 +609,7 @@ class _With(StrEnum):
     snowflake = "snowflake"
     temporal = "temporal"
     registry = "registry"
+    model = "model"
     observability = "observability"
 
 
@@ -667,8 +668,8 @@ def sandbox_up(
         list[_With] | None,
         typer.Option(
             "--with",
-            help="also: bigquery (needs Python 3.13) or snowflake, emulators; temporal; registry, of schemas; observability (Prometheus, "
-            "Alertmanager and a metrics server); repeatable",
+            help="also: bigquery (needs Python 3.13) or snowflake, emulators; temporal; registry, of schemas; model, a language model; "
+            "observability (Prometheus, Alertmanager and a metrics server); repeatable",
         ),
     ] = None,
     json: Json = False,
@@ -681,6 +682,7 @@ def sandbox_up(
       factory sandbox up --with bigquery --with snowflake
       factory sandbox up --with temporal
       factory sandbox up --with registry
+      factory sandbox up --with model
       factory sandbox up --with observability
     """
     from factory_agents.sandbox import Sandbox
@@ -691,6 +693,7 @@ def sandbox_up(
         with_snowflake=_With.snowflake in wanted,
         with_temporal=_With.temporal in wanted,
         with_registry=_With.registry in wanted,
+        with_model=_With.model in wanted,
         with_observability=_With.observability in wanted,
     ).up()
     if json:
@@ -706,6 +709,8 @@ def sandbox_up(
         console.say(f"Snowflake   {info.snowflake_url} (an emulator, without a password too; its data end with it)")
     if info.registry_url is not None:
         console.say(f"Registry    {info.registry_url} (without a password too)")
+    if info.model_url is not None:
+        console.say(f"Model       {info.model_url} (SmolLM2, 135M; it wants the database's password as its key)")
     if info.prometheus_url is not None:
         console.say(f"Prometheus  {info.prometheus_url} over {info.metrics_url} (without a password too)")
         console.say(f"Alerts      {info.alertmanager_url} (Alertmanager, without a password too; it sends them nowhere)")
@@ -748,6 +753,8 @@ def sandbox_status(json: Json = False) -> None:
             parts.append(("Snowflake", status.snowflake))
         if status.registry is not None:
             parts.append(("Registry", status.registry))
+        if status.model is not None:
+            parts.append(("Model", status.model))
         if status.observability is not None:
             parts.append(("Prometheus", status.observability))
         console.print_table(

@@ -40,6 +40,11 @@ def with_registry() -> Sandbox:
     return Sandbox(HOME, sasl=True, with_registry=True)
 
 
+def with_model() -> Sandbox:
+    """The same with a language model beside it."""
+    return Sandbox(HOME, sasl=True, with_model=True)
+
+
 def take_lease() -> None:
     """Keep the shared sandbox from being ended while this process lives."""
     with _locked():

@@ -12,7 +12,7 @@ from factory_agents.sandbox.state import BIGQUERY_PROJECT
 
 _EXTENSIONS = ("ducklake", "icu", "spatial")
 EMULATOR = emulators.Emulator(
-    "BigQuery",
+    "BigQuery emulator",
     (3, 13),
     "from duckdb_extensions import import_extension; " + "; ".join(f"import_extension({name!r})" for name in _EXTENSIONS),
 )

@@ -1,4 +1,4 @@
-"""Emulators of a sandbox: each has a Python environment of its own, built once from locked requirements and cached for all sandboxes."""
+"""Emulators of a sandbox, and its model: each has its own Python environment, built once from locked requirements for all sandboxes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _READY = "ready"
 
 
 class Emulator(msgspec.Struct, frozen=True):
-    """What an emulator is built of: ``requirements`` with hashes; ``prepare`` is Python code that its environment runs once."""
+    """What one is built of: ``requirements`` with hashes; ``prepare`` is Python code that its environment runs once."""
 
     name: str
     oldest_python: tuple[int, int]
@@ -34,23 +34,27 @@ class Emulator(msgspec.Struct, frozen=True):
     @property
     def requirements(self) -> Path:
         """The file of its locked requirements."""
-        return Path(__file__).with_name(f"{self.name.lower()}-emulator.txt")
+        return Path(__file__).with_name(f"{self._slug}.txt")
+
+    @property
+    def _slug(self) -> str:
+        return self.name.lower().replace(" ", "-")
 
     def build(self, tell: Callable[[str], None]) -> Path:
-        """Its environment, built if it isn't there yet: some 600 MB, kept under ``XDG_CACHE_HOME`` by what is in it.
+        """Its environment, built if it isn't there yet: up to 800 MB, kept under ``XDG_CACHE_HOME`` by what is in it.
 
         Raises:
             ConfigurationError: there is no Python that it runs on.
             UnavailableError: its packages could not be had.
         """
-        name = f"{self.name.lower()}-emulator-{hashlib.sha256(self.requirements.read_bytes()).hexdigest()[:12]}"
+        name = f"{self._slug}-{hashlib.sha256(self.requirements.read_bytes()).hexdigest()[:12]}"
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "factory" / name
         if is_ready(folder):
             return folder
         python = _python(self.name, self.oldest_python)
         with _locked(folder):
             if not is_ready(folder):
-                tell(f"building the {self.name} emulator's environment, once")
+                tell(f"building the environment of the {self.name}, once")
                 shutil.rmtree(folder, ignore_errors=True)  # of a building that was cut off, or what another user may have changed
                 private.folder(folder)
                 self._run([python, "-m", "venv", str(folder)], folder)
@@ -76,10 +80,10 @@ class Emulator(msgspec.Struct, frozen=True):
             )
         except subprocess.TimeoutExpired:
             shown = " ".join(command[:4])
-            raise UnavailableError(f"the {self.name} emulator could not be built in {_BUILD_PATIENCE:g} s: {shown} …") from None
+            raise UnavailableError(f"the {self.name} could not be built in {_BUILD_PATIENCE:g} s: {shown} …") from None
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()
-            raise UnavailableError(f"the {self.name} emulator could not be built: {said[-1] if said else done.returncode}")
+            raise UnavailableError(f"the {self.name} could not be built: {said[-1] if said else done.returncode}")
 
     def wait_ready(self, folder: Path, process: ProcessRecord, answers: Callable[[], bool]) -> None:
         """Wait until it answers.
@@ -89,7 +93,7 @@ class Emulator(msgspec.Struct, frozen=True):
         """
         wait_until(lambda: answers() or not alive(process), _PATIENCE)
         if not (alive(process) and answers()):
-            raise UnavailableError(f"the {self.name} emulator did not start: {last_line(log_of(folder))} (see {log_of(folder)})")
+            raise UnavailableError(f"the {self.name} did not start: {last_line(log_of(folder))} (see {log_of(folder)})")
 
 
 def is_ready(folder: Path) -> bool:
@@ -130,7 +134,7 @@ def _python(name: str, oldest: tuple[int, int]) -> str:
         if _is_new_enough(candidate, oldest):
             return candidate
     wanted = ".".join(map(str, oldest))
-    raise ConfigurationError(f"the {name} emulator needs Python {wanted} or newer, found none: put python{wanted} on the PATH")
+    raise ConfigurationError(f"the {name} needs Python {wanted} or newer, found none: put python{wanted} on the PATH")
 
 
 def _is_new_enough(python: str, oldest: tuple[int, int]) -> bool:

@@ -16,13 +16,14 @@ import msgspec
 
 from factory_agents.errors import UnavailableError
 from factory_agents.sandbox import airflow as airflows
-from factory_agents.sandbox import bigquery, emulators, kafka, observability, postgres, private, registry, snowflake, temporal
+from factory_agents.sandbox import bigquery, emulators, kafka, model, observability, postgres, private, registry, snowflake, temporal
 from factory_agents.sandbox import state as states
 from factory_agents.sandbox.processes import alive, free_port, listens
 from factory_agents.sandbox.state import (
     HOST,
     BigQueryState,
     KafkaState,
+    ModelState,
     ObservabilityState,
     PartStatus,
     PostgresState,
@@ -44,8 +45,8 @@ def _to_stderr(message: str) -> None:
 class Sandbox:
     """A Kafka broker and a PostgreSQL server whose files and processes belong to ``home``, which nobody else may read.
 
-    The database wants a password; so does the listener of the broker that ``sasl`` adds. The other listener takes any client on this
-    machine, and the emulators, the Temporal server and the schema registry have no password at all.
+    The database wants a password; so do the model, and the listener of the broker that ``sasl`` adds. The other listener takes any client
+    on this machine, and the emulators, the Temporal server and the schema registry have no password at all.
 
     Args:
         home: where everything is kept; by default ``FACTORY_HOME``, else ``.factory`` in the current directory.
@@ -54,6 +55,7 @@ class Sandbox:
         with_temporal: whether a Temporal development server runs beside them.
         with_snowflake: the same for a Snowflake emulator, which needs Python 3.11.
         with_registry: whether a schema registry runs beside them. It is fetched the first time.
+        with_model: whether a small language model runs beside them, which takes one core while it is asked. It is built the first time.
         with_observability: whether Prometheus, Alertmanager and a metrics server run beside them; their programs are on the PATH.
         host: this machine's address to listen at; another than loopback lets its neighbours in, for example a test cluster's pods.
             Temporal is always on loopback.
@@ -71,6 +73,7 @@ class Sandbox:
         with_temporal: bool = False,
         with_snowflake: bool = False,
         with_registry: bool = False,
+        with_model: bool = False,
         with_observability: bool = False,
         host: str = HOST,
         tell: Callable[[str], None] = _to_stderr,
@@ -81,6 +84,7 @@ class Sandbox:
         self._with_temporal = with_temporal
         self._with_snowflake = with_snowflake
         self._with_registry = with_registry
+        self._with_model = with_model
         self._with_observability = with_observability
         self._host = host
         self._tell = tell
@@ -109,6 +113,7 @@ class Sandbox:
             (self._with_snowflake, found.snowflake_url),
             (self._with_temporal, found.temporal_address),
             (self._with_registry, found.registry_url),
+            (self._with_model, found.model_url),
             (self._with_observability, found.prometheus_url),
         )
         return all(address is not None for asked, address in wanted if asked)
@@ -125,6 +130,7 @@ class Sandbox:
             self._end_temporal()
             self._end_snowflake()
             self._end_registry()
+            self._end_model()
             if wipe:
                 states.forget(self.home)
                 shutil.rmtree(self._kafka_folder, ignore_errors=True)
@@ -133,6 +139,7 @@ class Sandbox:
                 shutil.rmtree(self._temporal_folder, ignore_errors=True)
                 shutil.rmtree(self._snowflake_folder, ignore_errors=True)
                 shutil.rmtree(self._registry_folder, ignore_errors=True)
+                shutil.rmtree(self._model_folder, ignore_errors=True)
                 shutil.rmtree(self._observability_folder, ignore_errors=True)
 
     def status(self) -> SandboxStatus:
@@ -146,6 +153,7 @@ class Sandbox:
             bigquery=_part(state.bigquery, emulators.log_of(self._bigquery_folder)) if state and state.bigquery else None,
             snowflake=_part(state.snowflake, emulators.log_of(self._snowflake_folder)) if state and state.snowflake else None,
             registry=_part(state.registry, registry.log_of(self._registry_folder)) if state and state.registry else None,
+            model=_part(state.model, emulators.log_of(self._model_folder)) if state and state.model else None,
             observability=_part(state.observability, observability.log_of(self._observability_folder))
             if state and state.observability
             else None,
@@ -264,6 +272,10 @@ class Sandbox:
         return self.home / "registry"
 
     @property
+    def _model_folder(self) -> Path:
+        return self.home / "model"
+
+    @property
     def _observability_folder(self) -> Path:
         return self.home / "observability"
 
@@ -288,6 +300,8 @@ class Sandbox:
             self._start_snowflake()
         if self._with_registry:
             self._start_registry()
+        if self._with_model:
+            self._start_model()
         if broker is not None:
             self._finish_kafka(broker)
         if self._with_observability:
@@ -439,6 +453,25 @@ class Sandbox:
             emulators.end(state.snowflake.process)
             states.save(self.home, msgspec.structs.replace(state, snowflake=msgspec.structs.replace(state.snowflake, process=None)))
 
+    def _start_model(self) -> None:
+        state = self._state()
+        server = state.model
+        if server is not None and alive(server.process):
+            if model.answers(server.host, server.port):
+                return
+            emulators.end(server.process)
+        port = _port_again(self._host, server.port if server else None)
+        process = model.start(self._model_folder, self._host, port, state.password, self._tell)
+        started = ModelState(host=self._host, port=port, process=process)
+        states.save(self.home, msgspec.structs.replace(self._state(), model=started))
+        model.SERVER.wait_ready(self._model_folder, process, lambda: model.answers(self._host, port))
+
+    def _end_model(self) -> None:
+        state = self._state()
+        if state.model is not None:
+            emulators.end(state.model.process)
+            states.save(self.home, msgspec.structs.replace(state, model=msgspec.structs.replace(state.model, process=None)))
+
     def _start_observability(self) -> None:
         state = self._state()
         before, broker = state.observability, state.kafka
@@ -467,7 +500,9 @@ class Sandbox:
             states.save(self.home, msgspec.structs.replace(state, observability=stopped))
 
 
-_Server: TypeAlias = KafkaState | PostgresState | BigQueryState | SnowflakeState | TemporalState | RegistryState | ObservabilityState | None
+_Server: TypeAlias = (
+    KafkaState | PostgresState | BigQueryState | SnowflakeState | TemporalState | RegistryState | ModelState | ObservabilityState | None
+)
 
 
 def _part(state: _Server, log: Path) -> PartStatus:

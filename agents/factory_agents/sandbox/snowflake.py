@@ -10,7 +10,7 @@ from pathlib import Path
 from factory_agents.sandbox import emulators, private
 from factory_agents.sandbox.processes import ProcessRecord, spawn
 
-EMULATOR = emulators.Emulator("Snowflake", (3, 11))
+EMULATOR = emulators.Emulator("Snowflake emulator", (3, 11))
 _SERVER = Path(__file__).with_name("snowflake_server.py")
 
 

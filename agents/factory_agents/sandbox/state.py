@@ -18,6 +18,7 @@ DATABASE = "factory"
 AIRFLOW_DATABASE = "airflow"
 BIGQUERY_PROJECT = "local"
 SNOWFLAKE_ACCOUNT, SNOWFLAKE_DATABASE, SNOWFLAKE_SCHEMA = "local", "LOCAL", "PUBLIC"
+MODEL = "smollm2-135m-instruct"
 _FILE = "sandbox.json"
 
 
@@ -75,6 +76,14 @@ class RegistryState(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessRecord | None = None
 
 
+class ModelState(msgspec.Struct, frozen=True, kw_only=True):
+    """The model server's address and process."""
+
+    port: int
+    host: str = HOST
+    process: ProcessRecord | None = None
+
+
 class ObservabilityState(msgspec.Struct, frozen=True, kw_only=True):
     """Prometheus' address and process, those of Alertmanager and of the metrics server, and the broker that this one asks."""
 
@@ -89,7 +98,7 @@ class ObservabilityState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a sandbox keeps; ``password`` serves both parts."""
+    """Everything a sandbox keeps; ``password`` serves all parts that want one."""
 
     password: str
     kafka: KafkaState | None = None
@@ -98,6 +107,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     temporal: TemporalState | None = None
     snowflake: SnowflakeState | None = None
     registry: RegistryState | None = None
+    model: ModelState | None = None
     observability: ObservabilityState | None = None
 
 
@@ -107,8 +117,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     The URLs carry the password and suit psycopg and psql; ``airflow_database_url`` is the empty database for Airflow's own
     metadata, in SQLAlchemy's form. The ``sasl_`` fields are None unless the sandbox was started with ``sasl=True``
     (SASL_PLAINTEXT, mechanism PLAIN); ``bigquery_url`` and ``snowflake_url`` are None unless the emulator runs, ``temporal_address`` and
-    ``temporal_ui_url`` unless that server does, ``registry_url`` unless the schema registry does, ``prometheus_url``,
-    ``alertmanager_url`` and ``metrics_url`` unless those run.
+    ``temporal_ui_url`` unless that server does, ``registry_url`` unless the schema registry does, ``model_url`` and ``model_key`` unless
+    the model does, ``prometheus_url``, ``alertmanager_url`` and ``metrics_url`` unless those run.
     """
 
     home: Path
@@ -125,6 +135,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     temporal_ui_url: str | None = None
     snowflake_url: str | None = None
     registry_url: str | None = None
+    model_url: str | None = None
+    model_key: str | None = None
     prometheus_url: str | None = None
     alertmanager_url: str | None = None
     metrics_url: str | None = None
@@ -146,6 +158,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
             variables["TEMPORAL_ADDRESS"] = self.temporal_address
         if self.registry_url is not None:
             variables["SCHEMA_REGISTRY_URL"] = self.registry_url
+        if self.model_url is not None:
+            variables |= model_env(self.model_url, self.model_key or "")
         return variables
 
 
@@ -173,6 +187,17 @@ def snowflake_env(url: str) -> dict[str, str]:
     }
 
 
+def model_env(url: str, key: str) -> dict[str, str]:
+    """The variables that make ``infer`` ask a model: directly, and in Airflow by the connection ``model_default``."""
+    connection = {"conn_type": "pydanticai", "host": url, "password": key, "extra": {"model": MODEL}}
+    return {
+        "FACTORY_MODEL": MODEL,
+        "FACTORY_MODEL_ENDPOINT": url,
+        "FACTORY_MODEL_API_KEY": key,
+        "AIRFLOW_CONN_MODEL_DEFAULT": msgspec.json.encode(connection).decode(),
+    }
+
+
 class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One part: whether its process runs, and where."""
 
@@ -183,8 +208,8 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The parts of the sandbox kept in ``home``; ``bigquery``, ``snowflake``, ``temporal``, ``registry`` and ``observability``
-    (of Prometheus) where they were asked for.
+    """The parts of the sandbox kept in ``home``; ``bigquery``, ``snowflake``, ``temporal``, ``registry``, ``model`` and
+    ``observability`` (of Prometheus) where they were asked for.
     """
 
     home: Path
@@ -194,6 +219,7 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     temporal: PartStatus | None = None
     snowflake: PartStatus | None = None
     registry: PartStatus | None = None
+    model: PartStatus | None = None
     observability: PartStatus | None = None
 
     @property
@@ -250,6 +276,7 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
         return None
     authority = f"{USER}:{quote(state.password)}@{postgres.host}:{postgres.port}"
     sasl = kafka.sasl_port is not None
+    model = _url(state.model)
     temporal = state.temporal if state.temporal is not None and alive(state.temporal.process) else None
     seen = state.observability if state.observability is not None and alive(state.observability.process) else None
     return SandboxInfo(
@@ -267,6 +294,8 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
         bigquery_url=_url(state.bigquery),
         snowflake_url=_url(state.snowflake),
         registry_url=_registry_url(state.registry),
+        model_url=f"{model}/v1" if model is not None else None,
+        model_key=state.password if model is not None else None,
         prometheus_url=f"http://{seen.host}:{seen.port}" if seen is not None else None,
         alertmanager_url=f"http://{seen.host}:{seen.alerts_port}" if seen is not None else None,
         metrics_url=f"http://{seen.host}:{seen.metrics_port}/metrics" if seen is not None else None,
@@ -278,5 +307,5 @@ def _registry_url(state: RegistryState | None) -> str | None:
     return f"{address}/apis/ccompat/v7" if address is not None else None
 
 
-def _url(state: BigQueryState | SnowflakeState | RegistryState | None) -> str | None:
+def _url(state: BigQueryState | SnowflakeState | RegistryState | ModelState | None) -> str | None:
     return f"http://{state.host}:{state.port}" if state is not None and alive(state.process) else None

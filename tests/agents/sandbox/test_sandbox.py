@@ -49,7 +49,8 @@ class TestRunning:
 
     def test_env_reaches_both_parts(self, sandbox: Sandbox) -> None:
         env = sandbox.env()
-        once_asked_for = state.bigquery_env("").keys() | state.snowflake_env("").keys() | {"TEMPORAL_ADDRESS", "SCHEMA_REGISTRY_URL"}
+        emulated = state.bigquery_env("").keys() | state.snowflake_env("").keys()
+        once_asked_for = emulated | state.model_env("", "").keys() | {"TEMPORAL_ADDRESS", "SCHEMA_REGISTRY_URL"}
         own = env.keys() - once_asked_for
         assert own == {"KAFKA_BOOTSTRAP", "DATABASE_URL", "AIRFLOW_CONN_KAFKA_DEFAULT", "AIRFLOW_CONN_POSTGRES_DEFAULT"}
         extra = json.loads(env["AIRFLOW_CONN_KAFKA_DEFAULT"])["extra"]
