@@ -64,15 +64,15 @@ def _sent(now: Standing, record: AlertRecord) -> Standing:
 
 def _happened(now: Standing, record: AlertRecord) -> Standing:
     what, sender = record.what, now.telling.get(record.what)
-    mine = {**now.telling, what: record.id}
-    if what == "whole" and sender is None:
-        return Standing(telling={what: record.id}) if now.since else now
-    times = now.times + (not record.of and what != "whole")
+    telling = {**now.telling, what: record.id if sender in (None, record.of) else sender}
+    if what == "whole":
+        if now.since:  # broken, perhaps for the second time before the first end was told
+            return Standing(telling={what: telling[what]})
+        return now if sender is None else Standing(now.since, now.times, now.told, telling)
+    times = now.times + (not record.of)
     since = now.since or (record.at if what in ("failed", "late") else 0)
-    if sender is not None:
-        return Standing(since, times, now.told, mine if record.of == sender else now.telling)
     known = what in now.told or (what == "late" and ("failed" in now.told or "failed" in now.telling))
-    return Standing(since, times, now.told, now.telling if known else mine)
+    return Standing(since, times, now.told, now.telling if known and sender is None else telling)
 
 
 class AlertLog:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from factory_agents.kafka.alerts import AlertLog, Happening, Standing, standing
@@ -58,6 +58,8 @@ def test_what_is_told_at_the_end_says_since_when_and_how_often() -> None:
     assert standing(records("late", "sent 0", "failed", "failed", "sent 2")) == Standing(100, 3, frozenset({"late", "failed"}))
 
 
+@example(["failed", "whole", "failed", "whole"])
+@example(["failed", "send", "whole", "warned", "whole", "send", "send"])
 @given(st.lists(st.sampled_from(["failed", "late", "warned", "whole", "send", "die"]), max_size=30))
 def test_between_two_ends_nothing_is_told_twice_and_what_is_told_is_told_again(steps: list[str]) -> None:
     """Senders send or die in any order; whoever comes after one that died takes over."""
