@@ -7,6 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 
 __all__ = ["ACTION_HEADER", "REPLAY_DAG", "action", "guard", "may_act", "readable_dags", "reader", "user_name"]
 
@@ -89,10 +91,11 @@ def user_name() -> Callable[..., Any]:
     return name
 
 
-def action(event: str, *more: tuple[str, str]) -> Sequence[Any]:
+def action(event: str, body: type[BaseModel], *more: tuple[str, str]) -> Sequence[Any]:
     """The dependencies of a route that does something: from the page itself, by an editor of the DAG, into the audit log as ``event``.
 
-    ``more`` are further DAGs, each with a method, whose runs the user must be allowed to touch so.
+    Its request holds ``body`` and nothing else. ``more`` are further DAGs, each with a method, whose runs the user must be allowed to
+    touch so.
     """
     try:
         from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
@@ -106,6 +109,7 @@ def action(event: str, *more: tuple[str, str]) -> Sequence[Any]:
         Depends(requires_access_dag("POST", DagAccessEntity.RUN)),
         *others,
         Depends(_from_the_page),
+        Depends(_nothing_but(body)),
         Depends(action_logging(event)),
     ]
 
@@ -118,6 +122,20 @@ def _from_the_page(request: Request) -> None:
     origin = request.headers.get("Origin")
     if site not in (None, "same-origin") or (site is None and (origin is None or not _is_ours(origin, request))):
         raise HTTPException(403, "expected a request from the page itself; another site sent it")
+
+
+def _nothing_but(body: type[BaseModel]) -> Callable[..., Any]:
+    """Refuse other fields before the audit log sees them: it would take a ``dag_id`` or ``run_id`` among them for the one that is meant."""
+
+    async def checked(request: Request) -> None:
+        if request.query_params:
+            raise HTTPException(422, "expected an address without a query")
+        try:
+            body.model_validate_json(await request.body())
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from error
+
+    return checked
 
 
 def _is_ours(origin: str, request: Request) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,9 +14,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment, FileSystemLoader
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from airflow_provider_factory.links import topic_url
 from airflow_provider_factory.page import access, actions, runs
@@ -48,8 +50,17 @@ _Text = Annotated[str, Query(max_length=500, pattern=_NO_NUL)]
 _Number = Annotated[int, InPath(ge=0, lt=2**63)]
 
 
+_MOST_FAULTS = 20
+
+
+def _text(most: int) -> Any:
+    return Field(max_length=most, pattern=_NO_NUL)
+
+
 class BackfillBody(BaseModel):
     """The starts of the chosen intervals; ``expected``: of those that were shown as what would run."""
+
+    model_config = ConfigDict(extra="forbid")
 
     starts: list[datetime] = Field(min_length=1, max_length=actions.MOST_RUNS)
     expected: list[datetime] = Field(default=[], max_length=actions.MOST_RUNS * 4)
@@ -58,12 +69,14 @@ class BackfillBody(BaseModel):
 class ReplayBody(BaseModel):
     """Which letters: those at ``positions``, or all that fit the rest."""
 
-    topic: str = Field(max_length=249)
-    to: str = Field(max_length=249)
-    positions: list[str] = Field(default=[], max_length=200)
-    window: str = Field(default="", max_length=500)
-    stage: str = Field(default="", max_length=250)
-    rule: str = Field(default="", max_length=500)
+    model_config = ConfigDict(extra="forbid")
+
+    topic: Annotated[str, _text(249)]
+    to: Annotated[str, _text(249)]
+    positions: list[Annotated[str, _text(100)]] = Field(default=[], max_length=200)
+    window: Annotated[str, _text(500)] = ""
+    stage: Annotated[str, _text(250)] = ""
+    rule: Annotated[str, _text(500)] = ""
     dry_run: bool = False
 
 
@@ -87,6 +100,12 @@ def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None 
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         return response
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> Response:
+        """What is wrong and where, without what came: not every text of a request can be sent back."""
+        faults = [{"loc": fault["loc"], "msg": fault["msg"]} for fault in error.errors()[:_MOST_FAULTS]]
+        return Response(json.dumps({"detail": faults}), 422, media_type="application/json")
 
     @app.get("/")
     def first(dags: set[str] = readable) -> HTMLResponse:
@@ -263,7 +282,7 @@ def _actions(page: _Page) -> APIRouter:
     router = APIRouter()
     user_name: Any = Depends(access.user_name())
 
-    @router.post("/backfill-plan", dependencies=access.action("factory_backfill_plan"))
+    @router.post("/backfill-plan", dependencies=access.action("factory_backfill_plan", BackfillBody))
     def backfill_plan(dag_id: _Dag, body: BackfillBody) -> HTMLResponse:
         try:
             planned = actions.planned_runs(dag_id, _all_utc(body.starts))
@@ -271,7 +290,7 @@ def _actions(page: _Page) -> APIRouter:
             return page.answer(409, refused=str(error))
         return page.answer(planned=planned, chosen=[_iso(start) for start in body.starts], iso=_iso)
 
-    @router.post("/backfill", dependencies=access.action("factory_backfill"))
+    @router.post("/backfill", dependencies=access.action("factory_backfill", BackfillBody))
     def backfill(dag_id: _Dag, body: BackfillBody, user: str = user_name) -> HTMLResponse:
         try:
             number = actions.backfill(dag_id, _all_utc(body.starts), _all_utc(body.expected), user)
@@ -279,7 +298,7 @@ def _actions(page: _Page) -> APIRouter:
             return page.answer(409, refused=str(error))
         return page.answer(backfill=number, name=dag_id, runs=len(body.expected))
 
-    @router.post("/replay", dependencies=access.action("factory_replay", (access.REPLAY_DAG, "POST")))
+    @router.post("/replay", dependencies=access.action("factory_replay", ReplayBody, (access.REPLAY_DAG, "POST")))
     def replay(dag_id: _Dag, body: ReplayBody, user: str = user_name) -> HTMLResponse:
         if body.to not in actions.replay_targets(page.shot(), dag_id, body.topic):
             return page.answer(409, refused="the ledger knows no such letters of this pipeline, or no such topic that its windows read")
