@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.support.airflow_env import airflow_home, dag_runner
+from tests.support.repository import repository
 
-__all__ = ["airflow_home", "dag_runner"]
+__all__ = ["airflow_home", "dag_runner", "repository"]

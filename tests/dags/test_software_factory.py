@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
-import psycopg
 import pytest
 
 from factory_agents.kafka.ledger import read_result
@@ -26,67 +19,17 @@ from factory_agents.sandbox import Sandbox
 from factory_agents.sandbox.state import bigquery_env
 from factory_agents.temporal.pipelines import read_pipeline
 from factory_agents.temporal.protocol import PipelineRequest
-from tests.support.airflow_env import migrated_database
 from tests.support.bigquery import Emulator
 from tests.support.otlp import Collector
+from tests.support.repository import HOUR, PIPELINE, ROOT, Repository
 from tests.support.runs import read_manifest
 from tests.support.snowflake import SnowflakeSchema
 from tests.support.temporal import Pipelines
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parents[2]
-PIPELINE = "software_factory_pipeline"
 STAGES = ["ingest_events", "enrich_events", "validate_events", "publish_results"]
-HOUR, NEXT_HOUR = "2018-06-05T09:00", "2018-06-05T10:00"  # the first runs 08:00 to 09:00 of the sample
-
-
-@dataclass(frozen=True)
-class Repository:
-    """This repository's DAGs in an Airflow over a sandbox of the test's own."""
-
-    sandbox: Sandbox
-    environment: dict[str, str]
-    metadata: Path
-
-    def dags_test(self, conf: dict[str, Any] | None = None, hour: str = HOUR) -> tuple[int, str]:
-        """The literal command; its exit status and everything it printed. No secret is in that, nor in Airflow's metadata (XCom: results,
-        links, what lineage is made of; rendered fields).
-        """
-        command = [sys.executable, "-m", "airflow", "dags", "test", PIPELINE, hour, *(["--conf", json.dumps(conf)] if conf else [])]
-        done = subprocess.run(
-            command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, check=False
-        )
-        password = str(urlsplit(self.sandbox.info().database_url).password)
-        assert password not in done.stdout
-        assert password.encode() not in self.metadata.read_bytes()
-        return done.returncode, done.stdout
-
-    def rows(self, table: str, columns: str = "t.*") -> list[tuple[Any, ...]]:
-        """A table's rows by key, and none where there is no table."""
-        with psycopg.connect(self.sandbox.info().database_url) as connection:
-            if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,):
-                return []
-            query = f"SELECT {columns} FROM {table} t ORDER BY event_id"  # the test's own names
-            return connection.execute(query).fetchall()  # type: ignore[call-overload,no-any-return]
-
-
-@pytest.fixture
-def repository(own_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from airflow_env import airflow_environment, apply_topics
-
-    database = tmp_path / "airflow.db"
-    database.write_bytes(migrated_database().read_bytes())
-    with closing(sqlite3.connect(database, isolation_level=None)) as metadata:
-        metadata.execute("INSERT INTO slot_pool (pool, slots, description, include_deferred) VALUES ('software_factory', 8, '', 0)")
-    environment = airflow_environment(own_sandbox) | {
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{database}",
-        "AIRFLOW__FACTORY__RETRY_DELAY": "0",
-        "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
-    }
-    apply_topics(environment)
-    return Repository(own_sandbox, environment, database)
+NEXT_HOUR = "2018-06-05T10:00"
 
 
 def test_a_worker_that_is_told_of_a_collector_traces_its_stages_and_events_through_them(
