@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from confluent_kafka import KafkaException
+import msgspec
+from confluent_kafka import KafkaException, TopicPartition
 
-from factory_agents.errors import ConfigurationError, DeadlineError
+from factory_agents.errors import ConfigurationError, DeadlineError, FactoryError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
-from factory_agents.kafka.control import Control, Member
-from factory_agents.kafka.lag import Lags
+from factory_agents.kafka.control import Control, Member, control_topic
+from factory_agents.kafka.followed import FollowedTopic
+from factory_agents.kafka.lag import Lags, PartitionLag
+from factory_agents.kafka.ledger import LEDGER_PARTITIONS
 from factory_agents.kafka.routes import (
     Limits,
     Route,
@@ -22,6 +25,7 @@ from factory_agents.kafka.routes import (
     check_version,
     finished,
     holder,
+    read_token,
     rolled_back,
     shifted,
     started,
@@ -30,9 +34,12 @@ from factory_agents.kafka.routes import (
 )
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.version_group import official_tokens
+from factory_agents.kafka.view import Follower
 from factory_agents.protocol import PartitionRange, Window
 
 __all__ = [
+    "LiveGroup",
+    "LiveGroups",
     "PartitionStatus",
     "Rollouts",
     "Status",
@@ -235,42 +242,106 @@ class Rollouts:
     def _status(self, cluster: Cluster, control: Control, route: Route) -> Status:
         tokens = self._tokens(route)
         lags = Lags(self._config, cluster).of_group(self._group, [route.topic]) if any(at >= 0 for at, _ in tokens.values()) else []
-        by_partition = {row.partition: row for row in lags}
-        partitions = []
-        for p in range(len(route.owners)):
-            row, (_, token) = by_partition.get(p), tokens[p]
-            partitions.append(
-                PartitionStatus(
-                    p,
-                    row.committed if row is not None else None,
-                    row.end if row is not None else 0,
-                    row.lag if row is not None else 0,
-                    route.owner(p),
-                    holder(route, p, token),
-                )
-            )
-        settled = all(p.holder == p.owner for p in partitions)
-        verdict: Verdict = "steady"
-        if route.state == "rolled-back":
-            verdict = "rolled back"
-        elif route.state == "rolling":
-            verdict = "rolled out" if settled and not route.steps and route.moved == len(route.owners) else "rolling"
-        now = time.time()
-        members = sorted(control.members.values(), key=lambda m: (m.version, m.host, m.id))
-        return Status(
-            route.group,
-            route.topic,
-            verdict,
-            route.base,
-            route.new,
-            route.reason,
-            route.epoch,
-            route.steps,
-            route.by,
-            tuple(partitions),
-            tuple(m for m in members if now - m.at < _ALIVE_SECONDS),
-            {m.id: round(now - m.at, 1) for m in members},
+        return _status_of(route, control.members.values(), {p: token for p, (_, token) in tokens.items()}, lags)
+
+
+@dataclass(frozen=True)
+class LiveGroup:
+    """A live agent's group as it was looked at; ``error`` says why its positions, and who holds what, could not be seen."""
+
+    name: str
+    status: Status
+    error: str = ""
+
+
+class LiveGroups(Follower):
+    """All groups of live agents that have versions, looked at again and again: the control topic is followed, positions are asked for.
+
+    A look costs a question for each group, and what ``Lags`` asks for each topic.
+    """
+
+    def __init__(self, config: KafkaConfig, cluster: Cluster, lags: Lags, *, prefix: str = "factory") -> None:
+        super().__init__()
+        self._cluster, self._lags = cluster, lags
+        self._control = FollowedTopic(config, cluster, control_topic(prefix), range(LEDGER_PARTITIONS))
+        self._routes: dict[str, Route] = {}
+        self._members: dict[str, dict[str, Member]] = {}
+
+    def forget(self) -> None:
+        """See ``Follower``."""
+        self._routes, self._members = {}, {}
+
+    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
+        """See ``Follower``. What this release can't read is passed over."""
+        kind, _, rest = key.decode(errors="replace").partition("|")
+        group, _, member = rest.partition("|")
+        with suppress(msgspec.MsgspecError):
+            if kind == "route" and value is not None:
+                self._routes[group] = msgspec.json.decode(value, type=Route)
+            elif kind == "member" and value is not None:
+                self._members.setdefault(group, {})[member] = msgspec.json.decode(value, type=Member)
+            elif kind == "member":
+                self._members.get(group, {}).pop(member, None)
+
+    def look(self, *, seconds: float = _ASK_SECONDS) -> list[LiveGroup]:
+        """What there is now, by name. Raises a FactoryError where the control topic or the topics cannot be read."""
+        if self._cluster.find(self._control.topic) is None:
+            return []
+        self._control.follow(self, deadline=time.monotonic() + seconds, stable=True)
+        errors: dict[str, str] = {}
+        stands: dict[str, list[TopicPartition]] = {}
+        for name, route in self._routes.items():
+            try:
+                stands[name] = self._cluster.stands(name, {route.topic: len(route.owners)})
+            except FactoryError as error:
+                errors[name] = str(error)
+        rows = self._lags.of_readers(
+            {name: {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0} for name, found in stands.items()}
         )
+        return [self._group(name, stands.get(name, []), rows.get(name, []), errors.get(name, "")) for name in sorted(self._routes)]
+
+    def _group(self, name: str, stands: list[TopicPartition], rows: list[PartitionLag], error: str) -> LiveGroup:
+        tokens = {tp.partition: read_token(tp.metadata or "") for tp in stands}
+        return LiveGroup(name, _status_of(self._routes[name], self._members.get(name, {}).values(), tokens, rows), error)
+
+
+def _status_of(route: Route, members: Iterable[Member], tokens: Mapping[int, Token | None], rows: Iterable[PartitionLag]) -> Status:
+    by_partition = {row.partition: row for row in rows}
+    partitions = []
+    for p in range(len(route.owners)):
+        row = by_partition.get(p)
+        partitions.append(
+            PartitionStatus(
+                p,
+                row.committed if row is not None else None,
+                row.end if row is not None else 0,
+                row.lag if row is not None else 0,
+                route.owner(p),
+                holder(route, p, tokens.get(p)),
+            )
+        )
+    settled = all(p.holder == p.owner for p in partitions)
+    verdict: Verdict = "steady"
+    if route.state == "rolled-back":
+        verdict = "rolled back"
+    elif route.state == "rolling":
+        verdict = "rolled out" if settled and not route.steps and route.moved == len(route.owners) else "rolling"
+    now = time.time()
+    known = sorted(members, key=lambda m: (m.version, m.host, m.id))
+    return Status(
+        route.group,
+        route.topic,
+        verdict,
+        route.base,
+        route.new,
+        route.reason,
+        route.epoch,
+        route.steps,
+        route.by,
+        tuple(partitions),
+        tuple(m for m in known if now - m.at < _ALIVE_SECONDS),
+        {m.id: round(now - m.at, 1) for m in known},
+    )
 
 
 def _merged(token: Token | None, position: int) -> list[Spell]:

@@ -10,7 +10,7 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["ACTION_HEADER", "REPLAY_DAG", "action", "guard", "may_act", "readable_dags", "reader", "user_name"]
+__all__ = ["ACTION_HEADER", "REPLAY_DAG", "action", "cluster_reader", "guard", "may_act", "readable_dags", "reader", "user_name"]
 
 ACTION_HEADER = "X-Factory-Action"
 """What every action's request carries: a form on another site cannot set it."""
@@ -56,6 +56,16 @@ def reader() -> Callable[..., Any]:
     except Exception:
         return _closed
     return requires_access_dag("GET", DagAccessEntity.RUN)
+
+
+def cluster_reader() -> Callable[..., Any]:
+    """The dependency of pages about what belongs to no DAG: a user who may see the cluster's activity, as on Airflow's own first page."""
+    try:
+        from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
+        from airflow.api_fastapi.core_api.security import requires_access_view
+    except Exception:
+        return _closed
+    return requires_access_view(AccessView.CLUSTER_ACTIVITY)
 
 
 def may_act() -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from airflow_provider_factory.links import topic_url
 from airflow_provider_factory.page import access, actions, runs
 from airflow_provider_factory.page.letters import LetterQuery, Letters
 from airflow_provider_factory.page.snapshot import Snapshot, Snapshots
-from airflow_provider_factory.page.views import calendar, letters, overview, run
+from airflow_provider_factory.page.views import calendar, letters, live, overview, run
 from airflow_provider_factory.page.views.common import freshness, now
 from factory_agents.errors import ConfigurationError
 from factory_agents.reports import html_page
@@ -110,7 +110,7 @@ def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None 
     @app.get("/")
     def first(dags: set[str] = readable) -> HTMLResponse:
         shot = page.shot()
-        return page.render("overview", ".", shot, pipelines=overview.overview(shot, dags))
+        return page.render("overview", ".", shot, pipelines=overview.overview(shot, dags), live=bool(shot.figures.live.groups))
 
     @app.get("/static/{name}")
     def static(name: str) -> FileResponse:
@@ -118,6 +118,7 @@ def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None 
             raise HTTPException(404, "no such file")
         return FileResponse(_HERE / "static" / name, media_type=_STATIC[name])
 
+    app.include_router(_live(page), prefix="/live", dependencies=[Depends(access.cluster_reader())])
     app.include_router(_views(page), prefix="/pipelines/{dag_id}", dependencies=[Depends(access.reader())])
     app.include_router(_actions(page), prefix="/pipelines/{dag_id}")
     return app
@@ -235,6 +236,25 @@ def _views(page: _Page) -> APIRouter:
             "targets": targets,
         }
         return page.render("letter", "../../../..", shot, editor=editor, **values)
+
+    return router
+
+
+def _live(page: _Page) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("")
+    def groups() -> HTMLResponse:
+        shot = page.shot()
+        shown, more = live.live_groups(shot)
+        return page.render("live", ".", shot, live=shot.figures.live, groups=shown, more=more)
+
+    @router.get("/group")
+    def group(name: _Text) -> HTMLResponse:
+        shot = page.shot()
+        shown = live.live_group(shot, name, now())
+        href = topic_url(shown.row.topic) if shown else ""
+        return page.render("live_group", "..", shot, 200 if shown else 404, name=name, group=shown, topic_href=href)
 
     return router
 

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from factory_agents.errors import FactoryError
+from factory_agents.errors import FactoryError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.lag import Lags, LagTotal, lag_totals
 from factory_agents.kafka.ledger import CutRecord, FailureRecord, Ledger, PlanRecord, StageRecord
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.view import LedgerView
 from factory_agents.kafka.windows import WindowStatus, windows_of
+from factory_agents.rollouts import LiveGroup, LiveGroups
 
-__all__ = ["Details", "Figures", "LedgerReader", "Snapshot", "Snapshots"]
+__all__ = ["Details", "Figures", "LedgerReader", "Live", "Snapshot", "Snapshots"]
 
 _EVERY_SECONDS = 5.0
 _IDLE_SECONDS = 300.0
@@ -42,12 +43,21 @@ class Details:
 
 
 @dataclass(frozen=True)
+class Live:
+    """The groups of live agents; ``error`` says why they could not be looked at the last time: they are as they were before."""
+
+    groups: tuple[LiveGroup, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class Figures:
-    """What was read at once: all windows, failed ones first; details by pipeline and window; how far pipelines are behind."""
+    """What was read at once: all windows, failed ones first; details by pipeline and window; how far pipelines are behind; live agents."""
 
     windows: tuple[WindowStatus, ...] = ()
     details: Mapping[tuple[str, str], Details] = field(default_factory=dict)
     lags: tuple[LagTotal, ...] = ()
+    live: Live = Live()
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ class LedgerReader:
         self._cluster: Cluster | None = None
         self._ledger: Ledger | None = None
         self._lags: Lags | None = None
+        self._live: LiveGroups | None = None
         self._seen: dict[int, int] = {}
         self._figures = Figures()
         self._read_at = self._lag_at = -_LAG_SECONDS
@@ -102,23 +113,42 @@ class LedgerReader:
 
     def _look(self) -> Figures:
         if self._cluster is None:
-            config = self._config()
+            config, prefix = self._config(), self._prefix()
             self._cluster = Cluster(config, timeout=_ASK_SECONDS)
-            self._ledger = Ledger(config, self._cluster, prefix=self._prefix(), pipeline="")
+            self._ledger = Ledger(config, self._cluster, prefix=prefix, pipeline="")
             self._lags = Lags(config, self._cluster)
-        if self._ledger is None or self._lags is None or self._cluster.find(self._ledger.topic) is None:
-            return Figures()
-        self._ledger.follow(self._view, deadline=time.monotonic() + _READ_SECONDS, stable=True)
+            self._live = LiveGroups(config, self._cluster, self._lags, prefix=prefix)
+        now = time.monotonic()
+        is_due = now - self._lag_at > _LAG_SECONDS
+        if self._ledger is not None and self._lags is not None and self._cluster.find(self._ledger.topic) is not None:
+            self._read(self._ledger)
+            if is_due:
+                behind = self._lags.behind_cuts(_last_cuts(self._view.of(CutRecord)))
+                self._figures = replace(self._figures, lags=tuple(lag_totals(behind)))
+        else:
+            self._figures = Figures(live=self._figures.live)
+        if is_due and self._live is not None:
+            self._figures = replace(self._figures, live=_looked(self._live, self._figures.live))
+            self._lag_at = now
+        return self._figures
+
+    def _read(self, ledger: Ledger) -> None:
+        ledger.follow(self._view, deadline=time.monotonic() + _READ_SECONDS, stable=True)
         now = time.monotonic()
         if self._view.positions != self._seen or now - self._read_at > _AGES_SECONDS:
             windows = tuple(windows_of(self._view))
             self._figures = replace(self._figures, windows=windows, details=_details(self._view))
             self._seen, self._read_at = dict(self._view.positions), now
-        if now - self._lag_at > _LAG_SECONDS:
-            behind = self._lags.behind_cuts(_last_cuts(self._view.of(CutRecord)))
-            self._figures = replace(self._figures, lags=tuple(lag_totals(behind)))
-            self._lag_at = now
-        return self._figures
+
+
+def _looked(groups: LiveGroups, before: Live) -> Live:
+    """The groups now; what the page may not see of them does not take the windows away."""
+    try:
+        return Live(tuple(groups.look(seconds=_ASK_SECONDS)))
+    except UnavailableError:
+        raise
+    except FactoryError as error:
+        return replace(before, error=str(error))
 
 
 def _details(view: LedgerView) -> dict[tuple[str, str], Details]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,10 +18,12 @@ from fastapi.testclient import TestClient
 from airflow_provider_factory.page.app import create_app
 from airflow_provider_factory.page.letters import LetterPage, Letters, SeenLetter
 from airflow_provider_factory.page.snapshot import Details, Figures, Snapshots
+from factory_agents.kafka.control import Member
 from factory_agents.kafka.ledger import FailureRecord, PlanRecord, StageRecord, StoredResult
 from factory_agents.kafka.view import LedgerView
 from factory_agents.kafka.windows import windows_of
 from factory_agents.protocol import Counts, Interval, Manifest, PartitionRange, Shard
+from factory_agents.rollouts import LiveGroup, PartitionStatus, Status
 from factory_agents.runtime.dead_letters import Letter
 from factory_agents.runtime.outputs import DeadLetter
 from tests.support.waiting import wait_for
@@ -49,7 +51,14 @@ hourly()
 
 
 class PerDagManager(SimpleAuthManager):
-    """Users by name: ``viewer-of-X`` may read the DAG X, ``editor-of-X`` may change it, too; the replay DAG is every editor's."""
+    """Users by name: ``viewer-of-X`` may read the DAG X, ``editor-of-X`` may change it, too; the replay DAG is every editor's.
+
+    ``guest-of-X`` may read the DAG X, too, and nothing of the cluster.
+    """
+
+    def is_authorized_view(self, *, access_view: Any, user: Any) -> bool:
+        is_guest = user.username.startswith("guest-of-")
+        return not (is_guest and access_view.value == "CLUSTER_ACTIVITY") and super().is_authorized_view(access_view=access_view, user=user)
 
     def is_authorized_dag(self, *, method: Any, user: Any, access_entity: Any = None, details: Any = None) -> bool:
         kind, _, dag_id = user.username.partition("-of-")
@@ -112,6 +121,24 @@ def figures(*records: Any) -> Figures:
         kept: list[Any] = of.plans if isinstance(r, PlanRecord) else of.failures if isinstance(r, FailureRecord) else of.stages
         kept.append(r)
     return Figures(tuple(windows_of(view)), details)
+
+
+def live(
+    partitions: int = 4,
+    *,
+    name: str = "factory.enrich.raw",
+    moved: int = 0,
+    held: int | None = None,
+    members: Sequence[Member] = (),
+    error: str = "",
+    **more: Any,
+) -> LiveGroup:
+    """A group of a live agent whose version v2 is to have the first partitions (``moved``) and holds ``held`` of them."""
+    held = moved if held is None else held
+    of = [PartitionStatus(p, 100, 100 + p, p, "v2" if p < moved else "v1", "v2" if p < held else "v1") for p in range(partitions)]
+    about = {"verdict": "rolling" if moved else "steady", "new": "v2" if moved else "", "reason": "", "steps": (), **more}
+    status = Status(group=name, topic="raw", base="v1", epoch=1, by="", partitions=tuple(of), members=tuple(members), **about)
+    return LiveGroup(name, status, error)
 
 
 def letter(value: bytes | None = b'{"event_id": 7}', offset: int = 1, headers: Any = (), **why: Any) -> SeenLetter:

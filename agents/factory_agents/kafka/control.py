@@ -249,7 +249,8 @@ class Control:
 
     def tell(self, member: Member) -> None:
         """Give a sign of life."""
-        self._say({f"member|{self.group}|{member.id}": msgspec.json.encode(member)})
+        said = msgspec.structs.replace(member, at=round(time.time(), 3))
+        self._say({f"member|{self.group}|{member.id}": msgspec.json.encode(said)})
 
     def forget(self, member: str) -> None:
         """A member is not there any more."""

@@ -168,7 +168,7 @@ class Lags:
         groups = [name for name in without_versions(self._cluster.groups()) if group(name)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             stands = list(pool.map(lambda name: self._cluster.positions(name, sizes), groups))
-        return self._of_readers(dict(zip(groups, stands, strict=True)))
+        return self.of_readers(dict(zip(groups, stands, strict=True)))
 
     def behind_cuts(self, cuts: Mapping[tuple[str, str, str], Sequence[int]]) -> dict[str, list[PartitionLag]]:
         """By pipeline, what has arrived since its last cuts (offsets by pipeline, topic and topic id), without topics that are gone."""
@@ -177,7 +177,18 @@ class Lags:
         for (pipeline, topic, topic_id), offsets in cuts.items():
             if ids.get(topic) == topic_id:
                 stands.setdefault(pipeline, {}).update(((topic, p), offset) for p, offset in enumerate(offsets))
-        return self._of_readers(stands)
+        return self.of_readers(stands)
+
+    def of_readers(self, stands: Mapping[str, Mapping[tuple[str, int], int]]) -> dict[str, list[PartitionLag]]:
+        """By reader, the lag from where it stands (offsets by topic and partition); a topic that is gone is left out."""
+        found: dict[str, list[PartitionLag]] = {reader: [] for reader in stands}
+        for name in sorted({topic for stand in stands.values() for topic, _ in stand}):
+            facts = self._cluster.find(name)
+            if facts is not None:
+                of_topic = {reader: stand for reader, stand in stands.items() if any(topic == name for topic, _ in stand)}
+                for reader, rows in self._on_topic(facts, of_topic).items():
+                    found[reader] += rows
+        return found
 
     def _last_cuts(self, pipeline: str, prefix: str) -> dict[tuple[str, str], tuple[int, ...]]:
         ledger = Ledger(self._config, self._cluster, prefix=prefix, pipeline=pipeline)
@@ -187,17 +198,6 @@ class Lags:
 
     def _lags(self, topics: Sequence[str], committed: Mapping[tuple[str, int], int]) -> list[PartitionLag]:
         return [row for name in topics for row in self._on_topic(self._cluster.topic(name), {"": committed})[""]]
-
-    def _of_readers(self, stands: Mapping[str, Mapping[tuple[str, int], int]]) -> dict[str, list[PartitionLag]]:
-        """By reader, the lag on the topics where it stands somewhere; a topic that is gone is left out."""
-        found: dict[str, list[PartitionLag]] = {reader: [] for reader in stands}
-        for name in sorted({topic for stand in stands.values() for topic, _ in stand}):
-            facts = self._cluster.find(name)
-            if facts is not None:
-                of_topic = {reader: stand for reader, stand in stands.items() if any(topic == name for topic, _ in stand)}
-                for reader, rows in self._on_topic(facts, of_topic).items():
-                    found[reader] += rows
-        return found
 
     def _on_topic(self, topic: TopicInfo, stands: Mapping[str, Mapping[tuple[str, int], int]]) -> dict[str, list[PartitionLag]]:
         """By reader, the lag on a topic from where each stands; what is the topic's own is looked up once."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterable
-from typing import TypeVar, cast
+from typing import TypeVar
 
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Producer
 
-from factory_agents.errors import ConfigurationError, DeadlineError
-from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error
-from factory_agents.kafka.messages import Message
+from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.followed import FollowedTopic
 from factory_agents.kafka.records import (
     AttemptRecord,
     CutRecord,
@@ -66,9 +66,6 @@ __all__ = [
 
 _Follower = TypeVar("_Follower", bound=Follower)
 
-_FRESH_SECONDS = 12 * 3600.0
-"""How long a follower may rest: what was deleted meanwhile is told for a day (``delete.retention.ms``), then it isn't there any more."""
-
 LEDGER_PARTITIONS = 12
 LEDGER_SETTINGS = {
     "cleanup.policy": "compact",
@@ -89,15 +86,13 @@ def partition_of(pipeline: bytes) -> int:
     return zlib.crc32(pipeline) % LEDGER_PARTITIONS
 
 
-class Ledger:
+class Ledger(FollowedTopic):
     """Reads and writes one pipeline's records (all pipelines' with ``pipeline=""``: reading only)."""
 
     def __init__(self, config: KafkaConfig, cluster: Cluster, *, prefix: str, pipeline: str) -> None:
-        self._config = config
-        self._cluster = cluster
-        self.topic = ledger_topic(prefix)
         self.pipeline = pipeline
         self.partition = partition_of(pipeline.encode())
+        super().__init__(config, cluster, ledger_topic(prefix), [self.partition] if pipeline else range(LEDGER_PARTITIONS))
 
     def ensure(self) -> None:
         """Create the topic if it is absent; ConfigurationError where it has too few partitions, or a policy that deletes records."""
@@ -120,68 +115,14 @@ class Ledger:
         ``deadline`` is a ``time.monotonic()`` value; raises DeadlineError past it.
         """
         view = LedgerView(self.pipeline, wanted)
-        self._follow(view, start, deadline, stable=False)
+        self._read_on(view, start, deadline, stable=False)
         return view
 
     def read_stable(self, *, deadline: float, wanted: Wanted = everything) -> LedgerView:
         """What is committed and to be seen now, waiting for nobody: enough for what never changes once it is there, as plans don't."""
         view = LedgerView(self.pipeline, wanted)
-        self._follow(view, 0, deadline, stable=True)
+        self._read_on(view, 0, deadline, stable=True)
         return view
-
-    def follow(self, follower: Follower, *, start: int = 0, deadline: float, stable: bool = False) -> None:
-        """Have a follower take what came since it was here last: as ``read`` does it, or with ``stable`` as ``read_stable`` does.
-
-        It begins again with another topic of this name, and when it has rested for too long.
-        """
-        topic_id = self._cluster.topic(self.topic).id
-        if follower.topic_id != topic_id or time.monotonic() - follower.read_at > _FRESH_SECONDS:
-            follower.restart(topic_id)
-        self._follow(follower, start, deadline, stable=stable)
-        follower.read_at = time.monotonic()
-
-    def _follow(self, follower: Follower, start: int, deadline: float, *, stable: bool) -> None:
-        partitions = self._partitions()
-        ask = self._cluster.stable_offset if stable else self._cluster.high_watermark
-        ends = ask(self.topic, partitions)
-        missing = [p for p in partitions if p not in follower.positions]
-        starts = self._cluster.log_start(self.topic, missing)
-        follower.positions |= {p: max(start, starts[p]) for p in missing}
-        follower.end = ends[partitions[0]]
-        todo = {p: end for p, end in ends.items() if follower.positions[p] < end}
-        if todo:
-            consumer = self._config.consumer(auto_offset_reset="earliest")
-            try:
-                consumer.assign([TopicPartition(self.topic, p, follower.positions[p]) for p in todo])
-                self._drain(consumer, todo, follower, deadline)
-            finally:
-                consumer.close()
-
-    def _partitions(self) -> list[int]:
-        return [self.partition] if self.pipeline else list(range(LEDGER_PARTITIONS))
-
-    def _drain(self, consumer: Consumer, todo: dict[int, int], follower: Follower, deadline: float) -> None:
-        while todo:
-            for message in cast("list[Message]", consumer.consume(10_000, 0.02)):
-                error, partition, offset = message.error(), message.partition(), message.offset()
-                end = todo.get(partition)
-                if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    if not is_transient(error):
-                        raise kafka_error(error, f"reading the ledger {self.topic}-{partition}", topic=f"READ on topic {self.topic!r}")
-                    continue
-                if end is None:
-                    continue
-                if error is None and offset < end:
-                    follower.take(offset, message.key() or b"", message.value())
-                    follower.positions[partition] = offset + 1
-                if offset >= (end if error is not None else end - 1):
-                    follower.positions[partition] = end
-                    del todo[partition]
-            if todo and time.monotonic() > deadline:
-                raise DeadlineError(
-                    f"the ledger {self.topic} could not be read to its end in time: a transaction on partition {next(iter(todo))} is still "
-                    f"open, or its broker is down; a transaction ends with its producer or after its timeout; try again then"
-                )
 
     def produce(self, producer: Producer, records: Iterable[LedgerRecord]) -> None:
         """Put records into the producer's open transaction."""

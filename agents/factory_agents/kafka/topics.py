@@ -311,9 +311,13 @@ class Cluster:
 
     def positions(self, group: str, sizes: Mapping[str, int]) -> dict[tuple[str, int], int]:
         """As ``committed``, of topics whose numbers of partitions are known: one question to the group's coordinator, and no other."""
-        wanted = [TopicPartition(name, p) for name, size in sizes.items() for p in range(size)]
-        found = self._asked(group, lambda patience: self._stands(group, wanted, patience), f"offsets of consumer group {group!r}")
+        found = self.stands(group, sizes)
         return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
+
+    def stands(self, group: str, sizes: Mapping[str, int]) -> list[TopicPartition]:
+        """As ``positions``, each with the metadata beside it, and with a negative offset where the group has committed none."""
+        wanted = [TopicPartition(name, p) for name, size in sizes.items() for p in range(size)]
+        return self._asked(group, lambda patience: self._stands(group, wanted, patience), f"offsets of consumer group {group!r}")
 
     def _stands(self, group: str, wanted: list[TopicPartition], patience: float) -> list[TopicPartition]:
         """A group's committed offsets, by a consumer that is kept for the next time: to make one takes some milliseconds."""

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,12 +18,12 @@ from fastapi.testclient import TestClient
 from airflow_provider_factory.page import access
 from airflow_provider_factory.page.app import create_app
 from airflow_provider_factory.page.letters import LetterPage, Letters
-from airflow_provider_factory.page.snapshot import Details, Figures, Snapshots
+from airflow_provider_factory.page.snapshot import Details, Figures, Live, Snapshots
 from factory_agents.contracts import WindowStatistics, load_contract
 from factory_agents.errors import UnavailableError
 from factory_agents.kafka.windows import WindowStatus
 from factory_agents.protocol import Counts
-from tests.support.pages import HOUR, START, OfHand, PerDagManager, dead, figures, hour, letter, plan, stage
+from tests.support.pages import HOUR, START, OfHand, PerDagManager, dead, figures, hour, letter, live, plan, stage
 from tests.support.waiting import wait_for
 
 Make = Callable[..., OfHand]
@@ -50,6 +51,8 @@ def requests(page: OfHand, dag_id: str) -> dict[tuple[str, str], tuple[str, Any]
     good: dict[tuple[str, str], tuple[str, Any]] = {
         ("GET", "/"): ("/", None),
         ("GET", "/static/{name}"): ("/static/factory.css", None),
+        ("GET", "/live"): ("/live", None),
+        ("GET", "/live/group"): ("/live/group?name=factory.enrich.raw", None),
         ("GET", "/pipelines/{dag_id}"): (base, None),
         ("GET", "/pipelines/{dag_id}/window"): (f"{base}/window?key={key}", None),
         ("GET", "/pipelines/{dag_id}/runs/{run_id}"): (f"{base}/runs/some", None),
@@ -79,7 +82,7 @@ def all_routes(app: Any) -> list[APIRoute]:
 
 
 def test_every_route_lets_in_whom_it_should(page_of: Make, users: PerDagManager, hourly: str) -> None:
-    page = page_of(whole(hourly))
+    page = page_of(replace(whole(hourly), live=Live((live(),))))
     tokens = {
         "none": "",
         "expired": users.token(f"editor-of-{hourly}", seconds=-100),
@@ -91,13 +94,15 @@ def test_every_route_lets_in_whom_it_should(page_of: Make, users: PerDagManager,
         found = {
             who: (page.get(url, token) if method == "GET" else page.post(url, body, token)).status_code for who, token in tokens.items()
         }
-        shared = path in ("/", "/static/{name}")
+        shared = path in ("/", "/static/{name}", "/live", "/live/group")
         viewer = 200 if method == "GET" else 403
         assert found == {"none": 401, "expired": 401, "other": 200 if shared else 403, "viewer": viewer, "editor": 200}, path
     assert hourly not in page.get("/", tokens["other"]).text
     assert hourly in page.get("/", tokens["viewer"]).text
     for path in ("/openapi.json", "/docs", "/redoc"):
         assert page.get(path, tokens["editor"]).status_code == 404
+    guest = users.token(f"guest-of-{hourly}")
+    assert [page.get(path, guest).status_code for path in (f"/pipelines/{hourly}", "/live", "/live/group?name=x")] == [200, 403, 403]
 
 
 def test_an_action_comes_from_the_page_itself(page_of: Make, users: PerDagManager, hourly: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +18,14 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 from airflow_provider_factory.page.letters import LetterPage
+from airflow_provider_factory.page.snapshot import Live
+from factory_agents.kafka.control import Member
 from factory_agents.kafka.ledger import FailureRecord
 from factory_agents.protocol import Counts, Shard
 from factory_agents.runtime.dead_letters import group_letters
 from tests.airflow.test_ui import _QUIET, CHROMIUM
 from tests.provider.page.test_app import report, runs
-from tests.support.pages import HOUR, START, OfHand, PerDagManager, dead, figures, hour, letter, plan, stage
+from tests.support.pages import HOUR, START, OfHand, PerDagManager, dead, figures, hour, letter, live, plan, stage
 from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -95,7 +99,9 @@ def test_from_a_failed_window_to_its_records_and_a_missing_one_to_its_backfill(
 ) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     first = (datetime.now(UTC) - START) // HOUR - 4
-    of_hand = page_of(*shown(hourly, first))
+    figures_shown, letters_shown = shown(hourly, first)
+    handover = live(moved=2, held=1, members=[Member("g", "v1", "m1", at=time.time()), Member("g", "v2", "m2", breakers={"geo": "open"})])
+    of_hand = page_of(replace(figures_shown, live=Live((handover,))), letters_shown)
     with served(of_hand.app) as url, playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=_QUIET)
         page = browser.new_page(viewport={"width": 1280, "height": 800})
@@ -109,6 +115,14 @@ def test_from_a_failed_window_to_its_records_and_a_missing_one_to_its_backfill(
         frame = page.frames[1]
         frame.get_by_role("link", name=hourly, exact=True).wait_for()
         in_both_themes(page, frame, "overview")
+        frame.get_by_role("link", name="Live agents").click()
+        frame.get_by_role("cell", name="v2 holds 1 of 4 partitions").wait_for()
+        in_both_themes(page, frame, "live")
+        frame.get_by_role("link", name=handover.name).focus()
+        page.keyboard.press("Enter")
+        frame.get_by_role("cell", name="geo: open").wait_for()
+        in_both_themes(page, frame, "live-group")
+        frame.get_by_role("link", name="Factory", exact=True).click()
         frame.get_by_role("link", name=hourly, exact=True).focus()
         page.keyboard.press("Enter")
 

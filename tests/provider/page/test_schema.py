@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,19 +15,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from sqlalchemy import select
 
+from airflow_provider_factory.page.snapshot import Live
 from factory_agents.protocol import Counts
 from tests.provider.page.test_app import report
-from tests.support.pages import OfHand, PerDagManager, dead, figures, hour, plan, stage
+from tests.support.pages import OfHand, PerDagManager, dead, figures, hour, live, plan, stage
 
 _TRIES = 3
-_KNOWN = {"topic": "out.dead", "to": "raw", "key": hour(1).key, "stage": "validate"}
+_KNOWN = {"topic": "out.dead", "to": "raw", "key": hour(1).key, "stage": "validate", "name": "factory.enrich.raw"}
 """With values as a generator makes them nothing is found, so each route is also asked for what is there."""
 
 
 @pytest.fixture
 def asking(page_of: Callable[..., OfHand], users: PerDagManager, hourly: str) -> tuple[OfHand, Callable[..., Any]]:
     validated = stage(hourly, 1, "validate", counts=Counts(consumed=4, forwarded=3, rejected=1), report=report())
-    page = page_of(figures(plan(hourly, 1), dead(hourly, 1), validated))
+    page = page_of(replace(figures(plan(hourly, 1), dead(hourly, 1), validated), live=Live((live(),))))
     client = TestClient(page.app, raise_server_exceptions=False)
     ours = {"Authorization": f"Bearer {users.token(f'editor-of-{hourly}')}", "X-Factory-Action": "1", "Sec-Fetch-Site": "same-origin"}
 

@@ -9,10 +9,14 @@ import pytest
 
 from airflow_provider_factory.page import snapshot
 from airflow_provider_factory.page.snapshot import Figures, LedgerReader, Snapshot, Snapshots
-from factory_agents.errors import UnavailableError
+from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.control import Control
 from factory_agents.kafka.cuts import plan_window
+from factory_agents.kafka.routes import first_route
+from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.windows import WindowStatus
+from factory_agents.rollouts import LiveGroups
 from tests.support.runs import Runs, events
 from tests.support.waiting import wait_for
 
@@ -99,6 +103,33 @@ def test_the_ledger_is_followed_with_figures_details_and_lag(runs: Runs) -> None
     assert [r.stage for r in details.stages] == ["stage"]
     assert [(total.reader, total.lag) for total in found.lags] == [(runs.prefix, 4)]
     assert start < (found.windows[0].updated or start)
+    reader.close()
+
+
+def test_live_agents_are_seen_without_a_ledger_and_what_hides_them_hides_nothing_else(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = runs.topic("in", partitions=2)
+    with Cluster(runs.config) as cluster:
+        control = Control(runs.config, cluster, prefix=runs.prefix, group=f"{runs.prefix}.group")
+        control.order(lambda _: first_route(control.group, topic, 2, "v1", {}))
+        control.close()
+    reader = LedgerReader(lambda: runs.config, lambda: runs.prefix)
+
+    def looked() -> Figures:
+        reader._lag_at = -60.0
+        return reader()
+
+    wait_for(lambda: looked().live.groups, "the order")
+    (group,) = looked().live.groups
+    assert (group.name, group.status.base, [p.holder for p in group.status.partitions]) == (control.group, "v1", ["v1", "v1"])
+    plan_window(runs.config, pipeline=runs.prefix, topic=topic, interval=None, run_key="first", prefix=runs.prefix)
+
+    def refused(*_: object, **__: object) -> None:
+        raise ConfigurationError("expected READ on topic 'x.control'")
+
+    monkeypatch.setattr(LiveGroups, "look", refused)
+    found = looked()
+    assert (found.live.groups, found.live.error) == ((group,), "expected READ on topic 'x.control'")
+    assert len(found.windows) == 1
     reader.close()
 
 

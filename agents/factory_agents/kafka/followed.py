@@ -1,0 +1,80 @@
+"""Reads a compacted topic to its end, and goes on from there the next time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import cast
+
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from factory_agents.errors import DeadlineError
+from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error
+from factory_agents.kafka.messages import Message
+from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.view import Follower
+
+__all__ = ["FollowedTopic"]
+
+_FRESH_SECONDS = 12 * 3600.0
+"""How long a follower may rest: what was deleted meanwhile is told for a day (``delete.retention.ms``), then it isn't there any more."""
+
+
+class FollowedTopic:
+    """Some partitions of a topic, the ledger or the control topic, for followers of it."""
+
+    def __init__(self, config: KafkaConfig, cluster: Cluster, topic: str, partitions: Sequence[int]) -> None:
+        self._config, self._cluster, self.topic = config, cluster, topic
+        self._partitions = partitions
+
+    def follow(self, follower: Follower, *, start: int = 0, deadline: float, stable: bool = False) -> None:
+        """Have a follower take what came since it was here last, up to the high watermark of now; waits for open transactions below it.
+
+        With ``stable`` up to the last stable offset, which waits for nobody. ``deadline`` is a ``time.monotonic()`` value; raises
+        DeadlineError past it. The follower begins again with another topic of this name, and when it has rested for too long.
+        """
+        topic_id = self._cluster.topic(self.topic).id
+        if follower.topic_id != topic_id or time.monotonic() - follower.read_at > _FRESH_SECONDS:
+            follower.restart(topic_id)
+        self._read_on(follower, start, deadline, stable=stable)
+        follower.read_at = time.monotonic()
+
+    def _read_on(self, follower: Follower, start: int, deadline: float, *, stable: bool) -> None:
+        partitions = self._partitions
+        ask = self._cluster.stable_offset if stable else self._cluster.high_watermark
+        ends = ask(self.topic, partitions)
+        missing = [p for p in partitions if p not in follower.positions]
+        starts = self._cluster.log_start(self.topic, missing)
+        follower.positions |= {p: max(start, starts[p]) for p in missing}
+        follower.end = ends[partitions[0]]
+        todo = {p: end for p, end in ends.items() if follower.positions[p] < end}
+        if todo:
+            consumer = self._config.consumer(auto_offset_reset="earliest")
+            try:
+                consumer.assign([TopicPartition(self.topic, p, follower.positions[p]) for p in todo])
+                self._drain(consumer, todo, follower, deadline)
+            finally:
+                consumer.close()
+
+    def _drain(self, consumer: Consumer, todo: dict[int, int], follower: Follower, deadline: float) -> None:
+        while todo:
+            for message in cast("list[Message]", consumer.consume(10_000, 0.02)):
+                error, partition, offset = message.error(), message.partition(), message.offset()
+                end = todo.get(partition)
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    if not is_transient(error):
+                        raise kafka_error(error, f"reading {self.topic}-{partition}", topic=f"READ on topic {self.topic!r}")
+                    continue
+                if end is None:
+                    continue
+                if error is None and offset < end:
+                    follower.take(offset, message.key() or b"", message.value())
+                    follower.positions[partition] = offset + 1
+                if offset >= (end if error is not None else end - 1):
+                    follower.positions[partition] = end
+                    del todo[partition]
+            if todo and time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"{self.topic} could not be read to its end in time: a transaction on partition {next(iter(todo))} is still "
+                    f"open, or its broker is down; a transaction ends with its producer or after its timeout; try again then"
+                )
