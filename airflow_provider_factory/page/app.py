@@ -119,7 +119,8 @@ def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None 
         return FileResponse(_HERE / "static" / name, media_type=_STATIC[name])
 
     app.include_router(_live(page), prefix="/live", dependencies=[Depends(access.cluster_reader())])
-    app.include_router(_views(page), prefix="/pipelines/{dag_id}", dependencies=[Depends(access.reader())])
+    for views in (_windows(page), _letters(page)):
+        app.include_router(views, prefix="/pipelines/{dag_id}", dependencies=[Depends(access.reader())])
     app.include_router(_actions(page), prefix="/pipelines/{dag_id}")
     return app
 
@@ -158,7 +159,7 @@ def _shown(value: Any) -> Any:
     return printable(value, lines=True) if type(value) is str else value
 
 
-def _views(page: _Page) -> APIRouter:
+def _windows(page: _Page) -> APIRouter:
     router = APIRouter()
     may_act: Any = Depends(access.may_act())
 
@@ -170,6 +171,8 @@ def _views(page: _Page) -> APIRouter:
         editor: bool = may_act,
     ) -> HTMLResponse:
         shot, at = page.shot(), now()
+        if shot.taken_at is not None and not shot.of(dag_id):
+            return page.render("unknown", "..", shot, name=dag_id)
         first, last = calendar.span_of(shot, dag_id, _utc(until), at)
         with runs.session() as opened:
             found = runs.runs_between(opened, dag_id, first, last)
@@ -199,6 +202,13 @@ def _views(page: _Page) -> APIRouter:
             raise HTTPException(404, "the ledger holds no validation report of this stage over this window")
         text = html_page(shown, reports)
         return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY.format(style=_style_hashes(text))})
+
+    return router
+
+
+def _letters(page: _Page) -> APIRouter:
+    router = APIRouter()
+    may_act: Any = Depends(access.may_act())
 
     @router.get("/letters")
     def letter_list(

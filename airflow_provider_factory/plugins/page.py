@@ -20,12 +20,18 @@ def _apps() -> list[dict[str, Any]]:
     return [{"app": create_app(), "url_prefix": "/factory", "name": "Factory"}]
 
 
-_VIEW = {"name": "Factory", "href": "factory/", "destination": "nav", "category": "browse", "url_route": "factory"}
+# Addresses are relative, so any base URL will do; and Airflow puts the encoded ids in. It shows the tabs on every DAG.
+_PIPELINE = "factory/pipelines/{DAG_ID}"
+_VIEWS = [
+    {"name": "Factory", "href": "factory/", "destination": "nav", "category": "browse", "url_route": "factory"},
+    {"name": "Factory", "href": _PIPELINE, "destination": "dag", "url_route": "factory-windows"},
+    {"name": "Factory", "href": f"{_PIPELINE}/runs/{{RUN_ID}}", "destination": "dag_run", "url_route": "factory-window"},
+]
 
 
 class FactoryPagePlugin(AirflowPlugin):
-    """A navigation entry over an app of our own; addresses are relative, so any base URL will do."""
+    """A navigation entry, and tabs on DAGs and runs, over an app of our own."""
 
     name = "factory_page"
     fastapi_apps = _apps()  # an instance variable by Airflow's declaration
-    external_views = [_VIEW]  # noqa: RUF012  # an instance variable by Airflow's declaration
+    external_views = _VIEWS  # an instance variable by Airflow's declaration

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -159,3 +160,23 @@ def test_missing_windows_are_backfilled_from_the_calendar(
     assert frame.locator(".cell.missing").count() == 2
     frame.get_by_role("link", name="Open the DAG").click()
     page.wait_for_url("**/dags/from_calendar**")
+
+
+def test_dags_and_their_runs_have_a_tab(
+    page: Page, airflow_running: RunningAirflow, admin: AdminClient, bootstrap: str, only_here: None
+) -> None:
+    pipeline = Pipeline(airflow_running, admin, bootstrap, "from_calendar", seed=8, hours=1)
+    airflow_running.unpause("from_calendar")
+    pipeline.backfill(first=0, last=0)
+    airflow_running.wait_quiet("from_calendar")
+    frame = page.frame_locator("iframe")
+    page.goto(f"{airflow_running.components.url}/dags/from_calendar")
+    page.get_by_role("link", name="Factory", exact=True).last.click()
+    frame.get_by_role("heading", name="from_calendar").wait_for()
+    run_id = airflow_running.runs("from_calendar")[0]["dag_run_id"]
+    page.goto(f"{airflow_running.components.url}/dags/from_calendar/runs/{quote(run_id)}")
+    page.get_by_role("link", name="Factory", exact=True).last.click()
+    frame.locator(".chip.whole").first.wait_for()
+    shoot(page, "tab")
+    page.goto(f"{airflow_running.components.url}/dags/factory_replay/plugin/factory-windows")
+    frame.get_by_text("The ledger holds no windows of factory_replay").wait_for()

@@ -120,7 +120,7 @@ def _faults(status: Status) -> str:
     """What needs somebody: partitions that nobody or the wrong version holds, versions without members, open breakers."""
     said = []
     if waiting := sum(p.holder != p.owner for p in status.partitions):
-        said.append(f"{count(waiting, 'partition')} not yet with the version that is to have them")
+        said.append(f"{count(waiting, 'partition')} still to change hands")
     there = {m.version for m in status.members}
     said += [f"no member of {version} is there" for version in sorted({p.owner for p in status.partitions} - there)]
     if broken := sum(bool(m.breakers) for m in status.members):

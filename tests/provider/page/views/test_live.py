@@ -31,7 +31,7 @@ def test_a_rollout_says_who_holds_what_and_what_is_in_its_way() -> None:
     view = live_group(shot(group), group.name, NOW)
     assert view is not None
     assert view.row.sentence == (
-        "v2 holds 1 of 4 partitions, v1 is the base; steps to come: 75%, 100%; 1 partition not yet with the version that is to have them; "
+        "v2 holds 1 of 4 partitions, v1 is the base; steps to come: 75%, 100%; 1 partition still to change hands; "
         "1 member with an open breaker."
     )
     assert [(p.partition, p.holder, p.wanted, p.lag) for p in view.partitions] == [
