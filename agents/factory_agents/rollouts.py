@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 from confluent_kafka import KafkaException, TopicPartition
 
-from factory_agents.errors import ConfigurationError, DeadlineError, FactoryError
+from factory_agents.errors import ConfigurationError, DeadlineError, FactoryError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, kafka_error
 from factory_agents.kafka.control import Control, Member, control_topic
 from factory_agents.kafka.followed import FollowedTopic
@@ -275,7 +275,7 @@ class LiveGroups(Follower):
         """See ``Follower``. What this release can't read is passed over."""
         kind, _, rest = key.decode(errors="replace").partition("|")
         group, _, member = rest.partition("|")
-        with suppress(msgspec.MsgspecError):
+        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
             if kind == "route" and value is not None:
                 self._routes[group] = msgspec.json.decode(value, type=Route)
             elif kind == "member" and value is not None:
@@ -293,6 +293,8 @@ class LiveGroups(Follower):
         for name, route in self._routes.items():
             try:
                 stands[name] = self._cluster.stands(name, {route.topic: len(route.owners)})
+            except UnavailableError:  # to wait for each of many groups would take minutes
+                raise
             except FactoryError as error:
                 errors[name] = str(error)
         rows = self._lags.of_readers(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from factory_agents.errors import FactoryError, UnavailableError
+from factory_agents.errors import FactoryError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.lag import Lags, LagTotal, lag_totals
 from factory_agents.kafka.ledger import CutRecord, FailureRecord, Ledger, PlanRecord, StageRecord
@@ -145,8 +145,6 @@ def _looked(groups: LiveGroups, before: Live) -> Live:
     """The groups now; what the page may not see of them does not take the windows away."""
     try:
         return Live(tuple(groups.look(seconds=_ASK_SECONDS)))
-    except UnavailableError:
-        raise
     except FactoryError as error:
         return replace(before, error=str(error))
 

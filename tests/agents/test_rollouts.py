@@ -54,7 +54,16 @@ def test_what_cannot_be_read_is_passed_over_and_a_new_control_topic_begins_again
     topic = control_topic(runs.prefix)
     runs.cluster.ensure(topic, 12)
     producer = Producer({"bootstrap.servers": runs.bootstrap})
-    for key, value in {"route|g": b"{", "member|g|m": b"\xff", "|": b"", "route|h": b'{"group": 7}', "\ud7ff|": None}.items():
+    deep = b'{"group": ' + b"[" * 100_000
+    for key, value in {
+        "route|g": b"{",
+        "route|deep": deep,
+        "route|much": b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "member|g|m": b"\xff",
+        "|": b"",
+        "route|h": b'{"group": 7}',
+        "\ud7ff|": None,
+    }.items():
         producer.produce(topic, value, key.encode())
     producer.flush(30)
     assert groups.look() == []

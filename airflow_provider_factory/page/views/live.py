@@ -97,6 +97,8 @@ def live_group(snapshot: Snapshot, name: str, at: datetime) -> GroupView | None:
 def _row(group: LiveGroup) -> GroupRow:
     status = group.status
     verdict, state = ("unknown", "failed") if group.error else (status.verdict, _STATES[status.verdict])
+    if state == "whole" and _faults(status):
+        state = "open"
     lag = "" if group.error else count(status.lag, "record")
     return GroupRow(group.name, link("group", name=group.name), status.topic, verdict, state, _sentence(group), lag, len(status.members))
 

@@ -46,6 +46,8 @@ def test_a_rollout_says_who_holds_what_and_what_is_in_its_way() -> None:
 def test_a_version_without_members_is_named() -> None:
     ((row,), _) = live_groups(shot(live(moved=2, members=[V1])))
     assert "no member of v2 is there" in row.sentence
+    rows, _ = live_groups(shot(live(name="a", members=[V1]), live(name="z")))
+    assert [(row.name, row.verdict, row.state) for row in rows] == [("z", "steady", "open"), ("a", "steady", "whole")]
 
 
 def test_a_version_that_was_rolled_back_says_why_and_comes_first() -> None:
