@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from airflow_provider_factory.links import topic_url
 from airflow_provider_factory.page import access, actions, runs
 from airflow_provider_factory.page.letters import LetterQuery, Letters
-from airflow_provider_factory.page.snapshot import Snapshot, Snapshots
+from airflow_provider_factory.page.snapshot import Live, Snapshot, Snapshots
 from airflow_provider_factory.page.views import calendar, letters, live, overview, run
 from airflow_provider_factory.page.views.common import freshness, now
 from factory_agents.errors import ConfigurationError
@@ -110,7 +110,7 @@ def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None 
     @app.get("/")
     def first(dags: set[str] = readable) -> HTMLResponse:
         shot = page.shot()
-        return page.render("overview", ".", shot, pipelines=overview.overview(shot, dags), live=bool(shot.figures.live.groups))
+        return page.render("overview", ".", shot, pipelines=overview.overview(shot, dags), live=shot.figures.live != Live())
 
     @app.get("/static/{name}")
     def static(name: str) -> FileResponse:

@@ -374,6 +374,18 @@ def test_with_kafka_down_a_page_answers_at_once_and_says_how_old_it_is(users: Pe
     snapshots.close()
 
 
+@pytest.mark.parametrize(
+    ("shown", "said"), [(Live((live(),)), "factory.enrich.raw"), (Live((), "expected READ on topic 'x'"), "expected READ")]
+)
+def test_live_agents_are_linked_where_there_is_something_to_say(page_of: Make, users: PerDagManager, shown: Live, said: str) -> None:
+    page, token = page_of(Figures(live=shown)), users.token("viewer-of-x")
+    assert 'href="./live"' in page.get("/", token).text
+    assert said in page.get("/live", token).text
+    assert 'href="./live"' not in page_of(Figures()).get("/", token).text
+    unknown = page.get("/live/group?name=<b>x", token)
+    assert (unknown.status_code, "<b>x" in unknown.text) == (404, False)
+
+
 def test_names_of_pipelines_are_text(users: PerDagManager, airflow_home: Any) -> None:
     name = "<script>alert(1)</script>"
     snapshots = Snapshots(lambda: Figures((WindowStatus(name, "<b>", "planned"),), {(name, "<b>"): Details()}), every=0.01)
