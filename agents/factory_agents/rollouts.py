@@ -12,7 +12,7 @@ import msgspec
 from confluent_kafka import KafkaException, TopicPartition
 
 from factory_agents.errors import ConfigurationError, DeadlineError, FactoryError, UnavailableError
-from factory_agents.kafka.config import KafkaConfig, kafka_error
+from factory_agents.kafka.config import KafkaConfig, kafka_error, unauthorized
 from factory_agents.kafka.control import Control, Member, control_topic
 from factory_agents.kafka.followed import FollowedTopic
 from factory_agents.kafka.lag import Lags, PartitionLag
@@ -121,6 +121,7 @@ class Rollouts:
                         f"group {self._group!r}: no version of an agent has run in it yet; start the one that is to be replaced later with "
                         f"--live-version"
                     )
+                cluster.group(self._group)  # says at once if the user may not see it, which asking for its positions doesn't
                 yield cluster, control, route
             finally:
                 control.close()
@@ -234,8 +235,13 @@ class Rollouts:
                 try:
                     return official_tokens(consumer, route.topic, len(route.owners))
                 except KafkaException as error:  # a transaction is open that may move it
-                    if time.monotonic() > deadline:
-                        raise kafka_error(error, f"positions of group {self._group!r}", group=f"READ on group {self._group!r}") from error
+                    if unauthorized(error) or time.monotonic() > deadline:
+                        raise kafka_error(
+                            error,
+                            f"positions of group {self._group!r}",
+                            group=f"DESCRIBE on group {self._group!r}",
+                            topic=f"DESCRIBE on topic {route.topic!r}",
+                        ) from error
         finally:
             consumer.close()
 

@@ -218,6 +218,9 @@ _PARTS = [
     ("agent", {"inputs": ["raw_events"], "outputs": ["enriched_events"]}, ["ledger", "agent"]),
     ("publish", {"inputs": ["enriched_events"]}, ["ledger", "publish"]),
     ("live", {"inputs": ["raw_events"], "outputs": ["enriched_events"], "group": "live-enrich"}, ["live"]),
+    ("infer", {"inputs": ["raw_events"], "outputs": ["enriched_events"]}, ["ledger", "agent", "infer"]),
+    ("live-version", {"inputs": ["raw_events"], "outputs": ["enriched_events"], "group": "factory.enrich.raw_events"}, ["live-version"]),
+    ("rollout", {"inputs": ["raw_events"], "group": "factory.enrich.raw_events"}, ["rollout"]),
     ("live-publish", {"inputs": ["enriched_events"], "group": "orders.members"}, ["ledger", "live-publish"]),
     ("metrics", {}, ["metrics"]),
 ]
@@ -245,8 +248,8 @@ def test_a_part_gets_the_rights_that_the_page_gives_it(tofu: Tofu, kind: str, se
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ({"kind": "reader"}, "expected plan, agent, publish, live, live-publish or metrics"),
-        ({"kind": "live"}, "expected one for live and live-publish"),
+        ({"kind": "reader"}, "expected plan, agent, infer, publish, live, live-version, rollout, live-publish or metrics"),
+        ({"kind": "live"}, "expected one for live, live-version, rollout and live-publish"),
         ({"kind": "agent", "group": "g"}, "none for other kinds"),
     ],
 )

@@ -20,20 +20,26 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.lag import group_lag, pipeline_lag
+from factory_agents.kafka.ledger import LEDGER_PARTITIONS
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.windows import read_windows
 from factory_agents.metrics.lags import LagChoice
 from factory_agents.metrics.server import MetricsServer
 from factory_agents.protocol import AgentRef, AgentRun, Counts, Window
+from factory_agents.rollouts import Rollouts
+from factory_agents.run import execute
 from factory_agents.runtime.agents import agent
 from factory_agents.runtime.dead_letters import LetterTopic, Selection, replay_letters
 from factory_agents.runtime.live import run_live
 from factory_agents.runtime.live_sink import run_sink_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
+from factory_agents.runtime.versions import run_version
 from factory_agents.runtime.window import run_transform
 from factory_agents.topics_file import WantedTopic, apply_topics
+from tests.agents.inference.conftest import infer_params
 from tests.support.guarded_broker import Acl, GuardedBroker, guarded_broker, parse_acls
+from tests.support.model_server import ModelServer
 from tests.support.runs import events
 from tests.support.scrapes import scrape
 from tests.support.scrapes import value as figure
@@ -47,13 +53,16 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "least-rights.md"
 SAID = {b.words: parse_acls(b.text) for b in blocks(PAGE.read_text()) if b.language == "acls"}
 _counter = itertools.count()  # of all tests: what a job does is done for the first time, whichever tests ran before
 RAW, ENRICHED, DEAD, LEDGER = "raw_events", "enriched_events", "enriched_events.dead", "factory.ledger"
+ROLLED, CONTROL = "factory.enrich.raw_events", "factory.control"
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedBroker]:
     """With the topics that an administrator made, and a group that has read."""
     with guarded_broker(tmp_path_factory.mktemp("guarded") / "kafka") as broker:
-        _prepared(broker, tmp_path_factory.mktemp("before")).live()
+        administrator = _prepared(broker, tmp_path_factory.mktemp("before"))
+        administrator.live()
+        administrator.infer()
         yield broker
 
 
@@ -83,6 +92,11 @@ class Factory:
         for i, value in enumerate([*events(4, start=4 * next(_counter)), b"{broken"]):
             producer.produce(topic, value, partition=i % 2)
         assert producer.flush(10) == 0
+
+    def forget(self, topics: set[str]) -> None:
+        for future in self.broker.admin.delete_topics(sorted(topics)).values():
+            future.exception()  # there may be none: the job failed before
+        wait_for(lambda: not topics & self.broker.admin.list_topics(timeout=10).topics.keys(), "the topics to be gone")
 
     def window(self, config: KafkaConfig, topic: str = RAW) -> Window:
         self.produce(topic)
@@ -136,6 +150,38 @@ class Factory:
             return run_live(context, agent(version="1")(same).bind({}), in_topic=RAW, out_topic=ENRICHED, group="live-enrich")
 
         self._until(lambda: sum(cluster.stable_offset(ENRICHED, range(2)).values()) > before, work, then)
+
+    def infer(self) -> None:
+        window = self.window(self.administrator)
+        with ModelServer() as server:
+            run = AgentRun("orders", "classify", AgentRef("infer"), window=window, output_topic=ENRICHED, params=infer_params(server))
+            counts = execute(RunContext(self.config), run).counts
+        assert counts.asked >= 4
+        assert counts.rejected >= 1
+
+    def live_version(self, then: Callable[[], None] | None = None) -> None:
+        """Where there is no order of its group's versions, unless something is to be done then."""
+        if then is None:
+            self.forget({CONTROL})
+            create_topic(self.broker.admin, CONTROL, LEDGER_PARTITIONS, cleanup_policy="compact")
+        self.produce(RAW)
+        cluster = Cluster(self.administrator)
+        before = sum(cluster.stable_offset(ENRICHED, range(2)).values())
+
+        def work(context: RunContext) -> Counts:
+            return run_version(context, agent(version="1")(same).bind({}), "v1", in_topic=RAW, out_topic=ENRICHED, group=ROLLED)
+
+        self._until(lambda: sum(cluster.stable_offset(ENRICHED, range(2)).values()) > before, work, then)
+
+    def rollout(self) -> None:
+        Factory(self.broker, self.database.parent, self.administrator).live_version()
+        rollouts, version = Rollouts(self.config, ROLLED), f"v{next(_counter) + 2}"
+        with pytest.raises(ConfigurationError) as refused:
+            rollouts.start(version)
+        if f"version '{version}' has no members" not in str(refused.value):
+            raise refused.value
+        assert rollouts.start(version, force=True).verdict == "rolling"
+        assert rollouts.roll_back("for a trial").verdict == "rolled back"
 
     def live_publish(self) -> None:
         self.produce(ENRICHED)
@@ -191,9 +237,7 @@ class Factory:
         assert replay_letters(self.config, DEAD, RAW, Selection(attempt="all", limit=1), again=True).replayed == 1
 
     def topics(self) -> None:
-        for future in self.broker.admin.delete_topics([RAW, LEDGER]).values():
-            future.exception()  # there may be none: the job failed before
-        wait_for(lambda: not {RAW, LEDGER} & self.broker.admin.list_topics(timeout=10).topics.keys(), "the topics to be gone")
+        self.forget({RAW, LEDGER})
         for state in ("created", "as declared"):
             report = apply_topics(self.config, [WantedTopic(RAW, 2, 1, {})], prefix="factory", change=True, fix=False)
             assert {t.state for t in report.topics} == {state}
@@ -209,12 +253,17 @@ def factory(broker: GuardedBroker, tmp_path: Path) -> Factory:
     return Factory(broker, tmp_path, broker.config)
 
 
-WITH_LEDGER = ("plan", "agent", "publish", "live-publish", "dead-letters-replay")
+BESIDES = {"infer": "agent"}
+"""Jobs that need the rights of another one, too."""
+WITH_LEDGER = ("plan", "agent", "infer", "publish", "live-publish", "dead-letters-replay")
 JOBS = (
     "plan",
     "agent",
     "publish",
     "live",
+    "infer",
+    "live-version",
+    "rollout",
     "live-publish",
     "lag-of-a-group",
     "lag-of-a-pipeline",
@@ -226,7 +275,7 @@ JOBS = (
 
 
 def needed(job: str) -> list[Acl]:
-    return [*SAID[job], *(SAID["ledger"] if job in WITH_LEDGER else ())]
+    return [*SAID[job], *(SAID[BESIDES[job]] if job in BESIDES else ()), *(SAID["ledger"] if job in WITH_LEDGER else ())]
 
 
 def weaker(acl: Acl, all_: list[Acl]) -> Iterator[list[Acl]]:
@@ -253,7 +302,7 @@ def test_each_job_runs_with_just_the_rights_of_the_page_and_names_the_one_that_i
     do: Callable[[], None] = getattr(factory, job.replace("-", "_"))
     broker.allow_only(needed(job))
     do()
-    for acl in needed(job):
+    for acl in SAID[job] if job in BESIDES else needed(job):
         for have in weaker(acl, needed(job)):
             broker.allow_only(have)
             began = time.monotonic()
@@ -291,3 +340,11 @@ def test_a_right_that_is_taken_away_ends_a_live_agent(factory: Factory, broker: 
     broker.allow_only(needed("live"))
     with pytest.raises(ConfigurationError, match=named(acl, [acl])):
         factory.live(then=take_away)
+
+
+def test_a_version_ends_that_may_not_say_that_it_lives(factory: Factory, broker: GuardedBroker) -> None:
+    Factory(broker, factory.database.parent, factory.administrator).live_version()
+    acl = Acl("Write", "topic", CONTROL)
+    broker.allow_only([other for other in needed("live-version") if other != acl])
+    with pytest.raises(ConfigurationError, match=named(acl, [acl])):
+        factory.live_version(then=lambda: None)

@@ -79,6 +79,7 @@ class Control:
         self._passed: set[int] = set()
         self._consumer: Consumer = config.consumer(auto_offset_reset="earliest")
         self._producer: Producer | None = None
+        self._refused: KafkaError | None = None
         self.route: Route | None = None
         self.is_lost = False
         self.members: dict[str, Member] = {}
@@ -103,7 +104,14 @@ class Control:
         return self._cluster.find(self.topic) is not None
 
     def tail(self) -> bool:
-        """Take what has come since; whether there was anything. Waits for nobody."""
+        """Take what has come since; whether there was anything. Waits for nobody.
+
+        Raises ConfigurationError where the user may not read here, or may not say what it said.
+        """
+        if self._producer is not None:
+            self._producer.poll(0)
+        if self._refused is not None:
+            raise kafka_error(self._refused, f"writing to {self.topic}", topic=f"WRITE on topic {self.topic!r}")
         if time.monotonic() >= self._look_at:
             self._look()
         return self._take(0.0)
@@ -136,7 +144,7 @@ class Control:
                 self._position = max(self._position, message.offset())
             elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET):
                 self._look_at = 0.0
-            elif unauthorized(error) or not is_transient(error):
+            elif not is_transient(error):
                 raise kafka_error(error, f"reading {self.topic}", topic=f"READ on topic {self.topic!r}")
         return came
 
@@ -261,7 +269,11 @@ class Control:
             self._producer = self._config.plain_producer()
         for key, value in records.items():
             try:
-                self._producer.produce(self.topic, value, key.encode(), partition=self._partition)
+                self._producer.produce(self.topic, value, key.encode(), partition=self._partition, on_delivery=self._said)
             except (BufferError, KafkaException) as error:
                 log.info("nothing can be said in the control topic now", extra=fields(topic=self.topic, reason=str(error)))
         self._producer.poll(0)
+
+    def _said(self, error: KafkaError | None, _: object) -> None:
+        if error is not None and unauthorized(error):
+            self._refused = error

@@ -33,12 +33,12 @@ variable "parts" {
   default = []
 
   validation {
-    condition     = alltrue([for part in var.parts : contains(["plan", "agent", "publish", "live", "live-publish", "metrics"], part.kind)])
-    error_message = "kind: expected plan, agent, publish, live, live-publish or metrics."
+    condition     = alltrue([for part in var.parts : contains(["plan", "agent", "infer", "publish", "live", "live-version", "rollout", "live-publish", "metrics"], part.kind)])
+    error_message = "kind: expected plan, agent, infer, publish, live, live-version, rollout, live-publish or metrics."
   }
 
   validation {
-    condition     = alltrue([for part in var.parts : (part.group != "") == contains(["live", "live-publish"], part.kind)])
-    error_message = "group: expected one for live and live-publish, and none for other kinds."
+    condition     = alltrue([for part in var.parts : (part.group != "") == contains(["live", "live-version", "rollout", "live-publish"], part.kind)])
+    error_message = "group: expected one for live, live-version, rollout and live-publish, and none for other kinds."
   }
 }
