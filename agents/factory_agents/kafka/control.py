@@ -113,17 +113,16 @@ class Control:
         if self._refused is not None:
             raise kafka_error(self._refused, f"writing to {self.topic}", topic=f"WRITE on topic {self.topic!r}")
         if time.monotonic() >= self._look_at:
-            self._look()
+            try:
+                self._look()
+            except UnavailableError as error:
+                log.info("the control topic cannot be looked at now", extra=fields(topic=self.topic, reason=str(error)))
         return self._take(0.0)
 
     def _look(self) -> None:
         """Begin again where the topic is another one: what was said in the former one is remembered until something else is said."""
         self._look_at = time.monotonic() + _LOOK_SECONDS
-        try:
-            found = self._cluster.find(self.topic)
-        except UnavailableError as error:
-            log.info("the control topic cannot be looked at now", extra=fields(topic=self.topic, reason=str(error)))
-            return
+        found = self._cluster.find(self.topic)
         if found is None or found.id == self._topic_id:
             return
         if self._topic_id:
@@ -173,7 +172,10 @@ class Control:
             )
 
     def catch_up(self, deadline: float) -> Route | None:
-        """Read to the end of now, waiting for open transactions, and return the newest order. Raises DeadlineError past the deadline."""
+        """Read to the end of now, waiting for open transactions, and return the newest order.
+
+        Raises DeadlineError past the deadline, UnavailableError where no broker answers: nobody takes that for a group without versions.
+        """
         self._look_at = 0.0
         self._look()
         if not self._topic_id:
