@@ -38,9 +38,13 @@ class Pipeline:
 
     def backfill(self, *, first: int = 0, last: int | None = None, **options: object) -> None:
         """Ask for a backfill of the hours from ``first`` to ``last``; ``options`` are the API's."""
-        wait_for(lambda: all(b["completed_at"] for b in self._backfills()), "the backfill before to be over", 120)
+        self.wait_backfilled()
         span = {"from_date": _hour(first), "to_date": _hour(self.hours - 1 if last is None else last)}
         self.airflow.call("POST", "/backfills", {"dag_id": self.dag_id, "max_active_runs": 8, **span, **options})
+
+    def wait_backfilled(self) -> None:
+        """Until Airflow calls every backfill so far completed, some time after its runs: it refuses another one before."""
+        wait_for(lambda: all(b["completed_at"] for b in self._backfills()), "the backfill before to be over", 120)
 
     def _backfills(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.airflow.call("GET", "/backfills", dag_id=self.dag_id)["backfills"]

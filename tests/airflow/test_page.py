@@ -137,6 +137,7 @@ def test_missing_windows_are_backfilled_from_the_calendar(
     for n in (0, 3):
         pipeline.backfill(first=n, last=n)
         airflow_running.wait_quiet("from_calendar")
+    pipeline.wait_backfilled()
     frame = opened(page, airflow_running)
     until = (START + timedelta(hours=6)).strftime("%Y-%m-%dT%H:%M:%SZ")
     frame.goto(f"{airflow_running.components.url}/factory/pipelines/from_calendar?until={until}")

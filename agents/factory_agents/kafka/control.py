@@ -108,10 +108,7 @@ class Control:
 
         Raises ConfigurationError where the user may not read here, or may not say what it said.
         """
-        if self._producer is not None:
-            self._producer.poll(0)
-        if self._refused is not None:
-            raise kafka_error(self._refused, f"writing to {self.topic}", topic=f"WRITE on topic {self.topic!r}")
+        self.settle(0.0)
         if time.monotonic() >= self._look_at:
             try:
                 self._look()
@@ -265,6 +262,13 @@ class Control:
     def forget(self, member: str) -> None:
         """A member is not there any more."""
         self._say({f"member|{self.group}|{member}": None})
+
+    def settle(self, seconds: float) -> None:
+        """Wait at most so long until what was said has arrived. Raises ConfigurationError where the user may not say it."""
+        if self._producer is not None:
+            self._producer.flush(seconds)
+        if self._refused is not None:
+            raise kafka_error(self._refused, f"writing to {self.topic}", topic=f"WRITE on topic {self.topic!r}")
 
     def _say(self, records: dict[str, bytes | None]) -> None:
         if self._producer is None:

@@ -163,7 +163,9 @@ class VersionedAgent(LiveAgent):
         self.control.ensure()
         self.control.catch_up(time.monotonic() + _PATIENCE)
         self._check_members()
-        return super().run()
+        counts = super().run()
+        self.control.settle(1.0)
+        return counts
 
     def close(self) -> None:
         """See ``LiveAgent``."""
