@@ -101,7 +101,7 @@ class FactoryNotifier(BaseNotifier):
 
 
 class _Notice:
-    """What one context says, and what becomes of it."""
+    """The messages that one callback's context calls for, and their sending."""
 
     def __init__(self, notifier: FactoryNotifier, context: Mapping[str, Any]) -> None:
         self._notifier, self._context = notifier, context

@@ -11,7 +11,7 @@ __all__ = ["NamedDataset", "topic_dataset", "written_datasets"]
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """A topic or a table; ``rows`` is how many records a run wrote there, None where nobody knows."""
+    """A topic or a table; ``rows`` is how many records a run wrote there, None if that is not known."""
 
     namespace: str
     name: str

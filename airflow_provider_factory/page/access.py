@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 __all__ = ["ACTION_HEADER", "REPLAY_DAG", "action", "cluster_reader", "guard", "may_act", "readable_dags", "reader", "user_name"]
+
+log = logging.getLogger(__name__)
 
 ACTION_HEADER = "X-Factory-Action"
 """What every action's request carries: a form on another site cannot set it."""
@@ -22,23 +26,34 @@ def _closed() -> None:
     raise HTTPException(status_code=403, detail="Airflow's security could not be loaded, so nobody is let in; see the API server's log")
 
 
+def _or_closed(make: Callable[[], Callable[..., Any]]) -> Callable[[], Callable[..., Any]]:
+    """Where Airflow's security can't be loaded, for whatever reason, the dependency lets nobody in, and the log says why."""
+
+    @functools.wraps(make)
+    def made() -> Callable[..., Any]:
+        try:
+            return make()
+        except Exception:
+            log.exception("the Factory page is closed: Airflow's security could not be loaded")
+            return _closed
+
+    return made
+
+
+@_or_closed
 def guard() -> Callable[..., Any]:
     """The dependency of the whole app: a signed-in user who may see plugins (else 401, 403)."""
-    try:
-        from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
-        from airflow.api_fastapi.core_api.security import requires_access_view
-    except Exception:
-        return _closed
+    from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
+    from airflow.api_fastapi.core_api.security import requires_access_view
+
     return requires_access_view(AccessView.PLUGINS)
 
 
+@_or_closed
 def readable_dags() -> Callable[..., Any]:
     """The dependency that gives the ids of the DAGs whose runs the user may read."""
-    try:
-        from airflow.api_fastapi.app import get_auth_manager
-        from airflow.api_fastapi.core_api.security import GetUserDep
-    except Exception:
-        return _closed
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.core_api.security import GetUserDep
 
     def readable(user: GetUserDep) -> set[str]:
         return get_auth_manager().get_authorized_dag_ids(user=user, method="GET")
@@ -48,34 +63,30 @@ def readable_dags() -> Callable[..., Any]:
     return readable
 
 
+@_or_closed
 def reader() -> Callable[..., Any]:
     """The dependency of pages about one DAG: a user who may read its runs."""
-    try:
-        from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-        from airflow.api_fastapi.core_api.security import requires_access_dag
-    except Exception:
-        return _closed
+    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+    from airflow.api_fastapi.core_api.security import requires_access_dag
+
     return requires_access_dag("GET", DagAccessEntity.RUN)
 
 
+@_or_closed
 def cluster_reader() -> Callable[..., Any]:
     """The dependency of pages about what belongs to no DAG: a user who may see the cluster's activity, as on Airflow's own first page."""
-    try:
-        from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
-        from airflow.api_fastapi.core_api.security import requires_access_view
-    except Exception:
-        return _closed
+    from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
+    from airflow.api_fastapi.core_api.security import requires_access_view
+
     return requires_access_view(AccessView.CLUSTER_ACTIVITY)
 
 
+@_or_closed
 def may_act() -> Callable[..., Any]:
     """The dependency that says whether the user may edit the DAG and start runs of it: what is offered, not what is let through."""
-    try:
-        from airflow.api_fastapi.app import get_auth_manager
-        from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
-        from airflow.api_fastapi.core_api.security import GetUserDep
-    except Exception:
-        return _closed
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+    from airflow.api_fastapi.core_api.security import GetUserDep
 
     def allowed(dag_id: str, user: GetUserDep) -> bool:
         manager, dag = get_auth_manager(), DagDetails(id=dag_id)
@@ -87,12 +98,10 @@ def may_act() -> Callable[..., Any]:
     return allowed
 
 
+@_or_closed
 def user_name() -> Callable[..., Any]:
     """The dependency that gives the user's name, for the runs that they start."""
-    try:
-        from airflow.api_fastapi.core_api.security import GetUserDep
-    except Exception:
-        return _closed
+    from airflow.api_fastapi.core_api.security import GetUserDep
 
     def name(user: GetUserDep) -> str:
         return str(user.get_name())

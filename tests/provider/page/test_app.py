@@ -142,7 +142,9 @@ def test_an_editor_of_the_pipeline_who_may_not_start_the_replay_dag_replays_noth
     assert page.post(url, body, users.token(f"editor-of-{hourly}")).status_code == 403
 
 
-def test_nobody_is_let_in_where_airflows_security_does_not_load(hourly: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_let_in_where_airflows_security_does_not_load(
+    hourly: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(sys.modules, "airflow.api_fastapi.core_api.security", None)
     page = OfHand(whole(hourly))
     for (method, _), (url, body) in requests(page, hourly).items():
@@ -150,6 +152,7 @@ def test_nobody_is_let_in_where_airflows_security_does_not_load(hourly: str, mon
         assert answer.status_code == 403, url
         assert hourly not in answer.text
     page.close()
+    assert "ModuleNotFoundError" in caplog.text
 
 
 def test_a_page_may_load_nothing_from_elsewhere_and_run_nothing_inline(page_of: Make, users: PerDagManager, hourly: str) -> None:
