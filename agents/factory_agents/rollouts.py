@@ -269,7 +269,7 @@ class LiveGroups(Follower):
     def __init__(self, config: KafkaConfig, cluster: Cluster, lags: Lags, *, prefix: str = "factory") -> None:
         super().__init__()
         self._cluster, self._lags = cluster, lags
-        self._control = FollowedTopic(config, cluster, control_topic(prefix), range(LEDGER_PARTITIONS))
+        self._control = FollowedTopic(config, cluster, control_topic(prefix), range(LEDGER_PARTITIONS), kind="control topic")
         self._routes: dict[str, Route] = {}
         self._members: dict[str, dict[str, Member]] = {}
 

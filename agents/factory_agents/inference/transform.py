@@ -24,7 +24,7 @@ from factory_agents.reject import Reject
 from factory_agents.runtime.agents import Output, decode_event
 from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError
 from factory_agents.runtime.numbers import Digits
-from factory_agents.runtime.side_by_side import Coroutines, Failure
+from factory_agents.runtime.side_by_side import Coroutines, Failure, Suspects
 from factory_agents.telemetry import fields
 
 __all__ = ["InferTransform", "Whose"]
@@ -132,9 +132,9 @@ class InferTransform:
         outputs: list[Output],
     ) -> None:
         """Have every question answered. A live agent's answers so far are told where the model is away (InterruptedBatchError)."""
-        rounds, before = 0, self._dependency.answers
+        rounds, before, suspects = 0, self._dependency.answers, Suspects()
         while missing:
-            outage = self._ask_once(missing, known)
+            outage = self._ask_once(missing, known, suspects)
             rounds += 1
             if outage is not None and rounds >= _MOST_ROUNDS and len(missing) == 1 and self._dependency.answers > before:
                 known.update({key: _unavailable(outage) for key in missing})
@@ -154,7 +154,7 @@ class InferTransform:
             self._wait(outage, seconds)
 
     def _ask_once(
-        self, missing: Mapping[bytes, tuple[dict[str, Any], list[Any]]], known: dict[bytes, bytes | Reject]
+        self, missing: Mapping[bytes, tuple[dict[str, Any], list[Any]]], known: dict[bytes, bytes | Reject], suspects: Suspects
     ) -> DependencyError | None:
         """Ask every question, and what failed a few times more; the outage that left some without an answer."""
         if self._lanes is None:
@@ -168,9 +168,10 @@ class InferTransform:
             if isinstance(outcome, (bytes, Reject)):
                 known[key] = outcome
             elif isinstance(outcome, Failure):
-                if outcome.error.called and self._dependency.answers > outcome.answers:
+                verdict = suspects.judge(key, outcome)
+                if verdict == "bad":
                     known[key] = _unavailable(outcome.error)
-                else:
+                elif verdict == "outage":
                     outage = outcome.error
         return outage
 

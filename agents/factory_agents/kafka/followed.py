@@ -21,10 +21,10 @@ _FRESH_SECONDS = 12 * 3600.0
 
 
 class FollowedTopic:
-    """Some partitions of a topic, the ledger or the control topic, for followers of it."""
+    """Some partitions of a topic, for followers of it; errors call it by its ``kind``: the ledger or the control topic."""
 
-    def __init__(self, config: KafkaConfig, cluster: Cluster, topic: str, partitions: Sequence[int]) -> None:
-        self._config, self._cluster, self.topic = config, cluster, topic
+    def __init__(self, config: KafkaConfig, cluster: Cluster, topic: str, partitions: Sequence[int], *, kind: str) -> None:
+        self._config, self._cluster, self.topic, self._kind = config, cluster, topic, kind
         self._partitions = partitions
 
     def follow(self, follower: Follower, *, start: int = 0, deadline: float, stable: bool = False) -> None:
@@ -75,6 +75,6 @@ class FollowedTopic:
                     del todo[partition]
             if todo and time.monotonic() > deadline:
                 raise DeadlineError(
-                    f"{self.topic} could not be read to its end in time: a transaction on partition {next(iter(todo))} is still "
-                    f"open, or its broker is down; a transaction ends with its producer or after its timeout; try again then"
+                    f"{self._kind} {self.topic} could not be read to its end in time: a transaction on partition {next(iter(todo))} is "
+                    f"still open, or its broker is down; a transaction ends with its producer or after its timeout; try again then"
                 )

@@ -92,7 +92,8 @@ class Ledger(FollowedTopic):
     def __init__(self, config: KafkaConfig, cluster: Cluster, *, prefix: str, pipeline: str) -> None:
         self.pipeline = pipeline
         self.partition = partition_of(pipeline.encode())
-        super().__init__(config, cluster, ledger_topic(prefix), [self.partition] if pipeline else range(LEDGER_PARTITIONS))
+        partitions = [self.partition] if pipeline else range(LEDGER_PARTITIONS)
+        super().__init__(config, cluster, ledger_topic(prefix), partitions, kind="ledger")
 
     def ensure(self) -> None:
         """Create the topic if it is absent; ConfigurationError where it has too few partitions, or a policy that deletes records."""

@@ -25,7 +25,7 @@ from factory_agents.reject import Reject
 from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError, complete, tried
 from factory_agents.runtime.models import loaded, with_columns
 from factory_agents.runtime.numbers import Digits
-from factory_agents.runtime.side_by_side import Coroutines, Failure, Outcome, Skipped, Threads
+from factory_agents.runtime.side_by_side import Coroutines, Failure, Outcome, Skipped, Suspects, Threads
 from factory_agents.text import unknown
 
 __all__ = [
@@ -564,26 +564,27 @@ class FunctionTransform:
                 events[n] = decode_event(message.value(), self._digits.decode)
             except Reject as reject:
                 outputs[n] = reject
-        left, keys = list(events), [message.key() for message in messages]
+        left, keys, suspects = list(events), [message.key() for message in messages], Suspects()
         while left:
             outcomes = self._called(left, keys, events)
-            left = [n for n, outcome in outcomes.items() if outcome is Skipped]
+            skipped = [n for n, outcome in outcomes.items() if outcome is Skipped]
             failures = {n: outcome for n, outcome in outcomes.items() if isinstance(outcome, Failure)}
-            for n in outcomes.keys() - failures.keys() - set(left):
+            for n in outcomes.keys() - failures.keys() - set(skipped):
                 outputs[n] = self._finish_or_reject(outcomes[n], messages[n])
+            again = []
             for n, failure in failures.items():
-                if self._is_outage(failure):
-                    failure.error.dependency.trip()
-                    first = min([*left, *failures])
-                    seconds = failure.error.dependency.wait_seconds
-                    raise InterruptedBatchError(str(failure.error), outputs[:first], seconds) from failure.error
-                outputs[n] = self._refused(failure.error, failure.error.dependency)
+                dependency = failure.error.dependency
+                verdict = "outage" if dependency is self._unnamed else suspects.judge(n, failure)
+                if verdict == "outage":
+                    dependency.trip()
+                    first = min([*skipped, *failures])
+                    raise InterruptedBatchError(str(failure.error), outputs[:first], dependency.wait_seconds) from failure.error
+                if verdict == "again":
+                    again.append(n)
+                else:
+                    outputs[n] = self._refused(failure.error, dependency)
+            left = sorted([*again, *skipped])
         return outputs
-
-    def _is_outage(self, failure: Failure) -> bool:
-        """Whether the service has answered for no other event since."""
-        dependency = failure.error.dependency
-        return dependency is self._unnamed or dependency.answers == failure.answers or not failure.error.called
 
     def _called(self, numbers: Sequence[int], keys: Sequence[Any], events: Mapping[int, Any]) -> dict[int, Outcome]:
         if self._agent.is_async:

@@ -21,10 +21,10 @@ __all__ = ["OUTAGES", "Dependency", "DependencyError", "InterruptedBatchError", 
 OUTAGES = (ConnectionError, TimeoutError)
 """What says of itself that a service failed, and not that an event is bad."""
 
-_calls: ContextVar[tuple[tuple[Dependency, float], ...]] = ContextVar("calls", default=())
-"""The calls under way in this thread or task, and when each began."""
-_late: ContextVar[list[Dependency] | None] = ContextVar("late", default=None)
-"""Takes the dependencies whose calls were cancelled, since they took too long."""
+_calls: ContextVar[tuple[tuple[Dependency, float, int], ...]] = ContextVar("calls", default=())
+"""The calls under way in this thread or task, when each began, and how many were answered by then."""
+_late: ContextVar[list[tuple[Dependency, int]] | None] = ContextVar("late", default=None)
+"""Takes the dependencies whose calls were cancelled, since they took too long, and how many calls each had answered before."""
 
 State = Literal["closed", "open", "half-open"]
 
@@ -36,12 +36,16 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 class DependencyError(UnavailableError):
-    """A dependency failed, or its breaker is open and it wasn't called at all (``called`` is false then)."""
+    """A dependency failed, or its breaker is open and it wasn't called at all (``called`` is false then).
 
-    def __init__(self, message: str, dependency: Dependency, *, called: bool) -> None:
+    ``answers_before``: how many calls it had answered when this one began.
+    """
+
+    def __init__(self, message: str, dependency: Dependency, *, called: bool, answers_before: int = 0) -> None:
         super().__init__(message)
         self.dependency = dependency
         self.called = called
+        self.answers_before = answers_before
 
 
 class InterruptedBatchError(UnavailableError):
@@ -90,6 +94,7 @@ class Dependency:
         self._open_seconds = 0.0
         self._open_until = 0.0
         self._probes = 0
+        self._failure = ""
         self.answers = 0
         """Calls that it answered, ever."""
         _known.add(self)
@@ -111,28 +116,31 @@ class Dependency:
             if self._state == "open" and self._clock() >= self._open_until:
                 self._state, self._probes = "half-open", 0
             if self._state == "open" or (self._state == "half-open" and self._probes >= _PROBES):
-                raise DependencyError(f"{self.name}: not called: its breaker is open, since it failed before", self, called=False)
+                raise DependencyError(
+                    f"{self.name}: not called: its breaker is open, since it failed before{self._failure}", self, called=False
+                )
             self._probes += self._state == "half-open"
-        _calls.set((*_calls.get(), (self, self._clock())))
+        _calls.set((*_calls.get(), (self, self._clock(), self.answers)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """End a call. Raises DependencyError in the place of an error that says that the service failed."""
-        *outer, (_, began) = _calls.get()
+        *outer, (_, began, answers) = _calls.get()
         _calls.set(tuple(outer))
         took = self._clock() - began
         if isinstance(error, asyncio.CancelledError):
-            self._failed()
+            self._failed(f": no answer within {took:.3g} s")
             if (late := _late.get()) is not None:
-                late.append(self)
+                late.append((self, answers))
             return
         if isinstance(error, DependencyError) and error.dependency is not self:
             return  # of another one, called within
         if error is None or not isinstance(error, (*self._errors, UnavailableError)):
             self._answered(slow=took >= self._slow_seconds)
             return
-        self._failed()
-        raise DependencyError(f"{self.name}: {type(error).__name__}: {error}", self, called=True) from error
+        failure = f": {type(error).__name__}: {error}"
+        self._failed(failure)
+        raise DependencyError(f"{self.name}{failure}", self, called=True, answers_before=answers) from error
 
     def _answered(self, *, slow: bool) -> None:
         with self._lock:
@@ -142,8 +150,9 @@ class Dependency:
                 self._last.clear()
             self._note(not slow)
 
-    def _failed(self) -> None:
+    def _failed(self, failure: str) -> None:
         with self._lock:
+            self._failure = failure
             self._note(False)
 
     def _note(self, well: bool) -> None:
@@ -255,14 +264,15 @@ async def awaited(attempt: Callable[[], Coroutine[Any, Any, Any]], seconds: floa
     """See ``tried``, of a coroutine that has to end within so many ``seconds`` each time."""
     tries = 0
     while True:
-        late: list[Dependency] = []
+        late: list[tuple[Dependency, int]] = []
         _late.set(late)
         try:
             try:
                 return await asyncio.wait_for(attempt(), seconds)
             except TimeoutError as error:
-                dependency = late[0] if late else unnamed
-                raise DependencyError(f"{dependency.name}: no answer within {seconds:g} s", dependency, called=True) from error
+                dependency, answers = late[0] if late else (unnamed, 0)
+                said = f"{dependency.name}: no answer within {seconds:g} s"
+                raise DependencyError(said, dependency, called=True, answers_before=answers) from error
         except DependencyError as error:
             tries += 1
             if tries > error.dependency.retries or error.dependency.state != "closed":

@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from factory_agents.runtime.dependencies import Dependency, DependencyError, awaited, tried
 
-__all__ = ["Coroutines", "Failure", "Outcome", "Skipped", "Threads"]
+__all__ = ["Coroutines", "Failure", "Outcome", "Skipped", "Suspects", "Threads"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,24 @@ class Failure:
 
     error: DependencyError
     answers: int
+
+
+class Suspects:
+    """Tells an event that is bad by itself from an outage: a service failed for it, answered for others, and failed for it again."""
+
+    def __init__(self) -> None:
+        self._failed: dict[Hashable, int] = {}
+
+    def judge(self, event: Hashable, failure: Failure) -> Literal["outage", "again", "bad"]:
+        """What follows from a failure; ``again``: call once more, since the service answers for others. After a whole round of calls."""
+        service = failure.error.dependency
+        if not failure.error.called:
+            return "outage"
+        before = self._failed.get(event)
+        self._failed[event] = failure.answers
+        if before is not None and failure.error.answers_before > before:
+            return "bad"
+        return "outage" if service.answers == failure.answers else "again"
 
 
 class Skipped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -133,6 +134,21 @@ def test_an_event_that_fails_alone_is_refused_and_the_rest_of_its_key_goes_on(ki
     assert isinstance(outputs[0], Reject)
     assert outputs[0].rule == "unavailable"
     assert outputs[1:] == list(range(1, 10))
+
+
+@KINDS
+def test_an_event_whose_service_comes_back_meanwhile_is_called_again(kind: Callable[..., Any]) -> None:
+    crm = Dependency("crm", retries=0)
+    calls: Counter[int] = Counter()
+
+    def handle(n: int) -> None:
+        calls[n] += 1
+        with crm:
+            if n == 0 and calls[n] == 1:
+                raise ConnectionError("away")
+
+    assert process(kind(handle), [Record(n) for n in range(8)], concurrency=2) == list(range(8))
+    assert calls.total() == 9
 
 
 @KINDS
