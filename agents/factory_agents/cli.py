@@ -90,6 +90,8 @@ def topics_apply(
 ) -> None:
     """Create the topics that are missing and report how the others differ from the file.
 
+    The factory's own (ledger, answer log and control topic) are made, too.
+
     \b
     Examples:
       factory topics apply

@@ -83,7 +83,7 @@ def _topic_finding(report: TopicReport, file: str) -> Finding:
         first = report.drift[0]
         text = f"{len(report.drift)} settings differ from {file}: {first.topic}: {first.setting} is {first.found}, wanted {first.wanted}"
         return Finding("topics", "warn", text, f"factory topics apply {file} --fix, where it can")
-    return Finding("topics", "ok", f"{len(report.topics)} as {file} says, the ledger included")
+    return Finding("topics", "ok", f"{len(report.topics)} as {file} says, the factory's own included")
 
 
 def _kafka_clock(cluster: Cluster, wanted: list[WantedTopic]) -> Finding:

@@ -10,7 +10,9 @@ import msgspec
 
 from factory_agents.codecs import codec_ref
 from factory_agents.errors import ConfigurationError, ContractError
+from factory_agents.inference.answers import ANSWER_PARTITIONS, ANSWER_SETTINGS, answers_topic
 from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.control import control_topic
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS, LEDGER_SETTINGS, ledger_topic
 from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.paths import candidates, resolve_path
@@ -20,7 +22,7 @@ from factory_agents.text import did_you_mean
 if TYPE_CHECKING:
     from factory_agents.contracts.documents import Document, KeyPath
 
-__all__ = ["Drift", "TopicReport", "TopicState", "WantedTopic", "apply_topics", "compare", "declared_codec", "ledger_wanted", "read_topics"]
+__all__ = ["Drift", "TopicReport", "TopicState", "WantedTopic", "apply_topics", "compare", "declared_codec", "own_topics", "read_topics"]
 
 TOPICS_FILE = "include/topics.yaml"
 
@@ -149,14 +151,48 @@ class _Reader:
         return WantedTopic(name, merged["partitions"], self.replication or merged["replication"], settings, codec_ref(merged["codec"]))
 
 
-def ledger_wanted(prefix: str, replication: int) -> WantedTopic:
-    """The ledger's topic as it should be."""
-    settings = {"cleanup.policy": LEDGER_SETTINGS["cleanup.policy"]}
-    return WantedTopic(ledger_topic(prefix), LEDGER_PARTITIONS, replication, settings)
+class OwnTopic(msgspec.Struct, frozen=True):
+    """A topic that is the factory's own, as it is made; ``policies`` are the ones under which it doesn't lose what it must keep.
+
+    One that isn't ``needed`` by everybody is missed by nobody: agents make it when they need it.
+    """
+
+    topic: WantedTopic
+    policies: tuple[str, ...]
+    needed: bool = False
+
+
+def own_topics(prefix: str, replication: int) -> dict[str, OwnTopic]:
+    """The ledger's topic, the answer log's and the live agents' control topic, by name."""
+    own = (
+        OwnTopic(WantedTopic(ledger_topic(prefix), LEDGER_PARTITIONS, replication, LEDGER_SETTINGS), ("compact",), needed=True),
+        OwnTopic(WantedTopic(answers_topic(prefix), ANSWER_PARTITIONS, replication, ANSWER_SETTINGS), ("compact", "compact,delete")),
+        OwnTopic(WantedTopic(control_topic(prefix), LEDGER_PARTITIONS, replication, LEDGER_SETTINGS), ("compact",)),
+    )
+    return {one.topic.name: one for one in own}
 
 
 def _normal(setting: str, value: str) -> str:
     return ",".join(sorted(p.strip() for p in value.split(","))) if setting == "cleanup.policy" else value.lower()
+
+
+def _merged(wanted: Sequence[WantedTopic], own: Mapping[str, OwnTopic]) -> list[WantedTopic]:
+    """What the file declares, and what is the factory's own. A file that declares one of these must not make it lose records."""
+    for topic in wanted:
+        one, policy = own.get(topic.name), topic.settings.get("cleanup.policy", "delete")
+        if one is None:
+            continue
+        if _normal("cleanup.policy", policy) not in one.policies:
+            raise ConfigurationError(
+                f"topic {topic.name!r} is the factory's own, and would lose what it must keep with cleanup.policy={policy}; leave it out "
+                f"of the file (it is made all the same), or write cleanup.policy: {' or '.join(one.policies)}"
+            )
+        if topic.partitions < one.topic.partitions or topic.codec is not None:
+            raise ConfigurationError(
+                f"topic {topic.name!r} is the factory's own: it needs {one.topic.partitions} partitions and codec json; leave it out of "
+                f"the file, it is made all the same"
+            )
+    return [*wanted, *(one.topic for name, one in own.items() if all(name != topic.name for topic in wanted))]
 
 
 def compare(wanted: WantedTopic, facts: TopicInfo, settings: Mapping[str, str], *, at_least: bool = False) -> list[Drift]:
@@ -178,41 +214,49 @@ def compare(wanted: WantedTopic, facts: TopicInfo, settings: Mapping[str, str], 
 
 
 def apply_topics(config: KafkaConfig, wanted: Sequence[WantedTopic], *, prefix: str, change: bool, fix: bool) -> TopicReport:
-    """Create the topics that are missing (with ``change``), the ledger's too, mend those that differ (with ``fix``), and report.
+    """Create the topics that are missing (with ``change``), the factory's own too, mend those that differ (with ``fix``), and report.
 
     A topic that wants more replicas than there are brokers gets as many as there are, with a warning. Raises UnavailableError without a
-    broker.
+    broker, ConfigurationError where one of the factory's own is declared so that it would lose records.
     """
+    own = own_topics(prefix, max((w.replication for w in wanted), default=1))
+    topics = _merged(wanted, own)
     cluster = Cluster(config)
     brokers = cluster.brokers()
-    largest = max((w.replication for w in wanted), default=1)
+    largest = max(topic.replication for topic in topics)
     warnings = []
     if largest > brokers:
         warnings.append(
             f"{largest} replicas are wanted and there {'is 1 broker' if brokers == 1 else f'are {brokers} brokers'}: "
             f"topics get {brokers}, and a broker that is lost takes their records along"
         )
-    ledger = ledger_wanted(prefix, largest)
     states: list[TopicState] = []
     drift: list[Drift] = []
-    for topic in (*wanted, ledger):
+    for topic in topics:
         fitting = msgspec.structs.replace(topic, replication=min(topic.replication, brokers))
-        state, differences = _apply(cluster, fitting, change=change, fix=fix and change, at_least=topic is ledger)
+        one = own.get(topic.name)
+        if one is not None and not one.needed and not change and cluster.find(topic.name) is None:
+            continue
+        state, differences = _apply(cluster, fitting, change=change, fix=fix and change, own=one if one and topic is one.topic else None)
         states.append(TopicState(topic.name, state))
         drift.extend(differences)
     return TopicReport(config.bootstrap, tuple(states), tuple(drift), tuple(warnings))
 
 
-def _apply(cluster: Cluster, topic: WantedTopic, *, change: bool, fix: bool, at_least: bool) -> tuple[str, list[Drift]]:
+def _apply(cluster: Cluster, topic: WantedTopic, *, change: bool, fix: bool, own: OwnTopic | None) -> tuple[str, list[Drift]]:
     facts = cluster.find(topic.name)
     if facts is None and not change:
         return "missing", []
     if facts is None:
-        settings = {**LEDGER_SETTINGS, **topic.settings} if at_least else topic.settings
-        if cluster.create(topic.name, topic.partitions, replication=topic.replication, settings=settings):
+        if cluster.create(topic.name, topic.partitions, replication=topic.replication, settings=topic.settings):
             return "created", []
         facts = cluster.topic(topic.name)  # somebody else was faster
-    drift = compare(topic, facts, cluster.settings(topic.name), at_least=at_least)
+    settings = cluster.settings(topic.name)
+    if own is not None:  # of its settings only the policy matters, as long as it keeps what must be kept
+        policy = settings.get("cleanup.policy", "")
+        fitting = policy if _normal("cleanup.policy", policy) in own.policies else own.policies[0]
+        topic = msgspec.structs.replace(topic, settings={"cleanup.policy": fitting})
+    drift = compare(topic, facts, settings, at_least=own is not None)
     if not drift:
         return "as declared", []
     if fix:

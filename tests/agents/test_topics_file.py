@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from factory_agents.errors import ConfigurationError
+from factory_agents.inference.answers import ANSWER_SETTINGS
+from factory_agents.kafka.ledger import LEDGER_SETTINGS
 from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.protocol import CodecRef
 from factory_agents.topics_file import WantedTopic, apply_topics, compare, declared_codec, read_topics
@@ -104,18 +106,21 @@ def test_drift_is_told_setting_by_setting_with_what_mends_it() -> None:
     assert [d.hint for d in fewer] == ["Kafka cannot take partitions away"]
 
 
-def test_missing_topics_are_created_the_ledger_too_and_fewer_brokers_are_a_warning(runs: Runs) -> None:
+def test_missing_topics_are_created_the_factorys_own_too_and_fewer_brokers_are_a_warning(runs: Runs) -> None:
     wanted = [WantedTopic(f"{runs.prefix}.new", 12, 3, {"cleanup.policy": "compact,delete", "retention.ms": WEEK})]
     report = apply_topics(runs.config, wanted, prefix=runs.prefix, change=True, fix=False)
-    assert [(t.name, t.state) for t in report.topics] == [(f"{runs.prefix}.new", "created"), (f"{runs.prefix}.ledger", "created")]
+    made = [f"{runs.prefix}.{name}" for name in ("new", "ledger", "answers", "control")]
+    assert [(t.name, t.state) for t in report.topics] == [(name, "created") for name in made]
     assert report.warnings[0].startswith("3 replicas are wanted and there is 1 broker")
     facts = Cluster(runs.config).topic(f"{runs.prefix}.new")
     assert (facts.partitions, facts.replication) == (12, 1)
     settings = Cluster(runs.config).settings(f"{runs.prefix}.new")
     assert (settings["cleanup.policy"], settings["retention.ms"]) == ("compact,delete", WEEK)
     again = apply_topics(runs.config, wanted, prefix=runs.prefix, change=True, fix=False)
-    assert [t.state for t in again.topics] == ["as declared", "as declared"]
+    assert [t.state for t in again.topics] == ["as declared"] * 4
     assert not again.differs
+    for name, settings in (("ledger", LEDGER_SETTINGS), ("control", LEDGER_SETTINGS), ("answers", ANSWER_SETTINGS)):
+        assert settings.items() <= Cluster(runs.config).settings(f"{runs.prefix}.{name}").items()
     runs.admin.delete_topics([f"{runs.prefix}.new"])[f"{runs.prefix}.new"].result()
 
 
@@ -140,16 +145,51 @@ def test_check_changes_nothing_and_fix_mends(factory: Command, topic: TopicFacto
     assert factory("topics", "apply", path, "--check").code == 0
 
 
-def test_a_ledger_that_would_lose_records_is_drift(factory: Command, topic: TopicFactory, prefix: str, tmp_path: Path) -> None:
-    assert topic("ledger", partitions=12, cleanup_policy="delete") == f"{prefix}.ledger"
+@pytest.mark.parametrize("name", ["ledger", "answers", "control"])
+def test_a_topic_of_the_factorys_own_that_would_lose_records_is_drift(
+    factory: Command, topic: TopicFactory, prefix: str, tmp_path: Path, name: str
+) -> None:
+    if name != "ledger":
+        topic("ledger", partitions=12, cleanup_policy="compact")
+    assert topic(name, partitions=12, cleanup_policy="delete") == f"{prefix}.{name}"
     path = write(tmp_path, "topics: {}\n")
     found = factory("topics", "apply", path, "--check")
     assert found.code == 2
     assert [(d["topic"], d["setting"], d["wanted"], d["found"]) for d in found.data["drift"]] == [
-        (f"{prefix}.ledger", "cleanup.policy", "compact", "delete")
+        (f"{prefix}.{name}", "cleanup.policy", "compact", "delete")
     ]
     factory.ok("topics", "apply", path, "--fix")
     assert factory("topics", "apply", path, "--check").code == 0
+
+
+def test_answers_may_be_forgotten_after_a_time(factory: Command, topic: TopicFactory, tmp_path: Path) -> None:
+    topic("ledger", partitions=12, cleanup_policy="compact")
+    topic("answers", partitions=12, cleanup_policy="compact,delete")
+    assert factory("topics", "apply", write(tmp_path, "topics: {}\n"), "--check").code == 0
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ("ledger: {partitions: 12}", "would lose what it must keep with cleanup.policy=delete"),
+        ("control: {partitions: 12, config: {cleanup.policy: 'compact,delete'}}", "cleanup.policy=compact,delete; leave it out"),
+        ("answers: {partitions: 12, config: {cleanup.policy: delete}}", "or write cleanup.policy: compact or compact,delete"),
+        ("control: {partitions: 3, config: {cleanup.policy: compact}}", "needs 12 partitions and codec json"),
+        ("ledger: {partitions: 12, codec: avro, config: {cleanup.policy: compact}}", "needs 12 partitions and codec json"),
+    ],
+)
+def test_a_file_may_not_make_the_factorys_own_topics_lose_records(runs: Runs, tmp_path: Path, declared: str, said: str) -> None:
+    wanted = read_topics(write(tmp_path, f"topics:\n  {runs.prefix}.{declared}\n"))
+    with pytest.raises(ConfigurationError, match=f"'{runs.prefix}.{declared.partition(':')[0]}' is the factory's own.*{said}"):
+        apply_topics(runs.config, wanted, prefix=runs.prefix, change=True, fix=True)
+    assert Cluster(runs.config).find(wanted[0].name) is None
+
+
+def test_a_file_may_give_answers_a_retention(runs: Runs, tmp_path: Path) -> None:
+    text = f"topics:\n  {runs.prefix}.answers: {{partitions: 12, config: {{cleanup.policy: 'compact,delete', retention.ms: {WEEK}}}}}\n"
+    report = apply_topics(runs.config, read_topics(write(tmp_path, text)), prefix=runs.prefix, change=True, fix=False)
+    assert [t.name for t in report.topics] == [f"{runs.prefix}.{name}" for name in ("answers", "ledger", "control")]
+    assert Cluster(runs.config).settings(f"{runs.prefix}.answers")["retention.ms"] == WEEK
 
 
 def test_a_setting_that_the_broker_refuses_is_one_line(factory: Command, prefix: str, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ import pytest
 import yaml
 from lint_deploy import CHARTS, Combination, breaches, combinations, complaint, definitions, invalid, is_custom, render, run_helm
 
-from factory_agents.kafka.ledger import LEDGER_PARTITIONS, LEDGER_SETTINGS
-from factory_agents.topics_file import WantedTopic, read_topics
+from factory_agents.topics_file import own_topics, read_topics
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTORY, KAFKA = CHARTS / "factory", CHARTS / "kafka"
@@ -244,8 +243,8 @@ def test_the_rights_of_dags_pods_are_those_of_the_plain_manifests() -> None:
 
 def test_topics_are_those_that_topics_apply_and_agents_make() -> None:
     made = {d["spec"]["topicName"]: d["spec"] for d in rendered(KAFKA, "defaults") if d["kind"] == "KafkaTopic"}
-    ledger = WantedTopic("factory.ledger", LEDGER_PARTITIONS, 3, LEDGER_SETTINGS)
-    wanted = [*read_topics(str(ROOT / "include/topics.yaml")), ledger]
+    own = [one.topic for one in own_topics("factory", 3).values()]
+    wanted = [*read_topics(str(ROOT / "include/topics.yaml")), *own]
     assert made.keys() == {topic.name for topic in wanted}
     for topic in wanted:
         spec = made[topic.name]

@@ -19,7 +19,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS, LEDGER_SETTINGS
 from factory_agents.kafka.topics import Cluster
 from factory_agents.sandbox import SandboxInfo
-from factory_agents.topics_file import read_topics
+from factory_agents.topics_file import own_topics, read_topics
 from tests.support.guarded_broker import Acl, parse_acls
 from tests.support.tools import find_tool
 
@@ -199,17 +199,18 @@ def test_it_plans_this_repositorys_topics(tofu: Tofu) -> None:
             wanted.replication,
             dict(wanted.settings),
         )
-    (ledger,) = planned.values()
-    assert (ledger["name"], ledger["partitions"], ledger["replication_factor"]) == ("factory.ledger", LEDGER_PARTITIONS, 3)
-    assert ledger["config"] == LEDGER_SETTINGS
+    assert planned.keys() == own_topics("factory", 3).keys()
+    for name, own in own_topics("factory", 3).items():
+        topic = planned[name]
+        assert (topic["partitions"], topic["replication_factor"], topic["config"]) == (own.topic.partitions, 3, dict(own.topic.settings))
 
 
-def test_a_file_without_topics_makes_the_ledger_alone(tofu: Tofu, tmp_path: Path) -> None:
+def test_a_file_without_topics_makes_the_factorys_own_alone(tofu: Tofu, tmp_path: Path) -> None:
     path = tmp_path / "topics.yaml"
     path.write_text("topics: {}\n")
     tofu.write(path)
-    (ledger,) = tofu.planned("kafka_topic")
-    assert (ledger["name"], ledger["replication_factor"]) == ("factory.ledger", 1)
+    made = {topic["name"]: topic["replication_factor"] for topic in tofu.planned("kafka_topic")}
+    assert made == {"factory.ledger": 1, "factory.answers": 1, "factory.control": 1}
 
 
 _KINDS = {"Topic": "topic", "Group": "group", "TransactionalID": "transactional-id"}

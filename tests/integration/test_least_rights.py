@@ -53,7 +53,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "least-rights.md"
 SAID = {b.words: parse_acls(b.text) for b in blocks(PAGE.read_text()) if b.language == "acls"}
 _counter = itertools.count()  # of all tests: what a job does is done for the first time, whichever tests ran before
 RAW, ENRICHED, DEAD, LEDGER = "raw_events", "enriched_events", "enriched_events.dead", "factory.ledger"
-ROLLED, CONTROL = "factory.enrich.raw_events", "factory.control"
+ROLLED, CONTROL, ANSWERS = "factory.enrich.raw_events", "factory.control", "factory.answers"
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def _prepared(broker: GuardedBroker, folder: Path) -> Factory:
     there = broker.admin.list_topics(timeout=10).topics
     for name in {RAW, ENRICHED, DEAD} - there.keys():
         create_topic(broker.admin, name, 2)
-    if LEDGER not in there:
-        create_topic(broker.admin, LEDGER, 12, cleanup_policy="compact")
+    for name in {LEDGER, CONTROL, ANSWERS} - there.keys():
+        create_topic(broker.admin, name, 12, cleanup_policy="compact")
     administrator = Factory(broker, folder, KafkaConfig(broker.bootstrap))
     administrator.agent()
     return administrator
@@ -237,7 +237,7 @@ class Factory:
         assert replay_letters(self.config, DEAD, RAW, Selection(attempt="all", limit=1), again=True).replayed == 1
 
     def topics(self) -> None:
-        self.forget({RAW, LEDGER})
+        self.forget({RAW, LEDGER, CONTROL, ANSWERS})
         for state in ("created", "as declared"):
             report = apply_topics(self.config, [WantedTopic(RAW, 2, 1, {})], prefix="factory", change=True, fix=False)
             assert {t.state for t in report.topics} == {state}

@@ -26,6 +26,7 @@ from factory_agents.protocol import Counts
 from factory_agents.runtime.agents import SideRecord
 
 __all__ = [
+    "ANSWER_PARTITIONS",
     "ANSWER_SETTINGS",
     "Answer",
     "AnswerLog",

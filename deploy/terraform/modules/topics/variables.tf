@@ -4,7 +4,7 @@ variable "topics_file" {
 }
 
 variable "prefix" {
-  description = "Prefix of the ledger topic and of transactional ids."
+  description = "Prefix of the factory's own topics (ledger, answers, control) and of transactional ids."
   type        = string
   default     = "factory"
 }
