@@ -259,7 +259,8 @@ def test_a_version_whose_members_all_hang_gives_its_partitions_back_all_the_same
         hung = [fleet.start("v2"), fleet.start("v2")]
         wait_for(lambda: (found := fleet.runs.cluster.group(f"{fleet.group}~v2")) is not None and found.members == 2, "the new version", 60)
         rollouts.start("v2")
-        rollouts.wait(30)
+        # a member that hangs in the middle of a rebalance is missed a session later
+        rollouts.wait(30, until=lambda s: [len(m.held) for m in s.members if m.version == "v2"] == [PARTITIONS // 2] * 2)
         for process in hung:
             process.send_signal(signal.SIGSTOP)
         began = time.monotonic()
@@ -269,6 +270,6 @@ def test_a_version_whose_members_all_hang_gives_its_partitions_back_all_the_same
             process.send_signal(signal.SIGCONT)
         fleet.wait_for_more(100)
     assert "nothing was heard of it" in status.reason
-    assert took < 30
+    assert took < 10  # the session's six seconds, two to find out, and a slow machine's
     print(f"taken back after {took:.1f} s")
     check_exact(fleet)

@@ -74,6 +74,7 @@ class Control:
         self._partition = partition_of(group.encode())
         self._topic_id = ""
         self._position = 0
+        self._is_answered = False
         self._stored = 0
         self._look_at = 0.0
         self._passed: set[int] = set()
@@ -125,13 +126,14 @@ class Control:
         if self._topic_id:
             log.warning("the control topic was deleted and created again", extra=fields(topic=self.topic))
             self.is_lost = True
-        self._topic_id, self._position, self._stored = found.id, 0, 0
+        self._topic_id, self._position, self._stored, self._is_answered = found.id, 0, 0, False
         self._consumer.assign([TopicPartition(self.topic, self._partition, 0)])
 
     def _take(self, wait: float) -> bool:
         came = False
         for message in cast("list[Message]", self._consumer.consume(1_000, wait)):
             error = message.error()
+            self._is_answered |= error is None or error.code() == KafkaError._PARTITION_EOF
             if error is None:
                 self._position = message.offset() + 1
                 self._read(message.key() or b"", message.value(), message.timestamp()[1] / 1000)
@@ -171,24 +173,29 @@ class Control:
     def catch_up(self, deadline: float) -> Route | None:
         """Read to the end of now, waiting for open transactions, and return the newest order.
 
-        Raises DeadlineError past the deadline, UnavailableError where no broker answers: nobody takes that for a group without versions.
+        Raises DeadlineError past the deadline, UnavailableError where no broker answers: nobody takes that for a group without versions;
+        and ConfigurationError where the user may not read here, even if there is nothing to read.
         """
         self._look_at = 0.0
         self._look()
         if not self._topic_id:
             return None
         end = self._cluster.high_watermark(self.topic, [self._partition])[self._partition]
-        while self._position < end:
+        while self._position < end or not self._is_answered:
             self._take(0.02)
             if time.monotonic() > deadline:
                 raise DeadlineError(f"{self.topic}-{self._partition} could not be read to its end in time; is its broker up?")
         self._is_current = True
         return self.route
 
-    def alive(self, version: str, seconds: float) -> list[Member]:
-        """Members of a version that gave a sign of life within so many seconds."""
+    def heard(self, seconds: float) -> list[Member]:
+        """Members that gave a sign of life within so many seconds."""
         since = time.monotonic() - seconds
-        return [m for m in self.members.values() if m.version == version and self._heard[m.id] >= since]
+        return [m for m in self.members.values() if self._heard[m.id] >= since]
+
+    def alive(self, version: str, seconds: float) -> list[Member]:
+        """Those of one version among them."""
+        return [m for m in self.heard(seconds) if m.version == version]
 
     def forget_silent(self, seconds: float) -> None:
         """Members that died without a word, and so long ago, are not there any more."""

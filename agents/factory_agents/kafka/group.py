@@ -20,13 +20,13 @@ from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.telemetry import fields
 
-__all__ = ["TOPIC_TAG", "GroupReader", "OnPartitions", "Start", "decide_start", "stands_of"]
+__all__ = ["SESSION_MS", "TOPIC_TAG", "GroupReader", "OnPartitions", "Start", "decide_start", "stands_of"]
 
 log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 0.3
 _CHECK_SECONDS = 5.0
-_SESSION_MS, _HEARTBEAT_MS = 10_000, 500
+SESSION_MS, _HEARTBEAT_MS = 10_000, 500
 """A member that was killed holds its partitions up for a session; a rebalance is heard of at a heartbeat."""
 TOPIC_TAG = "topic-id:"
 _error, _partition = methodcaller("error"), methodcaller("partition")
@@ -91,7 +91,7 @@ class GroupReader:
         self._replaced = self._topic_gone = False
         self._begin_at = 0.0
         self._check_at = time.monotonic() + _CHECK_SECONDS
-        own = {} if "session.timeout.ms" in config.values else {"session_timeout_ms": _SESSION_MS}
+        own = {} if "session.timeout.ms" in config.values else {"session_timeout_ms": SESSION_MS}
         own |= {} if "heartbeat.interval.ms" in config.values else {"heartbeat_interval_ms": _HEARTBEAT_MS}
         self._fetch = BoundedConsumer(config, cluster, topic, group_id=group, partition_assignment_strategy="cooperative-sticky", **own)
         self._consumer: Consumer = self._fetch.client

@@ -93,7 +93,7 @@ def check_live(transform: Transform, group: str, prefix: str) -> None:
 class LiveAgent:
     """One member of the group. An aborted transaction takes a new producer and goes back to where the group stands.
 
-    ``part`` ends the writer's name, which every record has in a header.
+    ``part`` ends the writer's name, which every record has in a header; ``member`` the transactional id, which is random by default.
     """
 
     poll = _POLL
@@ -112,13 +112,14 @@ class LiveAgent:
         cluster: Cluster | None = None,
         reader: GroupReader | None = None,
         part: str = "0",
+        member: str = "",
     ) -> None:
         self.context, self.transform, self.group, self.prefix, self.part = context, transform, group, prefix, part
         self.cluster = cluster or Cluster(context.config)
         self.reader = reader or GroupReader(context.config, self.cluster, in_topic, group, accept_loss=accept_loss)
         self.writer = TransactionalWriter(
             context.config,
-            transactional_id(prefix, "live", group, uuid.uuid4().hex),
+            transactional_id(prefix, "live", group, member or uuid.uuid4().hex),
             known_topic=in_topic,
             timeout_ms=int(context.config.values.get("transaction.timeout.ms", _TIMEOUT_MS)),
             stop=context.stop,

@@ -16,6 +16,7 @@ from confluent_kafka import KafkaException
 from factory_agents.errors import ConfigurationError, FactoryError, FencedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.control import Control, Member
+from factory_agents.kafka.group import SESSION_MS
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.routes import Route, Token, check_version, first_route, grown, rolled_back, shifted, version_group
 from factory_agents.kafka.topics import Cluster
@@ -35,10 +36,12 @@ __all__ = ["VersionedAgent", "check_unversioned", "run_version"]
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.02  # while partitions change hands
+_POLL_SECONDS = 0.02  # while partitions change hands, or may at any time: another version is there
 _BEAT_SECONDS, _RARE_BEAT_SECONDS = 1.0, 10.0
-_SILENT_SECONDS, _FORGET_SECONDS = 8.0, 3600.0
-_STUCK_SECONDS = 3.0
+_LOOK_SECONDS = 0.2
+_SILENT_SECONDS, _FORGET_SECONDS = 5.0, 3600.0
+_DEAF_SECONDS = 2.5
+_STUCK_SECONDS = 1.0
 _LEAVE_SECONDS = 0.5
 _KEEP_SECONDS = 6 * 3600.0
 """A group that has no members forgets, after days, positions that nobody commits: they are committed again before that."""
@@ -120,6 +123,7 @@ class VersionedAgent(LiveAgent):
         accept_loss: bool,
     ) -> None:
         self.version = check_version(version)
+        self.me = uuid.uuid4().hex
         self.watch = Watch()
         cluster = Cluster(context.config)
         self.tokens = VersionReader(context.config, cluster, in_topic, group, version, accept_loss=accept_loss)
@@ -135,9 +139,9 @@ class VersionedAgent(LiveAgent):
             cluster=cluster,
             reader=self.tokens,
             part=version,
+            member=self.me,
         )
         self.control = Control(context.config, cluster, prefix=prefix, group=group)
-        self.me = uuid.uuid4().hex[:12]
         self.code = digest([transform.name, transform.version, transform.identity])[:16]
         self.refused = ""
         self.passing: dict[int, str] = {}
@@ -145,7 +149,10 @@ class VersionedAgent(LiveAgent):
         self.late: dict[int, float] = {}
         self.proxies: dict[str, Proxy] = {}
         self.beat_at = self.looked_at = 0.0
-        self.heard_at = self.kept_at = time.monotonic()
+        self.kept_at = time.monotonic()
+        self.listening_since = 0.0
+        session = int(context.config.values.get("session.timeout.ms", SESSION_MS)) / 1000
+        self.silent_seconds = min(_SILENT_SECONDS, session / 2)  # so that a proxy is there when Kafka has missed who hangs
 
     @property
     def route(self) -> Route | None:
@@ -213,7 +220,7 @@ class VersionedAgent(LiveAgent):
         self._beat()
         self._keep()
         now = time.monotonic()
-        if now - self.looked_at >= _BEAT_SECONDS:
+        if now - self.looked_at >= _LOOK_SECONDS:
             self.looked_at = now
             self._next_step()
             self._look_after_others()
@@ -231,9 +238,18 @@ class VersionedAgent(LiveAgent):
             self.beat_at = 0.0
             if before is None or route.since != before.since:
                 self.watch.restart()
-            self.heard_at = time.monotonic()
-        moving = self.tokens.to_come or self.tokens.to_give or (route is not None and route.state == "rolling")
-        self.poll = _POLL_SECONDS if moving else LiveAgent.poll
+            self.listening_since = time.monotonic()
+        self.poll = _POLL_SECONDS if self.is_moving or self._has_others() else LiveAgent.poll
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether partitions change hands."""
+        route = self.route
+        return bool(self.tokens.to_come or self.tokens.to_give or (route is not None and route.state == "rolling"))
+
+    def _has_others(self) -> bool:
+        """Whether members of another version are there, to which partitions may go."""
+        return any(m.version != self.version for m in self.control.heard(_RARE_BEAT_SECONDS + _SILENT_SECONDS))
 
     def _order_missing(self) -> None:
         """Say what holds where no order does: the first version that runs has all; partitions that were added are the base's."""
@@ -347,7 +363,7 @@ class VersionedAgent(LiveAgent):
         now, route = time.monotonic(), self.route
         if now < self.beat_at:
             return
-        self.beat_at = now + (_BEAT_SECONDS if self.poll == _POLL_SECONDS else _RARE_BEAT_SECONDS)
+        self.beat_at = now + (_BEAT_SECONDS if self.is_moving else _RARE_BEAT_SECONDS)
         figures = self.watch.figures
         self.control.tell(
             Member(
@@ -384,11 +400,11 @@ class VersionedAgent(LiveAgent):
         if route is None:
             return
         self.control.forget_silent(_FORGET_SECONDS)
-        if route.state == "rolling" and route.new != self.version:
-            if self.control.alive(route.new, _SILENT_SECONDS) or not route.moved:
-                self.heard_at = now
-            elif now - self.heard_at > _SILENT_SECONDS:
-                self._roll_back(route.new, f"nothing was heard of it for {now - self.heard_at:.0f} s")
+        if not any(m.id == self.me for m in self.control.alive(self.version, _DEAF_SECONDS)):
+            self.listening_since = now  # what this member can't hear says nothing of the others
+        is_silent = now - self.listening_since > self.silent_seconds and not self.control.alive(route.new, self.silent_seconds)
+        if is_silent and route.state == "rolling" and route.new != self.version and route.moved:
+            self._roll_back(route.new, f"nothing was heard of it for {self.silent_seconds:g} s")
         waiting = self.tokens.to_come
         self.late = {p: self.late.get(p, now) for p in waiting}
         stuck = {waiting[p] for p, since in self.late.items() if now - since > _STUCK_SECONDS}
@@ -397,9 +413,11 @@ class VersionedAgent(LiveAgent):
                 proxy.end()
                 del self.proxies[version]
         for version in stuck - self.proxies.keys():
-            if not self.control.alive(version, _STUCK_SECONDS):
+            if not self.control.alive(version, self.silent_seconds):
                 log.warning("passing on tokens of a version that has no members", extra=fields(group=self.group, version=version))
-                self.proxies[version] = Proxy(self.context.config, self.prefix, self.reader.topic.name, self.group, version)
+                self.proxies[version] = Proxy(
+                    self.context.config, self.prefix, self.reader.topic.name, self.group, version, silent_seconds=self.silent_seconds
+                )
 
 
 _HOST = socket.gethostname()
@@ -412,11 +430,13 @@ def _figures(member: Member) -> Figures:
 class Proxy:
     """Passes on, in a thread of its own, the tokens of a version whose members are gone or hang: as a member of its group, for a while.
 
-    Kafka gives it the partitions once the session of the others is over; what they do after that is refused.
+    Kafka gives it the partitions once the session of the others is over; what they do after that is refused. What they have left open is
+    ended at once: it would hide where the group stands, and all later outputs, until its timeout.
     """
 
-    def __init__(self, config: KafkaConfig, prefix: str, topic: str, group: str, version: str) -> None:
+    def __init__(self, config: KafkaConfig, prefix: str, topic: str, group: str, version: str, *, silent_seconds: float) -> None:
         self._config, self._prefix, self._topic, self._group, self._version = config, prefix, topic, group, version
+        self._silent_seconds = silent_seconds
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"proxy of {version}", daemon=True)
         self._thread.start()
@@ -441,12 +461,13 @@ class Proxy:
     def _pass_on(self, cluster: Cluster) -> None:
         reader = VersionReader(self._config, cluster, self._topic, self._group, self._version, handles=False)
         control = Control(self._config, cluster, prefix=self._prefix, group=self._group)
-        id_ = transactional_id(self._prefix, "live", version_group(self._group, self._version), uuid.uuid4().hex)
-        writer = TransactionalWriter(self._config, id_, known_topic=self._topic, timeout_ms=_TIMEOUT_MS, stop=self._ended.is_set)
+        writer = self._writer(version_group(self._group, self._version), uuid.uuid4().hex)
         try:
-            control.catch_up(time.monotonic() + _PATIENCE)
-            writer.open(time.monotonic() + _PATIENCE)
             reader.subscribe(came=_nothing, going=_nothing, gone=_nothing)
+            reader.idle(_POLL_SECONDS)
+            control.catch_up(time.monotonic() + _PATIENCE)
+            self._fence(control)
+            writer.open(time.monotonic() + _PATIENCE)
             until = time.monotonic() + _PROXY_SECONDS
             while not self._ended.is_set() and time.monotonic() < until:
                 control.tail()
@@ -464,6 +485,20 @@ class Proxy:
                 writer.abort()
             reader.close()
             control.close()
+
+    def _writer(self, *names: str) -> TransactionalWriter:
+        id_ = transactional_id(self._prefix, "live", *names)
+        return TransactionalWriter(self._config, id_, known_topic=self._topic, timeout_ms=_TIMEOUT_MS, stop=self._ended.is_set)
+
+    def _fence(self, control: Control) -> None:
+        heard = {member.id for member in control.alive(self._version, self._silent_seconds)}
+        for member in control.alive(self._version, _PROXY_SECONDS):
+            if member.id not in heard:
+                writer = self._writer(self._group, member.id)
+                try:
+                    writer.open(time.monotonic() + _PATIENCE)
+                finally:
+                    writer.close()
 
 
 def _nothing(_: set[int]) -> None:
