@@ -10,13 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from factory_agents.codecs import Codec
+    from factory_agents.errors import SinkBackpressureError
     from factory_agents.reject import Reject
     from factory_agents.runtime.agents import SourceRecord, agent
     from factory_agents.runtime.dependencies import Dependency
     from factory_agents.runtime.ledger_sink import Landing, LedgerSink, Part, Rows
     from factory_agents.runtime.sink_ledger import Figures
 
-__all__ = ["Codec", "Dependency", "Figures", "Landing", "LedgerSink", "Part", "Reject", "Rows", "SourceRecord", "__version__", "agent"]
+__all__ = [
+    "Codec",
+    "Dependency",
+    "Figures",
+    "Landing",
+    "LedgerSink",
+    "Part",
+    "Reject",
+    "Rows",
+    "SinkBackpressureError",
+    "SourceRecord",
+    "__version__",
+    "agent",
+]
 
 __version__ = "0.1.0"
 
@@ -25,6 +39,7 @@ _MODULES = {
     "Codec": "codecs",
     "Dependency": "runtime.dependencies",
     "Reject": "reject",
+    "SinkBackpressureError": "errors",
     **dict.fromkeys(("SourceRecord", "agent"), "runtime.agents"),
     **dict.fromkeys(("Landing", "LedgerSink", "Part", "Rows"), "runtime.ledger_sink"),
     "Figures": "runtime.sink_ledger",

@@ -18,6 +18,7 @@ __all__ = [
     "ForeignResultError",
     "ForgedRecordError",
     "RolledBackError",
+    "SinkBackpressureError",
     "SinkError",
     "StoppedError",
     "TooManyRejectedError",
@@ -116,6 +117,14 @@ class UnavailableError(FactoryError, ConnectionError):
     """A broker or a database did not answer, or answered that it cannot now."""
 
     retriable = True
+
+
+class SinkBackpressureError(UnavailableError):
+    """A sink can take no more for now, and has kept nothing of what it was given: it is given that again after ``retry_after`` seconds."""
+
+    def __init__(self, message: str = "the sink can take no more for now", *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class DeadlineError(FactoryError, TimeoutError):

@@ -171,6 +171,8 @@ def make_run(agent: str, settings: AgentSettings, given: StageInput | None) -> A
         max_rejected=settings.max_rejected,
         deadline_seconds=settings.deadline,
         chunk_records=settings.chunk_records,
+        max_lag_downstream=settings.max_lag_downstream if given is None else 0,
+        downstream_group=settings.downstream_group if given is None else "",
         prefix=settings.prefix,
         keep_windows=settings.keep_windows,
         traceparent=os.environ.get("TRACEPARENT", ""),

@@ -133,7 +133,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_lag_downstream: Annotated[
         int,
         _key(
-            "a live agent waits while a group that reads its output is more records behind than this, until it is half of it; 0: never",
+            "a live agent, or ingest, waits while a group that reads its output is more records behind than this, until it is half of it; "
+            "0: never",
             "N",
             env="FACTORY_MAX_LAG_DOWNSTREAM",
         ),

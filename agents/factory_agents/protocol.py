@@ -249,7 +249,8 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     shard are what the work *is*. ``mapped``: how many tasks the stage is mapped to (0: it isn't, or nobody can tell). ``rerun``:
     ``reuse`` returns the finished result of the same fingerprint, ``redo`` does the work again, ``ask_again`` asks models again too
     (``redo`` takes the answers that are logged); so does an ``order`` that was given since. Limits and ``accept_loss`` don't enter the
-    fingerprint. ``keep_windows``: for how long the ledger remembers what was read of a source, such as ``45 d``. ``output_codec`` is what
+    fingerprint; ``max_lag_downstream`` and ``downstream_group`` are limits of ``ingest``: how far readers of the output topic may be
+    behind. ``keep_windows``: for how long the ledger remembers what was read of a source, such as ``45 d``. ``output_codec`` is what
     writes records to the output topic; the window names what reads them.
 
     ``traceparent`` is the span that it is a part of: it says nothing of what is done.
@@ -283,6 +284,8 @@ class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     max_rejected: str = "50 %"
     deadline_seconds: float = 0.0
     chunk_records: int = 100_000
+    max_lag_downstream: int = 0
+    downstream_group: str = ""
     prefix: str = "factory"
     keep_windows: str = "retention"
     traceparent: str = ""

@@ -88,6 +88,9 @@ class KafkaAgentOperator(AgentPodOperator):
     :param dry_run: write nothing; result and log say what would be written or rejected, and why. Stages after it are skipped. (templated)
     :param accept_loss: continue where records are gone, and record the loss. (templated)
     :param max_rejected: fail when more events than this are rejected: a number, or a share like ``5 %``. (templated)
+    :param max_lag_downstream: ``ingest`` waits while a consumer group of ``output_topic`` is more records behind than this, until it is
+        half of it; 0: never.
+    :param downstream_group: the one group that ``max_lag_downstream`` looks at; by default all of the topic.
     :param deadline: fail if the window takes longer; what was committed stays, and a retry resumes. (templated)
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
     :param database_conn_id: Airflow connection given as DATABASE_URL, or of type google_cloud_platform or snowflake, for those. Without
@@ -147,6 +150,8 @@ class KafkaAgentOperator(AgentPodOperator):
         agent_dry_run: bool | str | None = None,
         accept_loss: bool | str = False,
         max_rejected: str | int = "50 %",
+        max_lag_downstream: int = 0,
+        downstream_group: str = "",
         deadline: timedelta | float | str | None = None,
         kafka_conn_id: str | None = None,
         database_conn_id: str | None = None,
@@ -177,6 +182,8 @@ class KafkaAgentOperator(AgentPodOperator):
         self.agent_dry_run = dry_run if agent_dry_run is None else agent_dry_run  # ``dry_run`` is a method of every operator
         self.accept_loss = accept_loss
         self.max_rejected = max_rejected
+        self.max_lag_downstream = max_lag_downstream
+        self.downstream_group = downstream_group
         self.deadline = deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
         self.kafka_conn_id = kafka_conn_id
         self.database_conn_id = database_conn_id
@@ -245,6 +252,8 @@ class KafkaAgentOperator(AgentPodOperator):
             accept_loss=as_bool(self.accept_loss, "accept_loss"),
             dry_run=as_bool(self.agent_dry_run, "dry_run"),
             max_rejected=str(self.max_rejected),
+            max_lag_downstream=self.max_lag_downstream,
+            downstream_group=self.downstream_group,
             deadline_seconds=_seconds(self.deadline),
             prefix=option("prefix"),
             keep_windows=option("keep_windows"),

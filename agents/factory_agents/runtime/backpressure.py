@@ -38,7 +38,7 @@ class Downstream:
         self._topic, self._group = topic, group
         self._most = most
         self._every = every
-        self._ended = threading.Event()
+        self._ended, self._has_looked = threading.Event(), threading.Event()
         self._readers: list[str] = []
         self._list_at = 0.0
         self.is_behind = False
@@ -49,15 +49,21 @@ class Downstream:
         """Ask no more; a question under way is left to end by itself."""
         self._ended.set()
 
+    def wait_for_a_look(self, seconds: float) -> None:
+        """Wait until the lag was asked for once, at most so long."""
+        self._has_looked.wait(seconds)
+
     def _ask(self) -> None:
         with Cluster(self._config) as cluster:
             lags = Lags(self._config, cluster)
-            while not self._ended.wait(self._every):
+            while not self._ended.is_set():
                 try:
                     self._judge(*self._furthest(lags))
                 except FactoryError as error:
                     self._list_at = 0.0  # one of them may be gone
                     log.info("the readers' lag cannot be read now", extra=fields(topic=self._topic, reason=str(error)))
+                self._has_looked.set()
+                self._ended.wait(self._every)
 
     def _furthest(self, lags: Lags) -> tuple[str, int]:
         if self._group:

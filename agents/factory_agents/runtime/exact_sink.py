@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 from factory_agents import failpoints
 from factory_agents.contracts import Contract, TableSpec
-from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError, WindowError
+from factory_agents.errors import ConfigurationError, FactoryError, SinkBackpressureError, SinkError, UnavailableError, WindowError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.records import MarkRecord
 from factory_agents.protocol import digest
@@ -236,21 +236,28 @@ class _Publication:
         self.known = ""
 
     def write(self, messages: Sequence[Message]) -> dict[int, Reject]:
-        """Make rows of records, and keep those that fit; a part that is large enough is staged."""
+        """Make rows of records, and keep those that fit; a part that is large enough is staged before them.
+
+        Raises SinkBackpressureError where it can't be: nothing of these records is kept then.
+        """
+        if self._bytes >= _PART_BYTES:
+            self._stage()
         batches, rejected = self._reader.read(messages)
         self._gathered += batches
         self._bytes += sum(batch.nbytes for batch in batches)
         self._rows += len(messages) - len(rejected)
-        if self._bytes >= _PART_BYTES:
-            self._stage()
         return rejected
 
     def _stage(self) -> None:
         part = Part(self._number, len(self._parts))
         rows = self._reader.join(self._gathered)
         self._parts.append(part)
+        try:
+            _asked(self._sink, lambda: self._sink.stage(part, rows))
+        except SinkBackpressureError:
+            self._parts.pop()
+            raise
         self._gathered, self._bytes = [], 0
-        _asked(self._sink, lambda: self._sink.stage(part, rows))
         failpoints.hit("sink.staging")
 
     def land(self, rejected: int) -> SinkOutcome:
@@ -342,4 +349,4 @@ def _wait(pause: float | None, failure: FactoryError | None) -> None:
     if failure is not None and (pause is None or not isinstance(failure, UnavailableError)):
         raise failure
     if pause is not None:
-        time.sleep(pause)
+        time.sleep(max(pause, failure.retry_after) if isinstance(failure, SinkBackpressureError) else pause)

@@ -80,7 +80,8 @@ class LedgerSink:
     """A sink of your own, exact by the runtime: it keeps the ledger's texts, takes typed rows in parts, and lands them at once.
 
     Whatever a method raises, the ledger is asked what was done, and nothing is done blindly again. Raise SinkError for what no retry mends,
-    UnavailableError for what may be tried again at once; every other exception ends the attempt, and a retry may help.
+    UnavailableError for what may be tried again at once, SinkBackpressureError where nothing of it was kept and the sink wants to be given
+    it later, for as long as that takes; every other exception ends the attempt, and a retry may help.
 
     ``transactional``: ``land`` is one transaction, rows and entry together. ``idempotent``: there is none; ``land`` upserts by key and
     rank, may be called twice with the same rows, and no entry is kept here: ``read`` and ``change`` are not called, ``old`` is "", ``past``

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from factory_agents.errors import FencedError, StoppedError
+from factory_agents.errors import FencedError, StoppedError, UnavailableError
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.ledger import Ledger, MarkRecord, PlanRecord, StageRecord
 from factory_agents.kafka.plan_view import PlanView
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2
 _LEDGER_SECONDS = 120.0
+_LONGEST_PAUSE = 30.0
 
 KEEP_WINDOWS = "1 d"
 """For how long the ledger remembers windows that nobody asks for again: there is one every few seconds."""
@@ -51,7 +52,7 @@ def run_sink_live(
     each ``every`` seconds, and the sink's own ledger row makes it once. Several of one pipeline may run side by side: what one of them
     planned and did not live to publish, another one publishes. Raises DataLossError where records that were not published are gone, unless
     ``accept_loss`` (which ``make_run`` has to pass on), and another FactoryError where it cannot go on; starting it again loses and doubles
-    nothing. ``keep`` as in ``plan_window``.
+    nothing. Once it has published, a database or a broker that is away is waited for. ``keep`` as in ``plan_window``.
     """
     live = _Live(context, make_run, make, pipeline, in_topic, prefix, accept_loss=accept_loss, keep=keep)
     log.info("live", extra=fields(pipeline=pipeline, topic=in_topic))
@@ -87,6 +88,8 @@ class _Live:
         self.read_to = 0
         self.unfinished: dict[str, Window] = {}
         self.seen: dict[int, int] = {}
+        self.inherited = self.published = float("-inf")
+        self.looked = self.has_published = False
         self.counts = Counts()
 
     def close(self) -> None:
@@ -96,18 +99,37 @@ class _Live:
 
     def run(self, every: float) -> None:
         """Until asked to stop: what nobody else will publish, and what is new; each looked for ``every`` seconds at most."""
-        inherited = published = -every
+        pause = _LOOK_SECONDS
         while not self.context.stop():
-            now = time.monotonic()
-            if now - inherited >= every and (peers := self.presence.peers()):
-                inherited = now
-                for window in self.abandoned(peers):
-                    self.publish(window)
-            if inherited >= 0 and now - published >= every and self.has_new():
-                published = now
-                self.publish(self.plan())
+            try:
+                self.turn(every)
+                pause = _LOOK_SECONDS
+            except UnavailableError as error:
+                if not self.has_published:
+                    raise  # an address that is wrong from the start is told at once
+                log.warning("waiting", extra=fields(pipeline=self.pipeline, reason=str(error), seconds=round(pause, 1)))
+                self.inherited, self.seen = float("-inf"), {}  # what was planned and could not be published comes first
+                self.looked = False
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            self.wait(pause)
+
+    def turn(self, every: float) -> None:
+        """Publish what nobody else will, and what is new, where it is time to look."""
+        now = time.monotonic()
+        if now - self.inherited >= every and (peers := self.presence.peers()):
+            for window in self.abandoned(peers):
+                self.publish(window)
+            self.inherited, self.looked = now, True
+        if self.looked and now - self.published >= every and self.has_new():
+            self.published = now
+            self.publish(self.plan())
+
+    def wait(self, seconds: float) -> None:
+        """A while, or until asked to stop."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.context.stop():
             self.context.observer.turn(self.subject, joined=True)
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(min(_LOOK_SECONDS, seconds))
 
     def abandoned(self, peers: list[str]) -> list[Window]:
         """Windows that are planned, and that nobody is publishing: this member left off, or who planned them is not there any more.
@@ -156,6 +178,7 @@ class _Live:
             run = self.make_run(window)
             with traced(self.context, run) as context:
                 result = run_sink(context, run, self.make)
+            self.has_published = True
         except FencedError as error:
             log.warning("another member took this window over", extra=fields(window=window.key, reason=str(error)))
             return

@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from factory_agents import failpoints
-from factory_agents.errors import AccountingError, FactoryError, StoppedError, TooManyRejectedError, WindowError
+from factory_agents.errors import (
+    AccountingError,
+    DeadlineError,
+    FactoryError,
+    SinkBackpressureError,
+    StoppedError,
+    TooManyRejectedError,
+    WindowError,
+)
 from factory_agents.kafka.messages import Message, readable_headers
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
@@ -163,7 +171,7 @@ class _SinkRun:
         session = self.session
         while True:
             try:
-                return self.heartbeat.during(lambda: self.sink.commit(rejected=session.counts.rejected))
+                return self._patiently(lambda: self.sink.commit(rejected=session.counts.rejected))
             except RowsRefused as refused:
                 self.refused.update(refused.rows)
                 session.counts.rejected += len(refused.rows)
@@ -284,7 +292,7 @@ class _SinkRun:
         write = self._show if self.session.run.dry_run else self._write
         large = reject_large(messages)
         began = time.monotonic()
-        rejected = self.heartbeat.during(lambda: write(messages)) if large is None else {0: large}
+        rejected = self._patiently(lambda: write(messages)) if large is None else {0: large}
         self.session.observer.batch(self.session.subject, Batch(len(messages), time.monotonic() - began))
         if self.trace is not None and not self.reader.plain:
             for i, message in enumerate(messages):
@@ -294,6 +302,25 @@ class _SinkRun:
             self._reject(messages[i], reject)
         counts.consumed += len(messages)
         counts.forwarded += len(messages) - len(rejected)
+
+    def _patiently(self, ask: Callable[[], _T]) -> _T:
+        """Ask the sink, again when it has asked to wait. Nothing is read meanwhile: Kafka keeps what the sink can't take yet."""
+        while True:
+            try:
+                return self.heartbeat.during(ask)
+            except SinkBackpressureError as full:
+                log.info("the sink asks to wait", extra=fields(seconds=full.retry_after, reason=str(full)))
+                self._wait(time.monotonic() + full.retry_after)
+
+    def _wait(self, until: float) -> None:
+        session = self.session
+        while (now := time.monotonic()) < until:
+            if session.context.stop():
+                raise StoppedError(f"stage {session.run.stage!r}: asked to stop while the sink had it wait; a retry begins again")
+            if now > session.deadline:
+                raise DeadlineError(f"stage {session.run.stage!r}: out of time while the sink had it wait; a retry begins again")
+            session.observer.busy(session.subject, 0.0)
+            time.sleep(min(_BEAT_SECONDS, until - now))
 
     def _write(self, messages: Sequence[Message]) -> dict[int, Reject]:
         """What the sink, or the topic's codec before it, rejects of a batch, by index."""

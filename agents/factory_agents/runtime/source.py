@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from factory_agents import failpoints
@@ -13,12 +14,14 @@ from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.runtime.agent_thread import AgentThread
 from factory_agents.runtime.agents import Source, SourceRecord
+from factory_agents.runtime.backpressure import Downstream
 from factory_agents.runtime.session import RunContext, Session
 from factory_agents.telemetry import Batch
 
 __all__ = ["run_source"]
 
 _T = TypeVar("_T")
+_WAIT_SECONDS, _LOOK_SECONDS = 0.1, 10.0
 
 
 def run_source(context: RunContext, run: AgentRun, make: Callable[[], Source]) -> AgentResult:
@@ -47,17 +50,33 @@ def run_source(context: RunContext, run: AgentRun, make: Callable[[], Source]) -
                 output_topic=run.output_topic,
                 keep=run.keep_windows,
             )
-            return _SourceRun(session, thread, source).to_end()
+            with downstream_of(context, run) as downstream:
+                return _SourceRun(session, thread, source, downstream).to_end()
         finally:
             session.close()
     finally:
         thread.close(source.close if source is not None else lambda: None)
 
 
-class _SourceRun:
-    """The read → write loop of one attempt."""
+@contextmanager
+def downstream_of(context: RunContext, run: AgentRun) -> Iterator[Downstream | None]:
+    """What looks after the readers of a run's output, where it is told to wait for them."""
+    if not run.max_lag_downstream or run.dry_run:
+        yield None
+        return
+    downstream = Downstream(context.config, run.output_topic, run.max_lag_downstream, group=run.downstream_group)
+    try:
+        downstream.wait_for_a_look(_LOOK_SECONDS)
+        yield downstream
+    finally:
+        downstream.close()
 
-    def __init__(self, session: Session, thread: AgentThread, source: Source) -> None:
+
+class _SourceRun:
+    """The read → write loop of one attempt, which waits for readers of the output that are too far behind (``downstream``)."""
+
+    def __init__(self, session: Session, thread: AgentThread, source: Source, downstream: Downstream | None) -> None:
+        self.downstream = downstream
         self.session = session
         self.thread = thread
         self.source = source
@@ -125,6 +144,7 @@ class _SourceRun:
         for batch in batches:
             done = 0
             while done < len(batch):
+                self._give_way()
                 part = batch[done : done + self.chunk.room]
                 self._put(part)
                 done += len(part)
@@ -135,6 +155,18 @@ class _SourceRun:
         if result is None:
             raise AccountingError(f"stage {session.run.stage!r}: finished without a result")
         return result
+
+    def _give_way(self) -> None:
+        """While readers of the output are too far behind: commit what is written, and wait."""
+        downstream = self.downstream
+        if downstream is None or not downstream.is_behind:
+            return
+        if self.chunk.records:
+            self._commit()
+        while downstream.is_behind:
+            self._check_time()
+            self.session.observer.busy(self.session.subject, 0.0)
+            time.sleep(_WAIT_SECONDS)
 
     def _commit(self) -> None:
         self.session.commit({}, {}, rows=self.rows)

@@ -7,17 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 
-from factory_agents.errors import DataLossError
+from factory_agents.errors import DataLossError, UnavailableError
 from factory_agents.kafka.ledger import Ledger, PlanRecord, StageRecord
 from factory_agents.protocol import AgentRef, AgentRun, Counts, Window
+from factory_agents.publish import build
 from factory_agents.runtime.live_sink import run_sink_live
 from factory_agents.runtime.session import RunContext
+from tests.support.proxy import Proxy
 from tests.support.runs import Runs, events
-from tests.support.sqlite_sink import SqliteSink
+from tests.support.sqlite_sink import CONTRACT, SqliteSink
 from tests.support.sqlite_sink import published as rows
 from tests.support.topics import recreate
 from tests.support.waiting import wait_for
@@ -219,3 +223,40 @@ def test_partitions_added_while_it_runs_are_published_too(runs: Runs, tmp_path: 
         wait_for(lambda: runs.cluster.topic(source).partitions == 2, "the new partition")
         runs.produce(source, events(10, 10), partition=1)
         wait_rows(database, list(range(20)))
+
+
+def test_a_database_that_is_away_for_a_while_is_waited_for(
+    runs: Runs, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, source = f"t_{runs.prefix.replace('-', '_')}", runs.topic("in", partitions=1)
+    at = urlsplit(database_url)
+    proxy = Proxy(at.hostname or "", at.port or 5432)
+    monkeypatch.setenv("DATABASE_URL", at._replace(netloc=f"{at.username}:{at.password}@127.0.0.1:{proxy.port}").geturl())
+
+    def ids() -> list[int]:
+        with psycopg.connect(database_url) as database:
+            if database.execute("SELECT to_regclass(%s)", [table]).fetchone() == (None,):
+                return []
+            return [row[0] for row in database.execute(f"SELECT event_id FROM {table} ORDER BY 1").fetchall()]
+
+    with publisher(runs, source, tmp_path, lambda _: build({"table": table, "contract": CONTRACT})) as running:
+        runs.produce(source, events(10))
+        wait_for(lambda: ids() == list(range(10)), "the first rows")
+        proxy.cut()
+        runs.produce(source, events(10, 10))
+        wait_for(lambda: caplog.text.count("waiting") > 1, "it to wait, and to try again")
+        runs.produce(source, events(10, 20))
+        proxy.mend()
+        wait_for(lambda: ids() == list(range(30)), "all rows", patience=60)
+        assert running.end().forwarded == 30
+    proxy.close()
+
+
+def test_a_database_that_is_not_there_at_the_start_is_told_at_once(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = runs.topic("in", partitions=1)
+    runs.produce(source, events(10))
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody:secret@127.0.0.1:1/nowhere")
+    with publisher(runs, source, tmp_path, lambda _: build({"table": "t", "contract": CONTRACT})) as refused:
+        refused.wait()
+        with pytest.raises(UnavailableError):
+            refused.end()
