@@ -8,11 +8,13 @@ from kubernetes import client
 
 from tests.kubernetes.conftest import OneAgent
 from tests.support.plugin_wheel import install_plugins
-from tests.support.sqlite_sink import CONTRACT
+
+CONTRACT = {"name": "events", "id": "event_id", "columns": {"event_id": "text", "text": "text"}}
+"""A line of values holds texts only."""
 
 BODY = """
 from datetime import datetime
-from airflow.sdk import dag
+from airflow.sdk import CronDataIntervalTimetable, dag
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from kubernetes.client import V1ConfigMapVolumeSource, V1KeyToPath, V1Volume, V1VolumeMount
 
@@ -23,7 +25,7 @@ MOUNTED = {
     "env_vars": {"PYTHONPATH": "/opt/agents:/opt/acme"},
 }
 
-@dag(dag_id="DAG_ID", schedule="@hourly", start_date=datetime(2026, 1, 1), catchup=False)
+@dag(dag_id="DAG_ID", schedule=CronDataIntervalTimetable("@hourly", "UTC"), start_date=datetime(2026, 1, 1), catchup=False)
 def pipeline():
     numbers = KafkaAgentOperator(
         task_id="ingest", agent="ingest", output_topic="<raw>", output_codec="acme-csv",
@@ -50,7 +52,7 @@ def test_an_installed_source_sink_and_codec(one: OneAgent, tmp_path: Path) -> No
     body = BODY
     for name, value in {"paths": repr(paths), "raw": raw, "contract": repr(CONTRACT)}.items():
         body = body.replace(f"<{name}>", value)
-    ran = one.runner.run(body, None)
+    ran = one.runner.run(body)
     assert ran.state == "success", ran.states
     assert sorted(r.value or b"" for r in one.runs.everything(raw)) == sorted(f"{n},event {n}".encode() for n in range(20))
     (published,) = ran.results["publish"] if isinstance(ran.results["publish"], list) else [ran.results["publish"]]
