@@ -346,6 +346,13 @@ _STYLES = {"ok": "", "warn": "yellow", "fail": "red", "skip": "dim"}
 def ledger_export(
     pipeline: Annotated[str, typer.Option(help="whose ledger", metavar="NAME", show_default=False)],
     output: Annotated[str, typer.Option("--output", "-o", help="the file; - is standard output", metavar="FILE")] = "-",
+    places: Annotated[
+        bool,
+        typer.Option(
+            "--places/--no-places",
+            help="note which records lie at its offsets, so that an import finds them in copies of the topics; reads those records",
+        ),
+    ] = True,
     prefix: _Prefix = _DEFAULTS.prefix,
     bootstrap: Bootstrap = None,
     kafka_settings: KafkaSettings = None,
@@ -358,7 +365,9 @@ def ledger_export(
     """
     from factory_agents.kafka.transfer import export_ledger, write_lines
 
-    write_lines(output, export_ledger(kafka_config(bootstrap, kafka_settings or ()), pipeline, prefix=prefix))
+    config = kafka_config(bootstrap, kafka_settings or ())
+    with console.counting("looking at offsets") as progress:
+        write_lines(output, export_ledger(config, pipeline, prefix=prefix, places=places, progress=progress))
 
 
 @ledgers.command("import")
@@ -367,7 +376,7 @@ def ledger_import(
     offsets: Annotated[
         str | None,
         typer.Option(
-            help="JSON that tells, for topics that moved, which offsets there and here are the same place: "
+            help="JSON that tells, for copies of topics, which offsets there and here are the same place, where records don't tell: "
             '{"raw_events": {"0": [[0, 0], [500, 480]]}}',
             metavar="FILE",
             show_default=False,

@@ -41,6 +41,7 @@ class Rec:
     key: bytes | None
     value: bytes | None
     headers: dict[str, bytes | None]
+    timestamp: int
 
     @property
     def event(self) -> dict[str, Any]:
@@ -165,6 +166,11 @@ class Runs:
                 producer.flush(30)
         assert producer.flush(30) == 0
         assert not failed, failed
+
+    def delete_before(self, topic: str, partition: int, offset: int) -> None:
+        """Delete what lies before an offset, as retention does."""
+        place = TopicPartition(topic, partition, offset)
+        self.admin.delete_records([place])[TopicPartition(topic, partition)].result()
 
     def window(self, topic: str, name: str = "w", pipeline: str = "") -> Window:
         """All that is in the topic now."""
@@ -306,4 +312,5 @@ def _rec(message: Message) -> Rec:
         message.key(),  # type: ignore[arg-type]
         message.value(),  # type: ignore[arg-type]
         dict(headers or ()),
+        message.timestamp()[1],
     )

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 from confluent_kafka import KafkaException, Producer
 
 from factory_agents import failpoints
-from factory_agents.errors import ConfigurationError, DataLossError
+from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
 from factory_agents.kafka.ledger import Ledger
-from factory_agents.kafka.records import (
-    AlertRecord,
-    AttemptRecord,
-    CutRecord,
-    FailureRecord,
-    LedgerRecord,
-    MarkRecord,
-    PipelineRecord,
-    PlanRecord,
-    ReplayRecord,
-    StageRecord,
-    decode_record,
-    encode_record,
-    kind_of,
-)
+from factory_agents.kafka.places import Place, Places
 from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.translation import Move, Noter, OffsetMaps
 from factory_agents.kafka.view import Follower
-from factory_agents.protocol import Manifest, PartitionRange, transactional_id
+from factory_agents.protocol import transactional_id
 
 __all__ = ["Imported", "OffsetMaps", "export_ledger", "import_ledger", "read_lines", "read_offset_maps", "write_lines"]
 
@@ -44,14 +29,12 @@ _PAD = b"pad|"
 _PAD_CHUNK = 50_000
 _TRANSACTION_MS = 120_000
 
-OffsetMaps = Mapping[str, Mapping[int, Sequence[tuple[int, int]]]]
-"""By topic and partition, offsets there and here that mean the same place, in order."""
-
-_Record = TypeVar("_Record", bound=LedgerRecord)
-
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line of a file: whose ledger it is, where its partition ended, and the ids of the topics that it speaks of."""
+    """The first line of a file: whose ledger it is, where its partition ended, and the topics that it speaks of.
+
+    ``topics`` are their ids, ``places`` what lay at the offsets in them, by partition.
+    """
 
     format: str
     version: int
@@ -60,6 +43,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     records: int
     topics: dict[str, str]
     exported_at: int
+    places: dict[str, dict[int, list[Place]]] = {}
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -102,8 +86,19 @@ class _Raw(Follower):
         self.records.clear()
 
 
-def export_ledger(config: KafkaConfig, pipeline: str, *, prefix: str = "factory", timeout: float = 600.0) -> Iterator[bytes]:
-    """A pipeline's ledger, line by line; ConfigurationError where there is nothing of it."""
+def export_ledger(
+    config: KafkaConfig,
+    pipeline: str,
+    *,
+    prefix: str = "factory",
+    places: bool = True,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    timeout: float = 600.0,
+) -> Iterator[bytes]:
+    """A pipeline's ledger, line by line; ConfigurationError where there is nothing of it.
+
+    With ``places`` it also notes which records lie at the offsets that it speaks of, so that an import finds them in copies of the topics.
+    """
     with Cluster(config) as cluster:
         ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
         raw = _Raw(pipeline)
@@ -111,12 +106,11 @@ def export_ledger(config: KafkaConfig, pipeline: str, *, prefix: str = "factory"
             ledger.follow(raw, deadline=time.monotonic() + timeout)
         if not raw.records:
             raise ConfigurationError(f"pipeline {pipeline!r}: the ledger {ledger.topic!r} at {config.bootstrap} holds nothing of it")
-        names: set[str] = set()
+        noter = Noter()
         for key, value in raw.records.items():
-            record = _decoded(key, value)
-            if record is not None:
-                _translated(record, _Noter(names))
-        found = {name: facts.id for name in sorted(names) if (facts := cluster.find(name)) is not None}
+            noter.note(key, value)
+        found = {name: facts.id for name in sorted(noter.names) if (facts := cluster.find(name)) is not None}
+        noted = _places(config, cluster, {name: noter.offsets[id_] for name, id_ in found.items()}, progress) if places else {}
     header = _Header(
         format=_FORMAT,
         version=FORMAT_VERSION,
@@ -125,10 +119,25 @@ def export_ledger(config: KafkaConfig, pipeline: str, *, prefix: str = "factory"
         records=len(raw.records),
         topics=found,
         exported_at=int(time.time() * 1000),
+        places=noted,
     )
     yield msgspec.json.encode(header) + b"\n"
     for key, value in raw.records.items():
         yield msgspec.json.encode(_Line(key.decode(), msgspec.Raw(value))) + b"\n"
+
+
+def _places(
+    config: KafkaConfig, cluster: Cluster, offsets: Mapping[str, Mapping[int, set[int]]], progress: Callable[[int, int], None]
+) -> dict[str, dict[int, list[Place]]]:
+    """What lies at offsets, by topic and partition."""
+    noted: dict[str, dict[int, list[Place]]] = {}
+    done, total = 0, sum(len(of) for partitions in offsets.values() for of in partitions.values())
+    for topic, partitions in offsets.items():
+        with Places(config, cluster, topic) as places:
+            for partition, of in partitions.items():
+                noted.setdefault(topic, {})[partition] = list(places.note(partition, of))
+                progress(done := done + len(of), total)
+    return noted
 
 
 def write_lines(path: str, lines: Iterable[bytes]) -> None:
@@ -184,15 +193,16 @@ def import_ledger(
 ) -> Imported:
     """Write an exported ledger into this cluster's, all of it or nothing; what is there already, of an import before, is not written again.
 
-    Topics that have other ids here than they had there moved: their offsets are translated by ``offsets``. Generations and windows' places
+    Topics that have other ids here than they had there moved: their offsets are translated by ``offsets``, and where that says nothing, to
+    where the records lie here that the file says were there. Generations and windows' places
     in the ledger are its offsets, so its partition is filled up to where the other one ended. Raises ConfigurationError where the file is
     none of ours, a topic is missing, or the ledger has other work of the pipeline, DataLossError for an offset that can't be translated.
     """
     header, records = _read(lines)
     with Cluster(config) as cluster:
         ledger = Ledger(config, cluster, prefix=prefix, pipeline=header.pipeline)
-        move = _Move(cluster, header, offsets or {})
-        wanted, left_out = move.all(records)
+        with Move(config, cluster, header.topics, offsets or {}, header.places) as move:
+            wanted, left_out = move.all(records)
         done = Imported(header.pipeline, len(wanted), move.translated, left_out, tuple(sorted(move.moved)), dry_run)
         if dry_run:
             if cluster.find(ledger.topic) is not None:
@@ -285,142 +295,3 @@ def _read(lines: Sequence[bytes]) -> tuple[_Header, list[tuple[bytes, bytes]]]:
     if len(records) != header.records:
         raise ConfigurationError(f"the file holds {len(records):,} records, its first line says {header.records:,}: was it cut off?")
     return header, records
-
-
-def _decoded(key: bytes, value: bytes) -> LedgerRecord | None:
-    kind = kind_of(key.decode())
-    try:
-        return decode_record(kind, value) if kind else None
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise ConfigurationError(f"ledger record {key.decode()!r}: not one that this version can read ({error})") from error
-
-
-class _Translator(ABC):
-    """What becomes of a topic's id and of an offset in it."""
-
-    @abstractmethod
-    def topic(self, topic: str, topic_id: str) -> str:
-        """A topic's id here."""
-
-    @abstractmethod
-    def offset(self, topic: str, topic_id: str, partition: int, offset: int) -> int:
-        """An offset here."""
-
-
-class _Move(_Translator):
-    """Translates records that speak of topics which have other ids here."""
-
-    def __init__(self, cluster: Cluster, header: _Header, offsets: OffsetMaps) -> None:
-        self._offsets = offsets
-        self.ids: dict[str, str] = {}
-        self.moved: dict[str, str] = {}
-        self.translated = 0
-        for name, old in header.topics.items():
-            facts = cluster.find(name)
-            if facts is None:
-                raise ConfigurationError(f"topic {name!r}: the pipeline's ledger speaks of it, and it isn't there; copy it first")
-            if facts.id == old:
-                continue
-            if name not in offsets:
-                raise ConfigurationError(
-                    f"topic {name!r}: it is another one here (id {facts.id}) than there ({old}); say which offsets are the same "
-                    f"(--offsets FILE)"
-                )
-            self.ids[old], self.moved[name] = facts.id, old
-
-    def all(self, records: Sequence[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], int]:
-        """Records by key, and how many were left out."""
-        wanted: dict[bytes, bytes] = {}
-        left_out = 0
-        for key, value in records:
-            record = _decoded(key, value) if self.ids else None
-            if not self.ids:
-                wanted[key] = value
-            elif record is None:
-                raise ConfigurationError(
-                    f"ledger record {key.decode()!r}: of a kind that this release doesn't know, so that it can't be translated"
-                )
-            else:
-                new = _translated(record, self)
-                if isinstance(new, StageRecord) and new.result is None:
-                    left_out += 1
-                    continue
-                self.translated += new != record
-                wanted[new.key().encode() if new != record else key] = encode_record(new) if new != record else value
-        return wanted, left_out
-
-    def topic(self, topic: str, topic_id: str) -> str:
-        return self.ids.get(topic_id, topic_id)
-
-    def offset(self, topic: str, topic_id: str, partition: int, offset: int) -> int:
-        """At a pair, or between two that are as far apart there as here."""
-        if topic_id not in self.ids:
-            return offset
-        pairs = self._offsets[topic].get(partition, ())
-        for (a, b), (c, d) in zip(pairs, (*pairs[1:], (None, None)), strict=True):
-            if offset == a or (c is not None and d is not None and a < offset < c and c - a == d - b):
-                return b + offset - a
-        raise DataLossError(
-            f"topic {topic!r}, partition {partition}: nobody says which offset here is {offset} there, and it can't be told from its "
-            f"neighbours; give the pair [{offset}, …] (--offsets)"
-        )
-
-
-class _Noter(_Translator):
-    """Changes nothing, and notes which topics are spoken of."""
-
-    def __init__(self, names: set[str]) -> None:
-        self._names = names
-
-    def topic(self, topic: str, topic_id: str) -> str:
-        if topic and topic_id:
-            self._names.add(topic)
-        return topic_id
-
-    def offset(self, topic: str, topic_id: str, partition: int, offset: int) -> int:
-        return offset
-
-
-def _translated(record: LedgerRecord, move: _Translator) -> LedgerRecord:
-    match record:
-        case CutRecord():
-            offsets = tuple(move.offset(record.topic, record.topic_id, p, o) for p, o in enumerate(record.offsets))
-            return msgspec.structs.replace(record, topic_id=move.topic(record.topic, record.topic_id), offsets=offsets)
-        case PlanRecord():
-            if not record.topic:
-                return record
-            ranges, lost = (_ranges(of, record.topic, record.topic_id, move) for of in (record.ranges, record.lost))
-            return msgspec.structs.replace(record, topic_id=move.topic(record.topic, record.topic_id), ranges=ranges, lost=lost)
-        case StageRecord():
-            return _stage(record, move)
-        case ReplayRecord():
-            topic = record.pipeline.removeprefix("replay.")
-            replayed = {p: [move.offset(topic, record.topic_id, p, o) for o in of] for p, of in record.offsets.items()}
-            return msgspec.structs.replace(record, topic_id=move.topic(topic, record.topic_id), offsets=replayed)
-        case PipelineRecord() | MarkRecord() | FailureRecord() | AttemptRecord() | AlertRecord():
-            return record
-
-
-def _stage(record: StageRecord, move: _Translator) -> StageRecord:
-    earlier = tuple(_manifest(m, move) for m in record.earlier)
-    result = record.result
-    if result is not None:
-        manifests: dict[str, Any] = {
-            name: _manifest(found, move) for name in ("input", "manifest", "dead_letters") if (found := getattr(result, name)) is not None
-        }
-        result = msgspec.structs.replace(result, **manifests)
-    return msgspec.structs.replace(record, result=result, earlier=earlier)
-
-
-def _manifest(manifest: Manifest, move: _Translator) -> Manifest:
-    ranges = _ranges(manifest.ranges, manifest.topic, manifest.topic_id, move)
-    return msgspec.structs.replace(manifest, topic_id=move.topic(manifest.topic, manifest.topic_id), ranges=ranges)
-
-
-def _ranges(ranges: Sequence[PartitionRange], topic: str, topic_id: str, move: _Translator) -> tuple[PartitionRange, ...]:
-    return tuple(
-        PartitionRange(
-            r.partition, move.offset(topic, topic_id, r.partition, r.start), move.offset(topic, topic_id, r.partition, r.end), r.count
-        )
-        for r in ranges
-    )

@@ -145,10 +145,10 @@ class TestAFile:
 
 
 class TestTopicsThatMoved:
-    """Here: deleted and created again with every record but the first of each partition."""
+    """Here: deleted and created again, where a record more lies in front of what was written before."""
 
     @pytest.fixture
-    def lines(self, move: Move) -> list[bytes]:
+    def noted(self, move: Move) -> list[bytes]:
         runs, hourly = move.runs, move.hourly
         lines = move.exported()
         for topic in (hourly.topic, hourly.out):
@@ -156,12 +156,19 @@ class TestTopicsThatMoved:
             runs.admin.delete_topics([topic])[topic].result()
             runs.cluster.create(topic, 2)
             for partition, records in kept.items():
-                if topic == hourly.out:  # a record more in front of all
-                    runs.produce(topic, [b"{}"], partition=partition)
-                for n, record in enumerate(records):
-                    at = int(hour(n).start.timestamp() * 1000) + 1000
-                    runs.produce(topic, [record.value], partition=partition, headers=list(record.headers.items()), timestamp=at)
+                if topic == hourly.out:
+                    runs.produce(topic, [b"{}"], partition=partition, timestamp=hour(0).start_ms)
+                for record in records:
+                    headers = list(record.headers.items())
+                    runs.produce(topic, [record.value], partition=partition, headers=headers, timestamp=record.timestamp)
         return lines
+
+    @pytest.fixture
+    def lines(self, noted: list[bytes]) -> list[bytes]:
+        """As a release wrote it that noted nothing of what lay at its offsets."""
+        header = json.loads(noted[0])
+        del header["places"]
+        return [json.dumps(header).encode(), *noted[1:]]
 
     def maps(self, move: Move, lines: list[bytes]) -> OffsetMaps:
         """Each place that the records speak of, as whoever copied the topics knows it."""
@@ -181,8 +188,9 @@ class TestTopicsThatMoved:
         with pytest.raises(ConfigurationError, match=r"it is another one here .*--offsets"):
             move.imported(lines)
 
-    def test_go_on_where_they_stood(self, move: Move, lines: list[bytes]) -> None:
-        done = move.imported(lines, offsets=self.maps(move, lines))
+    @pytest.mark.parametrize("told", ["by pairs", "by what lay there"])
+    def test_go_on_where_they_stood(self, move: Move, noted: list[bytes], lines: list[bytes], told: str) -> None:
+        done = move.imported(lines, offsets=self.maps(move, lines)) if told == "by pairs" else move.imported(noted)
         assert done.translated > 0
         assert set(done.topics) == {move.hourly.topic, move.hourly.out}
         window = move.plan(0)
@@ -195,8 +203,24 @@ class TestTopicsThatMoved:
 
     def test_are_refused_where_an_offset_cant_be_told(self, move: Move, lines: list[bytes]) -> None:
         maps = {**self.maps(move, lines), move.hourly.topic: {0: ((0, 0), (6, 6)), 1: ((0, 0), (6, 4))}}
-        with pytest.raises(DataLossError, match=r"partition 1: nobody says which offset here is 1 there"):
+        with pytest.raises(DataLossError, match=r"partition 1: nothing says which offset here is 1 there"):
             move.imported(lines, offsets=maps)
+
+    def test_are_refused_where_records_are_missing(self, move: Move, noted: list[bytes]) -> None:
+        """One of the window's own: what lies there instead isn't taken for it."""
+        move.runs.delete_before(move.hourly.topic, 1, 1)
+        with pytest.raises(DataLossError, match=r"partition 1: the record at offset 0 there, of .*, isn't here, or others lie before it"):
+            move.imported(noted)
+
+    def test_take_a_pair_where_records_dont_tell(self, move: Move, noted: list[bytes]) -> None:
+        header = json.loads(noted[0])
+        there = header["places"][move.hourly.topic]["0"]
+        there.remove(next(place for place in there if place[0] == 1))
+        lines = [json.dumps(header).encode(), *noted[1:]]
+        with pytest.raises(DataLossError, match=r"partition 0: nothing says which offset here is 1 there .*the pair \[1, …\]"):
+            move.imported(lines, dry_run=True)
+        move.imported(lines, offsets={move.hourly.topic: {0: [(1, 1)]}})
+        assert [(r.start, r.end) for r in move.plan(0).ranges] == [(0, 1), (0, 1)]
 
     def test_are_refused_where_one_is_missing(self, move: Move, lines: list[bytes]) -> None:
         move.runs.admin.delete_topics([move.hourly.out])[move.hourly.out].result()
@@ -215,22 +239,17 @@ def test_offset_maps_are_pairs_in_order(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_moves_to_another_cluster(move: Move, own_sandbox: Sandbox) -> None:
-    """Brokers of their own; the topics are copied record by record."""
+    """Brokers of their own; the topics are copied record by record, and are found in the copies by what they hold."""
     runs, there = move.runs, KafkaConfig(own_sandbox.info().bootstrap)
     cluster = Cluster(there)
-    maps: dict[str, dict[int, tuple[tuple[int, int], ...]]] = {}
     producer = there.plain_producer()
     for topic in (move.hourly.topic, move.hourly.out):
         cluster.create(topic, 2)
         for partition, end in runs.cluster.high_watermark(topic, range(2)).items():
-            pairs = {0: 0}
-            for at, record in enumerate(runs.read(topic, partition, 0, end)):
-                producer.produce(topic, record.value, partition=partition, headers=list(record.headers.items()))
-                pairs |= {record.offset: at, record.offset + 1: at + 1}
-            pairs.setdefault(end, max(pairs.values()))
-            maps.setdefault(topic, {})[partition] = tuple(sorted(pairs.items()))
+            for r in runs.read(topic, partition, 0, end):
+                producer.produce(topic, r.value, partition=partition, headers=list(r.headers.items()), timestamp=r.timestamp)
     assert producer.flush(30) == 0
-    import_ledger(there, move.exported(), offsets=maps)
+    import_ledger(there, move.exported())
     window = plan_window(there, pipeline=move.pipeline, topic=move.hourly.topic, interval=hour(1))
     assert [(r.start, r.end) for r in window.ranges] == [(1, 2), (1, 2)]
     assert window.topic_id == cluster.topic(move.hourly.topic).id
