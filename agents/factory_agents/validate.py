@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from factory_agents.contracts import Contract, WindowStatistics, load_contract
 from factory_agents.contracts.fast import FastPath, NotFast
+from factory_agents.contracts.sql import SQL_MEMORY_MB
 from factory_agents.errors import AccountingError
 from factory_agents.kafka.messages import Message
 from factory_agents.params import read_params
@@ -29,9 +30,13 @@ _REQUIRED = {"contract": "the contract's file, such as contracts/events.yaml"}
 
 
 class ValidateParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``validate`` takes. ``contract``: a file (found as ``resolve_path`` does), YAML text or a mapping."""
+    """What ``validate`` takes. ``contract``: a file (found as ``resolve_path`` does), YAML text or a mapping.
+
+    ``sql_memory_mb``: what the contract's SQL may take; what doesn't fit is spilled to a temporary folder.
+    """
 
     contract: str | dict[str, Any]
+    sql_memory_mb: Annotated[int, msgspec.Meta(ge=16)] = SQL_MEMORY_MB
 
 
 def build(params: Mapping[str, Any], run: AgentRun | None = None) -> ValidateTransform:
@@ -43,7 +48,7 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> ValidateTra
     contract = load_contract(settings.contract, untrusted=run is not None and "contract" in run.untrusted)
     for note in (*contract.notes, *contract.not_run):
         log.info("%s", note)
-    return ValidateTransform(contract, run)
+    return ValidateTransform(contract, run, sql_memory_mb=settings.sql_memory_mb)
 
 
 class ValidateTransform:
@@ -53,19 +58,26 @@ class ValidateTransform:
     version = "1"
     at_once = 1
 
-    def __init__(self, contract: Contract, run: AgentRun | None, statistics: WindowStatistics | None = None) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        run: AgentRun | None,
+        statistics: WindowStatistics | None = None,
+        *,
+        sql_memory_mb: int = SQL_MEMORY_MB,
+    ) -> None:
         interval = None if run is None else run.interval or (run.window.interval if run.window else None)
         self.identity: dict[str, Any] = {"contract": contract.digest}
         self.stateful = run is not None
         self.contract = contract
-        self._statistics = statistics or WindowStatistics(contract, interval, count_duplicates=run is not None)
+        self._statistics = statistics or WindowStatistics(contract, interval, count_duplicates=run is not None, sql_memory_mb=sql_memory_mb)
         self._may_miss = run is not None and run.accept_loss  # what was consumed may be gone when a resumed run reads it again
         self._decode = msgspec.json.Decoder().decode
         self._check = contract.checker()
         self._read_time = contract.time_reader()
         self._seen = self._passed_over = 0  # valid events that the fast path did not take
         try:
-            self._fast: FastPath | None = contract.fast_path()
+            self._fast: FastPath | None = contract.fast_path(self._statistics.fields)
         except NotFast as reason:
             self._fast = None
             log.debug("contract %s: no fast path: %s", contract.name, reason)

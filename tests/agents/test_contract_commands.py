@@ -132,8 +132,8 @@ schema:
         "--json",
     ).data
     assert (done["counts"]["consumed"], done["counts"]["rejected"]) == (10, 3)
-    assert [check["rule"] for check in done["report"]["checks"]] == ["rows <= 5"]
-    assert "sql check" in done["report"]["not_run"][0]
+    assert [check["rule"] for check in done["report"]["checks"]] == ["rows <= 5", "sql(sql) != 1"]
+    assert "not run: query sql (expected one SELECT" in done["report"]["not_run"][0]
 
 
 def test_test_reads_a_topic_by_its_codec(factory: Command, runs: Runs, contract: Path, tmp_path: Path) -> None:

@@ -37,8 +37,10 @@ _SHARE_OF = {"rejected": "rows", "duplicates": "valid", "late": "valid", "early"
 _SHARE_OF |= dict.fromkeys(_OF_FIELDS, "valid")
 _FIGURES = (
     *("rows", "valid", "rejected", "rejected(rule)", "null_rate(field)", "nulls(field)", "missing(field)", "invalid(field)"),
-    *("duplicates", "duplicates(fields)", "late", "early", "untimed", "freshness"),
+    *("duplicates", "duplicates(fields)", "late", "early", "untimed", "freshness", "sql(query)"),
 )
+_NAMED = {**_OF_FIELDS, "sql": "sql"}
+"""Figures with an argument, and where a report has their counts."""
 _NUMBER = r"(-?\d+(?:[_,]\d{3})*(?:\.\d+)?)"
 _CONDITION = re.compile(
     rf"\s*(\w+)\s*(?:\(\s*([^()]*?)\s*\))?\s*(?:(>=|<=|==|!=|>|<)\s*{_NUMBER}|((?:not\s+)?between)\s+{_NUMBER}\s+and\s+{_NUMBER})"
@@ -140,11 +142,11 @@ def _check_figure(c: Condition) -> None:
     if c.figure not in names:
         near = did_you_mean(c.figure, names) or did_you_mean(c.figure.removesuffix("_rate"), names)
         _fail(c, f"unknown figure {c.figure!r}{near or one_of('', _FIGURES)}")
-    if c.figure in _OF_FIELDS and not c.argument:
-        _fail(c, f"expected a field in brackets, such as {c.figure}(added)")
+    if c.figure in _NAMED and not c.argument:
+        _fail(c, f"expected a {'query' if c.figure == 'sql' else 'field'} in brackets, such as {c.figure}(added)")
     if "" in c.fields and c.argument:
         _fail(c, f"expected fields with commas between them, such as duplicates(tenant, order), got ({c.argument})")
-    if c.argument and c.figure not in (*_OF_FIELDS, "rejected", "duplicates"):
+    if c.argument and c.figure not in (*_NAMED, "rejected", "duplicates"):
         _fail(c, f"{c.figure} takes nothing in brackets, got ({c.argument})")
 
 
@@ -189,22 +191,22 @@ def _observe(report: Mapping[str, Any], c: Condition) -> Fraction | None:
         return None if seconds is None else Fraction(str(seconds))
     count = _count(report, c)
     if count is None or c.unit != "%":
-        return None if count is None else Fraction(count)
-    return _share(count, report[_SHARE_OF[c.figure]])
+        return None if count is None else Fraction(str(count))
+    return _share(int(count), report[_SHARE_OF[c.figure]])
 
 
-def _count(report: Mapping[str, Any], c: Condition) -> int | None:
+def _count(report: Mapping[str, Any], c: Condition) -> int | float | None:
     if c.figure == "rejected" and c.argument:
         return _rejected_by(report, c)
-    if not c.fields:
+    if not c.fields and c.figure not in _NAMED:
         value: int | None = report[c.figure]
         return value
-    counts = report.get(_OF_FIELDS.get(c.figure, "duplicates_of"), {})  # a report of before these were counted has none
-    name = ", ".join(c.fields)
+    counts = report.get(_NAMED.get(c.figure, "duplicates_of"), {})  # a report of before these were counted has none
+    name = ", ".join(c.fields) or c.argument
     if name not in counts:
         what = c.figure if c.figure != "null_rate" else "nulls"
         _fail(c, f"the report counts no {what} of {name!r}{one_of(name, counts) if counts else ''}")
-    count: int | None = counts[name]
+    count: int | float | None = counts[name]
     return count
 
 
@@ -224,6 +226,8 @@ def _number(value: Fraction) -> int | float:
 
 
 def _why_unknown(report: Mapping[str, Any], c: Condition) -> str:
+    if c.figure == "sql":
+        return f"not known: {report.get('sql_unknown', {}).get(c.argument, 'SQL is run over windows only')}"
     if c.figure == "duplicates":
         return "not known: duplicates are counted in windows only"
     if report.get("window_end") is None:

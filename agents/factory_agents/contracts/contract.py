@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -28,6 +28,7 @@ from factory_agents.contracts.fast import FastPath, compile_fast
 from factory_agents.contracts.figures import Figure, read_figures
 from factory_agents.contracts.notations import schema_names, translated
 from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
+from factory_agents.contracts.sql import Query, WindowTable, read_queries
 from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnSpec, ColumnType, TableSpec
 from factory_agents.contracts.times import iso_time
 from factory_agents.errors import ConfigurationError, ContractError
@@ -43,7 +44,7 @@ _KEYS = (
     *("name", "version", "description", "owner", "id", "time", "time_unit"),
     *("version_field", "key", "deletes", "schema", "rules", "window", "columns"),
 )
-_WINDOW_KEYS = ("fail_if", "warn_if", "nulls", "missing", "invalid")
+_WINDOW_KEYS = ("fail_if", "warn_if", "nulls", "missing", "invalid", "sql")
 _RESERVED = ("schema", "decode", "time")
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _FIRST_US = int(datetime(1, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
@@ -63,9 +64,10 @@ class Contract:
 
     ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
     counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row. ``nulls`` are the fields whose nulls
-    are counted, ``figures`` what else is, ``duplicates_of`` the fields whose values, taken together, should come once. ``digest`` is equal
-    for equal meaning: comments, layout and descriptions don't enter it. ``notes`` say what in it checks nothing, ``not_run`` which checks
-    are not ours to run. ``text`` is its own; ``texts`` are those of the files that it refers to, by their names relative to its folder.
+    are counted, ``figures`` what else is, ``duplicates_of`` the fields whose values, taken together, should come once, ``queries`` the
+    SQL over a window. ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it. ``notes`` say what in it
+    checks nothing, ``not_run`` which checks are not ours to run. ``text`` is its own; ``texts`` are those of the files that it refers to,
+    by their names relative to its folder.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Contract:
     nulls: tuple[str, ...]
     figures: tuple[Figure, ...]
     duplicates_of: tuple[tuple[str, ...], ...]
+    queries: tuple[Query, ...]
     source: str
     digest: str
     notes: tuple[str, ...]
@@ -134,15 +137,24 @@ class Contract:
 
         return check
 
-    def fast_path(self) -> FastPath:
-        """A decoder and a test for most events; what they don't take, or raise at, ``checker`` decides. Raises NotFast with the reason."""
+    def fast_path(self, more: Sequence[str] = ()) -> FastPath:
+        """A decoder and a test for most events; what they don't take, or raise at, ``checker`` decides. Raises NotFast with the reason.
+
+        ``more`` are fields whose values are read besides those that the contract's figures are about.
+        """
         values = [
+            *more,
             *([] if self.id is None else [self.id]),
             *(f.field for f in self.figures),
             *(n for names in self.duplicates_of for n in names),
         ]
         times = [] if self.time is None else [self.time]
         return compile_fast(self._schema, self._expressions, values, [*times, *self.nulls])
+
+    def window_table(self, queries: Sequence[Query] | None = None) -> WindowTable:
+        """A table for the events of one window, for the contract's queries or some of them; not opened yet."""
+        times = {c.name: self._read_time if c.name == self.time else iso_time for c in self._columns if c.type.startswith("timestamp")}
+        return WindowTable(self.queries if queries is None else queries, self._columns, times)
 
     def time_reader(self) -> Callable[[Any], int | None]:
         """Turns a value of the time field into microseconds since 1970 UTC, None into None; it raises ValueError for no time."""
@@ -275,7 +287,8 @@ def folder_of(texts: Mapping[str, str]) -> Path:
 
 _NO_TIME: tuple[str | None, TimeUnit] = (None, "iso")
 _NO_RULES: list[tuple[Rule, Expression]] = []
-_NO_WINDOW: tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...], tuple[Figure, ...]] = ((), (), (), ())
+_Window: TypeAlias = "tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...], tuple[Figure, ...], tuple[Query, ...]]"
+_NO_WINDOW: _Window = ((), (), (), (), ())
 _NO_KEY: tuple[str, ...] = ()
 _NO_COLUMNS: tuple[Column, ...] = ()
 
@@ -313,7 +326,7 @@ class _Builder:
         id_ = self._try(None, self._field, "id", None if self._data.get("id", "") is None else "event_id")
         time, unit = self._try(_NO_TIME, self._time)
         rules = self._try(_NO_RULES, self._rules)
-        fail_if, warn_if, nulls, figures = self._try(_NO_WINDOW, self._window)
+        fail_if, warn_if, nulls, figures, queries = self._try(_NO_WINDOW, self._window)
         key = self._try(_NO_KEY, self._key, id_)
         version = self._try("", self._version)
         version_field = self._try(None, self._field, "version_field", None)
@@ -339,6 +352,7 @@ class _Builder:
         for what, missing in (("missing", True), ("invalid", False)):
             counted = [figure.meaning for figure in figures if figure.missing is missing]
             meaning |= {what: counted} if counted else {}
+        meaning |= {"sql": sorted(query.meaning for query in queries)} if queries else {}
         return Contract(
             name=name,
             version=version,
@@ -354,6 +368,7 @@ class _Builder:
             nulls=nulls,
             figures=figures,
             duplicates_of=tuple(dict.fromkeys(c.fields for c in (*fail_if, *warn_if) if c.figure == "duplicates" and c.fields)),
+            queries=queries,
             source=self._source,
             digest=digest(meaning),
             notes=(*self._notes, *schema.notes),
@@ -468,16 +483,18 @@ class _Builder:
                 self._document.fail_inside(path, line, column, message)
         return expression
 
-    def _window(self) -> tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...], tuple[Figure, ...]]:
+    def _window(self) -> _Window:
         data = self._document.mapping(("window",), self._data.get("window") or {}, "a mapping with fail_if, warn_if")
         self._document.check_keys(("window",), data, _WINDOW_KEYS)
         missing, invalid = (
             read_figures(self._document, ("window", what), data.get(what), self._declared) for what in ("missing", "invalid")
         )
+        queries = read_queries(self._document, ("window", "sql"), data.get("sql"))
         known = {
             "rejected": list(self._data.get("rules") or ()),
             "missing": [f.name for f in missing],
             "invalid": [f.name for f in invalid],
+            "sql": [query.name for query in queries],
         }
         fail_if = self._conditions("fail_if", data.get("fail_if"), known)
         warn_if = self._conditions("warn_if", data.get("warn_if"), known)
@@ -487,7 +504,7 @@ class _Builder:
             self._fail(("window", "nulls"), f"expected a list of fields whose nulls are counted, got {show(nulls)}")
         nulls = [self._try("", self._declared, name, ("window", "nulls", i)) for i, name in enumerate(nulls)]
         nulls = [*nulls, *(c.argument for c in (*fail_if, *warn_if) if c.figure in ("null_rate", "nulls"))]
-        return fail_if, warn_if, tuple(dict.fromkeys(nulls)), (*missing, *invalid)
+        return fail_if, warn_if, tuple(dict.fromkeys(nulls)), (*missing, *invalid), queries
 
     def _conditions(self, key: str, value: Any, known: Mapping[str, Sequence[str]]) -> tuple[Condition, ...]:
         items = [value] if isinstance(value, str) else value or []
@@ -509,6 +526,9 @@ class _Builder:
             if c.argument not in known[c.figure]:
                 what = f"window.{c.figure} does not say which values of {c.argument!r} are {c.figure}"
                 self._fail(path, f"{what}{did_you_mean(c.argument, known[c.figure])}")
+        elif c.figure == "sql":
+            if c.argument not in known["sql"]:
+                self._fail(path, f"window.sql has no query {c.argument!r}{did_you_mean(c.argument, known['sql'])}")
         elif c.fields:
             for name in c.fields:
                 self._declared(name, path)

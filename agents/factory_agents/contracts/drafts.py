@@ -88,7 +88,11 @@ class Draft:
     def _merge_window(self, window: Mapping[str, Any], at: KeyPath) -> None:
         for key, value in window.items():
             if key not in ("fail_if", "warn_if"):
-                self.put(("window", key), value, (*at, key))
+                named = value.items() if isinstance(value, Mapping) else ()
+                for name, inner in named:  # beside those that are there
+                    self.put(("window", key, name), inner, (*at, key, name))
+                if not named:
+                    self.put(("window", key), value, (*at, key))
                 continue
             for i, condition in enumerate(value if isinstance(value, list) else [value]):
                 self.condition(key, condition, (*at, key, i) if isinstance(value, list) else (*at, key))

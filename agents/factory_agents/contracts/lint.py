@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from factory_agents import __version__
-from factory_agents.contracts.contract import open_contract, read_contract, split_name
+from factory_agents.contracts.contract import Contract, open_contract, read_contract, split_name
 from factory_agents.contracts.documents import Document
 from factory_agents.contracts.notations import schema_names
 from factory_agents.contracts.odcs import is_odcs, standard_errors
@@ -56,6 +56,7 @@ def lint_contract(source: str) -> list[Problem]:
             found |= dict.fromkeys(map(str, [*errors, error]), "error")
         else:
             found |= {text: "note" for text in (*contract.notes, *contract.not_run) if text not in found}
+            found |= _of_queries(contract)
     problems = [_problem(name, text, level) for text, level in found.items()]
     return sorted(problems, key=lambda p: (p.level, p.file, p.line, p.column))
 
@@ -72,6 +73,22 @@ def _schemas(document: Document, wanted: str, found: dict[str, Literal["error", 
         found[f"{document.where(('schema',))}: {first}"] = "note"
         return names[:_MOST_SCHEMAS]
     return names if len(names) > 1 and not wanted else [wanted]
+
+
+def _of_queries(contract: Contract) -> dict[str, Literal["error", "note"]]:
+    """What DuckDB says of a contract's SQL; a note where it isn't installed."""
+    found: dict[str, Literal["error", "note"]] = {}
+    for query in contract.queries:
+        table = contract.window_table([query])
+        try:
+            table.open()
+        except ContractError as error:
+            found[str(error)] = "error"
+        except ConfigurationError as error:
+            found[str(error)] = "note"
+        found |= dict.fromkeys(table.not_run, "note")
+        table.close()
+    return found
 
 
 def _problem(file: str, text: str, level: Literal["error", "note"]) -> Problem:

@@ -6,6 +6,7 @@ What the standard can't say is in a custom property ``factory`` of the schema: a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
@@ -297,7 +298,9 @@ class _Translator:
         elif kind == "custom":
             self._draft.pass_over(at, label, f"it is for the engine {show(check.get('engine'))}")
         elif kind == "sql":
-            self._draft.pass_over(at, label, "SQL is not run over a window")
+            problem = self._sql(check, at, field)
+            if problem:
+                self._draft.pass_over(at, label, problem)
         elif kind == "text":
             self._draft.pass_over(at, label, "it is for people to read")
         else:
@@ -336,10 +339,31 @@ class _Translator:
         texts = [_condition(figure, key, limit, unit) for key, limit in conditions]
         if problem or None in texts:
             return problem or "what it is compared with is no number"
-        level = "warn_if" if str(check.get("severity", "")).lower() in _WARNINGS else "fail_if"
         for (key, _), text in zip(conditions, texts, strict=True):
-            self._draft.condition(level, str(text), (*at, key) if key in check else at)
+            self._draft.condition(_level(check), str(text), (*at, key) if key in check else at)
         return "" if texts else "it says nothing to compare with"
+
+    def _sql(self, check: Mapping[str, Any], at: KeyPath, field: str | None) -> str:
+        """A query as conditions on what it gives; why it can't be one, else nothing. DuckDB may not know its dialect, or other tables."""
+        text = check.get("query")
+        if not isinstance(text, str) or not text.strip():
+            return "it has no query"
+        if field is None and _PROPERTY.search(text):
+            return _INNER
+        text = _OBJECT.sub("events", _PROPERTY.sub(lambda _: '"' + (field or "").replace('"', '""') + '"', text))
+        own = str(self._object.get("physicalName") or self._object.get("name") or "events")
+        name = re.sub(r"[^\w .-]+", "_", str(check.get("name") or check.get("id") or field or "sql")).strip() or "sql"
+        texts = {key: _condition("sql({})", key, check[key], "") for key in OPERATORS if key in check}
+        if not texts or None in texts.values():
+            return "what it is compared with is no number" if texts else "it says nothing to compare with"
+        known = self._draft.data.get("window", {}).get("sql", {})
+        query = {"query": text, "table": own, "required": False}
+        while known.get(name, query) != query:
+            name += "_"
+        self._draft.put(("window", "sql", name), query, at)
+        for key, condition in texts.items():
+            self._draft.condition(_level(check), str(condition).format(name), (*at, key))
+        return ""
 
     def _figure(self, metric: str, arguments: Mapping[str, Any], at: KeyPath, field: str) -> tuple[str, str]:
         """The figure of our conditions that a metric is, or why there is none."""
@@ -423,8 +447,14 @@ class _Translator:
         return ""
 
 
+_OBJECT = re.compile(r"\$?\{(?:table|object|schema|model)\}")
+_PROPERTY = re.compile(r"\$?\{(?:column|property|field)\}")
 _INNER = "only top-level fields are counted"
 _UNNAMED = "a condition cannot write the field's name"
+
+
+def _level(check: Mapping[str, Any]) -> str:
+    return "warn_if" if str(check.get("severity", "")).lower() in _WARNINGS else "fail_if"
 
 
 def _number(value: Any) -> str | None:

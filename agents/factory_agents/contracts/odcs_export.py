@@ -12,6 +12,7 @@ from factory_agents.contracts.contract import Contract, folder_of, read_contract
 from factory_agents.contracts.documents import inline_document, parse_document
 from factory_agents.contracts.notations import translated
 from factory_agents.contracts.odcs import NEWEST, OPERATORS
+from factory_agents.contracts.sql import Query
 from factory_agents.errors import ContractError
 
 __all__ = ["export_odcs", "short_form"]
@@ -105,9 +106,15 @@ class _Exporter:
         window = data.get("window") or {}
         if self._whole_window:
             extra |= {"window": window} if window else {}
-        elif "nulls" in window:
-            extra["window"] = {"nulls": window["nulls"]}
+        else:
+            queries = {query.name: window["sql"][query.name] for query in contract.queries if not self._foreign(query)}
+            kept = {key: window[key] for key in ("nulls",) if key in window} | ({"sql": queries} if queries else {})
+            extra |= {"window": kept} if kept else {}
         return extra
+
+    def _foreign(self, query: Query) -> bool:
+        """Whether a query is as the standard has them: one that another engine may have to run."""
+        return not query.required and query.table == self._contract.name
 
     def _properties(self, schema: Mapping[str, Any], *, top: bool = False) -> list[dict[str, Any]]:
         given = schema.get("properties")
@@ -161,11 +168,13 @@ class _Exporter:
     def _library(self, c: Condition) -> dict[str, Any] | None:
         """The check of the standard's library that is broken just then, if there is one that is read back with the same text."""
         metric = _METRICS.get(c.figure)
+        query = next((q for q in self._contract.queries if c.figure == "sql" and q.name == c.argument and self._foreign(q)), None)
         operator = next((name for name, comparison in OPERATORS.items() if comparison == c.comparison), None)
-        if metric is None or operator is None or (c.figure == "duplicates" and not c.fields):
+        if (metric is None and query is None) or operator is None or (c.figure == "duplicates" and not c.fields):
             return None
         limits = [float(text) if "." in text else int(text) for text in (c.threshold, c.upper) if text]
-        check: dict[str, Any] = {"metric": metric, operator: limits if c.upper else limits[0]}
+        what = {"metric": metric} if query is None else {"type": "sql", "name": query.name, "query": query.text}
+        check: dict[str, Any] = {**what, operator: limits if c.upper else limits[0]}
         check |= {"unit": "percent"} if c.unit == "%" else {}
         figure = next((f for f in self._contract.figures if f.name == c.argument and f.missing is (c.figure == "missing")), None)
         if c.figure in ("missing", "invalid"):

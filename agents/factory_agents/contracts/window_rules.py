@@ -11,6 +11,7 @@ from factory_agents.contracts.conditions import check, parse_condition
 from factory_agents.contracts.contract import Contract
 from factory_agents.contracts.distinct import DistinctCounter
 from factory_agents.contracts.documents import show
+from factory_agents.contracts.sql import SQL_MEMORY_MB, WindowTable
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval
 from factory_agents.text import printable
@@ -32,10 +33,12 @@ class WindowStatistics:
 
     ``interval`` is what late, early and fresh are relative to (never the clock). ``duplicates`` are valid events whose id an
     earlier valid one of this window (of this shard) had; without ``count_duplicates`` (a stream without an end) they are not
-    known.
+    known, and neither is what SQL would give, which takes at most ``sql_memory_mb`` of memory.
     """
 
-    def __init__(self, contract: Contract, interval: Interval | None = None, *, count_duplicates: bool = True) -> None:
+    def __init__(
+        self, contract: Contract, interval: Interval | None = None, *, count_duplicates: bool = True, sql_memory_mb: int = SQL_MEMORY_MB
+    ) -> None:
         self._contract = contract
         self._interval = interval
         self._start = _microseconds(interval.start) if interval else None
@@ -46,6 +49,10 @@ class WindowStatistics:
         self._figures = [0 for _ in contract.figures]
         self._ids = DistinctCounter() if count_duplicates and contract.id is not None else None
         self._tuples = {fields: DistinctCounter() if count_duplicates else None for fields in contract.duplicates_of}
+        self._sql: WindowTable | None = None
+        if count_duplicates and contract.queries:
+            self._sql = contract.window_table()
+            self._sql.open(sql_memory_mb)
         self._first: int | None = None
         self._last: int | None = None
         self.valid = 0
@@ -53,6 +60,11 @@ class WindowStatistics:
         self._late = 0
         self._early = 0
         self._untimed = 0
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields whose values are read besides those of the contract's figures."""
+        return () if self._sql is None else self._sql.columns
 
     @property
     def rows(self) -> int:
@@ -70,6 +82,8 @@ class WindowStatistics:
             if counter is not None:
                 rows = zip(*(map(reader(name), events) for name in fields), strict=True)
                 counter.add([repr(row) for row in rows if None not in row])
+        if self._sql is not None:
+            self._sql.add(events, reader)
         id_ = self._contract.id
         if self._ids is not None and id_ is not None:
             self._ids.add([v if type(v) is str else ("", repr(v)) for v in map(reader(id_), events) if v is not None])
@@ -102,8 +116,8 @@ class WindowStatistics:
     def report(self) -> dict[str, Any]:
         """The report: JSON-able; shares are None where there is nothing to divide by, figures None where they can't be known.
 
-        ``samples`` are the first rejected events by topic, partition and offset. ``checks`` are the contract's own conditions,
-        applied.
+        ``sql`` is what each query gives, ``sql_unknown`` why one can't be known. ``samples`` are the first rejected events by topic,
+        partition and offset. ``checks`` are the contract's own conditions, applied.
         """
         contract, timed = self._contract, self._contract.time is not None
         windowed = timed and self._interval is not None
@@ -119,6 +133,7 @@ class WindowStatistics:
                 "invalid": self._counted(missing=False),
                 "duplicates": _repeated(self._ids),
                 "duplicates_of": {", ".join(fields): _repeated(counter) for fields, counter in self._tuples.items()},
+                **self._answers(),
                 "late": self._late if windowed else None,
                 "early": self._early if windowed else None,
                 "untimed": self._untimed if timed else None,
@@ -128,10 +143,18 @@ class WindowStatistics:
                 "window_end": _text(self._end),
                 "samples": self._samples,
                 "shards": 1,
-                "not_run": _few(contract.not_run),
+                "not_run": _few([*contract.not_run, *(self._sql.not_run if self._sql is not None else ())]),
             },
             [("fail", c.text) for c in contract.fail_if] + [("warn", c.text) for c in contract.warn_if],
         )
+
+    def _answers(self) -> dict[str, Any]:
+        """What SQL gives, and why where it isn't known."""
+        queries = self._contract.queries
+        if not queries:
+            return {}
+        answers = dict.fromkeys((q.name for q in queries), None) if self._sql is None else self._sql.answers()
+        return {"sql": answers, "sql_unknown": {} if self._sql is None else dict(self._sql.unknown)}
 
     def _counted(self, *, missing: bool) -> dict[str, int]:
         return {f.name: n for f, n in zip(self._contract.figures, self._figures, strict=True) if f.missing is missing}
@@ -141,6 +164,8 @@ class WindowStatistics:
         for counter in (self._ids, *self._tuples.values()):
             if counter is not None:
                 counter.close()
+        if self._sql is not None:
+            self._sql.close()
 
 
 def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -166,11 +191,22 @@ def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         merged[name] = None if None in counts else sum(counts)
     for name in ("rules", "nulls", "missing", "invalid", "duplicates_of"):
         merged[name] = _sum([p.get(name, {}) for p in parts])
+    if "sql" in first:
+        merged |= _sql_of_all(parts)
     merged["not_run"] = first.get("not_run", [])
     merged["first_event"] = min((p["first_event"] for p in parts if p["first_event"]), default=None)
     merged["last_event"] = max((p["last_event"] for p in parts if p["last_event"]), default=None)
     merged["samples"] = _first_samples([s for p in parts for s in p["samples"]])
     return _complete(merged, [(c["level"], c["rule"]) for c in first["checks"]])
+
+
+def _sql_of_all(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What SQL gave, of one shard; of several none can be told."""
+    first = parts[0]
+    if len(parts) == 1:
+        return {"sql": first["sql"], "sql_unknown": first["sql_unknown"]}
+    why = "SQL needs the whole window in one shard: plan it with shards=1"
+    return {"sql": dict.fromkeys(first["sql"]), "sql_unknown": dict.fromkeys(first["sql"], why)}
 
 
 def _few(texts: Sequence[str]) -> list[str]:

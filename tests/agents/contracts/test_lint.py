@@ -96,6 +96,13 @@ def test_a_sound_contract_has_no_errors_and_says_what_it_does_not_check() -> Non
     ]
 
 
+def test_sql_is_tried_on_the_fields() -> None:
+    sql = "window: {sql: {good: SELECT count(*) FROM events WHERE n > 0, bad: SELECT count(*) FROM events WHERE m > 0}}"
+    found = lines(f"name: a\nid: null\nschema: {{properties: {{n: {{type: integer}}}}}}\n{sql}\n")
+    assert len(found) == 1
+    assert found[0].startswith('4:68: error: window.sql.bad: Binder Error: Referenced column "m" not found')
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

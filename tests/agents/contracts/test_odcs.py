@@ -292,7 +292,7 @@ def test_true_is_not_one_among_missing_and_valid_values() -> None:
 
 def test_what_is_not_run_is_listed_by_name_and_place() -> None:
     checks = [
-        {"type": "sql", "name": "not_null", "query": "SELECT 1", "mustBe": 1},
+        {"type": "sql", "name": "not_null", "query": "SELECT 1", "mustBe": "one"},
         {"type": "custom", "engine": "soda", "implementation": "x", "description": "a soda check"},
         {"type": "text", "description": "Verified by hand."},
         {"metric": "nullValues", "mustBe": "none", "name": "words"},
@@ -306,7 +306,7 @@ def test_what_is_not_run_is_listed_by_name_and_place() -> None:
     text = odcs([{"name": "a", "logicalType": "string", "quality": checks}, nested])
     contract = load_contract(text)
     assert [line.partition(": not run: ")[2] for line in contract.not_run] == [
-        'sql check "not_null" (SQL is not run over a window)',
+        'sql check "not_null" (what it is compared with is no number)',
         'custom check "a soda check" (it is for the engine "soda")',
         'text check "Verified by hand." (it is for people to read)',
         'library check "words" (what it is compared with is no number)',
@@ -316,6 +316,47 @@ def test_what_is_not_run_is_listed_by_name_and_place() -> None:
     ]
     assert contract.not_run[0].startswith("inline contract:15:7: ")
     assert WindowStatistics(contract).report()["not_run"] == list(contract.not_run)
+
+
+@pytest.mark.parametrize(
+    "placeholders", [("{object}", "{property}"), ("${table}", "${column}"), ("${object}", "${property}"), ("orders", "a"), ("Events", "a")]
+)
+def test_sql_is_run_over_the_window(placeholders: tuple[str, str]) -> None:
+    table, column = placeholders
+    of_property = {"type": "sql", "query": f"SELECT count(*) FROM {table} WHERE {column} = 'x'", "mustBeLessThan": 2}
+    of_all = {
+        "type": "sql",
+        "name": "an (odd) name",
+        "query": f"SELECT count(*) FROM {table}",
+        "mustBeBetween": [1, 2],
+        "severity": "warning",
+    }
+    contract = load_contract(odcs([{"name": "a", "logicalType": "string", "quality": [of_property]}], quality=[of_all]))
+    assert contract.not_run == ()
+    statistics = WindowStatistics(contract)
+    statistics.add_valid([{"a": "x"}, {"a": "x"}, {"a": None}])
+    checks = statistics.report()["checks"]
+    assert [(c["rule"], c["level"], c["observed"], c["outcome"]) for c in checks] == [
+        ("sql(a) >= 2", "fail", 2, "fail"),
+        ("sql(an _odd_ name) not between 1 and 2", "warn", 3, "warn"),
+    ]
+    statistics.close()
+
+
+def test_sql_of_another_engine_or_over_other_tables_is_named_as_not_run_and_warns() -> None:
+    checks = [
+        {"type": "sql", "name": "joined", "query": "SELECT count(*) FROM orders JOIN customers USING (a)", "mustBe": 0},
+        {"type": "sql", "name": "dialect", "query": "SELECT TOP 1 a FROM orders", "mustBe": 0},
+    ]
+    statistics = WindowStatistics(load_contract(odcs([{"name": "a", "logicalType": "string", "quality": checks}])))
+    statistics.add_valid([{"a": "x"}])
+    report = statistics.report()
+    assert [(c["outcome"], c["observed"]) for c in report["checks"]] == [("warn", None)] * 2
+    assert [line.partition(": not run: ")[2][:55] for line in report["not_run"]] == [
+        "query joined (Catalog Error: Table with name customers ",
+        "query dialect (expected one SELECT: syntax error at or ",
+    ]
+    statistics.close()
 
 
 def test_a_report_names_the_first_of_very_many_checks_that_are_not_run() -> None:

@@ -168,6 +168,27 @@ window:
     ]
 
 
+def test_sql_stays_what_it_was() -> None:
+    contract, schema = exported("""
+name: orders
+id: null
+schema: {type: object, properties: {a: {type: string}}}
+window:
+  sql:
+    ours: SELECT count(*) FROM events
+    standard: {query: SELECT count(*) FROM orders, table: orders, required: false}
+  fail_if: [sql(ours) < 1, sql(standard) > 5]
+""")
+    assert load_contract(dump_yaml(export_odcs(contract))).digest == contract.digest
+    assert {
+        "type": "sql",
+        "name": "standard",
+        "query": "SELECT count(*) FROM orders",
+        "mustBeLessOrEqualTo": 5,
+        "severity": "error",
+    } in schema["quality"]
+
+
 def test_a_contract_with_a_schema_in_another_file_goes_there_and_back(tmp_path: Path) -> None:
     (tmp_path / "event.json").write_text('{"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}}')
     (tmp_path / "c.yaml").write_text("name: c\nid: id\nschema: event.json\n")
