@@ -187,12 +187,12 @@ def _windows(page: _Page) -> APIRouter:
         return _window(page, dag_id, key, "../..")
 
     @router.get("/runs/{run_id}")
-    def of_run(dag_id: _Dag, run_id: Annotated[str, InPath(max_length=250, pattern=_NO_NUL)]) -> HTMLResponse:
+    def of_run(dag_id: _Dag, run_id: Annotated[str, InPath(max_length=250, pattern=_NO_NUL)], task: _Text = "") -> HTMLResponse:
         shot = page.shot()
         with runs.session() as opened:
             found = runs.run_of(opened, dag_id, run_id)
         keys = [w.window for w in shot.of(dag_id) if _is_of(w.window, found, run_id)]
-        return _window(page, dag_id, keys[0] if keys else run_id, "../../..", run_id)
+        return _window(page, dag_id, keys[0] if keys else run_id, "../../..", run_id, task)
 
     @router.get("/report")
     def report(dag_id: _Dag, key: _Text, stage: _Text) -> HTMLResponse:
@@ -269,7 +269,7 @@ def _live(page: _Page) -> APIRouter:
     return router
 
 
-def _window(page: _Page, dag_id: str, key: str, root: str, run_id: str = "") -> HTMLResponse:
+def _window(page: _Page, dag_id: str, key: str, root: str, run_id: str = "", task: str = "") -> HTMLResponse:
     shot = page.shot()
     start = run.interval_start(key)
     with runs.session() as opened:
@@ -286,7 +286,7 @@ def _window(page: _Page, dag_id: str, key: str, root: str, run_id: str = "") -> 
         else set()
     )
     shown = run.window(shot, dag_id, key, found[0] if found else None, tasks, {t: topic_url(t) for t in topics})
-    return page.render("window", root, shot, 200 if shown or run_id else 404, window=shown, name=dag_id, key=key)
+    return page.render("window", root, shot, 200 if shown or run_id else 404, window=shown, name=dag_id, key=key, task=task)
 
 
 def _is_of(key: str, found: runs.Run | None, run_id: str) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 from factory_agents.errors import FactoryError
 from factory_agents.kafka.config import KafkaConfig
@@ -18,7 +20,7 @@ from factory_agents.kafka.view import LedgerView
 from factory_agents.kafka.windows import WindowStatus, windows_of
 from factory_agents.rollouts import LiveGroup, LiveGroups
 
-__all__ = ["Details", "Figures", "LedgerReader", "Live", "Snapshot", "Snapshots"]
+__all__ = ["Details", "Figures", "LedgerReader", "Live", "Snapshot", "Snapshots", "Trend"]
 
 _EVERY_SECONDS = 5.0
 _IDLE_SECONDS = 300.0
@@ -30,7 +32,14 @@ _LAG_SECONDS = 15.0
 _AGES_SECONDS = 30.0
 """How long a ledger without news is believed: what has stalled is told by the time alone."""
 
+_HISTORY = 240
+"""Lags that are kept of each reader, one each ``_LAG_SECONDS``: an hour."""
+
 log = logging.getLogger(__name__)
+
+
+Trend: TypeAlias = tuple[tuple[float, int], ...]
+"""Times (seconds since 1970) and how many records a reader was behind then; since this process looks."""
 
 
 @dataclass
@@ -52,12 +61,20 @@ class Live:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was read at once: all windows, failed ones first; details by pipeline and window; how far pipelines are behind; live agents."""
+    """What was read at once: all windows, failed ones first; details by pipeline and window; live agents.
+
+    ``lags``: how far pipelines are behind, and ``trends``: how far each reader was.
+    """
 
     windows: tuple[WindowStatus, ...] = ()
     details: Mapping[tuple[str, str], Details] = field(default_factory=dict)
     lags: tuple[LagTotal, ...] = ()
     live: Live = Live()
+    trends: Mapping[str, Trend] = field(default_factory=dict)
+
+    def trend(self, reader: str, topic: str) -> Trend:
+        """How a reader of a topic (a pipeline, or a group of live agents) was behind it of late."""
+        return self.trends.get(f"{reader} {topic}", ())
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,7 @@ class LedgerReader:
         self._live: LiveGroups | None = None
         self._seen: dict[int, int] = {}
         self._figures = Figures()
+        self._history: dict[str, deque[tuple[float, int]]] = {}
         self._read_at = self._lag_at = -_LAG_SECONDS
 
     def __call__(self) -> Figures:
@@ -129,6 +147,7 @@ class LedgerReader:
             self._figures = Figures(live=self._figures.live)
         if is_due and self._live is not None:
             self._figures = replace(self._figures, live=_looked(self._live, self._figures.live))
+            self._figures = replace(self._figures, trends=self._trends(time.time()))
             self._lag_at = now
         return self._figures
 
@@ -139,6 +158,17 @@ class LedgerReader:
             windows = tuple(windows_of(self._view))
             self._figures = replace(self._figures, windows=windows, details=_details(self._view))
             self._seen, self._read_at = dict(self._view.positions), now
+
+    def _trends(self, at: float) -> dict[str, Trend]:
+        """The lags of now behind those of before; of readers that are gone nothing is kept."""
+        figures = self._figures
+        known = {f"{total.reader} {total.topic}": total.lag for total in figures.lags}
+        known |= {f"{group.name} {group.status.topic}": group.status.lag for group in figures.live.groups if not group.error}
+        for gone in self._history.keys() - known.keys() - {f"{group.name} {group.status.topic}" for group in figures.live.groups}:
+            del self._history[gone]
+        for name, lag in known.items():
+            self._history.setdefault(name, deque(maxlen=_HISTORY)).append((at, lag))
+        return {name: tuple(points) for name, points in self._history.items()}
 
 
 def _looked(groups: LiveGroups, before: Live) -> Live:

@@ -17,7 +17,7 @@ from factory_agents.kafka.pruning import interval_of, origin_of
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Counts, Interval
 
-__all__ = ["StageStatus", "WindowStatus", "read_windows", "windows_of"]
+__all__ = ["StageStatus", "WindowStatus", "age_text", "read_windows", "windows_of"]
 
 _LEDGER_SECONDS = 120.0
 _QUIET_SECONDS = 180.0
@@ -52,7 +52,8 @@ class StageStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         shards = f" ({self.shards} of {self.of} shards)" if self.of > 1 and self.state != "done" else ""
         percent = f" {self.percent} %" if self.percent is not None and self.state != "done" else ""
         rejected = f", {self.counts.rejected:,} rejected" if self.counts.rejected else ""
-        why = f": {self.error}" if self.error else f"; nothing was committed for {_age(self.updated)}" if self.state == "stalled" else ""
+        stalled = f"; nothing was committed for {age_text(self.updated)}" if self.state == "stalled" else ""
+        why = f": {self.error}" if self.error else stalled
         return f"{self.stage}: {self.state}{percent}{shards}, {self.counts.consumed:,} read{rejected}{why}"
 
 
@@ -86,7 +87,7 @@ class WindowStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def age_text(self) -> str:
         """How long ago something happened to it."""
-        return _age(self.updated)
+        return age_text(self.updated)
 
     @property
     def records_text(self) -> str:
@@ -98,10 +99,11 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _age(moment: datetime | None) -> str:
+def age_text(moment: datetime | None, now: datetime | None = None) -> str:
+    """How long before ``now`` (by default the time) something happened, in one unit: ``40 s``, ``3 h``; empty for what never did."""
     if moment is None:
         return ""
-    seconds = max(0, int((_now() - moment).total_seconds()))
+    seconds = max(0, int(((now or _now()) - moment).total_seconds()))
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"

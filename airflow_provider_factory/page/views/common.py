@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import ClassVar
 from urllib.parse import urlencode
 
-from airflow_provider_factory.page.snapshot import Snapshot
+from airflow_provider_factory.page.snapshot import Snapshot, Trend
+from factory_agents.kafka.windows import age_text
 from factory_agents.protocol import Counts
 
-__all__ = ["STATES", "Freshness", "Part", "count", "freshness", "link", "now", "parts_of"]
+__all__ = ["STATES", "Chart", "Freshness", "Part", "chart", "count", "freshness", "link", "now", "parts_of"]
 
 STATES = {"finished": "whole", "unfinished": "open", "planned": "waiting", "failed": "failed", "uncovered": "missing"}
 
@@ -33,6 +35,17 @@ class Part:
     width: float = 0.0
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A lag over time as the points of a line, ``WIDTH`` by ``HEIGHT``, and in words."""
+
+    WIDTH: ClassVar = 240
+    HEIGHT: ClassVar = 32
+
+    points: str
+    text: str
+
+
 def now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)
@@ -52,6 +65,20 @@ def freshness(snapshot: Snapshot, at: datetime) -> Freshness:
 def count(n: int, noun: str) -> str:
     """``1 window``, ``1,234 windows``."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def chart(trend: Trend) -> Chart | None:
+    """A trend as it is drawn; None for one of a single moment, which is none."""
+    if len(trend) < 2 or trend[-1][0] <= trend[0][0]:
+        return None
+    (first, _), (last, behind) = trend[0], trend[-1]
+    most = max(lag for _, lag in trend)
+    points = (
+        f"{Chart.WIDTH * (at - first) / (last - first):.1f},{Chart.HEIGHT - 1 - (Chart.HEIGHT - 2) * lag / max(1, most):.1f}"
+        for at, lag in trend
+    )
+    span = age_text(datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC))
+    return Chart(" ".join(points), f"{trend[0][1]:,} to {count(behind, 'record')} behind in {span}, at most {most:,}")
 
 
 def link(path: str, **query: str) -> str:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from airflow_provider_factory.page.snapshot import Snapshot
-from airflow_provider_factory.page.views.common import count, link
+from airflow_provider_factory.page.views.common import Chart, chart, count, link
 from factory_agents.kafka.control import Member
+from factory_agents.kafka.windows import age_text
 from factory_agents.rollouts import LiveGroup, PartitionStatus, Status
 from factory_agents.text import shortened
 
@@ -65,6 +66,7 @@ class GroupView:
     """A group with its partitions, those that wait for a version or are far behind first, and its members."""
 
     row: GroupRow
+    lag: Chart | None
     partitions: tuple[PartitionRow, ...]
     more_partitions: int
     members: tuple[MemberRow, ...]
@@ -87,6 +89,7 @@ def live_group(snapshot: Snapshot, name: str, at: datetime) -> GroupView | None:
     members = status.members
     return GroupView(
         _row(group),
+        chart(snapshot.figures.trend(group.name, status.topic)),
         tuple(_partition(p, known=not group.error) for p in partitions[:_MOST_PARTITIONS]),
         max(0, len(partitions) - _MOST_PARTITIONS),
         tuple(_member(m, at) for m in members[:_MOST_MEMBERS]),
@@ -138,7 +141,6 @@ def _partition(p: PartitionStatus, *, known: bool) -> PartitionRow:
 
 
 def _member(m: Member, at: datetime) -> MemberRow:
-    heard = max(0, int((at - datetime.fromtimestamp(m.at, UTC)).total_seconds()))
     breakers = ", ".join(f"{shortened(name, 60)}: {state}" for name, state in list(m.breakers.items())[:5])
     return MemberRow(
         m.version,
@@ -150,5 +152,5 @@ def _member(m: Member, at: datetime) -> MemberRow:
         f"{m.rejected:,}",
         f"{m.waiting:.0f} s",
         breakers,
-        f"{heard:,} s ago",
+        f"{age_text(datetime.fromtimestamp(m.at, UTC), at)} ago",
     )

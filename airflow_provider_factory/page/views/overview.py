@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from airflow_provider_factory.page.snapshot import Details, Snapshot
-from airflow_provider_factory.page.views.common import STATES, Part, count, link, parts_of
+from airflow_provider_factory.page.views.common import STATES, Chart, Part, chart, count, link, parts_of
 from factory_agents.kafka.windows import StageStatus, WindowStatus
 from factory_agents.text import printable, shortened
 
@@ -57,6 +57,7 @@ class Pipeline:
     consumed: int
     age: str
     lag: str
+    lags: tuple[tuple[str, Chart], ...]
     windows: tuple[WindowRow, ...]
     more: int = 0
 
@@ -86,7 +87,8 @@ def _pipeline(snapshot: Snapshot, name: str, windows: Sequence[WindowStatus], mo
     left = [w for w in windows if w.state != "finished"]
     readers = [w.stages[0] for w in windows if w.stages]
     newest = max((w for w in windows if w.updated), key=lambda w: w.updated or _NEVER, default=None)
-    lags = [f"{count(total.lag, 'record')} on {total.topic}" for total in snapshot.figures.lags if total.reader == name]
+    behind = [total for total in snapshot.figures.lags if total.reader == name]
+    charts = [(total.topic, chart(snapshot.figures.trend(name, total.topic))) for total in behind]
     return Pipeline(
         name=name,
         sentence=_sentence(snapshot, name, windows, left),
@@ -95,7 +97,8 @@ def _pipeline(snapshot: Snapshot, name: str, windows: Sequence[WindowStatus], mo
         rejected=sum(s.counts.rejected for w in windows for s in w.stages),
         consumed=sum(s.counts.consumed for s in readers),
         age=newest.age_text if newest else "",
-        lag=", ".join(lags),
+        lag=", ".join(f"{count(total.lag, 'record')} on {total.topic}" for total in behind),
+        lags=tuple((topic, line) for topic, line in charts[:_FEW] if line is not None),
         windows=tuple(_row(w) for w in windows[first : first + most]),
         more=max(0, len(windows) - first - most),
     )

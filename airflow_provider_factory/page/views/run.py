@@ -83,6 +83,7 @@ class Window:
 
     pipeline: str
     key: str
+    path: str
     when: str
     state: str
     topic: str
@@ -115,6 +116,7 @@ def window(snapshot: Snapshot, name: str, key: str, run: Run | None, tasks: Sequ
     return Window(
         pipeline=name,
         key=key,
+        path=link("window", key=key),
         when=status.when,
         state=STATES.get(status.state, status.state),
         topic=status.topic,

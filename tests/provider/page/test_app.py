@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
@@ -417,3 +418,18 @@ def test_a_window_that_cannot_be_is_not_found(page_of: Make, users: PerDagManage
 def test_a_calendar_of_any_time_is_shown_or_refused(page_of: Make, users: PerDagManager, hourly: str, until: str) -> None:
     page, token = page_of(whole(hourly)), users.token(f"viewer-of-{hourly}")
     assert page.get(f"/pipelines/{hourly}?until={until}", token).status_code in (200, 422)
+
+
+def test_a_tasks_tab_shows_its_stage_only(page_of: Make, users: PerDagManager, hourly: str) -> None:
+    records = [stage(hourly, 1, "validate", counts=Counts(consumed=4, forwarded=4)), stage(hourly, 1, "publish", counts=Counts(consumed=4))]
+    page = page_of(figures(*(msgspec.structs.replace(r, window="by_hand") for r in (plan(hourly, 1), *records))))
+    viewer = users.token(f"viewer-of-{hourly}")
+
+    def shown(task: str) -> str:
+        return page.get(f"/pipelines/{hourly}/runs/by_hand?task={task}", viewer).text
+
+    assert '<section class="stage"' in shown("publish")
+    assert "validate" not in shown("publish")
+    assert "no stage of this window" in shown("<b>other")
+    assert "<b>other" not in shown("<b>other")
+    assert all(name in shown("") for name in ("validate", "publish"))

@@ -96,6 +96,7 @@ def ran(runs: Runs, n: int = 10, name: str = "w") -> AgentResult:
 def snapshot_of(runs: Runs) -> Snapshot:
     reader = LedgerReader(lambda: runs.config, lambda: runs.prefix)
     try:
+        wait_for(lambda: [w.state for w in reader().windows] == ["finished"], "the result: its commit's marker may come after it")
         return Snapshot(reader(), START)
     finally:
         reader.close()

@@ -103,6 +103,10 @@ def test_the_ledger_is_followed_with_figures_details_and_lag(runs: Runs) -> None
     assert [p.topic for p in details.plans] == [topic]
     assert [r.stage for r in details.stages] == ["stage"]
     assert [(total.reader, total.lag) for total in found.lags] == [(runs.prefix, 4)]
+    assert [lag for _, lag in found.trend(runs.prefix, topic)][-1:] == [4]
+    reader._lag_at = 0.0
+    runs.produce(topic, events(2))
+    assert [lag for _, lag in reader().trend(runs.prefix, topic)][-2:] == [4, 6]
     assert start < (found.windows[0].updated or start)
     reader.close()
 

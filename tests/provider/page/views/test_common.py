@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_factory.page.views.common import count, link, parts_of
+from airflow_provider_factory.page.views.common import chart, count, link, parts_of
 from factory_agents.protocol import Counts
 
 numbers = st.integers(0, 10**12)
@@ -37,6 +37,16 @@ def test_nothing_is_unexplained_where_the_counts_are_right(forwarded: int, filte
     at_a_sink = msgspec.structs.replace(counts, written=min(written, forwarded), older=forwarded - min(written, forwarded))
     for shown in (parts_of(counts), parts_of(at_a_sink)):
         assert "unexplained" not in {p.name for p in shown}
+
+
+def test_a_lag_over_time_is_drawn_within_its_frame_and_said_in_words() -> None:
+    line = chart(((1000.0, 5), (1300.0, 20), (1600.0, 0)))
+    assert line is not None
+    assert line.text == "5 to 0 records behind in 10 min, at most 20"
+    points = [tuple(map(float, point.split(","))) for point in line.points.split()]
+    assert [x for x, _ in points] == [0, 120, 240]
+    assert points[1][1] < points[0][1] < points[2][1] <= 32
+    assert chart(((1000.0, 5),)) is None
 
 
 def test_what_no_part_explains_is_said() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from airflow_provider_factory.page.snapshot import Figures, Live, Snapshot
 from airflow_provider_factory.page.views.live import live_group, live_groups
 from factory_agents.kafka.control import Member
@@ -41,6 +43,13 @@ def test_a_rollout_says_who_holds_what_and_what_is_in_its_way() -> None:
         ("v1", "m1", "pod-1", 4, "1,200", "", "0 s", "3 s ago"),
         ("v2", "m2", "pod-2", 0, "0", "geo: open", "2 s", "3 s ago"),
     ]
+
+
+def test_a_member_that_was_heard_of_long_ago_is_told_in_one_unit() -> None:
+    old = msgspec.structs.replace(V1, at=(NOW - timedelta(days=3)).timestamp())
+    view = live_group(shot(live(members=[old])), "factory.enrich.raw", NOW)
+    assert view is not None
+    assert [m.heard for m in view.members] == ["3 d ago"]
 
 
 def test_a_version_without_members_is_named() -> None:
