@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from factory_agents.codecs import Codec
+    from factory_agents.codecs import Codec, Deleted
     from factory_agents.errors import SinkBackpressureError
     from factory_agents.reject import Reject
     from factory_agents.runtime.agents import SourceRecord, agent
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Codec",
+    "Deleted",
     "Dependency",
     "Figures",
     "Landing",
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Codec": "codecs",
+    "Deleted": "codecs",
     "Dependency": "runtime.dependencies",
     "Reject": "reject",
     "SinkBackpressureError": "errors",

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from factory_agents.codecs.base import Codec, codec_ref
+from factory_agents.codecs.base import Codec, Deleted, codec_ref
 
-__all__ = ["Codec", "codec_ref"]
+__all__ = ["Codec", "Deleted", "codec_ref"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeAlias
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -14,7 +14,7 @@ from factory_agents.kafka.messages import Headers
 from factory_agents.protocol import CodecRef
 from factory_agents.reject import Reject
 
-__all__ = ["JSON", "Codec", "codec_ref", "from_json", "to_json"]
+__all__ = ["JSON", "Codec", "Deleted", "Make", "codec_ref", "from_json", "to_json"]
 
 JSON = "json"
 """The codec of every topic of which nothing is said: no code of this room runs for it."""
@@ -23,11 +23,24 @@ from_json = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
+Make: TypeAlias = "Callable[[CodecRef, Mapping[str, Any]], tuple[Codec, list[Any]]]"
+"""Makes another codec for the same topic, with what was pinned for it; what identifies it comes with it."""
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    """In place of an event: a row is gone. ``key`` names it as text or JSON (an object's fields are the key's columns); without one the
+    record's own key does.
+    """
+
+    key: bytes | None = None
+
+
 class Codec:
     """How the records of a topic are written: subclass it, with ``decode`` for reading and ``encode`` for writing.
 
-    It is called with its options as keywords, and with ``topic`` (its name), ``writing`` (True for an output) and ``pinned`` where its
-    ``__init__`` takes them. Events are dicts of JSON's types, decimals, times, UUIDs and bytes (base64 in JSON).
+    It is called with its options as keywords, and with ``topic`` (its name), ``writing`` (True for an output), ``pinned`` and ``make``
+    where its ``__init__`` takes them; ``make(ref, pinned)`` gives another codec for the same topic, and what identifies it. Events are
+    dicts of JSON's types, decimals, times, UUIDs and bytes (base64 in JSON).
 
     ``version`` and ``identity`` enter the fingerprint of the work: by default a hash of the module's source, and the options. ``pinned`` is
     what it found out for good when it was made, such as the schema that was the latest: it is given to every later attempt at the same
@@ -40,17 +53,25 @@ class Codec:
     headers: tuple[tuple[str, bytes], ...] = ()
     header_names: frozenset[str] = frozenset()
 
-    def decode(self, value: bytes, headers: Headers) -> dict[str, Any]:
-        """The event in a record's value. Raises Reject for what is none, UnavailableError where that cannot be found out now."""
+    def decode(self, value: bytes, headers: Headers) -> dict[str, Any] | Deleted:
+        """The event in a record's value, or the row that it deletes.
+
+        Raises Reject for what is neither, UnavailableError where that cannot be found out now.
+        """
         raise ConfigurationError(f"codec {type(self).__name__}: it has no decode, so it cannot read a topic")
 
     def encode(self, event: dict[str, Any]) -> bytes:
         """The event as a record's value. Raises Reject where it cannot be one."""
         raise ConfigurationError(f"codec {type(self).__name__}: it has no encode, so it cannot write to a topic")
 
-    def decode_json(self, value: bytes, headers: Headers) -> bytes:
+    def decode_json(self, value: bytes, headers: Headers) -> bytes | Deleted:
         """The event as JSON text, which is what goes on from here: ``decode``, unless there is a shorter way."""
-        return to_json(self.decode(value, headers))
+        event = self.decode(value, headers)
+        return event if isinstance(event, Deleted) else to_json(event)
+
+    def decode_key(self, key: bytes, headers: Headers) -> bytes:
+        """The key of a record that deletes its row (a tombstone, or ``Deleted`` without a key), as text or JSON. Errors as ``decode``."""
+        return key
 
     def encode_json(self, text: bytes) -> bytes:
         """The record's value for an event that comes as JSON text: ``encode``, unless there is a shorter way."""

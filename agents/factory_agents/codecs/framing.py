@@ -14,10 +14,13 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Headers
 from factory_agents.reject import Reject
 
-__all__ = ["SCHEMA_HEADER", "RegistryCodec", "SchemaKey", "spoken"]
+__all__ = ["KEY_SCHEMA_HEADER", "SCHEMA_HEADER", "RegistryCodec", "SchemaKey", "spoken"]
 
 SCHEMA_HEADER = "__value_schema_id"
 """The header that Confluent's newer serialisers put the schema's GUID into, with a value that has no framing of its own."""
+
+KEY_SCHEMA_HEADER = "__key_schema_id"
+"""The same for the record's key."""
 
 SchemaKey = int | uuid.UUID
 """How a record names its schema."""
@@ -54,7 +57,7 @@ class RegistryCodec(Codec):
         self._one_of("framing", framing, ("id", "guid"))
         self._one_of("rules", rules, ("refuse", "ignore"))
         self._registry = registry_of(RegistryConfig.from_env())
-        self._rules = rules
+        self.rules = rules
         self._own: StoredSchema | None = None
         self.identity = {"schema": "writer"}
         if version == "writer":
@@ -123,7 +126,7 @@ class RegistryCodec(Codec):
         return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
     def _check(self, schema: StoredSchema, what: str) -> None:
-        if schema.rules and self._rules == "refuse":
+        if schema.rules and self.rules == "refuse":
             raise ConfigurationError(
                 f"{self}: {what} has rules (checks, migrations or encryption), which are not run here; {self.name}?rules=ignore goes on "
                 "without them"

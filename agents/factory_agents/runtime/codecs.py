@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import msgspec
 
-from factory_agents.codecs import Codec
+from factory_agents.codecs import Codec, Deleted
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.kafka.messages import UNREADABLE_HEADERS, Headers, Message, drop_headers, headers_of
 from factory_agents.protocol import CodecRef
@@ -20,9 +20,14 @@ from factory_agents.runtime.plugins import PluginKind, find_plugin
 
 __all__ = ["CODECS", "DecodedMessage", "OpenCodec", "codec_class", "open_codec", "same_choice"]
 
-CODECS = PluginKind("codec", "factory_agents.codecs", ("json", "avro", "json-schema"))
-_BUILT_IN = {"avro": ("factory_agents.codecs.avro", "AvroCodec"), "json-schema": ("factory_agents.codecs.json_schema", "JsonSchemaCodec")}
-_GIVEN = ("topic", "writing", "pinned")
+CODECS = PluginKind("codec", "factory_agents.codecs", ("json", "avro", "json-schema", "debezium"))
+_BUILT_IN = {
+    "avro": ("factory_agents.codecs.avro", "AvroCodec"),
+    "json-schema": ("factory_agents.codecs.json_schema", "JsonSchemaCodec"),
+    "debezium": ("factory_agents.codecs.debezium", "DebeziumCodec"),
+}
+_BY_ITS_KEY = Deleted()
+_GIVEN = ("topic", "writing", "pinned", "make")
 
 
 class DecodedMessage:
@@ -74,37 +79,53 @@ class DecodedMessage:
         """See ``Message``."""
 
 
+class DeletedMessage(DecodedMessage):
+    """A record that deletes a row: it has no value, and the key that its codec found."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, record: Message, key: bytes | None) -> None:
+        super().__init__(record, None)
+        self._key = key
+
+    def key(self) -> bytes | None:
+        """What names the row: text or JSON."""
+        return self._key
+
+
 class OpenCodec:
     """A codec that was made for one topic, with its name, and its ``ref`` as it is in results: pinned."""
 
-    def __init__(self, ref: CodecRef, codec: Codec, version: str) -> None:
+    def __init__(self, ref: CodecRef, codec: Codec, identity: list[Any]) -> None:
         self.ref = msgspec.structs.replace(ref, pinned=dict(codec.pinned))
-        self.identity = [ref.name, version, dict(codec.identity) if codec.identity is not None else ref.options]
+        self.identity = identity
         self.headers = codec.headers
         self.header_names = codec.header_names | {name for name, _ in codec.headers}
         self._codec = codec
 
     def read(self, messages: Sequence[Message]) -> list[Message]:
         """The records with their events as JSON; what is none says why (``Undecoded``)."""
-        return [DecodedMessage(message, self._json(message)) for message in messages]
+        return list(map(self._read, messages))
 
-    def _json(self, message: Message) -> bytes | None:
-        value = message.value()
-        if value is None:
-            return None
+    def _read(self, message: Message) -> Message:
         try:
             headers = headers_of(message) or []
         except UNREADABLE_HEADERS:
             drop_headers(message)
-            return _undecoded(Reject("the name of a header is no UTF-8: the event can't be read with its headers", rule="headers"))
+            return _undecoded(message, Reject("the name of a header is no UTF-8: the event can't be read with its headers", rule="headers"))
         try:
-            return self._codec.decode_json(value, headers)
+            value = message.value()
+            found = self._codec.decode_json(value, headers) if value is not None else _BY_ITS_KEY
+            if type(found) is not Deleted:
+                return DecodedMessage(message, cast("bytes", found))
+            own = message.key()
+            return DeletedMessage(message, self._codec.decode_key(own, headers) if found.key is None and own is not None else found.key)
         except Reject as reject:
-            return _undecoded(reject)
+            return _undecoded(message, reject)
         except (FactoryError, MemoryError):
             raise
         except Exception as error:
-            return _undecoded(Reject(f"codec {self.ref.name!r} raised {describe(error)}", rule="decode"))
+            return _undecoded(message, Reject(f"codec {self.ref.name!r} raised {describe(error)}", rule="decode"))
 
     def readable(self, messages: Sequence[Message]) -> tuple[list[Message], list[int], dict[int, Reject]]:
         """The same without what is no event: the records, the index of each, and why the others are none."""
@@ -127,11 +148,11 @@ class OpenCodec:
         self._codec.close()
 
 
-def _undecoded(reject: Reject) -> Undecoded:
+def _undecoded(message: Message, reject: Reject) -> DecodedMessage:
     reject.forget_frames()
     value = Undecoded()
     value.reject = reject
-    return value
+    return DecodedMessage(message, value)
 
 
 def open_codec(ref: CodecRef | None, topic: str, *, writing: bool) -> OpenCodec | None:
@@ -142,9 +163,7 @@ def open_codec(ref: CodecRef | None, topic: str, *, writing: bool) -> OpenCodec 
     """
     if ref is None:
         return None
-    class_, where = codec_class(ref)
-    codec = _make(class_, ref, {"topic": topic, "writing": writing, "pinned": ref.pinned}, where)
-    return OpenCodec(ref, codec, class_.version or source_version(class_))
+    return OpenCodec(ref, *_make(ref, topic, writing=writing))
 
 
 def codec_class(ref: CodecRef) -> tuple[type[Codec], str]:
@@ -158,18 +177,27 @@ def codec_class(ref: CodecRef) -> tuple[type[Codec], str]:
     return plugin.class_, plugin.where
 
 
-def _make(class_: type[Codec], ref: CodecRef, given: dict[str, Any], where: str) -> Codec:
+def _make(ref: CodecRef, topic: str, *, writing: bool) -> tuple[Codec, list[Any]]:
+    """A codec, and what identifies it in fingerprints."""
+    class_, where = codec_class(ref)
+
+    def another(other: CodecRef, pinned: Mapping[str, Any]) -> tuple[Codec, list[Any]]:
+        return _make(msgspec.structs.replace(other, pinned=dict(pinned)), topic, writing=writing)
+
+    given = {"topic": topic, "writing": writing, "pinned": ref.pinned, "make": another}
     taken = inspect.signature(class_).parameters
     for name in _GIVEN:
         if name in ref.options:
             raise ConfigurationError(f"{where}: unknown option {name!r}; leave it out")
     arguments = bind_params(class_, {**ref.options, **{k: v for k, v in given.items() if k in taken}}, where)
     try:
-        return class_(**arguments)
+        codec = class_(**arguments)
     except FactoryError:
         raise
     except Exception as error:
         raise ConfigurationError(f"{where}: making it raised {describe(error)}") from error
+    options = dict(codec.identity) if codec.identity is not None else ref.options
+    return codec, [ref.name, class_.version or source_version(class_), options]
 
 
 def same_choice(ref: CodecRef | None, remembered: CodecRef | None) -> CodecRef | None:
