@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from factory_agents.runtime.agents import Reject
@@ -16,3 +17,8 @@ def enrich(event: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]] | Non
         raise Reject("a number that ends badly", rule="unlucky")
     sized = event | {"size": "large" if n % 3 == 0 else "small"}
     return [sized, sized] if n % 19 == 7 else sized
+
+
+def dies(event: dict[str, Any]) -> None:
+    """Ends its process without a word."""
+    os._exit(1)

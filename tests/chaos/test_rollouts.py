@@ -233,12 +233,12 @@ def check_exact(fleet: Fleet) -> None:
 def test_a_member_that_wakes_in_the_middle_of_its_commit_doubles_nothing(fleet: Fleet, point: str) -> None:
     """Its positions of the official group are taken from anybody: only the fence, sent last, is what Kafka refuses."""
     fleet.transaction_ms = 60_000  # nobody but the fence ends it
-    zombie = fleet.start("v1", failpoints=f"{point}=stop@3")
     group = f"{fleet.group}~v1"
+    fleet.start("v1")
     with fleet.feeding(0.05):
+        wait_for(lambda: fleet.count() > 0, "the first record")
+        zombie = fleet.start("v1", failpoints=f"{point}=stop@3")
         wait_for(lambda: is_stopped(zombie), "the member to stop in its commit", 60)
-        fleet.start("v1")
-        wait_for(lambda: (found := fleet.runs.cluster.group(group)) and found.members == 2, "another member", 60)
         wait_for(
             lambda: (found := fleet.runs.cluster.group(group)) and found.members == 1 and len(found.assigned) == PARTITIONS,
             "the other member to have all partitions",
@@ -272,4 +272,30 @@ def test_a_version_whose_members_all_hang_gives_its_partitions_back_all_the_same
     assert "nothing was heard of it" in status.reason
     assert took < 10  # the session's six seconds, two to find out, and a slow machine's
     print(f"taken back after {took:.1f} s")
+    check_exact(fleet)
+
+
+@pytest.mark.slow
+def test_a_version_that_crashes_and_is_started_again_and_again_is_rolled_back(fleet: Fleet) -> None:
+    rollouts = Rollouts(fleet.runs.config, fleet.group, prefix=fleet.runs.prefix)
+    fleet.start("v1")
+    with fleet.feeding(0.05):
+        wait_for(lambda: fleet.count() > 0, "the first record")
+        crashing = fleet.start("v2", "tests.chaos.agents:dies")
+        wait_for(lambda: (found := fleet.runs.cluster.group(f"{fleet.group}~v2")) is not None and found.members == 1, "the new version", 60)
+        rollouts.start("v2")
+        began = time.monotonic()
+
+        def is_rolled_back() -> bool:
+            nonlocal crashing
+            if crashing.poll() is not None:
+                crashing = fleet.start("v2", "tests.chaos.agents:dies")
+            status = rollouts.status()
+            return status.verdict == "rolled back" and status.is_settled
+
+        wait_for(is_rolled_back, "the version to be taken back", 60)
+        print(f"taken back after {time.monotonic() - began:.1f} s, and {len(fleet.started) - 2} starts")
+        reason = rollouts.status().reason
+        fleet.wait_for_more(100)
+    assert "of its members died without a word" in reason or "nothing was heard of it" in reason
     check_exact(fleet)

@@ -94,8 +94,9 @@ class Watch(Observer):
         self._note(Figures(waiting=seconds))
 
     def restart(self) -> None:
-        """Another order: what was before it doesn't count."""
+        """A rollout begins: what was before it doesn't count."""
         self._done.clear()
+        self._last = Figures()
         self._began = self._clock()
 
     def _note(self, figures: Figures) -> None:

@@ -42,6 +42,7 @@ _LOOK_SECONDS = 0.2
 _SILENT_SECONDS, _FORGET_SECONDS = 5.0, 3600.0
 _DEAF_SECONDS = 2.5
 _STUCK_SECONDS = 1.0
+_MOST_DEATHS = 3
 _LEAVE_SECONDS = 0.5
 _KEEP_SECONDS = 6 * 3600.0
 """A group that has no members forgets, after days, positions that nobody commits: they are committed again before that."""
@@ -150,7 +151,7 @@ class VersionedAgent(LiveAgent):
         self.proxies: dict[str, Proxy] = {}
         self.beat_at = self.looked_at = 0.0
         self.kept_at = time.monotonic()
-        self.listening_since = 0.0
+        self.listening_since = self.ordered_at = 0.0
         session = int(context.config.values.get("session.timeout.ms", SESSION_MS)) / 1000
         self.silent_seconds = min(_SILENT_SECONDS, session / 2)  # so that a proxy is there when Kafka has missed who hangs
 
@@ -237,7 +238,9 @@ class VersionedAgent(LiveAgent):
             )
             self.beat_at = 0.0
             if before is None or route.since != before.since:
-                self.watch.restart()
+                self.ordered_at = time.monotonic()
+                if route.new == self.version:
+                    self.watch.restart()  # the version before it is judged by what it did until now
             self.listening_since = time.monotonic()
         self.poll = _POLL_SECONDS if self.is_moving or self._has_others() else LiveAgent.poll
 
@@ -402,9 +405,8 @@ class VersionedAgent(LiveAgent):
         self.control.forget_silent(_FORGET_SECONDS)
         if not any(m.id == self.me for m in self.control.alive(self.version, _DEAF_SECONDS)):
             self.listening_since = now  # what this member can't hear says nothing of the others
-        is_silent = now - self.listening_since > self.silent_seconds and not self.control.alive(route.new, self.silent_seconds)
-        if is_silent and route.state == "rolling" and route.new != self.version and route.moved:
-            self._roll_back(route.new, f"nothing was heard of it for {self.silent_seconds:g} s")
+        if route.state == "rolling" and route.new != self.version and route.moved and (reason := self._is_missing(route)):
+            self._roll_back(route.new, reason)
         waiting = self.tokens.to_come
         self.late = {p: self.late.get(p, now) for p in waiting}
         stuck = {waiting[p] for p, since in self.late.items() if now - since > _STUCK_SECONDS}
@@ -418,6 +420,18 @@ class VersionedAgent(LiveAgent):
                 self.proxies[version] = Proxy(
                     self.context.config, self.prefix, self.reader.topic.name, self.group, version, silent_seconds=self.silent_seconds
                 )
+
+    def _is_missing(self, route: Route) -> str:
+        """Why the new version is as good as not there: all of its members are silent, or most of them die, start and die again."""
+        if time.monotonic() - self.listening_since <= self.silent_seconds:
+            return ""
+        alive = self.control.alive(route.new, self.silent_seconds)
+        if not alive:
+            return f"nothing was heard of it for {self.silent_seconds:g} s"
+        since = self.control.alive(route.new, time.monotonic() - self.ordered_at)
+        if len(since) - len(alive) >= max(_MOST_DEATHS, 2 * len(alive)):
+            return f"{len(since) - len(alive)} of its members died without a word since it began, {len(alive)} are there"
+        return ""
 
 
 _HOST = socket.gethostname()

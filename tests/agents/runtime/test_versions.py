@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 
+from factory_agents.contracts import load_contract
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.control import Control, Member
 from factory_agents.kafka.lag import topic_lag
@@ -19,9 +23,12 @@ from factory_agents.protocol import Counts
 from factory_agents.rollouts import Rollouts
 from factory_agents.runtime.agents import AgentFunction, agent
 from factory_agents.runtime.dependencies import Dependency
+from factory_agents.runtime.exact_sink import ExactSink
 from factory_agents.runtime.session import RunContext
+from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.versions import check_unversioned, run_version
 from tests.support.runs import Runs, events
+from tests.support.sqlite_sink import DocumentedSink
 from tests.support.topics import recreate
 from tests.support.waiting import wait_for
 
@@ -139,11 +146,12 @@ def feeding(runs: Runs, source: str, pause: float = 0.01) -> Iterator[list[int]]
         thread.join()
 
 
-def hostile(share: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """An agent that raises for one event of so many."""
+def hostile(share: int, raised: list[float]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """An agent that raises for one event of so many, and notes when."""
 
     def handle(event: dict[str, Any]) -> dict[str, Any]:
         if event["event_id"] % share == 0:
+            raised.append(time.time())
             raise KeyError("segment")
         return event | {"by": "v2"}
 
@@ -154,19 +162,51 @@ def hostile(share: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def test_a_version_that_raises_errors_is_rolled_back_before_they_are_committed(runs: Runs, share: int) -> None:
     source, out = runs.topic("in"), runs.topic("out")
     runs.topic("out.dead")
+    raised: list[float] = []
     with version(runs, source, out, "v1") as one:
         with feeding(runs, source, 0.02) as sent:
             wait_for(lambda: runs.everything(out), "the first events")
-            with version(runs, source, out, "v2", hostile(share)):
+            with version(runs, source, out, "v2", hostile(share, raised)):
                 wait_members(runs, "v2")
                 rollouts(runs).start("v2")
                 status = rollouts(runs).wait(30, until=lambda s: s.verdict == "rolled back" and s.is_settled)
+            with control_of(runs) as control:
+                route = control.catch_up(time.monotonic() + 30)
         letters = runs.everything(f"{out}.dead")
         wait_for(lambda: len(runs.everything(out)) + len(letters) >= len(sent), "the old version to handle the rest")
         one.end()
     assert "raised errors for" in status.reason
+    assert route is not None
+    took = route.at - raised[9]
+    print(f"rolled back {took:.2f} s after the tenth error")
+    assert took < 1.0
     assert len(letters) < 10  # of chunks before there were ten; those of the chunk that was refused are not there
     assert sorted([r.id for r in runs.everything(out)] + [r.id for r in letters]) == sent
+
+
+def test_a_version_that_is_ten_times_slower_is_rolled_back(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+
+    def takes(seconds: float, name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        def handle(event: dict[str, Any]) -> dict[str, Any]:
+            time.sleep(seconds)
+            return event | {"by": name}
+
+        return handle
+
+    with version(runs, source, out, "v1", takes(0.002, "v1")) as one:
+        with feeding(runs, source, 0.05) as sent:
+            wait_for(lambda: len(runs.everything(out)) > 50, "the old version's pace")
+            with version(runs, source, out, "v2", takes(0.02, "v2")):
+                wait_members(runs, "v2")
+                rollouts(runs).start("v2")
+                began = time.monotonic()
+                status = rollouts(runs).wait(30, until=lambda s: s.verdict == "rolled back" and s.is_settled)
+                print(f"rolled back after {time.monotonic() - began:.1f} s")
+        wait_for(lambda: len(runs.everything(out)) >= len(sent), "all events")
+        one.end()
+    assert re.search(r"it takes \d+\.\d ms an event, the version before it \d\.\d ms", status.reason)
+    assert sorted(r.id for r in runs.everything(out)) == sent
 
 
 def wait_members(runs: Runs, name: str, count: int = 1) -> None:
@@ -291,7 +331,18 @@ def test_a_control_topic_that_is_deleted_takes_nothing_from_anybody(runs: Runs) 
     assert len(found) == len(set(found))
 
 
-def test_repair_hands_out_exactly_what_a_version_had(runs: Runs) -> None:
+BY_VERSION = {"name": "events", "id": "event_id", "columns": {"event_id": "bigint", "by": "text"}}
+
+
+def table(runs: Runs, topic: str, file: Path) -> list[tuple[Any, ...]]:
+    """What a table holds after a window over all of the topic was published to it."""
+    run = runs.run(runs.window(topic), name="publish", stage="publish")
+    run_sink(RunContext(runs.config), run, lambda: ExactSink(DocumentedSink(str(file)), load_contract(BY_VERSION).table(), {}))
+    with closing(sqlite3.connect(file)) as database:
+        return database.execute("SELECT event_id, by FROM events ORDER BY 1").fetchall()
+
+
+def test_repair_hands_out_exactly_what_a_version_had_and_makes_the_table_the_old_versions(runs: Runs, tmp_path: Path) -> None:
     source, out = runs.topic("in"), runs.topic("out")
     with version(runs, source, out, "v1"), feeding(runs, source) as sent:
         wait_for(lambda: runs.everything(out), "the first events")
@@ -307,9 +358,12 @@ def test_repair_hands_out_exactly_what_a_version_had(runs: Runs) -> None:
     window = rollouts(runs).handled()
     handled = [r.id for part in window.ranges for r in runs.read(source, part.partition, part.start, part.end)]
     assert sorted(handled) == sorted(r.id for r in runs.everything(out) if r.event["by"] == "v2")
-    result = runs.transform(runs.run(window, runs.topic("repaired")))
+    before = table(runs, out, tmp_path / "before.sqlite")
+    assert {by for _, by in before} == {"v1", "v2"}
+    result = runs.transform(runs.run(window, out), lambda event: event | {"by": "v1"})
     assert result.counts.consumed == len(handled)
     assert len(sent) >= len(handled) > 20
+    assert table(runs, out, tmp_path / "after.sqlite") == [(id_, "v1") for id_, _ in before]
 
 
 def test_a_call_that_hangs_rolls_its_version_back_and_its_events_are_handled_by_the_other(runs: Runs) -> None:
