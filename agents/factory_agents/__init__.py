@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from factory_agents.runtime.dependencies import Dependency
     from factory_agents.runtime.ledger_sink import Landing, LedgerSink, Part, Rows
     from factory_agents.runtime.sink_ledger import Figures
+    from factory_agents.runtime.split import split
 
 __all__ = [
     "Codec",
@@ -31,6 +32,7 @@ __all__ = [
     "SourceRecord",
     "__version__",
     "agent",
+    "split",
 ]
 
 __version__ = "0.1.0"
@@ -45,6 +47,7 @@ _MODULES = {
     **dict.fromkeys(("SourceRecord", "agent"), "runtime.agents"),
     **dict.fromkeys(("Landing", "LedgerSink", "Part", "Rows"), "runtime.ledger_sink"),
     "Figures": "runtime.sink_ledger",
+    "split": "runtime.split",
 }
 
 

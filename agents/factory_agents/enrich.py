@@ -12,6 +12,7 @@ from factory_agents.params import read_params
 from factory_agents.protocol import AgentRun, Counts
 from factory_agents.runtime.agents import AgentFunction, FunctionTransform
 from factory_agents.runtime.loading import load_function
+from factory_agents.runtime.split import SplitAgent
 
 if TYPE_CHECKING:
     from factory_agents.sources.lookups import LookupJoin
@@ -42,6 +43,8 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> EnrichTrans
     if settings.args and not settings.function:
         raise ConfigurationError("agent 'enrich': args are given but no function that takes them; set function to module:function")
     function = load_function(settings.function) if settings.function else _MARK
+    if isinstance(function, SplitAgent):
+        raise ConfigurationError(f"agent 'enrich': function: {settings.function!r} is a split: run it as the agent itself, not as enrich's")
     bound = function.bind(settings.args)
     join = None
     if settings.lookups:

@@ -480,7 +480,7 @@ class FunctionTransform:
     """Drives an ``AgentFunction`` over records: decode, prepare, call, encode; whatever it raises rejects that one event.
 
     Numbers that the agent leaves as they came keep their digits, though it sees floats. An outage of something that the agent calls rejects
-    nothing (see ``Dependency``).
+    nothing (see ``Dependency``). ``mark`` are fields that every output gets.
     """
 
     stateful = False
@@ -493,6 +493,7 @@ class FunctionTransform:
         self._load = agent_function.load
         self._params = params
         self._prepare = prepare
+        self.mark: dict[str, Any] = {}
         self._digits = Digits()
         self._unnamed = Dependency("a service that the agent calls")
         self._lanes: Threads | Coroutines | None = None
@@ -509,7 +510,7 @@ class FunctionTransform:
         call, params, finish = self._agent.function, self._params, self._finish
         outputs: list[Output] = []
         append = outputs.append
-        simple = self._agent.key is None
+        simple = self._agent.key is None and not self.mark
         values = [message.value() for message in messages]
         decode, encode, kept = self._digits.decoder(values), _encode, self._digits.kept
         for message, value in zip(messages, values, strict=True):
@@ -637,7 +638,7 @@ class FunctionTransform:
         raise TypeError(f"returned {type(result).__name__}, expected a dict, a list of dicts or None")
 
     def _record(self, event: dict[str, Any]) -> bytes | tuple[bytes | None, bytes]:
-        value = self._digits.encode(event)
+        value = self._digits.encode(event | self.mark if self.mark else event)
         if self._agent.key is None:
             return value
         key = event.get(self._agent.key)
