@@ -139,7 +139,16 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": _INTEGRATION,
                 "python-modules": [
                     f"{_PACKAGE}.operators.{name}"
-                    for name in ("agent_pod", "kafka_agent", "replay", "rollout", "temporal_pipeline", "validation", "window")
+                    for name in (
+                        "agent_pod",
+                        "deploy_agent",
+                        "kafka_agent",
+                        "replay",
+                        "rollout",
+                        "temporal_pipeline",
+                        "validation",
+                        "window",
+                    )
                 ],
             }
         ],

@@ -2,7 +2,7 @@
 
 | task | does |
 |---|---|
-| `bring_in` | gives the version in `params.version` one partition, then a quarter of them, then all, ten minutes apart |
+| `bring_in` | gives the version in `params.version` one partition, then a quarter of them, then all, `params.hold` seconds apart |
 | `verdict` | waits until it holds all partitions; fails, with the reason, when it was rolled back |
 | `finish` | makes it the version that the next rollout starts from |
 | `take_back` | runs when the verdict doesn't come in time |
@@ -12,7 +12,7 @@ The version's members have to run: a Deployment whose agents are started with `-
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from airflow.sdk import Param, dag
 
@@ -30,12 +30,17 @@ GROUP = "factory.enrich.raw_events"
     tags=["factory"],
     doc_md=__doc__,
     default_args={"owner": "data-eng", "retries": 2, "retry_delay": retry_delay()},
-    params={"version": Param("v2", type="string"), "group": Param(GROUP, type="string")},
+    params={
+        "version": Param("v2", type="string"),
+        "group": Param(GROUP, type="string"),
+        "hold": Param(600, type="number", minimum=0, description="seconds that each step lasts at least"),
+    },
 )
 def model_rollout() -> None:
     """The rollout; its docs are the module's."""
     group, version = "{{ params.group }}", "{{ params.version }}"
-    bring_in = RolloutOperator(task_id="bring_in", group=group, version=version, steps=["1", "25%", "100%"], hold=timedelta(minutes=10))
+    steps = ["1", "25%", "100%"]
+    bring_in = RolloutOperator(task_id="bring_in", group=group, version=version, steps=steps, hold="{{ params.hold }}")
     verdict = RolloutSensor(task_id="verdict", group=group, version=version, deferrable=True, poke_interval=15, timeout=2 * 3600, retries=0)
     finish = RolloutOperator(task_id="finish", group=group, action="finish")
     take_back = RolloutOperator(task_id="take_back", group=group, action="rollback", reason="no verdict in time", trigger_rule="one_failed")

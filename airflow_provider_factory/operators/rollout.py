@@ -34,7 +34,7 @@ class RolloutOperator(BaseOperator):
         the base from now on), or ``rollback``.
     :param version: the new version, for ``start``. (templated)
     :param steps: for ``start``: numbers or shares of partitions, such as ``["1", "25%", "100%"]``; by default all at once. (templated)
-    :param hold: for ``start``: how long each step lasts at least.
+    :param hold: for ``start``: how long each step lasts at least, or seconds as a text. (templated)
     :param share: for ``shift``: a number of partitions, or a share such as ``50%``. (templated)
     :param reason: for ``rollback``. (templated)
     :param max_errors: for ``start``: the share of events that may raise errors before the version is rolled back.
@@ -43,7 +43,7 @@ class RolloutOperator(BaseOperator):
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
     """
 
-    template_fields: Sequence[str] = ("group", "version", "steps", "share", "reason", "kafka_conn_id")
+    template_fields: Sequence[str] = ("group", "version", "steps", "hold", "share", "reason", "kafka_conn_id")
     operator_extra_links = (InputTopicLink(), AgentRunLink())
     ui_color = "#e3f0dc"
 
@@ -54,7 +54,7 @@ class RolloutOperator(BaseOperator):
         action: Action = "start",
         version: str = "",
         steps: str | Sequence[str] = ("100%",),
-        hold: timedelta | float = 60.0,
+        hold: timedelta | float | str = 60.0,
         share: str = "",
         reason: str = "",
         max_errors: float = 0.01,
@@ -70,7 +70,7 @@ class RolloutOperator(BaseOperator):
         self.action = action
         self.version = version
         self.steps = steps
-        self.hold = _seconds(hold)
+        self.hold = hold
         self.share = share
         self.reason = reason
         self.max_errors = max_errors
@@ -107,7 +107,7 @@ class RolloutOperator(BaseOperator):
                 return before  # it was finished before
             steps = self.steps.split(",") if isinstance(self.steps, str) else list(self.steps)
             limits = Limits(errors=self.max_errors, rejected=self.max_rejected)
-            return rollouts.start(self.version, steps=steps, hold=self.hold, limits=limits, by=by)
+            return rollouts.start(self.version, steps=steps, hold=_seconds(self.hold), limits=limits, by=by)
         if self.action == "shift":
             if not self.share:
                 raise ConfigurationError(f"RolloutOperator {self.task_id!r}: action 'shift' needs share")
@@ -136,5 +136,8 @@ def facts_of(status: Status) -> dict[str, Any]:
     }
 
 
-def _seconds(value: timedelta | float) -> float:
-    return value.total_seconds() if isinstance(value, timedelta) else float(value)
+def _seconds(value: timedelta | float | str) -> float:
+    try:
+        return value.total_seconds() if isinstance(value, timedelta) else float(value)
+    except ValueError:
+        raise ConfigurationError(f"hold: expected seconds, got {value!r}") from None

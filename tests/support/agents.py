@@ -46,3 +46,8 @@ def dawdle(event: dict[str, Any]) -> dict[str, Any]:
 def surroundings(event: dict[str, Any]) -> dict[str, Any]:
     """Tells the names of its environment's variables."""
     return event | {"variables": sorted(os.environ)}
+
+
+def broken(event: dict[str, Any]) -> dict[str, Any]:
+    """Raises for each event."""
+    raise KeyError("segment")
