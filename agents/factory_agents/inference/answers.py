@@ -128,6 +128,11 @@ class _Pending(NamedTuple):
     answer: Answer
     value: bytes
     since: float
+    replaced: tuple[Answer, ...] = ()
+    """Answers in whose place it came before they were committed: they were paid for, too."""
+
+    def in_place_of(self, other: _Pending | None) -> _Pending:
+        return self if other is None else self._replace(since=other.since, replaced=(*other.replaced, other.answer, *self.replaced))
 
 
 class AnswerLog:
@@ -199,7 +204,7 @@ class AnswerLog:
         self.turn_day()
         self.spent_today = self.spent_today.plus(answer.cost, tokens)
         with self._lock:
-            self._new[key] = _Pending(key, answer, value, time.monotonic())
+            self._new[key] = _Pending(key, answer, value, time.monotonic()).in_place_of(self._new.pop(key, None))
         return value
 
     def turn_day(self) -> None:
@@ -223,8 +228,7 @@ class AnswerLog:
         with self._lock:
             taken, self._new = self._new, {}
             self._taken |= taken
-        for entry in taken.values():
-            answer = entry.answer
+        for answer in (answer for entry in taken.values() for answer in (*entry.replaced, entry.answer)):
             counts.asked += answer.calls
             counts.prompt_tokens += answer.prompt_tokens
             counts.cached_tokens += answer.cached_tokens
@@ -239,7 +243,7 @@ class AnswerLog:
             if committed:
                 self._settled += taken.values()
             else:
-                self._new = taken | self._new
+                self._new = taken | {key: entry.in_place_of(taken.get(key)) for key, entry in self._new.items()}
 
     def close(self) -> None:
         """Free the index."""

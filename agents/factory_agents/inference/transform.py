@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -54,6 +54,18 @@ class Whose:
     live: bool = True
 
 
+@dataclass
+class _Dialogue:
+    """What was said about one event so far, and what it took; ``text`` is the model's last answer, ``fault`` what is wrong with it."""
+
+    event: Mapping[str, Any]
+    turns: list[str]
+    text: str = ""
+    fault: str = ""
+    calls: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
 class InferTransform:
     """See ``Transform``. An event's answer goes into one field of it and nowhere else, whatever the answer says."""
 
@@ -76,6 +88,7 @@ class InferTransform:
         self._completion_tokens = float(settings.parameters.get("max_tokens") or _TOKENS_AT_FIRST)
         self._answered_at = time.monotonic()
         self._ended_by: FactoryError | None = None
+        self._dialogues: dict[bytes, _Dialogue] = {}
         self.seconds: list[float] = []
         """How long each call took."""
 
@@ -97,7 +110,11 @@ class InferTransform:
             key = keys[n] = answer_key(self._question, used)
             questions.setdefault(key, (event, used))
         known = self._logged(list(questions))
-        self._ask_all({key: question for key, question in questions.items() if key not in known}, known, keys, events, outputs)
+        try:
+            self._ask_all({key: question for key, question in questions.items() if key not in known}, known, keys, events, outputs)
+        finally:
+            for key in list(self._dialogues):  # wrong answers for which no better one came: they were paid for
+                self._log_said(key)
         for n, event in events.items():
             outputs[n] = self._output(event, known[keys[n]])
         return outputs
@@ -137,7 +154,7 @@ class InferTransform:
             outage = self._ask_once(missing, known, suspects)
             rounds += 1
             if outage is not None and rounds >= _MOST_ROUNDS and len(missing) == 1 and self._dependency.answers > before:
-                known.update({key: _unavailable(outage) for key in missing})
+                known.update({key: self._log_said(key) or _unavailable(outage) for key in missing})
                 outage = None
             for key in known.keys() & missing.keys():
                 del missing[key]
@@ -170,7 +187,7 @@ class InferTransform:
             elif isinstance(outcome, Failure):
                 verdict = suspects.judge(key, outcome)
                 if verdict == "bad":
-                    known[key] = _unavailable(outcome.error)
+                    known[key] = self._log_said(key) or _unavailable(outcome.error)
                 elif verdict == "outage":
                     outage = outcome.error
         return outage
@@ -202,7 +219,7 @@ class InferTransform:
         try:
             return await self._asked(key, event, values)
         except ModelRefusedError as error:
-            return Reject(f"the model takes this question not: {error}", rule="refused_by_model")
+            return self._log_said(key) or Reject(f"the model takes this question not: {error}", rule="refused_by_model")
         except DependencyError:
             raise
         except FactoryError as error:
@@ -212,42 +229,52 @@ class InferTransform:
         return None
 
     async def _asked(self, key: bytes, event: dict[str, Any], values: list[Any]) -> bytes | None:
-        prompt, calls, usage = self._asking.prompt, 0, Usage()
-        turns = [prompt.render(values)]
+        """Where a call fails, the next try goes on with the dialogue: an answer that was paid for is not asked for again."""
+        prompt = self._asking.prompt
+        said = self._dialogues.setdefault(key, _Dialogue(event, [prompt.render(values)]))
         while True:
-            reply = await self._reply(prompt.system, turns)
+            reply = await self._reply(prompt.system, said.turns)
             if reply is None:
                 return None
-            text, used = reply
-            calls, usage, fault = calls + 1, usage.plus(used), ""
-            try:
-                text = self._asking.output.check(text).decode()
-            except InvalidAnswer as invalid:
-                fault = str(invalid)
-            if len(text) > _LONGEST_ANSWER:
-                text, fault = text[:_LONGEST_ANSWER], fault or f"an answer of {len(text):,} letters"
-            if not fault or calls > self._settings.repair or not self._may_ask():
-                break
-            turns = [turns[0], text, _REPAIR.format(fault=fault)]
-        return self.log.add(key, self._logged_as(event, text, fault, calls, usage))
+            said.calls, said.usage = said.calls + 1, said.usage.plus(reply[1])
+            said.text, said.fault = self._checked(reply[0])
+            if not said.fault or said.calls > self._settings.repair or not self._may_ask():
+                return self._log_said(key)
+            said.turns = [said.turns[0], said.text, _REPAIR.format(fault=said.fault)]
 
-    def _logged_as(self, event: Mapping[str, Any], text: str, fault: str, calls: int, usage: Usage) -> Answer:
-        settings = self._settings
-        return Answer(
+    def _checked(self, text: str) -> tuple[str, str]:
+        """An answer as it is logged, and what is wrong with it."""
+        fault = ""
+        try:
+            text = self._asking.output.check(text).decode()
+        except InvalidAnswer as invalid:
+            fault = str(invalid)
+        if len(text) > _LONGEST_ANSWER:
+            return text[:_LONGEST_ANSWER], fault or f"an answer of {len(text):,} letters"
+        return text, fault
+
+    def _log_said(self, key: bytes) -> bytes | None:
+        """Log what the model said last, and ask no more: the value, and None where it has answered nothing."""
+        said = self._dialogues.pop(key, None)
+        if said is None or not said.calls:
+            return None
+        settings, usage = self._settings, said.usage
+        answer = Answer(
             at=int(time.time() * 1000),
-            text=text,
-            fault=fault,
+            text=said.text,
+            fault=said.fault,
             by=self._whose.spender,
             run=self._whose.run,
-            calls=calls,
+            calls=said.calls,
             prompt_tokens=usage.prompt,
             cached_tokens=usage.cached,
             completion_tokens=usage.completion,
             cost=settings.prices.cost(usage),
             prompt=self._asking.prompt.label,
             model=settings.model,
-            subject=subject_hash(event.get(settings.subject)) if settings.subject else "",
+            subject=subject_hash(said.event.get(settings.subject)) if settings.subject else "",
         )
+        return self.log.add(key, answer)
 
     async def _reply(self, system: str, turns: Sequence[str]) -> tuple[str, Usage] | None:
         """What the model says, within its limits; None where nothing may be asked any more."""

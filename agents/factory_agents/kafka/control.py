@@ -50,6 +50,9 @@ class Member(msgspec.Struct, frozen=True, omit_defaults=True):
     seconds: float = 0.0
     waiting: float = 0.0
     span: float = 0.0
+    asked: int = 0
+    tokens: int = 0
+    nanocost: int = 0
     lag: int = 0
     breakers: dict[str, str] = {}
     host: str = ""

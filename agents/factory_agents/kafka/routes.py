@@ -71,13 +71,15 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a new version may do worse before it is rolled back. Shares are of records, times in seconds.
 
-    A share counts from ``least`` bad records on, and where it is greater than the limit and ``times`` the old version's.
+    A share counts from ``least`` bad records on, and where it is greater than the limit and ``times`` the old version's. ``dearer``: how
+    many times as much a call of its model may cost (or take, in tokens).
     """
 
     errors: float = 0.01
     rejected: float = 0.05
     times: float = 3.0
     slower: float = 4.0
+    dearer: float = 3.0
     least: int = 10
     hang: float = 30.0
     waiting: float = 0.5

@@ -165,8 +165,8 @@ class LedgerTally(Follower):
         stage = (record.pipeline, record.stage)
         agent = (result.agent, *stage)
         self._totals.add("agent_success_total", agent, counts)
-        for outcome, events in result.counts.told().items():
-            self._totals.add("factory_events_total", (*agent, outcome), events * counts)
+        for name, amount in result.counts.told().items():
+            self._totals.count(agent, name, amount * counts)
         self._totals.observe("factory_run_seconds", agent, result.seconds, counts)
         if standing.whole:
             self._finished(record, result.interval, standing, counts)

@@ -19,7 +19,10 @@ _WAITING_SECONDS = 10.0
 
 
 class Figures(NamedTuple):
-    """What some members did of late: records handled, those that raised or were rejected, seconds at it, and seconds waited of ``span``."""
+    """What some members did of late: records handled, those that raised or were rejected, seconds at it, and seconds waited of ``span``.
+
+    ``asked`` are calls of a model, with the ``tokens`` that they took and what they cost, in billionths.
+    """
 
     records: int = 0
     errors: int = 0
@@ -27,19 +30,15 @@ class Figures(NamedTuple):
     seconds: float = 0.0
     waiting: float = 0.0
     span: float = 0.0
+    asked: int = 0
+    tokens: int = 0
+    nanocost: int = 0
 
 
 def total(figures: Iterable[Figures]) -> Figures:
     """All together."""
     found = list(figures)
-    return Figures(
-        sum(f.records for f in found),
-        sum(f.errors for f in found),
-        sum(f.rejected for f in found),
-        sum(f.seconds for f in found),
-        sum(f.waiting for f in found),
-        sum(f.span for f in found),
-    )
+    return Figures(*map(sum, zip(*found, strict=True))) if found else Figures()
 
 
 def verdict(new: Figures, old: Figures, limits: Limits) -> str:
@@ -62,6 +61,20 @@ def verdict(new: Figures, old: Figures, limits: Limits) -> str:
         mine, theirs = new.waiting / new.span, old.waiting / old.span
         if mine > limits.waiting and theirs < limits.waiting / 2:
             return f"it waits {mine:.0%} of the time for a service that answers the version before it"
+    return _dearer(new, old, limits)
+
+
+def _dearer(new: Figures, old: Figures, limits: Limits) -> str:
+    """By call and not by event: the answers to a new prompt aren't logged yet, those to the old one are."""
+    if min(new.asked, old.asked) < limits.least:
+        return ""
+    for what, spent, before in (
+        ("costs {} (billionths)", new.nanocost, old.nanocost),
+        ("takes {} tokens", new.tokens, old.tokens),
+    ):
+        mean, was = spent / new.asked, before / old.asked
+        if was and mean > limits.dearer * was:
+            return f"it {what.format(f'{mean:,.0f}')} a call of its model, the version before it {was:,.0f}"
     return ""
 
 
@@ -73,6 +86,7 @@ class Watch(Observer):
         self._began = clock()
         self._done: deque[tuple[float, Figures]] = deque()
         self._uncommitted = 0.0
+        self._spent = Figures()
         self._last = Figures()
 
     def batch(self, subject: Subject, batch: Batch) -> None:
@@ -81,8 +95,12 @@ class Watch(Observer):
 
     def committed(self, subject: Subject, commit: Commit) -> None:
         """See ``Observer``."""
-        if commit.records:
-            self._note(self.chunk(commit.records, commit.rejected))
+        counts, before = commit.counts, self._spent
+        tokens = counts.get("prompt_tokens", 0) + counts.get("completion_tokens", 0)
+        self._spent = Figures(asked=counts.get("asked", 0), tokens=tokens, nanocost=counts.get("nanocost", 0))
+        spent = {name: getattr(self._spent, name) - getattr(before, name) for name in ("asked", "tokens", "nanocost")}
+        if commit.records or spent["asked"]:
+            self._note(self.chunk(commit.records, commit.rejected)._replace(**spent))
         self._uncommitted = 0.0
 
     def aborted(self, subject: Subject, records: int, reason: str) -> None:

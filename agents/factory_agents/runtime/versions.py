@@ -438,7 +438,7 @@ _HOST = socket.gethostname()
 
 
 def _figures(member: Member) -> Figures:
-    return Figures(member.records, member.errors, member.rejected, member.seconds, member.waiting, member.span)
+    return Figures(*(getattr(member, name) for name in Figures._fields))
 
 
 class Proxy:

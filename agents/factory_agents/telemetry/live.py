@@ -83,8 +83,8 @@ class LiveTelemetry(Observer):
             if not subject.window:
                 self._totals.add("agent_success_total", labels, 1)
                 before = self._counts.get(subject, {})
-                for outcome, events in commit.counts.items():
-                    self._totals.add("factory_events_total", (*labels, outcome), events - before.get(outcome, 0))
+                for name, amount in commit.counts.items():
+                    self._totals.count(labels, name, amount - before.get(name, 0))
                 self._counts[subject] = commit.counts
 
     def aborted(self, subject: Subject, records: int, reason: str) -> None:

@@ -37,6 +37,15 @@ _LANDING = (30.0, *(m * _MINUTE for m in (1, 2, 5, 10, 15, 30)), *(h * _HOUR for
 
 _RECORDS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 
+_OF_MODELS: Mapping[str, tuple[str, tuple[str, ...], float]] = {
+    "asked": ("agent_calls_total", (), 1.0),
+    "prompt_tokens": ("agent_tokens_total", ("prompt",), 1.0),
+    "cached_tokens": ("agent_tokens_total", ("cached",), 1.0),
+    "completion_tokens": ("agent_tokens_total", ("completion",), 1.0),
+    "nanocost": ("agent_cost_total", (), 1e-9),
+}
+"""Counts that are not of events: their metric, its last label, and what one of them is in its unit."""
+
 _STAGE = ("pipeline", "stage")
 _AGENT = ("agent", *_STAGE)
 
@@ -51,6 +60,14 @@ FAMILIES: Mapping[str, Family] = {
             (*_AGENT, "outcome"),
             "Events of finished runs by what became of them; consumed are all that were read.",
         ),
+        Family("agent_calls_total", "counter", _AGENT, "Calls of a model by agents over one; answers that are logged take none."),
+        Family(
+            "agent_tokens_total",
+            "counter",
+            (*_AGENT, "kind"),
+            "Tokens that these calls took: prompt, completion, and cached, which are among those of prompt.",
+        ),
+        Family("agent_cost_total", "counter", _AGENT, "What they cost by the agent's price table, in its currency."),
         Family("factory_run_seconds", "histogram", _AGENT, "How long the attempts lasted that finished.", _SECONDS),
         Family("factory_windows_finished_total", "counter", _STAGE, "Windows of which a stage finished the last shard."),
         Family(
@@ -148,6 +165,11 @@ class Totals:
     def add(self, name: str, labels: tuple[str, ...], amount: float) -> None:
         """Raise a counter; by 0: from now on there is one."""
         self._of(name, labels)[0] += amount
+
+    def count(self, agent: tuple[str, ...], name: str, amount: float) -> None:
+        """Raise the counter that one of an agent's ``Counts`` goes into."""
+        metric, kind, unit = _OF_MODELS.get(name) or ("factory_events_total", (name,), 1.0)
+        self.add(metric, (*agent, *kind), amount * unit)
 
     def observe(self, name: str, labels: tuple[str, ...], value: float, times: int = 1) -> None:
         """Put a value into a histogram; 0 times: from now on there is one."""

@@ -50,6 +50,41 @@ def test_without_repair_a_cut_answer_is_a_dead_letter_with_what_came(runs: Runs,
     assert letter["error"].startswith("not JSON")
 
 
+class Stubborn:
+    """A model whose first answers are wrong, and that fails so often when it is asked for better ones."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+
+    def __call__(self, question: str) -> dict[str, str]:
+        if "That is not the answer" not in question:
+            return {"label": "wrong"}
+        self.failures -= 1
+        if self.failures >= 0:
+            raise ConnectionError
+        return {"label": "odd"}
+
+
+def test_a_wrong_answer_is_paid_for_once_and_counted_though_the_call_for_a_better_one_fails(runs: Runs, infer_run: MakeRun) -> None:
+    with ModelServer(Stubborn(2)) as server:
+        result = done(runs, infer_run(runs.filled(5), runs.topic("out"), server, repair=True))
+        assert server.calls == 10
+    assert (result.counts.forwarded, result.counts.asked) == (5, 10)
+    assert (result.counts.prompt_tokens, result.counts.completion_tokens) == server.tokens
+
+
+def test_wrong_answers_are_counted_where_the_model_then_stays_away(runs: Runs, infer_run: MakeRun) -> None:
+    window, out = runs.filled(5), runs.topic("out")
+    with ModelServer(Stubborn(10_000)) as server:
+        with pytest.raises(UnavailableError):
+            done(runs, infer_run(window, out, server, repair=True, patience=0.3, retries=0, concurrency=1))
+        server.answer = Stubborn(0)
+        result = done(runs, infer_run(window, out, server, repair=True))
+    assert result.counts.forwarded == 5
+    assert result.counts.asked == server.calls
+    assert (result.counts.prompt_tokens, result.counts.completion_tokens) == server.tokens
+
+
 def test_no_second_is_above_the_limit(runs: Runs, infer_run: MakeRun) -> None:
     window = runs.filled(100)
     with ModelServer() as server:

@@ -6,6 +6,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -90,6 +91,16 @@ def test_a_window_has_landed_when_its_last_shard_has_and_once() -> None:
     assert again["factory_windows_finished_total", "p", "s"] == 3
     assert again["factory_window_landing_seconds", "p", "s"] == 1
     assert again["agent_success_total", "a", "p", "s"] == 4
+
+
+def test_what_a_model_took_is_no_outcome_of_events_and_stands_in_its_own_metrics() -> None:
+    counts = Counts(consumed=4, forwarded=4, asked=3, prompt_tokens=60, cached_tokens=20, completion_tokens=15, nanocost=250_000_000)
+    record = msgspec.structs.replace(done(), result=StoredResult(agent="a", counts=counts))
+    figures = told(record)
+    assert figures["agent_calls_total", "a", "p", "s"] == 3
+    assert [figures["agent_tokens_total", "a", "p", "s", kind] for kind in ("prompt", "cached", "completion")] == [60, 20, 15]
+    assert figures["agent_cost_total", "a", "p", "s"] == 0.25
+    assert {name[-1] for name in figures if name[0] == "factory_events_total"} == {"consumed", "forwarded", "filtered", "rejected"}
 
 
 def test_an_open_window_is_the_one_that_is_begun_and_not_finished() -> None:

@@ -10,6 +10,7 @@ from factory_agents.telemetry import Batch, Commit, Subject
 
 SUBJECT = Subject("group", "live")
 WELL = Figures(records=1000, seconds=1.0, span=20.0)
+ASKED = Figures(records=100, asked=100, tokens=2_000, nanocost=1_000_000)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,12 @@ WELL = Figures(records=1000, seconds=1.0, span=20.0)
         (Figures(records=100, seconds=1.0), Figures(), ""),  # nothing to compare it with
         (Figures(waiting=15, span=20.0), WELL, "waits 75% of the time"),
         (Figures(waiting=15, span=20.0), WELL._replace(waiting=15), ""),  # the service is down for both
+        (ASKED._replace(nanocost=4_000_000), ASKED, "costs 40,000 (billionths) a call of its model, the version before it 10,000"),
+        (ASKED._replace(nanocost=2_900_000), ASKED, ""),
+        (ASKED._replace(nanocost=0, tokens=9_000), ASKED, "takes 90 tokens a call of its model, the version before it 20"),
+        (ASKED._replace(asked=5, nanocost=4_000_000), ASKED, ""),  # too few to tell
+        (ASKED, Figures(records=1000, seconds=1.0), ""),  # the one before asks no model
+        (ASKED._replace(records=100), ASKED._replace(records=10_000), ""),  # most of what the old one needs is logged
     ],
 )
 def test_a_version_is_judged_by_what_it_does_worse_than_the_one_before(new: Figures, old: Figures, reason: str) -> None:
@@ -47,6 +54,14 @@ def test_a_member_counts_what_it_did_of_late_and_remembers_it_when_nothing_comes
     assert watch.figures == Figures(100, 3, 1, 2.0, waiting=4.0, span=10.0)
     now[0] = 60.0
     assert watch.figures == Figures(100, 3, 1, 2.0, waiting=0.0, span=20.0)
+
+
+def test_what_a_model_cost_is_counted_from_commit_to_commit() -> None:
+    watch = Watch(clock=lambda: 0.0)
+    for n in (1, 3):  # what is told is of all the work so far
+        told = {"asked": n, "prompt_tokens": 20 * n, "completion_tokens": 5 * n, "nanocost": 100 * n}
+        watch.committed(SUBJECT, Commit(10, 10, 0, 0.1, counts=told))
+    assert watch.figures._replace(span=0.0) == Figures(20, asked=3, tokens=75, nanocost=300)
 
 
 def test_what_a_chunk_that_was_dropped_took_doesnt_count() -> None:

@@ -98,6 +98,17 @@ def test_a_breaker_is_told_and_nothing_is_scaled_by_lag_while_it_is_open(telemet
     assert (value(samples, "factory_held_lag"), value(samples, "factory_scalable_lag")) == (12, 0)
 
 
+def test_what_a_model_took_stands_in_its_own_metrics(telemetry: LiveTelemetry) -> None:
+    seen = Increments()
+    for n in (1, 3):  # what is told is of all the work so far
+        counts = {"consumed": n, "asked": n, "prompt_tokens": 20 * n, "completion_tokens": 5 * n, "nanocost": n * 500_000_000}
+        telemetry.committed(SUBJECT, Commit(1, 1, 10, 0.1, counts=counts))
+    seen.until(telemetry.address, "agent_tokens_total", 60, kind="prompt")
+    seen.until(telemetry.address, "agent_cost_total", 1.5)
+    assert seen.of("agent_tokens_total", kind="completion") == 15
+    assert seen.of("agent_calls_total") == seen.of("factory_events_total") == 3
+
+
 def test_what_a_sink_does_over_windows_is_left_to_the_ledger(telemetry: LiveTelemetry) -> None:
     window = Subject("g", "publish", "publish", "1", window="w")
     telemetry.batch(window, Batch(5, 100.0))
