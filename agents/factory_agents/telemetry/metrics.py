@@ -65,7 +65,7 @@ FAMILIES: Mapping[str, Family] = {
             "agent_tokens_total",
             "counter",
             (*_AGENT, "kind"),
-            "Tokens that these calls took: prompt, completion, and cached, which are among those of prompt.",
+            "Tokens that they took: prompt, completion, and cached, which prompt has, too.",
         ),
         Family("agent_cost_total", "counter", _AGENT, "What they cost by the agent's price table, in its currency."),
         Family("factory_run_seconds", "histogram", _AGENT, "How long the attempts lasted that finished.", _SECONDS),
