@@ -94,7 +94,8 @@ class _PydanticClient:
             raise ConfigurationError(f"model {self._name!r}: {_short(error)}") from error
         usage = response.usage
         text = "".join(part.content for part in response.parts if isinstance(part, TextPart))
-        return Reply(text, Usage(usage.input_tokens, usage.cache_read_tokens, usage.output_tokens))
+        refusal = (response.provider_details or {}).get("refusal")
+        return Reply(text or str(refusal or ""), Usage(usage.input_tokens, usage.cache_read_tokens, usage.output_tokens))
 
     async def close(self) -> None:
         """See ``Client.close``."""

@@ -1,0 +1,159 @@
+"""A model at an OpenAI-compatible endpoint, asked directly and through pydantic-ai: over HTTP, with whatever a server may answer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.inference.client import refused
+from factory_agents.protocol import AgentResult, AgentRun
+from factory_agents.run import execute
+from factory_agents.runtime.session import RunContext
+from tests.agents.inference.conftest import SCHEMA, MakeRun
+from tests.support.model_server import ModelServer
+from tests.support.runs import Runs
+
+pytestmark = pytest.mark.parametrize("model", ["m", "openai:m"], ids=["direct", "pydantic-ai"])
+"""``openai:m`` at an endpoint goes through pydantic-ai and OpenAI's own client."""
+
+
+def done(runs: Runs, run: AgentRun) -> AgentResult:
+    return execute(RunContext(runs.config), run)
+
+
+class Scripted(ModelServer):
+    """Answers what ``reply`` says: status, headers, body; None: as the stand-in does."""
+
+    def __init__(self, reply: Callable[[str], tuple[int, str, dict[str, Any]] | None]) -> None:
+        super().__init__()
+        self._scripted = reply
+
+    async def _reply(self, request: dict[str, Any]) -> tuple[int, str, dict[str, Any]]:
+        said = self._scripted(str(request["messages"][-1]["content"]))
+        if said is None:
+            return await super()._reply(request)
+        self.requests.append(request)
+        return said
+
+
+def about(text: str, *answer: Any) -> Callable[[str], Any]:
+    return lambda question: answer if text in question else None
+
+
+def error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "x", "code": "x"}}
+
+
+def says(**message: Any) -> dict[str, Any]:
+    """A whole answer with such a message."""
+    usage = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": None, **message}}
+    return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+
+
+def letters(runs: Runs, result: AgentResult) -> dict[int, dict[str, Any]]:
+    return {r.id: r.dead_letter for r in runs.manifest(result.dead_letters)}
+
+
+def test_it_is_told_the_schema_and_the_parameters_and_what_it_took_is_counted(runs: Runs, infer_run: MakeRun, model: str) -> None:
+    prompt = {"name": "kind@1.md", "text": "---\nsystem: You classify.\n---\nWhat kind is this? {{ text }}"}
+    with ModelServer() as server:
+        run = infer_run(
+            runs.filled(3), runs.topic("out"), server, model=model, prompt=prompt, parameters={"temperature": 0, "max_tokens": 9}
+        )
+        result = done(runs, run)
+        assert (result.counts.forwarded, result.counts.asked) == (3, 3)
+        assert (result.counts.prompt_tokens, result.counts.completion_tokens) == server.tokens
+        request = server.requests[0]
+    assert (request["model"], request["temperature"]) == ("m", 0)
+    assert 9 in (request.get("max_tokens"), request.get("max_completion_tokens"))
+    assert request["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert [m["role"] for m in request["messages"]] == ["system", "user"]
+    assert request["messages"][0]["content"] == "You classify."
+
+
+def test_faults_lose_nothing(runs: Runs, infer_run: MakeRun, model: str) -> None:
+    with ModelServer(limited=0.1, failed=0.05, cut=0.05, hung=0.01) as server:
+        result = done(runs, infer_run(runs.filled(100), runs.topic("out"), server, model=model, repair=True, timeout=2, concurrency=16))
+        assert server.cut > 0
+        assert (result.counts.forwarded, result.counts.rejected, result.counts.asked) == (100, 0, server.calls)
+    assert sorted(r.id for r in runs.manifest(result.manifest)) == list(range(100))
+
+
+def test_a_pause_that_it_asks_for_is_kept(runs: Runs, infer_run: MakeRun, model: str) -> None:
+    told: list[int] = []
+
+    def first(_: str) -> Any:
+        told.append(1)
+        return (429, "retry-after: 1\r\n", error("slow down")) if len(told) == 1 else None
+
+    with Scripted(first) as server:
+        result = done(runs, infer_run(runs.filled(1), runs.topic("out"), server, model=model))
+        assert len(told) == 2, "it is asked once more, by us and not by a client of somebody else's"
+        assert server.calls == 1
+    assert (result.counts.forwarded, result.counts.asked) == (1, 1)
+    assert result.seconds >= 1
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_question_that_it_does_not_take_is_a_dead_letter(runs: Runs, infer_run: MakeRun, model: str, status: int) -> None:
+    with Scripted(about("event 2", status, "", error("too long for me"))) as server:
+        result = done(runs, infer_run(runs.filled(5), runs.topic("out"), server, model=model))
+    assert result.counts.forwarded == 4
+    (letter,) = letters(runs, result).values()
+    assert letter["rule"] == "refused_by_model"
+    assert "too long for me" in letter["error"]
+
+
+@pytest.mark.parametrize(
+    "message", [{"refusal": "I cannot help with that"}, {"content": "I cannot help with that"}], ids=["refusal", "in words"]
+)
+def test_what_it_refuses_to_say_is_a_dead_letter_with_its_words(
+    runs: Runs, infer_run: MakeRun, model: str, message: dict[str, str]
+) -> None:
+    with Scripted(about("event 2", 200, "", says(**message))) as server:
+        result = done(runs, infer_run(runs.filled(5), runs.topic("out"), server, model=model, patience=5))
+    assert result.counts.forwarded == 4
+    (letter,) = letters(runs, result).values()
+    assert letter["rule"] == "invalid_output"
+    assert "I cannot help with that" in letter["error"]
+    assert result.counts.asked == 5, "it was paid for"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_no_other_question_mends_ends_the_attempt(runs: Runs, infer_run: MakeRun, model: str, status: int) -> None:
+    with Scripted(about("event", status, "", error("no"))) as server, pytest.raises(ConfigurationError, match=f"{status}"):
+        done(runs, infer_run(runs.filled(2), runs.topic("out"), server, model=model))
+
+
+def test_a_huge_answer_is_a_dead_letter_that_fits(runs: Runs, infer_run: MakeRun, model: str) -> None:
+    with Scripted(about("event 2", 200, "", says(content="\x01💥" * 500_000))) as server:
+        result = done(runs, infer_run(runs.filled(5), runs.topic("out"), server, model=model))
+    assert result.counts.forwarded == 4
+    (letter,) = letters(runs, result).values()
+    assert letter["rule"] == "invalid_output"
+    assert len(json.dumps(letter)) < 900_000
+
+
+def test_its_key_is_in_no_message(
+    runs: Runs, infer_run: MakeRun, model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FACTORY_MODEL_API_KEY", "sk-secret-123")
+    caplog.set_level(logging.DEBUG)
+    with Scripted(about("event", 401, "", error("key not known"))) as server, pytest.raises(ConfigurationError) as raised:
+        done(runs, infer_run(runs.filled(2), runs.topic("out"), server, model=model))
+    assert "sk-secret" not in str(raised.value) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [("7", 7), ("", 1), ("soon", 1), ("-3", 0), ("nan", 1), ("1e99", 3600), ("Thu, 01 Jan 1970 00:00:00 GMT", 0)],
+)
+def test_a_pause_is_a_number_or_a_date_and_never_for_ever(model: str, retry_after: str, seconds: float) -> None:
+    limited = refused(model, 429, retry_after, "x")
+    assert getattr(limited, "seconds", None) == seconds
