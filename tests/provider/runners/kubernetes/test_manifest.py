@@ -12,8 +12,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_factory.runners.kubernetes.manifest import ANNOTATION, AgentPod, agent_pod, pod_labels, pod_template, safe_label
+from airflow_provider_factory.runners.base import Access
+from airflow_provider_factory.runners.kubernetes.manifest import (
+    ANNOTATION,
+    AgentPod,
+    agent_pod,
+    owned_secret,
+    pod_labels,
+    pod_template,
+    safe_label,
+)
 from factory_agents.errors import ConfigurationError
+from factory_agents.inference.params import pack_files, read_asking
 from factory_agents.protocol import AgentRef, AgentRun, Shard, decode_run
 from tests.support.samples import window
 
@@ -61,6 +71,25 @@ def test_the_run_travels_whole_and_no_secret_with_it() -> None:
     container = pod["spec"]["containers"][0]
     assert container["envFrom"] == [{"secretRef": {"name": "kafka"}}]
     assert not [e for e in container["env"] if e["name"].startswith(("KAFKA", "DATABASE"))]
+
+
+def test_an_agent_over_a_model_is_told_everything_but_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt travels as text, as no pod has the DAGs' files; address and key come from the connection, in the pod's own Secret."""
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", json.dumps({"conn_type": "kafka", "extra": {"bootstrap.servers": "kafka:9092"}}))
+    model = {"conn_type": "pydanticai", "password": "sk-secret-123", "host": "https://models.example/v1", "extra": {"model": "m"}}
+    monkeypatch.setenv("AIRFLOW_CONN_MODEL", json.dumps(model))
+    params = {"prompt": "prompts/kind.md", "output": "contracts/kind.yaml", "budget": {"window_tokens": 5}}
+    packed = pack_files(params, (), [ROOT / "include"])
+    run = msgspec.structs.replace(RUN, agent=AgentRef("infer"), params=packed)
+    pod = agent_pod(AgentPod(run=run, labels=pod_labels(run), secret="factory-pod"), pod_template())
+    assert "sk-secret" not in json.dumps(pod)
+    told = decode_run(pod["metadata"]["annotations"][ANNOTATION])
+    asking = read_asking({**told.params, "model": "m"})
+    assert asking.prompt.fields
+    assert asking.output.schema["type"] == "object"
+    secret = owned_secret("factory-pod", "uid", Access("kafka_default", model="model").environment())
+    assert secret["stringData"]["FACTORY_MODEL_API_KEY"] == "sk-secret-123"
+    assert secret["stringData"]["FACTORY_MODEL_ENDPOINT"] == "https://models.example/v1"
 
 
 def test_the_template_is_not_changed() -> None:
