@@ -24,7 +24,7 @@ def test_a_model_is_asked_once_about_each_event_whichever_workflow_asks(
         counts = pipelines.done(id_).stages[0].counts
         assert (counts.forwarded, counts.asked, server.calls) == (30, 30, 30)
         assert (counts.prompt_tokens, counts.completion_tokens) == server.tokens
-        other = of_spec(request, name=f"{request.spec.name}.b", stages=(msgspec.structs.replace(classify, output_topic=again),))
+        other = of_spec(request, pipeline=f"{request.spec.pipeline}.b", stages=(msgspec.structs.replace(classify, output_topic=again),))
         assert pipelines.run(other).stages[0].counts.asked == 0
         assert server.calls == 30
         assert not any(b"sk-secret" in event.SerializeToString() for event in pipelines.history(id_))
