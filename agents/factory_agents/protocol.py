@@ -396,7 +396,7 @@ class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Dataset(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a sink writes to: ``name`` in ``system`` (postgres, bigquery, snowflake, or the sink's own name) at ``address``.
+    """What a sink writes to: ``name`` in ``system`` (postgres, bigquery, snowflake, iceberg, or the sink's own name) at ``address``.
 
     The address tells two servers or accounts apart, without credentials: ``host:port/database``, an account, "" where there is but one.
     """

@@ -1,4 +1,4 @@
-"""The built-in publish agent: lands a window's events in PostgreSQL, BigQuery, Snowflake, or a sink of your own, exactly once."""
+"""The built-in publish agent: lands a window's events in PostgreSQL, BigQuery, Snowflake, Iceberg, or a sink of your own, exactly once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from factory_agents.runtime.agents import Sink
 from factory_agents.runtime.exact_sink import ExactSink, exact
 from factory_agents.runtime.ledger_sink import LedgerSink
 from factory_agents.runtime.plugins import SINKS, find_plugin
-from factory_agents.sinks import bigquery, snowflake
+from factory_agents.sinks import bigquery, iceberg, snowflake
 from factory_agents.sinks.postgres import PostgresSink, PostgresTarget, TableName
 
-__all__ = ["BigQueryParams", "PublishParams", "SnowflakeParams", "build"]
+__all__ = ["BigQueryParams", "IcebergParams", "PublishParams", "SnowflakeParams", "build"]
 
 _TABLE = "the table to publish to, such as"
 
@@ -86,12 +86,37 @@ class SnowflakeParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout: float = 900.0
 
 
+class IcebergParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ``publish`` takes with ``sink: iceberg``.
+
+    ``table``: ``namespace.table``. ``catalog`` names the catalog. ``contract`` (needed) and ``create_table`` as for PostgreSQL; ``evolve``:
+    add nullable columns that the contract has and the table lacks, and widen those that are too narrow. ``mode``: ``append`` keeps every
+    window's rows, and replaces a window that is published again; ``upsert`` keeps the newest row of each key, and writes the files that
+    hold one again, up to ``rewrite_limit`` megabytes at once. A table that is created is partitioned by ``partition_by`` (columns, or
+    ``year``, ``month``, ``day``, ``hour``, ``bucket(16, …)``, ``truncate(4, …)`` of one), has ``properties``, and lies at ``location``.
+    ``timeout``: seconds that others, who commit to the table too, are waited for.
+    """
+
+    table: str
+    sink: str = "iceberg"
+    catalog: str = "default"
+    contract: str | dict[str, Any] | None = None
+    mode: iceberg.Mode = "append"
+    create_table: bool = True
+    evolve: bool = True
+    partition_by: tuple[str, ...] = ()
+    properties: dict[str, str] = {}
+    location: str = ""
+    rewrite_limit: float = 4096
+    timeout: float = 900.0
+
+
 def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Sink:
     """The sink for these parameters; it connects when it claims.
 
-    ``sink`` is ``postgres`` (the default), ``bigquery``, ``snowflake``, the name of an installed one, or your own as ``module:Class``; the
-    other parameters are the sink's. Raises ConfigurationError for parameters it doesn't take or a database URL that isn't set,
-    ContractError for a contract that can't be read.
+    ``sink`` is ``postgres`` (the default), ``bigquery``, ``snowflake``, ``iceberg``, the name of an installed one, or your own as
+    ``module:Class``; the other parameters are the sink's. Raises ConfigurationError for parameters it doesn't take or a database URL that
+    isn't set, ContractError for a contract that can't be read.
     """
     sink = str(params.get("sink") or "postgres")
     if sink in _SINKS:
@@ -177,6 +202,33 @@ def _snowflake(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
     return exact(snowflake.SnowflakeSink(target), contract, identity, timeout=settings.timeout)
 
 
+def _iceberg(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
+    settings = read_params("publish", params, IcebergParams, required={"table": f"{_TABLE} analytics.events"})
+    if settings.timeout <= 0 or settings.rewrite_limit <= 0:
+        raise ConfigurationError("agent 'publish': timeout and rewrite_limit must be more than 0")
+    contract = _contract(settings.contract, run)
+    if contract is None:
+        raise ConfigurationError("agent 'publish': parameter 'contract' is required for Iceberg: it gives columns, key and order")
+    catalog = iceberg.catalog_from_env(settings.catalog)
+    target = iceberg.IcebergTarget(
+        catalog=catalog,
+        table=iceberg.table_name(settings.table),
+        mode=settings.mode,
+        layout=iceberg.Layout(settings.partition_by, settings.properties, settings.location),
+        create_table=settings.create_table,
+        evolve=settings.evolve,
+        rewrite_limit=settings.rewrite_limit,
+    )
+    identity = {
+        "sink": "iceberg",
+        "table": settings.table,
+        "mode": settings.mode,
+        "contract": contract.digest,
+        "catalog": [settings.catalog, catalog.place],
+    }
+    return exact(iceberg.IcebergSink(target), contract, identity, timeout=settings.timeout)
+
+
 def _own_sink(name: str, params: dict[str, Any], run: AgentRun | None) -> Sink:
     """A sink of the user's: a ``LedgerSink``, which the runtime makes exact with the contract's columns, or a ``Sink`` of its own."""
     untrusted = run.untrusted if run is not None else ()
@@ -202,6 +254,7 @@ _SINKS: Mapping[str, Callable[[Mapping[str, Any], AgentRun | None], Sink]] = {
     "postgres": _postgres,
     "bigquery": _bigquery,
     "snowflake": _snowflake,
+    "iceberg": _iceberg,
 }
 
 

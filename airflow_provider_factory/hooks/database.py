@@ -12,6 +12,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from airflow_provider_factory.hooks.google import CONNECTION_TYPES, google_environment
+from airflow_provider_factory.hooks.iceberg import CONNECTION_TYPE as ICEBERG
+from airflow_provider_factory.hooks.iceberg import iceberg_environment
 from airflow_provider_factory.hooks.snowflake import CONNECTION_TYPE, snowflake_environment
 from factory_agents.errors import ConfigurationError
 
@@ -87,8 +89,8 @@ def _iam_token(connection: Any) -> tuple[str, str, int]:
 def database_environment(conn_id: str, *, required: bool) -> dict[str, str]:
     """``DATABASE_URL`` of an Airflow connection, its password masked in logs; empty if the connection is missing and not required.
 
-    A google or a snowflake connection gives what BigQuery's or Snowflake's client needs instead. Raises ConfigurationError where a
-    required one is missing.
+    A google, a snowflake or an iceberg connection gives what BigQuery's, Snowflake's or Iceberg's client needs instead. Raises
+    ConfigurationError where a required one is missing.
     """
     try:
         connection = BaseHook.get_connection(conn_id)
@@ -96,7 +98,7 @@ def database_environment(conn_id: str, *, required: bool) -> dict[str, str]:
         if not required:
             return {}
         raise ConfigurationError(
-            f"there is no Airflow connection {conn_id!r} (type postgres, google_cloud_platform or snowflake); add it, or set"
+            f"there is no Airflow connection {conn_id!r} (type postgres, google_cloud_platform, snowflake or iceberg); add it, or set"
             f" AIRFLOW_CONN_{conn_id.upper()}, for example "
             "postgresql://user:password@host:5432/database"
         ) from None
@@ -104,6 +106,8 @@ def database_environment(conn_id: str, *, required: bool) -> dict[str, str]:
         return google_environment(connection)
     if connection.conn_type == CONNECTION_TYPE:
         return snowflake_environment(connection)
+    if connection.conn_type == ICEBERG:
+        return iceberg_environment(connection)
     if connection.password:
         mask_secret(connection.password)
     return {"DATABASE_URL": database_url(connection)}

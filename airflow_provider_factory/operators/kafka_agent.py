@@ -54,7 +54,7 @@ Rerun = Literal["clear", "reuse", "redo", "ask_again"]
 BUILT_IN = ("ingest", "enrich", "infer", "validate", "publish")
 """Agents that come with factory_agents; they are given the default database connection where it exists."""
 
-WAREHOUSE_CONNECTIONS = {"bigquery": "google_cloud_default", "snowflake": "snowflake_default"}
+WAREHOUSE_CONNECTIONS = {"bigquery": "google_cloud_default", "snowflake": "snowflake_default", "iceberg": "iceberg_default"}
 """What ``publish`` with these sinks is given where it exists: the official provider's default."""
 
 _RERUNS = ("clear", "reuse", "redo", "ask_again")
@@ -93,9 +93,9 @@ class KafkaAgentOperator(AgentPodOperator):
     :param downstream_group: the one group that ``max_lag_downstream`` looks at; by default all of the topic.
     :param deadline: fail if the window takes longer; what was committed stays, and a retry resumes. (templated)
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
-    :param database_conn_id: Airflow connection given as DATABASE_URL, or of type google_cloud_platform or snowflake, for those. Without
-        it built-in agents get ``[factory] database_conn_id`` if it exists, with ``sink: bigquery`` or ``snowflake``
-        ``google_cloud_default`` or ``snowflake_default``. (templated)
+    :param database_conn_id: Airflow connection given as DATABASE_URL, or for those sinks of type google_cloud_platform, snowflake or
+        iceberg. Without it built-in agents get ``[factory] database_conn_id`` if it exists, with ``sink: bigquery``, ``snowflake`` or
+        ``iceberg`` ``google_cloud_default``, ``snowflake_default`` or ``iceberg_default``. (templated)
     :param model_conn_id: Airflow connection of a model (type pydanticai, or any with a key as its password): its key, address and model
         become the agent's FACTORY_MODEL_API_KEY, FACTORY_MODEL_ENDPOINT and FACTORY_MODEL. (templated)
     :param agent_secret: and ``credentials``: see AgentPodOperator.

@@ -53,7 +53,7 @@ def test_what_there_is_and_what_is_broken_is_one_line(offline: Command, tmp_path
     publish = ("agent", "run", "publish", "--in-topic", "t", "--dry-run")
     done = offline(*publish, "-p", "sink=acme-line", PYTHONPATH=site)
     assert done.error.startswith(
-        "sink 'acme-line': there is no such sink; did you mean 'acme-lines'? (there are postgres, bigquery, snowflake, acme-l"
+        "sink 'acme-line': there is no such sink; did you mean 'acme-lines'? (there are postgres, bigquery, snowflake, iceberg, acme-l"
     )
     done = offline(*publish, "-p", "sink=broken", PYTHONPATH=site)
     assert done.error.startswith("sink 'broken' of acme-factory 1.2 (acme_factory.broken:Sink): importing acme_factory.broken raised")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from factory_agents.sandbox.state import bigquery_env
 from factory_agents.temporal.pipelines import read_pipeline
 from factory_agents.temporal.protocol import PipelineRequest
 from tests.support.bigquery import Emulator
+from tests.support.iceberg import Bench
 from tests.support.otlp import Collector
 from tests.support.repository import HOUR, PIPELINE, ROOT, Repository
 from tests.support.runs import read_manifest
@@ -86,6 +88,17 @@ def test_a_param_lands_the_hour_in_snowflake(repository: Repository, snowflake: 
         status, printed = repository.dags_test({"sink": "snowflake", "table": table} | conf)
         assert status == 0, printed
         assert snowflake.query("SELECT COUNT(*), COUNT(DISTINCT EVENT_ID) FROM EVENTS") == [(137, 137)], printed
+    assert repository.rows("events") == []
+
+
+def test_a_param_lands_the_hour_in_iceberg(repository: Repository, tmp_path: Path) -> None:
+    bench = Bench({"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}/warehouse"})
+    repository.environment["AIRFLOW_CONN_ICEBERG_DEFAULT"] = json.dumps({"conn_type": "iceberg", "extra": bench.properties})
+    for conf in ({}, {"reprocess": True}):
+        status, printed = repository.dags_test({"sink": "iceberg", "table": bench.table} | conf)
+        assert status == 0, printed
+        ids = bench.rows("event_id")
+        assert (len(ids), len(set(ids))) == (137, 137), printed
     assert repository.rows("events") == []
 
 

@@ -6,6 +6,7 @@ The sink here is a small one over SQLite, so that these tests are of the runtime
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import signal
 import sqlite3
@@ -29,6 +30,7 @@ from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.sandbox.state import bigquery_env
 from tests.support.bigquery import Emulator
+from tests.support.iceberg import Bench
 from tests.support.runs import Runs, events
 from tests.support.snowflake import SnowflakeSchema
 from tests.support.sqlite_sink import SqliteSink, published
@@ -492,5 +494,39 @@ def test_a_publisher_to_snowflake_killed_at_any_step_is_completed(runs: Runs, sn
     assert (result.counts.consumed, result.counts.written, result.counts.rejected) == (EVENTS + 4, EVENTS, 4)
     assert result.reused == (point in ("sink.landed", "sink.after-commit"))
     assert snowflake.query("SELECT EVENT_ID, TEXT FROM T ORDER BY 1") == [(n, f"event {n}") for n in range(EVENTS)]
+    assert len(runs.everything(run.dead_letter_topic)) == 4
+    assert "WARNING" not in attempt.log
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "iceberg.before-commit@2",  # of the landing: files are written, and no snapshot names them
+        "iceberg.committed@2",
+        *(
+            pytest.param(point, marks=pytest.mark.soak)
+            for point in ("iceberg.committed@1", "sink.claimed", "sink.staging", "sink.before-landing", "sink.landed", "sink.after-commit")
+        ),
+    ],
+)
+def test_a_publisher_to_iceberg_killed_at_any_step_is_completed(runs: Runs, tmp_path: Path, point: str, mode: str) -> None:
+    topic = runs.topic("in", partitions=2)
+    runs.produce(topic, [*events(EVENTS // 2), *POISON, b'{"event_id": 7.5, "text": "seven"}', *events(EVENTS // 2, EVENTS // 2)])
+    bench = Bench({"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}/warehouse"})
+    contract = {"name": "events", "columns": {"event_id": "bigint", "text": "text"}}
+    params = {"sink": "iceberg", "table": bench.table, "contract": contract, "mode": mode, "timeout": 60}
+    run = runs.run(runs.window(topic), name="publish", stage="publish", params=params, dead_letter_topic=f"{topic}.dead")
+    secrets = {"ICEBERG_CATALOG": json.dumps(bench.properties)}
+    name, _, nth = point.partition("@")
+    attempt = runs.attempt(run, f"{name}=kill{f'@{nth}' if nth else ''}", secrets=secrets)
+    assert attempt.wait(180) == -signal.SIGKILL, attempt.log
+    attempt = runs.attempt(run, secrets=secrets)
+    assert attempt.wait(180) == 0, attempt.log
+    result = attempt.result
+    assert result.dataset == Dataset("iceberg", bench.table, f"sql sqlite://{tmp_path}/catalog.db file://{tmp_path}/warehouse")
+    assert (result.counts.consumed, result.counts.written, result.counts.rejected) == (EVENTS + 4, EVENTS, 4)
+    assert result.reused == (point in ("iceberg.committed@2", "sink.landed", "sink.after-commit"))
+    assert bench.rows("event_id", "text") == sorted(((n, f"event {n}") for n in range(EVENTS)), key=repr)
     assert len(runs.everything(run.dead_letter_topic)) == 4
     assert "WARNING" not in attempt.log

@@ -30,7 +30,7 @@ class PluginKind(msgspec.Struct, frozen=True):
     volatile: bool = False
 
 
-SINKS = PluginKind("sink", "factory_agents.sinks", ("postgres", "bigquery", "snowflake"))
+SINKS = PluginKind("sink", "factory_agents.sinks", ("postgres", "bigquery", "snowflake", "iceberg"))
 SOURCES = PluginKind("source", "factory_agents.sources", volatile=True)
 
 _CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")

@@ -521,12 +521,13 @@ def test_lineage_names_the_database_without_what_is_secret(url: str) -> None:
             "BIGQUERY_CREDENTIALS",
             {"conn_type": "google_cloud_platform", "extra": {"keyfile_dict": {"private_key": "s3cr3t"}}},
         ),
+        ("iceberg", "ICEBERG_CATALOG", {"conn_type": "iceberg", "host": "https://lake", "login": "u", "password": "s3cr3t"}),
     ],
 )
 def test_publish_to_a_warehouse_has_its_default_connection_beside_the_run(
     monkeypatch: pytest.MonkeyPatch, sink: str, variable: str, connection: dict[str, Any]
 ) -> None:
-    conn_id = {"snowflake": "snowflake_default", "bigquery": "google_cloud_default"}[sink]
+    conn_id = {"snowflake": "snowflake_default", "bigquery": "google_cloud_default", "iceberg": "iceberg_default"}[sink]
     monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
     monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", '{"conn_type": "kafka", "extra": {"bootstrap.servers": "b:1"}}')
     task = operator(agent="publish", agent_params={"table": "a.b.t", "sink": sink}, output_topic=None)

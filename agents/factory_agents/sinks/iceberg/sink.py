@@ -1,0 +1,318 @@
+"""Iceberg as a sink: parts staged as the table's own files, and landed by one commit with the ledger's entry among its properties."""
+
+from __future__ import annotations
+
+import uuid
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from factory_agents import failpoints
+from factory_agents.contracts import TableSpec
+from factory_agents.errors import SinkError
+from factory_agents.runtime.ledger_sink import RANK, Landing, LedgerSink, Part, Reader, Rows
+from factory_agents.runtime.rows import RowReader
+from factory_agents.runtime.sink_ledger import Figures
+from factory_agents.sinks.iceberg.catalog import CatalogSettings, explained, open_catalog
+from factory_agents.sinks.iceberg.rows import Beside, Keys, arrow_table, beside, joined, keys_of, newest, taken
+from factory_agents.sinks.iceberg.table import PUBLICATION, Layout, open_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyiceberg.catalog import Catalog
+    from pyiceberg.expressions import BooleanExpression
+    from pyiceberg.manifest import DataFile
+    from pyiceberg.table import FileScanTask, Table, Transaction
+
+__all__ = ["IcebergSink", "IcebergTarget", "Mode"]
+
+Mode = Literal["append", "upsert"]
+"""``append``: a window's rows stand beside those of others, and replace its own earlier ones. ``upsert``: one row for each key."""
+
+_LEDGER = "factory.publish."
+"""What the properties begin with that hold the ledger's entries."""
+_MEGABYTE = 1024 * 1024
+_LISTED = 200
+"""Values that files are told apart by one by one; of more only the least and the greatest are."""
+
+
+class IcebergTarget(msgspec.Struct, frozen=True):
+    """Where and what to publish; ``rewrite_limit``: megabytes of files that one landing may write again."""
+
+    catalog: CatalogSettings
+    table: tuple[str, ...]
+    mode: Mode = "append"
+    layout: Layout = Layout()
+    create_table: bool = True
+    evolve: bool = True
+    rewrite_limit: float = 4096
+
+
+class IcebergSink(LedgerSink):
+    """One table of Iceberg.
+
+    The ledger's entries are properties of the table. Each commit of ours makes a snapshot, an empty one for a claim, and says which
+    snapshot it expects: so all of them come one after the other, and one that was made for another state of the table fails. pyiceberg's
+    own retries, which would add a fenced publisher's files to a newer state, are passed over. The catalog is not spoken to before ``open``.
+    """
+
+    system = "iceberg"
+
+    def __init__(self, target: IcebergTarget) -> None:
+        self.table, self.address = ".".join(target.table), target.catalog.place
+        self._target = target
+        self._catalog: Catalog | None = None
+        self._spec = TableSpec()
+        self._staged: dict[int, _Staged] = {}
+        self._unnamed: set[str] = set()
+        """Files that no commit was asked to take."""
+
+    def open(self, table: TableSpec) -> None:
+        """See ``LedgerSink.open``.
+
+        Raises SinkError where it doesn't fit, ConfigurationError or UnavailableError where the catalog refuses or doesn't answer.
+        """
+        target = self._target
+        if self._catalog is None:
+            self._catalog = open_catalog(target.catalog)
+        with explained(f"table {self.table}"):
+            _, self._spec = open_table(self._catalog, target.table, table, target.layout, create=target.create_table, evolve=target.evolve)
+
+    def reader(self, table: TableSpec, window: str) -> Reader:
+        """See ``LedgerSink.reader``: the contract's columns, within what the table takes."""
+        return RowReader(self._spec, window)
+
+    def _load(self) -> Table:
+        """The table as it is now."""
+        if self._catalog is None:
+            raise SinkError("nothing is claimed: claim first")
+        with explained(f"table {self.table}"):
+            return self._catalog.load_table(self._target.table)
+
+    def read(self, key: str) -> str | None:
+        """See ``LedgerSink.read``."""
+        found: str | None = self._load().properties.get(_LEDGER + key)
+        return found
+
+    def change(self, key: str, old: str | None, new: str) -> bool:
+        """See ``LedgerSink.change``: an empty snapshot with the entry, since a commit of properties alone fences nobody."""
+        table = self._load()
+        if table.properties.get(_LEDGER + key) != old:
+            return False
+        with explained(f"table {self.table}"):
+            self._commit(table, (), (), {_LEDGER + key: new})
+        return True
+
+    def entries(self) -> list[tuple[str, str]]:
+        """See ``LedgerSink.entries``."""
+        return [(name.removeprefix(_LEDGER), entry) for name, entry in self._load().properties.items() if name.startswith(_LEDGER)]
+
+    def forget(self, entries: Mapping[str, str]) -> int:
+        """See ``LedgerSink.forget``."""
+        table = self._load()
+        gone = [_LEDGER + key for key, entry in entries.items() if table.properties.get(_LEDGER + key) == entry]
+        with explained(f"table {self.table}"):
+            transaction = table.transaction()
+            with transaction.update_snapshot().fast_append():
+                pass
+            transaction.remove_properties(*gone)
+            _commit(table, transaction)
+        return len(gone)
+
+    def holds(self, publication: int) -> bool:
+        """See ``LedgerSink.holds``."""
+        from pyiceberg.expressions import EqualTo
+
+        with explained(f"table {self.table}"):
+            scan = self._load().scan(EqualTo(PUBLICATION, publication), selected_fields=(PUBLICATION,), limit=1)
+            return bool(scan.to_arrow().num_rows)
+
+    def stage(self, part: Part, rows: Rows) -> None:
+        """See ``LedgerSink.stage``: the newest row of each key is written to files that no snapshot names yet."""
+        table, key = self._load(), self._spec.key
+        with explained(f"table {self.table}"):
+            data = arrow_table(rows, table.schema().as_arrow(), part.publication)
+            keys = keys_of(data, key)
+            chosen = newest(keys)
+            if chosen is not None:
+                data, keys = data.take(chosen), taken(keys, chosen)
+            self._staged[part.number] = _Staged(keys, self._write(table, data), table.spec().spec_id)
+
+    def _write(self, table: Table, data: pa.Table) -> tuple[DataFile, ...]:
+        """Write rows to new files of the table, each in its partition."""
+        from pyiceberg.io.pyarrow import _dataframe_to_data_files
+
+        if not data.num_rows:
+            return ()
+        files = tuple(_dataframe_to_data_files(table_metadata=table.metadata, df=data, io=table.io, write_uuid=uuid.uuid4()))
+        for file in files:
+            file.spec_id = table.spec().spec_id  # it is told by a manifest otherwise, and those have none yet
+            self._unnamed.add(file.file_path)
+        return files
+
+    def land(self, landing: Landing) -> Figures | None:
+        """See ``LedgerSink.land``."""
+        table = self._load()
+        if table.properties.get(_LEDGER + landing.key) != landing.old:
+            return None
+        with explained(f"publishing to {self.table}"):
+            self._settle(table)
+            return self._land(table, landing)
+
+    def _settle(self, table: Table) -> None:
+        """Leave each key's newest row in one part alone."""
+        staged = [self._staged[number] for number in sorted(self._staged)]
+        if len(staged) > 1 and (chosen := newest(joined([part.keys for part in staged]))) is not None:
+            staged = self._only(table, staged, chosen.to_pylist())
+        self._staged = dict(enumerate(staged))
+
+    def _only(self, table: Table, staged: Sequence[_Staged], chosen: Sequence[int]) -> list[_Staged]:
+        """The parts with these of their rows, counted through; ``chosen`` is in order."""
+        import pyarrow as pa
+
+        made, start, at = [], 0, 0
+        for part in staged:
+            end = start + len(part.keys)
+            upto = bisect_left(chosen, end, at)
+            if upto - at < len(part.keys):
+                keys = taken(part.keys, pa.array([i - start for i in chosen[at:upto]], pa.int64()))
+                part = _Staged(keys, self._write(table, _with_ranks(table, part.files, keys.ranks)), part.spec_id)
+            made.append(part)
+            start, at = end, upto
+        return made
+
+    def _land(self, table: Table, landing: Landing) -> Figures:
+        staged = list(self._staged.values())
+        if any(part.spec_id != table.spec().spec_id for part in staged):
+            raise RepartitionedError(f"table {self.table}: its partitioning was changed while we published to it; a retry begins again")
+        new = joined([part.keys for part in staged]) if staged else None
+        added: list[DataFile] = []
+        deleted: list[DataFile] = []
+        removed, blocked = 0, set[int]()
+        for task in self._touched(table, landing, new):
+            found = self._beside(table, task, landing, new)
+            removed += found.removed
+            blocked.update(found.blocked.to_pylist())
+            if not found.stays:
+                deleted.append(task.file)
+                self._check_limit(deleted)
+                added += self._write(table, _read(table, task).filter(found.kept))
+        keys = len(new) if new is not None else 0
+        if blocked:
+            staged = self._only(table, staged, [i for i in range(keys) if i not in blocked])
+        added += [file for part in staged for file in part.files]
+        figures = Figures(keys, keys - len(blocked), removed)
+        self._commit(table, added, deleted, {_LEDGER + landing.key: landing.entry(figures)})
+        return figures
+
+    def _touched(self, table: Table, landing: Landing, new: Keys | None) -> Iterable[FileScanTask]:
+        """Files that may hold rows which a landing replaces, or which block it."""
+        from pyiceberg.expressions import AlwaysFalse, In, Or
+
+        filter_: BooleanExpression = AlwaysFalse()
+        if numbers := {*landing.past, *landing.stale}:
+            filter_ = In(PUBLICATION, numbers)
+        if new is not None and self._target.mode == "upsert":
+            filter_ = Or(filter_, _around(self._spec.key, new))
+        found: Iterable[FileScanTask] = table.scan(filter_).plan_files() if filter_ != AlwaysFalse() else ()
+        return found
+
+    def _beside(self, table: Table, task: FileScanTask, landing: Landing, new: Keys | None) -> Beside:
+        seen = _read(table, task, (*self._spec.key, RANK, PUBLICATION))
+        new = new if new is not None else keys_of(seen.slice(0, 0), self._spec.key)
+        newer_wins = self._target.mode == "upsert"
+        return beside(new, seen, self._spec.key, landing.past, landing.stale, newer_wins=newer_wins)
+
+    def _check_limit(self, files: Sequence[DataFile]) -> None:
+        size, limit = sum(file.file_size_in_bytes for file in files) / _MEGABYTE, self._target.rewrite_limit
+        if size > limit:
+            raise SinkError(
+                f"publishing to {self.table}: its keys lie in files of {size:,.0f} MB, and rewrite_limit is {limit:,.0f}: partition the"
+                " table so that a window touches fewer files, publish with mode: append, or raise rewrite_limit"
+            )
+
+    def _commit(self, table: Table, added: Sequence[DataFile], deleted: Sequence[DataFile], properties: Mapping[str, str]) -> None:
+        transaction = table.transaction()
+        with transaction.update_snapshot().overwrite() if deleted else transaction._append_snapshot_producer({}) as snapshot:
+            for file in added:
+                snapshot.append_data_file(file)
+            for file in deleted:
+                snapshot.delete_data_file(file)
+        transaction.set_properties(dict(properties))
+        self._unnamed -= {file.file_path for file in added}  # from here on the commit may have been made
+        _commit(table, transaction)
+
+    def discard(self, parts: Sequence[Part]) -> None:
+        """See ``LedgerSink.discard``: files that no commit named; those of a commit that failed wait for the maintenance."""
+        unnamed, self._unnamed, self._staged = self._unnamed, set(), {}
+        table = self._load() if unnamed else None
+        for path in unnamed:
+            table.io.delete(path)
+
+    def close(self) -> None:
+        """See ``LedgerSink.close``."""
+        catalog, self._catalog, self._staged = self._catalog, None, {}
+        if catalog is not None:
+            with suppress(Exception):
+                catalog.close()
+
+
+class RepartitionedError(SinkError):
+    """The table's partitioning was changed under a publication; a retry begins again."""
+
+    retriable = True
+
+
+class _Staged(msgspec.Struct, frozen=True):
+    """A part as it is in files, with its rows' keys; how the files are partitioned."""
+
+    keys: Keys
+    files: tuple[DataFile, ...]
+    spec_id: int
+
+
+def _commit(table: Table, transaction: Transaction) -> None:
+    """Send a transaction once, whatever the table says of retries, for exactly the state that it was made for."""
+    from pyiceberg.table.update import AssertDefaultSpecId, AssertTableUUID
+
+    same = (AssertTableUUID(uuid=table.metadata.table_uuid), AssertDefaultSpecId(default_spec_id=table.spec().spec_id))
+    failpoints.hit("iceberg.before-commit")
+    table.catalog.commit_table(table, (*transaction._requirements, *same), transaction._updates)
+    failpoints.hit("iceberg.committed")
+
+
+def _read(table: Table, task: FileScanTask, columns: Sequence[str] = ()) -> pa.Table:
+    """A file's rows as they are now, or some columns of them; always in the same order."""
+    from pyiceberg.expressions import AlwaysTrue
+    from pyiceberg.io.pyarrow import ArrowScan
+
+    schema = table.schema().select(*columns) if columns else table.schema()
+    return ArrowScan(table.metadata, table.io, schema, AlwaysTrue()).to_table([task])
+
+
+def _with_ranks(table: Table, files: Iterable[DataFile], ranks: pa.Array) -> pa.Table:
+    """Those rows of files that have these ranks: no two rows of a publication have one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyiceberg.table import FileScanTask
+
+    read = (_read(table, FileScanTask(file)) for file in files)
+    return pa.concat_tables([rows.filter(pc.is_in(rows.column(RANK), value_set=ranks)) for rows in read])
+
+
+def _around(key: Sequence[str], new: Keys) -> BooleanExpression:
+    """What the first column of the key must be, for a file to hold one of the new keys."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyiceberg.expressions import AlwaysTrue, And, GreaterThanOrEqual, In, LessThanOrEqual
+
+    of = new.first.type
+    if not (pa.types.is_large_string(of) or pa.types.is_integer(of) or pa.types.is_date(of) or pa.types.is_decimal(of)):
+        return AlwaysTrue()
+    if len(new) <= _LISTED:
+        return In(key[0], set(new.first.to_pylist()))
+    least, greatest = pc.min_max(new.first).as_py().values()
+    return And(GreaterThanOrEqual(key[0], least), LessThanOrEqual(key[0], greatest))
