@@ -39,6 +39,12 @@ class CatalogSettings(msgspec.Struct, frozen=True):
         host = f"{shown.hostname}:{shown.port}" if shown.port else shown.hostname or ""
         return " ".join(filter(None, (kind, f"{shown.scheme}://{host}{shown.path}" if uri else "", self.properties.get("warehouse", ""))))
 
+    @property
+    def address(self) -> str:
+        """Where the catalog is, or (of one without a URL) its tables; without scheme and credentials."""
+        shown = urlsplit(self.properties.get("uri") or self.properties.get("warehouse", ""))
+        return f"{shown.hostname or ''}{f':{shown.port}' if shown.port else ''}/{shown.path.strip('/')}".rstrip("/")
+
     def __repr__(self) -> str:
         """Without the credentials."""
         return f"CatalogSettings({self.name}: {self.place})"

@@ -62,7 +62,7 @@ class IcebergSink(LedgerSink):
     system = "iceberg"
 
     def __init__(self, target: IcebergTarget) -> None:
-        self.table, self.address = ".".join(target.table), target.catalog.place
+        self.table, self.address = ".".join(target.table), target.catalog.address
         self._target = target
         self._catalog: Catalog | None = None
         self._spec = TableSpec()
@@ -248,9 +248,10 @@ class IcebergSink(LedgerSink):
     def discard(self, parts: Sequence[Part]) -> None:
         """See ``LedgerSink.discard``: files that no commit named; those of a commit that failed wait for the maintenance."""
         unnamed, self._unnamed, self._staged = self._unnamed, set(), {}
-        table = self._load() if unnamed else None
-        for path in unnamed:
-            table.io.delete(path)
+        if unnamed:
+            io = self._load().io
+            for path in unnamed:
+                io.delete(path)
 
     def close(self) -> None:
         """See ``LedgerSink.close``."""

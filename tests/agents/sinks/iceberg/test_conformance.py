@@ -41,3 +41,12 @@ class TestIceberg(SinkConformance):
     @pytest.fixture
     def target(self, bench: Bench) -> Table:
         return Table(bench)
+
+
+@pytest.mark.soak
+class TestIcebergInPostgres(SinkConformance):
+    HISTORIES = 3
+
+    @pytest.fixture
+    def target(self, in_postgres: Bench) -> Table:
+        return Table(in_postgres)

@@ -270,4 +270,4 @@ class TestCatalogs:
         monkeypatch.setenv("ICEBERG_CATALOG", json.dumps(secret))
         sink = bench.sink()
         assert "hunter2" not in repr(sink.identity) + sink.address
-        assert sink.address == "rest https://h:1/x"
+        assert sink.address == "h:1/x"
