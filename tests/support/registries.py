@@ -56,7 +56,7 @@ def answering(answers: dict[str, Any], status: int = 200) -> Iterator[tuple[str,
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             asked.append((path, self.headers.get("Authorization")))
-            found = answers.get(path)
+            found = answers.get(self.path, answers.get(path))
             code, data = (status, found) if found is not None else (404, {"error_code": 40403, "message": "Schema not found"})
             if isinstance(found, tuple):
                 code, data = found

@@ -14,7 +14,7 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Headers
 from factory_agents.reject import Reject
 
-__all__ = ["KEY_SCHEMA_HEADER", "SCHEMA_HEADER", "RegistryCodec", "SchemaKey", "spoken"]
+__all__ = ["KEY_SCHEMA_HEADER", "SCHEMA_HEADER", "RegistryCodec", "SchemaKey", "key_of_header", "spoken"]
 
 SCHEMA_HEADER = "__value_schema_id"
 """The header that Confluent's newer serialisers put the schema's GUID into, with a value that has no framing of its own."""
@@ -138,7 +138,7 @@ class RegistryCodec(Codec):
         """How a record names its schema, and where its value begins."""
         for name, data in headers:
             if name == SCHEMA_HEADER:
-                return _key_of_header(data), 0
+                return key_of_header(data), 0
         if value[:1] != b"\0" or len(value) < 5:
             raise Reject(
                 f"not {self.kind} with a schema id: expected a byte 0 and four of the id before the value, "
@@ -159,7 +159,8 @@ class RegistryCodec(Codec):
         return stored
 
 
-def _key_of_header(data: bytes | None) -> SchemaKey:
+def key_of_header(data: bytes | None) -> SchemaKey:
+    """The schema that the header names. Raises Reject."""
     if data is not None and len(data) == 17 and data[0] == _BY_GUID:
         return uuid.UUID(bytes=data[1:])
     if data is not None and len(data) == 5 and data[0] == _BY_ID:

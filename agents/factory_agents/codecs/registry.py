@@ -207,6 +207,21 @@ class Registry:
         what = f"version {version} of subject {subject!r}"
         return self._lasting(f"{_name(subject)}-{version}", what, lambda: _registered(self._client.get_version(subject, version)))
 
+    def compiled(self, schema: StoredSchema) -> str:
+        """A Protobuf schema as the registry compiles it; errors as ``by_id``. Not every registry does: what it gives may be the source."""
+        by_id = schema.id >= 0
+        what = f"id {schema.id}" if by_id else schema.guid
+
+        def question() -> StoredSchema:
+            found = (
+                self._client.get_schema(schema.id, fmt="serialized")
+                if by_id
+                else self._client.get_schema_by_guid(schema.guid, "serialized")
+            )
+            return _stored(found)
+
+        return self._lasting(f"compiled-{what.replace(' ', '-')}", f"compiled schema {what}", question).text
+
     def latest(self, subject: str) -> StoredSchema:
         """The newest version of a subject; errors as ``by_id``.
 

@@ -20,10 +20,11 @@ from factory_agents.runtime.plugins import PluginKind, find_plugin
 
 __all__ = ["CODECS", "DecodedMessage", "OpenCodec", "codec_class", "open_codec", "same_choice"]
 
-CODECS = PluginKind("codec", "factory_agents.codecs", ("json", "avro", "json-schema", "debezium"))
+CODECS = PluginKind("codec", "factory_agents.codecs", ("json", "avro", "json-schema", "protobuf", "debezium"))
 _BUILT_IN = {
     "avro": ("factory_agents.codecs.avro", "AvroCodec"),
     "json-schema": ("factory_agents.codecs.json_schema", "JsonSchemaCodec"),
+    "protobuf": ("factory_agents.codecs.protobuf", "ProtobufCodec"),
     "debezium": ("factory_agents.codecs.debezium", "DebeziumCodec"),
 }
 _BY_ITS_KEY = Deleted()
