@@ -31,6 +31,9 @@ from airflow_provider_factory.settings import retry_delay
         "positions": Param([], type="array", items={"type": "string"}, description="Only these letters, each partition@offset"),
         "attempt": Param("", type="string", enum=["", "finished", "unfinished", "live", "unknown", "all"], description="Whose letters"),
         "rate": Param(0, type="number", minimum=0, description="Most events a second; 0 for no limit"),
+        "through": Param("", type="string", enum=["", "validate"], description="What events pass first; what it rejects stays a letter"),
+        "contract": Param("", type="string", description="The mended contract that they pass, such as contracts/clicks.yaml"),
+        "stop_above": Param("", type="string", description="Stop once more per cent of the events are rejected again; empty: never"),
         "dry_run": Param(False, type="boolean", description="Only count; write nothing"),
     },
 )
@@ -47,6 +50,9 @@ def factory_replay() -> None:
         positions="{{ params.positions | join(',') }}",
         attempt="{{ params.attempt }}",
         rate="{{ params.rate }}",
+        through="{{ params.through }}",
+        agent_params={"contract": "{{ params.contract }}"},
+        stop_above="{{ params.stop_above }}",
         count_only="{{ params.dry_run }}",
     )
 

@@ -14,6 +14,7 @@ import typer
 from factory_agents import __version__, console
 from factory_agents.commands import Bootstrap, Json, KafkaSettings, invoke, run_agent, setting
 from factory_agents.contract_commands import contracts
+from factory_agents.letter_commands import letters
 from factory_agents.model_commands import answers, evaluations
 from factory_agents.options import AgentSettings, kafka_config
 from factory_agents.rollout_commands import diff_agents, live, rollout
@@ -31,7 +32,6 @@ agents = _group("Run agents.")
 topics = _group("Create and check the topics that a file declares.")
 windows = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 ledgers = _group("A pipeline's ledger as a file: moved to another cluster, or restored.")
-letters = _group("Rejected events: see why, and replay them.")
 metrics_ = _group("Counters and lag for Prometheus.")
 schemas = _group("Schemas in a registry: register them, and check what may be registered.")
 sandboxes = _group("Kafka, PostgreSQL, emulators of BigQuery and Snowflake, Temporal and Prometheus on this machine.")
@@ -55,17 +55,6 @@ agents.command("diff")(diff_agents)
 
 _DEFAULTS = AgentSettings()
 _Prefix = Annotated[str, setting("prefix")]
-_DeadTopic = Annotated[str, typer.Argument(help="a dead-letter topic, such as enriched_events.dead", metavar="TOPIC")]
-_Rule = Annotated[str | None, typer.Option("--rule", help="only letters that name this rule", metavar="RULE")]
-_Stage = Annotated[str | None, typer.Option("--stage", help="only letters of this stage", metavar="STAGE")]
-_LetterPipeline = Annotated[str | None, typer.Option("--pipeline", help="only letters of this pipeline, or live group", metavar="NAME")]
-_LetterWindow = Annotated[str | None, typer.Option("--window", help="only letters of this window, as the list names it", metavar="WINDOW")]
-_Attempt = Annotated[
-    str | None,
-    typer.Option("--attempt", help="only letters of these attempts: finished, unfinished, live, unknown, or all", metavar="ATTEMPT"),
-]
-_Since = Annotated[str | None, typer.Option("--since", help="only letters written at or after this time", metavar="TIME")]
-_Until = Annotated[str | None, typer.Option("--until", help="only letters written before this time", metavar="TIME")]
 
 
 @app.callback(invoke_without_command=True)
@@ -412,158 +401,6 @@ def ledger_import(
     console.say(
         f"{done.pipeline}: {done.records:,} records {what}, {done.translated:,} translated, {done.left_out:,} of unfinished work left out"
     )
-
-
-@letters.command("list")
-def letters_list(
-    topic: _DeadTopic,
-    rule: _Rule = None,
-    stage: _Stage = None,
-    pipeline: _LetterPipeline = None,
-    window: _LetterWindow = None,
-    attempt: _Attempt = None,
-    since: _Since = None,
-    until: _Until = None,
-    prefix: _Prefix = _DEFAULTS.prefix,
-    bootstrap: Bootstrap = None,
-    kafka_settings: KafkaSettings = None,
-    json: Json = False,
-) -> None:
-    """Count rejected events by reason. Also by window, attempt and stage, with an example of each.
-
-    An attempt is finished, unfinished (running or failed), live, or unknown to the ledger (it failed and was redone, or no agent wrote it).
-
-    \b
-    Examples:
-      factory dead-letters list enriched_events.dead
-      factory dead-letters list validated_events.dead --rule schema --since 2026-11-01
-      factory dead-letters list enriched_events.dead --pipeline clicks --attempt unfinished
-    """
-    from factory_agents.runtime.dead_letters import LetterTopic, group_letters
-
-    letter_topic = LetterTopic(kafka_config(bootstrap, kafka_settings or ()), topic, prefix=prefix)
-    groups = group_letters(
-        letter_topic.select(_selection(rule, stage, since, until, pipeline=pipeline or "", window=window or "", attempt=attempt or ""))
-    )
-    if console.wants_json(json):
-        console.print_json(groups)
-        return
-    console.print_table(
-        ["pipeline", "window", "attempt", "stage", "rule", "error", "letters", "last (UTC)", "example"],
-        [[g.pipeline, g.window, g.attempt, g.stage, g.rule, g.error, g.count, g.last[:19].replace("T", " "), g.example] for g in groups],
-        right=["letters"],
-        title=f"{sum(g.count for g in groups):,} dead letters in {topic}",
-    )
-    if letter_topic.passed_over:
-        console.say(f"{letter_topic.passed_over:,} more are unknown to the ledger: --attempt all includes them", "yellow")
-    if letter_topic.foreign:
-        console.say(f"{letter_topic.foreign:,} records are not dead letters", "yellow")
-    if groups:
-        console.say(f"see one: factory dead-letters show {topic} {groups[0].example}")
-
-
-def _selection(rule: str | None, stage: str | None, since: str | None, until: str | None, limit: int = 0, **more: Any) -> Any:
-    from factory_agents.options import parse_time
-    from factory_agents.runtime.dead_letters import Selection
-
-    return Selection(
-        rule=rule or "",
-        stage=stage or "",
-        since=parse_time(since, "--since") if since else None,
-        until=parse_time(until, "--until") if until else None,
-        limit=limit,
-        **more,
-    )
-
-
-@letters.command("show")
-def letters_show(
-    topic: _DeadTopic,
-    position: Annotated[str, typer.Argument(help="partition@offset, such as 3@17", metavar="P@O")],
-    prefix: _Prefix = _DEFAULTS.prefix,
-    bootstrap: Bootstrap = None,
-    kafka_settings: KafkaSettings = None,
-    json: Json = False,
-) -> None:
-    """Show one dead letter, whole. Why it was rejected, where it came from, its key, headers and value.
-
-    \b
-    Example:
-      factory dead-letters show enriched_events.dead 3@17
-    """
-    from factory_agents.runtime.dead_letters import LetterTopic
-
-    letter = LetterTopic(kafka_config(bootstrap, kafka_settings or ()), topic, prefix=prefix).at(position)
-    if console.wants_json(json):
-        console.print_json(letter.to_data())
-        return
-    for name, value in letter.to_data().items():
-        console.say(f"{name:<10} {value}" if not isinstance(value, dict) else f"{name}")
-        if isinstance(value, dict):
-            for inner, text in value.items():
-                console.say(f"  {inner:<10} {text}")
-
-
-@letters.command("replay")
-def letters_replay(
-    topic: _DeadTopic,
-    to: Annotated[str, typer.Option("--to", help="topic to write the events to", metavar="TOPIC")],
-    rule: _Rule = None,
-    stage: _Stage = None,
-    pipeline: _LetterPipeline = None,
-    window: _LetterWindow = None,
-    attempt: _Attempt = None,
-    since: _Since = None,
-    until: _Until = None,
-    limit: Annotated[int, typer.Option(help="most letters to replay; 0 for all", metavar="N", min=0)] = 0,
-    again: Annotated[bool, typer.Option("--again", help="include letters that were replayed before")] = False,
-    rate: Annotated[float, typer.Option("--rate", help="most events a second; 0 for no limit", metavar="N", min=0)] = 0.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be replayed; write nothing")] = False,
-    prefix: _Prefix = _DEFAULTS.prefix,
-    bootstrap: Bootstrap = None,
-    kafka_settings: KafkaSettings = None,
-    json: Json = False,
-) -> None:
-    """Write rejected events to a topic again. Each exactly once, with its own key, value and headers.
-
-    The ledger records what was replayed: a second replay takes only new letters, and is refused if there are none. Letters of failed
-    attempts, and those unknown to the ledger, are left out unless --attempt includes them: a retry sees those events again.
-
-    \b
-    Examples:
-      factory dead-letters replay enriched_events.dead --to raw_events --dry-run
-      factory dead-letters replay enriched_events.dead --to raw_events --rule agent-error --rate 500
-    """
-    from factory_agents.run import Stop
-    from factory_agents.runtime.dead_letters import replay_letters
-
-    stop = Stop()
-    config = kafka_config(bootstrap, kafka_settings or ())
-    selection = _selection(rule, stage, since, until, limit, pipeline=pipeline or "", window=window or "", attempt=attempt or "")
-    with console.progress("replay", shown=sys.stderr.isatty()) as observer, stop.watching_signals():
-        outcome = replay_letters(
-            config, topic, to, selection, prefix=prefix, again=again, dry_run=dry_run, rate=rate, stop=stop, observer=observer
-        )
-    code = 1 if outcome.refused else 0
-    if console.wants_json(json):
-        console.print_json(outcome)
-        raise typer.Exit(code)
-    console.say(f"{outcome.replayed:,} events {'would go' if dry_run else 'went'} from {topic} to {to}", "bold")
-    if outcome.before:
-        console.say(
-            f"{outcome.before:,} were replayed before{', and are replayed again' if again else ': left out (--again includes them)'}"
-        )
-    if outcome.superseded:
-        console.say(f"{outcome.superseded:,} are older letters about an event that was rejected again later: left out")
-    if outcome.others:
-        console.say(
-            f"{outcome.others:,} are from failed attempts, or unknown to the ledger: left out (--attempt all includes them)", "yellow"
-        )
-    if outcome.foreign:
-        console.say(f"{outcome.foreign:,} records are not dead letters: left out", "yellow")
-    for reason in outcome.refused:
-        console.say(f"not replayed: {reason}", "red")
-    raise typer.Exit(code)
 
 
 @metrics_.command("serve")

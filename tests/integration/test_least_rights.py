@@ -29,9 +29,10 @@ from factory_agents.protocol import AgentRef, AgentRun, Counts, Window
 from factory_agents.rollouts import Rollouts
 from factory_agents.run import execute
 from factory_agents.runtime.agents import agent
-from factory_agents.runtime.dead_letters import LetterTopic, Selection, replay_letters
+from factory_agents.runtime.dead_letters import LetterTopic, Selection
 from factory_agents.runtime.live import run_live
 from factory_agents.runtime.live_sink import run_sink_live
+from factory_agents.runtime.replays import replay_letters
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.versions import run_version

@@ -410,6 +410,13 @@ class Cluster:
         future = self.admin.create_partitions([NewPartitions(name, total)], request_timeout=self._timeout)[name]
         self._result(future, f"adding partitions to topic {name!r}", topic=f"ALTER on topic {name!r}")
 
+    def delete_before(self, name: str, offsets: Mapping[int, int]) -> None:
+        """Delete a topic's records before an offset of each partition. Raises ConfigurationError where it may not be done."""
+        places = [TopicPartition(name, p, offset) for p, offset in offsets.items()]
+        futures = self.admin.delete_records(places, request_timeout=self._timeout, operation_timeout=self._timeout) if places else {}
+        for future in futures.values():
+            self._result(future, f"deleting records of topic {name!r}", topic=f"DELETE on topic {name!r}")
+
     def alter(self, name: str, settings: Mapping[str, str]) -> None:
         """Set some of a topic's settings and leave the others."""
         entries = [ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in settings.items()]

@@ -1,43 +1,38 @@
-"""Dead letters read back: listed by what was broken, shown whole, replayed into a topic exactly once."""
+"""Dead letters read back: listed by what was broken, and shown whole."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from math import ceil, inf
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from factory_agents.errors import ConfigurationError, FencedError, StoppedError, UnavailableError
-from factory_agents.kafka.config import KafkaConfig, kafka_error
-from factory_agents.kafka.ledger import Ledger, ReplayRecord, StageRecord
+from factory_agents.errors import ConfigurationError, StoppedError
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.kafka.messages import Message, readable_headers
 from factory_agents.kafka.reader import WRITER_HEADER, WindowReader
 from factory_agents.kafka.topics import Cluster
-from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
-from factory_agents.protocol import Counts, PartitionRange, Window, transactional_id
+from factory_agents.protocol import PartitionRange, Window
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER, DeadLetter
 from factory_agents.runtime.reasons import error_kind
-from factory_agents.telemetry import Commit, Observer, Subject
 
 __all__ = [
     "ATTEMPTS",
+    "READ_SECONDS",
+    "STOPPED",
     "Letter",
     "LetterGroup",
     "LetterTopic",
-    "ReplayResult",
-    "ReplayedBeforeError",
     "Selection",
     "group_letters",
     "place_of_letter",
-    "replay_letters",
 ]
 
 Attempt: TypeAlias = Literal["finished", "unfinished", "live", "unknown"]
@@ -45,18 +40,13 @@ Attempt: TypeAlias = Literal["finished", "unfinished", "live", "unknown"]
 failed and was done again without it, or somebody who is no agent)."""
 
 ATTEMPTS: tuple[Attempt, ...] = ("finished", "unfinished", "live", "unknown")
-_OFFERED: frozenset[str] = frozenset({"finished", "live"})
 _LISTED: frozenset[str] = frozenset({"finished", "unfinished", "live"})
 
-_READ_SECONDS = 900.0
+READ_SECONDS = 900.0
 _BATCH = 10_000
-_CHUNK, _CHUNK_BYTES = 10_000, 64 * 1024 * 1024
-_TRIES, _PATIENCE = 5, 60.0
-_TICK = 0.2
-_BIG = 1 << 30
 _LEDGER_SECONDS = 120.0
 _LAST_MS = 253402300799999  # the last millisecond of the year 9999
-_STOPPED = "asked to stop; what was committed stays, and the same command goes on from there"
+STOPPED = "asked to stop; what was committed stays, and the same command goes on from there"
 
 
 @dataclass(frozen=True)
@@ -173,32 +163,6 @@ class LetterGroup(msgspec.Struct, frozen=True):
     example: str
 
 
-class ReplayedBeforeError(ConfigurationError):
-    """Every letter that was meant has been replayed before; ``count`` is how many those are."""
-
-    def __init__(self, message: str, count: int) -> None:
-        super().__init__(message)
-        self.count = count
-
-
-class ReplayResult(msgspec.Struct, frozen=True):
-    """What a replay did: letters replayed, those replayed before, older letters about an event that was rejected again since.
-
-    ``refused`` says which events the target did not take, and why. ``others`` are letters that would fit, of attempts that are not meant;
-    ``foreign`` are records in the topic that are no letters.
-    """
-
-    topic: str
-    to: str
-    replayed: int
-    before: int
-    superseded: int
-    dry_run: bool
-    refused: tuple[str, ...] = ()
-    others: int = 0
-    foreign: int = 0
-
-
 def place_of_letter(position: str) -> tuple[int, int]:
     """Partition and offset of ``partition@offset``. Raises ConfigurationError for other texts."""
     found = re.fullmatch(r"([0-9]{1,9})@([0-9]{1,18})", position)
@@ -233,7 +197,8 @@ class _Ledgered:
     def __init__(self, records: Iterable[StageRecord], topic_id: str) -> None:
         self._ranges: dict[tuple[str, int], tuple[Attempt, StageRecord, PartitionRange]] = {}
         self._seen: Counter[tuple[str, int]] = Counter()
-        for record in records:
+        self.records = tuple(records)
+        for record in self.records:
             last = record.result.dead_letters if record.result is not None else None
             for manifest in (*record.earlier, *([last] if last is not None else [])):
                 if manifest.topic_id == topic_id:
@@ -290,6 +255,7 @@ class LetterTopic:
         self.cluster = Cluster(config, timeout=timeout)
         self._known_stages = stages
         self.facts = self.cluster.topic(topic)
+        self.prefix = prefix
         self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline="")
         self.foreign = self.passed_over = 0
 
@@ -316,7 +282,7 @@ class LetterTopic:
         return [PartitionRange(p, starts[p], ends[p]) for p in partitions]
 
     def read(
-        self, ranges: Iterable[PartitionRange], stop: Callable[[], bool] = lambda: False, patience: float = _READ_SECONDS
+        self, ranges: Iterable[PartitionRange], stop: Callable[[], bool] = lambda: False, patience: float = READ_SECONDS
     ) -> Iterator[Letter]:
         """The letters in some ranges, each with its attempt; what is no letter is passed over and counted."""
         window = Window("", self.facts.name, self.facts.id, tuple(r for r in ranges if r.start < r.end), name="dead-letters")
@@ -332,7 +298,7 @@ class LetterTopic:
                     else:
                         yield replace(letter, attempt=self.known.attempt_of(letter))
                 if stop():
-                    raise StoppedError(_STOPPED)
+                    raise StoppedError(STOPPED)
         finally:
             reader.close()
 
@@ -393,232 +359,3 @@ def group_letters(letters: Iterable[Letter]) -> list[LetterGroup]:
 
 def _seconds(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds")
-
-
-def replay_letters(
-    config: KafkaConfig,
-    topic: str,
-    to: str,
-    selection: Selection,
-    *,
-    prefix: str = "factory",
-    again: bool = False,
-    dry_run: bool = False,
-    rate: float = 0.0,
-    stop: Callable[[], bool] = lambda: False,
-    observer: Observer | None = None,
-) -> ReplayResult:
-    """Write the events of the letters meant to a topic, each once: key, value, headers, and the partition if it is the topic they were in.
-
-    The ledger says which letters were replayed, in the same transactions as the events; so a second replay, or one that goes on after a
-    crash, takes only the others (all, with ``again``). Of several letters about one event the last counts. With a ``rate`` at most so many
-    events a second are written. Raises ConfigurationError for
-    unknown topics and where no letter is meant, ReplayedBeforeError where all were replayed before.
-    """
-    if not 0 <= rate < inf:
-        raise ConfigurationError(f"rate {rate}: expected events a second, such as 500, or 0 for no limit")
-    replay = _Replay(config, topic, to, prefix, again=again, rate=rate, stop=stop)
-    try:
-        return replay.run(selection, dry_run=dry_run, observer=observer or Observer())
-    finally:
-        with suppress(FencedError):  # of a failure before it
-            replay.writer.abort()
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """What is to be replayed, and how many letters are not: superseded ones, events that were replayed before, others' letters."""
-
-    places: set[tuple[int, int]]
-    superseded: int
-    before: int
-    others: int
-
-
-class _Replay:
-    """One attempt at a replay; a later attempt between the same topics fences it."""
-
-    def __init__(
-        self, config: KafkaConfig, topic: str, to: str, prefix: str, *, again: bool, rate: float, stop: Callable[[], bool]
-    ) -> None:
-        self.again, self.rate, self.stop = again, rate, stop
-        self.letters = LetterTopic(config, topic, prefix=prefix)
-        self.cluster, self.facts = self.letters.cluster, self.letters.facts
-        self.target = self.cluster.topic(to)
-        self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline=f"replay.{topic}")
-        self.writer = TransactionalWriter(config, transactional_id(prefix, "replay", topic), known_topic=topic)
-        self.writer.batch_bytes = min(self.writer.batch_bytes, int(self.cluster.settings(to).get("max.message.bytes") or _BIG))
-        self.counts = Counts()
-        self.refused: list[str] = []
-
-    def run(self, selection: Selection, *, dry_run: bool, observer: Observer) -> ReplayResult:
-        if not dry_run:
-            self.ledger.ensure()
-            self.writer.open(time.monotonic() + _PATIENCE)
-        ranges = self.letters.ranges()
-        chosen = self._choose(ranges, selection)
-        if not chosen.places and not self.refused:
-            why = f"{self.facts.name}: {self._nothing(chosen)}"
-            raise ReplayedBeforeError(why, chosen.before) if chosen.before else ConfigurationError(why)
-        foreign = self.letters.foreign
-        if not dry_run:
-            self._write(ranges, chosen.places, observer)
-        replayed = len(chosen.places) if dry_run else self.counts.consumed
-        return ReplayResult(
-            self.facts.name,
-            self.target.name,
-            replayed,
-            chosen.before,
-            chosen.superseded,
-            dry_run,
-            tuple(self.refused),
-            chosen.others,
-            foreign,
-        )
-
-    @staticmethod
-    def _nothing(chosen: _Chosen) -> str:
-        if chosen.before:
-            return f"all matching letters ({chosen.before:,}) were replayed before; --again replays them again"
-        if chosen.others:
-            return (
-                f"the {chosen.others:,} matching letters are from attempts that failed or haven't finished, or are unknown to the ledger "
-                f"(is --prefix right?): a retry sees their events again; --attempt all includes them"
-            )
-        return "no dead letter matches these filters"
-
-    def _choose(self, ranges: Sequence[PartitionRange], selection: Selection) -> _Chosen:
-        """Where the letters lie that are to be replayed: of each event the last one, unless any letter about it was replayed before."""
-        replayed = self._replayed()
-        latest: dict[tuple[Any, ...], tuple[datetime, int, int, str]] = {}
-        done: set[tuple[Any, ...]] = set()
-        pointers: dict[tuple[int, int], str] = {}
-        meant = others = 0
-        for letter in self.letters.read(ranges, self.stop):
-            event = letter.event
-            if letter.offset in replayed.get(letter.partition, ()):
-                done.add(event)
-            if not selection.fits(letter):
-                continue
-            if not selection.takes(letter.attempt, _OFFERED):
-                others += 1
-                continue
-            meant += 1
-            place = (letter.written, letter.partition, letter.offset, letter.writer)
-            latest[event] = max(place, latest.get(event, place))
-            if letter.is_pointer:
-                pointers[letter.partition, letter.offset] = self._pointer(letter)
-        forged = set() if selection.attempt == "all" else self.letters.known.forged()
-        new = sorted(place for event, place in latest.items() if self.again or event not in done)
-        chosen = [place for place in new if (place[3], place[1]) not in forged]
-        chosen = chosen[: selection.limit] if selection.limit else chosen
-        self._check_target({(writer, p) for _, p, _, writer in chosen})
-        places = {(p, offset) for _, p, offset, _ in chosen}
-        self.refused += [pointers[place] for place in sorted(places & pointers.keys())]
-        before = len(latest.keys() & done)
-        return _Chosen(places - pointers.keys(), meant - len(latest), before, others + sum((w, p) in forged for _, p, _, w in new))
-
-    def _pointer(self, letter: Letter) -> str:
-        why = letter.why
-        where = why.where or f"{why.topic}-{why.partition}@{why.offset}"
-        return f"{self.facts.name} {letter.position}: the event ({why.size:,} bytes) didn't fit a letter and stayed at {where}"
-
-    def _check_target(self, writers: Iterable[tuple[str, int]]) -> None:
-        """Refuse the topic that a stage reads by a manifest: what is put there by hand is in no window."""
-        for record in filter(None, map(self.letters.known.record_of, writers)):
-            result = record.result
-            if result is not None and result.input is not None and result.input.writer and result.input.topic == self.target.name:
-                first = f" (--to {result.origin})" if result.origin and result.origin != self.target.name else ""
-                raise ConfigurationError(
-                    f"{self.facts.name}: stage {record.stage!r} reads only what the stage before it wrote to "
-                    f"{self.target.name!r}: it would never see these events there. Replay into the pipeline's first topic{first}, "
-                    f"or into a new one, and run {record.stage!r} over that"
-                )
-
-    def _write(self, ranges: Sequence[PartitionRange], places: set[tuple[int, int]], observer: Observer) -> None:
-        subject = Subject(self.ledger.pipeline, "replay", total=len(places))
-        chunk: list[Letter] = []
-        size = 0
-        most = min(_CHUNK, ceil(self.rate)) if self.rate else _CHUNK
-        started = time.monotonic()
-        patience = _READ_SECONDS + (len(places) / self.rate if self.rate else 0)
-        for letter in self.letters.read(ranges, self.stop, patience):
-            if (letter.partition, letter.offset) not in places:
-                continue
-            chunk.append(letter)
-            size += len(letter.value or b"")
-            if len(chunk) >= most or size >= _CHUNK_BYTES:
-                began = time.monotonic()
-                self._chunk(chunk)
-                observer.committed(subject, Commit(len(chunk), len(chunk), size, time.monotonic() - began, done=self.counts.consumed))
-                chunk, size = [], 0
-                self._pace(started)
-                if self.stop():
-                    raise StoppedError(_STOPPED)
-        if chunk:
-            self._chunk(chunk)
-
-    def _pace(self, started: float) -> None:
-        """Wait until no more than ``rate`` events a second were written, or the stop."""
-        due = started + self.counts.consumed / self.rate if self.rate else started
-        while (left := due - time.monotonic()) > 0 and not self.stop():
-            time.sleep(min(left, _TICK))
-
-    def _replayed(self) -> dict[int, set[int]]:
-        """The offsets of this topic's letters that were replayed before, by partition."""
-        if self.cluster.find(self.ledger.topic) is None:
-            return {}
-        found: dict[int, set[int]] = {}
-        for record in self.ledger.read(deadline=time.monotonic() + 120).of(ReplayRecord):
-            if record.topic_id == self.facts.id:
-                for partition, offsets in record.offsets.items():
-                    found.setdefault(partition, set()).update(offsets)
-        return found
-
-    def _chunk(self, letters: Sequence[Letter]) -> None:
-        """One transaction: events, and the note of which letters they were; halves of it where the broker refuses an event."""
-        for attempt in range(1, _TRIES + 1):
-            try:
-                self._try(letters)
-                self.counts.consumed += len(letters)
-                return
-            except ChunkAbortedError as aborted:
-                self.writer.abort()
-                self.writer.open(time.monotonic() + _PATIENCE)
-                if aborted.refused:
-                    self._halve(letters, aborted.cause)
-                    return
-                if attempt == _TRIES:
-                    raise UnavailableError(f"replay into {self.target.name!r}: {aborted.cause}") from None
-
-    def _halve(self, letters: Sequence[Letter], cause: Exception) -> None:
-        if len(letters) == 1:
-            self.refused.append(f"{self.facts.name} {letters[0].position}: {cause}")
-            return
-        half = len(letters) // 2
-        self._chunk(letters[:half])
-        self._chunk(letters[half:])
-
-    def _try(self, letters: Sequence[Letter]) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        self.writer.begin()
-        offsets: dict[int, list[int]] = {}
-        for letter in letters:
-            refused = self.writer.send(self.target.name, letter.value, letter.key, self._partition(letter), self._headers(letter))
-            if refused is not None:
-                raise ChunkAbortedError(kafka_error(refused, "writing"), refused=True)
-            offsets.setdefault(letter.partition, []).append(letter.offset)
-        record = ReplayRecord(
-            self.ledger.pipeline, self.facts.id, self.target.name, offsets, time.time_ns() // 1_000_000, letters[0].position
-        )
-        self.ledger.produce(self.writer.producer, [record])
-        self.writer.flush(deadline)
-        self.writer.commit(deadline)
-
-    def _partition(self, letter: Letter) -> int:
-        own = letter.why.topic == self.target.name and 0 <= letter.why.partition < self.target.partitions
-        return letter.why.partition if own else choose_partition(letter.key, max(0, letter.why.partition), self.target.partitions)
-
-    def _headers(self, letter: Letter) -> list[tuple[str, Any]]:
-        """The event's own headers, and a writer that says which letter it came from."""
-        return [*letter.headers, (WRITER_HEADER, f"replay/{self.facts.name}-{letter.position}/0".encode())]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,3 +141,26 @@ def test_the_shipped_dag_replays_what_its_parameters_say(runs: Runs, letters: tu
     assert done.state == "success"
     assert done.results["replay"]["replayed"] == 1
     assert ids(runs, letters[1]) == [first.id]
+
+
+PLAIN = {
+    "name": "plain",
+    "schema": {"type": "object", "required": ["event_id"], "properties": {"event_id": {"type": "integer", "maximum": 3}}},
+}
+
+
+def test_events_pass_a_mended_contract_and_too_many_that_come_back_end_it(
+    runs: Runs, letters: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FACTORY_INCLUDE", str(tmp_path))
+    (tmp_path / "plain.yaml").write_text(json.dumps(PLAIN))
+    through = {"through": "validate", "agent_params": {"contract": "plain.yaml"}}
+    pushed: dict[str, Any] = {}
+    with pytest.raises(AirflowFailException, match=r"stopped: 2 of the first 6 events came back, more than 10 %; 0 events were written"):
+        replay(letters, pushed, stop_above="10", **through)
+    assert (pushed["return_value"]["returned"], ids(runs, letters[1])) == (2, [])
+    done = replay(letters, stop_above="50", **through)
+    assert (done["replayed"], done["returned"], done["stopped"]) == (4, 2, "")
+    assert ids(runs, letters[1]) == [0, 1, 2, 3]
+    with pytest.raises(AirflowFailException, match="contract: "):
+        replay(letters, through="validate", agent_params={"contract": "/etc/passwd"})
