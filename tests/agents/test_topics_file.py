@@ -12,6 +12,7 @@ from factory_agents.inference.answers import ANSWER_SETTINGS
 from factory_agents.kafka.ledger import LEDGER_SETTINGS
 from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.protocol import CodecRef
+from factory_agents.runtime.outputs import DEAD_SETTINGS
 from factory_agents.topics_file import WantedTopic, apply_topics, compare, declared_codec, read_topics
 from tests.support.commands import ROOT, Command
 from tests.support.runs import Runs
@@ -56,6 +57,21 @@ def test_a_topics_own_settings_go_over_the_defaults(tmp_path: Path) -> None:
         WantedTopic("a", 3, 2, {"retention.ms": "5", "segment.ms": "2"}),
         WantedTopic("b", 3, 2, {"retention.ms": "1", "segment.ms": "2"}),
     ]
+
+
+def test_dead_letters_have_a_retention_of_their_own_and_are_never_compacted(tmp_path: Path) -> None:
+    file = tmp_path / "topics.yaml"
+    defaults = "defaults: {partitions: 3, config: {retention.ms: 1, cleanup.policy: 'compact,delete', min.compaction.lag.ms: 1}}\n"
+    file.write_text(defaults + "topics: {a.dead: {}, b.dead: {config: {retention.ms: 7}}}")
+    usual, longer = read_topics(str(file))
+    assert (usual.partitions, usual.settings) == (3, {**DEAD_SETTINGS, "cleanup.policy": "delete"})
+    assert longer.settings == usual.settings | {"retention.ms": "7"}
+    file.write_text("topics:\n  a.dead:\n    config: {cleanup.policy: compact}")
+    with pytest.raises(
+        ConfigurationError,
+        match=r"topics.yaml:3:30: topics.a.dead.config.cleanup.policy: compaction would take dead letters away: expected delete",
+    ):
+        read_topics(str(file))
 
 
 def test_a_topic_has_a_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from factory_agents.text import printable
 if TYPE_CHECKING:
     from factory_agents.telemetry.spans import RunTrace
 
-__all__ = ["DEAD_LETTER_HEADER", "Bounds", "DeadLetter", "Origin", "Outputs", "reject_large"]
+__all__ = ["DEAD_LETTER_HEADER", "DEAD_SETTINGS", "Bounds", "DeadLetter", "Origin", "Outputs", "reject_large"]
 
 DEAD_LETTER_HEADER = "factory-dead-letter"
 """The header of a dead letter that says why, as JSON (``DeadLetter``)."""
@@ -38,7 +38,8 @@ _LONGEST_KEY, _LONGEST_WRITER = 1000, 1000
 _BATCH_OVERHEAD = 100  # what a batch, and its compression, may take beside the records
 _partition = methodcaller("partition")
 
-_DEAD_SETTINGS = {"max.message.bytes": "20971520", "retention.ms": "2592000000"}
+DEAD_SETTINGS = {"max.message.bytes": "20971520", "retention.ms": "2592000000"}
+"""How a topic for dead letters is made."""
 
 Bounds = dict[int, tuple[int, int, int]]
 """Per partition: first offset, one past the last, records written between them."""
@@ -445,7 +446,7 @@ class Outputs:
 
     def _dead_topic(self) -> TopicInfo:
         partitions = self.output.partitions if self.output else self._origin.input_partitions
-        return self._cluster.ensure(self.dead_name, max(1, partitions), settings=_DEAD_SETTINGS)
+        return self._cluster.ensure(self.dead_name, max(1, partitions), settings=DEAD_SETTINGS)
 
     def bounds(self, topic: TopicInfo | None, have: Bounds) -> Bounds:
         """``have`` and what this chunk has sent to a topic, once it is flushed."""
