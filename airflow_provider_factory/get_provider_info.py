@@ -48,6 +48,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "database when their task names one.\n",
         default="postgres_default",
     ),
+    "registry_conn_id": _option(
+        "Airflow connection (type schema_registry) given to agents whose topics have a codec, where it exists.\n",
+        default="schema_registry_default",
+    ),
     "cluster": _option(
         "Alias of the Kafka cluster in asset URIs and OpenLineage namespaces: ``kafka://<cluster>/<topic>``.\n",
         default="main",
@@ -170,8 +174,14 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": [f"{_PACKAGE}.hooks.{name}" for name in ("database", "google", "iceberg", "kafka", "model", "snowflake")],
+                "python-modules": [
+                    f"{_PACKAGE}.hooks.{name}"
+                    for name in ("database", "google", "iceberg", "kafka", "model", "schema_registry", "snowflake")
+                ],
             }
+        ],
+        "connection-types": [
+            {"connection-type": "schema_registry", "hook-class-name": f"{_PACKAGE}.hooks.schema_registry.SchemaRegistryHook"},
         ],
         "task-decorators": [{"name": "kafka_agent", "class-name": f"{_PACKAGE}.decorators.kafka_agent.kafka_agent_task"}],
         "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("AgentRunLink", "InputTopicLink", "OutputTopicLink", "PodLink")],

@@ -461,6 +461,12 @@ class _With(StrEnum):
     observability = "observability"
 
 
+class _Compatibility(StrEnum):
+    backward = "backward"
+    forward = "forward"
+    full = "full"
+
+
 _Subject = Annotated[str, typer.Argument(help="the subject, such as orders-value", metavar="SUBJECT")]
 _SchemaFile = Annotated[str, typer.Argument(help="the schema: *.avsc, *.json or *.proto", metavar="FILE")]
 _References = Annotated[
@@ -470,7 +476,13 @@ _References = Annotated[
 
 
 @schemas.command("register")
-def schemas_register(subject: _Subject, file: _SchemaFile, reference: _References = None, json: Json = False) -> None:
+def schemas_register(
+    subject: _Subject,
+    file: _SchemaFile,
+    reference: _References = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="one that means the same as a version is that version")] = False,
+    json: Json = False,
+) -> None:
     """Make a file's schema the newest version of a subject. One that is there already stays as it is.
 
     The registry is that of SCHEMA_REGISTRY_URL. Exit status 1 where it refuses the schema.
@@ -482,7 +494,7 @@ def schemas_register(subject: _Subject, file: _SchemaFile, reference: _Reference
     from factory_agents.codecs.registry import RegistryConfig
     from factory_agents.codecs.subjects import Subjects, parse_references
 
-    done = Subjects(RegistryConfig.from_env()).register(subject, file, parse_references(reference or ()))
+    done = Subjects(RegistryConfig.from_env()).register(subject, file, parse_references(reference or ()), normalize=normalize)
     if console.wants_json(json):
         console.print_json(done)
     else:
@@ -490,23 +502,34 @@ def schemas_register(subject: _Subject, file: _SchemaFile, reference: _Reference
 
 
 @schemas.command("check")
-def schemas_check(subject: _Subject, file: _SchemaFile, reference: _References = None, json: Json = False) -> None:
+def schemas_check(
+    subject: _Subject,
+    file: _SchemaFile,
+    reference: _References = None,
+    compatibility: Annotated[
+        _Compatibility | None, typer.Option("--compatibility", help="the rule, instead of the subject's own; for Avro without references")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Ask whether a file's schema may be the next version of a subject. Nothing is registered; exit status 1 if it may not.
 
-    The registry is that of SCHEMA_REGISTRY_URL, and so is the rule: the subject's compatibility there.
+    The registry is that of SCHEMA_REGISTRY_URL, and so is the rule: the subject's compatibility there, unless one is given.
 
     \b
-    Example:
+    Examples:
       factory schemas check orders-value schemas/order.avsc
+      factory schemas check orders-value schemas/order.avsc --compatibility full
     """
     from factory_agents.codecs.registry import RegistryConfig
     from factory_agents.codecs.subjects import Subjects, parse_references
 
-    found = Subjects(RegistryConfig.from_env()).check(subject, file, parse_references(reference or ()))
+    found = Subjects(RegistryConfig.from_env()).check(subject, file, parse_references(reference or ()), compatibility=compatibility or "")
     if console.wants_json(json):
         console.print_json(found)
     else:
         console.say(f"{found.subject}: {'compatible' if found.compatible else 'not compatible'}")
+        for why in found.why:
+            console.say(why, "red")
     raise typer.Exit(0 if found.compatible else 1)
 
 

@@ -98,6 +98,8 @@ class KafkaAgentOperator(AgentPodOperator):
         ``iceberg`` ``google_cloud_default``, ``snowflake_default`` or ``iceberg_default``. (templated)
     :param model_conn_id: Airflow connection of a model (type pydanticai, or any with a key as its password): its key, address and model
         become the agent's FACTORY_MODEL_API_KEY, FACTORY_MODEL_ENDPOINT and FACTORY_MODEL. (templated)
+    :param registry_conn_id: Airflow connection of a schema registry (type schema_registry), given as SCHEMA_REGISTRY_URL and
+        SCHEMA_REGISTRY_CONFIG. Without it agents whose topics have a codec get ``[factory] registry_conn_id`` if it exists. (templated)
     :param agent_secret: and ``credentials``: see AgentPodOperator.
     """
 
@@ -120,6 +122,7 @@ class KafkaAgentOperator(AgentPodOperator):
         "kafka_conn_id",
         "database_conn_id",
         "model_conn_id",
+        "registry_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **AgentPodOperator.template_fields_renderers,
@@ -156,6 +159,7 @@ class KafkaAgentOperator(AgentPodOperator):
         kafka_conn_id: str | None = None,
         database_conn_id: str | None = None,
         model_conn_id: str | None = None,
+        registry_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -188,6 +192,7 @@ class KafkaAgentOperator(AgentPodOperator):
         self.kafka_conn_id = kafka_conn_id
         self.database_conn_id = database_conn_id
         self.model_conn_id = model_conn_id
+        self.registry_conn_id = registry_conn_id
         own = stage_assets({"agent": agent, "agent_params": agent_params, "output_topic": output_topic})
         self.known_links: dict[str, str] = {}
         self.outlets = [*self.outlets, *(asset for asset in own if asset not in self.outlets)]
@@ -352,7 +357,20 @@ class KafkaAgentOperator(AgentPodOperator):
     @property
     def _access(self) -> Access:
         default = "" if self.agent not in BUILT_IN else WAREHOUSE_CONNECTIONS.get(self._sink) or option("database_conn_id")
-        return Access(self.kafka_conn_id or option("kafka_conn_id"), self.database_conn_id or "", default, self.model_conn_id or "")
+        return Access(
+            self.kafka_conn_id or option("kafka_conn_id"),
+            self.database_conn_id or "",
+            default,
+            self.model_conn_id or "",
+            self.registry_conn_id or "",
+            option("registry_conn_id") if self._has_codec else "",
+        )
+
+    @property
+    def _has_codec(self) -> bool:
+        """Whether a topic of the run has another codec than JSON."""
+        run = self._run
+        return run is not None and (run.output_codec is not None or (run.window is not None and run.window.codec is not None))
 
     @property
     def _sink(self) -> str:

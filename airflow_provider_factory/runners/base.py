@@ -32,13 +32,16 @@ class AgentRunner(Protocol):
 class Access:
     """Airflow's connections for an agent, looked up on the worker each time that they are asked for.
 
-    ``database`` and ``model`` have to exist where they are named; ``default_database`` is used where it exists and ``database`` is not.
+    ``database``, ``model`` and ``registry`` have to exist where they are named; ``default_database`` and ``default_registry`` are used
+    where they exist and the others aren't named.
     """
 
     kafka: str
     database: str = ""
     default_database: str = ""
     model: str = ""
+    registry: str = ""
+    default_registry: str = ""
 
     def environment(self) -> dict[str, str]:
         """The variables that the agent reads its connections from; they hold secrets."""
@@ -54,6 +57,10 @@ class Access:
             from airflow_provider_factory.hooks.model import model_environment
 
             environment |= model_environment(self.model)
+        if registry := self.registry or self.default_registry:
+            from airflow_provider_factory.hooks.schema_registry import registry_environment
+
+            environment |= registry_environment(registry, required=bool(self.registry))
         return environment
 
     def ledger(self) -> KafkaConfig:

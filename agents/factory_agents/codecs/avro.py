@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from factory_agents.codecs.avro_changes import breaking_changes
 from factory_agents.codecs.avro_types import (
     BUILTIN,
     event_type,
@@ -58,6 +59,7 @@ class AvroCodec(RegistryCodec):
         version: int | str = "latest",
         framing: str = "id",
         rules: str = "refuse",
+        compatibility: str = "",
         writing: bool = False,
     ) -> None:
         if importlib.util.find_spec("fastavro") is None:
@@ -68,7 +70,7 @@ class AvroCodec(RegistryCodec):
         self._readers: dict[SchemaKey, _Reader] = {}
         self._own_schema: Any = None
         self._type: Any = None
-        super().__init__(topic, pinned, subject, version, framing, rules, writing)
+        super().__init__(topic, pinned, subject, version, framing, rules, compatibility, writing)
 
     def _use(self, own: StoredSchema) -> None:
         self._own_schema = self._parse(own)
@@ -100,6 +102,9 @@ class AvroCodec(RegistryCodec):
             self._name_references(other, named)
             if reference.name not in named:
                 with_typed_defaults(fastavro.parse_schema(json.loads(other.text), named_schemas=named), named)
+
+    def _breaking(self, new: StoredSchema, old: StoredSchema, compatibility: str) -> list[str]:
+        return breaking_changes(self._parse(new), self._parse(old), compatibility)
 
     # Reading
 

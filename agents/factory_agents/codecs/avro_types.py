@@ -14,10 +14,13 @@ from factory_agents.reject import Reject
 
 __all__ = [
     "BUILTIN",
+    "defined",
     "event_type",
     "float_fields",
     "has_decimals",
     "holds_itself",
+    "kind_of",
+    "looked_up",
     "refuse_boundless",
     "refuse_exponents",
     "with_typed_defaults",
@@ -53,7 +56,7 @@ def _logical(schema: Any) -> str:
     return f"{schema['type']}-{schema['logicalType']}" if isinstance(schema, dict) and schema.get("logicalType") else ""
 
 
-def _kind(schema: Any) -> str:
+def kind_of(schema: Any) -> str:
     """``union``, a primitive's name, ``record`` and so on, or the name of a type that is defined elsewhere."""
     if isinstance(schema, list):
         return "union"
@@ -62,7 +65,7 @@ def _kind(schema: Any) -> str:
 
 def _inner(schema: Any) -> Iterator[Any]:
     """The schemas in a schema."""
-    kind = _kind(schema)
+    kind = kind_of(schema)
     if kind == "union":
         yield from schema
     elif kind in ("record", "error"):
@@ -73,7 +76,7 @@ def _inner(schema: Any) -> Iterator[Any]:
         yield schema["values"]
 
 
-def _defined(schema: Any) -> dict[str, Any]:
+def defined(schema: Any) -> dict[str, Any]:
     """The named types that a parsed schema uses, its own and those of schemas that it refers to, by name."""
     found: dict[str, Any] = {}
     left = [schema, *(schema.get("__named_schemas", {}).values() if isinstance(schema, dict) else ())]
@@ -87,18 +90,19 @@ def _defined(schema: Any) -> dict[str, Any]:
     return found
 
 
-def _looked_up(schema: Any, named: Mapping[str, Any]) -> Any:
+def looked_up(schema: Any, named: Mapping[str, Any]) -> Any:
+    """The type itself where a schema names one that is defined elsewhere."""
     return named.get(schema, schema) if isinstance(schema, str) else schema
 
 
 def float_fields(schema: Any) -> tuple[str, ...] | None:
     """The fields of a record that are floats; None where there are floats deeper in it."""
     own = {field["name"]: field["type"] if isinstance(field["type"], list) else [field["type"]] for field in schema["fields"]}
-    inner = [part for parts in own.values() for part in parts if _kind(part) not in _FLOATS]
-    others = [type_ for name, type_ in _defined(schema).items() if name != schema["name"]]
-    if any(_kind(part) in _FLOATS for whole in (*inner, *others) for part in _all(whole)):
+    inner = [part for parts in own.values() for part in parts if kind_of(part) not in _FLOATS]
+    others = [type_ for name, type_ in defined(schema).items() if name != schema["name"]]
+    if any(kind_of(part) in _FLOATS for whole in (*inner, *others) for part in _all(whole)):
         return None
-    return tuple(name for name, parts in own.items() if any(_kind(part) in _FLOATS for part in parts))
+    return tuple(name for name, parts in own.items() if any(kind_of(part) in _FLOATS for part in parts))
 
 
 def has_decimals(schema: Any) -> bool:
@@ -120,7 +124,7 @@ def refuse_exponents(event: Any) -> None:
 
 
 def _everywhere(schema: Any) -> Iterator[Any]:
-    return (part for whole in (schema, *_defined(schema).values()) for part in _all(whole))
+    return (part for whole in (schema, *defined(schema).values()) for part in _all(whole))
 
 
 def _all(schema: Any) -> Iterator[Any]:
@@ -131,8 +135,8 @@ def _all(schema: Any) -> Iterator[Any]:
 
 def holds_itself(schema: Any, named: Mapping[str, Any] | None = None, inside: tuple[str, ...] = ()) -> bool:
     """Whether values of it may be nested without end."""
-    named = named if named is not None else _defined(schema)
-    schema = _looked_up(schema, named)
+    named = named if named is not None else defined(schema)
+    schema = looked_up(schema, named)
     if isinstance(schema, dict) and schema.get("type") in ("record", "error"):
         if schema["name"] in inside:
             return True
@@ -142,15 +146,15 @@ def holds_itself(schema: Any, named: Mapping[str, Any] | None = None, inside: tu
 
 def refuse_boundless(schema: Any, named: Mapping[str, Any]) -> None:
     """Raise ValueError for an array of what takes no bytes: a few bytes of it may say that there are billions."""
-    types = {**named, **_defined(schema)}
+    types = {**named, **defined(schema)}
     for part in _all(schema):
-        if _kind(part) == "array" and _is_empty(part["items"], types):
+        if kind_of(part) == "array" and _is_empty(part["items"], types):
             raise ValueError("it has an array of values that take no bytes")
 
 
 def _is_empty(schema: Any, named: Mapping[str, Any], inside: tuple[str, ...] = ()) -> bool:
-    schema = _looked_up(schema, named)
-    kind = _kind(schema)
+    schema = looked_up(schema, named)
+    kind = kind_of(schema)
     if kind in ("record", "error"):
         return schema["name"] not in inside and all(_is_empty(part, named, (*inside, schema["name"])) for part in _inner(schema))
     return kind == "null" or (kind == "fixed" and schema["size"] == 0)
@@ -158,10 +162,10 @@ def _is_empty(schema: Any, named: Mapping[str, Any], inside: tuple[str, ...] = (
 
 def with_typed_defaults(schema: Any, named: Mapping[str, Any]) -> Any:
     """The same schema with its fields' defaults as values of their types: in JSON bytes are a text, and times are numbers."""
-    types = {**named, **_defined(schema)}
+    types = {**named, **defined(schema)}
     for part in [schema, *types.values()]:
         for record in _all(part):
-            if _kind(record) in ("record", "error") and isinstance(record, dict):
+            if kind_of(record) in ("record", "error") and isinstance(record, dict):
                 for field in record["fields"]:
                     if "default" in field and not field.get("factory-typed"):
                         field["default"] = _value(field["type"], field["default"], types)
@@ -170,8 +174,8 @@ def with_typed_defaults(schema: Any, named: Mapping[str, Any]) -> Any:
 
 
 def _value(schema: Any, default: Any, named: Mapping[str, Any]) -> Any:
-    schema = _looked_up(schema, named)
-    kind = _kind(schema)
+    schema = looked_up(schema, named)
+    kind = kind_of(schema)
     if kind == "union":
         return _value(schema[0], default, named)
     if kind in ("bytes", "fixed") and isinstance(default, str):
@@ -198,15 +202,15 @@ def event_type(schema: Any) -> Any:
     """The msgspec type of events that may be written by a parsed schema: JSON's texts as times, decimals and bytes, numbers in bounds, and
     no field that it doesn't have. What msgspec can't tell apart, as unions of several texts, is left to fastavro.
     """
-    named = _defined(schema)
-    if _kind(schema) not in ("record", "error"):
+    named = defined(schema)
+    if kind_of(schema) not in ("record", "error"):
         raise ValueError("it is no record")
     return _type(schema, named, ())
 
 
 def _type(schema: Any, named: Mapping[str, Any], inside: tuple[str, ...]) -> Any:
-    schema = _looked_up(schema, named)
-    kind = _kind(schema)
+    schema = looked_up(schema, named)
+    kind = kind_of(schema)
     if logical := _LOGICAL.get(_logical(schema)):
         return logical
     if kind == "union":

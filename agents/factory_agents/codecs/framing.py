@@ -35,6 +35,8 @@ class RegistryCodec(Codec):
     :param version: the version by which events are read and written: a number, or ``latest``, which is found out once for a piece of work.
         ``writer``, for reading alone: each record by the schema that it was written with.
     :param framing: where what is written says its schema: ``id`` (five bytes before the value) or ``guid`` (a header). Both are read.
+    :param compatibility: for writing: ``backward``, ``forward`` or ``full``. Work that begins to write by a version that breaks the one
+        before it is refused, whatever the registry's own rule is.
     :param rules: a subject with rules (checks, migrations, encrypted fields) is refused; ``ignore`` goes on without running them.
     """
 
@@ -52,8 +54,10 @@ class RegistryCodec(Codec):
         version: int | str = "latest",
         framing: str = "id",
         rules: str = "refuse",
+        compatibility: str = "",
         writing: bool = False,
     ) -> None:
+        self._one_of("compatibility", compatibility, ("", "backward", "forward", "full"))
         self._one_of("framing", framing, ("id", "guid"))
         self._one_of("rules", rules, ("refuse", "ignore"))
         self._registry = registry_of(RegistryConfig.from_env())
@@ -71,6 +75,8 @@ class RegistryCodec(Codec):
             self._use(own)
         except Reject as reject:
             raise ConfigurationError(f"{self}: subject {self._subject!r}, version {own.version}: {reject.reason}") from None
+        if compatibility and writing and not pinned:
+            self._refuse_breaking(own, compatibility)
         self.pinned = {"id": own.id, "version": own.version, "digest": self._digest(own)} | ({"guid": own.guid} if own.guid else {})
         self.identity = {"id": own.id, "digest": self.pinned["digest"]} | ({"framing": framing} if writing else {})
         if framing == "guid":
@@ -87,9 +93,28 @@ class RegistryCodec(Codec):
         """Prepare to read and write by the schema of this side. Raises Reject for one that can't be used."""
         raise NotImplementedError
 
+    def _breaking(self, new: StoredSchema, old: StoredSchema, compatibility: str) -> list[str]:
+        """What forbids that a version follows another. Raises Reject for a schema that can't be used."""
+        raise ConfigurationError(f"{self}: compatibility: versions are compared for avro only; leave it to the registry's own rule")
+
+    def _refuse_breaking(self, own: StoredSchema, compatibility: str) -> None:
+        """Raise ConfigurationError where this version breaks the one before it."""
+        for number in range(own.version - 1, 0, -1):
+            try:
+                old = self._registry.by_version(self._subject, number)
+            except UnknownSchemaError:
+                continue  # it was deleted
+            broken = self._breaking(own, old, compatibility)
+            if broken:
+                raise ConfigurationError(
+                    f"{self}: version {own.version} of subject {self._subject!r} isn't {compatibility} compatible with version {number}: "
+                    f"{'; '.join(broken[:5])}; name version={number} until it is mended"
+                )
+            return
+
     def _one_of(self, name: str, value: str, allowed: tuple[str, ...]) -> None:
         if value not in allowed:
-            raise ConfigurationError(f"{self}: {name}: expected {' or '.join(allowed)}, got {value!r}")
+            raise ConfigurationError(f"{self}: {name}: expected {' or '.join(filter(None, allowed))}, got {value!r}")
 
     def _resolve(self, version: int | str) -> StoredSchema:
         try:

@@ -30,20 +30,33 @@ class JsonSchemaCodec(RegistryCodec):
         version: int | str = "latest",
         framing: str = "id",
         rules: str = "refuse",
+        compatibility: str = "",
         writing: bool = False,
     ) -> None:
         self._known: set[SchemaKey] = set()
-        super().__init__(topic, pinned if writing else {}, subject, version if writing else "writer", framing, rules, writing)
+        super().__init__(
+            topic, pinned if writing else {}, subject, version if writing else "writer", framing, rules, compatibility, writing
+        )
 
     def _use(self, own: StoredSchema) -> None:
-        from jsonschema_rs import ValidationError, validator_for
+        from jsonschema_rs import Registry, ValidationError, validator_for
 
-        if own.references:
-            raise Reject(f"it refers to {own.references[0].subject!r}, and references are not followed here")
         try:
-            self._validator = validator_for(json.loads(own.text))
+            others: dict[str, Any] = {}
+            self._name_references(own, others)
+            self._validator = validator_for(
+                json.loads(own.text), registry=Registry(resources=list(others.items()), retriever=_no_other), retriever=_no_other
+            )
         except (ValidationError, ValueError) as error:
             raise Reject(f"it is no JSON Schema: {error}") from None
+
+    def _name_references(self, schema: StoredSchema, others: dict[str, Any]) -> None:
+        """The schemas that it refers to, and theirs, by the names that it does so."""
+        for reference in schema.references:
+            if reference.name not in others:
+                other = self._registry.by_version(reference.subject, reference.version)
+                others[reference.name] = json.loads(other.text)
+                self._name_references(other, others)
 
     def decode(self, value: bytes, headers: Headers) -> dict[str, Any]:
         """See ``Codec.decode``."""
@@ -72,3 +85,7 @@ class JsonSchemaCodec(RegistryCodec):
             place = "".join(f"[{part!r}]" if isinstance(part, int) else f".{part}" for part in error.instance_path).lstrip(".")
             raise Reject(f"not as subject {self._subject!r} says: {place + ': ' if place else ''}{error.message}", rule="encode")
         return self._prefix + text
+
+
+def _no_other(uri: str) -> Any:
+    raise ValueError(f"{uri} is none of the schemas that the registry names as its references")

@@ -48,6 +48,7 @@ class ProtobufCodec(RegistryCodec):
         version: int | str = "latest",
         framing: str = "id",
         rules: str = "refuse",
+        compatibility: str = "",
         message: str = "",
         writing: bool = False,
     ) -> None:
@@ -58,7 +59,7 @@ class ProtobufCodec(RegistryCodec):
         self._by_name: dict[str, _Reader] = {}
         self._own_file: tuple[File, dict[str, File]] | None = None
         self._class: Any = None
-        super().__init__(topic, pinned, subject, version, framing, rules, writing)
+        super().__init__(topic, pinned, subject, version, framing, rules, compatibility, writing)
         if message:
             self.identity = {**(self.identity or {}), "message": message}
         if self._own is not None:

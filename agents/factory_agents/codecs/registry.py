@@ -24,7 +24,7 @@ import msgspec
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.kafka.config import is_secret
 
-__all__ = ["Reference", "Registry", "RegistryConfig", "StoredSchema", "UnknownSchemaError", "ask", "registry_of"]
+__all__ = ["Reference", "Registry", "RegistryConfig", "StoredSchema", "UnknownSchemaError", "ask", "is_registry_secret", "registry_of"]
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,16 @@ class RegistryConfig:
             raise ConfigurationError("no schema registry is named; set SCHEMA_REGISTRY_URL, such as https://registry.example.com")
         return cls(url.strip(), values, env.get("FACTORY_SCHEMA_CACHE", ""))
 
+    @staticmethod
+    def typed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The keys of Confluent's client with numbers as such. Raises ConfigurationError, which begins with ``where``."""
+        return _typed(values, where)
+
+    def to_env(self) -> dict[str, str]:
+        """As ``from_env`` reads it; holds secrets."""
+        found = {"SCHEMA_REGISTRY_URL": self.url, "SCHEMA_REGISTRY_CONFIG": json.dumps(dict(self.values))}
+        return found | ({"FACTORY_SCHEMA_CACHE": self.cache} if self.cache else {})
+
     @property
     def shown(self) -> str:
         """The addresses without users and passwords."""
@@ -104,7 +114,7 @@ class RegistryConfig:
 
     def __repr__(self) -> str:
         """Settings with secrets masked."""
-        values = ", ".join(f"{k}={'***' if _is_secret(k) else v}" for k, v in sorted(self.values.items()))
+        values = ", ".join(f"{k}={'***' if is_registry_secret(k) else v}" for k, v in sorted(self.values.items()))
         return f"RegistryConfig({self.shown}{', ' + values if values else ''})"
 
     def client(self) -> Any:
@@ -126,13 +136,14 @@ class RegistryConfig:
         """A text of somebody else's, with nothing in it that nobody may see."""
         text = str(said)
         parts = [p for url in self.url.split(",") for p in (urlsplit(url.strip()).username, urlsplit(url.strip()).password)]
-        hidden = [str(v) for k, v in self.values.items() if _is_secret(k)]
+        hidden = [str(v) for k, v in self.values.items() if is_registry_secret(k)]
         for secret in filter(None, (*hidden, *(part for value in hidden for part in value.split(":")), *parts)):
             text = text.replace(secret, "***")
         return text
 
 
-def _is_secret(key: str) -> bool:
+def is_registry_secret(key: str) -> bool:
+    """Whether a key of Confluent's client holds what nobody may see."""
     return is_secret(key) or key in ("basic.auth.user.info", "bearer.auth.token", "proxy")
 
 

@@ -15,6 +15,7 @@ from fastavro import parse_schema
 from factory_agents.codecs.avro import AvroCodec
 from factory_agents.codecs.avro_types import event_type
 from factory_agents.codecs.framing import SCHEMA_HEADER
+from factory_agents.codecs.registry import registry_of
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.reject import Reject
 from tests.support.registries import Subjects, answering, record
@@ -179,6 +180,37 @@ def test_a_record_that_this_readers_version_cannot_read_is_rejected(subjects: Su
         reading(prefix).decode_json(value, [])
 
 
+@pytest.mark.parametrize(
+    ("compatibility", "new", "says"),
+    [
+        (
+            "backward",
+            record(event_id="int", text="string", amount="int"),
+            "the new version can't read old records: field 'amount' has no default",
+        ),
+        ("forward", DROPPED, "the old version can't read new records: field 'text' has no default"),
+        ("full", WIDENED, "the old version can't read new records: field 'event_id': long can't be read as int"),
+        ("full", ADDED, ""),
+    ],
+)
+def test_a_version_that_breaks_the_one_before_is_refused_before_anything_is_written(
+    subjects: Subjects, prefix: str, compatibility: str, new: dict[str, Any], says: str
+) -> None:
+    subjects.register(f"{prefix}-value", V1)
+    before = writing(prefix, compatibility=compatibility)
+    subjects.register(f"{prefix}-value", new)
+    registry_of.__globals__["_registry"].cache_clear()
+    if says:
+        with pytest.raises(
+            ConfigurationError, match=rf"version 2 of subject '{prefix}-value' isn't {compatibility} compatible with version 1: {says}"
+        ):
+            writing(prefix, compatibility=compatibility)
+    else:
+        assert writing(prefix, compatibility=compatibility).pinned["version"] == 2
+    assert AvroCodec(prefix, dict(before.pinned), compatibility=compatibility, writing=True).pinned == before.pinned
+    reading(prefix, compatibility=compatibility)
+
+
 def test_latest_is_found_out_once_and_kept(subjects: Subjects, prefix: str) -> None:
     (value,) = subjects.written(prefix, V1, {"event_id": 1, "text": "a"})
     first = reading(prefix)
@@ -246,6 +278,7 @@ def test_hostile_schemas_end_nothing(subjects: Subjects, prefix: str) -> None:
         ({"subject": "nobodys"}, "has no subject 'nobodys'"),
         ({"version": "newest"}, "version: expected a number, latest or writer, got 'newest'"),
         ({"framing": "magic"}, "framing: expected id or guid, got 'magic'"),
+        ({"compatibility": "some"}, "compatibility: expected backward or forward or full, got 'some'"),
         ({"rules": "run"}, "rules: expected refuse or ignore, got 'run'"),
         ({"version": "writer", "writing": True}, "version: writer is for reading"),
         ({"framing": "guid", "subject": "every-type-value", "writing": True}, "knows no GUIDs; use id"),

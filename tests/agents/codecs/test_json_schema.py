@@ -94,11 +94,21 @@ def test_a_guid_in_a_header_leaves_the_json_as_it_is(monkeypatch: pytest.MonkeyP
         assert reading("t").decode_json(EVENT, list(codec.headers)) == EVENT
 
 
-def test_a_schema_that_refers_to_others_is_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    references = [{"name": "a.json", "subject": "a", "version": 1}]
-    other = {"subject": "a", "version": 1, "id": 2, "schema": "{}", "schemaType": "JSON"}
-    latest = {"subject": "t-value", "version": 1, "id": 1, "schema": "{}", "schemaType": "JSON", "references": references}
-    with answering({"/subjects/t-value/versions/latest": latest, "/subjects/a/versions/1": other}) as (url, _):
+def test_a_schema_is_used_with_those_that_it_refers_to_and_with_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fetched from an address that a schema names."""
+    references = [{"name": "place.json", "subject": "a", "version": 1}]
+    place = {"subject": "a", "version": 1, "id": 2, "schema": '{"type": "object", "required": ["city"]}', "schemaType": "JSON"}
+    answers: dict[str, Any] = {"/subjects/a/versions/1": place}
+    with answering(answers) as (url, asked):
         monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
-        with pytest.raises(ConfigurationError, match="version 1: it refers to 'a', and references are not followed here"):
-            writing("t")
+        for topic, ref in (("t", "place.json"), ("u", f"{url}/place.json")):
+            schema = json.dumps({"properties": {"at": {"$ref": ref}}})
+            latest = {"subject": f"{topic}-value", "version": 1, "id": 1, "schema": schema, "schemaType": "JSON", "references": references}
+            answers[f"/subjects/{topic}-value/versions/latest"] = latest
+        codec = writing("t")
+        assert codec.encode_json(b'{"at":{"city":"Oslo"}}')
+        with pytest.raises(Reject, match='at: "city" is a required property'):
+            codec.encode_json(b'{"at":{}}')
+        with pytest.raises(ConfigurationError, match=r"place\.json is none of the schemas that the registry names as its references"):
+            writing("u")
+        assert not any(path.endswith("place.json") for path, _ in asked)

@@ -34,6 +34,7 @@ def test_a_schema_is_registered_once_and_a_breaking_one_is_refused_by_name(
     breaking = written(tmp_path, "breaking.avsc", record(event_id="int", text="string", amount="double"))
     checked = offline("schemas", "check", prefix, breaking, "--json", **env)
     assert (checked.code, checked.data["compatible"]) == (1, False)
+    assert checked.data["why"] == ["the new version can't read old records: field 'amount' has no default, and isn't in the records"]
     refused = offline("schemas", "register", prefix, breaking, **env)
     assert refused.code == 1
     assert refused.error.startswith(f"the registry {registry_url} refuses this schema for subject {prefix!r} (HTTP 409): ")
@@ -42,6 +43,19 @@ def test_a_schema_is_registered_once_and_a_breaking_one_is_refused_by_name(
     assert offline("schemas", "check", prefix, added, **env).code == 0
     assert offline.ok("schemas", "register", prefix, added, "--json", **env).data["version"] == 2
     client.close()
+
+
+def test_a_rule_may_be_named_instead_of_the_subjects_own(offline: Command, registry_url: str, prefix: str, tmp_path: Path) -> None:
+    """Some registries have none unless told: Apicurio's takes any schema."""
+    env = {"SCHEMA_REGISTRY_URL": registry_url}
+    offline.ok("schemas", "register", prefix, written(tmp_path, "event.avsc", V1), "--normalize", **env)
+    dropped = written(tmp_path, "dropped.avsc", record(event_id="int"))
+    assert offline("schemas", "check", prefix, dropped, **env).code == 0
+    assert offline("schemas", "check", prefix, dropped, "--compatibility", "backward", **env).code == 0
+    checked = offline("schemas", "check", prefix, dropped, "--compatibility", "full", **env)
+    assert checked.code == 1
+    assert "the old version can't read new records: field 'text' has no default" in checked.out + checked.err
+    assert offline("schemas", "check", f"{prefix}.new", dropped, "--compatibility", "full", **env).code == 0
 
 
 def test_a_schema_may_refer_to_others(offline: Command, registry_url: str, prefix: str, tmp_path: Path) -> None:
