@@ -125,6 +125,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+_LINKS = ("AgentRunLink", "InputTopicLink", "OutputTopicLink", "PodLink", "ReportLink")
+
+
 def get_provider_info() -> dict[str, Any]:
     """The provider's description by Airflow's ``provider_info.schema.json``; imports nothing of Airflow."""
     return {
@@ -184,7 +187,7 @@ def get_provider_info() -> dict[str, Any]:
             {"connection-type": "schema_registry", "hook-class-name": f"{_PACKAGE}.hooks.schema_registry.SchemaRegistryHook"},
         ],
         "task-decorators": [{"name": "kafka_agent", "class-name": f"{_PACKAGE}.decorators.kafka_agent.kafka_agent_task"}],
-        "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("AgentRunLink", "InputTopicLink", "OutputTopicLink", "PodLink")],
+        "extra-links": [f"{_PACKAGE}.links.{name}" for name in _LINKS],
         "plugins": [
             {"name": "factory_alerts", "plugin-class": f"{_PACKAGE}.plugins.alerts.FactoryAlertsPlugin"},
             {"name": "factory_page", "plugin-class": f"{_PACKAGE}.plugins.page.FactoryPagePlugin"},

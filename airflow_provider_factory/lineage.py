@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_factory.settings import option
 from factory_agents.lineage import topic_dataset, written_datasets
 from factory_agents.protocol import AgentResult
+from factory_agents.reports import quality_facets
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import Dataset
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-__all__ = ["result_lineage", "topic_lineage"]
+__all__ = ["judged_lineage", "result_lineage", "topic_lineage"]
 
 
 def topic_lineage(*, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> OperatorLineage[Any, Any]:
@@ -33,6 +34,16 @@ def result_lineage(result: AgentResult, *, input_topic: str = "") -> OperatorLin
         for of in written_datasets(result, option("cluster"))
     ]
     return OperatorLineage(inputs=_topics([input_topic]), outputs=outputs)
+
+
+def judged_lineage(result: AgentResult, report: Mapping[str, Any], *, input_topic: str, writes: bool) -> OperatorLineage[Any, Any]:
+    """What was read, with a judged validation report as OpenLineage's data-quality facets; and what the run wrote, if it ``writes``."""
+    from airflow.providers.common.compat.openlineage.facet import InputDataset
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    read = topic_dataset(input_topic, option("cluster"))
+    outputs = result_lineage(result).outputs if writes else []
+    return OperatorLineage(inputs=[InputDataset(read.namespace, read.name, inputFacets=quality_facets(report))], outputs=outputs)
 
 
 def _topics(names: Iterable[str]) -> list[Dataset]:

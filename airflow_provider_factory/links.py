@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import attrs
 from airflow.sdk import BaseOperatorLink
@@ -12,8 +12,20 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.execution_time.xcom import XCom
 
 from airflow_provider_factory.settings import option
+from factory_agents.protocol import AgentResult
 
-__all__ = ["AgentRunLink", "InputTopicLink", "OutputTopicLink", "PodLink", "pod_url", "push_links", "run_info_url", "topic_url"]
+__all__ = [
+    "AgentRunLink",
+    "InputTopicLink",
+    "OutputTopicLink",
+    "PodLink",
+    "ReportLink",
+    "pod_url",
+    "push_links",
+    "report_url",
+    "run_info_url",
+    "topic_url",
+]
 
 
 class _PushedLink(BaseOperatorLink):
@@ -67,6 +79,14 @@ class PodLink(_PushedLink):
     key: ClassVar[str] = "factory_pod_link"
 
 
+@attrs.define()
+class ReportLink(_PushedLink):
+    """The validation report of the window, on the Factory page."""
+
+    name: str = "Validation report"
+    key: ClassVar[str] = "factory_report_link"
+
+
 def push_links(operator: Any, ti: Any, links: Mapping[str, str]) -> None:
     """Push the targets of a task's links for whoever looks while it runs.
 
@@ -88,9 +108,19 @@ def pod_url(namespace: str, pod: str) -> str:
     return _filled(option("pod_url"), {"namespace": namespace, "pod": pod})
 
 
+def report_url(dag_id: str, result: AgentResult) -> str:
+    """Where the Factory page shows the validation report of a result's window."""
+    query = urlencode({"key": result.key, "stage": result.stage}, quote_via=quote)
+    return f"{_base_url()}/factory/pipelines/{quote(dag_id, safe='')}/report?{query}"
+
+
+def _base_url() -> str:
+    return str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
+
+
 def run_info_url(ti: Any) -> str:
     """The XCom page of a task instance in Airflow's UI."""
-    base = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
+    base = _base_url()
     mapped = f"/mapped/{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ""
     return f"{base}/dags/{quote(ti.dag_id, safe='')}/runs/{quote(ti.run_id, safe='')}/tasks/{quote(ti.task_id, safe='')}{mapped}/xcom"
 

@@ -9,14 +9,14 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
-from factory_agents.contracts import judge, merge_reports
+from factory_agents.contracts import judge, merge_reports, parse_condition
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import Ledger, LedgerView, StageRecord
 from factory_agents.kafka.topics import Cluster
 from factory_agents.text import printable
 
-__all__ = ["WindowReport", "chosen", "html_page", "markdown", "read_reports", "reports_of"]
+__all__ = ["WindowReport", "chosen", "html_page", "markdown", "quality_facets", "read_reports", "reports_of"]
 
 _LEDGER_SECONDS = 120.0
 _TREND = 48
@@ -145,6 +145,39 @@ def html_page(shown: WindowReport, earlier: Iterable[WindowReport] = ()) -> str:
         else "",
     ]
     return _PAGE.replace("{title}", _h(_title(shown))).replace("{body}", "\n".join(filter(None, parts)))
+
+
+def quality_facets(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report as OpenLineage's data-quality facets of what was read: its figures, its rules and its conditions. Needs its client."""
+    import attr
+    from openlineage.client.facet_v2 import data_quality_assertions_dataset as assertions
+    from openlineage.client.facet_v2 import data_quality_metrics_input_dataset as metrics
+
+    columns = {name: metrics.ColumnMetrics(nullCount=count) for name, count in report["nulls"].items()}
+    known = {field.name for field in attr.fields(assertions.Assertion)}  # older clients have fewer
+    told = [{key: value for key, value in one.items() if key in known} for one in (*_rule_tests(report), *_condition_tests(report))]
+    return {
+        "dataQualityMetrics": metrics.DataQualityMetricsInputDatasetFacet(columnMetrics=columns, rowCount=report["rows"]),
+        "dataQualityAssertions": assertions.DataQualityAssertionsDatasetFacet([assertions.Assertion(**one) for one in told]),
+    }
+
+
+def _rule_tests(report: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """Rules as tests: each rejects the events that break it, whatever their number."""
+    for rule, n in report["rules"].items():
+        kind, _, field = rule.partition(":")
+        column = field if kind == "schema" and field else None
+        yield {"assertion": kind, "success": n == 0, "column": column, "name": rule, "severity": "warn", "expected": "0", "actual": str(n)}
+
+
+def _condition_tests(report: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    for check in report["checks"]:
+        condition = parse_condition(check["rule"])
+        column = condition.fields[0] if len(condition.fields) == 1 else None
+        level = {"fail": "error", "warn": "warn"}[check["level"]]
+        observed = None if check["observed"] is None else str(check["observed"])
+        facts = {"name": condition.text, "severity": level, "expected": f"not {condition.text}", "actual": observed}
+        yield {"assertion": condition.figure, "success": check["outcome"] == "pass", "column": column, **facts}
 
 
 def _title(shown: WindowReport) -> str:

@@ -7,10 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import SkipMixin
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_factory.errors import airflow_errors
+from airflow_provider_factory.lineage import judged_lineage
+from airflow_provider_factory.links import ReportLink, push_links, report_url
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError, ValidationFailedError
@@ -25,11 +28,11 @@ __all__ = ["ValidationOperator"]
 
 Conditions = str | Sequence[str]
 
-_ON_FAILURE = ("fail", "skip", "warn")
+_ON_FAILURE = ("fail", "skip", "branch", "warn")
 _LEVELS = {"pass": logging.INFO, "warn": logging.WARNING, "fail": logging.ERROR}
 
 
-class ValidationOperator(KafkaAgentOperator):
+class ValidationOperator(KafkaAgentOperator, SkipMixin):
     """Runs the ``validate`` agent over a window and judges its report, or judges the merged report of a mapped stage.
 
     Valid events are written before the report is judged: a failed validation keeps the window's dead letters, and nothing downstream
@@ -39,11 +42,15 @@ class ValidationOperator(KafkaAgentOperator):
         ``["rows < 1000", "null_rate(url) > 0"]``; the contract's own are judged too. (templated)
     :param warn_if: conditions that are only logged as warnings. (templated)
     :param results: results of a mapped validate stage, instead of ``window``. (templated)
-    :param on_failure: what a broken ``fail_if`` does: ``fail`` the task, ``skip`` it and with it what comes after, or ``warn`` in the log
-        and go on. The ledger holds the failure unless it is only a warning. (templated)
+    :param on_failure: what a broken ``fail_if`` does: ``fail`` the task, ``skip`` it and with it what comes after, ``branch`` (the task
+        succeeds, and of the tasks right after it only ``failure_tasks`` run), or ``warn`` in the log and go on. The ledger holds the
+        failure unless it is only a warning. (templated)
+    :param failure_tasks: with ``branch``: the task that runs after a failed validation, or several; after a good one all others do.
     """
 
-    template_fields: Sequence[str] = (*KafkaAgentOperator.template_fields, "fail_if", "warn_if", "results", "on_failure")
+    template_fields: Sequence[str] = (*KafkaAgentOperator.template_fields, "fail_if", "warn_if", "results", "on_failure", "failure_tasks")
+    operator_extra_links = (*KafkaAgentOperator.operator_extra_links, ReportLink())
+    inherits_from_skipmixin = True  # a cleared task stays skipped where the branch wasn't taken
     ui_color = "#fbe3d6"
 
     def __init__(
@@ -54,6 +61,7 @@ class ValidationOperator(KafkaAgentOperator):
         warn_if: Conditions = (),
         results: Any = None,
         on_failure: str = "fail",
+        failure_tasks: str | Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(agent=agent, **kwargs)
@@ -65,7 +73,9 @@ class ValidationOperator(KafkaAgentOperator):
         self.warn_if = warn_if
         self.results = results
         self.on_failure = on_failure
+        self.failure_tasks = failure_tasks
         self._judges = results is not None
+        self._judged: tuple[AgentResult, Mapping[str, Any]] | None = None
 
     def execute(self, context: Context) -> Any:
         """Validate, or judge; raises AirflowFailException for bad data."""
@@ -74,8 +84,9 @@ class ValidationOperator(KafkaAgentOperator):
         with airflow_errors():
             self._check_arguments()
             results, _ = merged(self.results)
-            self._judge(context, results)
-            return [plain(result) for result in results]
+            told = [plain(result) for result in results]
+            self._judge(context, results, told)
+            return told
 
     def _check_arguments(self) -> None:
         from factory_agents.contracts import parse_conditions
@@ -84,10 +95,21 @@ class ValidationOperator(KafkaAgentOperator):
         parse_conditions(_conditions(self.warn_if), "warn_if")
         if self.on_failure not in _ON_FAILURE:
             raise ConfigurationError(f"task {self.task_id!r}: on_failure={self.on_failure!r}: expected one of {', '.join(_ON_FAILURE)}")
+        tasks = self._failure_tasks()
+        if bool(tasks) != (self.on_failure == "branch"):
+            raise ConfigurationError(f"task {self.task_id!r}: on_failure='branch' and failure_tasks go together")
+        if strangers := sorted(set(tasks) - self.downstream_task_ids):
+            raise ConfigurationError(
+                f"task {self.task_id!r}: failure_tasks: {strangers[0]!r} is no task right after it; "
+                f"expected one of {', '.join(sorted(self.downstream_task_ids)) or '(there are none)'}"
+            )
+
+    def _failure_tasks(self) -> list[str]:
+        return [self.failure_tasks] if isinstance(self.failure_tasks, str) else list(self.failure_tasks or ())
 
     def _verdict(self, context: Context, result: AgentResult) -> Any:
         if result.shard.of == 1:
-            self._judge(context, [result])
+            self._judge(context, [result], plain(result))
         elif self.fail_if or self.warn_if:
             raise ConfigurationError(
                 f"task {self.task_id!r}: the rates of one shard are not the window's; give fail_if and warn_if to a "
@@ -95,19 +117,31 @@ class ValidationOperator(KafkaAgentOperator):
             )
         return super()._verdict(context, result)
 
-    def _judge(self, context: Context, results: Sequence[AgentResult]) -> None:
+    def _judge(self, context: Context, results: Sequence[AgentResult], told: Any) -> None:
+        """Judge the results, of which ``told`` is what the task returns."""
         from factory_agents.contracts import judge, merge_reports
 
         report = merge_reports([result.report or {} for result in results])
         verdict = judge(report, _conditions(self.fail_if), _conditions(self.warn_if))
-        context["ti"].xcom_push(key="report", value={**report, "checks": [dict(c) for c in verdict.checks], "outcome": verdict.outcome})
+        judged = {**report, "checks": [dict(c) for c in verdict.checks], "outcome": verdict.outcome}
+        self._judged = (results[0], judged)
+        context["ti"].xcom_push(key="report", value=judged)
+        push_links(self, context["ti"], {ReportLink.key: "" if results[0].dry_run else report_url(self.dag_id, results[0])})
         for line in verdict.lines:
             self.log.log(_LEVELS[line.outcome], "%s", line.text)
         self._tell_assets(context, report, verdict.outcome)
         error = ValidationFailedError(verdict.failure) if verdict.failure and self.on_failure != "warn" else None
         self._tell_ledger(context, results[0], error)
-        if error is not None:
+        if self.on_failure == "branch":
+            self._branch(context, failed=error is not None, told=told)
+        elif error is not None:
             raise AirflowSkipException(str(error)) if self.on_failure == "skip" else error
+
+    def _branch(self, context: Context, *, failed: bool, told: Any) -> None:
+        """Skip the tasks of the other branch."""
+        tasks = set(self._failure_tasks())
+        context["ti"].xcom_push(key="return_value", value=told)  # skipping ends the task before it returns
+        self.skip_all_except(context["ti"], sorted(tasks if failed else self.downstream_task_ids - tasks))
 
     def _tell_assets(self, context: Context, report: Mapping[str, Any], outcome: str) -> None:
         """The verdict beside what the outlets' events say of the result."""
@@ -131,8 +165,13 @@ class ValidationOperator(KafkaAgentOperator):
             leave_failure(config, work, error=error, began=time.time(), agent=result.agent, run_id=str(context["run_id"]), prefix=prefix)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
-        """See ``KafkaAgentOperator``; a judge alone reads and writes no topic."""
-        return None if self._judges else super().get_openlineage_facets_on_complete(task_instance)
+        """See ``KafkaAgentOperator``: what was read, with the contract's figures and checks as facets; a judge alone writes nothing."""
+        if self._judged is None:
+            return None if self._judges else super().get_openlineage_facets_on_complete(task_instance)
+        result, report = self._judged
+        run = self._run
+        topic = run.window.topic if run and run.window else result.origin
+        return judged_lineage(result, report, input_topic=topic, writes=not self._judges)
 
 
 def _conditions(given: Conditions) -> Conditions:

@@ -17,6 +17,7 @@ from temporalio import activity
 
 from factory_agents.lineage import NamedDataset, topic_dataset, written_datasets
 from factory_agents.protocol import AgentResult, AgentRun
+from factory_agents.reports import quality_facets
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
@@ -45,6 +46,7 @@ class _Told:
     run: AgentRun
     inputs: Sequence[NamedDataset]
     outputs: Sequence[NamedDataset]
+    report: Mapping[str, Any] | None = None
 
 
 class Lineage:
@@ -69,7 +71,9 @@ class Lineage:
     def done(self, run: AgentRun, result: AgentResult) -> None:
         """A stage is finished."""
         topic = run.window.topic if run.window is not None else ""
-        self._tell("COMPLETE", run, [topic_dataset(topic, self._cluster)] if topic else [], written_datasets(result, self._cluster))
+        self._tell(
+            "COMPLETE", run, [topic_dataset(topic, self._cluster)] if topic else [], written_datasets(result, self._cluster), result.report
+        )
 
     def failed(self, run: AgentRun) -> None:
         """An attempt at a stage failed."""
@@ -83,8 +87,15 @@ class Lineage:
             return
         self._thread.join(_EXIT_SECONDS)
 
-    def _tell(self, state: str, run: AgentRun, inputs: Sequence[NamedDataset], outputs: Sequence[NamedDataset]) -> None:
-        told = _Told(state, datetime.now(UTC), str(activity.info().workflow_run_id), run, inputs, outputs)
+    def _tell(
+        self,
+        state: str,
+        run: AgentRun,
+        inputs: Sequence[NamedDataset],
+        outputs: Sequence[NamedDataset],
+        report: Mapping[str, Any] | None = None,
+    ) -> None:
+        told = _Told(state, datetime.now(UTC), str(activity.info().workflow_run_id), run, inputs, outputs, report)
         try:
             self._events.put_nowait(told)
         except queue.Full:
@@ -120,13 +131,14 @@ def _event(told: _Told, namespace: str) -> RunEvent:
         rows = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(rowCount=one.rows)
         return OutputDataset(one.namespace, one.name, outputFacets={} if one.rows is None else {"outputStatistics": rows})
 
+    quality = quality_facets(told.report) if told.report is not None and "checks" in told.report else {}  # of a validate agent
     return RunEvent(
         eventTime=told.at.isoformat(),
         producer=_PRODUCER,
         run=Run(str(own), facets={"parent": parent}),
         job=Job(namespace, f"{run.pipeline}.{run.stage}"),
         eventType=RunState(told.state),
-        inputs=[InputDataset(one.namespace, one.name) for one in told.inputs],
+        inputs=[InputDataset(one.namespace, one.name, inputFacets=quality) for one in told.inputs],
         outputs=[written(one) for one in told.outputs],
     )
 

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
 
 from airflow_provider_factory.errors import airflow_errors
+from airflow_provider_factory.links import report_url
 from airflow_provider_factory.operators.validation import ValidationOperator
 from factory_agents.contracts import WindowStatistics, load_contract
 from tests.support.samples import context, result
@@ -18,22 +20,36 @@ CONTRACT = load_contract({"name": "c", "id": None, "schema": {"type": "object"}}
 VALID = Asset("kafka://local/valid")
 
 
+class Judged:
+    """A task that judges a report with so many of four events rejected, as a dry run: the ledger is not asked."""
+
+    def __init__(self, rejected: int, **arguments: Any) -> None:
+        statistics = WindowStatistics(CONTRACT)
+        statistics.add_valid([{}] * (4 - rejected))
+        for i in range(rejected):
+            statistics.add_rejected(["schema:a"], "bad", ("t", 0, i))
+        self.result = result(report=statistics.report(), dry_run=True)
+        with DAG("clicks", schedule=None):
+            self.task = ValidationOperator(task_id="check", outlets=[VALID], **arguments)
+            self.task >> [EmptyOperator(task_id=name) for name in ("load", "tell", "quarantine")]
+        self.events = {VALID: SimpleNamespace(extra={"window": "w"})}
+        self.pushed: dict[str, Any] = {}
+
+    def run(self) -> None:
+        ti = SimpleNamespace(xcom_push=lambda key, value: self.pushed.update({key: value}), task=self.task, map_index=-1)
+        with airflow_errors():
+            self.task._check_arguments()
+            self.task._verdict(
+                context(ti=ti, task=self.task, dag=self.task.dag, outlet_events=self.events),  # type: ignore[arg-type]
+                self.result,
+            )
+
+
 def judge(rejected: int, **arguments: Any) -> dict[str, Any]:
-    """Judge a report with so many of four events rejected, as a dry run: the ledger is not asked. What its asset is told is returned."""
-    statistics = WindowStatistics(CONTRACT)
-    statistics.add_valid([{}] * (4 - rejected))
-    for i in range(rejected):
-        statistics.add_rejected(["schema"], "bad", ("t", 0, i))
-    judged = result(report=statistics.report(), dry_run=True)
-    with DAG("clicks", schedule=None):
-        task = ValidationOperator(task_id="check", outlets=[VALID], **arguments)
-    events = {VALID: SimpleNamespace(extra={"window": "w"})}
-    pushed: dict[str, Any] = {}
-    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
-    with airflow_errors():
-        task._check_arguments()
-        task._verdict(context(ti=ti, task=task, dag=task.dag, outlet_events=events), judged)  # type: ignore[arg-type]
-    return dict(events[VALID].extra)
+    """What the asset of such a task is told."""
+    judged = Judged(rejected, **arguments)
+    judged.run()
+    return dict(judged.events[VALID].extra)
 
 
 @pytest.mark.parametrize(
@@ -58,5 +74,57 @@ def test_the_outlets_are_told_the_verdict(rejected: int, conditions: dict[str, s
 
 
 def test_another_word_is_refused() -> None:
-    with pytest.raises(AirflowFailException, match="on_failure='ignore': expected one of fail, skip, warn"):
+    with pytest.raises(AirflowFailException, match="on_failure='ignore': expected one of fail, skip, branch, warn"):
         judge(0, on_failure="ignore")
+
+
+@pytest.mark.parametrize(("rejected", "skipped"), [(0, ["quarantine", "tell"]), (1, ["load"])])
+def test_a_branch_is_taken_by_the_verdict_and_the_task_succeeds(rejected: int, skipped: list[str]) -> None:
+    judged = Judged(rejected, fail_if="rejected > 0", on_failure="branch", failure_tasks=["quarantine", "tell"])
+    with pytest.raises(DownstreamTasksSkipped) as caught:
+        judged.run()
+    assert sorted(name for name, _ in caught.value.tasks) == skipped  # type: ignore[misc]
+    assert judged.pushed["return_value"]["report"]["rejected"] == rejected
+    assert judged.pushed["report"]["outcome"] == ("fail" if rejected else "pass")
+    assert set(judged.pushed["skipmixin_key"]["followed"]) == {"load", "tell", "quarantine"} - set(skipped)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"on_failure": "branch"}, "on_failure='branch' and failure_tasks go together"),
+        ({"failure_tasks": "tell"}, "on_failure='branch' and failure_tasks go together"),
+        ({"on_failure": "branch", "failure_tasks": "tel"}, "'tel' is no task right after it; expected one of load, quarantine, tell"),
+    ],
+)
+def test_a_branch_to_nowhere_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(AirflowFailException, match=message):
+        judge(0, **arguments)
+
+
+@pytest.mark.parametrize("rejected", [0, 1])
+def test_the_verdict_is_told_to_lineage_whatever_becomes_of_the_task(rejected: int) -> None:
+    judged = Judged(rejected, fail_if="rejected > 20 %", warn_if="rows < 9")
+    if rejected:
+        with pytest.raises(AirflowFailException):
+            judged.run()
+    else:
+        judged.run()
+    lineage = judged.task.get_openlineage_facets_on_complete(None)
+    assert lineage is not None
+    (read,) = lineage.inputs
+    assert read.inputFacets["dataQualityMetrics"].rowCount == 4  # type: ignore[attr-defined]
+    told = read.inputFacets["dataQualityAssertions"].assertions  # type: ignore[attr-defined]
+    rules = [("schema:a", "a", False, "warn")] if rejected else []
+    conditions = [("rejected > 20 %", None, not rejected, "error"), ("rows < 9", None, False, "warn")]
+    assert [(t.name, t.column, t.success, t.severity) for t in told] == [*rules, *conditions]
+
+
+def test_the_report_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow/x/")
+    assert report_url("my dag", result(key="2026-11-01T04:00:00+00:00/2026")) == (
+        "https://airflow/x/factory/pipelines/my%20dag/report?key=2026-11-01T04%3A00%3A00%2B00%3A00%2F2026&stage=enrich"
+    )
+    judged = Judged(0)
+    judged.run()
+    assert "factory_report_link" not in judged.pushed, "a dry run leaves no report"
