@@ -70,7 +70,10 @@ class ValidateTransform:
         self.identity: dict[str, Any] = {"contract": contract.digest}
         self.stateful = run is not None
         self.contract = contract
-        self._statistics = statistics or WindowStatistics(contract, interval, count_duplicates=run is not None, sql_memory_mb=sql_memory_mb)
+        self._keyed = run is not None and run.shard.of > 1
+        self._statistics = statistics or WindowStatistics(
+            contract, interval, count_duplicates=run is not None, keyed=self._keyed, sql_memory_mb=sql_memory_mb
+        )
         self._may_miss = run is not None and run.accept_loss  # what was consumed may be gone when a resumed run reads it again
         self._decode = msgspec.json.Decoder().decode
         self._check = contract.checker()
@@ -86,12 +89,19 @@ class ValidateTransform:
         """See ``Transform.process``."""
         outputs: list[Output] = [message.value() for message in messages]  # None, a tombstone, is rejected below
         times: list[int | None] = []
-        slow = range(len(outputs)) if self._fast is None else self._take_fast(self._fast, outputs, times)
+        slow = range(len(outputs)) if self._fast is None else self._take_fast(self._fast, messages, outputs, times)
         self._take_plain(slow, messages, outputs, times)
         self._statistics.add_times(times)
         return outputs
 
-    def _take_fast(self, fast: FastPath, values: Sequence[Any], times: list[int | None]) -> Sequence[int]:
+    def _keys(self, messages: Sequence[Message], others: Sequence[int]) -> list[bytes | None] | None:
+        """The keys of the records but those at the ``others``, where they matter."""
+        if not self._keyed:
+            return None
+        passed = set(others)
+        return [m.key() for i, m in enumerate(messages) if i not in passed]  # type: ignore[misc]
+
+    def _take_fast(self, fast: FastPath, messages: Sequence[Message], values: Sequence[Any], times: list[int | None]) -> Sequence[int]:
         """Count what the fast path knows to be valid; where the others are."""
         decode, check, read_time, time = fast.decode, fast.check, self._read_time, self.contract.time
         get_time = None if time is None else attrgetter(fast.names[time])
@@ -109,12 +119,13 @@ class ValidateTransform:
                 others.append(i)
                 continue
             others.append(i)
-        self._statistics.add_valid(events, lambda name: attrgetter(fast.names[name]))
+        self._statistics.add_valid(events, lambda name: attrgetter(fast.names[name]), self._keys(messages, others))
         return others
 
     def _take_plain(self, places: Sequence[int], messages: Sequence[Message], outputs: list[Output], times: list[int | None]) -> None:
         decode, check, read_time, time = self._decode, self._check, self._read_time, self.contract.time
         events: list[dict[str, Any]] = []
+        valid_at: list[int] = []
         for i in places:
             try:
                 event = decode(outputs[i])  # type: ignore[arg-type]
@@ -127,9 +138,10 @@ class ValidateTransform:
                 valid = False
             if valid:
                 events.append(event)
+                valid_at.append(i)
             else:
                 outputs[i] = self._reject(messages[i])
-        self._statistics.add_valid(events)
+        self._statistics.add_valid(events, keys=self._keys([messages[i] for i in valid_at], ()))
         self._seen += len(outputs)
         self._passed_over += len(events)
         if self._seen >= _ENOUGH and 2 * self._passed_over > self._seen:  # most have, say, fields that aren't declared

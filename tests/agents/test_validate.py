@@ -7,12 +7,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import Message
 
-from factory_agents.contracts import judge
+from factory_agents.contracts import judge, merge_reports
 from factory_agents.errors import AccountingError, ConfigurationError, ContractError
-from factory_agents.protocol import AgentRef, AgentRun, Counts, Interval, Window
+from factory_agents.protocol import AgentRef, AgentRun, Counts, Interval, Shard, Window
 from factory_agents.runtime.agents import Reject
 from factory_agents.validate import ValidateTransform, build
 
@@ -33,8 +34,8 @@ START = datetime(2026, 11, 1, 4, tzinfo=UTC)
 RUN = AgentRun("p", "validate", AgentRef("validate"), interval=Interval(START, START + timedelta(hours=1)))
 
 
-def message(value: bytes | None, offset: int = 0) -> Any:
-    return Message(topic="events", partition=3, offset=offset, value=value)
+def message(value: bytes | None, offset: int = 0, key: bytes | None = None) -> Any:
+    return Message(topic="events", partition=3, offset=offset, value=value, key=key)
 
 
 def transform(run: AgentRun | None = RUN, **changes: Any) -> ValidateTransform:
@@ -185,6 +186,54 @@ def test_wrong_parameters_are_one_line(params: dict[str, Any], message: str) -> 
 def test_a_wrong_contract_is_one_line() -> None:
     with pytest.raises(ContractError, match=r"^inline contract:2:1: rulez: unknown key; did you mean 'rules'\?$"):
         build({"contract": "name: e\nrulez: {}\n"}, RUN)
+
+
+@pytest.mark.parametrize(
+    ("keys", "exact"), [([b"a", b"7", b"b"], True), ([b"a", b"7", None], False), ([b"b", b"7", b"a"], False), ([b"a", b"7.0", b"b"], False)]
+)
+@pytest.mark.parametrize("extra", [b"", b',"x":1'])  # fields that aren't declared are not for the fast path
+def test_over_shards_duplicates_are_exact_where_records_are_keyed_by_the_id(keys: list[bytes | None], exact: bool, extra: bytes) -> None:
+    contract = {
+        "name": "e",
+        "schema": {"type": "object", "required": ["event_id"], "properties": {"event_id": {"type": ["string", "integer"]}}},
+    }
+    values = [b'{"event_id":"a"%s}' % extra, b'{"event_id":7%s}' % extra, b'{"event_id":"b"%s}' % extra]
+    reports = []
+    for shard in (Shard(0, 2), Shard(1, 2)):
+        validate = build({"contract": contract}, msgspec.structs.replace(RUN, shard=shard))
+        if shard.index == 0:
+            validate.process([message(v, i, key) for i, (v, key) in enumerate(zip(values, keys, strict=True))])
+        reports.append(validate.report())
+    merged = merge_reports(reports)
+    assert merged["keyed"] == ("event_id" if exact else None)
+    conditions = ["duplicates > 0", "duplicates(event_id) > 0"]
+    with pytest.raises(ConfigurationError):
+        judge(merged, conditions)  # it wasn't counted
+    assert judge(merged, conditions[:1]).outcome == ("pass" if exact else "warn")
+
+
+def test_masked_values_are_told_nowhere() -> None:
+    contract = CONTRACT | {
+        "masked": ["event_id", "at", "added"],
+        "rules": {"positive": "added is None or added >= 0", "early": "time(at) < time('2026')"},
+    }
+    validate = build({"contract": contract}, RUN)
+    secrets = [
+        b'{"event_id": 987654}',
+        b'{"event_id": "a", "at": "secret time"}',
+        b'{"event_id": "a", "added": -987654}',
+        b'{"event_id": "a", "added": "secret"}',
+        b'{"event_id": "a", "at": "secret", "more": 1}',
+    ]
+    outputs = validate.process([message(value, i) for i, value in enumerate(secrets)])
+    reasons = [output.reason for output in outputs if isinstance(output, Reject)]
+    assert len(reasons) == len(secrets)
+    told = json.dumps([reasons, validate.report()])
+    assert "secret" not in told
+    assert "987654" not in told
+    assert reasons[0].startswith("event_id: not what the contract says; its value is masked")
+    assert reasons[2].startswith("rule positive: expected added is None or added >= 0, got added = a masked value")
+    assert 'got also "more"' in reasons[4]
 
 
 def test_closing_twice_is_fine() -> None:

@@ -175,14 +175,25 @@ def check(report: Mapping[str, Any], condition: Condition, level: Level) -> dict
     observed = _observe(report, condition)
     if observed is not None:
         result["observed"] = _number(observed)
-        if condition.holds(observed):
+        if condition.holds(observed) and (condition.comparison in (">", ">=") or not _within_shards(report, condition)):
             result["outcome"] = level
+        elif _within_shards(report, condition):
+            result |= {"outcome": "warn", "note": _WITHIN}
     elif report["valid"]:
         result["outcome"] = "warn"
         result["note"] = _why_unknown(report, condition)
     else:
         result["note"] = "not known: the window holds no valid event" if report["rows"] else "not known: the window is empty"
     return result
+
+
+_WITHIN = "at least: counted within each shard only; key the records by the id, or plan the window with shards=1"
+
+
+def _within_shards(report: Mapping[str, Any], c: Condition) -> bool:
+    """Whether a figure is only a lower bound: of duplicates, where those with one id may be in different shards."""
+    keyed = report.get("keyed")
+    return c.figure == "duplicates" and report["shards"] > 1 and (keyed is None or (bool(c.fields) and keyed not in c.fields))
 
 
 def _observe(report: Mapping[str, Any], c: Condition) -> Fraction | None:
@@ -261,7 +272,7 @@ def _summary(report: Mapping[str, Any]) -> str:
     figures = [f"{report[name]:,} {name}" for name in ("rows", "valid", "rejected")]
     figures[-1] += _per_cent(report["rejected_rate"])
     if report["duplicates"] is not None:
-        within = f" (within each of {report['shards']} shards)" if report["shards"] > 1 else ""
+        within = f" (within each of {report['shards']} shards)" if report["shards"] > 1 and not report.get("keyed") else ""
         figures.append(f"{report['duplicates']:,} duplicates{within}")
     if report["late"]:
         figures.append(f"{report['late']:,} late")
@@ -308,7 +319,8 @@ def _check_text(c: Mapping[str, Any]) -> str:
     word = _WORDS.get(condition.comparison, condition.comparison)
     upper = f" and {condition.upper}" if condition.upper else ""
     limit = f"{word} {condition.threshold}{upper} {condition.unit}".rstrip()
-    return f"{_PASSED[c['outcome']]}: {figure} {observed} ({c['level']}s {limit})"
+    note = f"; {c['note']}" if c["observed"] is not None and "note" in c else ""
+    return f"{_PASSED[c['outcome']]}: {figure} {observed} ({c['level']}s {limit}){note}"
 
 
 def _per_cent(share: float | None) -> str:

@@ -42,7 +42,7 @@ TimeUnit = Literal["s", "ms", "us", "iso"]
 
 _KEYS = (
     *("name", "version", "description", "owner", "id", "time", "time_unit"),
-    *("version_field", "key", "deletes", "schema", "rules", "window", "columns"),
+    *("version_field", "key", "deletes", "schema", "rules", "window", "columns", "masked"),
 )
 _WINDOW_KEYS = ("fail_if", "warn_if", "nulls", "missing", "invalid", "sql")
 _RESERVED = ("schema", "decode", "time")
@@ -65,9 +65,9 @@ class Contract:
     ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
     counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row. ``nulls`` are the fields whose nulls
     are counted, ``figures`` what else is, ``duplicates_of`` the fields whose values, taken together, should come once, ``queries`` the
-    SQL over a window. ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it. ``notes`` say what in it
-    checks nothing, ``not_run`` which checks are not ours to run. ``text`` is its own; ``texts`` are those of the files that it refers to,
-    by their names relative to its folder.
+    SQL over a window; the values of ``masked`` fields stand in no reason, report or log. ``digest`` is equal for equal meaning: comments,
+    layout and descriptions don't enter it. ``notes`` say what in it checks nothing, ``not_run`` which checks are not ours to run.
+    ``text`` is its own; ``texts`` are those of the files that it refers to, by their names relative to its folder.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Contract:
     figures: tuple[Figure, ...]
     duplicates_of: tuple[tuple[str, ...], ...]
     queries: tuple[Query, ...]
+    masked: frozenset[str]
     source: str
     digest: str
     notes: tuple[str, ...]
@@ -176,14 +177,24 @@ class Contract:
             if all(v.rule != f"schema:{self.time}" for v in broken):
                 broken.append(Violation("time", f"{self.time}: {error}"))
         for rule, expression in zip(self.rules, self._expressions, strict=True):
-            reason = _why_broken(expression, event, undecided_counts=fits)
+            reason = _why_broken(expression, event, self.masked, undecided_counts=fits)
             if reason:
                 broken.append(Violation(rule.name, f"rule {rule.name}: {reason}"))
-        return tuple(broken)
+        return tuple(map(self._without_values, broken)) if self.masked else tuple(broken)
+
+    def _without_values(self, broken: Violation) -> Violation:
+        """What was broken, without a value that is masked. One of the whole event may quote any, unless it names fields only."""
+        of, _, name = broken.rule.partition(":")
+        if name in self.masked or (of == "time" and self.time in self.masked):
+            return Violation(broken.rule, f"{name or self.time}: not what the contract says; its value is masked")
+        if broken.rule == "schema" and not broken.reason.startswith("the event: expected only declared fields"):
+            return Violation(broken.rule, "the event: not what the contract says; it has masked values")
+        return broken
 
 
-def _why_broken(expression: Expression, event: dict[str, Any], *, undecided_counts: bool) -> str:
+def _why_broken(expression: Expression, event: dict[str, Any], masked: frozenset[str], *, undecided_counts: bool) -> str:
     """Why a rule doesn't hold; a rule that can't be decided because the schema is broken already adds nothing."""
+    names = dict.fromkeys(name for name, _, _ in expression.fields)
     try:
         if expression.test(event.get):
             return ""
@@ -191,9 +202,11 @@ def _why_broken(expression: Expression, event: dict[str, Any], *, undecided_coun
     except Exception as error:
         if not undecided_counts:
             return ""
-        verb = f"cannot be decided ({error}): expected"
-    names = dict.fromkeys(name for name, _, _ in expression.fields)
-    got = ", ".join(f"{name} = {show(event.get(name))}" if name in event else f"no {name}" for name in names)
+        why = type(error).__name__ if masked & names.keys() else str(error)
+        verb = f"cannot be decided ({why}): expected"
+    known = [name for name in names if name in event]
+    shown = {name: "a masked value" if name in masked else show(event[name]) for name in known}
+    got = ", ".join(f"{name} = {shown[name]}" if name in shown else f"no {name}" for name in names)
     return f"{verb} {' '.join(expression.text.split())}, got {got}"
 
 
@@ -291,6 +304,7 @@ _Window: TypeAlias = "tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[
 _NO_WINDOW: _Window = ((), (), (), (), ())
 _NO_KEY: tuple[str, ...] = ()
 _NO_COLUMNS: tuple[Column, ...] = ()
+_NO_MASKS: frozenset[str] = frozenset()
 
 
 class _Builder:
@@ -334,6 +348,7 @@ class _Builder:
         if not isinstance(deletes, bool):
             self._document.report(("deletes",), f"expected true or false, got {show(deletes)}")
         columns = self._try(_NO_COLUMNS, self._columns, key)
+        masked = self._try(_NO_MASKS, self._masked)
         if schema is None or self._document.errors:
             raise (self._document.errors or [self._document.error((), "it cannot be read")])[0]
         expressions = tuple(e for _, e in rules)
@@ -353,6 +368,7 @@ class _Builder:
             counted = [figure.meaning for figure in figures if figure.missing is missing]
             meaning |= {what: counted} if counted else {}
         meaning |= {"sql": sorted(query.meaning for query in queries)} if queries else {}
+        meaning |= {"masked": sorted(masked)} if masked else {}
         return Contract(
             name=name,
             version=version,
@@ -369,6 +385,7 @@ class _Builder:
             figures=figures,
             duplicates_of=tuple(dict.fromkeys(c.fields for c in (*fail_if, *warn_if) if c.figure == "duplicates" and c.fields)),
             queries=queries,
+            masked=masked,
             source=self._source,
             digest=digest(meaning),
             notes=(*self._notes, *schema.notes),
@@ -537,6 +554,12 @@ class _Builder:
         if c.figure in ("freshness", "late", "early", "untimed") and self._data.get("time") is None:
             self._fail(path, f"{c.figure} needs event times: expected time: to name their field")
         return c
+
+    def _masked(self) -> frozenset[str]:
+        given = self._data.get("masked") or []
+        if not isinstance(given, list):
+            self._fail(("masked",), f"expected a list of fields whose values are shown nowhere, got {show(given)}")
+        return frozenset(self._declared(name, ("masked", i)) for i, name in enumerate(given))
 
     def _columns(self, key: tuple[str, ...]) -> tuple[Column, ...]:
         what = "a mapping of column names to types, such as 'added: bigint'"

@@ -11,7 +11,7 @@ from factory_agents.contracts.documents import Document, KeyPath
 
 __all__ = ["Draft", "Translation", "contract_name"]
 
-_EXTRA = ("id", "time", "time_unit", "version_field", "key", "deletes", "schema", "rules", "window", "columns")
+_EXTRA = ("id", "time", "time_unit", "version_field", "key", "deletes", "schema", "rules", "window", "columns", "masked")
 
 
 class Translation(NamedTuple):

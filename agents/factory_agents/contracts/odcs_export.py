@@ -93,7 +93,7 @@ class _Exporter:
 
     def _extra(self, keys: set[str]) -> dict[str, Any]:
         contract, data = self._contract, self._data
-        extra: dict[str, Any] = {key: data[key] for key in ("time", "time_unit", "version_field", "deletes") if data.get(key)}
+        extra: dict[str, Any] = {key: data[key] for key in ("time", "time_unit", "version_field", "deletes", "masked") if data.get(key)}
         read_id = next(iter(keys)) if len(keys) == 1 else None
         if contract.id != read_id:
             extra["id"] = contract.id

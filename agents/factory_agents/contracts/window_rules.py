@@ -34,10 +34,17 @@ class WindowStatistics:
     ``interval`` is what late, early and fresh are relative to (never the clock). ``duplicates`` are valid events whose id an
     earlier valid one of this window (of this shard) had; without ``count_duplicates`` (a stream without an end) they are not
     known, and neither is what SQL would give, which takes at most ``sql_memory_mb`` of memory.
+    ``keyed``: records' keys are looked at, whether they are the ids.
     """
 
     def __init__(
-        self, contract: Contract, interval: Interval | None = None, *, count_duplicates: bool = True, sql_memory_mb: int = SQL_MEMORY_MB
+        self,
+        contract: Contract,
+        interval: Interval | None = None,
+        *,
+        count_duplicates: bool = True,
+        keyed: bool = False,
+        sql_memory_mb: int = SQL_MEMORY_MB,
     ) -> None:
         self._contract = contract
         self._interval = interval
@@ -53,6 +60,7 @@ class WindowStatistics:
         if count_duplicates and contract.queries:
             self._sql = contract.window_table()
             self._sql.open(sql_memory_mb)
+        self._keyed = keyed
         self._first: int | None = None
         self._last: int | None = None
         self.valid = 0
@@ -71,8 +79,13 @@ class WindowStatistics:
         """Events seen."""
         return self.valid + self.rejected
 
-    def add_valid(self, events: Sequence[Any], reader: Callable[[str], Callable[[Any], Any]] = _of_dict) -> None:
-        """Count a batch of valid events, of which ``reader`` of a field's name reads its value (None where it is missing)."""
+    def add_valid(
+        self, events: Sequence[Any], reader: Callable[[str], Callable[[Any], Any]] = _of_dict, keys: Sequence[bytes | None] | None = None
+    ) -> None:
+        """Count a batch of valid events, of which ``reader`` of a field's name reads its value (None where it is missing).
+
+        ``keys`` are those of their records: where each is its event's id, all events of an id are in one shard.
+        """
         self.valid += len(events)
         for name in self._nulls:
             self._nulls[name] += list(map(reader(name), events)).count(None)
@@ -86,7 +99,10 @@ class WindowStatistics:
             self._sql.add(events, reader)
         id_ = self._contract.id
         if self._ids is not None and id_ is not None:
-            self._ids.add([v if type(v) is str else ("", repr(v)) for v in map(reader(id_), events) if v is not None])
+            ids = list(map(reader(id_), events))
+            self._ids.add([v if type(v) is str else ("", repr(v)) for v in ids if v is not None])
+            if self._keyed and keys is not None:
+                self._keyed = all(v is None or key == str(v).encode() for v, key in zip(ids, keys, strict=True))
 
     def add_times(self, times: Sequence[int | None]) -> None:
         """Count the times of a batch of valid events, in microseconds since 1970 UTC."""
@@ -116,13 +132,15 @@ class WindowStatistics:
     def report(self) -> dict[str, Any]:
         """The report: JSON-able; shares are None where there is nothing to divide by, figures None where they can't be known.
 
-        ``sql`` is what each query gives, ``sql_unknown`` why one can't be known. ``samples`` are the first rejected events by topic,
-        partition and offset. ``checks`` are the contract's own conditions, applied.
+        ``keyed`` names the id if records' keys are known to be ids. ``sql`` is what each query gives, ``sql_unknown`` why one can't be
+        known. ``samples`` are the first rejected events by topic, partition and offset. ``checks`` are the contract's own conditions,
+        applied.
         """
         contract, timed = self._contract, self._contract.time is not None
         windowed = timed and self._interval is not None
         return _complete(
             {
+                "format": 1,
                 "contract": {"name": contract.name, "version": contract.version, "digest": contract.digest},
                 "rows": self.rows,
                 "valid": self.valid,
@@ -143,6 +161,7 @@ class WindowStatistics:
                 "window_end": _text(self._end),
                 "samples": self._samples,
                 "shards": 1,
+                "keyed": contract.id if self._keyed else None,
                 "not_run": _few([*contract.not_run, *(self._sql.not_run if self._sql is not None else ())]),
             },
             [("fail", c.text) for c in contract.fail_if] + [("warn", c.text) for c in contract.warn_if],
@@ -172,7 +191,7 @@ def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """One report of a whole window from those of its shards: counts are summed, shares and checks are computed again.
 
     Only duplicates can differ from a report of the whole: two events with one id that fell into different shards are not seen
-    as such (``shards`` says how many there were). A topic keyed by id has all events of an id in one partition, so in one shard.
+    as such (``shards`` says how many there were), unless records are ``keyed`` by it, so that all events of an id are in one shard.
     Raises ConfigurationError for no reports, or reports of different contracts or windows.
     """
     parts = list(reports)
@@ -185,7 +204,7 @@ def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             if part[name] != first[name]:
                 what = f"{name} {show(first[name])} and {show(part[name])}"
                 raise ConfigurationError(f"reports that differ in their {what} cannot be merged; clear the whole stage")
-    merged: dict[str, Any] = {name: first[name] for name in ("contract", "window_start", "window_end")}
+    merged: dict[str, Any] = {"format": 1, **{name: first[name] for name in ("contract", "window_start", "window_end")}}
     for name in ("rows", "valid", "rejected", "shards", "duplicates", "late", "early", "untimed"):
         counts = [p[name] for p in parts]
         merged[name] = None if None in counts else sum(counts)
@@ -193,6 +212,7 @@ def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         merged[name] = _sum([p.get(name, {}) for p in parts])
     if "sql" in first:
         merged |= _sql_of_all(parts)
+    merged["keyed"] = first.get("keyed") if all(p.get("keyed") for p in parts) else None
     merged["not_run"] = first.get("not_run", [])
     merged["first_event"] = min((p["first_event"] for p in parts if p["first_event"]), default=None)
     merged["last_event"] = max((p["last_event"] for p in parts if p["last_event"]), default=None)

@@ -82,6 +82,8 @@ def test_a_window_is_counted_as_it_streams_by() -> None:
     ]
     report = report_of(list(enumerate(events)))
     assert report | {"contract": None, "checks": None} == {
+        "format": 1,
+        "keyed": None,
         "missing": {},
         "invalid": {},
         "duplicates_of": {},
@@ -188,6 +190,18 @@ def test_the_same_id_in_two_shards_is_not_seen_and_the_verdict_says_so() -> None
     merged = merge_reports(parts)
     assert (merged["duplicates"], merged["shards"]) == (0, 2)
     assert "0 duplicates (within each of 2 shards)" in judge(merged).lines[0].text
+    (*_, check) = judge(merged, "duplicates > 0").checks
+    assert (check["outcome"], check["observed"]) == ("warn", 0)
+    assert "key the records by the id" in check["note"]
+
+
+def test_more_duplicates_within_shards_than_allowed_are_enough_for_a_verdict() -> None:
+    parts = [report_of([(n, {"id": "a", "at": seconds(59)}) for n in range(3)]), report_of([(9, {"id": "a", "at": seconds(59)})])]
+    outcomes = [
+        judge(merge_reports(parts), condition).checks[-1]["outcome"]
+        for condition in ("duplicates > 1", "duplicates >= 3", "duplicates < 5")
+    ]
+    assert outcomes == ["fail", "warn", "warn"]
 
 
 def test_shares_of_shards_are_not_averaged() -> None:
