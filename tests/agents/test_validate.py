@@ -236,6 +236,41 @@ def test_masked_values_are_told_nowhere() -> None:
     assert 'got also "more"' in reasons[4]
 
 
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        (b'{"event_id":"a","added":NaN}', "decode"),
+        (b'{"event_id":"a","added":Infinity}', "decode"),
+        (b'{"event_id":"a","added":1e999}', "decode"),
+        (b'{"event_id":"a","added":123456789012345678901234567890}', "small"),
+        (b'{"event_id":"\xc3\x28"}', "decode"),
+        (b'{"event_id":"a","at":"10000-01-01T00:00:00Z"}', "time"),
+        (b'{"event_id":"a","at":"2026-02-30T00:00:00Z"}', "time"),
+        (b'{"event_id":"a","at":"2026-11-01T25:00:00Z"}', "time"),
+        (b'{"event_id":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, "decode"),
+        (b'{"event_id":"a","added":"' + b"x" * 10_000_000 + b'"}', "schema:added,small,positive"),
+    ],
+    ids=["NaN", "Infinity", "1e999", "30 digits", "UTF-8", "year 10000", "February 30", "hour 25", "nested", "10 MB"],
+)
+def test_evil_records_are_rejected_by_name_among_good_ones(value: bytes, rule: str) -> None:
+    validate = transform()
+    good = b'{"event_id":"b"}'
+    first, reject, last = validate.process([message(good, 0), message(value, 1), message(good, 2)])
+    assert (first, last) == (good, good)
+    assert isinstance(reject, Reject)
+    assert set(reject.rule.split(",")) <= set(rule.split(","))
+    assert len(reject.reason) < 1_000
+
+
+@pytest.mark.parametrize("extra", [b"", b',"at":1'])  # by both paths
+def test_of_a_key_that_stands_twice_the_last_counts_as_for_every_reader_after(extra: bytes) -> None:
+    good, bad = b'{"event_id":"a","added":-1,"added":1}', b'{"event_id":"a","added":1,"added":-1%s}' % extra
+    first, second = transform().process([message(good, 0), message(bad, 1)])
+    assert first == good
+    assert isinstance(second, Reject)
+    assert "positive" in second.rule
+
+
 def test_closing_twice_is_fine() -> None:
     validate = transform()
     validate.close()
