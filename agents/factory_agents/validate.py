@@ -99,7 +99,7 @@ class ValidateTransform:
         if not self._keyed:
             return None
         passed = set(others)
-        return [m.key() for i, m in enumerate(messages) if i not in passed]  # type: ignore[misc]
+        return [m.key() for i, m in enumerate(messages) if i not in passed]
 
     def _take_fast(self, fast: FastPath, messages: Sequence[Message], values: Sequence[Any], times: list[int | None]) -> Sequence[int]:
         """Count what the fast path knows to be valid; where the others are."""
