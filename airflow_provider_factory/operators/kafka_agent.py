@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -43,7 +43,7 @@ from factory_agents.stage_plan import StageInput, stage_input
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
-    from airflow.sdk import Context
+    from airflow.sdk import BaseOperatorLink, Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
 
@@ -129,7 +129,7 @@ class KafkaAgentOperator(AgentPodOperator):
         "agent_params": "json",
         "window": "json",
     }
-    operator_extra_links = (AgentRunLink(), InputTopicLink(), OutputTopicLink(), PodLink())
+    operator_extra_links: Collection[BaseOperatorLink] = (AgentRunLink(), InputTopicLink(), OutputTopicLink(), PodLink())
     ui_color = "#d9f0e3"
 
     def __init__(
