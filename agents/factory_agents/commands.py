@@ -286,7 +286,7 @@ def _path_of(error: Any, program: str) -> str:
     return context.command_path if context is not None else program
 
 
-def run_built_in(name: Literal["ingest", "enrich", "infer", "validate", "publish"]) -> None:
+def run_built_in(name: Literal["ingest", "replicate", "enrich", "infer", "validate", "publish"]) -> None:
     """``python -m factory_agents.<name>``: the agent with its name filled in. Never returns."""
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
     program = f"python -m factory_agents.{name}"

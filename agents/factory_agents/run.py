@@ -24,6 +24,7 @@ from factory_agents.errors import ConfigurationError, DeadlineError, FactoryErro
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.failures import leave_failure
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, ErrorInfo, Shard, decode_run, encode
+from factory_agents.replication.runner import run_replication
 from factory_agents.runtime.loading import load_agent_ref, working_directory_first
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
@@ -42,6 +43,7 @@ _TERMINATION_LOG, _TERMINATION_LIMIT = Path("/dev/termination-log"), 4096
 
 BUILT_IN: dict[str, Callable[..., AgentResult]] = {
     "ingest": run_source,
+    "replicate": run_replication,
     "enrich": run_transform,
     "infer": run_transform,
     "validate": run_transform,

@@ -28,6 +28,8 @@ __all__ = [
     "ReplayRecord",
     "StageRecord",
     "StoredResult",
+    "StreamRecord",
+    "TableCopy",
     "decode_record",
     "encode_record",
     "failure_key",
@@ -36,6 +38,7 @@ __all__ = [
     "microseconds",
     "shards_key",
     "stage_key",
+    "stream_key",
 ]
 
 RECORD_VERSION = 2
@@ -234,6 +237,57 @@ class StageRecord(_Record, frozen=True, tag="stage"):
         return stage_key(Work(self.pipeline, self.stage, self.window, self.shard, self.scope))
 
 
+class TableCopy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far the first copy of a table is: rows up to the key ``after`` (None: none) are in the topic, as many as ``rows``.
+
+    ``horizon``: it may begin once every transaction with a lower number is over.
+    """
+
+    horizon: int
+    after: tuple[str, ...] | None = None
+    rows: int = 0
+
+
+class StreamRecord(_Record, frozen=True, tag="stream"):
+    """How far a database's log is in a topic, whatever window brought it there: written with the records that it speaks of.
+
+    All transactions that were committed before ``lsn`` are in; of the one committed at ``transaction`` (0: none) the first ``done``
+    changes. An ``lsn`` of 0 says that the slot is about to be made. ``copying`` is there until the table's rows are in. ``window`` read it
+    last (its interval ends at ``end``, microseconds since 1970) and reads up to ``until``, or (``timed``) to the first transaction after
+    its interval; it is ``open`` until it is finished. ``system``, ``database`` and ``table`` (its oid) tell the log from others,
+    ``topic_id`` where it goes. ``behind`` is how many bytes of log were not read yet at ``at`` (milliseconds), ``changed`` (milliseconds)
+    when the newest change that is in was committed.
+    """
+
+    pipeline: str
+    stage: str
+    scope: str
+    slot: str
+    publication: str
+    system: str
+    database: str
+    table: int
+    name: str
+    topic: str
+    topic_id: str
+    lsn: int = 0
+    transaction: int = 0
+    done: int = 0
+    copying: TableCopy | None = None
+    window: str = ""
+    end: int = 0
+    until: int = 0
+    timed: bool = True
+    open: bool = False
+    behind: int = 0
+    changed: int = 0
+    at: int = 0
+
+    def key(self) -> str:
+        """The record key."""
+        return stream_key(self.pipeline, self.stage, self.scope)
+
+
 class ReplayRecord(_Record, frozen=True, tag="replay"):
     """Dead letters that one transaction put back into a topic: their offsets by partition.
 
@@ -338,6 +392,11 @@ def microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
+def stream_key(pipeline: str, stage: str, scope: str) -> str:
+    """The record key of how far a log is read."""
+    return _SEPARATOR.join(("stream", pipeline, stage, scope))
+
+
 def stage_key(work: Work) -> str:
     """The record key of what was done."""
     return shards_key(work) + work.shard.key
@@ -349,7 +408,16 @@ def failure_key(work: Work) -> str:
 
 
 LedgerRecord: TypeAlias = (
-    PipelineRecord | CutRecord | PlanRecord | MarkRecord | StageRecord | ReplayRecord | FailureRecord | AttemptRecord | AlertRecord
+    PipelineRecord
+    | CutRecord
+    | PlanRecord
+    | MarkRecord
+    | StageRecord
+    | StreamRecord
+    | ReplayRecord
+    | FailureRecord
+    | AttemptRecord
+    | AlertRecord
 )
 _TYPES: dict[str, type[LedgerRecord]] = {
     "pipeline": PipelineRecord,
@@ -357,6 +425,7 @@ _TYPES: dict[str, type[LedgerRecord]] = {
     "plan": PlanRecord,
     "mark": MarkRecord,
     "stage": StageRecord,
+    "stream": StreamRecord,
     "replay": ReplayRecord,
     "failure": FailureRecord,
     "attempt": AttemptRecord,

@@ -26,6 +26,7 @@ from factory_agents.kafka.records import (
     PlanRecord,
     ReplayRecord,
     StageRecord,
+    StreamRecord,
     decode_record,
     encode_record,
     kind_of,
@@ -203,6 +204,8 @@ def _translated(record: LedgerRecord, move: _Translator) -> LedgerRecord:
             topic = record.pipeline.removeprefix("replay.")
             replayed = {p: [move.offset(topic, record.topic_id, p, o) for o in of] for p, of in record.offsets.items()}
             return msgspec.structs.replace(record, topic_id=move.topic(topic, record.topic_id), offsets=replayed)
+        case StreamRecord():
+            return msgspec.structs.replace(record, topic_id=move.topic(record.topic, record.topic_id))
         case PipelineRecord() | MarkRecord() | FailureRecord() | AttemptRecord() | AlertRecord():
             return record
 

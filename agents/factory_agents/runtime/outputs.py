@@ -326,15 +326,16 @@ class Outputs:
             headers = [h for h in own if h[0] not in self._replaced] + headers
         return self._send(output, value, key, partition, headers, place_of(message) if self.refusals.active else NOWHERE)
 
-    def write_new(self, key: bytes | None, value: bytes, row: int, *, traced: bool = False) -> Reject | None:
-        """One record that comes from no topic; without a key the row's number chooses the partition. Why it is refused, if it is.
+    def write_new(self, key: bytes | None, value: bytes | None, row: int, *, traced: bool = False) -> Reject | None:
+        """One record that comes from no topic; without a key the row's number chooses the partition. Why it is refused, if it is. Without a
+        value (a tombstone) it needs a key.
 
         ``traced``: its trace begins here.
         """
         output = self._needed_output()
-        if key is None and self._keyed:
+        if key is None and value is not None and self._keyed:
             key = (_id(value) or f"{self._origin.window}-{row}").encode()
-        if self.codec is not None:
+        if self.codec is not None and value is not None:
             try:
                 encoded = self.codec.write(value)
             except Reject as reject:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,22 @@ from factory_agents.errors import AccountingError, ConfigurationError, DeadlineE
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_names, check_window_topic
 from factory_agents.kafka.failures import forget_failure
-from factory_agents.kafka.ledger import Ledger, LedgerRecord, MarkRecord, Progress, StageRecord, StoredResult, shards_key, stage_key
+from factory_agents.kafka.ledger import (
+    Ledger,
+    LedgerRecord,
+    LedgerView,
+    MarkRecord,
+    Progress,
+    StageRecord,
+    StoredResult,
+    shards_key,
+    stage_key,
+)
 from factory_agents.kafka.planning import pruned
 from factory_agents.kafka.records import failure_key, mark_key
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
-from factory_agents.protocol import AgentResult, AgentRun, Counts, Manifest, Order, PartitionRange, Window, digest
+from factory_agents.protocol import AgentResult, AgentRun, CodecRef, Counts, Manifest, Order, PartitionRange, Window, digest
 from factory_agents.runtime.agents import SideLog
 from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.codecs import OpenCodec, open_codec, same_choice
@@ -130,7 +140,12 @@ class Session:
     ``retry_chunk`` after an abort.
     """
 
-    def __init__(self, context: RunContext, run: AgentRun, name: str, version: str, identity: dict[str, Any]) -> None:
+    default_codec: CodecRef | None = None
+    """What writes the outputs if the run doesn't say."""
+
+    def __init__(
+        self, context: RunContext, run: AgentRun, name: str, version: str, identity: dict[str, Any], *, transactional_id: str = ""
+    ) -> None:
         check_names(pipeline=run.pipeline, stage=run.stage, prefix=run.prefix)
         self.run = run
         self.context = context
@@ -140,7 +155,8 @@ class Session:
         self.deadline = time.monotonic() + (run.deadline_seconds or _FOREVER)
         self.cluster = Cluster(context.config)
         self.ledger = Ledger(context.config, self.cluster, prefix=run.prefix, pipeline=run.pipeline)
-        self.writer = TransactionalWriter(context.config, run.transactional_id, known_topic=self.ledger.topic, stop=context.stop)
+        own_id = transactional_id or run.transactional_id
+        self.writer = TransactionalWriter(context.config, own_id, known_topic=self.ledger.topic, stop=context.stop)
         self.generation = 0
         self.epoch = 0
         self._view_end = 0
@@ -226,7 +242,7 @@ class Session:
     def _open_codecs(self, record: StageRecord | None) -> None:
         """With the schemas that this work was begun with, or another shard of it, so that all of it is read and written by the same."""
         window = self.run.window
-        reading, writing = window.codec if window is not None else None, self.run.output_codec
+        reading, writing = window.codec if window is not None else None, self.run.output_codec or self.default_codec
         for before in (*([record] if record is not None else []), *self._shards):
             if self._may_resume(before):
                 reading, writing = same_choice(reading, before.input_codec), same_choice(writing, before.output_codec)
@@ -235,13 +251,13 @@ class Session:
 
     def _decide(self, record: StageRecord | None) -> AgentResult | None:
         self.generation = self._view_end
-        again = told_again(self.run.order, record)
+        again = self._told_again(record)
         self.epoch = (record.epoch if record is not None else 0) + again
         self._orders = _remembered(record.orders if record is not None else (), self.run.order)
         self._earlier = self._earlier_letters(record)
         done = None
         if record is not None and not again and self._same_work(record):
-            done = record.answer() if self.run.rerun == "reuse" else None
+            done = record.answer() if self._reuses else None
             if record.progress is not None and self._may_resume(record):
                 self.resumed = True
                 self.generation = record.generation
@@ -277,15 +293,23 @@ class Session:
         failpoints.hit("start.after-init")
         begin = self._ledger_begin
         work, mark = self.run.work, mark_key(self.run.pipeline, self.run.origin)
-        shards, others = shards_key(work).encode(), {mark.encode(), failure_key(work).encode()}
+        shards, others = shards_key(work).encode(), {mark.encode(), failure_key(work).encode(), *self._also_wanted()}
         until = min(self.deadline, time.monotonic() + _LEDGER_SECONDS)
         view = self.ledger.read(start=begin, deadline=until, wanted=lambda key: key.startswith(shards) or key in others)
         self._refuse_pruned(view.get(mark))
         self._failed_before = view.get(failure_key(work)) is not None
         self._view_end = view.end
+        self._found(view)
         self._shards = [record for record in view.of(StageRecord) if record.window == self.run.key]
         found = view.get(stage_key(work))
         return found if isinstance(found, StageRecord) else None
+
+    def _also_wanted(self) -> Iterable[bytes]:
+        """Keys of more records that the session wants to see whenever it has fenced the others; ``_found`` gets them."""
+        return ()
+
+    def _found(self, view: LedgerView) -> None:
+        """Take what was wanted."""
 
     def _refuse_pruned(self, mark: LedgerRecord | None) -> None:
         """What was done on a window that lies below the mark is forgotten, so that doing it would be doing it again.
@@ -310,6 +334,14 @@ class Session:
     def earlier_results(self) -> list[AgentResult]:
         """The results of this stage's shards over this window, of whatever plan."""
         return [result for record in self._shards if (result := record.answer()) is not None]
+
+    @property
+    def _reuses(self) -> bool:
+        """Whether a finished result is returned."""
+        return self.run.rerun == "reuse"
+
+    def _told_again(self, record: StageRecord | None) -> bool:
+        return told_again(self.run.order, record)
 
     def _same_work(self, record: StageRecord) -> bool:
         return record.fingerprint == self.fingerprint and not self._identity.get("volatile")
@@ -414,7 +446,7 @@ class Session:
             progress.outputs = self.outputs.bounds(self.outputs.output, self.progress.outputs)
             progress.dead = self.outputs.bounds(self.outputs.dead, self.progress.dead)
             result = self._result(progress, report, **more) if finished else None
-            self._write_record(self._record(progress, result))
+            self._write_records([self._record(progress, result), *self._beside()])
 
         self.chunk.commit(self.deadline, seal, self.counts)
         self.progress = progress
@@ -442,17 +474,21 @@ class Session:
             output_codec=self.outputs.codec.ref if self.outputs.codec is not None else None,
         )
 
-    def _write_record(self, record: StageRecord) -> None:
-        """The ledger record goes last, and nothing else of the chunk can be refused any more."""
+    def _beside(self) -> Sequence[LedgerRecord]:
+        """What more goes into the ledger with each chunk."""
+        return ()
+
+    def _write_records(self, records: Sequence[LedgerRecord]) -> None:
+        """The ledger's records go last, and nothing else of the chunk can be refused any more."""
         try:
-            self.ledger.produce(self.writer.producer, [record])
+            self.ledger.produce(self.writer.producer, records)
             self.writer.flush(self.deadline)
         except KafkaException as error:
             raise ConfigurationError(f"writing to the ledger {self.ledger.topic!r}: {error.args[0].str()}") from error
         except ChunkAbortedError as aborted:
             if not aborted.refused:
                 raise
-            size = len(msgspec.json.encode(record))
+            size = max(len(msgspec.json.encode(record)) for record in records)
             raise ConfigurationError(
                 f"the ledger {self.ledger.topic!r} refuses a record of {size} bytes ({aborted.cause}); raise its max.message.bytes"
             ) from aborted

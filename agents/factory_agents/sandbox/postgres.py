@@ -25,8 +25,9 @@ _SETTINGS = {
     "shared_buffers": "64MB",
     "timezone": "UTC",
     "unix_socket_directories": "",  # a socket's path may be too long in a deep directory
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
+    "wal_level": "logical",  # for factory replicate
+    "max_wal_senders": "20",
+    "max_replication_slots": "40",
 }
 
 

@@ -1,0 +1,322 @@
+"""What replication needs in the database: a table with a key, a publication of it, and a slot; and what the server tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from factory_agents.databases.postgres import Database, explain
+from factory_agents.databases.statements import table_name
+from factory_agents.errors import ConfigurationError, DataLossError
+from factory_agents.replication.values import SETTINGS, converters, known, own_types
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from factory_agents.replication.values import Convert
+
+__all__ = ["Server", "Slot", "SourceTable", "asking", "lost", "lsn_text", "session"]
+
+_PLUGIN = "pgoutput"
+_OLDEST = 140000
+
+
+def lsn_text(lsn: int) -> str:
+    """A place in the log as PostgreSQL writes it."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+@contextmanager
+def asking(what: str) -> Iterator[None]:
+    """Turn psycopg's errors into ours."""
+    import psycopg
+
+    try:
+        yield
+    except psycopg.Error as error:
+        raise explain(error, what, ConfigurationError, right="SELECT") from error
+
+
+def session(database: Database, *, replication: bool = False) -> psycopg.Connection[Any]:
+    """A session whose texts ``values`` reads: for questions, or (``replication``) for the log."""
+    options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items() if name != "client_encoding")
+    own = f"{database.parameters.get('options', '')} {options} -c statement_timeout=0 -c idle_session_timeout=0".strip()
+    parameters = database.parameters | {"options": own, "client_encoding": "UTF8"}
+    if replication:
+        parameters["replication"] = "database"
+    connection = msgspec.structs.replace(database, parameters=parameters).connect("factory-replicate")
+    connection.autocommit = True
+    return connection
+
+
+class SourceTable(msgspec.Struct, frozen=True):
+    """The table whose changes are read. ``key`` are the columns that tell its rows apart; ``identity`` as in ``pgoutput.Described``."""
+
+    oid: int
+    schema: str
+    name: str
+    identity: str
+    key: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """How messages speak of it."""
+        return f"{self.schema}.{self.name}"
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """What the server says of a slot: up to where it was confirmed, whose process reads it, and how much log it holds back (bytes).
+
+    ``state`` is wal_status: reserved, extended, unreserved, or lost; ``left`` is how much more may be written before it is lost (-1: no
+    limit is set). ``behind`` is how much was written behind what is confirmed.
+    """
+
+    confirmed: int
+    reader: int
+    state: str
+    held: int
+    behind: int
+    left: int = -1
+
+
+class Server:
+    """One database, asked."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: psycopg.Connection[Any] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return self._database.address
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _session(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = session(self._database)
+        return self._connection
+
+    def run(self, what: str, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
+        """A statement's rows."""
+        with asking(f"{what} ({self.address})"):
+            cursor = self._session().execute(query, parameters)
+            return cursor.fetchall() if cursor.description is not None else []
+
+    def identity(self) -> tuple[str, str]:
+        """What tells this database from others: the server's system identifier, and the database's name.
+
+        Raises ConfigurationError for a server from which nothing can be replicated.
+        """
+        ((version, level, standby, system, name),) = self.run(
+            "looking at the server",
+            "SELECT current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery(),"
+            " (SELECT system_identifier::text FROM pg_control_system()), current_database()",
+        )
+        if version < _OLDEST:
+            raise ConfigurationError(f"the database {self.address} is of PostgreSQL {version // 10000}: replication needs 14 or newer")
+        if level != "logical":
+            raise ConfigurationError(
+                f"the database {self.address} has wal_level={level}: replication needs ALTER SYSTEM SET wal_level = 'logical' and a restart"
+            )
+        if standby:
+            raise ConfigurationError(f"the database {self.address} is a standby: give the address of its primary")
+        return system, name
+
+    def table(self, text: str) -> SourceTable:
+        """The table of a name. Raises ConfigurationError where there is none, or where its rows can't be told apart."""
+        parts = table_name(text)
+        rows = self.run(
+            f"looking for table {text!r}",
+            "SELECT c.oid::bigint, n.nspname, c.relname, c.relreplident::text, c.relkind::text, c.relpersistence::text,"
+            " array(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
+            "  AND a.attgenerated = '' ORDER BY a.attnum),"
+            " coalesce((SELECT array_agg(a.attname::text ORDER BY k.n) FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(attnum, n),"
+            "  pg_attribute a WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.attnum"
+            "  AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END), '{}')"
+            " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE c.oid = to_regclass(%s) AND c.relkind IN ('r', 'p')",
+            [".".join('"' + part.replace('"', '""') + '"' for part in parts)],
+        )
+        if not rows:
+            raise ConfigurationError(f"table {text!r} is not there ({self.address}), or is no table; give schema.table")
+        ((oid, schema, name, identity, _, persistence, columns, key),) = rows
+        table = SourceTable(oid, schema, name, identity, tuple(key), tuple(columns))
+        if persistence != "p":
+            raise ConfigurationError(f"table {table.text} is unlogged or temporary: its changes are in no log")
+        if not key or identity == "n":
+            raise ConfigurationError(
+                f"table {table.text} has no key by which its changes name a row; add a primary key, or ALTER TABLE … REPLICA IDENTITY "
+                f"USING INDEX a unique one of columns that are NOT NULL"
+            )
+        return table
+
+    def publish(self, publication: str, table: SourceTable) -> None:
+        """Make the publication of the table, if it isn't there; raises ConfigurationError where it lacks the table or some changes."""
+        from psycopg import sql
+
+        found = self._publication(publication, table)
+        if found is None:
+            statement = sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)").format(
+                sql.Identifier(publication), sql.Identifier(table.schema, table.name)
+            )
+            try:
+                self.run(f"making publication {publication!r} (this takes the table's owner, and CREATE on the database)", statement)  # type: ignore[arg-type]
+            except ConfigurationError:
+                if (found := self._publication(publication, table)) is None:
+                    raise
+            else:
+                found = self._publication(publication, table) or (True, True, True)
+        there, every, root = found
+        if not there:
+            raise DataLossError(
+                f"publication {publication!r} does not hold table {table.text}: it was dropped from it, or the table was deleted and "
+                f"created again, and changes since are not in the log; add it (ALTER PUBLICATION … ADD TABLE …), and begin again with a "
+                f"snapshot (factory replicate drop, then run)"
+            )
+        if not every or not root:
+            raise ConfigurationError(
+                f"publication {publication!r} leaves changes out; ALTER PUBLICATION … SET (publish = 'insert, update, delete, truncate', "
+                f"publish_via_partition_root = true)"
+            )
+
+    def _publication(self, publication: str, table: SourceTable) -> tuple[bool, bool, bool] | None:
+        rows = self.run(
+            f"looking for publication {publication!r}",
+            "SELECT p.puballtables OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = %s::oid)"
+            "  OR EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = p.pubname AND t.schemaname = %s AND t.tablename = %s),"
+            " p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate,"
+            " p.pubviaroot OR (SELECT relkind <> 'p' FROM pg_class WHERE oid = %s::oid) FROM pg_publication p WHERE p.pubname = %s",
+            [table.oid, table.schema, table.name, table.oid, publication],
+        )
+        return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
+
+    def slot(self, name: str) -> Slot | None:
+        """What the server says of a slot of this database; raises ConfigurationError for one of another kind."""
+        rows = self.run(
+            f"looking for slot {name!r}",
+            "SELECT plugin, database = current_database(), coalesce(confirmed_flush_lsn - '0/0', 0)::bigint, coalesce(active_pid, 0),"
+            " coalesce(wal_status, 'lost'), coalesce(pg_current_wal_lsn() - restart_lsn, 0)::bigint,"
+            " coalesce(pg_current_wal_lsn() - confirmed_flush_lsn, 0)::bigint, coalesce(safe_wal_size, -1)::bigint"
+            " FROM pg_replication_slots WHERE slot_name = %s",
+            [name],
+        )
+        if not rows:
+            return None
+        ((plugin, ours, confirmed, reader, state, held, behind, left),) = rows
+        if plugin != _PLUGIN or not ours:
+            raise ConfigurationError(f"slot {name!r} ({self.address}) is another database's, or not of {_PLUGIN}; give another name (slot)")
+        return Slot(confirmed, reader, state, held, behind, left)
+
+    def make_slot(self, name: str) -> int:
+        """Make the slot; where its changes begin. It waits for the transactions that are running."""
+        ((lsn,),) = self.run(
+            f"making slot {name!r}",
+            "SELECT (lsn - '0/0')::bigint FROM pg_create_logical_replication_slot(%s, %s)",
+            [name, _PLUGIN],
+        )
+        return int(lsn)
+
+    def drop(self, slot: str, publication: str) -> list[str]:
+        """Drop the slot and the publication; what was there."""
+        from psycopg import sql
+
+        gone = []
+        if (found := self.slot(slot)) is not None:
+            self.free(slot, found)
+            self.run(f"dropping slot {slot!r}", "SELECT pg_drop_replication_slot(%s)", [slot])
+            gone.append(f"slot {slot}")
+        if self.run(f"looking for publication {publication!r}", "SELECT FROM pg_publication WHERE pubname = %s", [publication]):
+            self.run(f"dropping publication {publication!r}", sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(publication)))  # type: ignore[arg-type]
+            gone.append(f"publication {publication}")
+        return gone
+
+    def free(self, name: str, slot: Slot) -> None:
+        """End whoever reads the slot: an earlier attempt, which is fenced already."""
+        if slot.reader:
+            self.run(f"ending the process that reads slot {name!r}", "SELECT pg_terminate_backend(%s, 10000)", [slot.reader])
+
+    def here(self) -> int:
+        """Up to where the log is written and flushed."""
+        ((lsn,),) = self.run("asking where the log ends", "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint")
+        return int(lsn)
+
+    def flush(self) -> int:
+        """Flush all that other sessions may see by now; where the log ends then."""
+        self.run("writing a mark into the log", "SELECT pg_logical_emit_message(true, 'factory', '')")
+        return self.here()
+
+    def horizon(self) -> int:
+        """A number of transactions: those below it may still be running, later ones have a greater one."""
+        ((xid,),) = self.run("asking for running transactions", "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+        return int(xid)
+
+    def all_ended(self, horizon: int) -> bool:
+        """Whether every transaction below the horizon is over, and seen by whoever looks from now on."""
+        query = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= %s"
+        return bool(self.run("asking for running transactions", query, [horizon])[0][0])
+
+    def converters(self, types: list[int]) -> list[Convert | None]:
+        """What reads the texts of these types."""
+        own = {type_ for type_ in types if not known(type_)}
+        if not own:
+            return converters({}, types)
+        with asking(f"asking for types ({self.address})"):
+            return converters(own_types(self._session(), own), types)
+
+    def read_rows(self, table: SourceTable, after: Sequence[str] | None) -> Iterator[tuple[str | None, ...]]:
+        """The rows behind a key, by key, all of one moment: their values as text."""
+        from psycopg import sql
+
+        columns, key = (sql.SQL(", ").join(map(sql.Identifier, names)) for names in (table.columns, table.key))
+        where: sql.Composable = sql.SQL("")
+        if after is not None:
+            where = sql.SQL("WHERE ({}) > ({})").format(key, sql.SQL(", ").join(map(sql.Literal, after)))
+        query = sql.SQL("COPY (SELECT {} FROM {} {} ORDER BY {}) TO STDOUT").format(
+            columns, sql.Identifier(table.schema, table.name), where, key
+        )
+        connection = session(self._database)
+        try:
+            with asking(f"reading table {table.text} ({self.address})"), connection.cursor().copy(query) as copy:
+                yield from copy.rows()
+        finally:
+            connection.close()
+
+    def columns_of(self, table: SourceTable) -> list[tuple[str, int]]:
+        """The columns' names and types' numbers, in the order of ``SourceTable.columns``."""
+        rows = self.run(
+            f"looking at table {table.text}",
+            "SELECT attname::text, atttypid::bigint FROM pg_attribute WHERE attrelid = %s::oid AND attname = ANY (%s) AND attnum > 0"
+            " ORDER BY attnum",
+            [table.oid, list(table.columns)],
+        )
+        return [(name, int(type_)) for name, type_ in rows]
+
+    def row_now(self, table: SourceTable, columns: Sequence[str], key: Sequence[str | None]) -> list[str | None] | None:
+        """A row as it is now, by its key: values as text; None where there is none."""
+        from psycopg import sql
+
+        query = sql.SQL("COPY (SELECT {} FROM {} WHERE ({}) = ({})) TO STDOUT").format(
+            sql.SQL(", ").join(map(sql.Identifier, columns)),
+            sql.Identifier(table.schema, table.name),
+            sql.SQL(", ").join(map(sql.Identifier, table.key)),
+            sql.SQL(", ").join(map(sql.Literal, key)),
+        )
+        with asking(f"looking a row of {table.text} up ({self.address})"), self._session().cursor().copy(query) as copy:
+            return next((list(row) for row in copy.rows()), None)
+
+
+def lost(slot: str, why: str) -> DataLossError:
+    """The error of a slot that can't be gone on from."""
+    return DataLossError(
+        f"slot {slot!r} {why}: changes that are not in the topic are gone; begin again with a snapshot (factory replicate drop, then run)"
+    )
