@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import struct
 import time
+from contextlib import suppress
 from typing import Any
 
 from factory_agents.databases.postgres import Database
@@ -15,6 +16,7 @@ __all__ = ["LogReader"]
 
 _MICROS_2000 = 946_684_800_000_000
 _STATUS_SECONDS = 5.0
+_FINISH_SECONDS = 5.0
 _DATA, _KEEPALIVE = 0x77, 0x6B  # w, k
 _u64 = struct.Struct("!Q").unpack_from
 _keepalive = struct.Struct("!QqB").unpack_from
@@ -98,6 +100,16 @@ class LogReader:
     def _lost(self, said: object) -> UnavailableError:
         text = " ".join((said.decode(errors="replace") if isinstance(said, bytes) else str(said)).split())
         return UnavailableError(f"reading {self._what}: the connection was lost: {text or 'the server closed it'}")
+
+    def finish(self) -> None:
+        """Disconnect once the server has taken what was confirmed, or after some seconds."""
+        until = time.monotonic() + _FINISH_SECONDS
+        with suppress(UnavailableError):  # it has ended
+            self._pg.put_copy_end()
+            self._pg.flush()
+            while time.monotonic() < until:
+                self.next(0.1)
+        self.close()
 
     def close(self) -> None:
         """Disconnect."""

@@ -532,7 +532,9 @@ class _Reading:
         if self.stream.window == self.run.key:
             self._set(open=False)
         result = self._commit(finished=True, notes=notes, report={"lsn": lsn_text(self.stream.lsn), "behind": self.stream.behind})
-        self._close_log()
+        if self.log is not None:
+            self.log.finish()
+            self.log = None
         if result is None:
             raise AccountingError(f"stage {self.run.stage!r}: finished without a result")
         return result

@@ -312,7 +312,8 @@ class Server:
             sql.SQL(", ").join(map(sql.Literal, key)),
         )
         with asking(f"looking a row of {table.text} up ({self.address})"), self._session().cursor().copy(query) as copy:
-            return next((list(row) for row in copy.rows()), None)
+            rows = list(copy.rows())
+        return list(rows[0]) if rows else None
 
 
 def lost(slot: str, why: str) -> DataLossError:
