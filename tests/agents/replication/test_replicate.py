@@ -191,7 +191,7 @@ def test_values_are_the_same_from_the_table_and_from_the_log(replicated: Source)
     def add(key: int) -> None:
         from psycopg import sql
 
-        replicated.connection.execute(sql.SQL(insert).format(sql.Identifier(replicated.table)), [key, *texts])  # type: ignore[arg-type]
+        replicated.connection.execute(sql.SQL(insert).format(sql.Identifier(replicated.table)), [key, *texts])
 
     add(1)
     replicated.run("INSERT INTO {} (id) VALUES (2)")
