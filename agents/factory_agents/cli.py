@@ -17,6 +17,7 @@ from factory_agents.contract_commands import contracts
 from factory_agents.letter_commands import letters
 from factory_agents.model_commands import answers, evaluations
 from factory_agents.options import AgentSettings, kafka_config
+from factory_agents.replicate_commands import replicate
 from factory_agents.rollout_commands import diff_agents, live, rollout
 from factory_agents.temporal.commands import temporal
 
@@ -47,6 +48,7 @@ app.add_typer(sandboxes, name="sandbox")
 app.add_typer(temporal, name="temporal")
 app.add_typer(rollout, name="rollout")
 app.add_typer(live, name="live")
+app.add_typer(replicate, name="replicate")
 app.add_typer(answers, name="answers")
 app.add_typer(evaluations, name="eval")
 

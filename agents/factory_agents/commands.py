@@ -16,7 +16,6 @@ from factory_agents.errors import TooManyRejectedError
 from factory_agents.options import (
     AGENT_PARAMETERS,
     AgentSettings,
-    Resolved,
     declared,
     flag_of,
     kafka_config,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from factory_agents.protocol import AgentResult, Counts, Reason
     from factory_agents.telemetry import Observer
 
-__all__ = ["Bootstrap", "Json", "KafkaSettings", "SettingsPath", "invoke", "run_agent", "run_built_in", "setting"]
+__all__ = ["Bootstrap", "Json", "KafkaSettings", "SettingsPath", "invoke", "run_agent", "run_built_in", "setting", "start_agent"]
 
 
 Bootstrap = Annotated[
@@ -93,7 +92,9 @@ def _with_setting_flags(command: Callable[..., None]) -> Callable[..., None]:
 def run_agent(
     name: Annotated[
         str,
-        typer.Argument(help="ingest, enrich, infer, validate, publish, or your own as module:function", metavar="NAME", show_default=False),
+        typer.Argument(
+            help="ingest, replicate, enrich, infer, validate, publish, or your own as module:function", metavar="NAME", show_default=False
+        ),
     ],
     *,
     bootstrap: Bootstrap = None,
@@ -122,7 +123,7 @@ def run_agent(
 
     launch.check(name, resolved)
     kafka = kafka_config(bootstrap, kafka_settings or (), file=file)
-    _Run(name, resolved, as_json=console.wants_json(json)).start(kafka)
+    start_agent(name, resolved.settings, kafka, as_json=console.wants_json(json))
 
 
 @contextmanager
@@ -142,11 +143,16 @@ def _surroundings(settings: AgentSettings) -> Iterator[None]:
             os.environ["DATABASE_URL"] = before
 
 
+def start_agent(agent: str, settings: AgentSettings, kafka: Any, *, as_json: bool) -> None:
+    """Run an agent by these settings, and print what came of it."""
+    _Run(agent, settings, as_json=as_json).start(kafka)
+
+
 class _Run:
     """One run as a person sees it: progress while it lasts, then its result."""
 
-    def __init__(self, agent: str, resolved: Resolved, *, as_json: bool) -> None:
-        self.agent, self.settings, self.as_json = agent, resolved.settings, as_json
+    def __init__(self, agent: str, settings: AgentSettings, *, as_json: bool) -> None:
+        self.agent, self.settings, self.as_json = agent, settings, as_json
         self.shown = 0
 
     def start(self, kafka: Any) -> None:

@@ -32,6 +32,8 @@ from factory_agents.protocol import (
     Shard,
     Window,
 )
+from factory_agents.replicate import log_name
+from factory_agents.replication.runner import LIVE
 from factory_agents.run import BUILT_IN, build_transform, execute
 from factory_agents.runtime.codecs import codec_class
 from factory_agents.runtime.live import default_group, run_live
@@ -58,6 +60,9 @@ log = logging.getLogger(__name__)
 
 _LEDGER_SECONDS = 30.0
 
+_SOURCES = ("ingest", "replicate")
+"""Agents that read no topic."""
+
 WHOLE_SOURCE = "all"
 """Names the window of an ``ingest`` that reads every row, whatever its time."""
 
@@ -76,7 +81,7 @@ class LiveResult(msgspec.Struct, frozen=True):
 
 def is_live(agent: str, settings: AgentSettings) -> bool:
     """Whether the settings ask for a live run: an agent that reads a topic, with no window and no dry run."""
-    return agent != "ingest" and not settings.window and settings.since is None and settings.until is None and not settings.dry_run
+    return agent not in _SOURCES and not settings.window and settings.since is None and settings.until is None and not settings.dry_run
 
 
 def check(agent: str, resolved: Resolved) -> None:
@@ -87,8 +92,8 @@ def check(agent: str, resolved: Resolved) -> None:
     if settings.window and (settings.since is not None or settings.until is not None):
         raise ConfigurationError("--window already says which records to read: leave out --since and --until, or --window")
     parse_interval(settings)
-    if agent == "ingest":
-        _check_ingest(resolved)
+    if agent in _SOURCES:
+        _check_source(agent, resolved)
     elif is_live(agent, settings):
         _check_live(agent, resolved)
     elif resolved.by_flag("metrics_listen"):
@@ -99,12 +104,12 @@ def check(agent: str, resolved: Resolved) -> None:
         raise ConfigurationError("agent 'validate': no topic for valid events; give --out-topic, or set OUTPUT_TOPIC")
 
 
-def _check_ingest(resolved: Resolved) -> None:
+def _check_source(agent: str, resolved: Resolved) -> None:
     for name in ("in_topic", "window", "group"):
         if resolved.by_flag(name):
-            raise ConfigurationError(f"agent 'ingest' reads a source, not a topic: leave out {resolved.origins[name]}")
+            raise ConfigurationError(f"agent {agent!r} reads a source, not a topic: leave out {resolved.origins[name]}")
     if not resolved.settings.out_topic:
-        raise ConfigurationError("agent 'ingest': no topic to write to; give --topic, or set OUTPUT_TOPIC")
+        raise ConfigurationError(f"agent {agent!r}: no topic to write to; give --topic, or set OUTPUT_TOPIC")
 
 
 def _check_live(agent: str, resolved: Resolved) -> None:
@@ -157,10 +162,10 @@ def make_run(agent: str, settings: AgentSettings, given: StageInput | None) -> A
         params=settings.params,
         window=window,
         interval=interval,
-        name=WHOLE_SOURCE if window is None and interval is None else "",
+        name=_name(agent) if window is None and interval is None else "",
         shard=given.shard if given is not None else settings.shard,
         plan=given.plan if given is not None else "",
-        origin=window.origin if window is not None else source_name(settings.params),
+        origin=window.origin if window is not None else _origin(agent, settings),
         instance=window.instance if window is not None else 0,
         output_topic=settings.out_topic,
         output_codec=_codec(settings, "output_codec", settings.out_topic),
@@ -177,6 +182,15 @@ def make_run(agent: str, settings: AgentSettings, given: StageInput | None) -> A
         keep_windows=settings.keep_windows,
         traceparent=os.environ.get("TRACEPARENT", ""),
     )
+
+
+def _name(agent: str) -> str:
+    """What names the work of a source without an interval."""
+    return LIVE if agent == "replicate" else WHOLE_SOURCE
+
+
+def _origin(agent: str, settings: AgentSettings) -> str:
+    return (log_name if agent == "replicate" else source_name)(settings.params)
 
 
 def _codec(settings: AgentSettings, setting: str, topic: str, written: CodecRef | None = None) -> CodecRef | None:
@@ -217,7 +231,7 @@ def _everything(config: KafkaConfig, pipeline: str, topic: str) -> Window:
 
 def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettings) -> AgentResult:
     """Plan (or read) the window and run the agent over it to its end. Raises a FactoryError; a further call resumes."""
-    if agent != "ingest":
+    if agent not in _SOURCES:
         # Looked at beforehand: a mistyped function, parameter or topic plans nothing.
         build_transform(AgentRef(agent), settings.params, None).close()
     for setting, topic in (("input_codec", settings.in_topic), ("output_codec", settings.out_topic)):
@@ -226,7 +240,7 @@ def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettin
     given = read_window(settings.window, settings.shard) if settings.window else None
     if settings.out_topic:
         Cluster(context.config).topic(settings.out_topic)
-    if given is None and agent != "ingest":
+    if given is None and agent not in _SOURCES:
         given = stage_input(_window(context.config, agent, settings), settings.shard)
     return execute(context, make_run(agent, settings, given))
 

@@ -15,7 +15,7 @@ from factory_agents.params import read_params
 from factory_agents.protocol import AgentRun, digest
 from factory_agents.replication.runner import Replication
 
-__all__ = ["ReplicateParams", "build", "log_name", "slot_name"]
+__all__ = ["ReplicateParams", "build", "log_name", "size_of", "slot_name"]
 
 _SLOT = re.compile(r"[a-z0-9_]{1,63}")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)B?\s*")
@@ -57,7 +57,7 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Replication
         publication=publication,
         snapshot=settings.snapshot,
         truncate=settings.truncate,
-        max_lag=_bytes(settings.max_lag),
+        max_lag=size_of(settings.max_lag, "agent 'replicate': max_lag"),
         identity=identity,
     )
 
@@ -79,12 +79,13 @@ def _settings(params: Mapping[str, Any]) -> ReplicateParams:
     return read_params("replicate", params, ReplicateParams, required={"table": "the table to replicate, such as public.orders"})
 
 
-def _bytes(text: str) -> int:
+def size_of(text: str, where: str) -> int:
+    """A size such as ``50 GB`` in bytes; 0 for none. Raises ConfigurationError, which begins with ``where``."""
     if not text:
         return 0
     found = _SIZE.fullmatch(text)
     if found is None:
-        raise ConfigurationError(f"agent 'replicate': max_lag: expected a size such as 50 GB, got {text!r}")
+        raise ConfigurationError(f"{where}: expected a size such as 50 GB, got {text!r}")
     return int(float(found[1]) * _UNITS[found[2]])
 
 

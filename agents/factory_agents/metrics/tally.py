@@ -60,6 +60,8 @@ class _Record(msgspec.Struct, frozen=True):
     topic_id: str = ""
     former: bool = False
     offsets: tuple[int, ...] = ()
+    behind: int = 0
+    changed: int = 0
 
 
 _DECODER = msgspec.json.Decoder(_Record)
@@ -103,6 +105,7 @@ class LedgerTally(Follower):
         self._plans: dict[tuple[str, str], dict[str, int]] = {}
         self._begun: dict[tuple[str, str], int] = {}
         self._cuts: dict[tuple[str, str, str], tuple[int, tuple[int, ...]]] = {}
+        self._streams: dict[tuple[str, str, str], _Record] = {}
 
     def restart(self, topic_id: str) -> None:
         """See ``Follower.restart``: how windows stand is found out again, and nothing is counted twice."""
@@ -200,6 +203,9 @@ class LedgerTally(Follower):
         if have is None or record.at >= have[0]:
             self._cuts[key] = (record.at, record.offsets)
 
+    def _stream(self, record: _Record, counts: bool) -> None:
+        self._streams[record.pipeline, record.stage, record.scope] = record
+
     def _standing(self, record: _Record) -> _Standing:
         key = (record.pipeline, record.stage, record.scope, record.window)
         standing = self._standings.get(key)
@@ -224,6 +230,8 @@ class LedgerTally(Follower):
         parts = key.decode(errors="replace").split("|")
         if kind == b"plan" and len(parts) == 4:
             self._forget_plan((parts[1], parts[3]), parts[2])
+        elif kind == b"stream" and len(parts) == 4:
+            self._streams.pop((parts[1], parts[2], parts[3]), None)
         elif kind in (b"stage", b"failure") and len(parts) == 6:
             _, pipeline, stage, scope, window, shard = parts
             index = shard.partition("of")[0]
@@ -267,6 +275,11 @@ class LedgerTally(Follower):
                 continue
             gauges["factory_window_end_timestamp_seconds", stage] = (end / 1000,)
             gauges["factory_window_length_seconds", stage] = (length / 1000,)
+        for (pipeline, stage_name, _), stream in self._streams.items():
+            labels = (pipeline, stage_name)
+            gauges["factory_replication_behind_bytes", labels] = (float(stream.behind),)
+            gauges["factory_replication_read_timestamp_seconds", labels] = (stream.at / 1000,)
+            gauges["factory_replication_changed_timestamp_seconds", labels] = (stream.changed / 1000,)
         return gauges
 
     def _resting(self) -> dict[tuple[str, str], list[int]]:
@@ -286,4 +299,5 @@ _KINDS = {
     b"attempt": LedgerTally._attempt,
     b"plan": LedgerTally._plan,
     b"cut": LedgerTally._cut,
+    b"stream": LedgerTally._stream,
 }

@@ -140,6 +140,12 @@ class _Reading:
 
     def to_end(self) -> AgentResult:
         """Until the window is read, or told to stop."""
+        try:
+            return self._tried()
+        finally:
+            self._close_log()
+
+    def _tried(self) -> AgentResult:
         while True:
             try:
                 if not self._prepare():
@@ -147,6 +153,10 @@ class _Reading:
                 if self.stream.copying is not None:
                     self._copy(self.stream.copying)
                 return self._read_log()
+            except StoppedError:
+                if not self.live:
+                    raise
+                return self._stopped()
             except ChunkAbortedError as aborted:
                 self._close_log()
                 self.session.retry_chunk(aborted)
@@ -158,6 +168,13 @@ class _Reading:
                 log.warning("the database is gone, trying again", extra=fields(reason=str(error)))
                 self._settle()
                 self._pause(1.0)
+
+    def _stopped(self) -> AgentResult:
+        """What was done; it is committed already."""
+        if self.log is not None:
+            self.log.finish()
+            self.log = None
+        return self.session.result_so_far()
 
     def _may_wait(self) -> bool:
         now = time.monotonic()

@@ -91,6 +91,14 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family("factory_window_end_timestamp_seconds", "gauge", _STAGE, "End of the latest interval that a stage has finished."),
         Family("factory_window_length_seconds", "gauge", _STAGE, "Length of that interval."),
+        Family(
+            "factory_replication_behind_bytes",
+            "gauge",
+            _STAGE,
+            "How much log of PostgreSQL lay behind the place up to which its changes were in the topic, when that was read last.",
+        ),
+        Family("factory_replication_read_timestamp_seconds", "gauge", _STAGE, "When PostgreSQL's log was read last."),
+        Family("factory_replication_changed_timestamp_seconds", "gauge", _STAGE, "When the newest change that was read was committed."),
         Family("factory_batch_records", "histogram", _AGENT, "Records that a live agent was given at once.", _RECORDS),
         Family("factory_batch_seconds", "histogram", _AGENT, "How long it took for them.", _SECONDS),
         Family(

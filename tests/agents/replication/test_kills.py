@@ -1,0 +1,162 @@
+"""A reader that dies, hangs or loses its connection: every change is in the topic once, and all of them are."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.protocol import AgentResult
+from tests.support.replication import Source
+from tests.support.waiting import wait_for
+
+CHUNK = 16
+MOVED = 9
+
+
+def replayed(source: Source, *results: AgentResult) -> dict[int, Any]:
+    """The rows that the records of windows make, one window after the other; fails where a change is there twice."""
+    rows: dict[int, Any] = {}
+    seen: set[tuple[Any, ...]] = set()
+    for result in results:
+        events = [(json.loads(r.key or b""), r.event) for r in source.records(result) if r.value is not None]
+        events.sort(key=lambda pair: (pair[1]["source"]["lsn"], pair[1]["op"] != "d"))
+        for key, event in events:
+            change = (event["source"]["lsn"], key["id"], event["op"])
+            assert change not in seen, f"{change} is there twice"
+            seen.add(change)
+            rows.pop(key["id"], None)
+            if event["after"] is not None:
+                rows[key["id"]] = event["after"]
+    return rows
+
+
+def table_now(source: Source) -> dict[int, Any]:
+    return {id_: {"id": id_, "a": a, "b": b} for id_, a, b in source.run("SELECT id, a, b FROM {}")}
+
+
+def change(source: Source) -> None:
+    """A large transaction, in chunks of which it is cut, and small ones."""
+    with source.connection.transaction():
+        source.run("INSERT INTO {} SELECT g, g, 'new' FROM generate_series(101, 150) g")
+        source.run("UPDATE {} SET a = a + 1 WHERE id % 3 = 0")
+        source.run("DELETE FROM {} WHERE id % 7 = 0")
+    for i in range(MOVED):
+        source.run(f"UPDATE {{}} SET id = id + 1000, b = 'moved' WHERE id = {106 + i + (i >= 6)}")
+
+
+POINTS = [
+    "start.after-init=kill@1",
+    "replicate.announced=kill@1",
+    "replicate.slot-made=kill@1",
+    "replicate.put=kill@1",
+    "replicate.put=kill@23",
+    "chunk.before-ledger=kill@3",
+    "chunk.before-commit=kill@3",
+    "chunk.after-commit=kill@3",
+    "replicate.committed=kill@4",
+    "chunk.after-commit=kill@6",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_anywhere_it_is_gone_on_with(replicated: Source, point: str) -> None:
+    replicated.run("INSERT INTO {} SELECT g, g, 'old' FROM generate_series(1, 60) g")
+    first = replicated.window(chunk_records=CHUNK)
+    replicated.runs.attempt(first, point).wait()
+    done = replicated.replicate(first)
+    change(replicated)
+    second = replicated.window(chunk_records=CHUNK)
+    replicated.runs.attempt(second, point).wait()
+    again = replicated.replicate(second)
+    assert replayed(replicated, done, again) == table_now(replicated)
+    events = [r for r in replicated.records(again) if r.value is not None]
+    assert len(events) == again.counts.consumed + MOVED, "a row that moves is a delete and an insert"
+
+
+def test_killed_again_and_again_in_one_window(replicated: Source) -> None:
+    replicated.run("INSERT INTO {} SELECT g, g, 'old' FROM generate_series(1, 60) g")
+    done = replicated.replicate()
+    change(replicated)
+    run = replicated.window(chunk_records=4)
+    for n in range(5):
+        replicated.runs.killed(run, f"{'chunk.before-commit' if n % 2 else 'replicate.committed'}=kill@2")
+    assert replayed(replicated, done, replicated.replicate(run)) == table_now(replicated)
+
+
+def test_hung_and_overtaken_it_neither_writes_nor_confirms_anything_more(replicated: Source) -> None:
+    replicated.run("INSERT INTO {} SELECT g, g, 'old' FROM generate_series(1, 60) g")
+    done = replicated.replicate()
+    change(replicated)
+    run = replicated.window(chunk_records=CHUNK)
+    zombie = replicated.runs.attempt(run, "replicate.put=stop@40")
+    zombie.wait_stopped()
+    again = replicated.replicate(run)
+    confirmed = replicated.confirmed()
+    zombie.signal(signal.SIGCONT)
+    assert zombie.wait() == 75, zombie.log
+    assert "another" in zombie.log or "fenced" in zombie.log.lower()
+    assert replayed(replicated, done, again) == table_now(replicated)
+    assert replicated.confirmed() == confirmed
+    replicated.run("INSERT INTO {} VALUES (2000, 1, 'after')")
+    assert replicated.replicate().counts.consumed == 1
+
+
+def test_that_loses_its_connection_goes_on_by_itself(replicated: Source) -> None:
+    replicated.run("INSERT INTO {} SELECT g, g, 'old' FROM generate_series(1, 60) g")
+    done = replicated.replicate()
+    change(replicated)
+    run = replicated.window(chunk_records=CHUNK)
+    attempt = replicated.runs.attempt(run, "replicate.put=stop@40")
+    attempt.wait_stopped()
+    replicated.connection.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'factory-replicate'"
+    )
+    attempt.signal(signal.SIGCONT)
+    assert attempt.wait() == 0, attempt.log
+    assert "the database is gone, trying again" in attempt.log
+    assert replayed(replicated, done, attempt.result) == table_now(replicated)
+
+
+class TestLive:
+    def test_changes_are_there_at_once_until_it_is_stopped_and_the_next_one_goes_on(self, replicated: Source) -> None:
+        replicated.run("INSERT INTO {} VALUES (1, 1, 'x')")
+        live = replicated.of(None)
+        reader = replicated.runs.attempt(live)
+        wait_for(lambda: len(replicated.runs.everything(replicated.topic)) == 1, "the row to be there")
+        replicated.run("INSERT INTO {} VALUES (2, 2, 'y')")
+        wait_for(lambda: len(replicated.runs.everything(replicated.topic)) == 2, "the change to be there")
+        reader.signal(signal.SIGTERM)
+        assert reader.wait() == 0, reader.log
+        replicated.run("DELETE FROM {} WHERE id = 1")
+        second = replicated.runs.attempt(live)
+        wait_for(lambda: len(replicated.runs.everything(replicated.topic)) == 4, "the delete to be there")
+        second.signal(signal.SIGKILL)
+        second.wait()
+        assert [r.event["op"] for r in replicated.runs.everything(replicated.topic) if r.value].count("d") == 1
+
+    def test_an_idle_table_keeps_no_log(self, replicated: Source) -> None:
+        replicated.replicate()
+        reader = replicated.runs.attempt(replicated.of(None))
+        before = replicated.confirmed()
+        wait_for(lambda: replicated.run("SELECT active FROM pg_replication_slots WHERE database = current_database()") == [(True,)], "it")
+        replicated.connection.execute("CREATE TABLE elsewhere AS SELECT g, repeat('x', 1000) AS t FROM generate_series(1, 40000) g")
+        wait_for(lambda: replicated.confirmed() > before + 30_000_000, "the slot to go on", patience=60)
+        assert replicated.runs.everything(replicated.topic) == []
+        reader.signal(signal.SIGTERM)
+        assert reader.wait() == 0, reader.log
+
+
+def test_a_slot_that_holds_back_more_than_is_allowed_stops_the_reader(replicated: Source) -> None:
+    replicated.replicate()
+    replicated.connection.execute("CREATE TABLE elsewhere AS SELECT g, repeat('x', 1000) AS t FROM generate_series(1, 2000) g")
+    replicated.params["max_lag"] = "1 MB"
+    run = replicated.window()
+    with pytest.raises(ConfigurationError, match="holds back"):
+        replicated.replicate(run)
+    replicated.params["max_lag"] = "1 GB"
+    assert replicated.replicate(replicated.of(run.interval)).report is not None
