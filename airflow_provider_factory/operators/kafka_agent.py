@@ -51,7 +51,7 @@ __all__ = ["BUILT_IN", "KafkaAgentOperator", "Rerun"]
 
 Rerun = Literal["clear", "reuse", "redo", "ask_again"]
 
-BUILT_IN = ("ingest", "enrich", "infer", "validate", "publish")
+BUILT_IN = ("ingest", "replicate", "enrich", "infer", "validate", "publish")
 """Agents that come with factory_agents; they are given the default database connection where it exists."""
 
 WAREHOUSE_CONNECTIONS = {"bigquery": "google_cloud_default", "snowflake": "snowflake_default", "iceberg": "iceberg_default"}
@@ -274,7 +274,7 @@ class KafkaAgentOperator(AgentPodOperator):
         """Refuse rendered arguments that would only be used after the work is done; raises ConfigurationError."""
 
     def _input(self) -> StageInput | None:
-        if self.window is None and self.shard is None and self.agent == "ingest":
+        if self.window is None and self.shard is None and self.agent in ("ingest", "replicate"):
             return None
         try:
             return stage_input(self.window, self.shard)

@@ -24,7 +24,6 @@ CONTRACT: dict[str, Any] = {
     "key": "id",
     "version_field": "__lsn",
     "deletes": True,
-    "schema": {"type": "object", "required": ["id"], "properties": {"id": {"type": "integer"}, "__lsn": {"type": "integer"}}},
     "columns": {"id": "bigint", "a": "bigint", "b": "text", "__lsn": "bigint"},
 }
 CHECKSUM = "SELECT count(*), md5(string_agg(concat_ws('|', id, a, b), ',' ORDER BY id)) FROM {}"

@@ -10,7 +10,7 @@ import msgspec
 
 from factory_agents.kafka.ledger import LedgerRecord, LedgerView, StageRecord, StreamRecord
 from factory_agents.kafka.records import stream_key
-from factory_agents.protocol import AgentResult, AgentRun, transactional_id
+from factory_agents.protocol import AgentResult, AgentRun, CodecRef, transactional_id
 from factory_agents.runtime.session import RunContext, Session
 
 __all__ = ["StreamSession"]
@@ -22,6 +22,8 @@ class StreamSession(Session):
     ``stream`` is how far the log is in the topic; it is committed with each chunk, and after ``recover`` it is what was committed. A log
     is read once: a window that is finished is returned whatever is asked, one that was begun is gone on with.
     """
+
+    default_codec = CodecRef("debezium", {"add": "lsn"})
 
     def __init__(self, context: RunContext, run: AgentRun, name: str, version: str, identity: dict[str, Any]) -> None:
         work = run.work
