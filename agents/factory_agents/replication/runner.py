@@ -96,6 +96,10 @@ class _WindowEnds(Exception):  # noqa: N818  # nothing failed
         self.note = note
 
 
+class _UnfinishedError(UnavailableError):
+    """An earlier window comes first: not for this attempt to wait for."""
+
+
 class _Reading:
     """The loop of one attempt: copy the table if that isn't done, then read the log to the window's end."""
 
@@ -163,7 +167,7 @@ class _Reading:
                 self.rows = self.session.progress.rows
             except UnavailableError as error:
                 self._close_log()
-                if self._committing or not self._may_wait():
+                if self._committing or isinstance(error, _UnfinishedError) or not self._may_wait():
                     raise
                 log.warning("the database is gone, trying again", extra=fields(reason=str(error)))
                 self._settle()
@@ -233,7 +237,7 @@ class _Reading:
         if stream.end > microseconds(run.interval.start):
             return False
         if stream.window and stream.open:
-            raise UnavailableError(
+            raise _UnfinishedError(
                 f"stage {run.stage!r}: window {stream.window} is begun and not finished, and its changes come first; run it to its end "
                 f"(clear its task), one window at a time (max_active_runs=1)"
             )

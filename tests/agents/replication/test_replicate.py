@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import psycopg
 import pytest
@@ -271,6 +272,24 @@ class TestRefusals:
             replicated.replicate(second)
         assert replicated.replicate(first).resumed
         assert replicated.replicate(second).counts.consumed >= 0
+
+
+def test_the_rights_that_the_docs_name_are_enough(replicated: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    role, publication = f"reader_{replicated.table}", f"p_{replicated.table}"
+    replicated.params["publication"] = publication
+    replicated.run(f"CREATE PUBLICATION {publication} FOR TABLE {{}} WITH (publish_via_partition_root = true)")
+    replicated.run(f"CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'sesame'")
+    replicated.run(f"GRANT SELECT ON {{}} TO {role}")
+    try:
+        monkeypatch.setenv("DATABASE_URL", re.sub(r"//[^@]*@", f"//{role}:sesame@", replicated.url))
+        replicated.run("INSERT INTO {} VALUES (1, 1, 'x')")
+        assert replicated.replicate().counts.consumed == 1
+        replicated.run("UPDATE {} SET a = 2")
+        assert replicated.replicate().counts.consumed == 1
+    finally:
+        replicated.end()
+        replicated.run(f"DROP OWNED BY {role}")
+        replicated.run(f"DROP ROLE {role}")
 
 
 class TestALoss:
