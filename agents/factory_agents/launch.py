@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from factory_agents.replicate import log_name
 from factory_agents.replication.runner import LIVE
 from factory_agents.run import BUILT_IN, build_transform, execute
 from factory_agents.runtime.codecs import codec_class
-from factory_agents.runtime.live import default_group, run_live
+from factory_agents.runtime.live import LiveSettings, default_group, run_live
 from factory_agents.runtime.live_sink import KEEP_WINDOWS, run_sink_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.versions import check_unversioned, run_version
@@ -301,12 +300,7 @@ def _run_sink(context: RunContext, sink: Any, group: str, settings: AgentSetting
 
 
 def _run_transform(context: RunContext, transform: Any, group: str, settings: AgentSettings) -> Counts:
-    if settings.live_version:
-        run = partial(run_version, context, transform, settings.live_version)
-    else:
-        check_unversioned(context.config, group, settings.prefix)
-        run = partial(run_live, context, transform)
-    return run(
+    live = LiveSettings(
         in_topic=settings.in_topic,
         out_topic=settings.out_topic,
         group=group,
@@ -318,3 +312,7 @@ def _run_transform(context: RunContext, transform: Any, group: str, settings: Ag
         max_lag_downstream=settings.max_lag_downstream,
         downstream_group=settings.downstream_group,
     )
+    if settings.live_version:
+        return run_version(context, transform, settings.live_version, live)
+    check_unversioned(context.config, group, settings.prefix)
+    return run_live(context, transform, live)

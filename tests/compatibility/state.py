@@ -30,7 +30,7 @@ from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS, LEDGER_SETTINGS, partition_of
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Interval, encode
 from factory_agents.runtime.agents import agent
-from factory_agents.runtime.live import run_live
+from factory_agents.runtime.live import LiveSettings, run_live
 from factory_agents.runtime.session import RunContext
 from tests.support.databases import own_database
 from tests.support.runs import Runs
@@ -125,8 +125,8 @@ class Pipeline:
         def work() -> None:
             try:
                 context = RunContext(self.runs.config, stop=stop.is_set)
-                names = {"in_topic": self.name("raw"), "out_topic": self.name("live"), "group": self.group, "prefix": self.runs.prefix}
-                run_live(context, size.bind({}), **names)
+                live = LiveSettings(self.name("raw"), self.name("live"), self.group, prefix=self.runs.prefix)
+                run_live(context, size.bind({}), live)
             except BaseException as error:
                 failed.append(error)
 

@@ -24,7 +24,7 @@ from factory_agents.metrics.server import MetricsServer
 from factory_agents.protocol import Interval, Shard
 from factory_agents.run import execute
 from factory_agents.runtime.agents import agent
-from factory_agents.runtime.live import run_live
+from factory_agents.runtime.live import LiveSettings, run_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.sandbox.processes import free_port
 from factory_agents.telemetry.live import LiveTelemetry
@@ -71,7 +71,7 @@ def live_agent(runs: Runs, topic: str, telemetry: LiveTelemetry) -> Iterator[Non
     context = RunContext(runs.config, stop=stop.is_set, observer=telemetry)
     copy = agent(version="1", name="copy")(lambda event: event).bind({})
     group = f"{runs.prefix}.live"
-    work = threading.Thread(target=lambda: run_live(context, copy, in_topic=topic, out_topic=out, group=group, prefix=runs.prefix))
+    work = threading.Thread(target=lambda: run_live(context, copy, LiveSettings(topic, out, group, prefix=runs.prefix)))
     work.start()
     try:
         yield

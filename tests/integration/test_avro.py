@@ -17,7 +17,7 @@ from factory_agents.errors import UnavailableError
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, CodecRef, Window
 from factory_agents.run import EXIT_RETRY, execute
 from factory_agents.runtime.agents import agent
-from factory_agents.runtime.live import run_live
+from factory_agents.runtime.live import LiveSettings, run_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.sandbox import Sandbox
 from factory_agents.stage_plan import stage_input
@@ -115,8 +115,8 @@ def test_avro_is_read_and_written_live(runs: Runs, subjects: Subjects) -> None:
 
     def work() -> None:
         transform = agent(version="1")(mark).bind({})
-        names = {"in_topic": source, "out_topic": out, "group": f"{runs.prefix}.g", "prefix": runs.prefix}
-        run_live(RunContext(runs.config, stop=stop.is_set), transform, input_codec=AVRO, output_codec=AVRO, **names)
+        live = LiveSettings(source, out, f"{runs.prefix}.g", prefix=runs.prefix, input_codec=AVRO, output_codec=AVRO)
+        run_live(RunContext(runs.config, stop=stop.is_set), transform, live)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -30,7 +30,7 @@ from factory_agents.rollouts import Rollouts
 from factory_agents.run import execute
 from factory_agents.runtime.agents import agent
 from factory_agents.runtime.dead_letters import LetterTopic, Selection
-from factory_agents.runtime.live import run_live
+from factory_agents.runtime.live import LiveSettings, run_live
 from factory_agents.runtime.live_sink import run_sink_live
 from factory_agents.runtime.replays import replay_letters
 from factory_agents.runtime.session import RunContext
@@ -148,7 +148,7 @@ class Factory:
         before = sum(cluster.stable_offset(ENRICHED, range(2)).values())
 
         def work(context: RunContext) -> Counts:
-            return run_live(context, agent(version="1")(same).bind({}), in_topic=RAW, out_topic=ENRICHED, group="live-enrich")
+            return run_live(context, agent(version="1")(same).bind({}), LiveSettings(RAW, ENRICHED, "live-enrich"))
 
         self._until(lambda: sum(cluster.stable_offset(ENRICHED, range(2)).values()) > before, work, then)
 
@@ -170,7 +170,7 @@ class Factory:
         before = sum(cluster.stable_offset(ENRICHED, range(2)).values())
 
         def work(context: RunContext) -> Counts:
-            return run_version(context, agent(version="1")(same).bind({}), "v1", in_topic=RAW, out_topic=ENRICHED, group=ROLLED)
+            return run_version(context, agent(version="1")(same).bind({}), "v1", LiveSettings(RAW, ENRICHED, ROLLED))
 
         self._until(lambda: sum(cluster.stable_offset(ENRICHED, range(2)).values()) > before, work, then)
 

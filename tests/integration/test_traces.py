@@ -20,7 +20,7 @@ from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Window, mer
 from factory_agents.run import execute
 from factory_agents.runners.process import AgentProcess, child_environment
 from factory_agents.runtime.agents import agent
-from factory_agents.runtime.live import run_live
+from factory_agents.runtime.live import LiveSettings, run_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.traced import traced as within
@@ -341,10 +341,7 @@ def test_a_live_agent_follows_events_too_and_each_of_its_chunks_is_a_trace(trace
             target=lambda: run_live(
                 RunContext(traced.runs.config, stop=stop.is_set, traces=traces),
                 agent(version="1", name="a")(mark).bind({}),
-                in_topic=source,
-                out_topic=out,
-                group=f"{traced.runs.prefix}.g",
-                prefix=traced.runs.prefix,
+                LiveSettings(source, out, group=f"{traced.runs.prefix}.g", prefix=traced.runs.prefix),
             )
         )
         live.start()

@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from factory_agents import failpoints
 from factory_agents.errors import FencedError, StoppedError, UnavailableError, WindowError
@@ -27,7 +28,7 @@ from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import SIDE_SECONDS, BatchSize, process
 from factory_agents.telemetry import Batch, Observers, Subject, fields
 
-__all__ = ["LiveAgent", "check_live", "default_group", "run_live"]
+__all__ = ["LiveAgent", "LiveSettings", "check_live", "default_group", "run_live"]
 
 log = logging.getLogger(__name__)
 
@@ -48,44 +49,39 @@ def default_group(agent: str, topic: str) -> str:
     return f"factory.{agent}.{topic}"
 
 
-def run_live(
-    context: RunContext,
-    transform: Transform,
-    *,
-    in_topic: str,
-    out_topic: str,
-    group: str,
-    dead_letter_topic: str = "",
-    prefix: str = "factory",
-    accept_loss: bool = False,
-    input_codec: CodecRef | None = None,
-    output_codec: CodecRef | None = None,
-    max_lag_downstream: int = 0,
-    downstream_group: str = "",
-) -> Counts:
-    """Handle what arrives, from the group's position (at first: the earliest record), outputs and positions in one transaction.
+@dataclass(frozen=True)
+class LiveSettings:
+    """What a live agent reads and writes, and in which group.
 
     With ``max_lag_downstream`` it waits while a consumer group of the output topic (or ``downstream_group`` alone) is further behind.
+    """
+
+    in_topic: str
+    out_topic: str
+    group: str
+    dead_letter_topic: str = ""
+    prefix: str = "factory"
+    accept_loss: bool = False
+    input_codec: CodecRef | None = None
+    output_codec: CodecRef | None = None
+    max_lag_downstream: int = 0
+    downstream_group: str = ""
+
+
+def run_live(context: RunContext, transform: Transform, settings: LiveSettings) -> Counts:
+    """Handle what arrives, from the group's position (at first: the earliest record), outputs and positions in one transaction.
+
     Returns the counts when ``context.stop`` says so. Raises DataLossError where records that the group has not read are gone (the topic was
     recreated, retention was faster), unless ``accept_loss``; and another FactoryError where it cannot go on. Nothing is lost or doubled by
     starting it again.
     """
-    check_live(transform, group, prefix)
-    reading = open_codec(input_codec, in_topic, writing=False)
-    writing = open_codec(output_codec, out_topic, writing=True)
-    live = LiveAgent(context, transform, in_topic, out_topic, group, dead_letter_topic, prefix, accept_loss=accept_loss)
-    live.use_codecs(reading, writing)
-    if max_lag_downstream and out_topic:
-        live.downstream = Downstream(context.config, out_topic, max_lag_downstream, group=downstream_group)
-    try:
-        return live.run()
-    finally:
-        live.close()
+    check_live(transform, settings)
+    return LiveAgent(context, transform, settings).run_until_stopped()
 
 
-def check_live(transform: Transform, group: str, prefix: str) -> None:
+def check_live(transform: Transform, settings: LiveSettings) -> None:
     """Refuse what cannot run live."""
-    check_names(group=group, prefix=prefix)
+    check_names(group=settings.group, prefix=settings.prefix)
     if transform.stateful:
         raise WindowError(f"agent {transform.name!r} judges a whole window and cannot run live; give it a window (--since, --until)")
 
@@ -102,24 +98,21 @@ class LiveAgent:
         self,
         context: RunContext,
         transform: Transform,
-        in_topic: str,
-        out_topic: str,
-        group: str,
-        dead_letter_topic: str,
-        prefix: str,
+        settings: LiveSettings,
         *,
-        accept_loss: bool,
         cluster: Cluster | None = None,
         reader: GroupReader | None = None,
         part: str = "0",
         member: str = "",
     ) -> None:
-        self.context, self.transform, self.group, self.prefix, self.part = context, transform, group, prefix, part
+        in_topic, group = settings.in_topic, settings.group
+        self.context, self.transform, self.settings, self.part = context, transform, settings, part
+        self.group, self.prefix = group, settings.prefix
         self.cluster = cluster or Cluster(context.config)
-        self.reader = reader or GroupReader(context.config, self.cluster, in_topic, group, accept_loss=accept_loss)
+        self.reader = reader or GroupReader(context.config, self.cluster, in_topic, group, accept_loss=settings.accept_loss)
         self.writer = TransactionalWriter(
             context.config,
-            transactional_id(prefix, "live", group, member or uuid.uuid4().hex),
+            transactional_id(settings.prefix, "live", group, member or uuid.uuid4().hex),
             known_topic=in_topic,
             timeout_ms=int(context.config.values.get("transaction.timeout.ms", _TIMEOUT_MS)),
             stop=context.stop,
@@ -128,8 +121,8 @@ class LiveAgent:
             self.cluster,
             self.writer,
             Origin(group, "live", transform.name, transform.version, input_topic=in_topic, input_partitions=self.reader.topic.partitions),
-            output=out_topic,
-            dead=dead_letter_topic,
+            output=settings.out_topic,
+            dead=settings.dead_letter_topic,
         )
         self.input_codec: OpenCodec | None = None
         self.counts, self.uncommitted = Counts(), Counts()
@@ -154,11 +147,18 @@ class LiveAgent:
         self.downstream: Downstream | None = None
         self.thread = AgentThread(transform.name)
 
-    def use_codecs(self, reading: OpenCodec | None, writing: OpenCodec | None) -> None:
-        """Set what reads and writes the events."""
-        self.input_codec = reading
-        self.outputs.use_codecs(reading, writing)
-        self.outputs.set_writer(f"live/{self.group}/{self.part}")
+    def run_until_stopped(self) -> Counts:
+        """Open what it reads and writes with, run, and close it all."""
+        of = self.settings
+        try:
+            reading = self.input_codec = open_codec(of.input_codec, of.in_topic, writing=False)
+            self.outputs.use_codecs(reading, open_codec(of.output_codec, of.out_topic, writing=True))
+            self.outputs.set_writer(f"live/{self.group}/{self.part}")
+            if of.max_lag_downstream and of.out_topic:
+                self.downstream = Downstream(self.context.config, of.out_topic, of.max_lag_downstream, group=of.downstream_group)
+            return self.run()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Leave the group; an open transaction is ended without its outputs."""

@@ -22,13 +22,11 @@ from factory_agents.kafka.routes import Route, Token, check_version, first_route
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.version_group import VersionReader
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
-from factory_agents.protocol import CodecRef, Counts, digest, transactional_id
+from factory_agents.protocol import Counts, digest, transactional_id
 from factory_agents.runtime.agents import Transform
-from factory_agents.runtime.backpressure import Downstream
-from factory_agents.runtime.codecs import open_codec
 from factory_agents.runtime.dependencies import InterruptedBatchError, breakers
 from factory_agents.runtime.judge import Figures, Watch, total, verdict
-from factory_agents.runtime.live import LiveAgent, check_live
+from factory_agents.runtime.live import LiveAgent, LiveSettings, check_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.telemetry import Observers, fields
 
@@ -51,38 +49,14 @@ _PROXY_SECONDS = 60.0
 _TIMEOUT_MS = 15_000
 
 
-def run_version(
-    context: RunContext,
-    transform: Transform,
-    version: str,
-    *,
-    in_topic: str,
-    out_topic: str,
-    group: str,
-    dead_letter_topic: str = "",
-    prefix: str = "factory",
-    accept_loss: bool = False,
-    input_codec: CodecRef | None = None,
-    output_codec: CodecRef | None = None,
-    max_lag_downstream: int = 0,
-    downstream_group: str = "",
-) -> Counts:
+def run_version(context: RunContext, transform: Transform, version: str, settings: LiveSettings) -> Counts:
     """As ``run_live``, as a member of one version: it handles the partitions that the version holds and gives them up when told to.
 
     The first version that runs handles all. Raises ConfigurationError where the group has members that know nothing of versions, or where
     the same version runs with other code.
     """
-    check_live(transform, group, prefix)
-    reading = open_codec(input_codec, in_topic, writing=False)
-    writing = open_codec(output_codec, out_topic, writing=True)
-    live = VersionedAgent(context, transform, version, in_topic, out_topic, group, dead_letter_topic, prefix, accept_loss=accept_loss)
-    live.use_codecs(reading, writing)
-    if max_lag_downstream and out_topic:
-        live.downstream = Downstream(context.config, out_topic, max_lag_downstream, group=downstream_group)
-    try:
-        return live.run()
-    finally:
-        live.close()
+    check_live(transform, settings)
+    return VersionedAgent(context, transform, version, settings).run_until_stopped()
 
 
 def check_unversioned(config: KafkaConfig, group: str, prefix: str) -> None:
@@ -110,39 +84,23 @@ class VersionedAgent(LiveAgent):
     rollout lasts, a member of the new version judges each chunk before its commit, and drops one that shows too many errors.
     """
 
-    def __init__(
-        self,
-        context: RunContext,
-        transform: Transform,
-        version: str,
-        in_topic: str,
-        out_topic: str,
-        group: str,
-        dead_letter_topic: str,
-        prefix: str,
-        *,
-        accept_loss: bool,
-    ) -> None:
+    def __init__(self, context: RunContext, transform: Transform, version: str, settings: LiveSettings) -> None:
         self.version = check_version(version)
         self.me = uuid.uuid4().hex
         self.watch = Watch()
         cluster = Cluster(context.config)
-        self.tokens = VersionReader(context.config, cluster, in_topic, group, version, accept_loss=accept_loss)
+        of = settings
+        self.tokens = VersionReader(context.config, cluster, of.in_topic, of.group, version, accept_loss=of.accept_loss)
         super().__init__(
             replace(context, observer=Observers(context.observer, self.watch)),
             transform,
-            in_topic,
-            out_topic,
-            group,
-            dead_letter_topic,
-            prefix,
-            accept_loss=accept_loss,
+            settings,
             cluster=cluster,
             reader=self.tokens,
             part=version,
             member=self.me,
         )
-        self.control = Control(context.config, cluster, prefix=prefix, group=group)
+        self.control = Control(context.config, cluster, prefix=of.prefix, group=of.group)
         self.code = digest([transform.name, transform.version, transform.identity])[:16]
         self.refused = ""
         self.passing: dict[int, str] = {}
@@ -418,7 +376,12 @@ class VersionedAgent(LiveAgent):
             if not self.control.alive(version, self.silent_seconds):
                 log.warning("passing on tokens of a version that has no members", extra=fields(group=self.group, version=version))
                 self.proxies[version] = Proxy(
-                    self.context.config, self.prefix, self.reader.topic.name, self.group, version, silent_seconds=self.silent_seconds
+                    self.context.config,
+                    self.prefix,
+                    self.reader.topic.name,
+                    self.group,
+                    version,
+                    silent_seconds=self.silent_seconds,
                 )
 
     def _is_missing(self, route: Route) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory_agents.infer import build
 from factory_agents.run import execute
-from factory_agents.runtime.live import run_live
+from factory_agents.runtime.live import LiveSettings, run_live
 from factory_agents.runtime.session import RunContext
 from tests.agents.inference.conftest import infer_params
 from tests.support.model_server import ModelServer
@@ -22,8 +22,8 @@ class Live:
         self._stop = threading.Event()
         transform = build(infer_params(server, **more), None)
         context = RunContext(runs.config, stop=self._stop.is_set)
-        names = {"in_topic": topic, "out_topic": out, "group": f"{runs.prefix}.live", "prefix": runs.prefix}
-        self._thread = threading.Thread(target=lambda: run_live(context, transform, **names))
+        live = LiveSettings(topic, out, f"{runs.prefix}.live", prefix=runs.prefix)
+        self._thread = threading.Thread(target=lambda: run_live(context, transform, live))
 
     def __enter__(self) -> None:
         self._thread.start()

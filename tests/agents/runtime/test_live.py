@@ -22,7 +22,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import CodecRef, Counts
 from factory_agents.runtime.agents import AgentFunction, agent
-from factory_agents.runtime.live import LiveAgent, default_group, run_live
+from factory_agents.runtime.live import LiveAgent, LiveSettings, default_group, run_live
 from factory_agents.runtime.session import RunContext
 from tests.support.agents import mark
 from tests.support.observers import Recorder
@@ -44,11 +44,7 @@ class Live:
         self._work = lambda: run_live(
             context,
             (function if isinstance(function, AgentFunction) else agent(version="1")(function)).bind({}),
-            in_topic=source,
-            out_topic=out,
-            group=f"{runs.prefix}.group",
-            prefix=runs.prefix,
-            **more,
+            LiveSettings(source, out, group=f"{runs.prefix}.group", prefix=runs.prefix, **more),
         )
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -310,7 +306,7 @@ def test_an_agent_that_judges_whole_windows_cannot_run_live(runs: Runs) -> None:
     transform = agent(version="1")(mark).bind({})
     transform.stateful = True
     with pytest.raises(WindowError, match="cannot run live"):
-        run_live(RunContext(runs.config), transform, in_topic="a", out_topic="b", group="g")
+        run_live(RunContext(runs.config), transform, LiveSettings("a", "b", "g"))
 
 
 def test_the_groups_default_name_says_agent_and_topic() -> None:
@@ -327,10 +323,7 @@ def test_the_seeds_smoke_test(runs: Runs) -> None:
         target=lambda: run_live(
             RunContext(runs.config, stop=stop.is_set),
             build({}),
-            in_topic=source,
-            out_topic=out,
-            group=f"{runs.prefix}.g",
-            prefix=runs.prefix,
+            LiveSettings(source, out, group=f"{runs.prefix}.g", prefix=runs.prefix),
         )
     )
     work.start()

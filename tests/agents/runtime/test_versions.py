@@ -24,6 +24,7 @@ from factory_agents.rollouts import Rollouts
 from factory_agents.runtime.agents import AgentFunction, agent
 from factory_agents.runtime.dependencies import Dependency
 from factory_agents.runtime.exact_sink import ExactSink
+from factory_agents.runtime.live import LiveSettings
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.versions import check_unversioned, run_version
@@ -44,11 +45,7 @@ class Version:
             RunContext(runs.config, stop=self.stop.is_set),
             (function if isinstance(function, AgentFunction) else agent(version="1")(function)).bind({}),
             version,
-            in_topic=source,
-            out_topic=out,
-            group=f"{runs.prefix}.group",
-            prefix=runs.prefix,
-            **more,
+            LiveSettings(source, out, group=f"{runs.prefix}.group", prefix=runs.prefix, **more),
         )
         self._thread = threading.Thread(target=self._run)
         self._thread.start()

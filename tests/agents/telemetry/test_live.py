@@ -16,7 +16,7 @@ import pytest
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.agents import agent
-from factory_agents.runtime.live import run_live
+from factory_agents.runtime.live import LiveSettings, run_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.telemetry import Batch, Commit, Observer, Subject
 from factory_agents.telemetry.live import LiveTelemetry
@@ -52,10 +52,7 @@ def test_of_a_live_agent_events_commits_and_partitions_are_told(runs: Runs, tele
         target=lambda: run_live(
             RunContext(runs.config, stop=stop.is_set, observer=telemetry),
             agent(version="1", name="a")(odd_is_wrong).bind({}),
-            in_topic=source,
-            out_topic=out,
-            group=f"{runs.prefix}.g",
-            prefix=runs.prefix,
+            LiveSettings(source, out, group=f"{runs.prefix}.g", prefix=runs.prefix),
         )
     )
     work.start()

@@ -11,7 +11,7 @@ import msgspec
 from factory_agents.errors import UnavailableError
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.runtime.agents import Reject, SinkOutcome, agent
-from factory_agents.runtime.live import run_live
+from factory_agents.runtime.live import LiveSettings, run_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.source import run_source
@@ -118,10 +118,7 @@ def test_of_a_live_agent_it_hears_partitions_and_lag(runs: Runs) -> None:
         target=lambda: run_live(
             RunContext(runs.config, stop=stop.is_set, observer=observed),
             agent(version="1", name="a")(odd_is_wrong).bind({}),
-            in_topic=source,
-            out_topic=out,
-            group=f"{runs.prefix}.g",
-            prefix=runs.prefix,
+            LiveSettings(source, out, group=f"{runs.prefix}.g", prefix=runs.prefix),
         )
     )
     work.start()
