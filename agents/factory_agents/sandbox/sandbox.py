@@ -227,11 +227,6 @@ class Sandbox:
             if broker is not None:
                 self._finish_kafka(broker)
 
-    def stop_postgres(self) -> None:
-        """End the database server and keep its data."""
-        with self._locked():
-            self._end_postgres()
-
     def start_postgres(self) -> None:
         """Start the database server on its old data and port, if it doesn't run."""
         with self._locked():
