@@ -133,7 +133,7 @@ def _docstring(text: str) -> tuple[str, dict[str, str]]:
     for param in params:
         name, _, what = param.partition(":")
         said[name.strip()] = _plain(" ".join(what.split()))
-    return _plain(head.strip()), said
+    return flowed(_plain(head.strip())), said
 
 
 def _plain(text: str) -> str:
@@ -162,6 +162,22 @@ def wrapped(text: str, indent: str = "") -> str:
     return textwrap.fill(whole, LONGEST, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
+def flowed(text: str) -> str:
+    """A docstring's text in lines of at most LONGEST characters: paragraphs and items of lists; code stays as it is."""
+    parts = re.split(r"(^ *```.*?^ *```$)", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if n % 2 else _paragraphs(part) for n, part in enumerate(parts))
+
+
+def _paragraphs(text: str) -> str:
+    items = re.split(r"(\n\s*\n|\n(?=(?:[-*]|\d+\.) )|\n$|^\n)", text)
+    return "".join(item if n % 2 or re.match(r" {4}|\|", item) else wrapped(item, _hanging(item)) for n, item in enumerate(items))
+
+
+def _hanging(item: str) -> str:
+    marker = re.match(r"(?:[-*]|\d+\.) ", item)
+    return " " * len(marker[0]) if marker else ""
+
+
 def configuration() -> str:
     """The provider's options."""
     from airflow_provider_factory.get_provider_info import get_provider_info
@@ -185,7 +201,7 @@ def _command(command: Any, name: str) -> Iterator[str]:
     children: dict[str, Any] = getattr(command, "commands", {})
     if not children:
         text, *examples = re.split("Examples?:", (command.help or "").replace("\b", ""))
-        yield f"### {name}\n\n{_plain(inspect.cleandoc(text)).strip()}\n"
+        yield f"### {name}\n\n{flowed(_plain(inspect.cleandoc(text)).strip())}\n"
         for example in examples:
             yield f"```sh deployment\n{inspect.cleandoc(example).strip()}\n```\n"
         rows = [Row(*_parameter(p)) for p in command.params]
