@@ -1,4 +1,4 @@
-"""The two distributions stay one: one version, one locked set for each Airflow, nothing in it that ties it to a place."""
+"""The two distributions stay one: one version, one locked set for each Airflow, no tie to a place, and a test for every module."""
 
 from __future__ import annotations
 
@@ -13,6 +13,70 @@ import factory_agents
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"), key=lambda lock: lock.stem)
+
+MIRRORS = {"agents/factory_agents": "tests/agents", "airflow_provider_factory": "tests/provider"}
+"""Where the test modules of a folder's modules are: ``kafka/lag.py`` has ``kafka/test_lag.py``."""
+
+TESTED_WITH = {
+    # Part of another module, which alone uses it: its test is that one's.
+    "tests/agents/codecs/test_avro.py": ("codecs/avro_types", "codecs/framing"),
+    "tests/agents/contracts/test_odcs.py": ("contracts/drafts", "contracts/odcs_types"),
+    "tests/agents/contracts/test_schema.py": ("contracts/references",),
+    "tests/agents/contracts/test_notations.py": ("contracts/avro", "contracts/figures"),
+    "tests/agents/inference/test_transform.py": ("infer", "inference/client", "inference/http", "inference/params", "inference/prompt"),
+    "tests/agents/kafka/test_lag.py": ("kafka/followed",),
+    "tests/agents/kafka/test_ledger.py": ("kafka/view",),
+    "tests/agents/kafka/test_planning.py": ("kafka/plan_view",),
+    "tests/agents/kafka/test_transfer.py": ("kafka/translation",),
+    "tests/agents/metrics/test_server.py": ("metrics/lags", "metrics/part", "metrics/positions"),
+    "tests/agents/runtime/test_exact_sink.py": ("runtime/ledger_sink", "runtime/sink"),
+    "tests/agents/runtime/test_versions.py": ("kafka/control", "kafka/presence", "kafka/version_group"),
+    "tests/agents/sandbox/test_model.py": ("sandbox/model_server",),
+    "tests/agents/sandbox/test_sandbox.py": (
+        "sandbox/emulators",
+        "sandbox/kafka",
+        "sandbox/postgres",
+        "sandbox/private",
+        "sandbox/processes",
+        "sandbox/registry",
+        "sandbox/state",
+        "sandbox/temporal",
+    ),
+    "tests/agents/sinks/bigquery/test_sink.py": ("sandbox/bigquery", "sinks/bigquery/statements", "sinks/bigquery/warehouse"),
+    "tests/agents/sinks/postgres/test_table.py": ("sinks/postgres/catalog",),
+    "tests/agents/sinks/snowflake/test_sink.py": (
+        "sandbox/snowflake",
+        "sandbox/snowflake_server",
+        "sinks/snowflake/session",
+        "sinks/snowflake/statements",
+    ),
+    "tests/agents/telemetry/test_live.py": ("telemetry/serving", "telemetry/shown"),
+    "tests/agents/telemetry/test_tracing.py": ("telemetry/spans",),
+    "tests/agents/temporal/test_workflow.py": ("temporal/activities", "temporal/protocol"),
+    "tests/agents/test_cli.py": ("commands", "console"),
+    "tests/agents/test_model_commands.py": ("evaluation", "trial"),
+    "tests/agents/testing/test_conformance.py": ("testing/model", "testing/records"),
+    "tests/integration/test_traces.py": ("runtime/traced",),
+    "tests/provider/alerts/test_receiver.py": ("alerts/facts", "plugins/alerts"),
+    "tests/provider/operators/test_kafka_agent.py": ("codecs", "operators/agent_pod", "operators/window"),
+    "tests/provider/operators/test_rollout.py": ("sensors/rollout", "triggers/rollout"),
+    "tests/provider/operators/test_temporal_pipeline.py": ("triggers/temporal_pipeline",),
+    "tests/provider/page/test_app.py": ("kafka/tails", "page/access", "page/actions"),
+    "tests/provider/page/views/test_run.py": ("page/runs",),
+    "tests/provider/runners/kubernetes/test_manifest.py": ("runners/kubernetes/runner",),
+    "tests/provider/runners/test_process.py": ("runners/base",),
+    "tests/provider/sensors/test_kafka_sensors.py": (
+        "sensors/base",
+        "sensors/consumer_lag",
+        "sensors/window_closed",
+        "triggers/base",
+        "triggers/consumer_lag",
+        "triggers/window_closed",
+    ),
+    "tests/provider/triggers/test_agent_pod.py": ("version_compat",),
+    "tests/provider/test_get_provider_info.py": ("plugins/preload",),
+}
+"""Modules that have no test module of their own, by the one that tests them: they are parts of what it is about."""
 
 
 def _project(path: str) -> dict[str, object]:
@@ -50,3 +114,18 @@ def test_the_tools_are_those_of_the_newest_lock() -> None:
     uv = {lock.stem: set(re.findall(r"^uv==\S+", lock.read_text(), re.MULTILINE)) for lock in LOCKS}
     assert uv["tools"] == uv["airflow-newest"]
     assert uv["tools"]
+
+
+def test_every_module_has_a_test_module_at_its_place() -> None:
+    """Or is named among those that are tested with another one, for as long as that is so."""
+    without = set()
+    for folder, tests in MIRRORS.items():
+        for module in (ROOT / folder).rglob("*.py"):
+            name = module.relative_to(ROOT / folder).with_suffix("")
+            if name.name != "__init__" and not (ROOT / tests / name.parent / f"test_{name.name.lstrip('_')}.py").exists():
+                without.add(str(name))
+    named = [name for names in TESTED_WITH.values() for name in names]
+    assert without - set(named) == set(), "write a test module of the same path under tests/agents or tests/provider"
+    assert set(named) - without == set(), "these have a test module of their own, or are gone: leave them out here"
+    assert len(named) == len(set(named))
+    assert [module for module in TESTED_WITH if not (ROOT / module).is_file()] == []
