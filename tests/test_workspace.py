@@ -59,6 +59,7 @@ TESTED_WITH = {
     "tests/integration/test_traces.py": ("runtime/traced",),
     "tests/provider/alerts/test_receiver.py": ("alerts/facts", "plugins/alerts"),
     "tests/provider/operators/test_kafka_agent.py": ("codecs", "operators/agent_pod", "operators/window"),
+    "tests/provider/operators/test_deploy_agent.py": ("runners/kubernetes/deployment",),
     "tests/provider/operators/test_rollout.py": ("sensors/rollout", "triggers/rollout"),
     "tests/provider/operators/test_temporal_pipeline.py": ("triggers/temporal_pipeline",),
     "tests/provider/page/test_app.py": ("kafka/tails", "page/access", "page/actions"),
@@ -74,7 +75,7 @@ TESTED_WITH = {
         "triggers/window_closed",
     ),
     "tests/provider/triggers/test_agent_pod.py": ("version_compat",),
-    "tests/provider/test_get_provider_info.py": ("plugins/preload",),
+    "tests/dags/test_dag_files.py": ("plugins/preload",),
 }
 """Modules that have no test module of their own, by the one that tests them: they are parts of what it is about."""
 
