@@ -46,6 +46,8 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> EnrichTrans
     if isinstance(function, SplitAgent):
         raise ConfigurationError(f"agent 'enrich': function: {settings.function!r} is a split: run it as the agent itself, not as enrich's")
     bound = function.bind(settings.args)
+    if not isinstance(bound, FunctionTransform):
+        raise ConfigurationError(f"agent 'enrich': function {settings.function!r} asks a model: name it as the stage's agent itself")
     join = None
     if settings.lookups:
         from factory_agents.sources.lookups import Lookup, LookupJoin

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,15 +14,7 @@ __all__ = ["build"]
 
 def build(params: Mapping[str, Any], run: AgentRun | None = None) -> InferTransform:
     """The infer agent for a run, or for a live one (see ``InferParams``). Raises ConfigurationError and ContractError."""
-    return InferTransform(read_asking(params, frozenset(run.untrusted) if run is not None else frozenset()), _whose(run))
-
-
-def _whose(run: AgentRun | None) -> Whose:
-    if run is None:
-        return Whose()
-    again = run.rerun == "ask_again"
-    name = run.run_id or (uuid.uuid4().hex if again else "")
-    return Whose(f"{run.pipeline}/{run.stage}", name, run.shard.of, again, live=False)
+    return InferTransform(read_asking(params, frozenset(run.untrusted) if run is not None else frozenset()), Whose.of(run))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def build_transform(ref: AgentRef, params: dict[str, Any], run: AgentRun | None)
     """
     if ref.name in BUILT_IN and not ref.source:
         return importlib.import_module(f"factory_agents.{ref.name}").build(params, run)
-    return load_agent_ref(ref).bind(params)
+    return load_agent_ref(ref).bind(params, run)
 
 
 def execute(context: RunContext, run: AgentRun) -> AgentResult:

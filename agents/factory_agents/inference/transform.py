@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from factory_agents.inference.money import BudgetError, Usage
 from factory_agents.inference.params import Asking
 from factory_agents.inference.structured import InvalidAnswer
 from factory_agents.kafka.messages import Message
-from factory_agents.protocol import Counts
+from factory_agents.protocol import AgentRun, Counts
 from factory_agents.reject import Reject
 from factory_agents.runtime.agents import Output, decode_event
 from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError
@@ -53,6 +54,15 @@ class Whose:
     again: bool = False
     live: bool = True
 
+    @classmethod
+    def of(cls, run: AgentRun | None) -> Whose:
+        """A run's, or a live agent's."""
+        if run is None:
+            return cls()
+        again = run.rerun == "ask_again"
+        name = run.run_id or (uuid.uuid4().hex if again else "")
+        return cls(f"{run.pipeline}/{run.stage}", name, run.shard.of, again, live=False)
+
 
 @dataclass
 class _Dialogue:
@@ -77,6 +87,7 @@ class InferTransform:
         settings = asking.settings
         self.identity: dict[str, Any] = asking.identity
         self.at_once = _PER_CALL * settings.concurrency
+        self.into = settings.into
         self.log = AnswerLog(asking.question, whose.spender, daily=settings.budget.daily)
         self._asking, self._settings, self._whose = asking, settings, whose
         self._question = asking.question

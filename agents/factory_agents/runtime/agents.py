@@ -20,7 +20,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.records import MarkRecord
 from factory_agents.kafka.topics import Cluster
-from factory_agents.protocol import Counts, Interval, Shard
+from factory_agents.protocol import AgentRun, Counts, Interval, Shard
 from factory_agents.reject import Reject
 from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError, complete, tried
 from factory_agents.runtime.models import loaded, with_columns
@@ -299,10 +299,10 @@ class AgentFunction:
         """Call the plain function, as a unit test does."""
         return self.function(*args, **kwargs)
 
-    def bind(self, params: Mapping[str, Any]) -> FunctionTransform:
+    def bind(self, params: Mapping[str, Any], run: AgentRun | None = None) -> Transform:
         """Check the parameters against the function's signature (names, and types where annotated) and make it a transform.
 
-        Raises ConfigurationError naming the parameter.
+        ``run`` is whose it is; a live agent has none. Raises ConfigurationError naming the parameter.
         """
         return FunctionTransform(self, bind_params(self.function, params, f"agent {self.name!r}", skip=1 if self.load is None else 2))
 

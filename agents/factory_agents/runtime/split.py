@@ -9,7 +9,7 @@ from typing import Any
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Message
-from factory_agents.protocol import Counts, digest
+from factory_agents.protocol import AgentRun, Counts, digest
 from factory_agents.runtime.agents import AgentFunction, FunctionTransform, Output, as_agent
 from factory_agents.runtime.dependencies import InterruptedBatchError
 
@@ -43,7 +43,7 @@ class SplitAgent(AgentFunction):
         point = zlib.crc32(self.name.encode() + b"|" + key) % _POINTS
         return next(n for n, part in enumerate(self.parts) if point < part.until)
 
-    def bind(self, params: Mapping[str, Any]) -> SplitTransform:  # type: ignore[override]  # a transform of another kind
+    def bind(self, params: Mapping[str, Any], run: AgentRun | None = None) -> SplitTransform:
         """See ``AgentFunction.bind``: every part takes the parameters."""
         return SplitTransform(self, params)
 
@@ -72,6 +72,13 @@ def _call_a_part(*_: Any, **__: Any) -> Any:
     raise TypeError("a split agent chooses by a record's key: call its parts")
 
 
+def _bound(agent: SplitAgent, part: Part, params: Mapping[str, Any]) -> FunctionTransform:
+    transform = part.agent.bind(params)
+    if not isinstance(transform, FunctionTransform):
+        raise ConfigurationError(f"split {agent.name!r}: part {part.name!r}: expected a function or an @agent, not one that asks a model")
+    return transform
+
+
 class SplitTransform:
     """Gives each record to its part, and puts the outputs back into the order of the records."""
 
@@ -80,7 +87,7 @@ class SplitTransform:
     def __init__(self, agent: SplitAgent, params: Mapping[str, Any]) -> None:
         self.name, self.version = agent.name, agent.version
         self._agent = agent
-        self._transforms: list[FunctionTransform] = [part.agent.bind(params) for part in agent.parts]
+        self._transforms: list[FunctionTransform] = [_bound(agent, part, params) for part in agent.parts]
         if agent.field:
             for part, transform in zip(agent.parts, self._transforms, strict=True):
                 transform.mark = {agent.field: part.name}

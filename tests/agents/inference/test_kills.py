@@ -44,7 +44,9 @@ def test_whatever_is_killed_every_event_is_answered_once(runs: Runs, infer_run: 
             attempt.wait()
             again = {request["messages"][0]["content"] for request in server.requests[asked:]}
             assert not {text for text in again if keys[text] in settled}, "what is committed was asked again"
-        result = runs.finished(run)
+        last = runs.attempt(run)
+        assert last.wait(600) == 0, last.log
+        result = last.result
         calls = server.calls
         redone = execute(
             RunContext(runs.config), infer_run(window, runs.topic("out"), server, repair=True, run={"rerun": "redo", "stage": "b"})
