@@ -148,7 +148,46 @@ def status(
     _print(_rollouts(group, prefix, bootstrap, kafka_settings).status(), json=json)
 
 
-live.command("status")(status)
+@live.command("status")
+def live_status(
+    group: Annotated[str, typer.Argument(help="one group, with its partitions and members; by default all", metavar="[GROUP]")] = "",
+    prefix: _Prefix = _DEFAULTS.prefix,
+    bootstrap: Bootstrap = None,
+    kafka_settings: KafkaSettings = None,
+    json: Json = False,
+) -> None:
+    """Show the groups of live agents, with and without versions: members, partitions, lag. Of one group: as factory rollout status.
+
+    \b
+    Examples:
+      factory live status
+      factory live status factory.enrich.raw_events
+    """
+    if group:
+        _print(_rollouts(group, prefix, bootstrap, kafka_settings).status(), json=json)
+        return
+    from factory_agents.rollouts import live_groups
+
+    found = live_groups(kafka_config(bootstrap, kafka_settings or ()), prefix=prefix)
+    if console.wants_json(json):
+        console.print_json(found)
+        return
+    console.print_table(
+        ["group", "topic", "version", "rollout", "members", "partitions", "lag"],
+        [
+            [
+                g.group,
+                list(g.topics),
+                g.version or "none",
+                g.error or (f"{g.new}: {g.verdict}" if g.new else ""),
+                g.members,
+                g.partitions,
+                g.lag,
+            ]
+            for g in found
+        ],
+        right=["members", "partitions", "lag"],
+    )
 
 
 @rollout.command("shift")

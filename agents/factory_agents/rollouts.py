@@ -15,6 +15,7 @@ from factory_agents.errors import ConfigurationError, DeadlineError, FactoryErro
 from factory_agents.kafka.config import KafkaConfig, kafka_error, unauthorized
 from factory_agents.kafka.control import Control, Member, control_topic
 from factory_agents.kafka.followed import FollowedTopic
+from factory_agents.kafka.group import TOPIC_TAG
 from factory_agents.kafka.lag import Lags, PartitionLag
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS
 from factory_agents.kafka.routes import (
@@ -31,6 +32,7 @@ from factory_agents.kafka.routes import (
     started,
     steps_of,
     version_group,
+    without_versions,
 )
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.version_group import official_tokens
@@ -38,12 +40,14 @@ from factory_agents.kafka.view import Follower
 from factory_agents.protocol import PartitionRange, Window
 
 __all__ = [
+    "GroupSummary",
     "LiveGroup",
     "LiveGroups",
     "PartitionStatus",
     "Rollouts",
     "Status",
     "Verdict",
+    "live_groups",
 ]
 
 _ASK_SECONDS = 30.0
@@ -311,6 +315,52 @@ class LiveGroups(Follower):
     def _group(self, name: str, stands: list[TopicPartition], rows: list[PartitionLag], error: str) -> LiveGroup:
         tokens = {tp.partition: read_token(tp.metadata or "") for tp in stands}
         return LiveGroup(name, _status_of(self._routes[name], self._members.get(name, {}).values(), tokens, rows), error)
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """A live agent's group in one line; ``version`` is empty where it runs without one; ``lag`` is that of its partitions."""
+
+    group: str
+    topics: tuple[str, ...]
+    version: str
+    new: str
+    verdict: Verdict
+    members: int
+    partitions: int
+    lag: int
+    error: str = ""
+
+
+def live_groups(config: KafkaConfig, *, prefix: str = "factory") -> list[GroupSummary]:
+    """All groups of live agents, by name: those with versions, and others by what stands beside their positions.
+
+    One that has committed nothing yet is not known to be one. A look costs two questions for each consumer group of the cluster.
+    """
+    with Cluster(config) as cluster:
+        lags = Lags(config, cluster)
+        found = {group.name: _summary(group) for group in LiveGroups(config, cluster, lags, prefix=prefix).look()}
+        sizes = cluster.sizes()
+        for name in without_versions([*found, *cluster.groups()]):
+            if name not in found and (plain := _plain_summary(cluster, lags, name, sizes)) is not None:
+                found[name] = plain
+    return [found[name] for name in sorted(found)]
+
+
+def _summary(group: LiveGroup) -> GroupSummary:
+    status = group.status
+    topics, count = (status.topic,), len(status.partitions)
+    return GroupSummary(group.name, topics, status.base, status.new, status.verdict, len(status.members), count, status.lag, group.error)
+
+
+def _plain_summary(cluster: Cluster, lags: Lags, name: str, sizes: Mapping[str, int]) -> GroupSummary | None:
+    stands = [tp for tp in cluster.stands(name, sizes) if tp.offset >= 0 and (tp.metadata or "").startswith(TOPIC_TAG)]
+    if not stands:
+        return None
+    rows = lags.of_readers({name: {(tp.topic, tp.partition): tp.offset for tp in stands}})[name]
+    facts = cluster.group(name)
+    topics = tuple(sorted({tp.topic for tp in stands}))
+    return GroupSummary(name, topics, "", "", "steady", facts.members if facts is not None else 0, len(rows), sum(row.lag for row in rows))
 
 
 def _status_of(route: Route, members: Iterable[Member], tokens: Mapping[int, Token | None], rows: Iterable[PartitionLag]) -> Status:

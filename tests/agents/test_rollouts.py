@@ -7,10 +7,11 @@ import time
 import pytest
 from confluent_kafka import Producer
 
-from factory_agents.kafka.control import control_topic
+from factory_agents.kafka.control import Control, control_topic
 from factory_agents.kafka.lag import Lags
 from factory_agents.kafka.routes import Limits, first_route, started
-from factory_agents.rollouts import LiveGroup, LiveGroups
+from factory_agents.rollouts import GroupSummary, LiveGroup, LiveGroups, live_groups
+from tests.agents.runtime.test_live import live, wait_written
 from tests.agents.runtime.test_versions import control_of, rollouts, version
 from tests.support.runs import Runs, events
 from tests.support.topics import recreate
@@ -48,6 +49,25 @@ def test_holders_members_and_lag_are_those_of_the_rollout(runs: Runs, groups: Li
     wait_for(lambda: looked().status.members == (), "the end of the members")
     runs.produce(source, events(6, 100))
     assert looked().status.lag == 6
+
+
+def test_live_agents_without_versions_are_listed_beside_those_with_them(runs: Runs) -> None:
+    source, other, out = runs.topic("in"), runs.topic("other"), runs.topic("out")
+    runs.produce(source, events(20))
+    with live(runs, source, out) as plain:
+        wait_written(runs, out, 20)
+        plain.end()
+    control = Control(runs.config, runs.cluster, prefix=runs.prefix, group=f"{runs.prefix}.versions")
+    try:
+        control.order(lambda _: first_route(control.group, other, 4, "v1", {}))
+    finally:
+        control.close()
+    runs.produce(source, events(5), partition=0)
+    found = {g.group: g for g in live_groups(runs.config, prefix=runs.prefix) if g.group.startswith(runs.prefix)}
+    assert found == {
+        f"{runs.prefix}.group": GroupSummary(f"{runs.prefix}.group", (source,), "", "", "steady", 0, 4, 5),
+        f"{runs.prefix}.versions": GroupSummary(f"{runs.prefix}.versions", (other,), "v1", "", "steady", 0, 4, 0),
+    }
 
 
 def test_what_cannot_be_read_is_passed_over_and_a_new_control_topic_begins_again(runs: Runs, groups: LiveGroups) -> None:
