@@ -137,6 +137,8 @@ class VersionedAgent(LiveAgent):
         """See ``LiveAgent``."""
         for proxy in self.proxies.values():
             proxy.end()
+        for proxy in self.proxies.values():
+            proxy.join()
         with contextlib.suppress(FactoryError, KafkaException):
             self.control.forget(self.me)
         super().close()
@@ -367,7 +369,9 @@ class VersionedAgent(LiveAgent):
             self._roll_back(route.new, reason)
         waiting = self.tokens.to_come
         self.late = {p: self.late.get(p, now) for p in waiting}
-        stuck = {waiting[p] for p, since in self.late.items() if now - since > _STUCK_SECONDS}
+        # who is rolled back gave a sign each second; who held before the rollout each ten, and has to have had the time to give one
+        patience = _STUCK_SECONDS if route.back else self.silent_seconds
+        stuck = {waiting[p] for p, since in self.late.items() if now - since > patience}
         for version, proxy in list(self.proxies.items()):
             if version not in waiting.values() or not proxy.is_alive:
                 proxy.end()
@@ -424,8 +428,11 @@ class Proxy:
         return self._thread.is_alive()
 
     def end(self) -> None:
-        """Leave the group."""
+        """Have it leave the group, without waiting for that: whoever waits here gives no sign of life."""
         self._ended.set()
+
+    def join(self) -> None:
+        """Wait until it has left."""
         self._thread.join(_PATIENCE)
 
     def _run(self) -> None:
