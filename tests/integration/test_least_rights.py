@@ -18,9 +18,11 @@ from follow_docs import blocks
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.control import Control
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.lag import group_lag, pipeline_lag
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS
+from factory_agents.kafka.routes import Route
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.windows import read_windows
 from factory_agents.metrics.lags import LagChoice
@@ -313,6 +315,22 @@ def test_each_job_runs_with_just_the_rights_of_the_page_and_names_the_one_that_i
             assert re.search(f"{named(acl, have)}|needs READ on its topics", said), f"without {acl}: {said}"
             assert "\n" not in said
             assert time.monotonic() - began < 15
+
+
+def test_who_may_not_read_an_empty_control_topic_is_told_at_once(broker: GuardedBroker) -> None:
+    """Nothing is in it before the first version: who only looks at its end learns nothing of rights."""
+    control = "empty.control"
+    create_topic(broker.admin, control, LEDGER_PARTITIONS)
+    broker.allow_only([Acl("Describe", "topic", control)])
+
+    def look() -> Route | None:
+        with contextlib.closing(Control(broker.config, Cluster(broker.config), prefix="empty", group="g")) as following:
+            return following.catch_up(time.monotonic() + 60)
+
+    with pytest.raises(ConfigurationError, match=f"needs READ on topic '{control}'"):
+        look()
+    broker.allow_only([Acl("Read", "topic", control)])
+    assert look() is None
 
 
 def test_a_topic_that_is_not_there_and_may_not_be_created_is_no_topic_that_is_unknown(factory: Factory, broker: GuardedBroker) -> None:
