@@ -26,6 +26,9 @@ from factory_agents.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[1]
 CHARTS = ROOT / "deploy" / "helm"
+# It reads megabytes of definitions for each document.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
+
 RELEASES = ("1.30", "1.37")
 """The oldest and the newest Kubernetes that the charts are checked for."""
 
