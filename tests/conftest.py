@@ -192,6 +192,14 @@ def prefix() -> str:
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process a broker that doesn't answer is given up after a second."""
+    from factory_agents.kafka.topics import Cluster
+
+    monkeypatch.setitem(Cluster.__init__.__kwdefaults__, "timeout", 1.0)
+
+
+@pytest.fixture
 def topic(admin: AdminClient, prefix: str) -> Iterator[TopicFactory]:
     """Creates topics named for this test alone, and deletes them after it."""
     created: list[str] = []

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from tests.support.airflow_env import airflow_home, dag_runner
-from tests.support.repository import repository
+from tests.support.repository import repository, repository_topics
 
-__all__ = ["airflow_home", "dag_runner", "repository"]
+__all__ = ["airflow_home", "dag_runner", "repository", "repository_topics"]

@@ -1,4 +1,4 @@
-"""The shipped pipeline over a model, run as its users run it in CI, against a stand-in that counts what it is asked."""
+"""The shipped pipeline over a model, against a stand-in that counts what it is asked."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from tests.support.airflow_env import DATABASE
 from tests.support.model_server import ModelServer
 from tests.support.repository import Repository
 
-pytestmark = [pytest.mark.airflow, pytest.mark.slow]
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900)]
 
 DAG, TABLE = "classified_changes", "classified_changes"
 
@@ -27,10 +28,10 @@ def connect(repository: Repository, server: ModelServer) -> None:
 def test_an_hour_lands_classified_and_is_asked_about_once_however_often_it_runs(repository: Repository) -> None:
     with ModelServer(kind) as server:
         connect(repository, server)
-        status, printed = repository.dags_test(dag=DAG)
-        assert status == 0, printed
+        state, printed = repository.run(dag=DAG)
+        assert state == "success", printed
         assert "sesame-of-the-model" not in printed
-        assert b"sesame-of-the-model" not in repository.metadata.read_bytes()
+        assert b"sesame-of-the-model" not in DATABASE.read_bytes()
         asked = server.calls
         assert max(server.answered.values()) == 1, "equal questions are asked once"
     rows = repository.rows(TABLE, "event_id, path, answer")
@@ -40,15 +41,15 @@ def test_an_hour_lands_classified_and_is_asked_about_once_however_often_it_runs(
 
     with ModelServer(kind) as server:
         connect(repository, server)
-        status, printed = repository.dags_test({"reprocess": True}, dag=DAG)
-        assert status == 0, printed
+        state, printed = repository.run({"reprocess": True}, dag=DAG)
+        assert state == "success", printed
         assert server.requests == [], "finished work is done again with the answers that are logged"
     assert repository.rows(TABLE, "event_id, path, answer") == rows
 
 
 def test_without_a_connection_one_line_says_so(repository: Repository) -> None:
     repository.environment.pop("AIRFLOW_CONN_MODEL_DEFAULT", None)
-    status, printed = repository.dags_test(dag=DAG)
-    assert status != 0
+    state, printed = repository.run(dag=DAG)
+    assert state == "failed"
     assert "connection 'model_default' (model_conn_id) is not defined in Airflow" in printed, printed
     assert repository.rows(TABLE) == []

@@ -150,7 +150,7 @@ def test_a_run_without_an_interval_fails_at_once_and_says_what_to_do(
 
 
 def test_an_unreachable_broker_is_retried(
-    dag_runner: DagRunner, source: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    dag_runner: DagRunner, source: str, impatient: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     extra = {"bootstrap.servers": "127.0.0.1:1", "socket.connection.setup.timeout.ms": 1000}
     monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", json.dumps({"conn_type": "kafka", "extra": extra}))

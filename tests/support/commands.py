@@ -17,6 +17,15 @@ from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-m", "factory_agents.cli")
+IMPATIENT = (
+    sys.executable,
+    "-c",
+    (
+        "from factory_agents.kafka.topics import Cluster; Cluster.__init__.__kwdefaults__['timeout'] = 1.0\n"
+        "from factory_agents.cli import main; main()"
+    ),
+)
+"""The same, but a broker that doesn't answer is given up after a second."""
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
