@@ -22,7 +22,7 @@ from factory_agents.protocol import AgentRef, AgentRun, Interval, plain
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
 from factory_agents.stage_plan import plan_shards, stage_input
-from tests.support.commands import PROGRAM, Command, Done, clean_environment
+from tests.support.commands import IMPATIENT, PROGRAM, Command, Done, clean_environment
 from tests.support.runs import Runs, events
 from tests.support.waiting import wait_for
 
@@ -477,7 +477,7 @@ def test_an_unreachable_broker_is_one_line_and_worth_a_retry(offline: Command) -
         agent,
         (*agent, "--since", "2026-11-01", "--until", "2026-11-02"),
     ]
-    for running in [offline.start(*command) for command in commands]:
+    for running in [offline.start(*command, program=IMPATIENT) for command in commands]:
         done = running.wait()
         assert "no broker answered at 127.0.0.1:1 within" in done.error
         assert done.code == 75

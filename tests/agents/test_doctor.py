@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Producer
 
 from factory_agents.sandbox import SandboxInfo
-from tests.support.commands import Command
+from tests.support.commands import IMPATIENT, Command
 
 TOPICS = """
 topics:
@@ -72,7 +72,7 @@ def test_a_record_of_a_time_to_come_is_a_clock_that_is_wrong(factory: Command, p
 def test_a_part_that_does_not_answer_is_one_line_and_the_others_are_looked_at(
     factory: Command, variables: dict[str, str], part: str, says: str
 ) -> None:
-    done = factory("doctor", **variables)
+    done = factory("doctor", program=IMPATIENT, **variables)
     assert done.code == 1
     found = parts(done)
     assert found[part]["state"] == "fail"

@@ -12,9 +12,9 @@ from tests.chaos.pipeline import Pipeline
 from tests.support.runs import Runs
 
 SEED = int(os.environ.get("SOAK_SEED", "1"))
-ROUNDS = int(os.environ.get("SOAK_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("SOAK_ROUNDS", "3"))
 KILLS = 9
-"""Of each round; the default rounds make more than 50."""
+"""Of each round."""
 
 
 @pytest.mark.slow

@@ -70,8 +70,15 @@ def transaction_never_ends(runs: Runs) -> bool:
     return runs.cluster.stable_offset(topic, partitions) != runs.cluster.high_watermark(topic, partitions)
 
 
-@pytest.mark.parametrize("disturb", [killed, hanging])
-@pytest.mark.parametrize("timeout_ms", [5000, 60_000])
+@pytest.mark.parametrize(
+    ("disturb", "timeout_ms"),
+    [
+        (killed, 60_000),
+        (hanging, 5000),
+        pytest.param(killed, 5000, marks=pytest.mark.soak),
+        pytest.param(hanging, 60_000, marks=pytest.mark.soak),
+    ],
+)
 def test_a_window_survives_its_broker(runs: Runs, own_sandbox: Sandbox, disturb: Any, timeout_ms: int) -> None:
     run = runs.run(runs.filled(EVENTS), runs.topic("out"), chunk_records=100, deadline_seconds=120)
     disturbed: list[threading.Thread] = []

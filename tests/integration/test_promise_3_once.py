@@ -75,7 +75,7 @@ def test_attempts_killed_at_random_again_and_again_lose_and_double_nothing(runs:
     hammer(runs, random.Random(seed), rounds=3)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", range(100, 117))
 def test_many_attempts_killed_at_random(runs: Runs, seed: int) -> None:
     hammer(runs, random.Random(seed), rounds=3)

@@ -14,6 +14,7 @@ from factory_agents.contracts.fast import NotFast
 from factory_agents.protocol import AgentRef, AgentRun, Counts
 from factory_agents.runtime.agents import Reject
 from factory_agents.validate import ValidateTransform
+from tests.support.soak import examples
 
 NAMES = ("a", "b", "user id")
 
@@ -169,14 +170,14 @@ def test_a_required_field_that_is_forbidden_is_never_taken(depth: int) -> None:
     assert outcome(contract, batch, fast=True) == outcome(contract, batch, fast=False)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(50, 150))
 @given(schemas, rules, st.sampled_from([None, "b"]), st.lists(events, min_size=20, max_size=40))
 def test_both_paths_agree(schema: dict[str, Any], rule: str, id_: str | None, batch: list[bytes]) -> None:
     check(schema, rule, id_, batch)
 
 
 @pytest.mark.soak
-@settings(max_examples=1500)
+@settings(max_examples=examples(400, 1500))
 @given(schemas, rules, st.sampled_from([None, "b"]), st.lists(events, min_size=20, max_size=40))
 def test_both_paths_agree_on_tens_of_thousands(schema: dict[str, Any], rule: str, id_: str | None, batch: list[bytes]) -> None:
     check(schema, rule, id_, batch)

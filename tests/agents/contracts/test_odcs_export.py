@@ -15,6 +15,7 @@ from factory_agents.contracts import Contract, load_contract, pack_contract
 from factory_agents.contracts.documents import dump_yaml, parse_document
 from factory_agents.contracts.odcs import standard_errors
 from factory_agents.contracts.odcs_export import export_odcs, short_form
+from tests.support.soak import examples
 
 EXAMPLES = sorted((Path(__file__).parent / "odcs_examples").glob("*.odcs.yaml"))
 ROOT = Path(__file__).resolve().parents[3]
@@ -94,7 +95,7 @@ def contracts(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(25, 80), deadline=None)
 @given(contracts())
 def test_a_contract_that_goes_there_and_back_means_the_same(data: dict[str, Any]) -> None:
     contract = load_contract(data)

@@ -23,6 +23,7 @@ from factory_agents.kafka.planning import (
 )
 from factory_agents.protocol import Interval, PartitionRange, Window, Work
 from tests.support.planning_model import DAY0, ModelLedger, ModelLog, check, cut, interval, ms, offsets, request, since_last
+from tests.support.soak import examples
 
 
 class TestACut:
@@ -484,4 +485,4 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestHistories.settings = settings(max_examples=examples(60, 200), stateful_step_count=40, deadline=None)

@@ -21,6 +21,7 @@ from factory_agents.kafka.records import ALWAYS, FailureRecord, Progress, encode
 from factory_agents.kafka.topics import TopicInfo
 from factory_agents.protocol import Interval, Manifest, PartitionRange, Shard, Window, Work
 from tests.support.planning_model import ModelLedger, ModelLog, check, interval, ms, offsets, outcome, request, since_last
+from tests.support.soak import examples
 
 T = TypeVar("T")
 
@@ -431,7 +432,7 @@ class Pairs(RuleBasedStateMachine):
 
 
 TestPairs = Pairs.TestCase
-TestPairs.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestPairs.settings = settings(max_examples=examples(20, 60), stateful_step_count=25, deadline=None)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 60), st.booleans()), max_size=25), st.lists(st.integers(0, 70), max_size=4))

@@ -28,6 +28,7 @@ from factory_agents.protocol import Counts, Interval, Shard
 from factory_agents.telemetry.metrics import Values
 from factory_agents.telemetry.shown import Shown
 from tests.support.scrapes import Increments
+from tests.support.soak import examples
 
 WHOLE = Shard()
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -215,7 +216,7 @@ _RECORDS = st.one_of(
 _STEPS = st.sampled_from([Story.follow, Story.scrape, Story.scrape, Story.lose_a_scrape, Story.restart, Story.rest_for_long])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100, 300), deadline=None)
 @given(st.lists(st.one_of(_RECORDS, _STEPS), max_size=40))
 @example([done(), Story.follow, Story.scrape, done(stage="t"), Story.follow, Story.scrape, Story.restart])
 def test_increments_add_up_to_what_the_ledger_holds(steps: list[Any]) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -564,29 +561,6 @@ def commit(runs: Runs, group: str, positions: list[TopicPartition]) -> None:
         reader.commit(offsets=positions, asynchronous=False)
     finally:
         reader.close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("point", ["live.before-offsets", "chunk.before-commit", "chunk.after-commit"])
-def test_a_live_agent_killed_anywhere_loses_and_doubles_nothing(runs: Runs, point: str) -> None:
-    source, out = runs.topic("in"), runs.topic("out")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))}
-    environment |= runs.configured(session_timeout_ms=6000).to_env()
-    command = [sys.executable, "-m", "factory_agents.enrich", "--in-topic", source, "--out-topic", out]
-    runs.produce(source, events(100))
-    killed = subprocess.Popen(command, env=environment | {"FACTORY_FAILPOINTS": f"{point}=kill@2"}, stderr=subprocess.DEVNULL)
-    wait_for(lambda: runs.cluster.find(out) and runs.everything(out), "the first commit")
-    runs.produce(source, events(100, 100))
-    assert killed.wait(30) == -signal.SIGKILL
-    restarted = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    try:
-        runs.produce(source, events(100, 200))
-        wait_written(runs, out, 300)
-    finally:
-        restarted.terminate()
-        restarted.wait(30)
-    assert restarted.returncode == 0
-    assert written(runs, out) == list(range(300))
 
 
 def test_events_of_another_codec_are_read_and_written_live(runs: Runs) -> None:

@@ -19,6 +19,7 @@ from factory_agents.runtime.dependencies import Dependency, InterruptedBatchErro
 from factory_agents.runtime.window import BatchSize
 from tests.agents.runtime.test_live import live, wait_written
 from tests.support.runs import Runs, events
+from tests.support.soak import examples
 
 
 class Record:
@@ -94,7 +95,7 @@ def test_coroutines_are_too_and_no_more_than_allowed() -> None:
 
 
 @KINDS
-@settings(max_examples=30)
+@settings(max_examples=examples(15, 30))
 @given(keys=st.lists(st.sampled_from([b"a", b"b", b"c", None]), min_size=1, max_size=30))
 def test_events_of_a_key_are_handled_in_their_order(kind: Callable[..., Any], keys: list[bytes | None]) -> None:
     seen: list[int] = []
@@ -152,7 +153,7 @@ def test_an_event_whose_service_comes_back_meanwhile_is_called_again(kind: Calla
 
 
 @KINDS
-@settings(max_examples=50)
+@settings(max_examples=examples(20, 50))
 @given(data=st.data())
 def test_in_an_outage_what_stands_before_it_is_kept_and_nothing_is_refused(kind: Callable[..., Any], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 20))

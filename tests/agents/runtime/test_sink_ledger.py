@@ -14,6 +14,7 @@ from factory_agents.runtime import sink_ledger as ledger
 from factory_agents.runtime.agents import Claim
 from tests.support.publication_model import PUBLICATIONS, Model
 from tests.support.sink_bench import W1, WHOLE, event
+from tests.support.soak import examples
 
 EMPTY = ledger.Entry()
 
@@ -114,7 +115,7 @@ class Table:
         return len(put), len(rows) - len(newest), len(newest) - len(put), len(gone)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(100, 300))
 @example([(W1, (0, 2), 1, [(event("a"), 0, 0)]), (W1, (0, 2), 2, []), (W1, (0, 2), 2, [])])
 @given(history=st.lists(PUBLICATIONS, min_size=1, max_size=16))
 def test_any_history_of_publications_leaves_what_the_rules_say(history: list[Any]) -> None:

@@ -162,7 +162,7 @@ def test_a_timeout_says_what_was_seen_last(lagging: tuple[str, str]) -> None:
         task.execute_complete(context(), event)
 
 
-def test_a_broker_that_does_not_answer_is_waited_for_and_named() -> None:
+def test_a_broker_that_does_not_answer_is_waited_for_and_named(impatient: None) -> None:
     task = sensor(ConsumerLagSensor, topics="t", group="g", kafka_conn_id="kafka_down", timeout=1, deferrable=True)
     event = fire(deferred(task))
     assert event["status"] == "timeout"
@@ -199,7 +199,7 @@ def test_the_grace_ends_the_wait_of_the_trigger(topic: TopicFactory) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_waiting_holds_no_thread_that_others_share() -> None:
+def test_waiting_holds_no_thread_that_others_share(impatient: None) -> None:
     """While the broker doesn't answer, the event loop goes on and its default threads are free."""
 
     async def watch() -> int:

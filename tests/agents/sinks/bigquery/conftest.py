@@ -19,11 +19,8 @@ ALWAYS = (
     "test_what_the_table_has_newer_stays_and_is_counted",
     "test_three_shards_planned_again_as_two_replace_all_when_the_last_one_is_there",
     "test_a_zombie_is_fenced_before_and_after_its_successor_lands",
-    "test_two_windows_that_hold_each_others_keys_both_land",
-    "test_who_claimed_a_window_that_is_forgotten_is_fenced",
-    "test_a_publisher_that_dies_at_any_step_is_completed_by_the_next_one[0]",
 )
-"""Of the suite for all sinks, which takes minutes on the emulator."""
+"""Of the suite for all sinks, which takes minutes on the emulator; a publisher that dies at any step is in tests/integration."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

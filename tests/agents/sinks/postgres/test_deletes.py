@@ -20,6 +20,7 @@ from factory_agents.publish import build
 from factory_agents.runtime.agents import RowsRefused, SinkOutcome
 from factory_agents.sinks.postgres.deletes import memory_of
 from tests.support.sink_bench import CONTRACT, W1, W2, W3, WHOLE, Bench, at, event, record
+from tests.support.soak import examples
 
 DELETES = CONTRACT | {"deletes": True}
 PLAIN = {"name": "n", "id": "id", "deletes": True, "columns": {"id": "text", "value": "text"}}
@@ -322,7 +323,7 @@ RECORDS = st.lists(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=examples(15, 40), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(records=RECORDS, order=st.permutations(WINDOWS), shards=st.sampled_from([1, 2]))
 @example(records=[(W1, "a", "x", 0, 0), (W2, "a", None, 0, 0)], order=[W2, W1, W3], shards=1)
 def test_whatever_the_order_of_windows_and_shards_the_last_record_of_a_key_decides(

@@ -14,9 +14,10 @@ from factory_agents.errors import SinkError
 from factory_agents.protocol import Shard
 from tests.support.publication_model import PUBLICATIONS, Model
 from tests.support.sink_bench import W1, W2, Bench, event, record
+from tests.support.soak import examples
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=examples(20, 60), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=st.lists(PUBLICATIONS, min_size=1, max_size=12))
 @example([(W1, (0, 1), 1, [(event("a"), 0, 0)]), (W2, (0, 1), 1, [(event("a"), 0, 0)]), (W1, (0, 1), 1, [])])
 @example([(W1, (1, 2), 2, [(event("a"), 0, 0)]), (W1, (1, 2), 3, []), (W1, (0, 2), 3, [])])

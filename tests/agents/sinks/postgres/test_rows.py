@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.sink_bench import ALL_TYPES, Bench, at
+from tests.support.soak import examples
 
 
 class TestValues:
@@ -137,7 +138,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=examples(25, 60), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(events=st.lists(st.dictionaries(st.sampled_from(list(ALL_TYPES["columns"])), VALUES, max_size=5), max_size=8))
 def test_any_event_is_written_or_rejected_and_the_window_lands(bench: Bench, events: list[dict[str, Any]]) -> None:
     bench.contract = ALL_TYPES
