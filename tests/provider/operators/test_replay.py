@@ -162,5 +162,5 @@ def test_events_pass_a_mended_contract_and_too_many_that_come_back_end_it(
     done = replay(letters, stop_above="50", **through)
     assert (done["replayed"], done["returned"], done["stopped"]) == (4, 2, "")
     assert ids(runs, letters[1]) == [0, 1, 2, 3]
-    with pytest.raises(AirflowFailException, match="contract: "):
+    with pytest.raises(AirflowFailException, match="contract '/etc/passwd': it comes from a parameter of the run"):
         replay(letters, through="validate", agent_params={"contract": "/etc/passwd"})
