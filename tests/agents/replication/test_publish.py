@@ -13,6 +13,7 @@ from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
 from factory_agents.stage_plan import stage_input
 from tests.support.replication import CONTRACT, Source
+from tests.support.runs import ROOT
 
 
 def publish(source: Source, result: AgentResult, **more: Any) -> AgentResult:
@@ -66,3 +67,15 @@ def test_a_window_that_is_published_again_changes_nothing(replicated: Source) ->
     for result in (results[2], results[0], results[1]):
         publish(replicated, result, rerun="redo", run_id="again")
         assert replicated.checksum("copy") == wanted
+
+
+def test_the_shipped_contract_takes_the_shipped_table(replicated: Source) -> None:
+    replicated.run("DROP TABLE {}")
+    replicated.create("id bigint PRIMARY KEY, customer text, total numeric(10, 2), at timestamptz")
+    replicated.run("INSERT INTO {} VALUES (1, 'ada', 9.90, now()), (2, 'bob', NULL, '2026-11-01 04:00+02')")
+    params = {"table": "copy", "contract": str(ROOT / "include/contracts/orders.yaml")}
+    assert publish(replicated, replicated.replicate(), params=params).counts.rejected == 0
+    replicated.run("UPDATE {} SET total = 12345678.91 WHERE id = 2")
+    assert publish(replicated, replicated.replicate(), params=params).counts.rejected == 0
+    copied = replicated.connection.execute("SELECT id, customer, total, at FROM copy ORDER BY id").fetchall()
+    assert copied == replicated.run("SELECT * FROM {} ORDER BY id")
