@@ -270,7 +270,7 @@ def test_a_version_whose_members_all_hang_gives_its_partitions_back_all_the_same
             process.send_signal(signal.SIGCONT)
         fleet.wait_for_more(100)
     assert "nothing was heard of it" in status.reason
-    assert took < 10  # the session's six seconds, two to find out, and a slow machine's
+    assert took < 15  # the session's six seconds and two more, on a machine that has them
     print(f"taken back after {took:.1f} s")
     check_exact(fleet)
 
