@@ -53,9 +53,9 @@ def test_every_class_it_names_is_there() -> None:
 
 
 def test_links_it_names_are_those_of_the_operators() -> None:
-    from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+    from airflow_provider_factory.operators.validation import ValidationOperator
 
-    assert {f"{type(link).__module__}.{type(link).__name__}" for link in KafkaAgentOperator.operator_extra_links} == set(
+    assert {f"{type(link).__module__}.{type(link).__name__}" for link in ValidationOperator.operator_extra_links} == set(
         INFO["extra-links"]
     )
 
