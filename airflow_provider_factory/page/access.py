@@ -12,7 +12,18 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["ACTION_HEADER", "REPLAY_DAG", "action", "cluster_reader", "guard", "may_act", "readable_dags", "reader", "user_name"]
+__all__ = [
+    "ACTION_HEADER",
+    "PREVIEW_DAG",
+    "REPLAY_DAG",
+    "action",
+    "cluster_reader",
+    "guard",
+    "may_act",
+    "readable_dags",
+    "reader",
+    "user_name",
+]
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +31,7 @@ ACTION_HEADER = "X-Factory-Action"
 """What every action's request carries: a form on another site cannot set it."""
 
 REPLAY_DAG = "factory_replay"
+PREVIEW_DAG = "factory_preview"
 
 
 def _closed() -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow_provider_factory.page.access import REPLAY_DAG
+from airflow_provider_factory.page.access import PREVIEW_DAG, REPLAY_DAG
 from airflow_provider_factory.page.runs import more_intervals_than, session
 from airflow_provider_factory.page.snapshot import Snapshot
 from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.dead_letters import place_of_letter
 
-__all__ = ["MOST_RUNS", "Planned", "backfill", "planned_runs", "replay", "replay_conf", "replay_targets"]
+__all__ = ["MOST_RUNS", "Planned", "backfill", "planned_runs", "preview", "preview_topics", "replay", "replay_conf", "replay_targets"]
 
 MOST_RUNS = 336
 """Most runs that one backfill from here makes: as many as a calendar shows."""
@@ -123,14 +123,32 @@ def replay_conf(pipeline: str, topic: str, to: str, *, positions: Sequence[str] 
 
 def replay(conf: dict[str, Any], user: str) -> str:
     """Start a run of the replay DAG; returns its id. Raises ConfigurationError where that DAG isn't there, or takes no runs."""
+    return _start(REPLAY_DAG, conf, user)
+
+
+def preview_topics(snapshot: Snapshot, pipeline: str) -> list[str]:
+    """The topics that a pipeline reads and writes: those that its readers may look into."""
+    found = {plan.topic for (name, _), of in snapshot.figures.details.items() if name == pipeline for plan in of.plans}
+    for (name, _), of in snapshot.figures.details.items():
+        if name == pipeline:
+            found |= {m.topic for r in of.stages if r.result is not None and (m := r.result.manifest) is not None and m.topic}
+    return sorted(found)
+
+
+def preview(pipeline: str, topic: str, contract: str, count: int, user: str) -> str:
+    """Start a run of the preview DAG over a topic's newest records; returns its id. Raises ConfigurationError as ``replay`` does."""
+    return _start(PREVIEW_DAG, {"pipeline": pipeline, "topic": topic, "agent": "validate", "contract": contract, "count": count}, user)
+
+
+def _start(dag_id: str, conf: dict[str, Any], user: str) -> str:
     from airflow.api.common.trigger_dag import trigger_dag
     from airflow.utils.types import DagRunTriggeredByType
 
     try:
         with _told():
-            run = trigger_dag(REPLAY_DAG, triggered_by=DagRunTriggeredByType.UI, triggering_user_name=user, conf=conf)
+            run = trigger_dag(dag_id, triggered_by=DagRunTriggeredByType.UI, triggering_user_name=user, conf=conf)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{error}; the DAG {REPLAY_DAG!r} has to be in the DAG folder, see docs/factory-page.md") from error
+        raise ConfigurationError(f"{error}; the DAG {dag_id!r} has to be in the DAG folder, see docs/factory-page.md") from error
     if run is None:
-        raise ConfigurationError(f"Airflow made no run of {REPLAY_DAG!r}; see the API server's log")
+        raise ConfigurationError(f"Airflow made no run of {dag_id!r}; see the API server's log")
     return str(run.run_id)

@@ -23,7 +23,7 @@ from airflow_provider_factory.links import topic_url
 from airflow_provider_factory.page import access, actions, runs
 from airflow_provider_factory.page.letters import LetterQuery, Letters
 from airflow_provider_factory.page.snapshot import Live, Snapshot, Snapshots
-from airflow_provider_factory.page.views import calendar, letters, live, overview, run
+from airflow_provider_factory.page.views import calendar, letters, live, overview, preview, run
 from airflow_provider_factory.page.views.common import freshness, now
 from factory_agents.errors import ConfigurationError
 from factory_agents.reports import html_page
@@ -80,6 +80,16 @@ class ReplayBody(BaseModel):
     dry_run: bool = False
 
 
+class PreviewBody(BaseModel):
+    """A contract, and how many of a topic's newest records are tried."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    topic: Annotated[str, _text(249)]
+    contract: Annotated[str, Field(min_length=1, max_length=500, pattern=_NO_NUL)]
+    count: int = Field(default=1000, ge=1, le=100_000)
+
+
 def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None = None) -> FastAPI:
     """The app. Reading the ledger begins with the first request, not when a process imports this."""
     page = _Page(snapshots or Snapshots(), letters_read or Letters())
@@ -121,7 +131,8 @@ def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None 
     app.include_router(_live(page), prefix="/live", dependencies=[Depends(access.cluster_reader())])
     for views in (_windows(page), _letters(page)):
         app.include_router(views, prefix="/pipelines/{dag_id}", dependencies=[Depends(access.reader())])
-    app.include_router(_actions(page), prefix="/pipelines/{dag_id}")
+    for does in (_actions(page), _preview(page)):
+        app.include_router(does, prefix="/pipelines/{dag_id}")
     return app
 
 
@@ -347,6 +358,33 @@ def _actions(page: _Page) -> APIRouter:
         except ConfigurationError as error:
             return page.answer(409, refused=str(error))
         return page.answer(replay=started, replay_dag=access.REPLAY_DAG, dry_run=body.dry_run)
+
+    return router
+
+
+def _preview(page: _Page) -> APIRouter:
+    router = APIRouter()
+    may_act: Any = Depends(access.may_act())
+    user_name: Any = Depends(access.user_name())
+
+    @router.get("/preview", dependencies=[Depends(access.reader())])
+    def previews(dag_id: _Dag, editor: bool = may_act) -> HTMLResponse:
+        shot = page.shot()
+        with runs.session() as opened:
+            found = preview.previews(runs.preview_runs(opened, access.PREVIEW_DAG, dag_id))
+        topics = actions.preview_topics(shot, dag_id)
+        values: dict[str, Any] = {"name": dag_id, "previews": found, "topics": topics, "dag": access.PREVIEW_DAG}
+        return page.render("preview", "../..", shot, editor=editor, **values)
+
+    @router.post("/preview", dependencies=access.action("factory_preview", PreviewBody, (access.PREVIEW_DAG, "POST")))
+    def start_preview(dag_id: _Dag, body: PreviewBody, user: str = user_name) -> HTMLResponse:
+        if body.topic not in actions.preview_topics(page.shot(), dag_id):
+            return page.answer(409, refused="the ledger knows no such topic that this pipeline reads or writes")
+        try:
+            started = actions.preview(dag_id, body.topic, body.contract, body.count, user)
+        except ConfigurationError as error:
+            return page.answer(409, refused=str(error))
+        return page.answer(preview=started, preview_dag=access.PREVIEW_DAG)
 
     return router
 

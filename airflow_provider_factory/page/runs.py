@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOST_SPANS",
+    "PreviewRun",
     "Run",
     "Schedule",
     "Task",
     "more_intervals_than",
+    "preview_runs",
     "run_of",
     "runs_at",
     "runs_between",
@@ -30,6 +32,7 @@ MOST_SPANS = 336
 """Most intervals on one calendar: two weeks of hours."""
 
 _MOST_TASKS = 1000
+_MOST_PREVIEWS, _LATEST_PREVIEWS = 10, 200
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,16 @@ class Schedule:
 
     spans: tuple[tuple[datetime, datetime], ...] = ()
     known: bool = False
+
+
+@dataclass(frozen=True)
+class PreviewRun:
+    """A run of the preview DAG for a pipeline; ``result`` is what its agent returned, if it is over."""
+
+    run_id: str
+    state: str
+    conf: dict[str, Any]
+    result: Any
 
 
 @contextmanager
@@ -120,6 +133,27 @@ def tasks_of(opened: Session, dag_id: str, run_id: str) -> list[Task]:
         .limit(_MOST_TASKS)
     )
     return [Task(row[0], row[1], str(getattr(row[2], "value", row[2]) or "none"), row[3] or 0) for row in opened.execute(wanted)]
+
+
+def preview_runs(opened: Session, preview_dag: str, pipeline: str) -> list[PreviewRun]:
+    """The last previews of a pipeline, the newest first (two statements)."""
+    from airflow.models.dagrun import DagRun
+    from airflow.models.xcom import XComModel
+    from sqlalchemy import select
+
+    latest = select(DagRun.run_id, DagRun.state, DagRun.conf).where(DagRun.dag_id == preview_dag)
+    rows = [row for row in opened.execute(latest.order_by(DagRun.id.desc()).limit(_LATEST_PREVIEWS)) if _pipeline_of(row[2]) == pipeline]
+    rows = rows[:_MOST_PREVIEWS]
+    of_task = select(XComModel.run_id, XComModel.value).where(
+        XComModel.dag_id == preview_dag, XComModel.task_id == "preview", XComModel.key == "return_value", XComModel.map_index == -1
+    )
+    wanted = of_task.where(XComModel.run_id.in_([row[0] for row in rows]))
+    results = {row[0]: row[1] for row in opened.execute(wanted)} if rows else {}
+    return [PreviewRun(row[0], str(getattr(row[1], "value", row[1]) or ""), row[2], results.get(row[0])) for row in rows]
+
+
+def _pipeline_of(conf: Any) -> str:
+    return str(conf.get("pipeline", "")) if isinstance(conf, dict) else ""
 
 
 def schedule_in(opened: Session, dag_id: str, gaps: Sequence[tuple[datetime, datetime]]) -> Schedule:

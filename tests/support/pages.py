@@ -63,7 +63,7 @@ class PerDagManager(SimpleAuthManager):
     def is_authorized_dag(self, *, method: Any, user: Any, access_entity: Any = None, details: Any = None) -> bool:
         kind, _, dag_id = user.username.partition("-of-")
         wanted = getattr(details, "id", None)
-        own = wanted == dag_id or (wanted == "factory_replay" and kind == "editor")
+        own = wanted == dag_id or (wanted in ("factory_replay", "factory_preview") and kind == "editor")
         return bool(own) and (method == "GET" or kind == "editor")
 
     def get_authorized_dag_ids(self, *, user: Any, method: Any = "GET", session: Any = None) -> set[str]:

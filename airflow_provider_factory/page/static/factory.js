@@ -111,6 +111,13 @@
         rule: one ? "" : form.dataset.rule || "",
         dry_run: what === "count",
       });
+    } else if (form.dataset.preview) {
+      event.preventDefault();
+      send(form.dataset.preview + "/preview", {
+        topic: form.querySelector('[name="topic"]').value,
+        contract: form.querySelector('[name="contract"]').value,
+        count: Number(form.querySelector('[name="count"]').value),
+      });
     }
   });
 
@@ -133,6 +140,11 @@
         var next = fresh.getElementById("main");
         line.textContent = fresh.getElementById("fresh").textContent;
         line.className = fresh.getElementById("fresh").className;
+        var results = document.getElementById("results"); // below a form, which stays as it is
+        if (results) {
+          if (!results.contains(document.activeElement)) results.innerHTML = fresh.getElementById("results").innerHTML;
+          return;
+        }
         if (main.innerHTML === next.innerHTML || (busy(main) && !("pending" in main.dataset))) return;
         main.innerHTML = next.innerHTML;
         if ("pending" in next.dataset) main.dataset.pending = "";

@@ -23,9 +23,10 @@ def users(airflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PerDa
 
 @pytest.fixture
 def hourly(airflow_home: Path, prefix: str) -> str:
-    """An hourly DAG that Airflow knows, and the replay DAG."""
+    """An hourly DAG that Airflow knows, and the DAGs that the page starts."""
     into_airflow(DAGS / f"{prefix}.py", HOURLY.replace("DAG_ID", prefix))
-    into_airflow(DAGS / "factory_replay.py", (ROOT / "dags" / "factory_replay.py").read_text(encoding="utf-8"))
+    for name in ("factory_replay.py", "factory_preview.py"):
+        into_airflow(DAGS / name, (ROOT / "dags" / name).read_text(encoding="utf-8"))
     return prefix
 
 

@@ -57,12 +57,14 @@ def requests(page: OfHand, dag_id: str) -> dict[tuple[str, str], tuple[str, Any]
         ("GET", "/pipelines/{dag_id}"): (base, None),
         ("GET", "/pipelines/{dag_id}/window"): (f"{base}/window?key={key}", None),
         ("GET", "/pipelines/{dag_id}/runs/{run_id}"): (f"{base}/runs/some", None),
+        ("GET", "/pipelines/{dag_id}/preview"): (f"{base}/preview", None),
         ("GET", "/pipelines/{dag_id}/report"): (f"{base}/report?key={key}&stage=validate", None),
         ("GET", "/pipelines/{dag_id}/letters"): (f"{base}/letters?topic=out.dead", None),
         ("GET", "/pipelines/{dag_id}/letters/{partition}/{offset}"): (f"{base}/letters/0/1?topic=out.dead", None),
         ("POST", "/pipelines/{dag_id}/backfill-plan"): (f"{base}/backfill-plan", {"starts": starts}),
         ("POST", "/pipelines/{dag_id}/backfill"): (f"{base}/backfill", {"starts": starts, "expected": starts}),
         ("POST", "/pipelines/{dag_id}/replay"): (f"{base}/replay", {"topic": "out.dead", "to": "raw", "positions": ["0@1"]}),
+        ("POST", "/pipelines/{dag_id}/preview"): (f"{base}/preview", {"topic": "raw", "contract": "contracts/events.yaml"}),
     }
     routes = {(method, route.path) for route in all_routes(page.app) for method in route.methods}
     assert routes == set(good)
@@ -229,6 +231,19 @@ def test_a_replay_is_a_run_of_the_replay_dag_and_stands_in_the_audit_log(page_of
     assert what["positions"] == ["0@1", "0@2"]
     mistyped = page.post(f"/pipelines/{hourly}/replay", {"topic": "out.dead", "to": "raw", "positions": ["0@x"]}, token)
     assert (mistyped.status_code, "expected partition@offset" in mistyped.text) == (409, True)
+
+
+def test_a_preview_is_a_run_of_the_preview_dag_over_a_topic_of_the_pipeline(page_of: Make, users: PerDagManager, hourly: str) -> None:
+    page, token = page_of(whole(hourly)), users.token(f"editor-of-{hourly}")
+    url, body = f"/pipelines/{hourly}/preview", {"topic": "raw", "contract": "contracts/<b>events.yaml", "count": 50}
+    assert "Preview has begun" in page.post(url, body, token).text
+    conf = next(run.conf for run in runs("factory_preview") if run.conf["pipeline"] == hourly)
+    assert conf == {"pipeline": hourly, "topic": "raw", "agent": "validate", "contract": "contracts/<b>events.yaml", "count": 50}
+    refused = page.post(url, {**body, "topic": "payments"}, token)
+    assert (refused.status_code, "no such topic" in refused.text) == (409, True)
+    text = page.get(url, token).text
+    assert "contracts/&lt;b&gt;events.yaml on raw" in text
+    assert "needs the right to edit" in page.get(url, users.token(f"viewer-of-{hourly}")).text
 
 
 def runs(dag_id: str) -> list[Any]:
