@@ -48,7 +48,7 @@ def factory_preview() -> None:
         task_id="preview",
         agent="{{ params.agent }}",
         window=newest_records("{{ params.topic }}", "{{ params.count }}"),  # type: ignore[arg-type]
-        output_topic="{{ params.topic }}.preview",
+        output_topic="{{ params.topic }}",  # its settings count: a dry run writes nothing there
         agent_params="{{ (dict(params.agent_params, contract=params.contract) if params.contract else params.agent_params) | tojson }}",
         max_rejected="100 %",
         dry_run=True,

@@ -39,12 +39,18 @@ def test_one_that_is_not_over_or_gave_no_result_says_only_how_far_it_is(state: s
 
 
 @pytest.mark.airflow
-def test_the_shipped_dag_counts_and_explains_and_writes_nothing(runs: Runs, dag_runner: DagRunner, admin: AdminClient) -> None:
+def test_the_shipped_dag_counts_and_explains_and_writes_nothing(
+    runs: Runs, dag_runner: DagRunner, admin: AdminClient, monkeypatch: pytest.MonkeyPatch, bootstrap: str
+) -> None:
+    connection = {"conn_type": "kafka", "extra": {"bootstrap.servers": bootstrap}}
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", json.dumps(connection))
     topic = runs.topic("in", partitions=2)
     runs.produce(topic, events(20))
     source = (ROOT / "dags" / "factory_preview.py").read_text(encoding="utf-8").replace('"factory_preview"', '"DAG_ID"')
     contract = dag_runner.path.parent / f"{dag_runner.dag_id}.yaml"
-    contract.write_text("name: numbers\nid: event_id\nschema: {type: object, properties: {event_id: {type: integer, maximum: 14}}}\n")
+    contract.write_text(
+        "name: numbers\nid: event_id\nschema: {type: object, required: [event_id], properties: {event_id: {type: integer, maximum: 14}}}\n"
+    )
     done = dag_runner.run(source, conf={"topic": topic, "contract": contract.name, "count": 20, "pipeline": "any"})
     assert done.state == "success"
     counts = done.results["preview"]["counts"]
