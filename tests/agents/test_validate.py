@@ -205,7 +205,7 @@ def test_over_shards_duplicates_are_exact_where_records_are_keyed_by_the_id(keys
             validate.process([message(v, i, key) for i, (v, key) in enumerate(zip(values, keys, strict=True))])
         reports.append(validate.report())
     merged = merge_reports(reports)
-    assert merged["keyed"] == ("event_id" if exact else None)
+    assert merged["keyed"] == ("event_id" if exact else "")
     conditions = ["duplicates > 0", "duplicates(event_id) > 0"]
     with pytest.raises(ConfigurationError):
         judge(merged, conditions)  # it wasn't counted

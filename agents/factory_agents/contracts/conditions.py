@@ -193,7 +193,8 @@ _WITHIN = "at least: counted within each shard only; key the records by the id, 
 def _within_shards(report: Mapping[str, Any], c: Condition) -> bool:
     """Whether a figure is only a lower bound: of duplicates, where those with one id may be in different shards."""
     keyed = report.get("keyed")
-    return c.figure == "duplicates" and report["shards"] > 1 and (keyed is None or (bool(c.fields) and keyed not in c.fields))
+    is_exact = keyed is None or (keyed in c.fields if c.fields else bool(keyed))
+    return c.figure == "duplicates" and report["shards"] > 1 and not is_exact
 
 
 def _observe(report: Mapping[str, Any], c: Condition) -> Fraction | None:

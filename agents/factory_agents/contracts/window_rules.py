@@ -60,7 +60,7 @@ class WindowStatistics:
         if count_duplicates and contract.queries:
             self._sql = contract.window_table()
             self._sql.open(sql_memory_mb)
-        self._keyed = keyed
+        self._looks_at_keys, self._keyed = keyed, keyed
         self._first: int | None = None
         self._last: int | None = None
         self.valid = 0
@@ -161,7 +161,7 @@ class WindowStatistics:
                 "window_end": _text(self._end),
                 "samples": self._samples,
                 "shards": 1,
-                "keyed": contract.id if self._keyed else None,
+                "keyed": contract.id if self._keyed else "" if self._looks_at_keys else None,
                 "not_run": _few([*contract.not_run, *(self._sql.not_run if self._sql is not None else ())]),
             },
             [("fail", c.text) for c in contract.fail_if] + [("warn", c.text) for c in contract.warn_if],
@@ -185,6 +185,11 @@ class WindowStatistics:
                 counter.close()
         if self._sql is not None:
             self._sql.close()
+
+
+def _keyed(parts: Sequence[str | None]) -> str | None:
+    """The field by which all shards' records are keyed, "" where some aren't; None where nobody looked at keys."""
+    return "" if "" in parts else None if None in parts else parts[0]
 
 
 def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -212,7 +217,7 @@ def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         merged[name] = _sum([p.get(name, {}) for p in parts])
     if "sql" in first:
         merged |= _sql_of_all(parts)
-    merged["keyed"] = first.get("keyed") if all(p.get("keyed") for p in parts) else None
+    merged["keyed"] = _keyed([p.get("keyed") for p in parts])
     merged["not_run"] = first.get("not_run", [])
     merged["first_event"] = min((p["first_event"] for p in parts if p["first_event"]), default=None)
     merged["last_event"] = max((p["last_event"] for p in parts if p["last_event"]), default=None)

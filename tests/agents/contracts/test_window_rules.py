@@ -187,7 +187,7 @@ def test_merging_is_associative(parts: list[list[dict[str, Any]]]) -> None:
 
 def test_the_same_id_in_two_shards_is_not_seen_and_the_verdict_says_so() -> None:
     parts = [report_of([(0, {"id": "a", "at": seconds(59)})]), report_of([(1, {"id": "a", "at": seconds(59)})])]
-    merged = merge_reports(parts)
+    merged = merge_reports(p | {"keyed": ""} for p in parts)
     assert (merged["duplicates"], merged["shards"]) == (0, 2)
     assert "0 duplicates (within each of 2 shards)" in judge(merged).lines[0].text
     (*_, check) = judge(merged, "duplicates > 0").checks
@@ -198,7 +198,7 @@ def test_the_same_id_in_two_shards_is_not_seen_and_the_verdict_says_so() -> None
 def test_more_duplicates_within_shards_than_allowed_are_enough_for_a_verdict() -> None:
     parts = [report_of([(n, {"id": "a", "at": seconds(59)}) for n in range(3)]), report_of([(9, {"id": "a", "at": seconds(59)})])]
     outcomes = [
-        judge(merge_reports(parts), condition).checks[-1]["outcome"]
+        judge(merge_reports(p | {"keyed": ""} for p in parts), condition).checks[-1]["outcome"]
         for condition in ("duplicates > 1", "duplicates >= 3", "duplicates < 5")
     ]
     assert outcomes == ["fail", "warn", "warn"]

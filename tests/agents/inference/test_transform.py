@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from bisect import bisect_left
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,12 @@ def test_wrong_answers_are_counted_where_the_model_then_stays_away(runs: Runs, i
     assert (result.counts.prompt_tokens, result.counts.completion_tokens) == server.tokens
 
 
-def test_no_second_is_above_the_limit(runs: Runs, infer_run: MakeRun) -> None:
-    window = runs.filled(100)
+def test_no_call_comes_before_its_turn_within_the_limit(runs: Runs, infer_run: MakeRun) -> None:
+    window, began = runs.filled(100), time.monotonic()
     with ModelServer() as server:
         done(runs, infer_run(window, runs.topic("out"), server, requests_per_minute=2400, concurrency=32))
         times = sorted(server.times)
-    assert max(bisect_left(times, at + 1) - n for n, at in enumerate(times)) <= 40
+    assert all(at - began >= n // 40 for n, at in enumerate(times))  # whatever holds calls up on their way
 
 
 def test_a_pause_that_the_model_asks_for_is_everybodys(runs: Runs, infer_run: MakeRun) -> None:
