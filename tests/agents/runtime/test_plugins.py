@@ -150,10 +150,10 @@ class TestYourOwn:
             ({"sink": "mine:Proud"}, r"sink 'mine:Proud': making it raised OSError: no disk \(.*mine.py:\d+\)"),
             (
                 {"sink": "postgre"},
-                r"sink 'postgre': there is no such sink; did you mean 'postgres'\? \(there are postgres, bigquery, snowflake\)",
+                r"sink 'postgre': there is no such sink; did you mean 'postgres'\? \(there are postgres, bigquery, snowflake, iceberg\)",
             ),
             ({"sink": "mine:Slotted"}, "sink 'mine:Slotted': it has no attribute 'name', and none can be set"),
-            ({"sink": "mine.Sink"}, r"there is no such sink \(there are postgres, bigquery, snowflake\); or your own as module:Class"),
+            ({"sink": "mine.Sink"}, r"there is no such sink \(there are postgres, bigquery, snowflake, iceberg\); or your own as module:Class"),
         ],
     )
     def test_what_stands_in_the_way_is_one_clear_line(self, here: Path, params: dict[str, Any], says: str) -> None:
@@ -175,7 +175,7 @@ class TestInstalled:
         assert ingest.build({"source": "numbers", "upto": 1}).name == "numbers"
         assert list(installed(SOURCES)) == ["numbers"]
         with pytest.raises(
-            ConfigurationError, match=r"'acne': there is no such sink; did you mean 'acme'\? .*postgres, bigquery, snowflake, acme"
+            ConfigurationError, match=r"'acne': there is no such sink; did you mean 'acme'\? .*postgres, bigquery, snowflake, iceberg, acme"
         ):
             publish.build({"sink": "acne"})
         with pytest.raises(ConfigurationError, match=r"'number': there is no such source; did you mean 'numbers'\? \(there are numbers\)"):
