@@ -153,7 +153,7 @@ class TestYourOwn:
                 r"sink 'postgre': there is no such sink; did you mean 'postgres'\? \(there are postgres, bigquery, snowflake, iceberg\)",
             ),
             ({"sink": "mine:Slotted"}, "sink 'mine:Slotted': it has no attribute 'name', and none can be set"),
-            ({"sink": "mine.Sink"}, r"there is no such sink \(there are postgres, bigquery, snowflake, iceberg\); or your own as module:Class"),
+            ({"sink": "mine.Sink"}, r"no such sink \(there are postgres, bigquery, snowflake, iceberg\); or your own as module:Class"),
         ],
     )
     def test_what_stands_in_the_way_is_one_clear_line(self, here: Path, params: dict[str, Any], says: str) -> None:
