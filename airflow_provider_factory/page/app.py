@@ -370,9 +370,9 @@ def _preview(page: _Page) -> APIRouter:
     @router.get("/preview", dependencies=[Depends(access.reader())])
     def previews(dag_id: _Dag, editor: bool = may_act) -> HTMLResponse:
         shot = page.shot()
-        with runs.session() as opened:
-            found = preview.previews(runs.preview_runs(opened, access.PREVIEW_DAG, dag_id))
         topics = actions.preview_topics(shot, dag_id)
+        with runs.session() as opened:
+            found = preview.previews(runs.preview_runs(opened, access.PREVIEW_DAG, dag_id), topics)
         values: dict[str, Any] = {"name": dag_id, "previews": found, "topics": topics, "dag": access.PREVIEW_DAG}
         return page.render("preview", "../..", shot, editor=editor, **values)
 

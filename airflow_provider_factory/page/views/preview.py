@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,9 @@ class PreviewRow:
     reasons: tuple[str, ...]
 
 
-def previews(runs: Iterable[PreviewRun]) -> tuple[PreviewRow, ...]:
-    """The previews, in the order of the runs."""
-    return tuple(_row(run) for run in runs)
+def previews(runs: Iterable[PreviewRun], topics: Collection[str]) -> tuple[PreviewRow, ...]:
+    """The previews of a pipeline's own topics, in the order of the runs: whoever starts one by hand may name any topic."""
+    return tuple(row for row in map(_row, runs) if row.topic in topics)
 
 
 def _row(run: PreviewRun) -> PreviewRow:

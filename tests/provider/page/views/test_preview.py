@@ -25,16 +25,20 @@ RESULT = plain(
 
 @pytest.mark.parametrize("value", [RESULT, json.dumps(RESULT)], ids=["an object", "its text"])
 def test_what_would_become_of_the_records_adds_up(value: Any) -> None:
-    (row,) = previews([PreviewRun("r", "success", CONF, value)])
+    (row,) = previews([PreviewRun("r", "success", CONF, value)], ["raw"])
     assert (row.chip, row.topic, row.contract, row.known, row.consumed) == ("whole", "raw", "contracts/events.yaml", True, 4)
     assert sum(p.count for p in row.parts) == 4
     assert "price" in " ".join(row.reasons)
 
 
+def test_records_of_another_topic_are_not_shown_whoever_tried_them() -> None:
+    assert previews([PreviewRun("r", "success", CONF | {"topic": "payments"}, RESULT)], ["raw"]) == ()
+
+
 @pytest.mark.parametrize(("state", "chip"), [("running", "running"), ("queued", "running"), ("failed", "failed")])
 @pytest.mark.parametrize("value", [None, "{", {"counts": 7}, "null"])
 def test_one_that_is_not_over_or_gave_no_result_says_only_how_far_it_is(state: str, chip: str, value: Any) -> None:
-    (row,) = previews([PreviewRun("r", state, CONF, value)])
+    (row,) = previews([PreviewRun("r", state, CONF, value)], ["raw"])
     assert (row.chip, row.known, row.parts) == (chip, False, ())
 
 
