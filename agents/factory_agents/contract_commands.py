@@ -93,6 +93,7 @@ def show(file: _File, json: Json = False) -> None:
                 "columns": contract.columns(),
                 "rules": dict(rules),
                 "conditions": [dict(zip(("level", "condition"), c, strict=True)) for c in conditions],
+                "references": {key.field: key.source for key in contract.foreign_keys},
                 "counted": [dict(zip(("figure", "name", "field", "values", "pattern"), c, strict=True)) for c in counted],
                 "notes": contract.notes,
                 "not_run": contract.not_run,
@@ -106,6 +107,7 @@ def show(file: _File, json: Json = False) -> None:
     console.print_table(["column", "type", ""], [[c.name, c.type, ", ".join(marks[c.name])] for c in contract.columns()], title="columns")
     for title, head, rows in (
         ("rules", ["rule", "holds"], rules),
+        ("references", ["field", "has a value of"], [[key.field, key.source] for key in contract.foreign_keys]),
         ("conditions", ["level", "condition"], conditions),
         ("counted values", ["figure", "name", "field", "values", "pattern"], counted),
     ):

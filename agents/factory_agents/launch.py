@@ -275,6 +275,8 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
     """Run the agent in its consumer group until ``context.stop`` says so. Raises a FactoryError; another start goes on from there."""
     began, attempt = time.monotonic(), int(time.time() * 1000)
     transform: Any = build_transform(AgentRef(agent), settings.params, None)
+    if only_windows := getattr(transform, "only_windows", ""):
+        raise ConfigurationError(only_windows)
     group = settings.group or default_group(_stage_of(agent), settings.in_topic)
     _refuse_what_windows_wrote(context.config, settings, group)
     name, version, out_topic = transform.name, transform.version, "" if agent == "publish" else settings.out_topic

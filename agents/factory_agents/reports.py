@@ -166,7 +166,7 @@ def _rule_tests(report: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """Rules as tests: each rejects the events that break it, whatever their number."""
     for rule, n in report["rules"].items():
         kind, _, field = rule.partition(":")
-        column = field if kind == "schema" and field else None
+        column = field if kind in ("schema", "reference") and field else None
         yield {"assertion": kind, "success": n == 0, "column": column, "name": rule, "severity": "warn", "expected": "0", "actual": str(n)}
 
 
@@ -198,6 +198,8 @@ def _figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     for figure in ("missing", "invalid", "duplicates_of"):  # a report of before these were counted has none
         name = figure.replace("_", " ")
         found += [(f"{name} {field}", _with_share(n, valid)) for field, n in report.get(figure, {}).items() if n]
+    for field, facts in report.get("references", {}).items():
+        found.append((f"values that {field} may have", f"{facts['values']:,} in {facts['source']}"))
     found += [(name.replace("_", " "), str(report[name])) for name in ("first_event", "last_event") if report[name]]
     return found
 

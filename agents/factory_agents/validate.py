@@ -17,6 +17,7 @@ from factory_agents.kafka.messages import Message
 from factory_agents.params import read_params
 from factory_agents.protocol import AgentRun, Counts
 from factory_agents.runtime.agents import Output, Reject, decode_event
+from factory_agents.sources.members import read_members
 
 __all__ = ["ValidateParams", "ValidateTransform", "build"]
 
@@ -52,7 +53,11 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> ValidateTra
 
 
 class ValidateTransform:
-    """Checks events against a contract (see ``Transform``); over a window it is stateful, since the report needs every event."""
+    """Checks events against a contract (see ``Transform``); over a window it is stateful, since the report needs every event.
+
+    What the contract's references name is read when this is made. Raises ConfigurationError or UnavailableError where that can't be done.
+    ``only_windows`` says why events can't be checked live (empty: they can).
+    """
 
     name = "validate"
     version = "1"
@@ -67,7 +72,15 @@ class ValidateTransform:
         sql_memory_mb: int = SQL_MEMORY_MB,
     ) -> None:
         interval = None if run is None else run.interval or (run.window.interval if run.window else None)
+        members = {key.field: read_members(key) for key in contract.foreign_keys}
+        self._references = {
+            key.field: {"source": key.source, "values": len(members[key.field]), "digest": members[key.field].digest}
+            for key in contract.foreign_keys
+        }
+        self._members = {name: known.tester() for name, known in members.items()}
         self.identity: dict[str, Any] = {"contract": contract.digest}
+        if members:
+            self.identity["references"] = {name: known.digest for name, known in members.items()}
         self.stateful = run is not None
         self.contract = contract
         self._keyed = run is not None and run.shard.of > 1
@@ -76,14 +89,25 @@ class ValidateTransform:
         )
         self._may_miss = run is not None and run.accept_loss  # what was consumed may be gone when a resumed run reads it again
         self._decode = msgspec.json.Decoder().decode
-        self._check = contract.checker()
+        self._check = contract.checker(self._members)
         self._read_time = contract.time_reader()
         self._seen = self._passed_over = 0  # valid events that the fast path did not take
         try:
-            self._fast: FastPath | None = contract.fast_path(self._statistics.fields)
+            self._fast: FastPath | None = contract.fast_path(self._statistics.fields, self._members)
         except NotFast as reason:
             self._fast = None
             log.debug("contract %s: no fast path: %s", contract.name, reason)
+
+    @property
+    def only_windows(self) -> str:
+        """See the class."""
+        keys = [key for key in self.contract.foreign_keys if key.table]
+        if not keys:
+            return ""
+        return (
+            f"contract {self.contract.source}: references.{keys[0].field}: a table's values are read once, so they are checked in windows "
+            "only: in a live agent use enrich with a lookup, on_missing: reject"
+        )
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``."""
@@ -151,7 +175,7 @@ class ValidateTransform:
         """Say why; slower, for the few."""
         try:
             event = decode_event(message.value())
-            violations = self.contract.violations(event)
+            violations = self.contract.violations(event, self._members)
             rules = list(dict.fromkeys(v.rule for v in violations)) or ["schema"]
             reasons = [v.reason for v in violations[:_REASONS]] or ["the event cannot be checked"]
             more = len(violations) - len(reasons)
@@ -171,7 +195,8 @@ class ValidateTransform:
 
     def report(self) -> dict[str, Any]:
         """The report on the events so far."""
-        return self._statistics.report()
+        report = self._statistics.report()
+        return report | ({"references": self._references} if self._references else {})
 
     def close(self) -> None:
         """See ``Transform.close``."""

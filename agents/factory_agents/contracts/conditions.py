@@ -263,6 +263,7 @@ def judge(report: Mapping[str, Any] | None, fail_if: str | Sequence[str] = (), w
     lines += [Line(c["outcome"], f"  {_check_text(c)}") for c in sorted(checks, key=lambda c: ("fail", "warn", "pass").index(c["outcome"]))]
     lines += [Line("pass", f"  {n:,} × {rule}") for rule, n in _broken_rules(report)[:10]]
     lines += [Line("pass", f"  e.g. {_place(s)}: {s['reason']}") for s in report["samples"]]
+    lines += [Line(*line) for line in _reference_lines(report)]
     lines += [Line("pass", f"  {text}") for text in report.get("not_run", ())]
     failure = f"{lines[0].text}{_causes(report, checks)}" if outcome == "fail" else ""
     return Verdict(outcome, tuple(checks), tuple(lines), failure)
@@ -278,6 +279,16 @@ def _summary(report: Mapping[str, Any]) -> str:
     if report["late"]:
         figures.append(f"{report['late']:,} late")
     return f"{contract['name']} version {contract['version']}: {', '.join(figures)}"
+
+
+def _reference_lines(report: Mapping[str, Any]) -> list[tuple[Outcome, str]]:
+    """What the references held: news where events were checked against different content."""
+    lines: list[tuple[Outcome, str]] = []
+    for name, facts in report.get("references", {}).items():
+        text = f"  {name}: {facts['values']:,} values in {facts['source']}"
+        changed = "; they changed meanwhile: the shards were checked against different values"
+        lines.append(("pass", text) if facts["digest"] else ("warn", text + changed))
+    return lines
 
 
 def _broken_rules(report: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from factory_agents.contracts.documents import (
 from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, parse_expression
 from factory_agents.contracts.fast import FastPath, compile_fast
 from factory_agents.contracts.figures import Figure, read_figures
+from factory_agents.contracts.foreign_keys import ForeignKey, pack_data, read_foreign_keys, unpack_data
 from factory_agents.contracts.notations import schema_names, translated
 from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
 from factory_agents.contracts.sql import Query, WindowTable, read_queries
@@ -39,10 +40,12 @@ __all__ = ["Contract", "Rule", "is_text", "load_contract", "pack_contract", "unt
 
 _T = TypeVar("_T")
 TimeUnit = Literal["s", "ms", "us", "iso"]
+Members: TypeAlias = Mapping[str, Callable[[Any], bool]]
+"""Of a field, the test whether a value, not null, is in the column that its foreign key names."""
 
 _KEYS = (
     *("name", "version", "description", "owner", "id", "time", "time_unit"),
-    *("version_field", "key", "deletes", "schema", "rules", "window", "columns", "masked"),
+    *("version_field", "key", "deletes", "schema", "rules", "references", "window", "columns", "masked"),
 )
 _WINDOW_KEYS = ("fail_if", "warn_if", "nulls", "missing", "invalid", "sql")
 _RESERVED = ("schema", "decode", "time")
@@ -65,8 +68,9 @@ class Contract:
     ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
     counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row. ``nulls`` are the fields whose nulls
     are counted, ``figures`` what else is, ``duplicates_of`` the fields whose values, taken together, should come once, ``queries`` the
-    SQL over a window; the values of ``masked`` fields stand in no reason, report or log. ``digest`` is equal for equal meaning: comments,
-    layout and descriptions don't enter it. ``notes`` say what in it checks nothing, ``not_run`` which checks are not ours to run.
+    SQL over a window, ``foreign_keys`` the fields whose values must be in other data; the values of ``masked`` fields stand in no reason,
+    report or log. ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it. ``notes`` say what in it checks
+    nothing, ``not_run`` which checks are not ours to run.
     ``text`` is its own; ``texts`` are those of the files that it refers to, by their names relative to its folder.
     """
 
@@ -85,6 +89,7 @@ class Contract:
     figures: tuple[Figure, ...]
     duplicates_of: tuple[tuple[str, ...], ...]
     queries: tuple[Query, ...]
+    foreign_keys: tuple[ForeignKey, ...]
     masked: frozenset[str]
     source: str
     digest: str
@@ -124,33 +129,40 @@ class Contract:
             )
         return TableSpec(columns, self.key, self.time, self.version_field, self.deletes)
 
-    def checker(self) -> Callable[[dict[str, Any]], bool]:
-        """The fast test of one decoded event against schema and rules; what it calls false, ``violations`` explains."""
+    def checker(self, members: Members | None = None) -> Callable[[dict[str, Any]], bool]:
+        """The fast test of one decoded event against schema and rules; what it calls false, ``violations`` explains.
+
+        ``members`` says of each field with a foreign key whether it may have a value; without them these aren't checked.
+        """
         is_valid, rules = self._schema.is_valid, self._all_rules
-        if not self._expressions:
+        if not self._expressions and not members:
             return is_valid
+        known = tuple((members or {}).items())
 
         def check(event: dict[str, Any]) -> bool:
             try:
-                return is_valid(event) and bool(rules(event.get))
+                if not (is_valid(event) and rules(event.get)):
+                    return False
+                return all((value := event.get(name)) is None or contains(value) for name, contains in known)
             except Exception:  # a rule of these values cannot be decided: that is theirs, whatever was raised
                 return False
 
         return check
 
-    def fast_path(self, more: Sequence[str] = ()) -> FastPath:
+    def fast_path(self, more: Sequence[str] = (), members: Members | None = None) -> FastPath:
         """A decoder and a test for most events; what they don't take, or raise at, ``checker`` decides. Raises NotFast with the reason.
 
-        ``more`` are fields whose values are read besides those that the contract's figures are about.
+        ``more`` are fields whose values are read besides those that the contract's figures are about; ``members``: see ``checker``.
         """
         values = [
             *more,
+            *(members or ()),
             *([] if self.id is None else [self.id]),
             *(f.field for f in self.figures),
             *(n for names in self.duplicates_of for n in names),
         ]
         times = [] if self.time is None else [self.time]
-        return compile_fast(self._schema, self._expressions, values, [*times, *self.nulls])
+        return compile_fast(self._schema, self._expressions, values, [*times, *self.nulls], members or {})
 
     def window_table(self, queries: Sequence[Query] | None = None) -> WindowTable:
         """A table for the events of one window, for the contract's queries or some of them; not opened yet."""
@@ -165,8 +177,11 @@ class Contract:
         """When an event happened: microseconds since 1970 UTC (as is text without a zone), or None. Raises ValueError for no time."""
         return None if self.time is None else self._read_time(event.get(self.time))
 
-    def violations(self, event: Any) -> tuple[Violation, ...]:
-        """Every rule that an event breaks, with path, what was expected and what came: none for a valid event."""
+    def violations(self, event: Any, members: Members | None = None) -> tuple[Violation, ...]:
+        """Every rule that an event breaks, with path, what was expected and what came: none for a valid event.
+
+        ``members``: see ``checker``.
+        """
         broken = self._schema.violations(event)
         if not isinstance(event, dict):
             return tuple(broken) or (Violation("schema", f"the event: expected object, got {show(event)}"),)
@@ -180,7 +195,14 @@ class Contract:
             reason = _why_broken(expression, event, self.masked, undecided_counts=fits)
             if reason:
                 broken.append(Violation(rule.name, f"rule {rule.name}: {reason}"))
+        broken += self._unknown_values(event, members or {}, {v.rule for v in broken})
         return tuple(map(self._without_values, broken)) if self.masked else tuple(broken)
+
+    def _unknown_values(self, event: Mapping[str, Any], members: Members, broken: set[str]) -> Iterator[Violation]:
+        for key in self.foreign_keys:
+            value = event.get(key.field)
+            if value is not None and key.field in members and f"schema:{key.field}" not in broken and not members[key.field](value):
+                yield Violation(key.rule, f"{key.field}: expected a value of {key.source}, got {show(value)}")
 
     def _without_values(self, broken: Violation) -> Violation:
         """What was broken, without a value that is masked. One of the whole event may quote any, unless it names fields only."""
@@ -220,13 +242,13 @@ def load_contract(
     ``file:line:column``, and ConfigurationError where there is no such file. An ``untrusted`` source may only be the name of a file that
     is allowed (see ``confined_path``), of which no error shows anything.
     """
-    if isinstance(source, Mapping) and source.keys() == _PACKED:
+    if isinstance(source, Mapping) and source.keys() - {"data"} == _PACKED:
         texts = dict(source["files"])
         file, wanted = _split(source["name"])
         document = parse_document(source["text"], file)
         if wanted not in schema_names(document):
             document, wanted = replace(document, name=source["name"]), ""
-        return read_contract(document, wanted, folder_of(texts), texts)
+        return read_contract(document, wanted, folder_of(texts), texts, unpack_data(source.get("data", {})))
     if untrusted:
         return untrusted_contract(source, None)
     wanted = split_name(source)[1] if isinstance(source, (str, Path)) else ""
@@ -234,10 +256,19 @@ def load_contract(
     return read_contract(document, wanted, folder)
 
 
-def read_contract(document: Document, wanted: str, folder: Path, texts: Mapping[str, str] | None = None) -> Contract:
-    """The contract that a document holds, in whichever notation; of several schemas the ``wanted`` one."""
+def read_contract(
+    document: Document,
+    wanted: str,
+    folder: Path,
+    texts: Mapping[str, str] | None = None,
+    contents: Mapping[str, bytes] | None = None,
+) -> Contract:
+    """The contract that a document holds, in whichever notation; of several schemas the ``wanted`` one.
+
+    With ``texts`` only these files are read; ``contents`` are those of the files that its ``references`` name.
+    """
     translation = translated(document, wanted)
-    return _Builder(translation.document, folder, texts, translation.notes, translation.not_run, wanted).build()
+    return _Builder(translation.document, folder, texts, translation.notes, translation.not_run, wanted, contents).build()
 
 
 def split_name(source: str | Path) -> tuple[str, str]:
@@ -269,8 +300,13 @@ def untrusted_contract(source: Any, roots: Sequence[Path] | None) -> Contract:
 
 
 def pack_contract(contract: Contract) -> dict[str, Any]:
-    """The contract as data that mean the same wherever they are read: the texts of its file and of those that it refers to."""
-    return {"name": contract.source, "text": contract.text, "files": dict(contract.texts)}
+    """The contract as data that mean the same wherever they are read: the texts of its file and of those that it refers to.
+
+    Data of its foreign keys are among them up to a size (see ``pack_data``).
+    """
+    packed = {"name": contract.source, "text": contract.text, "files": dict(contract.texts)}
+    data = pack_data(contract.foreign_keys)
+    return packed | ({"data": data} if data else {})
 
 
 _PACKED = {"name", "text", "files"}
@@ -302,6 +338,7 @@ _NO_TIME: tuple[str | None, TimeUnit] = (None, "iso")
 _NO_RULES: list[tuple[Rule, Expression]] = []
 _Window: TypeAlias = "tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...], tuple[Figure, ...], tuple[Query, ...]]"
 _NO_WINDOW: _Window = ((), (), (), (), ())
+_NO_FOREIGN_KEYS: tuple[ForeignKey, ...] = ()
 _NO_KEY: tuple[str, ...] = ()
 _NO_COLUMNS: tuple[Column, ...] = ()
 _NO_MASKS: frozenset[str] = frozenset()
@@ -318,10 +355,12 @@ class _Builder:
         notes: Sequence[str] = (),
         not_run: Sequence[str] = (),
         schema: str = "",
+        contents: Mapping[str, bytes] | None = None,
     ) -> None:
         self._document = document
         self._folder = folder
         self._texts = texts
+        self._contents = contents or {}
         self._notes = tuple(notes)
         self._not_run = tuple(not_run)
         self._source = f"{document.name}#{schema}" if schema else document.name
@@ -340,6 +379,7 @@ class _Builder:
         id_ = self._try(None, self._field, "id", None if self._data.get("id", "") is None else "event_id")
         time, unit = self._try(_NO_TIME, self._time)
         rules = self._try(_NO_RULES, self._rules)
+        foreign_keys = self._try(_NO_FOREIGN_KEYS, self._references)
         fail_if, warn_if, nulls, figures, queries = self._try(_NO_WINDOW, self._window)
         key = self._try(_NO_KEY, self._key, id_)
         version = self._try("", self._version)
@@ -368,6 +408,7 @@ class _Builder:
             counted = [figure.meaning for figure in figures if figure.missing is missing]
             meaning |= {what: counted} if counted else {}
         meaning |= {"sql": sorted(query.meaning for query in queries)} if queries else {}
+        meaning |= {"references": sorted(key.meaning for key in foreign_keys)} if foreign_keys else {}
         meaning |= {"masked": sorted(masked)} if masked else {}
         return Contract(
             name=name,
@@ -385,6 +426,7 @@ class _Builder:
             figures=figures,
             duplicates_of=tuple(dict.fromkeys(c.fields for c in (*fail_if, *warn_if) if c.figure == "duplicates" and c.fields)),
             queries=queries,
+            foreign_keys=foreign_keys,
             masked=masked,
             source=self._source,
             digest=digest(meaning),
@@ -500,6 +542,9 @@ class _Builder:
                 self._document.fail_inside(path, line, column, message)
         return expression
 
+    def _references(self) -> tuple[ForeignKey, ...]:
+        return read_foreign_keys(self._document, self._data.get("references"), self._declared, self._folder, self._contents)
+
     def _window(self) -> _Window:
         data = self._document.mapping(("window",), self._data.get("window") or {}, "a mapping with fail_if, warn_if")
         self._document.check_keys(("window",), data, _WINDOW_KEYS)
@@ -508,7 +553,7 @@ class _Builder:
         )
         queries = read_queries(self._document, ("window", "sql"), data.get("sql"))
         known = {
-            "rejected": list(self._data.get("rules") or ()),
+            "rejected": [*(self._data.get("rules") or ()), *(f"reference:{name}" for name in self._data.get("references") or ())],
             "missing": [f.name for f in missing],
             "invalid": [f.name for f in invalid],
             "sql": [query.name for query in queries],

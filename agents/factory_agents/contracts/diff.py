@@ -38,6 +38,7 @@ def diff_contracts(old: Contract, new: Contract) -> list[Change]:
         *_facts(old, new),
         *_schemas(old.schema, new.schema, ""),
         *_named("rule", {r.name: r.text for r in old.rules}, {r.name: r.text for r in new.rules}, breaking=True),
+        *_named("reference of", *({k.field: k.source for k in c.foreign_keys} for c in (old, new)), breaking=True),
         *_conditions(old, new),
         *_columns(old, new),
     ]

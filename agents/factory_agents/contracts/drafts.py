@@ -11,7 +11,7 @@ from factory_agents.contracts.documents import Document, KeyPath
 
 __all__ = ["Draft", "Translation", "contract_name"]
 
-_EXTRA = ("id", "time", "time_unit", "version_field", "key", "deletes", "schema", "rules", "window", "columns", "masked")
+_EXTRA = ("id", "time", "time_unit", "version_field", "key", "deletes", "schema", "rules", "references", "window", "columns", "masked")
 
 
 class Translation(NamedTuple):
@@ -78,11 +78,11 @@ class Draft:
             where = document.where((*at, "schema"))
             self.notes.append(f"{where}: events are checked against this schema, in place of the properties")
         for key, value in whole.items():
-            if key in _EXTRA and key not in ("window", "rules"):
+            if key in _EXTRA and key not in ("window", "rules", "references"):
                 self.put((key,), value, (*at, key))
-        rules = document.mapping((*at, "rules"), whole.get("rules") or {}, "a mapping of rule names to expressions")
-        for name, text in rules.items():
-            self.put(("rules", name), text, (*at, "rules", name))
+        for key, what in (("rules", "rule names to expressions"), ("references", "fields to columns")):
+            for name, value in document.mapping((*at, key), whole.get(key) or {}, f"a mapping of {what}").items():
+                self.put((key, name), value, (*at, key, name))
         self._merge_window(document.mapping((*at, "window"), whole.get("window") or {}, "a mapping with fail_if, warn_if"), (*at, "window"))
 
     def _merge_window(self, window: Mapping[str, Any], at: KeyPath) -> None:

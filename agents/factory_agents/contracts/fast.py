@@ -42,9 +42,11 @@ _MOST_DEPTH = 20
 _INT64 = 1 << 63
 
 
-def compile_fast(schema: Schema, expressions: Sequence[Expression], values: Sequence[str], used: Sequence[str]) -> FastPath:
+def compile_fast(
+    schema: Schema, expressions: Sequence[Expression], values: Sequence[str], used: Sequence[str], members: Mapping[str, Validator]
+) -> FastPath:
     """The fast path of a schema and the rules on top; ``values`` are fields whose values are looked at besides, of ``used`` ones only
-    numbers and texts, and whether they are null.
+    numbers and texts, and whether they are null. ``members`` are tests of fields (among ``values``) that come on top, too.
 
     Raises NotFast with the reason where there is none.
     """
@@ -65,6 +67,7 @@ def compile_fast(schema: Schema, expressions: Sequence[Expression], values: Sequ
         if check is not None:
             checks.append((names[name], check))
         fields.append((names[name], type_) if name in whole.get("required", ()) else (names[name], type_, None))
+    checks += [(names[name], contains) for name, contains in members.items()]
     event = types.struct(fields, names)
     try:
         decode = msgspec.json.Decoder(event).decode

@@ -233,7 +233,7 @@ class _Translator:
         for i, check in enumerate(self._object.get("quality") or ()):
             with self._document.attempt():
                 self._quality(check, (*self._at, "quality", i), "")
-        self._relationships(self._object, self._at)
+        self._relationships(self._object, self._at, "")
         with self._document.attempt():
             self._extra()
         for i, promise in enumerate(self._data.get("slaProperties") or ()):
@@ -273,7 +273,7 @@ class _Translator:
         for i, check in enumerate(prop.get("quality") or ()):
             with self._document.attempt():
                 self._quality(check, (*at, "quality", i), name if top else None)
-        self._relationships(prop, at)
+        self._relationships(prop, at, name if top else None)
         for i, inner in enumerate(prop.get("properties") or ()):
             self._of_property(inner, (*at, "properties", i), top=False)
         for key, inner in (("items", prop.get("items")), *((("map", k), v) for k, v in (prop.get("map") or {}).items())):
@@ -283,11 +283,24 @@ class _Translator:
     def _can_name(self, *names: str) -> bool:
         return not any(set(name) & set("(),") or name != name.strip() for name in names)
 
-    def _relationships(self, element: Mapping[str, Any], at: KeyPath) -> None:
+    def _relationships(self, element: Mapping[str, Any], at: KeyPath, field: str | None) -> None:
+        """Foreign keys of the whole schema (``field`` empty), of a field, or of one further in (None): run if they say where data is."""
         for i, relation in enumerate(element.get("relationships") or ()):
             place = (*at, "relationships", i)
-            to = relation.get("to") if isinstance(relation, Mapping) else relation
-            self._draft.pass_over(place, f"the relationship to {show(to)}", "it needs another table")
+            if not isinstance(relation, Mapping):
+                self._draft.pass_over(place, f"the relationship {show(relation)}", "it names no data")
+                continue
+            of = field if field != "" else self._names.get(re.split(r"[./]", str(relation.get("from")))[-1])
+            customs = list(enumerate(relation.get("customProperties") or ()))
+            told = next(((j, c["value"]) for j, c in customs if c.get("property") == "factory" and "value" in c), None)
+            if of and told is not None:
+                at_value = (*place, "customProperties", told[0], "value")
+                column = re.split(r"[./]", str(relation.get("to")))[-1]
+                given = self._document.mapping(at_value, told[1], "a mapping with a file or a table")
+                self._draft.put(("references", of), {"column": column, **given}, at_value)
+            else:
+                why = "its custom property factory says no file or table" if of else "only a single top-level field is checked"
+                self._draft.pass_over(place, f"the relationship to {show(relation.get('to'))}", why)
 
     def _quality(self, check: Mapping[str, Any], at: KeyPath, field: str | None) -> None:
         """One check: of the whole schema (``field`` empty), of a field, or of one further in (None)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -24,6 +25,7 @@ _OPTIONS = {
     "array": ("minItems", "maxItems", "uniqueItems"),
 }
 _OPTIONS["number"] = _OPTIONS["integer"]
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _METRICS = {
     "nulls": "nullValues",
     "missing": "missingValues",
@@ -83,6 +85,8 @@ class _Exporter:
                 for condition in conditions:
                     self._place(condition, level, properties, quality)
         extra = self._extra({p["name"] for p in properties if p.get("primaryKey")})
+        references = self._references(properties)
+        extra |= {"references": references} if references else {}
         body |= {"properties": properties} if properties else {}
         body |= {"quality": quality} if quality else {}
         body |= {"customProperties": [{"property": "factory", "value": extra}]} if extra else {}
@@ -111,6 +115,20 @@ class _Exporter:
             kept = {key: window[key] for key in ("nulls",) if key in window} | ({"sql": queries} if queries else {})
             extra |= {"window": kept} if kept else {}
         return extra
+
+    def _references(self, properties: list[dict[str, Any]]) -> dict[str, Any]:
+        """Say foreign keys as relationships of their properties; what can't be said so."""
+        rest: dict[str, Any] = {}
+        for key in self._contract.foreign_keys:
+            given = self._data["references"][key.field]
+            holder = next((p for p in properties if p["name"] == key.field), None)
+            if holder is None or not (_NAME.fullmatch(key.table) and _NAME.fullmatch(key.column)):
+                rest[key.field] = given
+                continue
+            value = {name: text for name, text in given.items() if name != "column"}
+            relation = {"to": f"{key.table}.{key.column}", "customProperties": [{"property": "factory", "value": value}]}
+            holder["relationships"] = [relation]
+        return rest
 
     def _foreign(self, query: Query) -> bool:
         """Whether a query is as the standard has them: one that another engine may have to run."""

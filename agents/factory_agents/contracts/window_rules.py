@@ -51,7 +51,8 @@ class WindowStatistics:
         self._start = _microseconds(interval.start) if interval else None
         self._end = _microseconds(interval.end) if interval else None
         self._samples: list[dict[str, Any]] = []
-        self._rules: dict[str, int] = dict.fromkeys((rule.name for rule in contract.rules), 0)
+        self._rules: dict[str, int] = dict.fromkeys((r.name for r in contract.rules), 0)
+        self._rules |= {key.rule: 0 for key in contract.foreign_keys}
         self._nulls: dict[str, int] = dict.fromkeys(contract.nulls, 0)
         self._figures = [0 for _ in contract.figures]
         self._ids = DistinctCounter() if count_duplicates and contract.id is not None else None
@@ -217,6 +218,8 @@ def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         merged[name] = _sum([p.get(name, {}) for p in parts])
     if "sql" in first:
         merged |= _sql_of_all(parts)
+    if "references" in first:
+        merged["references"] = _references_of_all(parts)
     merged["keyed"] = _keyed([p.get("keyed") for p in parts])
     merged["not_run"] = first.get("not_run", [])
     merged["first_event"] = min((p["first_event"] for p in parts if p["first_event"]), default=None)
@@ -232,6 +235,15 @@ def _sql_of_all(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"sql": first["sql"], "sql_unknown": first["sql_unknown"]}
     why = "SQL needs the whole window in one shard: plan it with shards=1"
     return {"sql": dict.fromkeys(first["sql"]), "sql_unknown": dict.fromkeys(first["sql"], why)}
+
+
+def _references_of_all(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the references held; ``digest`` is empty where it changed between the shards."""
+    merged = {}
+    for name, facts in parts[0]["references"].items():
+        same = all(part["references"][name]["digest"] == facts["digest"] for part in parts)
+        merged[name] = {**facts, "digest": facts["digest"] if same else ""}
+    return merged
 
 
 def _few(texts: Sequence[str]) -> list[str]:
