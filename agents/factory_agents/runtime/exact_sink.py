@@ -60,7 +60,7 @@ def exact(
         raise ConfigurationError(f"sink {type(sink).__name__}: it lacks {', '.join(lacking)}")
     table = contract.table()
     table.check_order()
-    if table.deletes:
+    if table.deletes and not sink.deletes:
         raise ConfigurationError(f"sink {type(sink).__name__}: it takes no deletes, and the contract has deletes: true; leave that out")
     if type(sink).reader is LedgerSink.reader:
         RowReader(table, "")

@@ -25,12 +25,14 @@ class Rows(msgspec.Struct, frozen=True):
     """A batch of typed rows: tuples of values in the order of ``columns``, which are the contract's and then ``RANK``.
 
     Values are of Python's own types: str, int, float, bool, bytes, ``datetime`` (with UTC, for timestamptz), ``date``, ``time``,
-    ``Decimal``, ``UUID``, lists of them, and None. ``json``, ``interval`` and ``inet`` are texts.
+    ``Decimal``, ``UUID``, lists of them, and None. ``json``, ``interval`` and ``inet`` are texts. ``deleted`` are keys of records without
+    a value, for a sink with ``deletes``: the key's columns, and the place of the record, which is what the rank of a row ends with.
     """
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
     nbytes: int
+    deleted: list[tuple[Any, ...]] = []
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -52,6 +54,11 @@ class Landing(msgspec.Struct, frozen=True):
        the table has a row of that key with a greater rank, whose publication isn't among ``past``.
     2. Rows of the publications ``stale`` are deleted.
     3. The ledger's entry ``key`` is changed from ``old`` to ``entry(figures)``.
+
+    With deletes: a delete outweighs every row of its key that lies before it (the last ``PLACE`` bytes of its rank are no greater), and
+    none after it. Of the parts' deletes of a key the last one counts, unless a later one is remembered. It removes such rows from the
+    parts and from the table, where those of ``past`` go whatever their place. It is remembered with ``publication``, and does the same to
+    rows that land later, unless their landing has its publication among ``past``. Deletes of the publications ``stale`` are forgotten.
     """
 
     key: str
@@ -95,6 +102,8 @@ class LedgerSink:
     """What keeps the table, for lineage: by default the name that ``publish`` was given for the sink."""
     address: str = ""
     """Where that is, without credentials."""
+    deletes: bool = False
+    """Whether it takes deletes; without, a contract that has them is refused."""
     notes: tuple[str, ...] = ()
     """Lines for a person, in every result."""
 

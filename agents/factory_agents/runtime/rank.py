@@ -12,7 +12,10 @@ from typing import Any
 from factory_agents.contracts import TableSpec
 from factory_agents.errors import ConfigurationError
 
-__all__ = ["rank_of", "ranker", "window_start"]
+__all__ = ["PLACE", "rank_of", "ranker", "window_start"]
+
+PLACE = 40
+"""How many bytes at a rank's end say where its record lies among all others, whatever its values: window, timestamp, partition, offset."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COMPARED = {

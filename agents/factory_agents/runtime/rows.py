@@ -17,7 +17,8 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Reject
 from factory_agents.runtime.ledger_sink import RANK, Rows
-from factory_agents.runtime.rank import ranker
+from factory_agents.runtime.rank import PLACE, ranker
+from factory_agents.runtime.record_key import KeyColumn, KeyReader
 from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text, without_zone
 
 __all__ = ["RowReader"]
@@ -44,25 +45,37 @@ class RowReader:
         self._decode_raw = _decoder([(msgspec.Raw, _NULL)] * len(self._columns), table)
         self._finish = [(i, c) for i, c in enumerate(self._columns) if c.finish is not None or c.required]
         self._rank = ranker(table, window, generation)
+        self._nothing = [None] * len(self._columns)
+        by_name = {c.name: c for c in self._columns}
+        self._deletes = KeyReader([by_name[name].as_key for name in table.key]) if table.deletes else None
 
     def read(self, messages: Sequence[Message]) -> tuple[list[Rows], dict[int, Reject]]:
         """See ``Reader.read``."""
-        rows, rejected, size = [], {}, 0
+        rows, deleted, rejected, size = [], [], {}, 0
         for i, message in enumerate(messages):
+            value = message.value()
             try:
-                values = self._values(message.value())
+                if value is None and self._deletes is not None:
+                    deleted.append((*self._deletes.read(message.key()), self._place(message)))
+                    continue
+                values = self._values(value)
             except Reject as reject:
                 rejected[i] = reject
                 continue
             values.append(self._rank(values, message.timestamp()[1], message.partition(), message.offset()))
             rows.append(tuple(values))
             size += len(message) + _VALUE_BYTES * len(values)
-        return [Rows(self._names, rows, size)] if rows else [], rejected
+        size += _VALUE_BYTES * len(deleted)
+        return [Rows(self._names, rows, size, deleted)] if rows or deleted else [], rejected
+
+    def _place(self, message: Message) -> bytes:
+        return self._rank(self._nothing, message.timestamp()[1], message.partition(), message.offset())[-PLACE:]
 
     def join(self, batches: Sequence[Rows]) -> Rows:
         """See ``Reader.join``."""
         rows = [row for batch in batches for row in batch.rows]
-        return Rows(self._names, rows, sum(batch.nbytes for batch in batches))
+        deleted = [key for batch in batches for key in batch.deleted]
+        return Rows(self._names, rows, sum(batch.nbytes for batch in batches), deleted)
 
     def _values(self, value: bytes | None) -> list[Any]:
         try:
@@ -106,6 +119,7 @@ class _Column:
 
     def __init__(self, spec: ColumnSpec, *, in_key: bool) -> None:
         self.name, self.shown = spec.name, spec.type.text
+        self._is_text = spec.type.name in ("text", "varchar", "char")
         self.required = in_key or not spec.nullable
         kind = _number_kind(spec.unit, spec.type) if spec.unit and spec.type.name in _MOMENTS else _kind(spec.type, in_key=in_key)
         self._type, self.finish, self._lenient = kind
@@ -113,6 +127,11 @@ class _Column:
             self._type, self.finish, self._lenient = _list_kind(*kind)
         self.decoded: Any = self._type if self._type is msgspec.Raw else self._type | None
         self.default: Any = _NULL if self._type is msgspec.Raw else None
+
+    @property
+    def as_key(self) -> KeyColumn:
+        """As a column of the key that records' own keys are read by."""
+        return KeyColumn(self.name, self.shown, self._is_text, self.read)
 
     def finished(self, value: Any) -> Any:
         """A decoded value as it is given on; raises what ``_UNFIT`` names."""

@@ -33,11 +33,15 @@ __all__ = [
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """What a landing did: keys among its rows, those of them that were written, and rows of earlier landings that it removed."""
+    """What a landing did: keys among its rows and deletes, those of them that were written, rows of earlier landings that it removed.
+
+    ``deleted``: keys of which only the delete is left, in the parts and in the table.
+    """
 
     distinct: int
     written: int
     removed: int = 0
+    deleted: int = 0
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -68,6 +72,7 @@ class Landed(msgspec.Struct, frozen=True):
     removed: int
     generation: int = 0
     """The attempt's; 0 where an earlier release wrote it."""
+    deleted: int = 0
 
     def outcome(self, table: str, *, reused: bool = False) -> SinkOutcome:
         """What the runtime is told of it."""
@@ -76,7 +81,8 @@ class Landed(msgspec.Struct, frozen=True):
             rows=self.rows,
             written=self.written,
             duplicates=self.rows - self.distinct,
-            older=self.distinct - self.written,
+            older=self.distinct - self.written - self.deleted,
+            deleted=self.deleted,
             removed=self.removed,
             rejected=self.rejected,
             reused=reused,
@@ -221,6 +227,7 @@ def land(entry: Entry, claim: Claim, publication: int, stale: Sequence[int], fig
         figures.written,
         figures.removed,
         claim.generation,
+        figures.deleted,
     )
     return msgspec.structs.replace(
         entry,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("factory_agents.testing.conformance")
+pytest.register_assert_rewrite("factory_agents.testing.conformance", "factory_agents.testing.deletes")
 
 from factory_agents.testing.conformance import SinkConformance, SinkTarget  # noqa: E402
+from factory_agents.testing.deletes import DeletesConformance  # noqa: E402
 
-__all__ = ["SinkConformance", "SinkTarget"]
+__all__ = ["DeletesConformance", "SinkConformance", "SinkTarget"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from confluent_kafka import Message
 
-__all__ = ["CONTRACT", "W1", "W2", "W3", "at", "event", "record"]
+__all__ = ["CONTRACT", "W1", "W2", "W3", "at", "event", "gone", "record"]
 
 CONTRACT: dict[str, Any] = {
     "name": "events",
@@ -41,6 +41,12 @@ def record(e: Any, partition: int, offset: int, timestamp: int = 0) -> Message:
     """A record of an event, or of a value as it is."""
     value = e if e is None or isinstance(e, bytes) else json.dumps(e).encode()
     return Message(value=value, partition=partition, offset=offset, timestamp=(1, timestamp))
+
+
+def gone(key: str | bytes | None, offset: int = 0, partition: int = 0, timestamp: int = 0) -> Message:
+    """A record that deletes: a key without a value."""
+    own = key.encode() if isinstance(key, str) else key
+    return Message(key=own, value=None, partition=partition, offset=offset, timestamp=(1, timestamp))
 
 
 def at(events: Sequence[Any], partition: int = 0) -> list[Message]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from factory_agents.testing import SinkConformance, SinkTarget
 from factory_agents.testing.conformance import Publishers
 from tests.support.documented import documented
+from tests.support.duck import Duck
 from tests.support.sqlite_sink import DocumentedSink
 from tests.support.upserting_sink import Upserting
 
@@ -72,6 +76,74 @@ class TestASinkWithoutTransactions(SinkConformance):
         return Store()
 
 
+class TestDuckDB(SinkConformance):
+    HISTORIES = 5
+
+    @pytest.fixture
+    def target(self, examples: Path, tmp_path: Path) -> Duck:
+        return Duck(tmp_path / "events.duckdb", "duck_sink", "DuckSink")
+
+
+class Service(SinkTarget):
+    """A service on loopback that upserts events by key and rank, and answers each idempotency key once."""
+
+    def __init__(self) -> None:
+        self.store: dict[Any, dict[str, Any]] = {}
+        answers: dict[str, bytes] = {}
+        lock, store = threading.Lock(), self.store
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    key = self.headers["Idempotency-Key"]
+                    if key not in answers:
+                        answers[key] = json.dumps({"written": sum(put(row, asked["key"]) for row in asked["rows"])}).encode()
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write(answers[key])
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        def put(row: dict[str, Any], names: list[str]) -> bool:
+            key = tuple(row[name] for name in names)
+            if key in store and store[key]["_factory_rank"] > row["_factory_rank"]:
+                return False
+            store[key] = row
+            return True
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        self._answers = answers
+
+    def make(self) -> Any:
+        return __import__("http_sink").HttpSink(f"http://127.0.0.1:{self._server.server_port}")
+
+    def rows(self, *columns: str) -> list[tuple[Any, ...]]:
+        return [tuple(row[name] for name in columns) for row in self.store.values()]
+
+    def empty(self) -> None:
+        self.store.clear()
+        self._answers.clear()
+
+    drop = empty
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class TestHttp(SinkConformance):
+    IDEMPOTENT = True
+
+    @pytest.fixture
+    def target(self, examples: Path) -> Service:
+        return Service()
+
+
 def test_the_documented_test_runs_as_it_stands(tmp_path: Path) -> None:
     for name in ("sqlite_sink.py", "test_sqlite_sink.py"):
         (tmp_path / name).write_text(documented("own-sink.md", name))
@@ -84,6 +156,11 @@ def test_the_documented_test_runs_as_it_stands(tmp_path: Path) -> None:
 def test_the_documented_sink_is_short() -> None:
     lines = [line for line in documented("own-sink.md", "sqlite_sink.py").splitlines() if line.strip()]
     assert len(lines) <= 60
+
+
+@pytest.mark.parametrize("name", ["duck_sink.py", "http_sink.py"])
+def test_the_other_documented_sinks_are_shorter(name: str) -> None:
+    assert len([line for line in documented("own-sink.md", name).splitlines() if line.strip()]) <= 50
 
 
 class Forgetful(DocumentedSink):  # type: ignore[misc]

@@ -13,6 +13,7 @@ from msgspec.structs import astuple
 
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Reject
+from factory_agents.runtime.record_key import KeyColumn, KeyReader
 from factory_agents.sinks.postgres.types import UNFIT, Kind
 
 __all__ = ["RowColumn", "RowReader", "TableRow"]
@@ -73,7 +74,7 @@ class RowReader:
     def __init__(self, columns: Sequence[RowColumn], shared: tuple[int, ...], deletes: Sequence[str] = ()) -> None:
         self._columns = tuple(columns)
         self._shared = shared
-        self._key = KeyReader(columns, deletes) if deletes else None
+        self._tombstones = _Tombstones(columns, deletes) if deletes else None
         self._live = (False,) if deletes else ()
         self._finished = tuple((i, c.kind.finish, c.nullable) for i, c in enumerate(columns) if c.kind.finish is not None)
         fields = _Fields(columns)
@@ -82,18 +83,18 @@ class RowReader:
 
     def read(self, messages: Sequence[Message]) -> tuple[list[TableRow], dict[int, Reject]]:
         """The rows of records that fit, in order, and why the others cannot be written, by their index."""
-        if self._key is not None and not all(map(_has_value, messages)):
-            return self._read_with_tombstones(self._key, messages)
+        if self._tombstones is not None and not all(map(_has_value, messages)):
+            return self._read_with_tombstones(self._tombstones, messages)
         return self._read_events(messages)
 
-    def _read_with_tombstones(self, key: KeyReader, messages: Sequence[Message]) -> tuple[list[TableRow], dict[int, Reject]]:
+    def _read_with_tombstones(self, tombstones: _Tombstones, messages: Sequence[Message]) -> tuple[list[TableRow], dict[int, Reject]]:
         places = [i for i, message in enumerate(messages) if message.value() is not None]
         fitting, rejected = self._read_events([messages[i] for i in places])
         rejected = {places[i]: reject for i, reject in rejected.items()}
         for i, message in enumerate(messages):
             if message.value() is None:
                 try:
-                    values = key.read(message.key())
+                    values = tombstones.read(message.key())
                 except Reject as reject:
                     rejected[i] = reject
                 else:
@@ -166,64 +167,22 @@ class RowReader:
             raise Reject(f"not JSON: {error}", rule="decode") from error
 
 
-class KeyReader:
-    """What a record's own key says of the key's columns; every other column of its row is null.
-
-    The key is the one column's value, as text or JSON (a column of text takes it as it stands), or a JSON object or list of the columns'
-    values, perhaps in the ``payload`` of Kafka Connect's converter.
-    """
+class _Tombstones:
+    """Rows of records without a value: the key's columns, as the record's own key says them; every other column is null."""
 
     def __init__(self, columns: Sequence[RowColumn], key: Sequence[str]) -> None:
         by_name = {c.name: c for c in columns}
-        self._columns = tuple(by_name[name] for name in key)
+        self._key = KeyReader([KeyColumn(name, by_name[name].kind.name, by_name[name].kind.text, _reads(by_name[name])) for name in key])
         self._places = tuple(next((i for i, name in enumerate(key) if name == c.name), -1) for c in columns)
 
     def read(self, key: bytes | None) -> tuple[Any, ...]:
         """One value a column of the table; raises Reject for a key that doesn't say which row is meant."""
-        if key is None:
-            raise Reject("a record without a value and without a key: nothing says which row to delete", rule="key")
-        try:
-            values = self._values(key)
-        except (Reject, *UNFIT) as error:
-            said = error.reason if isinstance(error, Reject) else f"expected {self._expected()} ({error})"
-            raise Reject(f"the key of a record without a value: {said}, got {key[:60]!r}", rule="key") from error
+        values = self._key.read(key)
         return tuple(None if place < 0 else values[place] for place in self._places)
 
-    def _values(self, key: bytes) -> list[Any]:
-        parts = _parts(key)
-        names = [c.name for c in self._columns]
-        if isinstance(parts, dict) and "payload" in parts and not set(names) <= parts.keys():
-            parts = _parts(bytes(parts["payload"]))
-        if isinstance(parts, dict) and set(names) <= parts.keys():
-            return [_value(c, parts[c.name]) for c in self._columns]
-        if len(self._columns) > 1:
-            if isinstance(parts, list) and len(parts) == len(names):
-                return [_value(c, part) for c, part in zip(self._columns, parts, strict=True)]
-            raise ValueError("it is neither")
-        return [self._only_value(key)]
 
-    def _only_value(self, key: bytes) -> Any:
-        column = self._columns[0]
-        as_text = msgspec.Raw(msgspec.json.encode(key.decode()))
-        if not column.kind.text:
-            try:
-                return column.kind.read(msgspec.Raw(key))
-            except UNFIT:
-                pass
-        return column.kind.read(as_text)
-
-    def _expected(self) -> str:
-        names = ", ".join(c.name for c in self._columns)
-        return f"{self._columns[0].kind.name}" if len(self._columns) == 1 else f"a JSON object or list of {names}"
-
-
-def _parts(key: bytes) -> Any:
-    """A JSON object or list by its parts, None for anything else."""
-    types: dict[bytes, Any] = {b"{": dict[str, msgspec.Raw], b"[": list[msgspec.Raw]}
-    try:
-        return msgspec.json.decode(key, type=types[key[:1]])
-    except (KeyError, *UNFIT):
-        return None
+def _reads(column: RowColumn) -> Callable[[msgspec.Raw], Any]:
+    return lambda raw: _value(column, raw)
 
 
 def _field(column: RowColumn) -> tuple[Any, Any]:

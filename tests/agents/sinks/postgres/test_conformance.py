@@ -9,7 +9,8 @@ from psycopg import sql
 
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Sink
-from factory_agents.testing import SinkConformance, SinkTarget
+from factory_agents.sinks.postgres.deletes import memory_of
+from factory_agents.testing import DeletesConformance, SinkConformance, SinkTarget
 from tests.support.sink_bench import Bench
 
 
@@ -34,9 +35,10 @@ class Table(SinkTarget):
 
     def drop(self) -> None:
         self.bench.admin.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(self.bench.name)))
+        self.bench.admin.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(memory_of(self.bench.name))))
 
 
-class TestPostgres(SinkConformance):
+class TestPostgres(SinkConformance, DeletesConformance):
     @pytest.fixture
     def target(self, bench: Bench) -> Table:
         return Table(bench)
