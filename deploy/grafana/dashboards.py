@@ -19,6 +19,7 @@ class Panel(NamedTuple):
     legend: str
     unit: str = "short"
     kind: str = "timeseries"
+    exemplars: bool = False
 
 
 class Dashboard(NamedTuple):
@@ -112,6 +113,13 @@ DASHBOARDS = (
                 "s",
             ),
             Panel(
+                "Age of events when committed: 95 % within",
+                f"histogram_quantile(0.95, sum by (agent, le) (rate(factory_event_seconds_bucket{_LIVE}[$__rate_interval])))",
+                "{{agent}}",
+                "s",
+                exemplars=True,
+            ),
+            Panel(
                 "Records given at once, on average",
                 f"sum by (agent) (rate(factory_batch_records_sum{_LIVE}[$__rate_interval]))"
                 f" / sum by (agent) (rate(factory_batch_records_count{_LIVE}[$__rate_interval]))",
@@ -132,6 +140,11 @@ DASHBOARDS = (
         ),
     ),
 )
+
+
+def _target(panel: Panel, source: dict[str, str]) -> dict[str, Any]:
+    target: dict[str, Any] = {"refId": "A", "datasource": source, "expr": panel.expression, "legendFormat": panel.legend}
+    return target | {"exemplar": True} if panel.exemplars else target
 
 
 def rendered(dashboard: Dashboard) -> str:
@@ -159,7 +172,7 @@ def rendered(dashboard: Dashboard) -> str:
             "datasource": source,
             "gridPos": {"x": number % _COLUMNS * _WIDTH, "y": number // _COLUMNS * _HEIGHT, "w": _WIDTH, "h": _HEIGHT},
             "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
-            "targets": [{"refId": "A", "datasource": source, "expr": panel.expression, "legendFormat": panel.legend}],
+            "targets": [_target(panel, source)],
         }
         for number, panel in enumerate(dashboard.panels)
     ]

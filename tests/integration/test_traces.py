@@ -25,9 +25,11 @@ from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.traced import traced as within
 from factory_agents.telemetry import parse_traceparent, tracing
+from factory_agents.telemetry.live import LiveTelemetry
 from tests.support.agents import mark
 from tests.support.commands import Command, clean_environment
 from tests.support.otlp import Collector, SeenSpan
+from tests.support.prometheus import PROGRAM, prometheus
 from tests.support.runs import ROOT, Runs, events
 from tests.support.sqlite_sink import SqliteSink
 from tests.support.waiting import wait_for
@@ -355,6 +357,33 @@ def test_a_live_agent_follows_events_too_and_each_of_its_chunks_is_a_trace(trace
     assert traced.headers(out) == [span.traceparent.encode()]
     assert (chunk.parent_id, chunk.links) == ("", ((TRACE, span.span_id),))
     assert chunk.attributes["messaging.consumer.group.name"] == f"{traced.runs.prefix}.g"
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="Prometheus is not installed (apt-get install prometheus)")
+def test_exemplars_of_the_age_of_events_name_their_traces(traced: Traced, collector: Collector, tmp_path: Path) -> None:
+    source, out = traced.runs.topic("in", partitions=1), traced.runs.topic("out", partitions=1)
+    stop, telemetry = threading.Event(), LiveTelemetry("0")
+    with tracing("factory-agent") as traces:
+        context = RunContext(traced.runs.config, stop=stop.is_set, traces=traces, observer=telemetry)
+        settings = LiveSettings(source, out, group=f"{traced.runs.prefix}.g", prefix=traced.runs.prefix)
+        live = threading.Thread(target=lambda: run_live(context, agent(version="1", name="a")(mark).bind({}), settings))
+        live.start()
+        try:
+            with prometheus(tmp_path, {"live": telemetry.address}, "groups: []") as watching:
+                traced.runs.produce(source, [*events(1), b"no event"], **header(TRACEPARENT))
+                wait_for(lambda: watching.query("factory_event_seconds_count > 0"), "the ages")
+                ((_, seen),) = watching.query("factory_event_seconds_count")
+                assert seen >= 1
+                traced.runs.produce(source, events(1), timestamp=int((time.time() - 7) * 1000), **header(traced_by_its_producer(3)))
+                wait_for(lambda: len(watching.exemplars("factory_event_seconds_bucket")) >= 2, "the exemplars")
+                found = {exemplar["trace_id"] for exemplar in watching.exemplars("factory_event_seconds_bucket")}
+                assert found == {TRACE, f"{4:032x}"}
+                wait_for(lambda: (watching.query("factory_event_seconds_sum") or [({}, 0.0)])[0][1] >= 7, "the old event's age")
+        finally:
+            stop.set()
+            live.join(30)
+            telemetry.close()
+    assert found <= {span.trace_id for span in collector.named("live event")}
 
 
 def test_the_documented_commands_leave_the_traces_that_the_page_speaks_of(traced: Traced, collector: Collector, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,11 @@ class Prometheus:
         """The labels of alerts that fire."""
         return [alert["labels"] for alert in self._get("alerts")["alerts"] if alert["state"] == "firing"]
 
+    def exemplars(self, series: str) -> list[dict[str, str]]:
+        """The labels of all exemplars of a series."""
+        data = self._get("query_exemplars", query=series, start="0", end=str(time.time() + 60))
+        return [exemplar["labels"] for row in data for exemplar in row["exemplars"]]
+
     def rules(self) -> list[dict[str, Any]]:
         """Its groups of rules."""
         return list(self._get("rules")["groups"])
@@ -60,7 +66,8 @@ def prometheus(folder: Path, targets: Mapping[str, str], rules: str, alerts: str
     settings = {"global": every, "rule_files": ["rules.yaml"], "scrape_configs": scrapes, "alerting": alerting}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(settings))
     address = f"127.0.0.1:{free_port('127.0.0.1')}"
-    flags = [f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
+    flags = ["--enable-feature=exemplar-storage"]
+    flags += [f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
     with _running([PROGRAM, *flags], folder / "prometheus.log", address):
         yield Prometheus(address)
 

@@ -12,7 +12,7 @@ from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import Counts
 from factory_agents.runtime.agents import Output, SideLog, SideRecord
 from factory_agents.runtime.outputs import Outputs
-from factory_agents.telemetry import Commit, Observer, Subject, fields
+from factory_agents.telemetry import Age, Commit, Observer, Subject, fields
 
 __all__ = ["Chunk"]
 
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _MOST_ABORTS = 5
 _CAREFUL = 1_000
+_AGE_OF_ONE_IN = 1_000
 
 
 class Chunk:
@@ -52,6 +53,7 @@ class Chunk:
         self._began = 0.0
         self.side: SideLog | None = None
         self._beside: Sequence[SideRecord] = ()
+        self._written: list[int] = []
 
     @property
     def room(self) -> int:
@@ -92,6 +94,7 @@ class Chunk:
     def put(self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts, *, plain: bool = False) -> None:
         """Put what became of a batch of events: see ``Outputs.put``."""
         self.add(len(messages))
+        self._written += [message.timestamp()[1] for message in messages[::_AGE_OF_ONE_IN]]
         self._outputs.put(messages, outputs, counts, plain=plain)
 
     def commit(self, deadline: float, seal: Callable[[], None], counts: Counts) -> None:
@@ -108,11 +111,20 @@ class Chunk:
         self._writer.commit(deadline)
         figures, took = self._outputs.figures(), time.monotonic() - began
         commit = Commit(
-            self.records, figures.written, figures.bytes, took, figures.rejected, counts.consumed, counts.rejected, counts.told()
+            self.records,
+            figures.written,
+            figures.bytes,
+            took,
+            figures.rejected,
+            counts.consumed,
+            counts.rejected,
+            counts.told(),
+            _ages(self._written, self._outputs.followed),
         )
         self._outputs.forget(committed=True)
         self._settle_side(committed=True)
         self.records = self._aborts = 0
+        self._written = []
         self.size = min(self._largest, self.size * 2)
         if self.size >= min(self._largest, 2 * _CAREFUL):
             self._outputs.refusals.careful = False
@@ -128,6 +140,7 @@ class Chunk:
     def forget(self, *, committed: bool = False) -> None:
         """Begin the next one: of this one nothing will be written. ``committed``: nor does it come again (a dry run)."""
         self.records = 0
+        self._written = []
         self._outputs.forget(committed=committed)
         self._settle_side(committed=committed)
 
@@ -163,3 +176,9 @@ class Chunk:
                 refusals.careful = True
                 self.size = max(1, min(self.size, self.records, _CAREFUL))
         log.warning("chunk aborted, trying it again", extra=fields(at=self._name, records=self.size, reason=str(aborted.cause)))
+
+
+def _ages(written: Sequence[int], followed: Sequence[tuple[int, str]]) -> Sequence[Age]:
+    """Of events by when they were written, in milliseconds since 1970; those without a timestamp (-1) have none."""
+    now = time.time()
+    return [Age(max(0.0, now - at / 1e3), trace_id) for at, trace_id in (*((at, "") for at in written), *followed) if at >= 0]

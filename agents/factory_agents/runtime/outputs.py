@@ -473,6 +473,11 @@ class Outputs:
         self.reasons.end_chunk(committed=committed)
         self.refusals.forget(committed=committed)
 
+    @property
+    def followed(self) -> Sequence[tuple[int, str]]:
+        """When the chunk's traced events were written, in milliseconds since 1970, and their traces' ids."""
+        return self.trace.followed if self.trace is not None else ()
+
     def figures(self) -> Figures:
         """What this chunk has sent so far."""
         return Figures(sum(sum(sent.values()) for sent in self._sent.values()), self._bytes, self._rejected)

@@ -82,6 +82,8 @@ class LiveTelemetry(Observer):
             self._totals.observe("factory_commit_seconds", labels, commit.seconds)
             if not subject.window:
                 self._totals.add("agent_success_total", labels, 1)
+                for age in commit.ages:
+                    self._totals.observe("factory_event_seconds", labels, age.seconds, trace_id=age.trace_id)
                 before = self._counts.get(subject, {})
                 for name, amount in commit.counts.items():
                     self._totals.count(labels, name, amount - before.get(name, 0))
@@ -121,9 +123,9 @@ class LiveTelemetry(Observer):
         return (subject.agent, subject.pipeline, subject.stage)
 
     def _metrics(self, asked: Asked) -> Answer:
-        encode, content_type = encoder(asked.accept)
         with self._lock:
             self._number += 1
+            encode, content_type = encoder(asked.accept, self._totals.examples())
             self._shown.tell(Snapshot(self._number, self._totals.frozen(), {**self._gauges, **self._ages()}))
         values, sent = self._shown.to(asked.client)
         return Answer(encode(values), content_type, sent=sent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from factory_agents.errors import ConfigurationError
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-__all__ = ["FAMILIES", "Family", "Series", "Snapshot", "Totals", "Values", "encoder", "family"]
+__all__ = ["FAMILIES", "Example", "Examples", "Family", "Series", "Snapshot", "Totals", "Values", "encoder", "family"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ _MINUTE, _HOUR = 60.0, 3600.0
 _SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, _MINUTE, 2 * _MINUTE, 5 * _MINUTE, 10 * _MINUTE, 30 * _MINUTE, _HOUR)
 _LANDING = (30.0, *(m * _MINUTE for m in (1, 2, 5, 10, 15, 30)), *(h * _HOUR for h in (1, 2, 4, 12, 24)))
 
+_AGES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, _MINUTE, 5 * _MINUTE, 30 * _MINUTE, _HOUR, 24 * _HOUR)
 _RECORDS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 
 _OF_MODELS: Mapping[str, tuple[str, tuple[str, ...], float]] = {
@@ -104,6 +106,13 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "factory_commit_seconds", "histogram", _AGENT, "How long a live agent's transactions took from their last record on.", _SECONDS
         ),
+        Family(
+            "factory_event_seconds",
+            "histogram",
+            _AGENT,
+            "From a sampled event's timestamp until a live agent committed what became of it; exemplars name its trace.",
+            _AGES,
+        ),
         Family("factory_aborts_total", "counter", _AGENT, "Transactions of a live agent that were dropped, and their records read again."),
         Family("factory_rebalances_total", "counter", _AGENT, "How often a live agent was given other partitions."),
         Family("factory_partitions_held", "gauge", _AGENT, "Partitions that a live agent has now."),
@@ -158,11 +167,25 @@ def family(name: str) -> Family:
     return FAMILIES[name]
 
 
+@dataclass(frozen=True)
+class Example:
+    """The trace of one value that a histogram was given, and when that was."""
+
+    trace_id: str
+    value: float
+    at: float
+
+
+Examples: TypeAlias = Mapping[Series, Mapping[int, Example]]
+"""The newest example of a histogram's buckets, by their places."""
+
+
 class Totals:
     """Counters and histograms by series; they only grow. A series begins with zeros."""
 
     def __init__(self) -> None:
         self._figures: dict[Series, list[float]] = {}
+        self._examples: dict[Series, dict[int, Example]] = {}
 
     def _of(self, name: str, labels: tuple[str, ...]) -> list[float]:
         figures = self._figures.get((name, labels))
@@ -179,15 +202,21 @@ class Totals:
         metric, kind, unit = _OF_MODELS.get(name) or ("factory_events_total", (name,), 1.0)
         self.add(metric, (*agent, *kind), amount * unit)
 
-    def observe(self, name: str, labels: tuple[str, ...], value: float, times: int = 1) -> None:
-        """Put a value into a histogram; 0 times: from now on there is one."""
-        figures = self._of(name, labels)
-        figures[bisect_left(family(name).buckets, value)] += times
+    def observe(self, name: str, labels: tuple[str, ...], value: float, times: int = 1, *, trace_id: str = "") -> None:
+        """Put a value into a histogram, as its bucket's example where it has a trace; 0 times: from now on there is one."""
+        figures, bucket = self._of(name, labels), bisect_left(family(name).buckets, value)
+        figures[bucket] += times
         figures[-1] += value * times
+        if trace_id:
+            self._examples.setdefault((name, labels), {})[bucket] = Example(trace_id, value, time.time())
 
     def frozen(self) -> Values:
         """As they are now."""
         return {series: tuple(figures) for series, figures in self._figures.items()}
+
+    def examples(self) -> Examples:
+        """Those of the histograms, as they are now."""
+        return {series: dict(found) for series, found in self._examples.items()}
 
 
 @dataclass(frozen=True)
@@ -199,8 +228,8 @@ class Snapshot:
     gauges: Values = field(default_factory=dict)
 
 
-def encoder(accept: str) -> tuple[Callable[[Values], bytes], str]:
-    """What makes a text of values, in the format that a scraper accepts, and that text's content type.
+def encoder(accept: str, examples: Examples | None = None) -> tuple[Callable[[Values], bytes], str]:
+    """What makes a text of values, in the format that a scraper accepts, and that text's content type. Only OpenMetrics shows examples.
 
     Raises ConfigurationError where prometheus-client isn't installed.
     """
@@ -212,14 +241,15 @@ def encoder(accept: str) -> tuple[Callable[[Values], bytes], str]:
         encode, content_type = exposition.choose_encoder(accept)
     except (TypeError, ValueError):  # a version that is none
         encode, content_type = exposition.choose_encoder("")
-    return lambda values: encode(_Collected(values)), content_type
+    return lambda values: encode(_Collected(values, examples or {})), content_type
 
 
 class _Collected:
     """Values as prometheus-client collects them."""
 
-    def __init__(self, values: Values) -> None:
+    def __init__(self, values: Values, examples: Examples) -> None:
         self._values = values
+        self._examples = examples
 
     def collect(self) -> Iterator[Metric]:
         """All metrics that have series, in the order in which they are declared."""
@@ -228,25 +258,28 @@ class _Collected:
             by_name.setdefault(name, []).append((labels, figures))
         for name, of in FAMILIES.items():
             if name in by_name:
-                yield _metric(of, sorted(by_name[name]))
+                yield _metric(of, sorted(by_name[name]), self._examples)
 
 
-def _metric(of: Family, rows: Iterable[tuple[tuple[str, ...], tuple[float, ...]]]) -> Metric:
+def _metric(of: Family, rows: Iterable[tuple[tuple[str, ...], tuple[float, ...]]], examples: Examples) -> Metric:
     from prometheus_client import core
 
     made: Any = getattr(core, f"{of.kind.capitalize()}MetricFamily")(of.name.removesuffix("_total"), of.help, labels=of.labels)
     for labels, figures in rows:
         if of.kind == "histogram":
-            made.add_metric(labels, _cumulated(of.buckets, figures), figures[-1])
+            made.add_metric(labels, _cumulated(of.buckets, figures, examples.get((of.name, labels), {})), figures[-1])
         else:
             made.add_metric(labels, figures[0])
     metric: Metric = made
     return metric
 
 
-def _cumulated(buckets: tuple[float, ...], figures: tuple[float, ...]) -> list[tuple[str, float]]:
-    found, total = [], 0.0
-    for bound, count in zip((*map(str, buckets), "+Inf"), figures, strict=False):
+def _cumulated(buckets: tuple[float, ...], figures: tuple[float, ...], examples: Mapping[int, Example]) -> list[tuple[Any, ...]]:
+    from prometheus_client.samples import Exemplar
+
+    found, total = list[tuple[Any, ...]](), 0.0
+    for place, (bound, count) in enumerate(zip((*map(str, buckets), "+Inf"), figures, strict=False)):
         total += count
-        found.append((bound, total))
+        of = examples.get(place) if count else None  # a series that is shown as zeros at first has none yet
+        found.append((bound, total) if of is None else (bound, total, Exemplar({"trace_id": of.trace_id}, of.value, of.at)))
     return found

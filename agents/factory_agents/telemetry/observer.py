@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-__all__ = ["Batch", "Commit", "Done", "Observer", "Observers", "Subject"]
+__all__ = ["Age", "Batch", "Commit", "Done", "Observer", "Observers", "Subject"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,20 @@ class Batch:
     seconds: float
 
 
+class Age(NamedTuple):
+    """How old an event was when what became of it was committed, in seconds since its record's timestamp; its trace's id, if any."""
+
+    seconds: float
+    trace_id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     """A transaction that was committed.
 
     ``records`` were read for it, ``written`` (dead letters included) with values of ``bytes`` in all were sent; it took ``seconds`` from
     the last record on. ``rejected`` are its dead letters by rule. ``done``, ``rejected_in_all`` and ``counts`` (by outcome) are of the
-    whole work so far.
+    whole work so far. ``ages`` are those of a sample of its events: the first of each batch and every 1,000th, and those that were traced.
     """
 
     records: int
@@ -49,6 +57,7 @@ class Commit:
     done: int = 0
     rejected_in_all: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
+    ages: Sequence[Age] = ()
 
 
 @dataclass(frozen=True, slots=True)

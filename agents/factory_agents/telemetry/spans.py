@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from opentelemetry import context, trace
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -104,6 +104,12 @@ class Traces:
         self._exporter.end(in_time=not sender.is_alive())
 
 
+class _Stamped(Protocol):
+    """A record that knows when it was written: the timestamp's type, and milliseconds since 1970."""
+
+    def timestamp(self) -> tuple[int, int]: ...
+
+
 class RunTrace(Observer):
     """The trace of one run: spans of its chunks, and of those events that carry a trace. Not thread-safe, as a run isn't.
 
@@ -122,6 +128,8 @@ class RunTrace(Observer):
         self._due_at = 0.0
         self._batch_began = self._chunk_began = 0
         self._events: list[Span] = []
+        self.followed: list[tuple[int, str]] = []
+        """When those events were written that are followed now (milliseconds since 1970), and their traces' ids."""
         self._committed: list[SpanContext] = []
         self._last: tuple[object, Span] | None = None
 
@@ -184,7 +192,7 @@ class RunTrace(Observer):
 
     # Of events
 
-    def follow(self, message: object, headers: Headers, outcome: str = "forwarded") -> Headers:
+    def follow(self, message: _Stamped, headers: Headers, outcome: str = "forwarded") -> Headers:
         """The headers with which an event goes on: with a span of this run in place of the one that they name, if it is followed.
 
         Called again for the same event it changes the outcome alone.
@@ -199,6 +207,7 @@ class RunTrace(Observer):
             return headers
         span = self._event(_within(parent), SpanKind.CONSUMER, outcome)
         self._last = message, span
+        self.followed.append((message.timestamp()[1], parent.trace_id))
         return _replaced(headers, span)
 
     def due(self) -> int:
@@ -229,7 +238,7 @@ class RunTrace(Observer):
 
     def settle(self, *, committed: bool) -> None:
         """The events that were followed until now are committed: their spans end; or they were dropped, and leave none."""
-        self._last = None
+        self._last, self.followed = None, []
         if not self._events:
             return
         events, self._events = self._events, []

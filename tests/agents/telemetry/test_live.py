@@ -70,6 +70,8 @@ def test_of_a_live_agent_events_commits_and_partitions_are_told(runs: Runs, tele
     assert seen.of("factory_events_total", outcome="rejected") == seen.of("factory_events_total", outcome="forwarded") == 10
     assert value(samples, "factory_partitions_held") == 2
     assert value(samples, "factory_batch_records_sum") == 20
+    assert seen.of("factory_event_seconds_count") >= 2
+    assert seen.of("factory_event_seconds_sum") < 30 * seen.of("factory_event_seconds_count")
     assert value(samples, "agent_success_total") == value(samples, "factory_commit_seconds_count")
     assert value(samples, "factory_transaction_age_seconds") == 0
     assert get(address, "/livez") == (200, "ok\n")
