@@ -13,7 +13,7 @@ from airflow.sdk.configuration import conf
 
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.lineage import topic_lineage
-from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, optional_interval, places
+from airflow_provider_factory.runs import as_bool, bundle_root, data_interval, optional_interval, places, traceparent
 from factory_agents.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class TemporalPipelineOperator(BaseOperator):
 
     Where the server is, Temporal's own variables say (``TEMPORAL_ADDRESS`` and its like), in the environment of workers and triggerers. A
     workflow that failed is started again by a retry or a clear, and goes on where it ended. Assets in ``outlets`` get an event at its end,
-    with the workflow's id, the window and the counts. It needs the extra ``temporal``.
+    with the workflow's id, the window and the counts. Where Airflow writes traces, the workflow is a part of the task's span. It needs the
+    extra ``temporal``.
 
     :param pipeline: the pipeline's file, YAML or JSON: under ``FACTORY_INCLUDE``, in the repository's ``include`` folder, or in it.
     :param no_interval: what a run without a data interval does: ``error``, or ``since_last``, which reads from the pipeline's last window
@@ -78,7 +79,7 @@ class TemporalPipelineOperator(BaseOperator):
         with airflow_errors():
             _require()
             request = self._request(context)
-            done = asyncio.run(self._started(request))
+            done = asyncio.run(self._started(request, traceparent(context)))
             self._tell(context, request)
         if done is not None:
             return self._finish(context, done)
@@ -120,10 +121,15 @@ class TemporalPipelineOperator(BaseOperator):
         key = "" if interval is not None else str(context["run_id"])
         return PipelineRequest(spec, interval, key, "redo" if as_bool(self.redo, "redo") else "reuse")
 
-    async def _started(self, request: PipelineRequest) -> PipelineDone | None:
+    async def _started(self, request: PipelineRequest, parent: str = "") -> PipelineDone | None:
+        from factory_agents.telemetry import tracing
         from factory_agents.temporal.client import connect, outcome, start
+        from factory_agents.temporal.traces import within
 
-        handle = await start(await connect(self.profile), request, again=True)
+        with tracing("airflow", None if parent else {}) as traces:
+            client = await connect(self.profile, traces=traces)
+            with within(client, parent):
+                handle = await start(client, request, again=True)
         self._workflow_id = handle.id
         return None if self.deferrable else await outcome(handle)
 

@@ -166,16 +166,16 @@ def test_missing_windows_are_backfilled_from_the_calendar(
 def test_dags_and_their_runs_have_a_tab(
     page: Page, airflow_running: RunningAirflow, admin: AdminClient, bootstrap: str, only_here: None
 ) -> None:
-    pipeline = Pipeline(airflow_running, admin, bootstrap, "from_calendar", seed=8, hours=1)
-    airflow_running.unpause("from_calendar")
+    pipeline = Pipeline(airflow_running, admin, bootstrap, "tabbed", seed=8, hours=1)
+    airflow_running.unpause("tabbed")
     pipeline.backfill(first=0, last=0)
-    airflow_running.wait_quiet("from_calendar")
+    airflow_running.wait_quiet("tabbed")
     frame = page.frame_locator("iframe")
-    page.goto(f"{airflow_running.components.url}/dags/from_calendar")
+    page.goto(f"{airflow_running.components.url}/dags/tabbed")
     page.get_by_role("link", name="Factory", exact=True).last.click()
-    frame.get_by_role("heading", name="from_calendar").wait_for()
-    run_id = airflow_running.runs("from_calendar")[0]["dag_run_id"]
-    page.goto(f"{airflow_running.components.url}/dags/from_calendar/runs/{quote(run_id)}")
+    frame.get_by_role("heading", name="tabbed").wait_for()
+    run_id = airflow_running.runs("tabbed")[0]["dag_run_id"]
+    page.goto(f"{airflow_running.components.url}/dags/tabbed/runs/{quote(run_id)}")
     page.get_by_role("link", name="Factory", exact=True).last.click()
     frame.locator(".chip.whole").first.wait_for()
     shoot(page, "tab")

@@ -19,6 +19,7 @@ from airflow_provider_factory.triggers.temporal_pipeline import TemporalPipeline
 from factory_agents.errors import ConfigurationError
 from factory_agents.temporal.client import PipelineFailedError
 from tests.agents.temporal.test_commands import PIPELINE
+from tests.support.otlp import Collector
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines
 from tests.support.waiting import wait_for
@@ -105,6 +106,20 @@ def test_a_window_is_waited_for_deferred_and_its_assets_are_told(pipelines: Pipe
     again = Task(deferrable=False)
     assert again.operator.execute(again.context) == done
     assert sorted(r.id for r in runs.everything(f"{pipelines.prefix}.marked")) == list(range(50))
+
+
+def test_the_workflow_is_a_part_of_the_tasks_span(
+    pipelines: Pipelines, raw: str, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__TRACES__OTEL_ON", "True")
+    for name, value in collector.environment.items():
+        monkeypatch.setenv(name, value)
+    task = Task(deferrable=True)
+    task.context["ti"].context_carrier = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+    trigger = task.deferred()  # no worker runs
+    start = collector.named("StartWorkflow:FactoryPipeline")[-1]  # one more before it, where the server knows no search attributes
+    assert (start.trace_id, start.parent_id, start.service) == ("ab" * 16, "cd" * 8, "airflow")
+    asyncio.run(trigger.on_kill())
 
 
 def test_a_failure_is_told_and_a_retry_goes_on(pipelines: Pipelines, runs: Runs, raw: str) -> None:
