@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from factory_agents import Reject, agent, split
 from factory_agents.enrich import build
 from factory_agents.errors import ConfigurationError
-from factory_agents.runtime.dependencies import InterruptedBatchError
+from factory_agents.runtime.dependencies import Dependency, InterruptedBatchError
 from factory_agents.runtime.split import SplitAgent
 from tests.agents.runtime.test_live import live, wait_written
 from tests.support.runs import Runs, events
@@ -115,10 +115,13 @@ class Record(NamedTuple):
 
 @given(down=st.integers(0, 30), size=st.integers(1, 30))
 def test_in_an_outage_of_one_part_what_stands_before_it_is_kept(down: int, size: int) -> None:
+    crm = Dependency("crm", retries=0)
+
     @agent(version="1")
     def calls(event: dict[str, Any]) -> dict[str, Any]:
-        if event["event_id"] >= down:
-            raise ConnectionError("refused")
+        with crm:
+            if event["event_id"] >= down:
+                raise ConnectionError("refused")
         return event
 
     mixed = split("mixed", {"a": (old, 50), "b": (calls, 50)})
