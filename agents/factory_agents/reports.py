@@ -9,11 +9,12 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
-from factory_agents.contracts import judge, merge_reports, parse_condition
+from factory_agents.contracts import judge, parse_condition
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.ledger import Ledger, LedgerView, StageRecord
+from factory_agents.kafka.ledger import Ledger, LedgerView
 from factory_agents.kafka.topics import Cluster
+from factory_agents.runtime.history import merged_reports
 from factory_agents.text import printable
 
 __all__ = ["WindowReport", "chosen", "html_page", "markdown", "quality_facets", "read_reports", "reports_of"]
@@ -66,22 +67,11 @@ def read_reports(config: KafkaConfig, pipeline: str, *, stage: str = "", prefix:
 
 def reports_of(view: LedgerView, stage: str = "") -> list[WindowReport]:
     """See ``read_reports``: from what was read of the ledger. A stage some of whose shards have no report yet has none."""
-    parts: dict[tuple[str, str, str, str, int], list[StageRecord]] = {}
-    for record in view.of(StageRecord):
-        if (not stage or record.stage == stage) and record.result is not None and "checks" in (record.result.report or {}):
-            key = (record.pipeline, record.stage, record.window, record.scope, record.shard.of)
-            parts.setdefault(key, []).append(record)
-    newest: dict[tuple[str, ...], WindowReport] = {}
-    for (*work, of), records in parts.items():
-        if len(records) < of:
-            continue
-        at = max(r.updated_at for r in records)
-        known = newest.get(tuple(work))
-        if known is None or known.updated_at <= at:
-            first = records[0]
-            merged = merge_reports([r.result.report or {} for r in records if r.result is not None])
-            newest[tuple(work)] = WindowReport(first.pipeline, first.stage, first.window, at, merged, first.scope)
-    return sorted(newest.values(), key=lambda r: (r.window, r.stage, r.scope))
+    found = (
+        WindowReport(first.pipeline, first.stage, first.window, at, report, first.scope)
+        for first, at, report in merged_reports(view, stage)
+    )
+    return sorted(found, key=lambda r: (r.window, r.stage, r.scope))
 
 
 def chosen(reports: Sequence[WindowReport], pipeline: str, window: str = "") -> WindowReport:
@@ -198,6 +188,9 @@ def _figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     for figure in ("missing", "invalid", "duplicates_of"):  # a report of before these were counted has none
         name = figure.replace("_", " ")
         found += [(f"{name} {field}", _with_share(n, valid)) for field, n in report.get(figure, {}).items() if n]
+    for field, volumes in report.get("volumes", {}).items():
+        if volumes is not None:
+            found.append((f"events per {field}", f"{volumes['fewest']:,} to {volumes['most']:,} ({volumes['keys']:,} keys)"))
     for field, facts in report.get("references", {}).items():
         found.append((f"values that {field} may have", f"{facts['values']:,} in {facts['source']}"))
     found += [(name.replace("_", " "), str(report[name])) for name in ("first_event", "last_event") if report[name]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -186,6 +186,12 @@ class ValidateTransform:
             rules, reject = ["schema"], Reject(f"the event cannot be checked: {error}", rule="schema")
         self._statistics.add_rejected(rules, reject.reason, (message.topic(), message.partition(), message.offset()))
         return reject
+
+    def compare(self, earlier: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """Look at the windows before this one, whose reports ``earlier`` gives (the newest last), if the contract compares with them."""
+        contract = self.contract
+        if any(c.figure == "drift" for c in (*contract.fail_if, *contract.warn_if)):
+            self._statistics.compare([report for report in earlier() if report["contract"]["name"] == contract.name])
 
     def finish(self, counts: Counts) -> dict[str, Any]:
         """The report (see ``WindowStatistics.report``); raises AccountingError unless every consumed event was seen here just once."""

@@ -13,7 +13,7 @@ import msgspec
 from factory_agents.contracts.documents import did_you_mean, one_of, show
 from factory_agents.errors import ConfigurationError
 
-__all__ = ["Condition", "Line", "Outcome", "Verdict", "check", "judge", "parse_condition", "parse_conditions"]
+__all__ = ["Condition", "Line", "Outcome", "Verdict", "check", "judge", "observed", "parse_condition", "parse_conditions"]
 
 Outcome = Literal["pass", "warn", "fail"]
 Level = Literal["warn", "fail"]
@@ -35,15 +35,20 @@ _OF_FIELDS = {"null_rate": "nulls", "nulls": "nulls", "missing": "missing", "inv
 """Figures of a field, with the name of their counts in a report."""
 _SHARE_OF = {"rejected": "rows", "duplicates": "valid", "late": "valid", "early": "valid", "untimed": "valid"}
 _SHARE_OF |= dict.fromkeys(_OF_FIELDS, "valid")
+_VOLUMES = {"keys": "keys", "most_per": "most", "fewest_per": "fewest"}
+"""Figures of the events that each key has, with their names in a report."""
 _FIGURES = (
     *("rows", "valid", "rejected", "rejected(rule)", "null_rate(field)", "nulls(field)", "missing(field)", "invalid(field)"),
     *("duplicates", "duplicates(fields)", "late", "early", "untimed", "freshness", "sql(query)"),
+    *("keys(fields)", "most_per(fields)", "fewest_per(fields)", "drift(figure, windows)"),
 )
+_LEAST_WINDOWS, _MOST_WINDOWS = 3, 1_000
+"""Earlier windows from which on a drift is judged, and how many it may be about."""
 _NAMED = {**_OF_FIELDS, "sql": "sql"}
 """Figures with an argument, and where a report has their counts."""
 _NUMBER = r"(-?\d+(?:[_,]\d{3})*(?:\.\d+)?)"
 _CONDITION = re.compile(
-    rf"\s*(\w+)\s*(?:\(\s*([^()]*?)\s*\))?\s*(?:(>=|<=|==|!=|>|<)\s*{_NUMBER}|((?:not\s+)?between)\s+{_NUMBER}\s+and\s+{_NUMBER})"
+    rf"\s*(\w+)\s*(?:\(\s*((?:[^()]|\([^()]*\))*?)\s*\))?\s*(?:(>=|<=|==|!=|>|<)\s*{_NUMBER}|((?:not\s+)?between)\s+{_NUMBER}\s+and\s+{_NUMBER})"
     r"\s*(%|[A-Za-z]+)?\s*"
 )
 
@@ -71,10 +76,25 @@ class Condition(msgspec.Struct, frozen=True):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields that the figure is about; none where it is about all events, or a rule."""
-        if self.figure == "duplicates" and self.argument:
+        """The fields that the figure is about; none where it is about all events, a rule, or a drift."""
+        if (self.figure == "duplicates" and self.argument) or self.figure in _VOLUMES:
             return tuple(name.strip() for name in self.argument.split(","))
         return (self.argument,) if self.figure in _OF_FIELDS else ()
+
+    @property
+    def compared(self) -> Condition:
+        """Of a drift the figure that is compared with earlier windows, as a condition on it; of others itself."""
+        if self.figure != "drift":
+            return self
+        figure = self.argument.rpartition(",")[0].strip()
+        unit = {"null_rate": "%", "freshness": "s"}.get(figure.partition("(")[0].strip(), "")
+        return parse_condition(f"{figure} > 0 {unit}")
+
+    @property
+    def windows(self) -> int:
+        """Of a drift, with how many earlier windows it compares; of others none."""
+        text = self.argument.rpartition(",")[2].strip() if self.figure == "drift" else "0"
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
 
     def holds(self, observed: Fraction) -> bool:
         """Whether the figure, observed in the threshold's unit, compares so with it."""
@@ -146,11 +166,31 @@ def _check_figure(c: Condition) -> None:
         _fail(c, f"expected a {'query' if c.figure == 'sql' else 'field'} in brackets, such as {c.figure}(added)")
     if "" in c.fields and c.argument:
         _fail(c, f"expected fields with commas between them, such as duplicates(tenant, order), got ({c.argument})")
-    if c.argument and c.figure not in (*_NAMED, "rejected", "duplicates"):
+    if c.figure in _VOLUMES and not c.argument:
+        _fail(c, f"expected the key's fields in brackets, such as {c.figure}(tenant)")
+    if c.figure == "drift":
+        _check_drift(c)
+    elif c.argument and c.figure not in (*_NAMED, *_VOLUMES, "rejected", "duplicates"):
         _fail(c, f"{c.figure} takes nothing in brackets, got ({c.argument})")
 
 
+def _check_drift(c: Condition) -> None:
+    example = "such as 'drift(rows, 24) > 50 %'"
+    if not 1 <= c.windows <= _MOST_WINDOWS:
+        _fail(c, f"expected a figure and a number of windows from 1 to {_MOST_WINDOWS:,}, {example}")
+    if c.argument.partition("(")[0].strip() == "drift":
+        _fail(c, f"expected a figure that is no drift itself, {example}")
+    try:
+        _ = c.compared
+    except ConfigurationError as error:
+        _fail(c, str(error).partition(": ")[2])
+    if c.unit != "%":
+        _fail(c, f"expected a share in per cent, {example}")
+
+
 def _check_unit(c: Condition) -> None:
+    if c.figure == "drift":
+        return
     if c.figure == "freshness":
         if c.unit not in _SECONDS:
             _fail(c, f"expected a time with its unit, one of {', '.join(_SECONDS)}, such as 'freshness > 2 h'")
@@ -172,15 +212,15 @@ def check(report: Mapping[str, Any], condition: Condition, level: Level) -> dict
     limits = [_number(limit) for limit in condition.limits]
     threshold = limits if condition.upper else limits[0]
     result: dict[str, Any] = {"rule": condition.text, "level": level, "observed": None, "threshold": threshold, "outcome": "pass"}
-    observed = _observe(report, condition)
-    if observed is not None:
-        result["observed"] = _number(observed)
-        if condition.holds(observed) and (condition.comparison in (">", ">=") or not _within_shards(report, condition)):
+    value = observed(report, condition)
+    if value is not None:
+        result["observed"] = _number(value)
+        if condition.holds(value) and (condition.comparison in (">", ">=") or not _within_shards(report, condition)):
             result["outcome"] = level
         elif _within_shards(report, condition):
             result |= {"outcome": "warn", "note": _WITHIN}
     elif report["valid"]:
-        result["outcome"] = "warn"
+        result["outcome"] = "pass" if _is_young(report, condition) else "warn"
         result["note"] = _why_unknown(report, condition)
     else:
         result["note"] = "not known: the window holds no valid event" if report["rows"] else "not known: the window is empty"
@@ -197,7 +237,10 @@ def _within_shards(report: Mapping[str, Any], c: Condition) -> bool:
     return c.figure == "duplicates" and report["shards"] > 1 and not is_exact
 
 
-def _observe(report: Mapping[str, Any], c: Condition) -> Fraction | None:
+def observed(report: Mapping[str, Any], c: Condition) -> Fraction | None:
+    """A condition's figure in a report: a count, a share of one, or seconds; None where it isn't known."""
+    if c.figure == "drift":
+        return _drift(report, c)
     if c.figure == "freshness":
         seconds = report["freshness_seconds"]
         return None if seconds is None else Fraction(str(seconds))
@@ -207,9 +250,32 @@ def _observe(report: Mapping[str, Any], c: Condition) -> Fraction | None:
     return _share(int(count), report[_SHARE_OF[c.figure]])
 
 
+def _drift(report: Mapping[str, Any], c: Condition) -> Fraction | None:
+    """How far a figure is from its median over earlier windows, as a share of that; of zero anything else is 100 % away."""
+    past = _past(report, c)
+    value = observed(report, c.compared)
+    if value is None or past is None or past["windows"] < min(c.windows, _LEAST_WINDOWS):
+        return None
+    usual = Fraction(str(past["median"]))
+    return abs(value - usual) / abs(usual) if usual else Fraction(value != 0)
+
+
+def _past(report: Mapping[str, Any], c: Condition) -> Mapping[str, Any] | None:
+    """What a report knows of earlier windows, for a drift."""
+    past: Mapping[str, Any] | None = report.get("history", {}).get(c.argument)
+    return past
+
+
+def _is_young(report: Mapping[str, Any], c: Condition) -> bool:
+    """Whether a drift isn't known since there are too few windows yet."""
+    return c.figure == "drift" and _past(report, c) is not None and observed(report, c.compared) is not None
+
+
 def _count(report: Mapping[str, Any], c: Condition) -> int | float | None:
     if c.figure == "rejected" and c.argument:
         return _rejected_by(report, c)
+    if c.figure in _VOLUMES:
+        return _volume(report, c)
     if not c.fields and c.figure not in _NAMED:
         value: int | None = report[c.figure]
         return value
@@ -220,6 +286,17 @@ def _count(report: Mapping[str, Any], c: Condition) -> int | float | None:
         _fail(c, f"the report counts no {what} of {name!r}{one_of(name, counts) if counts else ''}")
     count: int | float | None = counts[name]
     return count
+
+
+def _volume(report: Mapping[str, Any], c: Condition) -> int | None:
+    volumes = report.get("volumes", {})
+    name = ", ".join(c.fields)
+    if name not in volumes:
+        _fail(c, f"the report counts no events per {name!r}{one_of(name, volumes) if volumes else ''}")
+    known: Mapping[str, int] | None = volumes[name]
+    if known is None or (c.figure == "fewest_per" and not known["keys"]):
+        return None
+    return known[_VOLUMES[c.figure]]
 
 
 def _rejected_by(report: Mapping[str, Any], c: Condition) -> int:
@@ -240,11 +317,32 @@ def _number(value: Fraction) -> int | float:
 def _why_unknown(report: Mapping[str, Any], c: Condition) -> str:
     if c.figure == "sql":
         return f"not known: {report.get('sql_unknown', {}).get(c.argument, 'SQL is run over windows only')}"
+    if c.figure in _VOLUMES:
+        return _why_no_volume(report, c)
+    if c.figure == "drift":
+        return _why_no_drift(report, c)
     if c.figure == "duplicates":
         return "not known: duplicates are counted in windows only"
     if report.get("window_end") is None:
         return "not known: the run has no interval to compare event times with"
     return "not known: no event has a time (does the contract name its field under 'time'?)"
+
+
+def _why_no_volume(report: Mapping[str, Any], c: Condition) -> str:
+    if report["volumes"][", ".join(c.fields)] is not None:
+        return f"not known: no event has a value of {c.argument}"
+    if report["shards"] > 1:
+        return "not known: it needs the whole window in one shard: plan it with shards=1"
+    return "not known: events per key are counted in windows only"
+
+
+def _why_no_drift(report: Mapping[str, Any], c: Condition) -> str:
+    past = _past(report, c)
+    if past is None:
+        return "not known: earlier windows are looked at by a pipeline's validate stage, for conditions of its contract"
+    if observed(report, c.compared) is None:
+        return _why_unknown(report, c.compared)
+    return f"not known yet: {past['windows']} of {min(c.windows, _LEAST_WINDOWS)} earlier windows"
 
 
 def judge(report: Mapping[str, Any] | None, fail_if: str | Sequence[str] = (), warn_if: str | Sequence[str] = ()) -> Verdict:

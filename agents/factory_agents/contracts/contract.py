@@ -67,10 +67,10 @@ class Contract:
 
     ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
     counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row. ``nulls`` are the fields whose nulls
-    are counted, ``figures`` what else is, ``duplicates_of`` the fields whose values, taken together, should come once, ``queries`` the
-    SQL over a window, ``foreign_keys`` the fields whose values must be in other data; the values of ``masked`` fields stand in no reason,
-    report or log. ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it. ``notes`` say what in it checks
-    nothing, ``not_run`` which checks are not ours to run.
+    are counted, ``figures`` what else is, ``duplicates_of`` the fields whose values, taken together, should come once, ``volumes_of`` those
+    that are the keys whose events are counted, ``queries`` the SQL over a window, ``foreign_keys`` the fields whose values must be in other
+    data; the values of ``masked`` fields stand in no reason, report or log. ``digest`` is equal for equal meaning: comments, layout and
+    descriptions don't enter it. ``notes`` say what in it checks nothing, ``not_run`` which checks are not ours to run.
     ``text`` is its own; ``texts`` are those of the files that it refers to, by their names relative to its folder.
     """
 
@@ -88,6 +88,7 @@ class Contract:
     nulls: tuple[str, ...]
     figures: tuple[Figure, ...]
     duplicates_of: tuple[tuple[str, ...], ...]
+    volumes_of: tuple[tuple[str, ...], ...]
     queries: tuple[Query, ...]
     foreign_keys: tuple[ForeignKey, ...]
     masked: frozenset[str]
@@ -159,7 +160,7 @@ class Contract:
             *(members or ()),
             *([] if self.id is None else [self.id]),
             *(f.field for f in self.figures),
-            *(n for names in self.duplicates_of for n in names),
+            *(n for names in (*self.duplicates_of, *self.volumes_of) for n in names),
         ]
         times = [] if self.time is None else [self.time]
         return compile_fast(self._schema, self._expressions, values, [*times, *self.nulls], members or {})
@@ -424,7 +425,8 @@ class _Builder:
             warn_if=warn_if,
             nulls=nulls,
             figures=figures,
-            duplicates_of=tuple(dict.fromkeys(c.fields for c in (*fail_if, *warn_if) if c.figure == "duplicates" and c.fields)),
+            duplicates_of=_fields_of((*fail_if, *warn_if), "duplicates"),
+            volumes_of=_fields_of((*fail_if, *warn_if), "keys", "most_per", "fewest_per"),
             queries=queries,
             foreign_keys=foreign_keys,
             masked=masked,
@@ -565,7 +567,7 @@ class _Builder:
         if not isinstance(nulls, list):
             self._fail(("window", "nulls"), f"expected a list of fields whose nulls are counted, got {show(nulls)}")
         nulls = [self._try("", self._declared, name, ("window", "nulls", i)) for i, name in enumerate(nulls)]
-        nulls = [*nulls, *(c.argument for c in (*fail_if, *warn_if) if c.figure in ("null_rate", "nulls"))]
+        nulls = [*nulls, *(name for (name,) in _fields_of((*fail_if, *warn_if), "null_rate", "nulls"))]
         return fail_if, warn_if, tuple(dict.fromkeys(nulls)), (*missing, *invalid), queries
 
     def _conditions(self, key: str, value: Any, known: Mapping[str, Sequence[str]]) -> tuple[Condition, ...]:
@@ -584,6 +586,7 @@ class _Builder:
             c = parse_condition(text)
         except ConfigurationError as error:
             self._fail(path, str(error))
+        whole, c = c, c.compared
         if c.figure in ("missing", "invalid"):
             if c.argument not in known[c.figure]:
                 what = f"window.{c.figure} does not say which values of {c.argument!r} are {c.figure}"
@@ -598,7 +601,7 @@ class _Builder:
             self._fail(path, f"there is no rule {c.argument!r}{did_you_mean(c.argument, known['rejected'])}")
         if c.figure in ("freshness", "late", "early", "untimed") and self._data.get("time") is None:
             self._fail(path, f"{c.figure} needs event times: expected time: to name their field")
-        return c
+        return whole
 
     def _masked(self) -> frozenset[str]:
         given = self._data.get("masked") or []
@@ -622,6 +625,12 @@ class _Builder:
     def _column(self, name: str, type_: str | None, primary_key: bool) -> Column:
         field_ = self._fields.get(name, FieldType(frozenset(), "", False))
         return Column(name, type_ or _column_type(field_), field_.nullable and not primary_key, primary_key)
+
+
+def _fields_of(conditions: Sequence[Condition], *figures: str) -> tuple[tuple[str, ...], ...]:
+    """The fields that conditions on these figures are about, also where they are compared with earlier windows."""
+    compared = (c.compared for c in conditions)
+    return tuple(dict.fromkeys(c.fields for c in compared if c.figure in figures and c.fields))
 
 
 def _column_type(field_: FieldType) -> str:

@@ -11,7 +11,9 @@ from factory_agents.contracts.conditions import check, parse_condition
 from factory_agents.contracts.contract import Contract
 from factory_agents.contracts.distinct import DistinctCounter
 from factory_agents.contracts.documents import show
+from factory_agents.contracts.drift import baselines
 from factory_agents.contracts.sql import SQL_MEMORY_MB, WindowTable
+from factory_agents.contracts.volumes import VolumeCounter
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval
 from factory_agents.text import printable
@@ -57,6 +59,8 @@ class WindowStatistics:
         self._figures = [0 for _ in contract.figures]
         self._ids = DistinctCounter() if count_duplicates and contract.id is not None else None
         self._tuples = {fields: DistinctCounter() if count_duplicates else None for fields in contract.duplicates_of}
+        self._volumes = {fields: VolumeCounter() if count_duplicates else None for fields in contract.volumes_of}
+        self._history: dict[str, dict[str, Any]] = {}
         self._sql: WindowTable | None = None
         if count_duplicates and contract.queries:
             self._sql = contract.window_table()
@@ -92,7 +96,7 @@ class WindowStatistics:
             self._nulls[name] += list(map(reader(name), events)).count(None)
         for i, figure in enumerate(self._contract.figures):
             self._figures[i] += figure.count(map(reader(figure.field), events))
-        for fields, counter in self._tuples.items():
+        for fields, counter in (*self._tuples.items(), *self._volumes.items()):
             if counter is not None:
                 rows = zip(*(map(reader(name), events) for name in fields), strict=True)
                 counter.add([repr(row) for row in rows if None not in row])
@@ -130,6 +134,10 @@ class WindowStatistics:
             sample = dict(zip(("topic", "partition", "offset", "rules", "reason"), (*where, list(rules), short), strict=True))
             self._samples = _first_samples([*self._samples, sample])
 
+    def compare(self, earlier: Sequence[Mapping[str, Any]]) -> None:
+        """Take the reports of the windows before this one, the newest last, for conditions on a drift."""
+        self._history = baselines((*self._contract.fail_if, *self._contract.warn_if), earlier)
+
     def report(self) -> dict[str, Any]:
         """The report: JSON-able; shares are None where there is nothing to divide by, figures None where they can't be known.
 
@@ -152,7 +160,9 @@ class WindowStatistics:
                 "invalid": self._counted(missing=False),
                 "duplicates": _repeated(self._ids),
                 "duplicates_of": {", ".join(fields): _repeated(counter) for fields, counter in self._tuples.items()},
+                **({"volumes": {", ".join(f): _volumes(counter) for f, counter in self._volumes.items()}} if self._volumes else {}),
                 **self._answers(),
+                **({"history": self._history} if self._history else {}),
                 "late": self._late if windowed else None,
                 "early": self._early if windowed else None,
                 "untimed": self._untimed if timed else None,
@@ -181,7 +191,7 @@ class WindowStatistics:
 
     def close(self) -> None:
         """Free memory and temporary files."""
-        for counter in (self._ids, *self._tuples.values()):
+        for counter in (self._ids, *self._tuples.values(), *self._volumes.values()):
             if counter is not None:
                 counter.close()
         if self._sql is not None:
@@ -216,16 +226,26 @@ def merge_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         merged[name] = None if None in counts else sum(counts)
     for name in ("rules", "nulls", "missing", "invalid", "duplicates_of"):
         merged[name] = _sum([p.get(name, {}) for p in parts])
-    if "sql" in first:
-        merged |= _sql_of_all(parts)
-    if "references" in first:
-        merged["references"] = _references_of_all(parts)
+    merged |= _of_all(parts)
     merged["keyed"] = _keyed([p.get("keyed") for p in parts])
     merged["not_run"] = first.get("not_run", [])
     merged["first_event"] = min((p["first_event"] for p in parts if p["first_event"]), default=None)
     merged["last_event"] = max((p["last_event"] for p in parts if p["last_event"]), default=None)
     merged["samples"] = _first_samples([s for p in parts for s in p["samples"]])
     return _complete(merged, [(c["level"], c["rule"]) for c in first["checks"]])
+
+
+def _of_all(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is no count of a shard: events per key and SQL need the whole window in one; earlier windows and references are the same."""
+    first = parts[0]
+    merged: dict[str, Any] = _sql_of_all(parts) if "sql" in first else {}
+    if "volumes" in first:
+        merged["volumes"] = first["volumes"] if len(parts) == 1 else dict.fromkeys(first["volumes"])
+    if history := next((p["history"] for p in parts if "history" in p), None):
+        merged["history"] = history
+    if "references" in first:
+        merged["references"] = _references_of_all(parts)
+    return merged
 
 
 def _sql_of_all(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -249,6 +269,11 @@ def _references_of_all(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _few(texts: Sequence[str]) -> list[str]:
     more = len(texts) - _NOT_RUN
     return [*texts[:_NOT_RUN], *([f"and {more:,} more: factory contracts show lists them"] if more > 0 else [])]
+
+
+def _volumes(counter: VolumeCounter | None) -> dict[str, int] | None:
+    """The events per key; None where they were not counted."""
+    return None if counter is None else counter.volumes()._asdict()
 
 
 def _repeated(counter: DistinctCounter | None) -> int | None:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from factory_agents.protocol import AgentResult, AgentRun, CodecRef, Counts, Man
 from factory_agents.runtime.agents import SideLog
 from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.codecs import OpenCodec, open_codec, same_choice
+from factory_agents.runtime.history import earlier_reports
 from factory_agents.runtime.outputs import Origin, Outputs
 from factory_agents.telemetry import Done, Observer, Subject, fields
 
@@ -330,6 +331,13 @@ class Session:
         view = self.ledger.read_stable(deadline=time.monotonic() + _MARK_SECONDS, wanted=lambda found: found == wanted)
         mark = view.get(key)
         return mark if isinstance(mark, MarkRecord) else None
+
+    def earlier_reports(self) -> list[Mapping[str, Any]]:
+        """The validation reports of this stage over the windows before, the newest last, as far as they were finished by now."""
+        if self.cluster.find(self.ledger.topic) is None:  # a dry run makes none
+            return []
+        deadline = min(self.deadline, time.monotonic() + _LEDGER_SECONDS)
+        return earlier_reports(self.ledger.read_stable(deadline=deadline, wanted=lambda key: key.startswith(b"stage|")), self.run)
 
     def earlier_results(self) -> list[AgentResult]:
         """The results of this stage's shards over this window, of whatever plan."""
