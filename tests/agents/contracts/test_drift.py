@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,17 +14,12 @@ from factory_agents.contracts.drift import baselines
 from factory_agents.contracts.odcs_export import export_odcs
 from factory_agents.contracts.window_rules import WindowStatistics
 from factory_agents.errors import ConfigurationError, ContractError
-from factory_agents.protocol import AgentResult, Interval
-from factory_agents.run import execute
-from factory_agents.runtime.session import RunContext
-from tests.support.runs import Runs, events
 
 CONTRACT: dict[str, Any] = {
     "name": "e",
     "schema": {"required": ["event_id"], "properties": {"event_id": {"type": "integer"}, "text": {"type": ["string", "null"]}}},
     "window": {"fail_if": ["drift(rows, 24) > 50 %"]},
 }
-START = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 def report(rows: int, earlier: list[dict[str, Any]] | None = None, nulls: int = 0, **changes: Any) -> dict[str, Any]:
@@ -119,27 +112,3 @@ def test_names_in_it_are_looked_up() -> None:
 def test_it_goes_into_the_standard_and_back() -> None:
     contract = load_contract(CONTRACT)
     assert load_contract(export_odcs(contract)).digest == contract.digest
-
-
-def test_a_pipelines_windows_are_compared_with_those_before_in_the_ledger(runs: Runs) -> None:
-    """In the order of their intervals: one that is done again later is compared with what came before it, not after."""
-
-    def window(hour: int, count: int, again: bool = False) -> AgentResult:
-        topic = runs.topic(f"in{hour}", partitions=2) if not again else names[hour]
-        names[hour] = topic
-        if not again:
-            runs.produce(topic, events(count))
-        interval = Interval(START + timedelta(hours=hour), START + timedelta(hours=hour + 1))
-        planned = msgspec.structs.replace(
-            runs.window(topic, name=f"{interval.start.isoformat()}/{interval.end.isoformat()}"), interval=interval
-        )
-        contract = CONTRACT | {"version": 2 if again else 1}
-        return execute(RunContext(runs.config), runs.run(planned, out, "validate", stage="validate", params={"contract": contract}))
-
-    names: dict[int, str] = {}
-    out = runs.topic("out", partitions=1)
-    results = [window(hour, count) for hour, count in enumerate((4, 4, 6, 5, 20))]
-    checks = [(result.report or {})["checks"][0] for result in results]
-    assert [c["observed"] for c in checks] == [None, None, None, 0.25, pytest.approx(15.5 / 4.5)]
-    assert [c["outcome"] for c in checks] == ["pass", "pass", "pass", "pass", "fail"]
-    assert (window(3, 5, again=True).report or {})["checks"][0]["observed"] == 0.25
