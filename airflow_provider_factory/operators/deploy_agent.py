@@ -104,7 +104,7 @@ class DeployAgentOperator(BaseOperator):
         self.namespace = namespace
         self.replicas = replicas
         self.args = args
-        self.env = dict(env or {})
+        self.env = env or {}
         self.agent_secret = agent_secret
         self.pod_resources = dict(pod_resources or {})
         self.wait = wait.total_seconds() if isinstance(wait, timedelta) else float(wait)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-__all__ = ["Digits", "Kept"]
+__all__ = ["Digits", "Kept", "decode_exact", "whole_number"]
 
 Kept: TypeAlias = "dict[int, tuple[float, str]]"
 """Floats that are not what stood in the JSON, and that, by their identity."""
@@ -26,6 +26,23 @@ _MANY = 2
 """From so many fractions a record on, a look at the bytes costs less than a call for each of them."""
 _SURE_LENGTH, _SURE_LEAST, _SURE_MOST = 17, 1e-290, 1e290
 """A shorter text of a number of such a size is the same number after float and back."""
+
+_LONGEST_WHOLE = 30
+"""Digits that no whole number of a column has."""
+
+decode_exact = msgspec.json.Decoder(float_hook=Decimal).decode
+"""JSON with every number that is no integer as a decimal: no digit passes through a float."""
+
+
+def whole_number(value: Any) -> Any:
+    """A decimal without a fraction as an integer (1.0, 1e2), anything else as it is; ValidationError for one that has a fraction."""
+    if type(value) is not Decimal:
+        return value
+    if not value:
+        return 0
+    if abs(value.adjusted()) > _LONGEST_WHOLE or (whole := int(value)) != value:
+        raise msgspec.ValidationError("Expected `int`, got `float`")
+    return whole
 
 
 class Digits:

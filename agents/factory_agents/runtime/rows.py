@@ -17,6 +17,7 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Reject
 from factory_agents.runtime.ledger_sink import RANK, Rows
+from factory_agents.runtime.numbers import decode_exact, whole_number
 from factory_agents.runtime.rank import PLACE, ranker
 from factory_agents.runtime.record_key import KeyColumn, KeyReader
 from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text, without_zone
@@ -161,7 +162,7 @@ class _Column:
         except msgspec.ValidationError:
             if self._lenient is None:
                 raise
-            typed = self._lenient(msgspec.json.decode(raw))
+            typed = self._lenient(decode_exact(raw))
         return self.finish(typed) if self.finish is not None else typed
 
 
@@ -178,7 +179,7 @@ def _kind(type_: ColumnType, *, in_key: bool) -> _Kind:
     name = type_.name
     if name in _BITS:
         whole = Annotated[int, msgspec.Meta(ge=-(2 ** _BITS[name]), le=2 ** _BITS[name] - 1)]
-        return whole, None, lambda value: msgspec.convert(int(value) if type(value) is float and value.is_integer() else value, whole)
+        return whole, None, lambda value: msgspec.convert(whole_number(value), whole)
     if name in ("char", "varchar"):
         longest = type_.arguments[0] if type_.arguments else 1 if name == "char" else None
         return Annotated[str, msgspec.Meta(max_length=longest)] if longest is not None else str, None, None

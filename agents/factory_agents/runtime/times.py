@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-__all__ = ["UNITS", "moment_of_number", "moment_of_text", "split_time", "without_zone"]
+__all__ = ["UNITS", "check_clock", "moment_of_number", "moment_of_text", "split_time", "without_zone"]
 
 UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 """Microseconds of a contract's units."""
@@ -20,6 +20,8 @@ _NO_YEAR = "not a time between the years 1 and 9999"
 _DAY = 86_400_000_000
 _MICRO = Decimal("0.000001")
 _DAY_END = re.compile(r"(?:(?<=[Tt ])|^)24(?::?00){1,2}(?:[.,]0+)?(?=$|[Zz+-])")
+_CLOCK = re.compile(r"\d\d(:?)(?:\d\d(?:\1\d\d(?:[.,]\d+)?)?)?(?:[Zz+-].*)?")
+_DAY_AND_CLOCK = re.compile(r"[0-9W-]{7,10}[Tt ]")
 _LONG_FRACTION = re.compile(r"[.,](\d{7,})")
 
 
@@ -33,6 +35,12 @@ def moment_of_number(value: float | Decimal, micros: int) -> datetime:
     if not _FIRST * 1_000_000 <= since < _LAST * 1_000_000 or (whole := round(since)) == _LAST * 1_000_000:
         raise ValueError(_NO_YEAR)
     return _EPOCH + timedelta(microseconds=whole)
+
+
+def check_clock(text: str) -> None:
+    """Refuse, with ValueError, what Python reads as another time of day than is meant: 12.50 is half a second past twelve to it."""
+    if not _CLOCK.fullmatch(text):
+        raise ValueError("expected a time of day such as 04:05:06")
 
 
 def split_time(text: str) -> tuple[str, int]:
@@ -50,6 +58,8 @@ def moment_of_text(text: Any) -> datetime:
     """ISO-8601 as Python reads it, a leap second and the day's end at 24:00 included; without a zone it is UTC, as the contract has it."""
     if type(text) is not str:
         raise TypeError(f"expected a time as text, got {type(text).__name__}")
+    if clock := _DAY_AND_CLOCK.match(text):
+        check_clock(text[clock.end() :])
     plain, more = split_time(re.sub(r"(:\d\d):60(?!\d)", r"\1:59", text).replace("z", "Z"))
     try:
         found = datetime.fromisoformat(plain) + timedelta(microseconds=more)

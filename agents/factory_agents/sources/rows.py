@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import msgspec
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval
 from factory_agents.runtime.agents import Reject, SourceRecord
+from factory_agents.runtime.times import moment_of_text
 from factory_agents.text import one_of
 
 __all__ = [
@@ -210,6 +212,7 @@ def all_to_micros(values: Sequence[Any], unit: TimeUnit = "auto", format_: str =
 
 _NUMBERS = (int, float, Decimal)
 _MOST_DIGITS, _LONGEST_NUMBER = 30, 60
+_NANOSECONDS = re.compile(r"([.,]\d{6})\d+")
 _FLOOR = Context(prec=60, rounding=ROUND_FLOOR)
 _PLACES: dict[str, int] = {"s": 6, "ms": 3, "us": 0, "ns": -3}
 
@@ -244,7 +247,7 @@ def _text_to_micros(text: str, unit: TimeUnit) -> int:
             raise _looks_like_a_date(text)
         return _number_to_micros(Decimal(text), unit)
     try:
-        return to_micros(datetime.fromisoformat(text))
+        return to_micros(moment_of_text(_NANOSECONDS.sub(r"\1", text)))
     except (ValueError, OverflowError) as error:
         raise ValueError(f"is {text[:40]!r}, expected ISO-8601 or a number within the years 1 to 9999") from error
 

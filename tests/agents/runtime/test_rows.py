@@ -36,6 +36,8 @@ def read(type_: str, value: Any, **more: Any) -> Any:
         ("text", "é\0", "é\0"),
         ("bigint", 2**63 - 1, 2**63 - 1),
         ("bigint", 5.0, 5),
+        ("bigint", b"9007199254740993.0", 9007199254740993),
+        ("bigint[]", b"[9.007199254740993e15, 1E+2]", [9007199254740993, 100]),
         ("double", 1, 1.0),
         ("boolean", True, True),
         ("timestamptz", "2026-11-01T13:00:00+01:00", NOON),
@@ -69,6 +71,8 @@ def test_a_value_that_fits(type_: str, value: Any, expected: Any) -> None:
     [
         ("bigint", 2**63, "column 'x': expected `int` <= 9223372036854775807: 9223372036854775808 (the column is bigint)"),
         ("smallint", 40000, "expected `int` <= 32767"),
+        ("bigint", b"1.0000000000000000000001", "expected `int`, got `float`"),
+        ("bigint", b"1e-400", "expected `int`, got `float`"),
         ("bigint", 5.5, "expected `int`, got `float`: 5.5"),
         ("text", 5, "expected `str`, got `int`: 5 (the column is text)"),
         ("double", b"1e999", ": 1e999 (the column is double)"),

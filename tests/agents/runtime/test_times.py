@@ -58,6 +58,7 @@ def test_a_number_in_a_column_of_numbers_stays_one() -> None:
     [
         ("9999-12-31T24:00:00Z", "", "not a time between the years 1 and 9999"),
         ("2026-10-31T24:00:01Z", "", "hour must be in 0..23"),
+        *((f"2026-11-01{clock}", "", "expected a time of day such as") for clock in ("T04.5", " 04:05.5Z", "T20261101", "T04:0506")),
         (253402300799.123456, "s", "a float of this size keeps no microseconds"),
         (10**20, "us", "not a time between the years 1 and 9999"),
     ],

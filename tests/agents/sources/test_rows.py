@@ -56,6 +56,11 @@ class TestTimes:
     def test_numbers_texts_and_datetimes_mean_the_same_microsecond(self, value: object, unit: TimeUnit) -> None:
         assert to_micros(value, unit) == MICROS
 
+    def test_a_leap_second_a_days_end_and_a_small_z_are_times(self) -> None:
+        assert to_micros("2016-12-31T23:59:60.5Z") == to_micros("2016-12-31T23:59:59.5Z")
+        assert to_micros("2016-12-31T24:00:00z") == to_micros("2017-01-01T00:00:00Z")
+        assert to_micros("2016-12-31T23:59:59.9999999Z") == to_micros("2016-12-31T23:59:59.999999Z")
+
     def test_a_date_is_its_midnight_in_utc(self) -> None:
         assert to_micros(date(2018, 6, 5)) == to_micros("2018-06-05") == to_micros("2018-06-05T00:00:00Z")
 
@@ -76,6 +81,8 @@ class TestTimes:
             "",
             "yesterday",
             "2018-13-01",
+            "2018-06-05T12.50",
+            "2018-06-05T20180605",
             [],
             {},
             float("nan"),

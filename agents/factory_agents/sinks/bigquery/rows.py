@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
@@ -14,6 +15,7 @@ from msgspec.structs import astuple
 
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Reject
+from factory_agents.runtime.numbers import whole_number
 from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ _FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
 _DIGITS = {"NUMERIC": (38, 9), "BIGNUMERIC": (76, 38)}
 _UNFIT = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, RecursionError)
 _JSON_DEPTH = 500
-_LONG_NUMBER = re.compile(r"\d{19}")
-_encode = msgspec.json.Encoder().encode
+_LONG_NUMBER = re.compile(r"\d{19}|[\d.]{17}|\d[eE][+-]?\d{3}")
+"""What more than 64 bits, or a double, may be behind."""
+_encode = msgspec.json.Encoder(decimal_format="number").encode
 _milliseconds = itemgetter(1)
 
 _Row: TypeAlias = "tuple[Any, ...]"
@@ -188,7 +191,7 @@ def _reader(names: tuple[str, ...], types: Sequence[tuple[Any, Any]]) -> Callabl
     """Reads what events have under these names; ``types`` are each one's type and default."""
     fields = [(f"c{i}", *type_) for i, type_ in enumerate(types)]
     event = msgspec.defstruct("Event", fields, rename={f"c{i}": name for i, name in enumerate(names)}, gc=False, kw_only=True)
-    decode = msgspec.json.Decoder(event).decode
+    decode = msgspec.json.Decoder(event, float_hook=Decimal).decode
     return lambda values: map(astuple, map(decode, values))
 
 
@@ -266,11 +269,22 @@ def _one(field: Field, value: Any) -> Any:
         return _numeric(value, *(field.digits or _DIGITS[field.type]))
     if field.type == "TIMESTAMP":
         return _time(field, value)
-    if field.type == "INT64" and type(value) is float and value.is_integer():
-        value = int(value)
+    if type(value) is Decimal:
+        value = _number(field, value)
     if field.type == "DATE" and type(value) is str:
         return _date(value)
     return msgspec.convert(value, _scalar(field))
+
+
+def _number(field: Field, value: Decimal) -> Any:
+    """A number with a fraction, as a column of integers or floats takes it."""
+    if field.type == "INT64":
+        return whole_number(value)
+    if field.type != "FLOAT64":
+        return value
+    if math.isinf(number := float(value)):
+        raise ValueError("a number out of range")
+    return number
 
 
 def _struct(field: Field, value: Any) -> dict[str, Any]:
@@ -295,13 +309,15 @@ def _json(value: Any) -> str:
     """As text that BigQuery's PARSE_JSON takes without loss."""
     text = _encode(value).decode()
     if _LONG_NUMBER.search(text) and any(any(map(_is_wide, level)) for level in _levels(value)):
-        raise ValueError("holds a whole number of more than 64 bits, which BigQuery's JSON cannot")
+        raise ValueError("holds a number of more digits than BigQuery's JSON keeps (integers of 64 bits, and doubles)")
     if text.count("[") + text.count("{") > _JSON_DEPTH and sum(map(_nests, _levels(value))) > _JSON_DEPTH:
         raise ValueError(f"nested more than {_JSON_DEPTH} deep, which BigQuery's JSON cannot be")
     return text
 
 
 def _is_wide(value: Any) -> bool:
+    if type(value) is Decimal:
+        return Decimal(repr(float(value))) != value
     return type(value) is int and not -(2**63) <= value < 2**64
 
 
@@ -318,7 +334,7 @@ def _levels(value: Any) -> Iterator[list[Any]]:
 
 
 def _numeric(value: Any, precision: int, scale: int) -> Decimal:
-    if type(value) not in (int, float, str):
+    if type(value) not in (int, Decimal, str):
         raise TypeError(f"expected a number or its text, got {_kind(value)}")
     try:
         number = Decimal(str(value))
@@ -342,7 +358,7 @@ def _decimals(number: Decimal) -> int:
 
 def _time(field: Field, value: Any) -> datetime:
     if field.unit:
-        if type(value) not in (int, float):
+        if type(value) not in (int, Decimal):
             raise TypeError(f"expected a number, got {_kind(value)}")
         return moment_of_number(value, UNITS[field.unit])
     if type(value) is datetime:
@@ -372,13 +388,16 @@ def _date(text: str) -> date:
 
 
 def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}.get(type(value), "null")
+    if type(value) in (int, float, Decimal):
+        return "a number"
+    return {dict: "an object", list: "a list", str: "text", bool: "a boolean"}.get(type(value), "null")
 
 
 def _why(error: BaseException, value: Any) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    shown = f": {value!r:.60}" if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+    shown = f": {value!r:.60}" if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    shown = f": {value!s:.60}" if isinstance(value, (float, Decimal)) else shown
     if isinstance(error, msgspec.ValidationError):
-        return f"{str(error).replace('Expected', 'expected', 1)}{shown}"
-    return f"{error}{shown}" if isinstance(value, (str, int, float)) else str(error)
+        return f"{str(error).replace('Expected', 'expected', 1).replace('`decimal`', '`float`')}{shown}"
+    return f"{error}{shown}"

@@ -92,9 +92,20 @@ def _found_type(types: Mapping[int, _Type], oid: int, modifier: int, shown: str,
     type_ = types[oid]
     if type_.kind == "d":
         return _found_type(types, type_.base, type_.base_modifier, shown, type_.base_shown)
-    element = _found_type(types, type_.element, modifier, types[type_.element].name) if type_.element else None
+    staged, inner = staged or shown, type_.element
+    element = _found_type(types, inner, modifier, types[inner].name) if inner else None
+    of_domains = inner != 0 and types[inner].kind == "d"
+    if element is not None and of_domains:
+        staged, inner = f"{element.staged}[]", _undomained(types, inner)
     base = "enum" if type_.kind == "e" else type_.name.rpartition(".")[2]
-    return FoundType(shown, staged or shown, base, modifier, tuple(type_.labels), element, type_.element)
+    return FoundType(shown, staged, base, modifier, tuple(type_.labels), element, inner, of_domains)
+
+
+def _undomained(types: Mapping[int, _Type], oid: int) -> int:
+    """What a domain is of, however many stand on each other."""
+    while types[oid].kind == "d":
+        oid = types[oid].base
+    return oid
 
 
 def unique_indexes(connection: psycopg.Connection[Any], oid: int) -> list[UniqueIndex]:

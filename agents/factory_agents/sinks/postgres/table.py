@@ -114,6 +114,7 @@ class TargetTable(msgspec.Struct, frozen=True):
     """The table as it is: the columns that are written, and whether it keeps each row's window (``tracked``).
 
     ``staged`` are the columns' types for a table without the checks of domains. ``drops_rows``: it has triggers that may drop rows.
+    ``checks_elements``: a list's elements are of a domain, which their binary form would have to name.
     ``collations`` are those of the key's columns, "" for the types that have none.
     """
 
@@ -128,13 +129,14 @@ class TargetTable(msgspec.Struct, frozen=True):
     oid: int
     deletes: bool = False
     drops_rows: bool = False
+    checks_elements: bool = False
     collations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def may_be_copied_to(self) -> bool:
         """Whether new rows may go straight into it: whose they are can be told, and no trigger and no delete has a say."""
-        return self.tracked and not (self.drops_rows or self.deletes)
+        return self.tracked and not (self.drops_rows or self.deletes or self.checks_elements)
 
     @property
     def text(self) -> str:
@@ -334,6 +336,7 @@ def _fit(
         name=name,
         columns=tuple(_row_column(c, found[c.name], KEY_BYTES // max(1, text_keys) if c.name in key else 0) for c in columns),
         staged=tuple(found[c.name].type.staged for c in columns),
+        checks_elements=any(found[c.name].type.of_domains for c in columns),
         key=key,
         time=wanted.time,
         version=wanted.version,

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from factory_agents.contracts import ColumnType
-from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text, split_time, without_zone
+from factory_agents.runtime.numbers import decode_exact, whole_number
+from factory_agents.runtime.times import UNITS, check_clock, moment_of_number, moment_of_text, split_time, without_zone
 
 __all__ = ["KEY_BYTES", "FoundType", "Kind", "fits", "kind_of", "natural_type"]
 
@@ -81,7 +82,8 @@ class FoundType(msgspec.Struct, frozen=True):
     """A column's type as the catalogue has it, domains followed to what they stand for.
 
     ``shown`` is its name for messages, ``staged`` the one for a table without the domains' checks. ``base`` is PostgreSQL's name without
-    length, or ``enum``, with its ``labels``; a list has the type of its ``element`` instead, which PostgreSQL knows by ``element_oid``.
+    length, or ``enum``, with its ``labels``; a list has the type of its ``element`` instead, which PostgreSQL knows by ``element_oid``
+    (``of_domains``: the elements are of a domain, and this is what the domain is of).
     """
 
     shown: str
@@ -91,6 +93,7 @@ class FoundType(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()
     element: FoundType | None = None
     element_oid: int = 0
+    of_domains: bool = False
 
     @property
     def length(self) -> int | None:
@@ -110,8 +113,9 @@ class Kind(msgspec.Struct, frozen=True):
     """How the values of one column are read and copied.
 
     msgspec reads JSON as ``decoded``, ``finish`` makes of that what is copied; where it doesn't take a value that is right all the same
-    (a time without a zone), ``lenient`` gets what is decoded without a type. What ``finish`` refuses because a decoded value lost it
-    ``of_raw`` reads. psycopg copies a value as the type ``copied_as``: for bytes that have PostgreSQL's binary form already, bytea.
+    (a time without a zone), ``lenient`` gets what is decoded without a type, fractions as decimals. What ``finish`` refuses because a
+    decoded value lost it ``of_raw`` reads. psycopg copies a value as the type ``copied_as``: for bytes that have PostgreSQL's binary form
+    already, bytea.
     """
 
     name: str
@@ -136,7 +140,7 @@ class Kind(msgspec.Struct, frozen=True):
         except msgspec.ValidationError:
             if self.lenient is None:
                 raise
-            value = self.lenient(msgspec.json.decode(raw))
+            value = self.lenient(decode_exact(raw))
         _refuse_nul(value)
         return self.finish(value) if self.finish is not None else value
 
@@ -179,7 +183,7 @@ def kind_of(wanted: ColumnType, found: FoundType, *, key_bytes: int = 0, unit: s
     if base in _BITS:
         bits = _BITS[base]
         whole = Annotated[int, msgspec.Meta(ge=-(2**bits), le=2**bits - 1)]
-        return Kind(base, whole, f"int{(bits + 1) // 8}", lenient=lambda value: msgspec.convert(_whole(value), whole))
+        return Kind(base, whole, f"int{(bits + 1) // 8}", lenient=lambda value: msgspec.convert(whole_number(value), whole))
     if base == "numeric":
         return Kind(found.shown, Decimal, "numeric", finish=lambda number: _numeric(number, found.digits))
     if unit and base in _FROM_NUMBER:
@@ -321,10 +325,6 @@ def _refuse_extreme_numbers(document: bytes) -> None:
             raise ValueError(f"holds the number {token[:40].decode()}, which is beyond jsonb's")
 
 
-def _whole(value: Any) -> Any:
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
 def _numeric(number: Decimal, digits: tuple[int, int] | None) -> Decimal:
     if not number.is_finite() or abs(number.adjusted()) > _NUMERIC_DIGITS or len(number.as_tuple().digits) > _NUMERIC_DIGITS:
         raise ValueError("not a number that a numeric column holds")
@@ -352,6 +352,7 @@ _FROM_NUMBER: Mapping[str, tuple[str, Callable[[datetime], Any]]] = {
 
 def _time_of_day(text: str) -> tuple[time, int]:
     """A time of day, and its microseconds since midnight: the day's end has no time of Python's."""
+    check_clock(text.removeprefix("T"))
     plain, more = split_time(text)
     found = time.fromisoformat(plain)
     return found, ((found.hour * 60 + found.minute) * 60 + found.second) * 1_000_000 + found.microsecond + more
@@ -382,6 +383,12 @@ def _bytes_of(text: Any) -> bytes:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (ValueError, binascii.Error) as error:
         raise ValueError(r"expected base64, or \x and hexadecimal digits") from error
+
+
+def _address(text: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
+    if "%" in text:
+        raise ValueError("an address with a zone, which the column would lose")
+    return ipaddress.ip_interface(text)
 
 
 def _uuid_of(text: Any) -> uuid.UUID:
@@ -451,6 +458,6 @@ _SIMPLE = _kinds(
     ("interval", str, "bytea", _interval, None),
     ("uuid", uuid.UUID, "uuid", None, _uuid_of),
     ("bytea", bytes, "bytea", None, _bytes_of),
-    ("inet", str, "inet", ipaddress.ip_interface, None),
+    ("inet", str, "inet", _address, None),
     ("cidr", str, "cidr", ipaddress.ip_network, None),
 )

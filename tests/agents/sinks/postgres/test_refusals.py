@@ -95,6 +95,21 @@ class TestOneRow:
             _, refused = publish(bench, [event("a", "ok"), event("b", "too long"), event("c", "ok")], window)
             assert {o: r.rule for o, r in refused.items()} == {1: "short"}
 
+    @pytest.mark.parametrize("tracked", [True, False], ids=["straight in", "merged"])
+    @pytest.mark.parametrize("column", ["{d}[]", "{n}"], ids=["a list of a domain", "a domain of such lists"])
+    def test_against_the_check_of_a_lists_elements(self, bench: Bench, tracked: bool, column: str) -> None:
+        name = bench.name
+        bench.admin.execute(f"CREATE DOMAIN p_{name} AS integer")  # type: ignore[arg-type]
+        bench.admin.execute(f"CREATE DOMAIN d_{name} AS p_{name} CONSTRAINT positive CHECK (VALUE > 0)")  # type: ignore[arg-type]
+        bench.admin.execute(f"CREATE DOMAIN n_{name} AS d_{name}[] CONSTRAINT few CHECK (array_length(VALUE, 1) < 4)")  # type: ignore[arg-type]
+        create(bench, ", numbers " + column.format(d=f"d_{name}", n=f"n_{name}") + ")", tracked=tracked)
+        bench.contract = {"name": "lists", "id": "id", "columns": {"id": "text", "numbers": "integer[]"}}
+        lists: list[list[int | None]] = [[1, 2], [3, -1], [], [None, 4], [1, 2, 3, 4]]
+        _, refused = publish(bench, [event(str(i)) | {"numbers": numbers} for i, numbers in enumerate(lists)])
+        few = {4: "few"} if column == "{n}" else {}
+        assert {o: r.rule for o, r in refused.items()} == {1: "positive"} | few
+        assert dict(bench.query("SELECT id, numbers::text FROM {t}"))["3"] == "{NULL,4}"
+
     def test_against_not_null_of_a_partition_or_a_trigger(self, bench: Bench) -> None:
         create(bench, ") PARTITION BY LIST (id)")
         bench.admin.execute(f"CREATE TABLE {bench.name}_a PARTITION OF {bench.name} (version NOT NULL) FOR VALUES IN ('a')")  # type: ignore[arg-type]

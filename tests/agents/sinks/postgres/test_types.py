@@ -57,6 +57,16 @@ class TestDigits:
         assert write(bench, [b"12345678901234567.89"]) == {}
         assert stored(bench) == ["12345678901234567.89"]
 
+    @pytest.mark.parametrize("array", [False, True], ids=["one", "a list"])
+    def test_whole_numbers_keep_them_whatever_their_notation(self, bench: Bench, array: bool) -> None:
+        existing(bench, "bigint[]" if array else "bigint", "bigint[]" if array else "bigint")
+        whole = [b"9007199254740993.0", b"9.007199254740993e15", b"9223372036854775807.0", b"1E+2", b"-0.0", b"0e400"]
+        unfit = [b"9223372036854775808.0", b"1.0000000000000000000001", b"1e-400", b"1e400", b"1e30000"]
+        rejected = write(bench, [b"[%b]" % n if array else n for n in whole + unfit])
+        assert sorted(rejected) == [*range(len(whole), len(whole) + len(unfit))]
+        found = ["9007199254740993"] * 2 + ["9223372036854775807", "100", "0", "0"]
+        assert stored(bench) == [f"{{{n}}}" if array else n for n in found]
+
     @pytest.mark.parametrize("type_", ["json", "jsonb"])
     def test_documents_keep_them_at_every_depth(self, bench: Bench, type_: str) -> None:
         existing(bench, type_, "json")
@@ -126,9 +136,17 @@ CASES: dict[str, tuple[list[Any], list[str], list[Any]]] = {
     "smallint": ([1, -32768, 5.0], ["1", "-32768", "5"], [32768, 1.5, "1"]),
     "integer": ([2**31 - 1], ["2147483647"], [2**31]),
     "bytea": (["aGVsbG8=", "aGVsbG8", "\\x68656c6c6f", ""], [*["\\x68656c6c6f"] * 3, "\\x"], ["not base64!", 5, "\\xzz"]),
-    "inet": (["10.0.0.1", "10.0.0.1/8", "::1", "fe80::/10"], ["10.0.0.1/32", "10.0.0.1/8", "::1/128", "fe80::/10"], ["10.0.0.256", 5, "x"]),
+    "inet": (
+        ["10.0.0.1", "10.0.0.1/8", "::1", "fe80::/10"],
+        ["10.0.0.1/32", "10.0.0.1/8", "::1/128", "fe80::/10"],
+        ["10.0.0.256", 5, "x", "fe80::1%eth0"],
+    ),
     "cidr": (["10.0.0.0/8", "10.0.0.1"], ["10.0.0.0/8", "10.0.0.1/32"], ["10.0.0.1/8"]),
-    "time": (["04:05:06.789", "04:05", "00:00:00"], ["04:05:06.789", "04:05:00", "00:00:00"], ["04:05:06+02", "25:00", 5]),
+    "time": (
+        ["04:05:06.789", "04:05", "00:00:00"],
+        ["04:05:06.789", "04:05:00", "00:00:00"],
+        ["04:05:06+02", "25:00", 5, "12.50", "20261101", "04:05.5"],
+    ),
     "timetz": (["04:05:06+02:00", "04:05:06"], ["04:05:06+02", "04:05:06+00"], ["x"]),
     "interval": (
         ["P1Y2M3DT4H5M6.7S", "1 mon 2 days 03:04:05.5", "-00:00:01", "PT90M", "P2W", "1 year -2 days", "3 hours", "-P1D", "00:00:00"],
