@@ -8,9 +8,9 @@ import builtins
 import dis
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from airflow.sdk import TriggerRule
@@ -19,6 +19,7 @@ from airflow.sdk.definitions.xcom_arg import XComArg
 
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
 from factory_agents.errors import ConfigurationError
+from factory_agents.runtime.agents import Reject
 
 __all__ = ["AgentTask", "FunctionSource", "function_source", "kafka_agent_task"]
 
@@ -106,8 +107,8 @@ def _complete(text: str, function: FunctionType, file: str, first: int) -> str:
             f"{error.msg}"
         ) from None
     imports = []
-    for name, line in _undefined(code, {function.__name__}):
-        if name not in _PROVIDED:
+    for name, line in _undefined(code, {function.__name__}, _shadowed(function)):
+        if name not in _PROVIDED or _meant(function, name) not in (None, Reject):
             raise ConfigurationError(
                 f"{file}:{first + line - 1}: agent {function.__name__!r} uses {name!r}, which it doesn't define; only its own source "
                 f"travels: import or define {name!r} in its body, or take it as a parameter (agent_params)"
@@ -117,9 +118,24 @@ def _complete(text: str, function: FunctionType, file: str, first: int) -> str:
     return "\n".join(["from __future__ import annotations", *imports]) + "\n\n\n" + text
 
 
-def _undefined(code: CodeType, defined: Iterable[str]) -> Iterator[tuple[str, int]]:
+def _meant(function: FunctionType, name: str) -> Any:
+    """What a name that isn't the function's own stands for where the function was defined; None for nothing (yet)."""
+    if name in function.__code__.co_freevars and function.__closure__ is not None:
+        cell = function.__closure__[function.__code__.co_freevars.index(name)]
+        return cell.cell_contents if cell != CellType() else None
+    return function.__globals__.get(name)
+
+
+def _shadowed(function: FunctionType) -> set[str]:
+    """Builtins that are something else where the function was defined: a ``filter`` or an ``id`` around it wouldn't travel."""
+    names = {name for name in dir(builtins) if not name.startswith("__")}
+    around = names & ({*function.__code__.co_freevars} | function.__globals__.keys())
+    return {name for name in around if _meant(function, name) is not getattr(builtins, name)}
+
+
+def _undefined(code: CodeType, defined: Iterable[str], shadowed: Collection[str] = ()) -> Iterator[tuple[str, int]]:
     """Names that code looks up globally though nobody defines them, with the line of the text."""
-    known = {*defined, *dir(builtins), "__name__", "__qualname__", "__module__", "__class__"}
+    known = {*defined, *(set(dir(builtins)) - {*shadowed}), "__name__", "__qualname__", "__module__", "__class__"}
     instructions = list(dis.get_instructions(code))
     known.update(i.argval for i in instructions if i.opname in ("STORE_NAME", "STORE_GLOBAL"))
     for i in instructions:
@@ -127,7 +143,7 @@ def _undefined(code: CodeType, defined: Iterable[str]) -> Iterator[tuple[str, in
             yield i.argval, (i.positions.lineno if i.positions else None) or code.co_firstlineno
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _undefined(constant, known if code.co_name == "<module>" else defined)
+            yield from _undefined(constant, known if code.co_name == "<module>" else defined, shadowed)
 
 
 class DecoratedKafkaAgentOperator(KafkaAgentOperator):

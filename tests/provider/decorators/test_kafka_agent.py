@@ -216,6 +216,11 @@ def test_reject_needs_no_import() -> None:
         run_source(agent, {})
 
 
+def test_builtins_are_known_where_they_are_what_they_are(tmp_path: Path) -> None:
+    body = "from builtins import max\ndef agent(event, id=id):\n    filter = 3\n    return max(event['n'], filter)\n"
+    assert run_source(from_file(tmp_path, body), {"n": 5}) == 5
+
+
 @pytest.mark.parametrize(
     ("body", "line", "name"),
     [
@@ -225,6 +230,10 @@ def test_reject_needs_no_import() -> None:
         ("def agent(event):\n    return [lambda: deep for _ in event]\n", 2, "deep"),
         ("def agent(event):\n    class A:\n        x = 1\n    def f():\n        return x\n    return f\n", 5, "x"),
         ("def outer():\n    secret = 1\n    def agent(event):\n        return secret\n    return agent\nagent = outer()\n", 4, "secret"),
+        ("def outer(filter):\n    def agent(event):\n        return filter(event)\n    return agent\nagent = outer(dict)\n", 3, "filter"),
+        ("max = 3\ndef agent(event):\n    return [max for _ in event]\n", 3, "max"),
+        ("def open(path):\n    return path\ndef agent(event, path=open('x')):\n    return event\n", 3, "open"),
+        ("class Reject(Exception): pass\ndef agent(event):\n    raise Reject('mine')\n", 3, "Reject"),
     ],
 )
 def test_a_name_that_it_does_not_define_is_refused_with_file_and_line(tmp_path: Path, body: str, line: int, name: str) -> None:

@@ -19,13 +19,18 @@ from kubernetes.config import new_client_from_config_dict
 
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.lineage import result_lineage
+from airflow_provider_factory.operators.deploy_agent import DeployAgentOperator
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+from airflow_provider_factory.operators.replay import ReplayOperator
+from airflow_provider_factory.operators.rollout import RolloutOperator
+from airflow_provider_factory.operators.temporal_pipeline import TemporalPipelineOperator
 from airflow_provider_factory.operators.validation import ValidationOperator
 from airflow_provider_factory.operators.window import WindowOperator
 from airflow_provider_factory.runners.base import Access
 from airflow_provider_factory.runners.kubernetes.manifest import ANNOTATION, AgentPod, agent_pod
 from airflow_provider_factory.runners.kubernetes.runner import PodRunner
 from airflow_provider_factory.sensors.consumer_lag import ConsumerLagSensor
+from airflow_provider_factory.sensors.rollout import RolloutSensor
 from airflow_provider_factory.sensors.window_closed import WindowClosedSensor
 from factory_agents.contracts import load_contract
 from factory_agents.databases.postgres import database_from_url
@@ -90,6 +95,11 @@ NEEDED: dict[type[BaseOperator], dict[str, Any]] = {
     WindowOperator: {"topic": "raw"},
     ConsumerLagSensor: {"topics": "raw"},
     WindowClosedSensor: {"topic": "raw"},
+    DeployAgentOperator: {"agent": "enrich", "in_topic": "raw"},
+    ReplayOperator: {"topic": "raw.dead", "to": "raw"},
+    RolloutOperator: {"group": "live"},
+    RolloutSensor: {"group": "live"},
+    TemporalPipelineOperator: {"pipeline": "clicks"},
 }
 MAPPED = {
     KafkaAgentOperator: {"labels": [{}]},
@@ -97,6 +107,11 @@ MAPPED = {
     WindowOperator: {"after_pause": ["leave"]},
     ConsumerLagSensor: {"condition": ["above"]},
     WindowClosedSensor: {"grace": [1]},
+    DeployAgentOperator: {"pod_resources": [{}]},
+    ReplayOperator: {"input_codec": ["json"]},
+    RolloutOperator: {"action": ["rollback"]},
+    RolloutSensor: {"timeout": [1]},
+    TemporalPipelineOperator: {"no_interval": ["since_last"]},
 }
 
 
