@@ -209,6 +209,10 @@ def _iceberg(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
     contract = _contract(settings.contract, run)
     if contract is None:
         raise ConfigurationError("agent 'publish': parameter 'contract' is required for Iceberg: it gives columns, key and order")
+    if contract.deletes and settings.mode == "append":
+        raise ConfigurationError(
+            "publish to Iceberg takes no deletes with mode: append, and the contract has deletes: true; use mode: upsert"
+        )
     catalog = iceberg.catalog_from_env(settings.catalog)
     target = iceberg.IcebergTarget(
         catalog=catalog,

@@ -28,7 +28,7 @@ from factory_agents.testing.records import CONTRACT, W1, W2, at, event, record
 __all__ = ["SinkConformance", "SinkTarget"]
 
 WHOLE = Shard()
-_APART = 5
+APART = 5
 """Steps between two deaths in one test: each test makes every fifth of them."""
 
 
@@ -125,6 +125,27 @@ def _write_and_commit(sink: Any, rows: Sequence[Message]) -> SinkOutcome:
     _write(sink, rows)
     outcome: SinkOutcome = sink.commit(rejected=0)
     return outcome
+
+
+def dies(publishers: Publishers, monkeypatch: pytest.MonkeyPatch, step: int, rows: Sequence[Message], same: dict[str, Any]) -> bool:
+    """Publish with a publisher that is killed after so many steps; whether it lived to see that one."""
+    passed: list[str] = []
+
+    def die(name: str) -> None:
+        passed.append(name)
+        if len(passed) > step:
+            raise Died
+
+    sink = publishers.sink()
+    with _hits(monkeypatch, die):
+        try:
+            sink.claim(publishers.claim(**same))
+            for start in range(0, len(rows), 3):
+                _write(sink, rows[start : start + 3])
+            sink.commit(rejected=0)
+        except Died:
+            return True
+    return False
 
 
 _START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -510,7 +531,7 @@ class SinkConformance:
     # Whoever dies
 
     @_by_ledger
-    @pytest.mark.parametrize("first", range(_APART))
+    @pytest.mark.parametrize("first", range(APART))
     def test_a_publisher_that_dies_at_any_step_is_completed_by_the_next_one(
         self, publishers: Publishers, monkeypatch: pytest.MonkeyPatch, first: int
     ) -> None:
@@ -520,31 +541,11 @@ class SinkConformance:
         while died:
             rows = at([event("k", str(step)), event(f"only {step}"), event("k", "last")] * 2)
             same: dict[str, Any] = {"fingerprint": f"step {step}", "input_generation": 2 + step}
-            died = self._dies(publishers, monkeypatch, step, rows, same)
+            died = dies(publishers, monkeypatch, step, rows, same)
             landed = f"only {step}" in publishers.rows()
             outcome = publishers.publish(rows, **same)
             # What was under way may land after we looked, until the next claim; that it did, the rows below say.
             assert outcome.reused or not landed, f"step {step}"
             assert (outcome.rows, outcome.written, outcome.duplicates, outcome.removed) == (6, 2, 4, 1), f"step {step}"
             assert publishers.rows() == {"k": "last", f"only {step}": "x"}, f"step {step}"
-            step += _APART
-
-    @staticmethod
-    def _dies(publishers: Publishers, monkeypatch: pytest.MonkeyPatch, step: int, rows: Sequence[Message], same: dict[str, Any]) -> bool:
-        passed: list[str] = []
-
-        def die(name: str) -> None:
-            passed.append(name)
-            if len(passed) > step:
-                raise Died
-
-        sink = publishers.sink()
-        with _hits(monkeypatch, die):
-            try:
-                sink.claim(publishers.claim(**same))
-                for start in range(0, len(rows), 3):
-                    _write(sink, rows[start : start + 3])
-                sink.commit(rejected=0)
-            except Died:
-                return True
-        return False
+            step += APART

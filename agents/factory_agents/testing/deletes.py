@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from confluent_kafka import Message
 
+from factory_agents.protocol import Shard
 from factory_agents.runtime.agents import SinkOutcome
-from factory_agents.testing.conformance import Publishers, SinkTarget
+from factory_agents.testing.conformance import APART, Publishers, SinkConformance, SinkTarget, dies
 from factory_agents.testing.records import CONTRACT, W1, W2, W3, at, event, gone, record
 
 __all__ = ["DeletesConformance"]
@@ -94,6 +96,75 @@ class DeletesConformance:
         rejected = sink.write([gone(None), gone("a", 1), gone(b'{"n": 1}', 2), gone(b'{"n": "one", "id": "a"}', 3), gone(b'[1, "a"]', 4)])
         assert (sorted(rejected), {each.rule for each in rejected.values()}) == ([0, 1, 2, 3], {"key"})
         assert _counts(sink.commit(rejected=4)) == {"deleted": 1}
+
+    def test_hostile_keys_are_deleted_as_they_were_written(self, deletes: Publishers) -> None:
+        keys = [text[:500] for text in SinkConformance.HOSTILE] + ["5", "null", "{", "[1]", '{"id"', " a ", "ａ", "A", "a"]
+        deletes.publish(at([event(key) for key in [*keys, "b"]]))
+        assert deletes.publish([gone(key, i) for i, key in enumerate(keys)], W2).deleted == len(keys)
+        assert deletes.rows() == {"b": "x"}
+
+    def test_a_key_of_several_columns_is_deleted_as_they_are_compared(self, deletes: Publishers) -> None:
+        columns = {"n": "numeric", "at": "timestamptz", "day": "date", "id": "text", "value": "text"}
+        deletes.contract = {"name": "n", "key": ["n", "at", "day", "id"], "deletes": True, "columns": columns}
+        row = {"n": "10.50", "at": "2026-11-01T00:00:00+00:00", "day": "2026-11-01", "id": "a"}
+        deletes.publish(at([{**row, "value": "x"}, {**row, "id": "b", "value": "x"}]))
+        key = json.dumps({**row, "n": 10.5, "at": "2026-11-01T01:00:00+01:00"}).encode()
+        assert deletes.publish([gone(key)], W2).deleted == 1
+        assert deletes.rows() == {"b": "x"}
+
+    def test_columns_that_are_never_null_don_t_matter_to_a_delete(self, deletes: Publishers) -> None:
+        kinds = {"value": "text", "n": "bigint", "d": "numeric(20,4)", "ok": "boolean", "t": "timestamptz", "day": "date", "j": "json"}
+        columns, types = {"id": "text", **kinds}, {"n": "integer", "ok": "boolean", "j": "object"}
+        schema = {"type": "object", "required": [*columns], "properties": {n: {"type": types.get(n, "string")} for n in columns}}
+        order = {"id": "id", "version_field": "n", "time": "t"}
+        deletes.contract = {"name": "n", **order, "deletes": True, "schema": schema, "columns": columns}
+        row = {"value": "x", "n": 1, "d": "1.5", "ok": True, "t": "2026-11-01T00:00:00Z", "day": "2026-11-01", "j": {"a": [None, "ü"]}}
+        deletes.publish(at([{"id": "a", **row}, {"id": "b", **row}]))
+        assert deletes.publish([gone("a")], W2).deleted == 1
+        assert deletes.publish(at([{"id": "a", **row}]), W1, input_generation=2).older == 1
+        assert deletes.rows() == {}, "b is no longer in its window, and a was deleted after it"
+
+    def test_shards_planned_again_take_their_deletes_along(self, deletes: Publishers) -> None:
+        deletes.publish(at([event(key) for key in "abcd"]))
+        for i, key in enumerate("abc"):
+            deletes.publish([gone(key, 9, i)], W2, Shard(i, 3), plan="three")
+        assert deletes.rows() == {"d": "x"}
+        for i, key in enumerate("ad"):
+            deletes.publish([gone(key, 9, i)], W2, Shard(i, 2), plan="two", input_generation=2)
+        deletes.publish(at([event(key) for key in "abcd"]), input_generation=2)
+        assert deletes.rows() == {"b": "x", "c": "x"}
+
+    def test_a_window_and_an_older_one_at_once_leave_what_was_deleted_deleted(self, deletes: Publishers) -> None:
+        deletes.publish([], W3)  # the table is there
+        work: list[tuple[list[Message], str]] = [(at([event("a"), event("b")]), W1), ([gone("a")], W2)]
+        claims = [deletes.claim(window) for _, window in work]
+
+        def attempt(i: int) -> None:
+            with deletes.attempt() as sink:
+                sink.claim(claims[i])
+                assert sink.write(work[i][0]) == {}
+                sink.commit(rejected=0)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(attempt, range(2)))
+        assert deletes.rows() == {"b": "x"}
+
+    @pytest.mark.parametrize("first", range(APART))
+    def test_a_publisher_of_deletes_that_dies_at_any_step_is_completed_by_the_next_one(
+        self, deletes: Publishers, monkeypatch: pytest.MonkeyPatch, first: int
+    ) -> None:
+        older = at([event("k", "1"), event("gone"), event("stays")])
+        step, died = first, True
+        while died:
+            deletes.publish(older, input_generation=1 + step)
+            rows = [gone("gone", 7), gone("k", 8), record(event("k", str(step)), 0, 9), gone("never", 10)]
+            same: dict[str, Any] = {"window": W2, "fingerprint": f"step {step}", "input_generation": 2 + step}
+            died = dies(deletes, monkeypatch, step, rows, same)
+            outcome = deletes.publish(rows, **same)
+            assert _counts(outcome) == {"written": 1, "duplicates": 1, "deleted": 2}, f"step {step}"
+            assert deletes.publish(older, input_generation=2 + step).older == 2, f"step {step}"
+            assert deletes.rows() == {"k": str(step), "stays": "x"}, f"step {step}"
+            step += APART
 
     def test_any_history_with_deletes_leaves_what_the_rules_say(self, deletes: Publishers) -> None:
         for seed in range(self.DELETE_HISTORIES):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from factory_agents.runtime.ledger_sink import RANK, Rows
+from factory_agents.runtime.rank import PLACE
 from factory_agents.sinks.iceberg.table import PUBLICATION
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Beside", "Keys", "arrow_table", "beside", "joined", "keys_of", "newest", "taken"]
+__all__ = ["Beside", "Keys", "arrow_table", "beside", "filled", "is_not_after", "joined", "keys_of", "newest", "places_among", "taken"]
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -31,29 +32,43 @@ class Beside(msgspec.Struct, frozen=True):
     """What a landing does to some rows of the table, and they to it.
 
     ``kept``: which of them stay; ``stays``: whether all do. ``removed``: how many go without a successor. ``blocked``: the indexes of new
-    rows that the table has newer.
+    rows that the table has newer; ``standing``: those of deletes.
     """
 
     kept: pa.Array
     stays: bool
     removed: int
     blocked: pa.Array
+    standing: pa.Array
 
 
 def arrow_table(rows: Rows, schema: pa.Schema, publication: int) -> pa.Table:
     """Rows as the table's columns, in its order; what no event has is null."""
     import pyarrow as pa
 
-    columns = dict(zip(rows.columns, zip(*rows.rows, strict=True), strict=True))
-    arrays = []
-    for field in schema:
-        if field.name == PUBLICATION:
-            arrays.append(pa.array([publication], field.type).take(pa.array([0] * len(rows.rows))))
-        elif field.name in columns:
-            arrays.append(pa.array(_plain(columns[field.name], field.type), field.type))
-        else:
-            arrays.append(pa.nulls(len(rows.rows), field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
+    if not rows.rows:
+        return schema.empty_table()
+    columns = zip(rows.columns, zip(*rows.rows, strict=True), strict=True)
+    found = {name: pa.array(_plain(values, type_), type_) for name, values in columns for type_ in (schema.field(name).type,)}
+    return filled(schema, found | {PUBLICATION: pa.repeat(pa.scalar(publication, pa.int64()), len(rows.rows))})
+
+
+def filled(schema: pa.Schema, columns: Mapping[str, pa.Array]) -> pa.Table:
+    """Columns as a table of this schema; the others are null, or, where they may not be, the least that they can hold."""
+    import pyarrow as pa
+
+    size = len(next(iter(columns.values())))
+    return pa.Table.from_arrays([columns[f.name] if f.name in columns else _blank(f, size) for f in schema], schema=schema)
+
+
+def _blank(field: pa.Field, size: int) -> pa.Array:
+    import pyarrow as pa
+
+    of = field.type
+    if field.nullable:
+        return pa.nulls(size, of)
+    least: Any = [] if pa.types.is_nested(of) else "" if pa.types.is_large_string(of) else b"" if pa.types.is_large_binary(of) else 0
+    return pa.array([bool(least) if pa.types.is_boolean(of) else least], of).take(pa.array([0] * size, pa.int64()))
 
 
 def _plain(values: Sequence[Any], type_: pa.DataType) -> Sequence[Any]:
@@ -115,11 +130,31 @@ def taken(keys: Keys, indexes: pa.Array) -> Keys:
     return Keys(*(getattr(keys, name).take(indexes) for name in Keys.__struct_fields__))
 
 
-def beside(new: Keys, found: pa.Table, key: Sequence[str], past: Sequence[int], stale: Sequence[int], *, newer_wins: bool) -> Beside:
-    """What becomes of rows that the table has (their key, rank and publication) when the new ones land.
+def places_among(keys: Keys, others: Keys) -> list[int]:
+    """The indexes of those keys that others have too."""
+    import pyarrow.compute as pc
+
+    found: list[int] = pc.indices_nonzero(pc.is_in(keys.keys, value_set=others.keys)).to_pylist()
+    return found
+
+
+def is_not_after(rows: Keys, deletes: Keys) -> pa.Array:
+    """Which rows a delete of their key outweighs: its rank is a place, and theirs ends with one."""
+    import pyarrow.compute as pc
+
+    at = pc.index_in(rows.keys, value_set=deletes.keys)
+    before = pc.less_equal(pc.binary_slice(rows.ranks, -PLACE), deletes.ranks.take(at))
+    return pc.and_(pc.is_valid(at), pc.fill_null(before, pc.is_null(rows.ranks)))
+
+
+def beside(
+    new: Keys, deletes: Keys, found: pa.Table, key: Sequence[str], past: Sequence[int], stale: Sequence[int], *, newer_wins: bool
+) -> Beside:
+    """What becomes of rows that the table has (their key, rank and publication) when new ones land, and deletes.
 
     A row gives way to a new one of its key if its publication is among ``past`` or, with ``newer_wins``, its rank is no greater; else it
-    blocks the new one. Rows of ``stale`` go whatever comes.
+    blocks the new one. A delete takes it along if its publication is among ``past``, or it isn't after the delete. Rows of ``stale`` go
+    whatever comes.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -129,13 +164,16 @@ def beside(new: Keys, found: pa.Table, key: Sequence[str], past: Sequence[int], 
     place = pc.index_in(old.keys, value_set=new.keys)
     matched = pc.is_valid(place)
     is_past, is_stale = (pc.is_in(publications, value_set=pa.array(of, pa.int64())) for of in (past, stale))
+    deleted_at = pc.index_in(old.keys, value_set=deletes.keys)
+    named = pc.is_valid(deleted_at)
+    deleted = pc.and_(named, pc.or_(is_past, is_not_after(old, deletes)))
     if newer_wins:
         not_newer = pc.fill_null(pc.greater_equal(new.ranks.take(place), old.ranks), pc.is_null(old.ranks))
         outdone = pc.and_(matched, pc.or_(is_past, not_newer))
-        blocked = place.filter(pc.and_(matched, pc.invert(outdone)))
+        blocked = place.filter(pc.and_not(matched, pc.or_(outdone, deleted)))
     else:
         outdone = pc.and_(matched, is_past)
         blocked = pa.array([], place.type)
-    removed = pc.sum(pc.and_(is_stale, pc.invert(matched))).as_py() or 0
-    kept = pc.invert(pc.or_(outdone, is_stale))
-    return Beside(kept, pc.all(kept, min_count=0).as_py(), removed, blocked)
+    removed = pc.sum(pc.and_not(is_stale, pc.or_(matched, deleted))).as_py() or 0
+    kept = pc.invert(pc.or_(pc.or_(outdone, deleted), is_stale))
+    return Beside(kept, pc.all(kept, min_count=0).as_py(), removed, blocked, deleted_at.filter(pc.and_not(named, deleted)))

@@ -17,7 +17,8 @@ from factory_agents.runtime.ledger_sink import RANK, Landing, LedgerSink, Part, 
 from factory_agents.runtime.rows import RowReader
 from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.iceberg.catalog import CatalogSettings, explained, open_catalog
-from factory_agents.sinks.iceberg.rows import Beside, Keys, arrow_table, beside, joined, keys_of, newest, taken
+from factory_agents.sinks.iceberg.deletes import Deletes, deletes_of
+from factory_agents.sinks.iceberg.rows import Keys, arrow_table, beside, filled, joined, keys_of, newest, places_among, taken
 from factory_agents.sinks.iceberg.table import PUBLICATION, Layout, open_table
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ Mode = Literal["append", "upsert"]
 
 _LEDGER = "factory.publish."
 """What the properties begin with that hold the ledger's entries."""
+_MAIN, _DELETES = "main", "factory_deletes"
+"""The branch of the rows, and the one whose rows are the deletes that are remembered: key, place (as the rank) and publication."""
 _MEGABYTE = 1024 * 1024
 _LISTED = 200
 """Values that files are told apart by one by one; of more only the least and the greatest are."""
@@ -57,9 +60,13 @@ class IcebergSink(LedgerSink):
     The ledger's entries are properties of the table. Each commit of ours makes a snapshot, an empty one for a claim, and says which
     snapshot it expects: so all of them come one after the other, and one that was made for another state of the table fails. pyiceberg's
     own retries, which would add a fenced publisher's files to a newer state, are passed over. The catalog is not spoken to before ``open``.
+
+    Deletes are remembered on a branch of the table, which its readers don't see, and which expiring snapshots spares; the commit that lands
+    a publication moves it too.
     """
 
     system = "iceberg"
+    deletes = True
 
     def __init__(self, target: IcebergTarget) -> None:
         self.table, self.address = ".".join(target.table), target.catalog.address
@@ -103,7 +110,7 @@ class IcebergSink(LedgerSink):
         if table.properties.get(_LEDGER + key) != old:
             return False
         with explained(f"table {self.table}"):
-            self._commit(table, (), (), {_LEDGER + key: new})
+            self._commit(table, {_MAIN: _Files()}, {_LEDGER + key: new})
         return True
 
     def entries(self) -> list[tuple[str, str]]:
@@ -136,10 +143,13 @@ class IcebergSink(LedgerSink):
         with explained(f"table {self.table}"):
             data = arrow_table(rows, table.schema().as_arrow(), part.publication)
             keys = keys_of(data, key)
-            chosen = newest(keys)
+            chosen = newest(keys) if not self._spec.deletes else None  # a later part may delete the newest and leave another
             if chosen is not None:
                 data, keys = data.take(chosen), taken(keys, chosen)
-            self._staged[part.number] = _Staged(keys, self._write(table, data), table.spec().spec_id)
+            deleted = arrow_table(
+                Rows((*key, RANK), rows.deleted, 0), table.schema().select(*key, RANK, PUBLICATION).as_arrow(), part.publication
+            )
+            self._staged[part.number] = _Staged(keys, self._write(table, data), table.spec().spec_id, deleted)
 
     def _write(self, table: Table, data: pa.Table) -> tuple[DataFile, ...]:
         """Write rows to new files of the table, each in its partition."""
@@ -165,7 +175,7 @@ class IcebergSink(LedgerSink):
     def _settle(self, table: Table) -> None:
         """Leave each key's newest row in one part alone."""
         staged = [self._staged[number] for number in sorted(self._staged)]
-        if len(staged) > 1 and (chosen := newest(joined([part.keys for part in staged]))) is not None:
+        if len(staged) > 1 and not self._spec.deletes and (chosen := newest(joined([part.keys for part in staged]))) is not None:
             staged = self._only(table, staged, chosen.to_pylist())
         self._staged = dict(enumerate(staged))
 
@@ -179,7 +189,7 @@ class IcebergSink(LedgerSink):
             upto = bisect_left(chosen, end, at)
             if upto - at < len(part.keys):
                 keys = taken(part.keys, pa.array([i - start for i in chosen[at:upto]], pa.int64()))
-                part = _Staged(keys, self._write(table, _with_ranks(table, part.files, keys.ranks)), part.spec_id)
+                part = _Staged(keys, self._write(table, _with_ranks(table, part.files, keys.ranks)), part.spec_id, part.deleted)
             made.append(part)
             start, at = end, upto
         return made
@@ -188,43 +198,66 @@ class IcebergSink(LedgerSink):
         staged = list(self._staged.values())
         if any(part.spec_id != table.spec().spec_id for part in staged):
             raise RepartitionedError(f"table {self.table}: its partitioning was changed while we published to it; a retry begins again")
-        new = joined([part.keys for part in staged]) if staged else None
-        added: list[DataFile] = []
-        deleted: list[DataFile] = []
-        removed, blocked = 0, set[int]()
-        for task in self._touched(table, landing, new):
-            found = self._beside(table, task, landing, new)
+        deletes, remembered = self._deletes_of(table, landing)
+        if deletes.left is not None:
+            staged = self._only(table, staged, deletes.left)
+        new = self._keys_of(table, staged)
+        rows, removed, blocked, standing = _Files(), 0, set[int](), set[int]()
+        for task in self._touched(table, landing, joined([new, deletes.keys])):
+            seen = _read(table, task, (*self._spec.key, RANK, PUBLICATION))
+            newer_wins = self._target.mode == "upsert"
+            found = beside(new, deletes.keys, seen, self._spec.key, landing.past, landing.stale, newer_wins=newer_wins)
             removed += found.removed
             blocked.update(found.blocked.to_pylist())
+            standing.update(found.standing.to_pylist())
             if not found.stays:
-                deleted.append(task.file)
-                self._check_limit(deleted)
-                added += self._write(table, _read(table, task).filter(found.kept))
-        keys = len(new) if new is not None else 0
+                rows.deleted.append(task.file)
+                self._check_limit(rows.deleted)
+                rows.added += self._write(table, _read(table, task).filter(found.kept))
         if blocked:
-            staged = self._only(table, staged, [i for i in range(keys) if i not in blocked])
-        added += [file for part in staged for file in part.files]
-        figures = Figures(keys, keys - len(blocked), removed)
-        self._commit(table, added, deleted, {_LEDGER + landing.key: landing.entry(figures)})
+            staged = self._only(table, staged, [i for i in range(len(new)) if i not in blocked])
+        rows.added += [file for part in staged for file in part.files]
+        standing.update(places_among(deletes.keys, new))
+        figures = Figures(deletes.distinct, len(new) - len(blocked), removed, len(deletes.keys) - len(standing))
+        self._commit(table, {_MAIN: rows, _DELETES: remembered}, {_LEDGER + landing.key: landing.entry(figures)})
         return figures
 
-    def _touched(self, table: Table, landing: Landing, new: Keys | None) -> Iterable[FileScanTask]:
+    def _keys_of(self, table: Table, staged: Sequence[_Staged]) -> Keys:
+        none = keys_of(self._narrow(table).empty_table(), self._spec.key)
+        return joined([none, *(part.keys for part in staged)])
+
+    def _narrow(self, table: Table) -> pa.Schema:
+        """What is asked of a table's rows, and all that is kept of a delete."""
+        return table.schema().select(*self._spec.key, RANK, PUBLICATION).as_arrow()
+
+    def _deletes_of(self, table: Table, landing: Landing) -> tuple[Deletes, _Files]:
+        """The deletes that count, and the files of what is remembered then. Those that may speak of the landing's keys are read again."""
+        import pyarrow as pa
+
+        narrow, parts, key = self._narrow(table), list(self._staged.values()), self._spec.key
+        told, new = pa.concat_tables([narrow.empty_table(), *(part.deleted for part in parts)]), self._keys_of(table, parts)
+        if not self._spec.deletes:
+            return Deletes(keys_of(told, key), None, len(new), (), told), _Files()
+        head = table.snapshot_by_name(_DELETES)
+        filed = joined([new, keys_of(told, key)])
+        tasks = list(self._touched(table, landing, filed, head.snapshot_id)) if head is not None else []
+        seen = [_read(table, task, narrow.names).cast(narrow) for task in tasks]
+        deletes = deletes_of(told, new, seen, key, landing.past, landing.stale)
+        columns = {name: deletes.rest.column(name).combine_chunks() for name in narrow.names}
+        added = self._write(table, filled(table.schema().as_arrow(), columns))
+        return deletes, _Files(list(added), [tasks[i].file for i in deletes.replaced])
+
+    def _touched(self, table: Table, landing: Landing, new: Keys, snapshot: int | None = None) -> Iterable[FileScanTask]:
         """Files that may hold rows which a landing replaces, or which block it."""
         from pyiceberg.expressions import AlwaysFalse, In, Or
 
         filter_: BooleanExpression = AlwaysFalse()
         if numbers := {*landing.past, *landing.stale}:
             filter_ = In(PUBLICATION, numbers)
-        if new is not None and self._target.mode == "upsert":
+        if len(new) and self._target.mode == "upsert":
             filter_ = Or(filter_, _around(self._spec.key, new))
-        found: Iterable[FileScanTask] = table.scan(filter_).plan_files() if filter_ != AlwaysFalse() else ()
+        found: Iterable[FileScanTask] = table.scan(filter_, snapshot_id=snapshot).plan_files() if filter_ != AlwaysFalse() else ()
         return found
-
-    def _beside(self, table: Table, task: FileScanTask, landing: Landing, new: Keys | None) -> Beside:
-        seen = _read(table, task, (*self._spec.key, RANK, PUBLICATION))
-        new = new if new is not None else keys_of(seen.slice(0, 0), self._spec.key)
-        newer_wins = self._target.mode == "upsert"
-        return beside(new, seen, self._spec.key, landing.past, landing.stale, newer_wins=newer_wins)
 
     def _check_limit(self, files: Sequence[DataFile]) -> None:
         size, limit = sum(file.file_size_in_bytes for file in files) / _MEGABYTE, self._target.rewrite_limit
@@ -234,15 +267,22 @@ class IcebergSink(LedgerSink):
                 " table so that a window touches fewer files, publish with mode: append, or raise rewrite_limit"
             )
 
-    def _commit(self, table: Table, added: Sequence[DataFile], deleted: Sequence[DataFile], properties: Mapping[str, str]) -> None:
+    def _commit(self, table: Table, changes: Mapping[str, _Files], properties: Mapping[str, str]) -> None:
+        """Change branches and properties together; main gets a snapshot whatever comes."""
         transaction = table.transaction()
-        with transaction.update_snapshot().overwrite() if deleted else transaction._append_snapshot_producer({}) as snapshot:
-            for file in added:
-                snapshot.append_data_file(file)
-            for file in deleted:
-                snapshot.delete_data_file(file)
+        for branch, files in changes.items():
+            if not (files.added or files.deleted or branch == _MAIN):
+                continue
+            update = transaction.update_snapshot(branch=branch)
+            with update.overwrite() if files.deleted else transaction._append_snapshot_producer({}, branch) as snapshot:
+                for file in files.added:
+                    snapshot.append_data_file(file)
+                for file in files.deleted:
+                    snapshot.delete_data_file(file)
         transaction.set_properties(dict(properties))
-        self._unnamed -= {file.file_path for file in added}  # from here on the commit may have been made
+        self._unnamed -= {
+            file.file_path for files in changes.values() for file in files.added
+        }  # from here on the commit may have been made
         _commit(table, transaction)
 
     def discard(self, parts: Sequence[Part]) -> None:
@@ -268,11 +308,19 @@ class RepartitionedError(SinkError):
 
 
 class _Staged(msgspec.Struct, frozen=True):
-    """A part as it is in files, with its rows' keys; how the files are partitioned."""
+    """A part as it is in files, with its rows' keys; how the files are partitioned; and its deletes."""
 
     keys: Keys
     files: tuple[DataFile, ...]
     spec_id: int
+    deleted: pa.Table
+
+
+class _Files(msgspec.Struct):
+    """What a commit adds to a branch, and takes from it."""
+
+    added: list[DataFile] = []
+    deleted: list[DataFile] = []
 
 
 def _commit(table: Table, transaction: Transaction) -> None:

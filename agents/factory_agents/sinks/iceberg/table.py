@@ -115,8 +115,7 @@ def _schema(wanted: TableSpec) -> Schema:
 
 
 def _may_be_null(column: ColumnSpec, wanted: TableSpec) -> bool:
-    # A row that only says what was deleted has its key alone.
-    return column.name not in wanted.key and (column.nullable or wanted.deletes)
+    return column.name not in wanted.key and column.nullable
 
 
 def _check(column: ColumnSpec, wanted: TableSpec) -> None:

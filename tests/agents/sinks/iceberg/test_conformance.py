@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from factory_agents.runtime.agents import Sink
-from factory_agents.testing import SinkConformance, SinkTarget
+from factory_agents.testing import DeletesConformance, SinkConformance, SinkTarget
 from tests.support.iceberg import Bench
 
 
@@ -35,8 +35,9 @@ class Table(SinkTarget):
         self.bench.catalog.drop_table(self.bench.table)
 
 
-class TestIceberg(SinkConformance):
+class TestIceberg(SinkConformance, DeletesConformance):
     HISTORIES = 3
+    DELETE_HISTORIES = 3
 
     @pytest.fixture
     def target(self, bench: Bench) -> Table:
@@ -44,8 +45,9 @@ class TestIceberg(SinkConformance):
 
 
 @pytest.mark.soak
-class TestIcebergInPostgres(SinkConformance):
+class TestIcebergInPostgres(SinkConformance, DeletesConformance):
     HISTORIES = 3
+    DELETE_HISTORIES = 3
 
     @pytest.fixture
     def target(self, in_postgres: Bench) -> Table:
