@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import msgspec
 
 from factory_agents.contracts import Contract, WindowStatistics, load_contract
+from factory_agents.contracts.documents import show
+from factory_agents.contracts.doubled_keys import doubled_key
 from factory_agents.contracts.fast import FastPath, NotFast
 from factory_agents.contracts.sql import SQL_MEMORY_MB
 from factory_agents.errors import AccountingError
@@ -91,6 +93,7 @@ class ValidateTransform:
         self._decode = msgspec.json.Decoder().decode
         self._check = contract.checker(self._members)
         self._read_time = contract.time_reader()
+        self._refuses_doubled_keys = contract.duplicate_keys == "refuse"
         self._seen = self._passed_over = 0  # valid events that the fast path did not take
         try:
             self._fast: FastPath | None = contract.fast_path(self._statistics.fields, self._members)
@@ -112,6 +115,8 @@ class ValidateTransform:
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``."""
         outputs: list[Output] = [message.value() for message in messages]  # None, a tombstone, is rejected below
+        if self._refuses_doubled_keys:
+            outputs = [None if isinstance(v, bytes) and doubled_key(v) is not None else v for v in outputs]
         times: list[int | None] = []
         slow = range(len(outputs)) if self._fast is None else self._take_fast(self._fast, messages, outputs, times)
         self._take_plain(slow, messages, outputs, times)
@@ -175,6 +180,8 @@ class ValidateTransform:
         """Say why; slower, for the few."""
         try:
             event = decode_event(message.value())
+            if self._refuses_doubled_keys and (name := doubled_key(message.value() or b"")) is not None:
+                raise Reject(f"the key {show(name)} stands twice in one object", rule="decode")
             violations = self.contract.violations(event, self._members)
             rules = list(dict.fromkeys(v.rule for v in violations)) or ["schema"]
             reasons = [v.reason for v in violations[:_REASONS]] or ["the event cannot be checked"]

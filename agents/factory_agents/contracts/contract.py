@@ -40,12 +40,14 @@ __all__ = ["Contract", "Rule", "is_text", "load_contract", "pack_contract", "unt
 
 _T = TypeVar("_T")
 TimeUnit = Literal["s", "ms", "us", "iso"]
+DuplicateKeys = Literal["last", "refuse"]
 Members: TypeAlias = Mapping[str, Callable[[Any], bool]]
 """Of a field, the test whether a value, not null, is in the column that its foreign key names."""
 
 _KEYS = (
     *("name", "version", "description", "owner", "id", "time", "time_unit"),
-    *("version_field", "key", "deletes", "schema", "rules", "references", "window", "columns", "masked"),
+    *("version_field", "key", "deletes", "duplicate_keys"),
+    *("schema", "rules", "references", "window", "columns", "masked"),
 )
 _WINDOW_KEYS = ("fail_if", "warn_if", "nulls", "missing", "invalid", "sql")
 _RESERVED = ("schema", "decode", "time")
@@ -66,11 +68,12 @@ class Contract:
     """A checked data contract.
 
     ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
-    counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row. ``nulls`` are the fields whose nulls
-    are counted, ``figures`` what else is, ``duplicates_of`` the fields whose values, taken together, should come once, ``volumes_of`` those
-    that are the keys whose events are counted, ``queries`` the SQL over a window, ``foreign_keys`` the fields whose values must be in other
-    data; the values of ``masked`` fields stand in no reason, report or log. ``digest`` is equal for equal meaning: comments, layout and
-    descriptions don't enter it. ``notes`` say what in it checks nothing, ``not_run`` which checks are not ours to run.
+    counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row. ``duplicate_keys``: of a key that is
+    twice in an object the last counts, or the event is rejected. ``nulls`` are the fields whose nulls are counted, ``figures`` what else
+    is, ``duplicates_of`` the fields whose values, taken together, should come once, ``volumes_of`` those that are the keys whose events
+    are counted, ``queries`` the SQL over a window, ``foreign_keys`` the fields whose values must be in other data; the values of ``masked``
+    fields stand in no reason, report or log. ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it.
+    ``notes`` say what in it checks nothing, ``not_run`` which checks are not ours to run.
     ``text`` is its own; ``texts`` are those of the files that it refers to, by their names relative to its folder.
     """
 
@@ -82,6 +85,7 @@ class Contract:
     version_field: str | None
     key: tuple[str, ...]
     deletes: bool
+    duplicate_keys: DuplicateKeys
     rules: tuple[Rule, ...]
     fail_if: tuple[Condition, ...]
     warn_if: tuple[Condition, ...]
@@ -388,6 +392,9 @@ class _Builder:
         deletes = self._data.get("deletes", False)
         if not isinstance(deletes, bool):
             self._document.report(("deletes",), f"expected true or false, got {show(deletes)}")
+        duplicate_keys = self._data.get("duplicate_keys", "last")
+        if duplicate_keys not in get_args(DuplicateKeys):
+            self._document.report(("duplicate_keys",), f"expected last or refuse, got {show(duplicate_keys)}")
         columns = self._try(_NO_COLUMNS, self._columns, key)
         masked = self._try(_NO_MASKS, self._masked)
         if schema is None or self._document.errors:
@@ -410,6 +417,7 @@ class _Builder:
             meaning |= {what: counted} if counted else {}
         meaning |= {"sql": sorted(query.meaning for query in queries)} if queries else {}
         meaning |= {"references": sorted(key.meaning for key in foreign_keys)} if foreign_keys else {}
+        meaning |= {"duplicate_keys": duplicate_keys} if duplicate_keys != "last" else {}
         meaning |= {"masked": sorted(masked)} if masked else {}
         return Contract(
             name=name,
@@ -420,6 +428,7 @@ class _Builder:
             version_field=version_field,
             key=key,
             deletes=deletes,
+            duplicate_keys=duplicate_keys,
             rules=tuple(rule for rule, _ in rules),
             fail_if=fail_if,
             warn_if=warn_if,

@@ -11,7 +11,10 @@ from factory_agents.contracts.documents import Document, KeyPath
 
 __all__ = ["Draft", "Translation", "contract_name"]
 
-_EXTRA = ("id", "time", "time_unit", "version_field", "key", "deletes", "schema", "rules", "references", "window", "columns", "masked")
+_EXTRA = (
+    *("id", "time", "time_unit", "version_field", "key", "deletes", "duplicate_keys"),
+    *("schema", "rules", "references", "window", "columns", "masked"),
+)
 
 
 class Translation(NamedTuple):

@@ -26,6 +26,7 @@ _OPTIONS = {
 }
 _OPTIONS["number"] = _OPTIONS["integer"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OWN = ("time", "time_unit", "version_field", "deletes", "masked", "duplicate_keys")
 _METRICS = {
     "nulls": "nullValues",
     "missing": "missingValues",
@@ -97,7 +98,7 @@ class _Exporter:
 
     def _extra(self, keys: set[str]) -> dict[str, Any]:
         contract, data = self._contract, self._data
-        extra: dict[str, Any] = {key: data[key] for key in ("time", "time_unit", "version_field", "deletes", "masked") if data.get(key)}
+        extra: dict[str, Any] = {key: data[key] for key in _OWN if data.get(key)}
         read_id = next(iter(keys)) if len(keys) == 1 else None
         if contract.id != read_id:
             extra["id"] = contract.id
