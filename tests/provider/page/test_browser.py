@@ -140,6 +140,15 @@ def test_from_a_failed_window_to_its_records_and_a_missing_one_to_its_backfill(
         frame.get_by_text("has begun").wait_for()
         assert [(run.data_interval_start - START) // HOUR for run in runs(hourly)] == [first + 1]
 
+        frame.get_by_role("link", name="Preview").focus()
+        page.keyboard.press("Enter")
+        frame.get_by_role("textbox", name="Contract").fill("contracts/<i>orders.yaml")
+        page.keyboard.press("Enter")
+        frame.get_by_text("Preview has begun").wait_for()
+        in_both_themes(page, frame, "preview")
+        assert [run.conf["count"] for run in runs("factory_preview") if run.conf["pipeline"] == hourly] == [1000]
+        frame.get_by_role("link", name=hourly, exact=True).click()
+
         frame.get_by_role("row").filter(has_text="failed").get_by_role("link").click()
         frame.get_by_text("ValidationFailedError: rejected 25 % is over 10 %").wait_for()
         frame.get_by_text("100 = 97 forwarded + 3 rejected").wait_for()
