@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,20 +94,30 @@ def chosen(reports: Sequence[WindowReport], pipeline: str, window: str = "") -> 
     return found[0]
 
 
-def markdown(shown: WindowReport) -> str:
-    """The report as Markdown."""
+def markdown(shown: WindowReport, *, most: int = sys.maxsize) -> str:
+    """The report as Markdown; of each table and list at most so many rows, and then how many more there are."""
     report = shown.report
-    lines = [f"# {_title(shown)}", "", f"**{shown.outcome.upper()}** · {_contract(report)}", ""]
-    lines += ["| figure | value |", "|---|---|", *(f"| {_cell(name)} | {value} |" for name, value in _figures(report)), ""]
-    if report["checks"]:
-        lines += ["| condition | outcome | observed |", "|---|---|---|"]
-        lines += [f"| {c['level']}s if {_cell(c['rule'])} | {c['outcome']} | {_cell(_observed(c))} |" for c in report["checks"]] + [""]
-    if broken := _broken(report):
-        lines += ["| rule | events | share |", "|---|---|---|"]
-        lines += [f"| {_cell(rule)} | {n:,} | {share} |" for rule, n, share in broken] + [""]
-    lines += [f"- `{place}` {_cell(reason)}" for place, reason in _samples(report)]
-    lines += ["", *(f"- {_cell(text)}" for text in report.get("not_run", ()))]
-    return "\n".join(lines).rstrip() + "\n"
+    worst = sorted(report["checks"], key=lambda c: ("fail", "warn", "pass").index(c["outcome"])) if most < sys.maxsize else report["checks"]
+    conditions = [f"| {c['level']}s if {_cell(c['rule'])} | {c['outcome']} | {_cell(_observed(c))} |" for c in worst]
+    parts = [
+        [f"# {_title(shown)}", "", f"**{shown.outcome.upper()}** · {_contract(report)}"],
+        _rows("| figure | value |\n|---|---|", [f"| {_cell(name)} | {_cell(value)} |" for name, value in _figures(report)], most),
+        _rows("| condition | outcome | observed |\n|---|---|---|", conditions, most),
+        _rows(
+            "| rule | events | share |\n|---|---|---|",
+            [f"| {_cell(rule)} | {n:,} | {share} |" for rule, n, share in _broken(report)],
+            most,
+        ),
+        _rows("", [f"- `{place}` {_cell(reason)}" for place, reason in _samples(report)], most),
+        _rows("", [f"- {_cell(text)}" for text in report.get("not_run", ())], most),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+def _rows(head: str, rows: Sequence[str], most: int) -> list[str]:
+    """Lines of a table or a list; none for no rows."""
+    more = [f"{'| ' if head else '- '}… and {len(rows) - most:,} more{' |' if head else ''}"] if len(rows) > most else []
+    return [*([head] if head else []), *rows[:most], *more] if rows else []
 
 
 def html_page(shown: WindowReport, earlier: Iterable[WindowReport] = ()) -> str:

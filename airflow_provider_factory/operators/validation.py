@@ -29,6 +29,8 @@ __all__ = ["ValidationOperator"]
 Conditions = str | Sequence[str]
 
 _ON_FAILURE = ("fail", "skip", "branch", "warn")
+_MOST_ROWS = 50
+"""Of each table of the report in the log."""
 _LEVELS = {"pass": logging.INFO, "warn": logging.WARNING, "fail": logging.ERROR}
 
 
@@ -129,6 +131,7 @@ class ValidationOperator(KafkaAgentOperator, SkipMixin):
         push_links(self, context["ti"], {ReportLink.key: "" if results[0].dry_run else report_url(self.dag_id, results[0])})
         for line in verdict.lines:
             self.log.log(_LEVELS[line.outcome], "%s", line.text)
+        self._log_report(results[0], judged)
         self._tell_assets(context, report, verdict.outcome)
         error = ValidationFailedError(verdict.failure) if verdict.failure and self.on_failure != "warn" else None
         self._tell_ledger(context, results[0], error)
@@ -136,6 +139,16 @@ class ValidationOperator(KafkaAgentOperator, SkipMixin):
             self._branch(context, failed=error is not None, told=told)
         elif error is not None:
             raise AirflowSkipException(str(error)) if self.on_failure == "skip" else error
+
+    def _log_report(self, result: AgentResult, report: Mapping[str, Any]) -> None:
+        """The report as Markdown, as a part of the log that is folded."""
+        from factory_agents.reports import WindowReport, markdown
+
+        shown = WindowReport(result.pipeline, result.stage, result.key, 0, report, scope_of(result.origin, result.instance))
+        self.log.info("::group::Validation report")
+        for line in markdown(shown, most=_MOST_ROWS).splitlines():
+            self.log.info("%s", line)
+        self.log.info("::endgroup::")
 
     def _branch(self, context: Context, *, failed: bool, told: Any) -> None:
         """Skip the tasks of the other branch."""

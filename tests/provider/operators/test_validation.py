@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,6 +72,25 @@ def test_a_broken_condition_fails_or_skips(how: dict[str, str], error: type[Exce
 )
 def test_the_outlets_are_told_the_verdict(rejected: int, conditions: dict[str, str], outcome: str) -> None:
     assert judge(rejected, **conditions) == {"window": "w", "validation": {"outcome": outcome, "rows": 4, "rejected": rejected}}
+
+
+def test_the_whole_report_is_in_the_log_as_markdown_within_bounds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ValidationOperator, "log", logging.getLogger("validation"))
+    judged = Judged(1, warn_if=["rejected > 0", *(f"rows < {n}" for n in range(1, 200))])
+    assert judged.result.report is not None
+    judged.result.report["samples"][0]["reason"] = "bad <b>|\x1b[31m"
+    with caplog.at_level(logging.INFO):
+        judged.run()
+    lines = [record.getMessage() for record in caplog.records]
+    told = lines[lines.index("::group::Validation report") + 1 : lines.index("::endgroup::")]
+    assert "| rejected | 1 (25 %) |" in told
+    assert "| schema:a | 1 | 25 % |" in told
+    assert told[told.index("| condition | outcome | observed |") + 2] == "| warns if rejected > 0 | warn | 1 |"
+    assert "| … and 150 more |" in told
+    assert len(told) < 100
+    assert not any("<b>" in line or "\x1b" in line for line in told)
 
 
 def test_another_word_is_refused() -> None:
