@@ -103,14 +103,16 @@ def pack_data(keys: tuple[ForeignKey, ...]) -> dict[str, str]:
     return packed
 
 
-def unpack_data(packed: Mapping[str, str]) -> dict[str, bytes]:
+def unpack_data(packed: Any) -> dict[str, bytes]:
     """What ``pack_data`` packed; raises ContractError for something else."""
+    if not isinstance(packed, Mapping):
+        raise ContractError(f"packed contract: data: expected files by their names, got {show(packed)}")
     contents = {}
     for name, text in packed.items():
         try:
             inflate = zlib.decompressobj()
             contents[name] = inflate.decompress(base64.b64decode(text, validate=True), _UNPACKED_BYTES)
-        except (ValueError, zlib.error) as error:
+        except (TypeError, ValueError, zlib.error) as error:
             raise ContractError(f"packed contract: file {name!r}: damaged: {error}") from error
         if inflate.unconsumed_tail:
             raise ContractError(f"packed contract: file {name!r}: larger than {_UNPACKED_BYTES:,} bytes")
