@@ -33,13 +33,16 @@ def staged_type(type_: ColumnType | None) -> str:
 
 
 def parquet(rows: Rows, table: TableSpec, names: Sequence[str]) -> bytes:
-    """Rows as a file of Parquet, their columns under these names."""
+    """Rows as a file of Parquet, their columns under these names; the last one says which of them delete."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     types = [*(column.type for column in table.columns), None]
-    columns = zip(*rows.rows, strict=True)
+    places = [table.key.index(column.name) if column.name in table.key else None for column in table.columns]
+    deleted = [(*(None if place is None else row[place] for place in places), row[-1]) for row in rows.deleted]
+    columns = zip(*rows.rows, *deleted, strict=True)
     arrays = [_array(values, type_) for values, type_ in zip(columns, types, strict=True)]
+    arrays.append(pa.array([False] * len(rows.rows) + [True] * len(deleted)))
     data = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(arrays, names=list(names)), data, compression="snappy")
     return data.getvalue()
@@ -68,6 +71,7 @@ class JsonCheckingReader:
 
     def __init__(self, table: TableSpec, window: str) -> None:
         self._reader = RowReader(table, window)
+        self._deletes = table.deletes
         self._places = [(i, c.name) for i, c in enumerate(table.columns) if c.type.name == "json"]
 
     def read(self, messages: Sequence[Message]) -> tuple[list[Rows], dict[int, Reject]]:
@@ -76,7 +80,8 @@ class JsonCheckingReader:
         if not (self._places and batches):
             return batches, rejected
         (batch,) = batches
-        kept, indexes = [], (i for i in range(len(messages)) if i not in rejected)
+        tombstones = self._deletes
+        kept, indexes = [], (i for i, m in enumerate(messages) if i not in rejected and not (tombstones and m.value() is None))
         unfit: dict[int, Reject] = {}
         for i, row in zip(indexes, batch.rows, strict=True):
             reject = self._check(row)
@@ -85,7 +90,7 @@ class JsonCheckingReader:
             else:
                 unfit[i] = reject
         rejected |= unfit
-        return [Rows(batch.columns, kept, batch.nbytes)] if kept else [], rejected
+        return [Rows(batch.columns, kept, batch.nbytes, batch.deleted)] if kept or batch.deleted else [], rejected
 
     def _check(self, row: Sequence[Any]) -> Reject | None:
         for place, name in self._places:

@@ -42,6 +42,7 @@ class SnowflakeSink(LedgerSink):
     """
 
     system = "snowflake"
+    deletes = True
 
     def __init__(self, target: SnowflakeTarget) -> None:
         self.address = target.account.name
@@ -66,6 +67,8 @@ class SnowflakeSink(LedgerSink):
         )
         ((database, schema),) = self._session.rows("SELECT CURRENT_DATABASE(), CURRENT_SCHEMA()")
         self.table = f"{database}.{schema}.{target.table.table}"
+        if table.deletes:
+            self._session.run(statements.create_memory(self._memory, self._table))
 
     @property
     def _opened(self) -> TargetTable:
@@ -76,6 +79,10 @@ class SnowflakeSink(LedgerSink):
     @property
     def _ledger(self) -> str:
         return f"FACTORY_PUBLISHES_{self._opened.name}"
+
+    @property
+    def _memory(self) -> str:
+        return f"FACTORY_DELETED_{self._opened.name}"
 
     def _key(self, key: str) -> str:
         """An entry speaks of one making of the table: one that is made again holds nothing of the old one."""
@@ -133,8 +140,9 @@ class SnowflakeSink(LedgerSink):
         file = f"part_{part.number}.parquet"
         session.put(parquet(rows, table.spec, statements.staged_names(table)), f"%{staging}", file)
         loaded = sum(int(row[_ROWS_LOADED]) for row in session.rows(statements.copy(staging, file, table)) if len(row) > _ROWS_LOADED)
-        if loaded != len(rows.rows):
-            raise SinkError(f"publishing to {self.table}: COPY loaded {loaded:,} of {len(rows.rows):,} rows; publish again")
+        sent = len(rows.rows) + len(rows.deleted)
+        if loaded != sent:
+            raise SinkError(f"publishing to {self.table}: COPY loaded {loaded:,} of {sent:,} rows; publish again")
 
     def _check_session(self) -> None:
         if self._staged_in != self._session.number:
@@ -148,13 +156,25 @@ class SnowflakeSink(LedgerSink):
             self._check_session()
             staging = _staging(landing.parts[0])
             newest = f"{staging}_NEWEST"
-            session.run(statements.create_newest(newest, staging, table, landing.publication))
-            ((distinct,),) = session.rows(statements.count(newest))
+            distinct = self._prepare(table, staging, landing.publication)
         try:
             with session.transaction() as transaction:
-                return self._landed(landing, transaction, newest, int(distinct))
+                return self._landed(landing, transaction, newest, distinct)
         except _MovedError:
             return None
+
+    def _prepare(self, table: TargetTable, staging: str, publication: int) -> int:
+        """Make the tables that the transaction works with; how many keys they have."""
+        session, newest = self._session, f"{staging}_NEWEST"
+        if table.spec.deletes:
+            session.run(statements.create_rows(f"{staging}_ROWS", staging, table, publication))
+            session.run(statements.create_newest(f"{staging}_DELETES", staging, table, publication, deletes=True))
+            session.run(statements.create_empty(newest, f"{staging}_ROWS"))
+            ((distinct,),) = session.rows(statements.count_keys(staging, table))
+        else:
+            session.run(statements.create_newest(newest, staging, table, publication))
+            ((distinct,),) = session.rows(statements.count(newest))
+        return int(distinct)
 
     def _landed(self, landing: Landing, transaction: str, newest: str, distinct: int) -> Figures:
         """What the transaction does; raises _MovedError where it may not be done."""
@@ -162,22 +182,41 @@ class SnowflakeSink(LedgerSink):
         self._lock()
         if session.rows(statements.read_entry(self._ledger), window) != [(landing.old,)]:
             raise _MovedError
-        written = removed = 0
+        written = removed = gone = 0
+        deletes = newest.removesuffix("NEWEST") + "DELETES" if newest and table.spec.deletes else ""
+        if deletes:
+            self._delete(landing, transaction, newest, deletes)
         if newest:
             session.run(statements.delete_outdone(table, newest, landing.past), transaction)
             written = session.run(statements.insert_newest(table, newest), transaction)
         if landing.stale:
-            removed = session.run(statements.delete_publications(table, landing.stale), transaction)
-        figures = Figures(distinct, written, removed)
+            removed = session.run(statements.delete_publications(table.name, landing.stale), transaction)
+            if table.spec.deletes:
+                session.run(statements.delete_publications(self._memory, landing.stale), transaction)
+        if deletes:
+            session.run(statements.remember(table, self._memory, deletes), transaction)
+            ((gone,),) = session.rows(statements.count_gone(table, deletes))
+        figures = Figures(distinct, written, removed, int(gone))
         if session.run(statements.change_entry(self._ledger), landing.entry(figures), window, landing.old, transaction) != 1:
             raise _MovedError
         return figures
 
+    def _delete(self, landing: Landing, transaction: str, newest: str, deletes: str) -> None:
+        """Apply our deletes, and those that are remembered, to the table and to the staged rows; what they leave are the newest."""
+        session, table, memory = self._session, self._opened, self._memory
+        rows = newest.removesuffix("NEWEST") + "ROWS"
+        session.run(statements.delete_outlived(table, deletes, memory, landing.past))
+        session.run(statements.delete_outweighed(table, rows, deletes), transaction)
+        session.run(statements.delete_outweighed(table, rows, memory, spared=landing.past), transaction)
+        session.run(statements.fill_newest(table, newest, rows))
+        session.run(statements.delete_outweighed(table, table.name, deletes, also=landing.past), transaction)
+        session.run(statements.forget_deletes(table, memory, deletes), transaction)
+
     def discard(self, parts: Sequence[Part]) -> None:
         """Drop the staging tables, unless they ended with their session."""
         if self._staged_in == self._session.number:
-            for name in (_staging(parts[0]), f"{_staging(parts[0])}_NEWEST"):
-                self._session.run(statements.drop(name))
+            for suffix in ("", "_NEWEST", *(("_ROWS", "_DELETES") if self._opened.spec.deletes else ())):
+                self._session.run(statements.drop(_staging(parts[0]) + suffix))
 
     def close(self) -> None:
         """See ``LedgerSink.close``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from factory_agents.contracts import ColumnType
+from factory_agents.runtime.rank import PLACE
 from factory_agents.sinks.snowflake.names import listed, quoted
 from factory_agents.sinks.snowflake.rows import staged_type
 from factory_agents.sinks.snowflake.table import PUBLICATION, RANK, TargetTable
@@ -16,22 +17,33 @@ __all__ = [
     "change_entry",
     "copy",
     "count",
+    "count_gone",
+    "count_keys",
+    "create_empty",
     "create_ledger",
+    "create_memory",
     "create_newest",
+    "create_rows",
     "create_staging",
     "delete_outdone",
+    "delete_outlived",
+    "delete_outweighed",
     "delete_publications",
     "drop",
     "entries",
+    "fill_newest",
     "first_entry",
     "forget",
+    "forget_deletes",
     "holds",
     "insert_newest",
     "lock_ledger",
     "read_entry",
+    "remember",
     "staged_names",
 ]
 
+_DELETES = "DELETES"
 _OURS = "CURRENT_TRANSACTION() = ?"
 """Holds in the transaction of this id only: a statement that comes after its end, whoever ended it, changes nothing."""
 
@@ -87,12 +99,12 @@ def holds(table: str, publication: int) -> str:
 
 
 def staged_names(table: TargetTable) -> list[str]:
-    """What the columns are called while they are staged; the last is the rank."""
-    return [f"C{i}" for i in range(len(table.names) + 1)]
+    """What the columns are called while they are staged; the last are the rank, and whether the row deletes."""
+    return [*(f"C{i}" for i in range(len(table.names) + 1)), _DELETES]
 
 
 def _staged(table: TargetTable) -> list[tuple[str, str]]:
-    types = [*(staged_type(c.type) for c in table.spec.columns), staged_type(None)]
+    types = [*(staged_type(c.type) for c in table.spec.columns), staged_type(None), "BOOLEAN"]
     return list(zip(staged_names(table), types, strict=True))
 
 
@@ -124,15 +136,98 @@ def _cast(name: str, type_: ColumnType) -> str:
 _CASTS = {"timestamptz": "TIMESTAMP_TZ", "timestamp": "TIMESTAMP_NTZ", "date": "DATE"}
 
 
-def create_newest(newest: str, staging: str, table: TargetTable, publication: int) -> str:
-    """The newest staged row of each key, as the table takes it; made before the transaction, since DDL would end one."""
-    *staged, rank = staged_names(table)
+def _values(table: TargetTable, publication: int) -> dict[str, str]:
+    """A staged row as the table takes it: columns, and what they are made of."""
+    *staged, rank, _ = staged_names(table)
     values = {named: _cast(name, c.type) for name, named, c in zip(staged, table.names, table.spec.columns, strict=True)}
-    own = {RANK: f"TO_BINARY({rank}, 'HEX')", PUBLICATION: f"CAST({publication:d} AS NUMBER(38,0))"}
-    columns = ", ".join(f"{value} AS {quoted(named)}" for named, value in (values | own).items())
+    return values | {RANK: f"TO_BINARY({rank}, 'HEX')", PUBLICATION: f"CAST({publication:d} AS NUMBER(38,0))"}
+
+
+def create_newest(newest: str, staging: str, table: TargetTable, publication: int, *, deletes: bool = False) -> str:
+    """The newest staged row of each key, or its last delete, as the table takes it; before the transaction, since DDL would end one."""
+    values = _values(table, publication)
+    names = (*table.key, RANK, PUBLICATION) if deletes else tuple(values)
+    columns = ", ".join(f"{values[name]} AS {quoted(name)}" for name in names)
+    rank = staged_names(table)[-2]
     return (
         f"CREATE OR REPLACE TEMPORARY TABLE {quoted(newest)} AS SELECT {columns} FROM {quoted(staging)}"
+        f" WHERE {'' if deletes else 'NOT '}{_DELETES}"
         f" QUALIFY ROW_NUMBER() OVER (PARTITION BY {', '.join(values[name] for name in table.key)} ORDER BY {rank} DESC) = 1"
+    )
+
+
+def create_rows(rows: str, staging: str, table: TargetTable, publication: int) -> str:
+    """All staged rows, as the table takes them: of those of one key a delete may outweigh the newest, and leave another."""
+    columns = ", ".join(f"{value} AS {quoted(name)}" for name, value in _values(table, publication).items())
+    return f"CREATE OR REPLACE TEMPORARY TABLE {quoted(rows)} AS SELECT {columns} FROM {quoted(staging)} WHERE NOT {_DELETES}"
+
+
+def create_empty(made: str, other: str) -> str:
+    """An empty table of this session's own with another's columns."""
+    return f"CREATE OR REPLACE TEMPORARY TABLE {quoted(made)} AS SELECT * FROM {quoted(other)} WHERE FALSE"
+
+
+def create_memory(memory: str, table: TargetTable) -> str:
+    """What remembers the deletes of a table: their key, their place as the rank, and their publication."""
+    columns = listed([*table.key, RANK, PUBLICATION])
+    return f"CREATE TABLE IF NOT EXISTS {quoted(memory)} AS SELECT {columns} FROM {quoted(table.name)} WHERE FALSE"
+
+
+def count_keys(staging: str, table: TargetTable) -> str:
+    """How many keys staged rows and deletes have."""
+    values = _values(table, 0)
+    return f"SELECT COUNT(*) FROM (SELECT DISTINCT {', '.join(values[name] for name in table.key)} FROM {quoted(staging)})"
+
+
+def _place(rows: str) -> str:
+    """Where a record lies among all others: what its rank ends with. A delete's rank is nothing else."""
+    return f"RIGHT(HEX_ENCODE({quoted(rows)}.{quoted(RANK)}), {2 * PLACE})"
+
+
+def _is_among(rows: str, publications: Sequence[int]) -> str:
+    return f"{quoted(rows)}.{quoted(PUBLICATION)} IN ({', '.join(f'{number:d}' for number in publications)})" if publications else "FALSE"
+
+
+def delete_outlived(table: TargetTable, deletes: str, memory: str, past: Sequence[int]) -> str:
+    """Delete those deletes of ours of whose key a later one is remembered."""
+    later = f"{_place(memory)} > {_place(deletes)} AND NOT ({_is_among(memory, past)})"
+    return f"DELETE FROM {quoted(deletes)} USING {quoted(memory)} WHERE {_same(table, deletes, memory)} AND {later}"
+
+
+def delete_outweighed(table: TargetTable, rows: str, deletes: str, spared: Sequence[int] = (), also: Sequence[int] = ()) -> str:
+    """Delete rows that a delete of their key outweighs: not those of deletes that are ``spared``, and ``also`` rows of publications."""
+    before = f"{quoted(rows)}.{quoted(RANK)} IS NULL OR {_place(rows)} <= {_place(deletes)} OR {_is_among(rows, also)}"
+    return (
+        f"DELETE FROM {quoted(rows)} USING {quoted(deletes)} WHERE {_same(table, rows, deletes)} AND ({before})"
+        f" AND NOT ({_is_among(deletes, spared)}) AND {_OURS}"
+    )
+
+
+def fill_newest(table: TargetTable, newest: str, rows: str) -> str:
+    """Take the newest row of each key."""
+    columns = listed(_columns(table))
+    return (
+        f"INSERT INTO {quoted(newest)} ({columns}) SELECT {columns} FROM {quoted(rows)}"
+        f" QUALIFY ROW_NUMBER() OVER (PARTITION BY {listed(table.key)} ORDER BY {quoted(RANK)} DESC) = 1"
+    )
+
+
+def forget_deletes(table: TargetTable, memory: str, deletes: str) -> str:
+    """Delete what is remembered of the keys that ours speak of."""
+    return f"DELETE FROM {quoted(memory)} USING {quoted(deletes)} WHERE {_same(table, memory, deletes)} AND {_OURS}"
+
+
+def remember(table: TargetTable, memory: str, deletes: str) -> str:
+    """Remember our deletes."""
+    columns = listed([*table.key, RANK, PUBLICATION])
+    return f"INSERT INTO {quoted(memory)} ({columns}) SELECT {columns} FROM {quoted(deletes)} WHERE {_OURS}"
+
+
+def count_gone(table: TargetTable, deletes: str) -> str:
+    """How many keys of our deletes have no row any more."""
+    return (
+        f"SELECT COUNT(*) FROM {quoted(deletes)} WHERE NOT EXISTS"
+        f" (SELECT 1 FROM {quoted(table.name)} WHERE {_same(table, table.name, deletes)})"
     )
 
 
@@ -151,7 +246,11 @@ def _columns(table: TargetTable) -> list[str]:
 
 
 def _same_key(table: TargetTable, newest: str) -> str:
-    return " AND ".join(f"{quoted(table.name)}.{quoted(name)} = {quoted(newest)}.{quoted(name)}" for name in table.key)
+    return _same(table, table.name, newest)
+
+
+def _same(table: TargetTable, one: str, other: str) -> str:
+    return " AND ".join(f"{quoted(one)}.{quoted(name)} = {quoted(other)}.{quoted(name)}" for name in table.key)
 
 
 def delete_outdone(table: TargetTable, newest: str, past: Sequence[int]) -> str:
@@ -172,6 +271,6 @@ def insert_newest(table: TargetTable, newest: str) -> str:
     )
 
 
-def delete_publications(table: TargetTable, stale: Sequence[int]) -> str:
+def delete_publications(table: str, stale: Sequence[int]) -> str:
     """Delete all rows of publications."""
-    return f"DELETE FROM {quoted(table.name)} WHERE {quoted(PUBLICATION)} IN ({', '.join(f'{number:d}' for number in stale)}) AND {_OURS}"
+    return f"DELETE FROM {quoted(table)} WHERE {quoted(PUBLICATION)} IN ({', '.join(f'{number:d}' for number in stale)}) AND {_OURS}"

@@ -24,6 +24,11 @@ ALWAYS = (
     "test_a_zombie_is_fenced_before_and_after_its_successor_lands",
     "test_two_windows_that_hold_each_others_keys_both_land",
     "test_of_many_claims_at_once_one_lands",
+    "test_a_record_without_a_value_removes_its_keys_row",
+    "test_within_a_window_the_records_order_counts",
+    "test_columns_that_are_never_null_don_t_matter_to_a_delete",
+    "test_shards_planned_again_take_their_deletes_along",
+    "test_any_history_with_deletes_leaves_what_the_rules_say",
 )
 """Of the suite for all sinks, which takes minutes on the emulator: a dead publisher's transaction is waited for."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Sink
-from factory_agents.testing import SinkConformance, SinkTarget
+from factory_agents.testing import DeletesConformance, SinkConformance, SinkTarget
 from tests.support.snowflake import Bench
 
 
@@ -32,10 +32,12 @@ class Table(SinkTarget):
 
     def drop(self) -> None:
         self.bench.schema.query("DROP TABLE T")
+        self.bench.schema.query("DROP TABLE IF EXISTS FACTORY_DELETED_T")
 
 
-class TestSnowflake(SinkConformance):
+class TestSnowflake(SinkConformance, DeletesConformance):
     HISTORIES = 2
+    DELETE_HISTORIES = 3
 
     @pytest.fixture
     def target(self, bench: Bench) -> Table:

@@ -64,11 +64,20 @@ class TestTransactions:
         assert (outcome.written, outcome.removed) == (2, 1), "it was landed again, as a whole"
         assert bench.rows() == {"a": "new", "c": "new", "z": "x"}
 
-    @pytest.mark.parametrize("statement", ["change_entry", "insert_newest", "delete_outdone", "delete_publications"])
-    def test_every_statement_in_one_names_it(self, statement: str) -> None:
-        arguments: dict[str, tuple[Any, ...]] = {"change_entry": ("L",), "insert_newest": (TARGET, "N")}
-        arguments |= {"delete_outdone": (TARGET, "N", (1, 2)), "delete_publications": (TARGET, (1,))}
-        assert getattr(statements, statement)(*arguments[statement]).endswith("CURRENT_TRANSACTION() = ?")
+    @pytest.mark.parametrize(
+        ("statement", "arguments"),
+        [
+            ("change_entry", ("L",)),
+            ("insert_newest", (TARGET, "N")),
+            ("delete_outdone", (TARGET, "N", (1, 2))),
+            ("delete_publications", ("T", (1,))),
+            ("delete_outweighed", (TARGET, "T", "D", (1,), (2,))),
+            ("forget_deletes", (TARGET, "M", "D")),
+            ("remember", (TARGET, "M", "D")),
+        ],
+    )
+    def test_every_statement_in_one_names_it(self, statement: str, arguments: tuple[Any, ...]) -> None:
+        assert getattr(statements, statement)(*arguments).endswith("CURRENT_TRANSACTION() = ?")
 
     def test_rows_of_a_session_that_was_lost_land_with_a_retry(self, bench: Bench) -> None:
         sink = bench.sink()
