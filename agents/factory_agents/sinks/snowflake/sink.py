@@ -14,7 +14,7 @@ from factory_agents.sinks.snowflake import statements
 from factory_agents.sinks.snowflake.names import TableName
 from factory_agents.sinks.snowflake.rows import JsonCheckingReader, parquet
 from factory_agents.sinks.snowflake.session import Account, LostSessionError, NotFoundError, Session
-from factory_agents.sinks.snowflake.table import TargetTable, open_table
+from factory_agents.sinks.snowflake.table import TargetTable, find_table, open_table
 
 __all__ = ["SnowflakeSink", "SnowflakeTarget"]
 
@@ -67,7 +67,7 @@ class SnowflakeSink(LedgerSink):
         )
         ((database, schema),) = self._session.rows("SELECT CURRENT_DATABASE(), CURRENT_SCHEMA()")
         self.table = f"{database}.{schema}.{target.table.table}"
-        if table.deletes:
+        if table.deletes and find_table(self._session, self._memory) is None:
             self._session.run(statements.create_memory(self._memory, self._table))
 
     @property
