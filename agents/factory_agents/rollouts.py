@@ -168,10 +168,16 @@ class Rollouts:
                 cluster, control, lambda found: shifted(found, steps_of([share], len(found.owners))[0], now=time.time(), by=by)
             )
 
-    def roll_back(self, reason: str, *, by: str = "") -> Status:
-        """Take all partitions from the new version."""
+    def roll_back(self, reason: str, *, version: str = "", by: str = "") -> Status:
+        """Take all partitions from the new version. With ``version``, nothing is done where another one or none is being rolled out."""
         with self._control() as (cluster, control, _):
-            return self._ordered(cluster, control, lambda found: rolled_back(found, reason, now=time.time(), by=by))
+
+            def change(found: Route) -> Route:
+                if version and (found.state != "rolling" or found.new != version):
+                    return found
+                return rolled_back(found, reason, now=time.time(), by=by)
+
+            return self._ordered(cluster, control, change)
 
     def finish(self, *, by: str = "") -> Status:
         """The new version holds all partitions and is the base from now on; where it is so already, nothing is done."""

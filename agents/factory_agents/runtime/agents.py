@@ -499,10 +499,14 @@ class FunctionTransform:
         self._lanes: Threads | Coroutines | None = None
         self.at_once = 1 if agent_function.concurrency == 1 else _PER_LANE * agent_function.concurrency
 
-    def process(self, messages: Sequence[Message]) -> list[Output]:
-        """See ``Transform.process``."""
+    def load(self) -> None:
+        """Have there what the agent loads once a process; a live one does so before it joins its group. Raises AgentError."""
         if self._load is not None:
             loaded(self._load)  # what goes wrong there is no event's fault
+
+    def process(self, messages: Sequence[Message]) -> list[Output]:
+        """See ``Transform.process``."""
+        self.load()
         if self._prepare is None and (self._agent.concurrency > 1 or self._agent.is_async):
             return self._process_side_by_side(messages)
         if self._agent.batch or self._prepare is not None:

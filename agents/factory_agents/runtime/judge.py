@@ -79,19 +79,24 @@ def _dearer(new: Figures, old: Figures, limits: Limits) -> str:
 
 
 class Watch(Observer):
-    """What one member did within the last seconds, told by its own loop."""
+    """What one member did within the last seconds, told by its own loop.
+
+    The time of a process's first batch doesn't count: it imports and connects then.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began = clock()
         self._done: deque[tuple[float, Figures]] = deque()
         self._uncommitted = 0.0
+        self._is_warm = False
         self._spent = Figures()
         self._last = Figures()
 
     def batch(self, subject: Subject, batch: Batch) -> None:
         """See ``Observer``."""
-        self._uncommitted += batch.seconds
+        self._uncommitted += batch.seconds if self._is_warm else 0.0
+        self._is_warm = True
 
     def committed(self, subject: Subject, commit: Commit) -> None:
         """See ``Observer``."""
@@ -124,7 +129,7 @@ class Watch(Observer):
         """Figures of a chunk that isn't committed yet, and of a call under way that has lasted ``busy`` seconds."""
         errors = rejected.get(ERROR_RULE, 0)
         others = sum(rejected.values()) - errors - rejected.get(_OUTAGE_RULE, 0)
-        return Figures(records, errors, others, self._uncommitted + busy)
+        return Figures(records, errors, others, self._uncommitted + (busy if self._is_warm else 0.0))
 
     @property
     def figures(self) -> Figures:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from factory_agents import failpoints
@@ -157,6 +157,8 @@ class LiveAgent:
             if of.max_lag_downstream and of.out_topic:
                 self.downstream = Downstream(self.context.config, of.out_topic, of.max_lag_downstream, group=of.downstream_group)
             return self.run()
+        except StoppedError:
+            return self.counts  # before it had joined
         finally:
             self.close()
 
@@ -176,6 +178,7 @@ class LiveAgent:
     def run(self) -> Counts:
         """Until asked to stop."""
         self.outputs.resolve()
+        self._load()
         self.writer.open(time.monotonic() + _PATIENCE)  # before it joins: who joins and ends at once is missed by the group for a while
         self._open_side()
         self.reader.subscribe(came=self._on_assign, going=self._on_revoke, gone=self._on_lost)
@@ -202,6 +205,18 @@ class LiveAgent:
             log.warning("the last records are not committed; the next start reads them again", extra=fields(reason=str(error)))
         self.counts.lost = self.reader.lost
         return self.counts
+
+    def _load(self) -> None:
+        """What the agent loads once a process: the group has this member when it can work."""
+
+        def meanwhile() -> None:
+            self.observer.busy(self.subject, self.thread.busy_seconds)
+            if self.context.stop():
+                raise StoppedError(f"group {self.group!r}: asked to stop while agent {self.transform.name!r} loads")
+
+        load: Callable[[], None] | None = getattr(self.transform, "load", None)
+        if load is not None:
+            self.thread.call(load, meanwhile)
 
     def _open_side(self) -> None:
         """What the transform wants committed beside its outputs."""

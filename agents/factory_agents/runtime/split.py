@@ -94,6 +94,11 @@ class SplitTransform:
         self.identity: dict[str, Any] = {"params": self._transforms[0].identity["params"]}
         self.at_once = max(transform.at_once for transform in self._transforms)
 
+    def load(self) -> None:
+        """See ``FunctionTransform.load``."""
+        for transform in self._transforms:
+            transform.load()
+
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``. In an outage of one part, what stands before its first event is kept."""
         places: list[list[int]] = [[] for _ in self._transforms]

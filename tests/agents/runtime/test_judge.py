@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import pytest
 
 from factory_agents.kafka.routes import Limits
@@ -43,9 +46,24 @@ def test_a_version_is_judged_by_what_it_does_worse_than_the_one_before(new: Figu
     assert bool(reason) == bool(found)
 
 
+def warm(clock: Callable[[], float] = time.monotonic) -> Watch:
+    """That of a member that has made its first call."""
+    watch = Watch(clock)
+    watch.batch(SUBJECT, Batch(1, 5.0))
+    return watch
+
+
+def test_the_time_of_the_first_call_does_not_count() -> None:
+    watch = Watch()
+    assert watch.chunk(1, {}, busy=5.0).seconds == 0.0
+    watch.batch(SUBJECT, Batch(1, 5.0))
+    watch.batch(SUBJECT, Batch(2, 0.5))
+    assert watch.chunk(3, {}, busy=0.25) == Figures(3, seconds=0.75)
+
+
 def test_a_member_counts_what_it_did_of_late_and_remembers_it_when_nothing_comes() -> None:
     now = [0.0]
-    watch = Watch(clock=lambda: now[0])
+    watch = warm(lambda: now[0])
     watch.batch(SUBJECT, Batch(100, 2.0))
     assert watch.chunk(100, {"agent-error": 3, "unavailable": 5, "five": 1}) == Figures(100, errors=3, rejected=1, seconds=2.0)
     watch.committed(SUBJECT, Commit(100, 100, 0, 0.1, {"agent-error": 3, "five": 1}))
@@ -65,7 +83,7 @@ def test_what_a_model_cost_is_counted_from_commit_to_commit() -> None:
 
 
 def test_what_a_chunk_that_was_dropped_took_doesnt_count() -> None:
-    watch = Watch()
+    watch = warm()
     watch.batch(SUBJECT, Batch(100, 2.0))
     watch.aborted(SUBJECT, 100, "refused")
     assert watch.chunk(1, {}).seconds == 0.0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from confluent_kafka import TopicPartition
 
-from factory_agents.errors import ConfigurationError, DataLossError, FencedError, UnavailableError, WindowError
+from factory_agents.errors import AgentError, ConfigurationError, DataLossError, FencedError, UnavailableError, WindowError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import CodecRef, Counts
@@ -147,6 +147,34 @@ def test_a_batch_that_cannot_be_read_is_told_and_passed_over_where_its_loss_is_a
         wait_written(runs, out, 4)
         assert running.end().lost == 2
     assert written(runs, out) == [0, 1, 2, 3]
+
+
+def test_what_an_agent_loads_is_there_before_it_joins_its_group(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    loading, loaded = threading.Event(), threading.Event()
+
+    def load() -> str:
+        loading.set()
+        loaded.wait(30)
+        return "model"
+
+    with live(runs, source, out, agent(version="1", load=load)(lambda event, model: event | {"by": model})):
+        assert loading.wait(15), "nothing has come yet, and it is loaded"
+        found = runs.cluster.group(f"{runs.prefix}.group")
+        assert found is None or not found.members
+        loaded.set()
+        runs.produce(source, events(4))
+        wait_written(runs, out, 4)
+
+
+def test_an_agent_that_cannot_load_what_it_needs_does_not_join(runs: Runs) -> None:
+    def load() -> None:
+        raise OSError("no such model")
+
+    with live(runs, runs.topic("in"), runs.topic("out"), agent(version="1", load=load)(lambda event, model: event)) as running:
+        running.wait()
+    with pytest.raises(AgentError, match="load, which loads what the agent needs, raised OSError: no such model"):
+        running.end()
 
 
 def test_an_agent_that_stops_in_the_middle_leaves_the_rest_to_the_next_start(runs: Runs) -> None:

@@ -206,6 +206,25 @@ def test_a_version_that_is_ten_times_slower_is_rolled_back(runs: Runs) -> None:
     assert sorted(r.id for r in runs.everything(out)) == sent
 
 
+def test_a_version_whose_first_call_takes_long_is_not_rolled_back_for_that(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    called: list[int] = []
+
+    def handle(event: dict[str, Any]) -> dict[str, Any]:
+        called.append(event["event_id"])
+        if len(called) == 1:
+            time.sleep(1.5)  # it imports what it needs
+        return event | {"by": "v2"}
+
+    with version(runs, source, out, "v1"), feeding(runs, source, 0.05):
+        wait_for(lambda: len(runs.everything(out)) > 50, "the old version's pace")
+        with version(runs, source, out, "v2", handle):
+            wait_members(runs, "v2")
+            rollouts(runs).start("v2")
+            wait_for(lambda: len(called) > 100, "the new version's pace")
+            assert rollouts(runs).wait(30).verdict == "rolled out"
+
+
 def wait_members(runs: Runs, name: str, count: int = 1) -> None:
     def there() -> bool:
         group = runs.cluster.group(f"{runs.prefix}.group~{name}")
