@@ -89,7 +89,7 @@ def ask_rollout(config: KafkaConfig, question: RolloutQuestion) -> Answer:
     version = question.version or status.new or status.base
     if status.verdict == "rolled back" and status.new == version:
         raise RolledBackError(f"group {status.group!r}: version {version!r} was rolled back: {status.reason}")
-    finished = status.verdict == "steady" and status.base == version
+    finished = status.verdict in ("steady", "rolled back") and status.base == version
     met = finished or (status.verdict == "rolled out" and status.new == version)
     held = sum(p.holder == version for p in status.partitions)
     facts = {"verdict": status.verdict, "version": version, "held": held, "partitions": len(status.partitions), "lag": status.lag}

@@ -5,7 +5,7 @@
 | `bring_in` | gives the version in `params.version` one partition, then a quarter of them, then all, `params.hold` seconds apart |
 | `verdict` | waits until it holds all partitions; fails, with the reason, when it was rolled back |
 | `finish` | makes it the version that the next rollout starts from |
-| `take_back` | runs when the verdict doesn't come in time |
+| `take_back` | takes it back where it was brought in and is not finished: the verdict didn't come in time, say |
 
 The version's members have to run: a Deployment whose agents are started with `--live-version`.
 """
@@ -42,9 +42,9 @@ def model_rollout() -> None:
     steps = ["1", "25%", "100%"]
     bring_in = RolloutOperator(task_id="bring_in", group=group, version=version, steps=steps, hold="{{ params.hold }}")
     verdict = RolloutSensor(task_id="verdict", group=group, version=version, deferrable=True, poke_interval=15, timeout=2 * 3600, retries=0)
-    finish = RolloutOperator(task_id="finish", group=group, action="finish")
-    take_back = RolloutOperator(task_id="take_back", group=group, action="rollback", reason="no verdict in time", trigger_rule="one_failed")
-    bring_in >> verdict >> [finish, take_back]
+    finish = RolloutOperator(task_id="finish", group=group, action="finish", version=version)
+    take_back = RolloutOperator(task_id="take_back", group=group, action="rollback", version=version, reason="it was not finished")
+    bring_in >> verdict >> finish >> take_back.as_teardown(setups=bring_in)
 
 
 model_rollout()

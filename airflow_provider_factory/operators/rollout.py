@@ -32,7 +32,8 @@ class RolloutOperator(BaseOperator):
     :param group: the agent's consumer group, such as ``factory.enrich.raw_events``. (templated)
     :param action: ``start`` (a new version gets its first partitions), ``shift`` (it gets more, or fewer), ``finish`` (it has all, and is
         the base from now on), or ``rollback``.
-    :param version: the new version, for ``start``. (templated)
+    :param version: the new version. ``start`` needs it; where it was finished before, nothing is done. With it, ``rollback`` does nothing
+        where another version, or none, is being rolled out. (templated)
     :param steps: for ``start``: numbers or shares of partitions, such as ``["1", "25%", "100%"]``; by default all at once. (templated)
     :param hold: for ``start``: how long each step lasts at least, or seconds as a text. (templated)
     :param share: for ``shift``: a number of partitions, or a share such as ``50%``. (templated)
@@ -100,11 +101,12 @@ class RolloutOperator(BaseOperator):
         from factory_agents.kafka.routes import Limits
 
         before = rollouts.status()
+        was_finished = before.base == self.version and before.verdict in ("steady", "rolled back")  # another one, after it
         if self.action == "start":
             if not self.version:
                 raise ConfigurationError(f"RolloutOperator {self.task_id!r}: action 'start' needs version")
-            if before.verdict == "steady" and before.base == self.version:
-                return before  # it was finished before
+            if was_finished:
+                return before
             steps = self.steps.split(",") if isinstance(self.steps, str) else list(self.steps)
             limits = Limits(errors=self.max_errors, rejected=self.max_rejected)
             return rollouts.start(self.version, steps=steps, hold=_seconds(self.hold), limits=limits, by=by)
@@ -113,12 +115,13 @@ class RolloutOperator(BaseOperator):
                 raise ConfigurationError(f"RolloutOperator {self.task_id!r}: action 'shift' needs share")
             return rollouts.shift(self.share, by=by)
         if self.action == "rollback":
-            return before if before.verdict == "rolled back" else rollouts.roll_back(self.reason or f"told to by {by}", by=by)
-        return before if before.verdict == "steady" else rollouts.finish(by=by)
+            reason = self.reason or f"told to by {by}"
+            return before if before.verdict == "rolled back" else rollouts.roll_back(reason, version=self.version, by=by)
+        return before if before.verdict == "steady" or was_finished else rollouts.finish(by=by)
 
     def _check(self, status: Status) -> None:
         """A version that was rolled back while this waited is no success."""
-        if self.action in ("start", "shift") and status.verdict == "rolled back":
+        if self.action in ("start", "shift") and status.verdict == "rolled back" and status.base != self.version:
             raise RolledBackError(f"group {status.group!r}: version {status.new!r} was rolled back: {status.reason}")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tests.provider.conftest import runs
 from tests.support.airflow_env import airflow_home, dag_runner
 from tests.support.repository import repository, repository_topics
 
-__all__ = ["airflow_home", "dag_runner", "repository", "repository_topics"]
+__all__ = ["airflow_home", "dag_runner", "repository", "repository_topics", "runs"]

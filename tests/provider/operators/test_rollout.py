@@ -91,6 +91,24 @@ def test_a_version_that_was_rolled_back_fails_sensor_and_operator_with_the_reaso
             with pytest.raises(AirflowFailException, match="nothing can be shifted"):
                 run(runs, action="shift", share="100%")
             assert rollouts(runs).status().base == "v1"
+            assert run(runs, version="v1")["base"] == "v1"  # the task that brought v1 in, cleared
+            assert sensor(runs, version="v1").poke(context())
+            assert run(runs, action="finish", version="v1")["base"] == "v1"
+
+
+def test_what_takes_a_version_back_leaves_the_rollout_of_another_one_alone(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    with version(runs, source, out, "v1"):
+        wait_members(runs, "v1")
+        assert run(runs, action="rollback", version="v2")["verdict"] == "steady"
+        with version(runs, source, out, "v2"):
+            wait_members(runs, "v2")
+            run(runs, version="v2")
+            with pytest.raises(AirflowFailException, match="version 'v3' has no members"):
+                run(runs, version="v3")
+            assert run(runs, action="rollback", version="v3")["new"] == "v2"
+            assert rollouts(runs).status().verdict == "rolled out"
+            assert run(runs, action="rollback", version="v2")["verdict"] == "rolled back"
 
 
 def test_what_cannot_be_an_order_is_refused(runs: Runs) -> None:
