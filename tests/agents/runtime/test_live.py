@@ -41,7 +41,7 @@ class Live:
         self._work = lambda: run_live(
             context,
             (function if isinstance(function, AgentFunction) else agent(version="1")(function)).bind({}),
-            LiveSettings(source, out, group=f"{runs.prefix}.group", prefix=runs.prefix, **more),
+            LiveSettings(source, out, **{"group": f"{runs.prefix}.group", "prefix": runs.prefix} | more),
         )
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
