@@ -165,24 +165,34 @@ def first_route(group: str, topic: str, partitions: int, version: str, tokens: M
 
 
 def steps_of(texts: Sequence[str], partitions: int) -> tuple[float, ...]:
-    """Shares from texts such as ``1`` (one partition), ``25%`` and ``100%``, each greater than the one before it."""
+    """Shares from texts such as ``1`` (one partition), ``25%`` and ``100%``, in growing order.
+
+    A step that moves no partition, as 25 % after one of four, is left out.
+    """
     steps: list[float] = []
+    moved = 0
     for text in texts:
         number, _, percent = text.strip().partition("%")
         try:
             share = float(number) / (100 if text.strip().endswith("%") else partitions)
         except ValueError:
             share = -1.0
-        if percent or not 0 < share <= 1 or (steps and share <= steps[-1]):
+        if percent or not 0 < share <= 1 or (count := _count(share, partitions)) < moved:
             raise ConfigurationError(
-                f"step {text!r}: expected a number of partitions (up to {partitions}) or a share such as 25%, greater than the one before"
+                f"step {text!r}: expected a number of partitions (up to {partitions}) or a share such as 25%, no fewer than the one before"
             )
-        steps.append(share)
+        if count > moved:
+            steps.append(share)
+        moved = count
     return tuple(steps)
 
 
+def _count(share: float, partitions: int) -> int:
+    return min(partitions, math.ceil(share * partitions - 1e-9))
+
+
 def _owners(route: Route, new: str, share: float) -> tuple[str, ...]:
-    count = min(len(route.owners), math.ceil(share * len(route.owners) - 1e-9))
+    count = _count(share, len(route.owners))
     return tuple(new if p < count else route.base for p in range(len(route.owners)))
 
 

@@ -89,6 +89,14 @@ def test_other_steps_are_refused(texts: list[str]) -> None:
         steps_of(texts, 4)
 
 
+@pytest.mark.parametrize(
+    ("partitions", "shares"),
+    [(1, (1.0,)), (2, (0.5, 1.0)), (3, (1 / 3, 1.0)), (4, (0.25, 1.0)), (5, (0.2, 0.25, 1.0)), (12, (1 / 12, 0.25, 1.0))],
+)
+def test_the_usual_steps_are_right_for_every_topic(partitions: int, shares: tuple[float, ...]) -> None:
+    assert steps_of(["1", "25%", "100%"], partitions) == shares
+
+
 def test_a_token_remembers_who_handled_what() -> None:
     token = Token("v1", 1, 0).passed_to("v2", 2, 100).passed_to("v1", 3, 150).passed_to("v2", 4, 150)
     assert token == Token("v2", 4, 150, (Spell("v1", 1, 0, 100), Spell("v2", 2, 100, 150)))
