@@ -27,6 +27,7 @@ def test_pool_connections_and_components_are_looked_at(
     found = findings()
     assert (found["connection kafka_default"].state, found["connection kafka_default"].text) == ("ok", bootstrap)
     assert found["connection postgres_default"].state == "ok"
+    assert "scheduler" in found, found
     assert found["scheduler"].state == "warn"
     assert "airflow pools set software_factory 8" in found["pool"].todo
 

@@ -8,15 +8,17 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from temporalio import activity
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import SetWorkerDeploymentCurrentVersionRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
+from temporalio.worker import Worker
 
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import read_result, read_stage
@@ -24,9 +26,20 @@ from factory_agents.protocol import AgentResult, Shard, Work
 from factory_agents.sandbox import temporal
 from factory_agents.sandbox.processes import ProcessRecord, free_port, stop
 from factory_agents.temporal import client as clients
+from factory_agents.temporal.collector import FactoryCollector
 from factory_agents.temporal.converter import data_converter
-from factory_agents.temporal.protocol import BackfillDone, PipelineDone, PipelineRequest, PipelineSpec, Progress, StageSpec
+from factory_agents.temporal.protocol import (
+    BackfillDone,
+    PipelineDone,
+    PipelineRequest,
+    PipelineSpec,
+    Progress,
+    Slice,
+    SliceOutcome,
+    StageSpec,
+)
 from factory_agents.temporal.worker import make_worker
+from factory_agents.temporal.workflow import FactoryPipeline
 from tests.support.commands import ROOT, Command, Live, clean_environment
 from tests.support.waiting import wait_for
 
@@ -92,6 +105,10 @@ class Pipelines:
 
         return self.ask(described)
 
+    def cancel_asked(self, id_: str) -> bool:
+        """Whether somebody has asked for a workflow's cancellation."""
+        return any(e.HasField("workflow_execution_cancel_requested_event_attributes") for e in self.history(id_))
+
     def exists(self, id_: str) -> bool:
         """Whether there is a workflow of this id."""
         with suppress(RPCError):
@@ -143,6 +160,37 @@ class Pipelines:
                 assert ready.is_set()
                 yield
             finally:
+                loop.call_soon_threadsafe(stop.set)
+                thread.join(60)
+
+    @contextmanager
+    def served_slowly(self) -> Iterator[Gate]:
+        """A worker whose slices end well once the gate is opened, and heed no cancellation: as one that has committed its last chunk."""
+        gate, ready, stop = Gate(), threading.Event(), asyncio.Event()
+
+        @activity.defn(name="run_slice", no_thread_cancel_exception=True)
+        def run_slice(request: Slice) -> SliceOutcome:
+            gate.began.append(request.run.stage)
+            while not gate.opened.wait(0.05):
+                activity.heartbeat()
+            return SliceOutcome(0, result=AgentResult(request.run.pipeline, request.run.stage, request.run.key))
+
+        async def serve() -> None:
+            client = await Client.connect(self.address, data_converter=data_converter)
+            workflows = [FactoryPipeline, FactoryCollector]
+            with ThreadPoolExecutor(2) as pool:
+                async with Worker(client, task_queue=self.prefix, workflows=workflows, activities=[run_slice], activity_executor=pool):
+                    ready.set()
+                    await stop.wait()
+
+        with closing(asyncio.new_event_loop()) as loop:
+            thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+            thread.start()
+            try:
+                wait_for(lambda: ready.is_set() or not thread.is_alive(), "the worker to work")
+                yield gate
+            finally:
+                gate.opened.set()
                 loop.call_soon_threadsafe(stop.set)
                 thread.join(60)
 
@@ -203,6 +251,14 @@ class Pipelines:
         found = read_result(self.config, work, prefix=self.prefix)
         assert found is not None, f"{stage} over {request.window} isn't finished"
         return found
+
+
+@dataclass
+class Gate:
+    """Keeps slices from ending until it is opened; ``began`` are the stages of those that have begun."""
+
+    began: list[str] = field(default_factory=list)
+    opened: threading.Event = field(default_factory=threading.Event)
 
 
 def stage(name: str, agent: str = "tests.support.agents:mark", output: str = "", **more: Any) -> StageSpec:

@@ -13,7 +13,7 @@ with workflow.unsafe.imports_passed_through():
 
     from factory_agents.temporal.protocol import Arrived, Collected, CollectRequest, PipelineRequest
     from factory_agents.temporal.windows import run_window
-    from factory_agents.temporal.workflow import FAILURES
+    from factory_agents.temporal.workflow import FAILURES, heed_cancellation
 
 __all__ = ["FactoryCollector"]
 
@@ -49,6 +49,7 @@ class FactoryCollector:
             done = self._state.done
             self._tell(waiting=0, windows=done.windows + 1)  # before the window is planned: what comes from here on may need another
             await self._window()
+            heed_cancellation()
             if workflow.info().is_continue_as_new_suggested() or self._state.done.windows % request.per_workflow == 0:
                 workflow.continue_as_new(self._state)
 

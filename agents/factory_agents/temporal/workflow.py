@@ -58,6 +58,7 @@ class FactoryPipeline:
         self._retries = 0
         self._begun: list[tuple[StageSpec, Window | None]] = []
         self._slices = 0
+        self._compensating = False
         interval = timedelta(seconds=request.spec.retry_interval)
         self._retry = RetryPolicy(initial_interval=interval, maximum_attempts=_ATTEMPTS)
 
@@ -100,6 +101,7 @@ class FactoryPipeline:
 
     async def _compensate(self, error: BaseException) -> None:
         """Run the compensations of the stages that have begun, the last one's first; one that fails stops none of the others."""
+        self._compensating = True
         failed: list[str] = []
         for stage, window in reversed(self._begun):
             if stage.undo is None:
@@ -208,6 +210,8 @@ class FactoryPipeline:
         position, idle, done = (0, 0), 0, 0
         while True:
             await workflow.wait_condition(lambda: not self._progress.paused)
+            if not self._compensating:
+                heed_cancellation()
             self._slices += 1
             try:
                 outcome = await self._slice(stage, run)
@@ -272,6 +276,12 @@ class FactoryPipeline:
             name, argument, result_type=result_type, start_to_close_timeout=_SHORT, retry_policy=self._retry, summary=summary
         )
         return value
+
+
+def heed_cancellation() -> None:
+    """Raise what a cancellation raises, where one was asked for: an activity or a child that ended well meanwhile has swallowed it."""
+    if workflow.cancellation_reason() is not None:
+        raise asyncio.CancelledError
 
 
 def _words(error: BaseException) -> str:

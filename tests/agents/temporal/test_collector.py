@@ -106,3 +106,15 @@ def test_a_window_that_fails_is_named_and_the_next_one_comes(pipelines: Pipeline
         pipelines.cancel(id_)
     assert f"{spec.pipeline}/{failed}" in windows(pipelines)
     assert sorted(r.id for r in runs.everything(later)) == list(range(10, 20))
+
+
+def test_a_cancellation_that_comes_as_a_window_ends_ends_it(pipelines: Pipelines) -> None:
+    spec = PipelineSpec(pipeline=pipelines.prefix, task_queue=pipelines.prefix, stages=(stage("read", "ingest", "a"),))
+    wanted = CollectRequest(spec, 1, 60, Collected(spec.pipeline), per_workflow=2)
+    with pipelines.served_slowly() as gate:
+        id_ = pipelines.ask(lambda client: clients.announce(client, wanted, Arrived({0: (0, 10)})))
+        wait_for(lambda: gate.began, "the window")
+        pipelines.ask(lambda client: clients.cancel(client, id_, wait=False))
+        wait_for(lambda: pipelines.cancel_asked(id_), "the server to know")
+        gate.opened.set()
+        wait_for(lambda: pipelines.is_over(id_), "its end")

@@ -11,8 +11,9 @@ from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.windows import read_windows
 from factory_agents.protocol import Counts
 from factory_agents.run import EXIT_RETRY
+from factory_agents.temporal import client as clients
 from factory_agents.temporal.client import PipelineFailedError
-from factory_agents.temporal.protocol import Progress, StageDone
+from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec, Progress, StageDone
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, stage
 from tests.support.waiting import wait_for
@@ -215,6 +216,19 @@ def test_a_hold_ends_with_the_error_or_with_a_cancellation(pipelines: Pipelines,
         wait_for(lambda: pipelines.progress(held).held, "the stage to fail")
         pipelines.cancel(held)
         assert pipelines.is_over(held)
+
+
+def test_a_cancellation_that_comes_as_a_stage_ends_well_begins_no_other_stage(pipelines: Pipelines) -> None:
+    spec = PipelineSpec(pipeline=pipelines.prefix, task_queue=pipelines.prefix, stages=(stage("first", "ingest", "a"), stage("second")))
+    with pipelines.served_slowly() as gate:
+        id_ = pipelines.start(PipelineRequest(spec, key="w"))
+        wait_for(lambda: gate.began, "the first stage")
+        pipelines.ask(lambda client: clients.cancel(client, id_, wait=False))
+        wait_for(lambda: pipelines.cancel_asked(id_), "the server to know")
+        gate.opened.set()
+        with pytest.raises(PipelineFailedError, match="cancelled"):
+            pipelines.done(id_)
+    assert gate.began == ["first"]
 
 
 def test_progress_is_told_in_lines_for_the_ui() -> None:
