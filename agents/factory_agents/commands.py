@@ -277,6 +277,9 @@ def invoke(app: Callable[..., Any], program: str) -> int:
         try:
             return app(prog_name=program, standalone_mode=False)
         except usage_error as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # nothing was mistyped: a group was named without a command
+                sys.stderr.write(f"{error.format_message()}\n")  # type: ignore[attr-defined]
+                return console.EXIT_USAGE
             console.error_line(f"{error.format_message()} (see {_path_of(error, program)} --help)")  # type: ignore[attr-defined]
             return console.EXIT_USAGE
         except typer.Exit as error:

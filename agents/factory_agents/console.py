@@ -29,6 +29,7 @@ __all__ = [
     "wants_json",
 ]
 
+_GAP = 3  # between two columns of a table
 EXIT_FAILED, EXIT_USAGE, EXIT_RETRY, EXIT_INTERRUPTED = 1, 2, 75, 130
 
 
@@ -64,21 +65,42 @@ def say(text: str, style: str = "") -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", right: Sequence[str] = ()) -> None:
     """A table on standard output; columns named in ``right`` are aligned right and their whole numbers get separators.
 
-    A cell is one line, or a list of lines.
+    A cell is one line, or a list of lines. Where a word would be broken, because the terminal is narrow, each row is a block of lines.
     """
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in right)
-    for row in rows:
-        table.add_row(*(Text(_cell(cell, separated=name in right)) for name, cell in zip(columns, row, strict=True)))
+    cells = [[_cell(cell, separated=name in right) for name, cell in zip(columns, row, strict=True)] for row in rows]
+    needed = _GAP * (len(columns) - 1)
+    for n, name in enumerate(columns):
+        texts = [name, *(row[n] for row in cells)]
+        whole = name in right or not any(" " in text for text in texts[1:])
+        needed += max(map(cell_len, "\n".join(texts).split("\n" if whole else None)), default=0)
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=whole)
+    for row in cells:
+        table.add_row(*map(Text, row))
     out = console()
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         out.width = 200
-    out.print(table)
+    if needed > out.width:
+        _print_blocks(columns, cells, title)
+    else:
+        out.print(table)
+
+
+def _print_blocks(columns: Sequence[str], rows: list[list[str]], title: str) -> None:
+    if title:
+        say(title, "bold")
+    indent = max(map(len, columns)) + _GAP
+    for n, row in enumerate(rows):
+        if n:
+            say("")
+        for name, cell in zip(columns, row, strict=True):
+            for at, line in enumerate(filter(None, cell.split("\n"))):
+                say(f"{'' if at else name:<{indent}}{line}")
 
 
 def _cell(cell: Any, *, separated: bool) -> str:

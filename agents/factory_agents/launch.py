@@ -87,6 +87,9 @@ def check(agent: str, resolved: Resolved) -> None:
     """Refuse settings that contradict each other, or that say something this agent cannot do. Raises ConfigurationError or WindowError."""
     settings = resolved.settings
     if agent not in BUILT_IN and ":" not in agent:
+        module, dot, function = agent.rpartition(".")
+        if dot:
+            raise AgentError(f"unknown agent {agent!r}; did you mean '{module}:{function}'?")
         raise AgentError(unknown("agent", agent, [*BUILT_IN, "module:function"]))
     if settings.window and (settings.since is not None or settings.until is not None):
         raise ConfigurationError("--window already says which records to read: leave out --since and --until, or --window")

@@ -458,6 +458,20 @@ def test_a_mistake_is_one_line_and_a_status(here: Here, arguments: tuple[str, ..
     assert (done.code, done.out) == (code, "")
 
 
+@pytest.mark.parametrize("group", [(), ("agent",), ("topics",), ("dead-letters",), ("temporal",), ("rollout",), ("replicate",)])
+def test_a_group_without_a_command_shows_its_help(here: Here, group: tuple[str, ...]) -> None:
+    done = here(*group)
+    lines = done.err.splitlines()
+    assert lines[0] == " ".join(["Usage: factory", *group, "[OPTIONS] COMMAND [ARGS]..."])
+    assert "Commands:" in lines
+    assert (done.code, done.out) == (2, "")
+
+
+def test_an_agent_named_with_a_dot_is_told_of_the_colon(here: Here) -> None:
+    done = here("agent", "run", "my_agents.clicks.enrich", "--in-topic", "t")
+    assert (done.code, done.error) == (1, "unknown agent 'my_agents.clicks.enrich'; did you mean 'my_agents.clicks:enrich'?")
+
+
 def test_a_mistyped_parameter_is_one_line_and_plans_nothing(factory: Command, runs: Runs) -> None:
     source, target = filled(runs, 1)
     done = factory("agent", "run", "enrich", "--in-topic", source, "--out-topic", target, "-p", "funktion=x", *last_hour())

@@ -126,7 +126,7 @@ class RegistryCodec(Codec):
         except UnknownSchemaError as error:
             raise ConfigurationError(
                 f"{self}: {error}; register the schema, or name its subject: {self.name}?subject=… (to read each record by its own schema: "
-                "{self.name}?version=writer)"
+                f"{self.name}?version=writer)"
             ) from None
 
     def _pinned(self, pinned: dict[str, Any]) -> StoredSchema:

@@ -212,16 +212,16 @@ def _jars(tell: Callable[[str], None]) -> list[Path]:
             if all(jar.exists() for jar in jars):
                 _check(jars, _expected_sums())
                 return jars
-        tell(f"fetching Kafka {KAFKA_VERSION}: 46 MB of jars, the first time only")
-        jars = _fetch()
+        jars = _fetch(tell)
         _check(jars, _expected_sums())
         private.write(listing, msgspec.json.encode([str(jar) for jar in jars]))
         return jars
 
 
-def _fetch() -> list[Path]:
+def _fetch(tell: Callable[[str], None]) -> list[Path]:
     if importlib.util.find_spec("jgo") is None:
         raise ConfigurationError("the sandbox needs jgo to fetch Kafka's jars: pip install 'factory-agents[sandbox]'")
+    tell(f"fetching Kafka {KAFKA_VERSION}: 46 MB of jars, the first time only; this may take a minute")
     # A process of its own, since it takes the Java runtime from the environment and writes to the terminal.
     script = "import sys, jgo; print('\\n' + str(jgo.build(sys.argv[1]).path))"
     done = subprocess.run(

@@ -274,7 +274,7 @@ def test_hostile_schemas_end_nothing(subjects: Subjects, prefix: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, r"has no subject '.*-value'; register the schema, or name its subject: avro\?subject=…"),
+        ({}, r"has no subject '.*-value'; register the schema, or name its subject: avro\?subject=….*: avro\?version=writer\)"),
         ({"subject": "nobodys"}, "has no subject 'nobodys'"),
         ({"version": "newest"}, "version: expected a number, latest or writer, got 'newest'"),
         ({"framing": "magic"}, "framing: expected id or guid, got 'magic'"),
