@@ -50,7 +50,6 @@ TESTED_WITH = {
         "sandbox/postgres",
         "sandbox/private",
         "sandbox/processes",
-        "sandbox/registry",
         "sandbox/state",
         "sandbox/temporal",
     ),

@@ -20,6 +20,7 @@ from factory_agents.options import AgentSettings, kafka_config
 from factory_agents.replicate_commands import replicate
 from factory_agents.rollout_commands import diff_agents, live, rollout
 from factory_agents.temporal.commands import temporal
+from factory_agents.text import one_of
 
 __all__ = ["app", "main"]
 
@@ -188,10 +189,15 @@ def windows_list(
         return
     from factory_agents.kafka.windows import read_windows
 
-    found = read_windows(kafka_config(bootstrap, kafka_settings or ()), pipeline=pipeline, prefix=prefix)
+    config = kafka_config(bootstrap, kafka_settings or ())
+    found = read_windows(config, pipeline=pipeline, prefix=prefix)
     shown = found[:limit] if limit else found
     if console.wants_json(json):
         console.print_json(shown)
+        return
+    if not found:
+        known = {w.pipeline for w in read_windows(config, prefix=prefix)} if pipeline else set()
+        console.say(f"no windows of pipeline {pipeline!r}{one_of(pipeline, sorted(known))}" if known else "no windows are planned yet")
         return
     console.print_table(
         ["window (UTC)", "pipeline", "records", "state", "stages", "age"],

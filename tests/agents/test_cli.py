@@ -467,6 +467,15 @@ def test_a_group_without_a_command_shows_its_help(here: Here, group: tuple[str, 
     assert (done.code, done.out) == (2, "")
 
 
+def test_a_list_without_windows_says_so_and_names_the_pipeline_that_was_meant(factory: Command, runs: Runs) -> None:
+    source, target = filled(runs, 1)
+    assert "no windows are planned yet" in on_terminal(factory, "windows", "--pipeline", "clicks")[1]
+    factory.ok("agent", "run", "enrich", "--in-topic", source, "--out-topic", target, "--pipeline", "clicks", *last_hour())
+    code, shown = on_terminal(factory, "windows", "--pipeline", "clikcs")
+    assert code == 0
+    assert "no windows of pipeline 'clikcs'; did you mean 'clicks'?" in shown
+
+
 def test_an_agent_named_with_a_dot_is_told_of_the_colon(here: Here) -> None:
     done = here("agent", "run", "my_agents.clicks.enrich", "--in-topic", "t")
     assert (done.code, done.error) == (1, "unknown agent 'my_agents.clicks.enrich'; did you mean 'my_agents.clicks:enrich'?")
