@@ -66,7 +66,7 @@ TESTED_WITH = {
     "tests/agents/telemetry/test_live.py": ("telemetry/serving", "telemetry/shown"),
     "tests/agents/telemetry/test_tracing.py": ("telemetry/spans",),
     "tests/agents/temporal/test_workflow.py": ("temporal/activities", "temporal/protocol"),
-    "tests/agents/test_cli.py": ("commands", "console", "letter_commands"),
+    "tests/agents/test_cli.py": ("commands", "letter_commands"),
     "tests/agents/test_model_commands.py": ("evaluation", "trial"),
     "tests/agents/testing/test_conformance.py": ("testing/model", "testing/records"),
     "tests/integration/test_traces.py": ("runtime/traced",),
