@@ -33,6 +33,7 @@ from confluent_kafka.admin import (
 
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, kafka_error, message_error, unauthorized
+from factory_agents.text import did_you_mean
 
 __all__ = ["Cluster", "GroupInfo", "TopicInfo"]
 
@@ -156,8 +157,15 @@ class Cluster:
         """A topic's facts; ConfigurationError where there is none."""
         found = self.find(name)
         if found is None:
-            raise message_error(KafkaError.UNKNOWN_TOPIC_OR_PART, "", "", f"topic {name!r}")
+            unknown = message_error(KafkaError.UNKNOWN_TOPIC_OR_PART, "", "", f"topic {name!r}")
+            raise ConfigurationError(f"{unknown}{self._near(name)}")
         return found
+
+    def _near(self, name: str) -> str:
+        try:
+            return did_you_mean(name, self.admin.list_topics(timeout=self._timeout).topics, 0.8)
+        except KafkaException:
+            return ""
 
     def not_writable(self, names: Iterable[str]) -> list[str]:
         """Those of these topics that the user may not write to, or not even look at."""

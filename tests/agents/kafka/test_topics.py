@@ -114,6 +114,12 @@ def test_a_topic_that_another_client_created_a_moment_ago_is_found(first_users: 
     assert first_users.rounds(prefix, look, before=create) >= 5
 
 
+def test_a_mistyped_topic_is_told_of_the_one_that_was_meant(cluster: Cluster, topic: TopicFactory) -> None:
+    name = topic(partitions=1)
+    with pytest.raises(ConfigurationError, match=rf"unknown topic or partition; .*; did you mean '{name}'\?$"):
+        cluster.topic(name + "s")
+
+
 def test_an_unknown_topic_is_told_at_once(cluster: Cluster) -> None:
     cluster.brokers()
     began = time.monotonic()
