@@ -26,8 +26,11 @@ log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 0.3
 _CHECK_SECONDS = 5.0
-SESSION_MS, _HEARTBEAT_MS = 10_000, 500
-"""A member that was killed holds its partitions up for a session; a rebalance is heard of at a heartbeat."""
+SESSION_MS = 10_000
+_OWN = {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": 500, "topic.metadata.refresh.interval.ms": 5_000}
+"""A member that was killed holds its partitions up for a session, a rebalance is heard of at a heartbeat, and partitions that are added
+are seen at the next look at the topic: after five minutes, if it were up to the client.
+"""
 TOPIC_TAG = "topic-id:"
 _error, _partition = methodcaller("error"), methodcaller("partition")
 
@@ -91,8 +94,7 @@ class GroupReader:
         self._replaced = self._topic_gone = False
         self._begin_at = 0.0
         self._check_at = time.monotonic() + _CHECK_SECONDS
-        own = {} if "session.timeout.ms" in config.values else {"session_timeout_ms": SESSION_MS}
-        own |= {} if "heartbeat.interval.ms" in config.values else {"heartbeat_interval_ms": _HEARTBEAT_MS}
+        own = {name.replace(".", "_"): value for name, value in _OWN.items() if name not in config.values}
         self._fetch = BoundedConsumer(config, cluster, topic, group_id=group, partition_assignment_strategy="cooperative-sticky", **own)
         self._consumer: Consumer = self._fetch.client
 

@@ -302,8 +302,7 @@ def test_partitions_added_while_it_runs_are_read_too(runs: Runs) -> None:
 
     source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
     runs.produce(source, events(20))
-    config = runs.configured(topic_metadata_refresh_interval_ms=200)
-    with live(runs, source, out, config=config) as running:
+    with live(runs, source, out) as running:
         wait_written(runs, out, 20)
         runs.admin.create_partitions([NewPartitions(source, 4)])[source].result()
         wait_for(lambda: runs.cluster.topic(source).partitions == 4, "the new partitions")

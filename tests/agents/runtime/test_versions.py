@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import NewPartitions
 
 from factory_agents.contracts import load_contract
 from factory_agents.errors import ConfigurationError
@@ -223,6 +224,24 @@ def test_a_version_whose_first_call_takes_long_is_not_rolled_back_for_that(runs:
             rollouts(runs).start("v2")
             wait_for(lambda: len(called) > 100, "the new version's pace")
             assert rollouts(runs).wait(30).verdict == "rolled out"
+
+
+def test_partitions_that_are_added_during_a_rollout_are_handled_too(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    with version(runs, source, out, "v1"):
+        wait_members(runs, "v1")
+        with version(runs, source, out, "v2"):
+            wait_members(runs, "v2")
+            rollouts(runs).start("v2")
+            rollouts(runs).wait(30)
+            runs.admin.create_partitions([NewPartitions(source, 6)])[source].result()
+            wait_for(lambda: runs.cluster.topic(source).partitions == 6, "the new partitions")
+            for p in range(6):
+                runs.produce(source, events(1, p), partition=p)
+            wait_for(lambda: len(runs.everything(out)) == 6, "the events of all partitions")
+            assert by_version(runs, out) == {"v1": 2, "v2": 4}, "partitions that are added are the base version's"
+            rollouts(runs).shift("100%")
+            assert rollouts(runs).wait(30).held == 6
 
 
 def wait_members(runs: Runs, name: str, count: int = 1) -> None:
