@@ -150,7 +150,7 @@ def killed_sender(runs: Runs) -> None:
 def test_one_of_those_who_come_after_a_sender_that_was_killed_sends_it(runs: Runs) -> None:
     killed_sender(runs)
     with ThreadPoolExecutor(10) as pool:
-        assert sum(pool.map(lambda i: say(runs.bootstrap, runs.prefix, "failed", f"task[{i}]", lease=2), range(10))) == 1
+        assert sum(pool.map(lambda i: say(runs.bootstrap, runs.prefix, "failed", f"task[{i}]", lease=6), range(10))) == 1
     assert not say(runs.bootstrap, runs.prefix, "failed", "later")
 
 
