@@ -7,7 +7,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from factory_agents.contracts import merge_reports
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.ledger import LedgerView, StageRecord
 from factory_agents.protocol import AgentRun
@@ -21,6 +20,8 @@ def merged_reports(view: LedgerView, stage: str = "") -> Iterator[tuple[StageRec
     Of a window that was planned with several numbers of shards the newest counts. One some of whose shards have no report yet, or reports
     by another contract, has none.
     """
+    from factory_agents.contracts import merge_reports  # not where every agent begins: it loads YAML
+
     parts: dict[tuple[str, str, str, str, int], list[StageRecord]] = {}
     for record in view.of(StageRecord):
         if (not stage or record.stage == stage) and record.result is not None and "checks" in (record.result.report or {}):
