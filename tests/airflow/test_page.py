@@ -101,7 +101,7 @@ def test_from_a_failed_window_to_the_record_and_into_the_table(
     row = frame.get_by_role("row").filter(has_text="failed")
     row.get_by_role("link").click()
     frame.get_by_text("3 = 2 forwarded + 1 rejected").wait_for()
-    assert "ValidationFailedError" in frame.locator("body").inner_text()
+    frame.get_by_text("ValidationFailedError").first.wait_for()
     in_both_themes(page, frame, "window")
     frame.get_by_role("link", name="dead letters of read_price").click()
     frame.get_by_role("cell", name="price < 0").first.wait_for()

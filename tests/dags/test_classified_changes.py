@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.support.airflow_env import DATABASE
+from tests.support.airflow_env import DATABASE, bytes_of
 from tests.support.model_server import ModelServer
 from tests.support.repository import Repository
 
@@ -31,7 +31,7 @@ def test_an_hour_lands_classified_and_is_asked_about_once_however_often_it_runs(
         state, printed = repository.run(dag=DAG)
         assert state == "success", printed
         assert "sesame-of-the-model" not in printed
-        assert b"sesame-of-the-model" not in DATABASE.read_bytes()
+        assert b"sesame-of-the-model" not in bytes_of(DATABASE)
         asked = server.calls
         assert max(server.answered.values()) == 1, "equal questions are asked once"
     rows = repository.rows(TABLE, "event_id, path, answer")

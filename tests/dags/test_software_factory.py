@@ -164,7 +164,8 @@ def left_by(workflows: Pipelines, request: PipelineRequest, stage: str, prefix: 
         sorted(r.value or b"" for r in read_manifest(workflows.bootstrap, manifest)) if manifest is not None else []
         for manifest in (result.manifest, result.dead_letters)
     )
-    return result.counts, written, rejected
+    counts = msgspec.structs.replace(result.counts, skipped=0)  # a chunk that was tried again leaves records that readers skip
+    return counts, written, rejected
 
 
 def test_a_workflow_leaves_what_the_dag_leaves(repository: Repository, workflows: Pipelines) -> None:

@@ -39,6 +39,11 @@ os.environ.update(
 )
 
 
+def bytes_of(database: Path) -> bytes:
+    """A SQLite file as it lies there, read by another process: a file closed in this one drops the locks that SQLite has on it here."""
+    return subprocess.run(["cat", database], capture_output=True, check=True).stdout
+
+
 def migrated_database() -> Path:
     """A metadata database of the installed Airflow, made once and kept for later sessions."""
     template = HOME.parent / "cache" / f"airflow-{version('apache-airflow')}.db"

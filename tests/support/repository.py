@@ -77,7 +77,7 @@ class Repository:
     def _holds_no_password(self, printed: str, metadata: Path) -> None:
         password = str(urlsplit(self.database_url).password)
         assert password not in printed
-        assert password.encode() not in metadata.read_bytes()
+        assert password.encode() not in airflow_env.bytes_of(metadata)
 
     def rows(self, table: str, columns: str = "t.*") -> list[tuple[Any, ...]]:
         """A table's rows by key, and none where there is no table."""
