@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -63,6 +64,12 @@ def migrated_database() -> Path:
 @pytest.fixture(scope="session")
 def airflow_home() -> Path:
     """This worker's Airflow home, with its metadata database ready and its DAG folder empty."""
+    return _home()
+
+
+@functools.cache
+def _home() -> Path:
+    """Made once: a fixture that several conftests import is several fixtures, and a database that is in use may not be written over."""
     private.folder(AIRFLOW_HOME)
     shutil.rmtree(DAGS, ignore_errors=True)
     DAGS.mkdir()
