@@ -143,12 +143,43 @@ class Pipelines:
     @contextmanager
     def served(self, slots: int = 4) -> Iterator[None]:
         """A worker of this process's own, with agents in threads: it works at once."""
+
+        def make(client: Client, pool: ThreadPoolExecutor) -> Worker:
+            return make_worker(client, task_queue=self.prefix, slots=slots, runner="thread", grace=20, pool=pool)
+
+        with self._serving(make, slots):
+            yield
+
+    @contextmanager
+    def served_slowly(self) -> Iterator[Gate]:
+        """A worker whose slices end well once the gate is opened, and heed no cancellation: as one that has committed its last chunk."""
+        gate = Gate()
+
+        @activity.defn(name="run_slice", no_thread_cancel_exception=True)
+        def run_slice(request: Slice) -> SliceOutcome:
+            gate.began.append(request.run.stage)
+            while not gate.opened.wait(0.05):
+                activity.heartbeat()
+            return SliceOutcome(0, result=AgentResult(request.run.pipeline, request.run.stage, request.run.key))
+
+        def make(client: Client, pool: ThreadPoolExecutor) -> Worker:
+            workflows = [FactoryPipeline, FactoryCollector]
+            return Worker(client, task_queue=self.prefix, workflows=workflows, activities=[run_slice], activity_executor=pool)
+
+        with self._serving(make, 2):
+            try:
+                yield gate
+            finally:
+                gate.opened.set()
+
+    @contextmanager
+    def _serving(self, make: Callable[[Client, ThreadPoolExecutor], Worker], slots: int) -> Iterator[None]:
         ready, stop = threading.Event(), asyncio.Event()
 
         async def serve() -> None:
             client = await Client.connect(self.address, data_converter=data_converter)
             with ThreadPoolExecutor(slots) as pool:
-                async with make_worker(client, task_queue=self.prefix, slots=slots, runner="thread", grace=20, pool=pool):
+                async with make(client, pool):
                     ready.set()
                     await stop.wait()
 
@@ -160,37 +191,6 @@ class Pipelines:
                 assert ready.is_set()
                 yield
             finally:
-                loop.call_soon_threadsafe(stop.set)
-                thread.join(60)
-
-    @contextmanager
-    def served_slowly(self) -> Iterator[Gate]:
-        """A worker whose slices end well once the gate is opened, and heed no cancellation: as one that has committed its last chunk."""
-        gate, ready, stop = Gate(), threading.Event(), asyncio.Event()
-
-        @activity.defn(name="run_slice", no_thread_cancel_exception=True)
-        def run_slice(request: Slice) -> SliceOutcome:
-            gate.began.append(request.run.stage)
-            while not gate.opened.wait(0.05):
-                activity.heartbeat()
-            return SliceOutcome(0, result=AgentResult(request.run.pipeline, request.run.stage, request.run.key))
-
-        async def serve() -> None:
-            client = await Client.connect(self.address, data_converter=data_converter)
-            workflows = [FactoryPipeline, FactoryCollector]
-            with ThreadPoolExecutor(2) as pool:
-                async with Worker(client, task_queue=self.prefix, workflows=workflows, activities=[run_slice], activity_executor=pool):
-                    ready.set()
-                    await stop.wait()
-
-        with closing(asyncio.new_event_loop()) as loop:
-            thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-            thread.start()
-            try:
-                wait_for(lambda: ready.is_set() or not thread.is_alive(), "the worker to work")
-                yield gate
-            finally:
-                gate.opened.set()
                 loop.call_soon_threadsafe(stop.set)
                 thread.join(60)
 
