@@ -19,6 +19,8 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_window_topic, plan_window, preview_window
 from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.kafka.pruner import RETENTION
+from factory_agents.kafka.routes import check_version, shadow_group
+from factory_agents.kafka.shadow_group import other_writer
 from factory_agents.kafka.topics import Cluster
 from factory_agents.options import AgentSettings, Resolved, flag_of, parse_interval
 from factory_agents.protocol import (
@@ -58,6 +60,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _LEDGER_SECONDS = 30.0
+
+_OF_THE_OFFICIAL = ("cleanup.policy", "max.message.bytes", "retention.ms", "retention.bytes")
+"""Settings that a shadow's output topic has from the official one."""
 
 _SOURCES = ("ingest", "replicate")
 """Agents that read no topic."""
@@ -117,8 +122,14 @@ def _check_source(agent: str, resolved: Resolved) -> None:
 def _check_live(agent: str, resolved: Resolved) -> None:
     if not resolved.settings.in_topic:
         raise ConfigurationError(f"agent {agent!r}: no topic to read; give --in-topic, or set INPUT_TOPIC")
-    if agent == "publish" and resolved.settings.live_version:
-        raise ConfigurationError("agent 'publish': --live-version is for agents that write to a topic; leave it out")
+    shadow, version = resolved.settings.shadow, resolved.settings.live_version
+    if agent == "publish" and (shadow or version):
+        flag = flag_of("shadow" if shadow else "live_version")
+        raise ConfigurationError(f"agent 'publish': {flag} is for agents that write to a topic; leave it out")
+    if shadow and version:
+        raise ConfigurationError("--live-version is for a version that takes its turn, --shadow for one that only looks: leave one out")
+    if shadow:
+        check_version(shadow)
     for name in ("shard", "rerun", "max_rejected", "deadline", "pipeline"):
         if resolved.by_flag(name):
             raise ConfigurationError(
@@ -247,27 +258,51 @@ def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettin
     return execute(context, make_run(agent, settings, given))
 
 
-def _refuse_what_windows_wrote(config: KafkaConfig, settings: AgentSettings, group: str) -> None:
-    """A live agent that begins is not to write once more what windows have made of the same topic. Raises ConfigurationError.
+def _in_the_shadow(config: KafkaConfig, settings: AgentSettings) -> AgentSettings:
+    """The same with topics of its own; that for events is made where there is none, as the official one is."""
+    official, dead = settings.out_topic, settings.dead_letter_topic
+    if official:
+        with Cluster(config) as cluster:
+            kept = {name: value for name, value in cluster.settings(official).items() if name in _OF_THE_OFFICIAL}
+            cluster.ensure(f"{official}.shadow", cluster.topic(official).partitions, settings=kept)
+    return msgspec.structs.replace(settings, out_topic=official and f"{official}.shadow", dead_letter_topic=dead and f"{dead}.shadow")
 
-    One whose group has a position goes on from there; a ledger that it may not read says nothing.
+
+def _refuse_to_double(config: KafkaConfig, settings: AgentSettings, group: str) -> None:
+    """A live agent that begins is not to write once more what windows, or another group, make of the same topic. Raises ConfigurationError.
+
+    One whose group has a position goes on from there; what it may not read says nothing.
     """
     if not settings.out_topic:
         return
-    maker = ""
+    own = shadow_group(group, settings.shadow) if settings.shadow else group
+    maker = other = ""
     with suppress(FactoryError), Cluster(config) as cluster:
-        ledger = Ledger(config, cluster, prefix=settings.prefix, pipeline="")
-        if cluster.committed(group, [settings.in_topic]) or cluster.find(ledger.topic) is None:
+        if cluster.committed(own, [settings.in_topic]):
             return
-        view = ledger.read_stable(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
-        results = (result for record in view.of(StageRecord) if (result := record.answer()) is not None)
-        maker = next((r.pipeline for r in results if _topics_of(r) == (settings.in_topic, settings.out_topic)), "")
+        other = other_writer(cluster, settings.in_topic, settings.out_topic, own)
+        maker = _pipeline_that_wrote(config, cluster, settings)
     if maker:
         raise ConfigurationError(
             f"topic {settings.out_topic!r} holds what windows of pipeline {maker!r} made of {settings.in_topic!r}; a live agent starts "
             "at the earliest record and would write all of it a second time: give it another topic (--out-topic), or start its group "
             f"where the windows end (kafka-consumer-groups --reset-offsets --group {group})"
         )
+    if other and not (settings.shadow and other.startswith(f"{group}~shadow~")):
+        instead = f"run it as a version of that group (--group {other} --live-version V), in its shadow (--group {other} --shadow V), or "
+        raise ConfigurationError(
+            f"topic {settings.out_topic!r} is what group {other!r} makes of {settings.in_topic!r}; group {own!r} would write all of it a "
+            f"second time: {'' if settings.shadow else instead}give it another topic (--out-topic)"
+        )
+
+
+def _pipeline_that_wrote(config: KafkaConfig, cluster: Cluster, settings: AgentSettings) -> str:
+    ledger = Ledger(config, cluster, prefix=settings.prefix, pipeline="")
+    if cluster.find(ledger.topic) is None:
+        return ""
+    view = ledger.read_stable(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
+    results = (result for record in view.of(StageRecord) if (result := record.answer()) is not None)
+    return next((r.pipeline for r in results if _topics_of(r) == (settings.in_topic, settings.out_topic)), "")
 
 
 def _topics_of(result: AgentResult) -> tuple[str, str]:
@@ -280,11 +315,21 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
     transform: Any = build_transform(AgentRef(agent), settings.params, None)
     if only_windows := getattr(transform, "only_windows", ""):
         raise ConfigurationError(only_windows)
+    if agent != "publish" and not settings.out_topic and not getattr(transform, "writes_nothing", False):
+        raise ConfigurationError(
+            f"agent {agent!r}: no topic to write to; give --out-topic, or set OUTPUT_TOPIC (one that never writes says so: -> None)"
+        )
     group = settings.group or default_group(_stage_of(agent), settings.in_topic)
-    _refuse_what_windows_wrote(context.config, settings, group)
+    output_codec = _codec(settings, "output_codec", settings.out_topic)
+    if settings.shadow:
+        settings = _in_the_shadow(context.config, settings)
+    _refuse_to_double(context.config, settings, group)
     name, version, out_topic = transform.name, transform.version, "" if agent == "publish" else settings.out_topic
     with bound(pipeline=group, stage="live", agent=name, version=version, attempt=attempt):
-        counts = (_run_sink if agent == "publish" else _run_transform)(context, transform, group, settings)
+        if agent == "publish":
+            counts = _run_sink(context, transform, group, settings)
+        else:
+            counts = _run_transform(context, transform, group, settings, output_codec)
         seconds = round(time.monotonic() - began, 3)
         log.info("done", extra=fields(seconds=seconds, counts=counts.told()))
     return LiveResult(name, version, group, settings.in_topic, out_topic, counts, seconds)
@@ -304,7 +349,7 @@ def _run_sink(context: RunContext, sink: Any, group: str, settings: AgentSetting
     )
 
 
-def _run_transform(context: RunContext, transform: Any, group: str, settings: AgentSettings) -> Counts:
+def _run_transform(context: RunContext, transform: Any, group: str, settings: AgentSettings, output_codec: CodecRef | None) -> Counts:
     live = LiveSettings(
         in_topic=settings.in_topic,
         out_topic=settings.out_topic,
@@ -313,11 +358,13 @@ def _run_transform(context: RunContext, transform: Any, group: str, settings: Ag
         prefix=settings.prefix,
         accept_loss=settings.accept_loss,
         input_codec=_codec(settings, "input_codec", settings.in_topic),
-        output_codec=_codec(settings, "output_codec", settings.out_topic),
+        output_codec=output_codec,
         max_lag_downstream=settings.max_lag_downstream,
         downstream_group=settings.downstream_group,
+        shadow=settings.shadow,
     )
     if settings.live_version:
         return run_version(context, transform, settings.live_version, live)
-    check_unversioned(context.config, group, settings.prefix)
+    if not settings.shadow:
+        check_unversioned(context.config, group, settings.prefix)
     return run_live(context, transform, live)

@@ -102,6 +102,15 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
             env="FACTORY_LIVE_VERSION",
         ),
     ] = ""
+    shadow: Annotated[
+        str,
+        _key(
+            "version of a live agent that runs in the shadow, such as v2: all events, from where --group stands, into the topics "
+            "<out-topic>.shadow and <out-topic>.shadow.dead, in a group of its own",
+            "VERSION",
+            env="FACTORY_SHADOW",
+        ),
+    ] = ""
     shard: Annotated[Shard, _key("part of the window to take: 1/4 is the first of four", "I/N")] = Shard()
     dry_run: Annotated[bool, _key("show what would be written; write nothing")] = False
     show: Annotated[

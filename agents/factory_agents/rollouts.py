@@ -38,6 +38,7 @@ from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.version_group import official_tokens
 from factory_agents.kafka.view import Follower
 from factory_agents.protocol import PartitionRange, Window
+from factory_agents.text import did_you_mean
 
 __all__ = [
     "GroupSummary",
@@ -122,13 +123,19 @@ class Rollouts:
                 route = control.catch_up(time.monotonic() + _ASK_SECONDS) if control.exists else None
                 if route is None:
                     raise ConfigurationError(
-                        f"group {self._group!r}: no version of an agent has run in it yet; start the one that is to be replaced later with "
-                        f"--live-version"
+                        f"group {self._group!r}: no version of an agent has run in it yet{self._near(cluster)}; start the one that is to "
+                        f"be replaced later with --live-version"
                     )
                 cluster.group(self._group)  # says at once if the user may not see it, which asking for its positions doesn't
                 yield cluster, control, route
             finally:
                 control.close()
+
+    def _near(self, cluster: Cluster) -> str:
+        """The group that may have been meant, of those that versions have run in."""
+        with suppress(FactoryError):
+            return did_you_mean(self._group, {name.rpartition("~")[0] for name in cluster.groups() if "~" in name}, 0.8)
+        return ""
 
     def start(
         self,

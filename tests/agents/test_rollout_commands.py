@@ -27,6 +27,7 @@ def test_a_version_is_brought_in_taken_back_and_its_records_are_repaired(factory
     assert "no version of an agent has run in it yet" in factory("rollout", "status", group).error
     member(factory, runs, "v1", "mark", source, out)
     wait_for(lambda: len(runs.everything(out)) == 40, "the first events", 60)
+    assert f"no version of an agent has run in it yet; did you mean {group!r}?" in factory("rollout", "status", f"{group[:-1]}s").error
     assert "version 'v2' has no members; start it first" in factory("rollout", "start", group, "v2").error
     member(factory, runs, "v2", "mark_again", source, out)
     wait_for(lambda: (found := runs.cluster.group(f"{group}~v2")) is not None and found.members, "the new version's member", 60)
@@ -63,6 +64,10 @@ def test_a_version_is_brought_in_taken_back_and_its_records_are_repaired(factory
         (("rollout", "start", "g", "v2", "--hold", "soon"), "expected a time such as '5 min'"),
         (("agent", "diff", "--old", "a:b", "--new", "a:c"), "no topic to read"),
         (("agent", "run", "publish", "--in-topic", "t", "--live-version", "v1"), "--live-version is for agents that write to a topic"),
+        (("agent", "run", "publish", "--in-topic", "t", "--shadow", "v1"), "--shadow is for agents that write to a topic"),
+        (("agent", "run", "enrich", "--in-topic", "t", "--shadow", "a b"), "expected up to 63 letters"),
+        (("agent", "run", "enrich", "--in-topic", "t", "--shadow", "v2", "--live-version", "v2"), "leave one out"),
+        (("agent", "run", "enrich", "--in-topic", "t"), "agent 'enrich': no topic to write to; give --out-topic"),
     ],
 )
 def test_what_is_mistyped_is_told_in_one_line(offline: Command, arguments: tuple[str, ...], error: str) -> None:

@@ -20,7 +20,7 @@ from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.telemetry import fields
 
-__all__ = ["SESSION_MS", "TOPIC_TAG", "GroupReader", "OnPartitions", "Start", "decide_start", "stands_of"]
+__all__ = ["SESSION_MS", "TOPIC_TAG", "GroupReader", "OnPartitions", "Start", "decide_start", "stands_of", "topic_id_of", "writes_of"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ _OWN = {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": 500, "topic.m
 are seen at the next look at the topic: after five minutes, if it were up to the client.
 """
 TOPIC_TAG = "topic-id:"
+_WRITES_TAG = " writes:"
 _error, _partition = methodcaller("error"), methodcaller("partition")
 
 OnPartitions: TypeAlias = Callable[[set[int]], None]
@@ -51,6 +52,17 @@ class Start:
     records: int = 0
 
 
+def topic_id_of(metadata: str) -> str:
+    """The id of the topic that a committed position is about, from the metadata beside it; empty where it isn't said."""
+    tag = metadata.partition("|")[0]  # a token may follow (see ``routes``)
+    return tag.removeprefix(TOPIC_TAG).partition(_WRITES_TAG)[0] if tag.startswith(TOPIC_TAG) else ""
+
+
+def writes_of(metadata: str) -> str:
+    """The topic that a position's group writes to; empty where it isn't said."""
+    return metadata.partition("|")[0].partition(_WRITES_TAG)[2] if metadata.startswith(TOPIC_TAG) else ""
+
+
 def decide_start(offset: int, metadata: str, topic_id: str, log_start: int, *, end: int | None = None, replaced: bool = False) -> Start:
     """Where to read on, from a group's committed offset (negative: none) and the metadata beside it.
 
@@ -59,8 +71,7 @@ def decide_start(offset: int, metadata: str, topic_id: str, log_start: int, *, e
     """
     if offset < 0:
         return Start(log_start)
-    tag = metadata.partition("|")[0]  # a token may follow (see ``routes``)
-    named = tag.removeprefix(TOPIC_TAG) if tag.startswith(TOPIC_TAG) else ""
+    named = topic_id_of(metadata)
     if (named or ("" if replaced else topic_id)) != topic_id:
         return Start(log_start, lost="the topic was deleted and created again")
     if offset < log_start:
@@ -76,13 +87,16 @@ class GroupReader:
     A partition that comes, or that goes back (``rewind``), is read once it is known where the group stands: an open transaction may hide
     that for a while, and the other partitions go on meanwhile. The topic's id is remembered beside every position (``offsets``), so that a
     topic which was deleted and created again is told from the one that was read. What is lost is an error, or with ``accept_loss`` passed
-    over and counted in ``lost``.
+    over and counted in ``lost``. ``writes`` is the topic that the group writes to, which is remembered there too.
     """
 
-    def __init__(self, config: KafkaConfig, cluster: Cluster, topic: str, group: str, *, accept_loss: bool = False) -> None:
+    def __init__(
+        self, config: KafkaConfig, cluster: Cluster, topic: str, group: str, *, accept_loss: bool = False, writes: str = ""
+    ) -> None:
         self._cluster = cluster
         self._group = group
         self._accept_loss = accept_loss
+        self._writes = writes
         self.topic = cluster.topic(topic)
         self.assigned: set[int] = set()
         self.reading: set[int] = set()
@@ -316,7 +330,11 @@ class GroupReader:
 
     def offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
         """Positions as they are committed: each with the id of the topic that it is about."""
-        return [TopicPartition(self.topic.name, p, offset, TOPIC_TAG + self.topic.id) for p, offset in positions.items()]
+        return [TopicPartition(self.topic.name, p, offset, self._tag) for p, offset in positions.items()]
+
+    @property
+    def _tag(self) -> str:
+        return f"{TOPIC_TAG}{self.topic.id}" + (f"{_WRITES_TAG}{self._writes}" if self._writes else "")
 
     def committed(self, positions: Mapping[int, int]) -> None:
         """Take note of what was committed."""

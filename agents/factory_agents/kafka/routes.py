@@ -25,8 +25,10 @@ __all__ = [
     "first_route",
     "grown",
     "holder",
+    "is_shadow",
     "read_token",
     "rolled_back",
+    "shadow_group",
     "shifted",
     "started",
     "steps_of",
@@ -123,6 +125,16 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
 def version_group(group: str, version: str) -> str:
     """The consumer group of one version's members."""
     return f"{group}~{version}"
+
+
+def shadow_group(group: str, version: str) -> str:
+    """The consumer group of a version that runs in the shadow of a group."""
+    return f"{group}~shadow~{version}"
+
+
+def is_shadow(group: str) -> bool:
+    """Whether a consumer group is a shadow's: nobody waits for what it makes."""
+    return "~shadow~" in group
 
 
 def without_versions(groups: Sequence[str]) -> list[str]:

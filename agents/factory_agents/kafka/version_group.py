@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from factory_agents import failpoints
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.group import TOPIC_TAG, GroupReader, Start, stands_of
+from factory_agents.kafka.group import GroupReader, Start, stands_of, topic_id_of
 from factory_agents.kafka.routes import Route, Token, holder, read_token, version_group
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import TransactionalWriter
@@ -38,9 +38,10 @@ class VersionReader(GroupReader):
         version: str,
         *,
         accept_loss: bool = False,
+        writes: str = "",
         handles: bool = True,
     ) -> None:
-        super().__init__(config, cluster, topic, version_group(group, version), accept_loss=accept_loss)
+        super().__init__(config, cluster, topic, version_group(group, version), accept_loss=accept_loss, writes=writes)
         self.version = version
         self._official_group = group
         self._official: Consumer = config.consumer(group_id=group)  # it never subscribes
@@ -140,7 +141,7 @@ class VersionReader(GroupReader):
             if not who:
                 self._ask_at[p] = time.monotonic() + _LOOK_SECONDS
                 continue
-            if token is None or metadata.partition("|")[0] != TOPIC_TAG + self.topic.id:
+            if token is None or topic_id_of(metadata) != self.topic.id:
                 token = Token(who, token.epoch if token is not None else 0, max(0, tp.offset))
             self._at[p] = tp.offset
             self._set_token(p, token)
@@ -161,7 +162,7 @@ class VersionReader(GroupReader):
 
     def _set_token(self, partition: int, token: Token) -> None:
         self._tokens[partition] = token
-        self._tags[partition] = f"{TOPIC_TAG}{self.topic.id}|{msgspec.json.encode(token).decode()}"
+        self._tags[partition] = f"{self._tag}|{msgspec.json.encode(token).decode()}"
 
     def committed(self, positions: Mapping[int, int]) -> None:
         """See ``GroupReader``."""
@@ -178,7 +179,7 @@ class VersionReader(GroupReader):
         if unread := [p for p, offset in at.items() if offset < 0]:
             at |= self._cluster.log_start(self.topic.name, unread)
         passed = {p: self._tokens[p].passed_to(to, route.epoch if route is not None else 0, at[p]) for p, to in passing.items()}
-        tags = self._tags | {p: f"{TOPIC_TAG}{self.topic.id}|{msgspec.json.encode(t).decode()}" for p, t in passed.items()}
+        tags = self._tags | {p: f"{self._tag}|{msgspec.json.encode(t).decode()}" for p, t in passed.items()}
         all_positions = {**positions, **at}
         official = [TopicPartition(self.topic.name, p, offset, tags[p]) for p, offset in all_positions.items()]
         writer.send_offsets(official, self._official_group, self._official.consumer_group_metadata())

@@ -499,6 +499,11 @@ class FunctionTransform:
         self._lanes: Threads | Coroutines | None = None
         self.at_once = 1 if agent_function.concurrency == 1 else _PER_LANE * agent_function.concurrency
 
+    @property
+    def writes_nothing(self) -> bool:
+        """Whether the function says that it returns None, always."""
+        return inspect.signature(self._agent.function).return_annotation in (None, "None")
+
     def load(self) -> None:
         """Have there what the agent loads once a process; a live one does so before it joins its group. Raises AgentError."""
         if self._load is not None:

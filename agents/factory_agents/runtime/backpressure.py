@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping, Sequence
 
 from factory_agents.errors import FactoryError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.lag import Lags
+from factory_agents.kafka.lag import Lags, PartitionLag
+from factory_agents.kafka.routes import is_shadow
 from factory_agents.kafka.topics import Cluster
 from factory_agents.telemetry import fields
 
@@ -27,7 +29,7 @@ def too_far(lag: int, most: int, was: bool) -> bool:
 
 
 class Downstream:
-    """Asks once a second, in a thread of its own, how far a topic's consumer groups (or one of them) are behind.
+    """Asks once a second, in a thread of its own, how far a topic's consumer groups (or one of them) are behind; but shadows.
 
     ``is_behind`` from more than ``most`` records on, until they are half of that: an agent that switched at one limit would do so all the
     time. While that cannot be asked, the last answer holds.
@@ -67,9 +69,9 @@ class Downstream:
 
     def _furthest(self, lags: Lags) -> tuple[str, int]:
         if self._group:
-            of = {self._group: lags.of_group(self._group, [self._topic])}
+            of: Mapping[str, Sequence[PartitionLag]] = {self._group: lags.of_group(self._group, [self._topic])}
         elif time.monotonic() >= self._list_at:
-            of = lags.of_topics([self._topic])
+            of = {group: found for group, found in lags.of_topics([self._topic]).items() if not is_shadow(group)}
             self._readers, self._list_at = list(of), time.monotonic() + _LIST_SECONDS
         else:
             of = {group: lags.of_group(group, [self._topic]) for group in self._readers}

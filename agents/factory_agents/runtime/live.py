@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 from factory_agents import failpoints
 from factory_agents.errors import FencedError, StoppedError, UnavailableError, WindowError
+from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_names
 from factory_agents.kafka.group import GroupReader
 from factory_agents.kafka.messages import Message
+from factory_agents.kafka.routes import shadow_group
+from factory_agents.kafka.shadow_group import ShadowReader
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import CodecRef, Counts, transactional_id
@@ -54,6 +57,7 @@ class LiveSettings:
     """What a live agent reads and writes, and in which group.
 
     With ``max_lag_downstream`` it waits while a consumer group of the output topic (or ``downstream_group`` alone) is further behind.
+    ``shadow`` is the version of one that runs in the shadow of ``group``, whose position it begins at and never moves.
     """
 
     in_topic: str
@@ -66,6 +70,7 @@ class LiveSettings:
     output_codec: CodecRef | None = None
     max_lag_downstream: int = 0
     downstream_group: str = ""
+    shadow: str = ""
 
 
 def run_live(context: RunContext, transform: Transform, settings: LiveSettings) -> Counts:
@@ -84,6 +89,12 @@ def check_live(transform: Transform, settings: LiveSettings) -> None:
     check_names(group=settings.group, prefix=settings.prefix)
     if transform.stateful:
         raise WindowError(f"agent {transform.name!r} judges a whole window and cannot run live; give it a window (--since, --until)")
+
+
+def _reader(config: KafkaConfig, cluster: Cluster, of: LiveSettings) -> GroupReader:
+    if of.shadow:
+        return ShadowReader(config, cluster, of.in_topic, of.group, of.shadow, accept_loss=of.accept_loss, writes=of.out_topic)
+    return GroupReader(config, cluster, of.in_topic, of.group, accept_loss=of.accept_loss, writes=of.out_topic)
 
 
 class LiveAgent:
@@ -107,9 +118,11 @@ class LiveAgent:
     ) -> None:
         in_topic, group = settings.in_topic, settings.group
         self.context, self.transform, self.settings, self.part = context, transform, settings, part
-        self.group, self.prefix = group, settings.prefix
         self.cluster = cluster or Cluster(context.config)
-        self.reader = reader or GroupReader(context.config, self.cluster, in_topic, group, accept_loss=settings.accept_loss)
+        self.reader = reader or _reader(context.config, self.cluster, settings)
+        if settings.shadow:
+            group = shadow_group(group, settings.shadow)
+        self.group, self.prefix = group, settings.prefix
         self.writer = TransactionalWriter(
             context.config,
             transactional_id(settings.prefix, "live", group, member or uuid.uuid4().hex),

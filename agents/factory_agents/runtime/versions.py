@@ -90,7 +90,9 @@ class VersionedAgent(LiveAgent):
         self.watch = Watch()
         cluster = Cluster(context.config)
         of = settings
-        self.tokens = VersionReader(context.config, cluster, of.in_topic, of.group, version, accept_loss=of.accept_loss)
+        self.tokens = VersionReader(
+            context.config, cluster, of.in_topic, of.group, version, accept_loss=of.accept_loss, writes=of.out_topic
+        )
         super().__init__(
             replace(context, observer=Observers(context.observer, self.watch)),
             transform,
