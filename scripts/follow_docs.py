@@ -34,7 +34,7 @@ import psutil
 __all__ = ["MARKS", "MOST_COMMANDS", "PAGES", "Block", "blocks", "differs", "documents", "steps", "under_guard", "walk"]
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("docs/getting-started.md", "docs/parameters.md", "docs/operations.md")
+PAGES = ("docs/getting-started.md", "docs/parameters.md", "docs/operations.md", "docs/your-data.md")
 """Followed in this order, in one shell."""
 
 MARKS = ("cluster", "deployment", "long")

@@ -153,7 +153,8 @@ def test_two_builds_are_equal_and_hold_what_they_should(tmp_path: Path) -> None:
         assert [n for n in names if "__pycache__" in n or n.endswith((".pyc", ".so"))] == []
         assert any(n.endswith("licenses/LICENSE") for n in names)
         tracked = ROOT / release.PROJECTS[beginning] / beginning
-        sources = {str(path.relative_to(tracked.parent)) for path in tracked.rglob("*.py")}
+        files = [path for path in tracked.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+        sources = {str(path.relative_to(tracked.parent)) for path in files}
         assert sources <= set(names)
 
 

@@ -67,6 +67,33 @@ def _root(version: Annotated[bool, typer.Option("--version", help="show the vers
         raise typer.Exit
 
 
+@app.command("init")
+def init(
+    folder: Annotated[
+        Path, typer.Argument(help="the project's folder, made where it isn't there", metavar="[FOLDER]", show_default=True)
+    ] = Path(),
+    json: Json = False,
+) -> None:
+    """Start a project: a pipeline of four stages over a file of orders, with an agent, its test, a contract and topics.
+
+    It runs as it is; its README says how. Nothing that is there is overwritten.
+
+    \b
+    Examples:
+      factory init shop && cd shop
+      factory init
+    """
+    from factory_agents.new_project import create_project
+
+    new = create_project(folder)
+    if console.wants_json(json):
+        console.print_json({"folder": str(folder), "new": new})
+        return
+    for path in new:
+        console.say(f"{folder / path}")
+    console.say(f"{len(new)} files are new; {folder / 'README.md'} says how to run it" if new else "all files are there already")
+
+
 @topics.command("apply")
 def topics_apply(
     file: Annotated[str, typer.Argument(help="the topics file", metavar="[FILE]", show_default=True)] = "include/topics.yaml",
