@@ -22,6 +22,22 @@ class Panel(NamedTuple):
     exemplars: bool = False
 
 
+class Mark(NamedTuple):
+    """Moments that are marked in all charts of a page: when ``metric``, the greatest by ``labels``, is new or has another value."""
+
+    title: str
+    metric: str
+    labels: tuple[str, ...]
+    legend: str
+    color: str
+
+    @property
+    def expression(self) -> str:
+        """What Prometheus is asked at each minute."""
+        now = f"max by ({', '.join(self.labels)}) ({self.metric})"
+        return f"{now} unless ({now} == max by ({', '.join(self.labels)}) ({self.metric} offset 1m))"
+
+
 class Dashboard(NamedTuple):
     """A page of panels; ``variable`` is a label that a reader chooses, of those that ``metric`` has."""
 
@@ -30,6 +46,11 @@ class Dashboard(NamedTuple):
     variable: str
     metric: str
     panels: tuple[Panel, ...]
+    marks: tuple[Mark, ...]
+
+
+def _rollouts(chosen: str) -> Mark:
+    return Mark("Rollouts", f"factory_agent_info{chosen}", ("agent", "pipeline", "version"), "{{agent}} {{version}}", "blue")
 
 
 _BY_STAGE, _BY_GROUP = "{{pipeline}} {{stage}}", "{{group}} {{topic}}"
@@ -91,6 +112,7 @@ DASHBOARDS = (
                 "s",
             ),
         ),
+        (_rollouts(_P), Mark("Windows", f"factory_window_end_timestamp_seconds{_P}", ("pipeline", "stage"), _BY_STAGE, "green")),
     ),
     Dashboard(
         "factory-live",
@@ -136,8 +158,15 @@ DASHBOARDS = (
             ),
             Panel("Partitions held", f"sum by (pipeline) (factory_partitions_held{_LIVE})", "{{pipeline}}"),
             Panel("Rebalances", f"sum by (pipeline) (increase(factory_rebalances_total{_LIVE}[$__rate_interval]))", "{{pipeline}}"),
+            Panel(
+                "Breakers: 1 is open",
+                f"max by (agent, dependency) (factory_breaker_open{_LIVE})"
+                f" or on (agent) 0 * max by (agent) (factory_partitions_held{_LIVE})",
+                "{{agent}} {{dependency}}",
+            ),
             Panel("Metrics server: age of its figures", "factory_metrics_age_seconds", "{{part}}", "s"),
         ),
+        (_rollouts(_LIVE),),
     ),
 )
 
@@ -176,6 +205,18 @@ def rendered(dashboard: Dashboard) -> str:
         }
         for number, panel in enumerate(dashboard.panels)
     ]
+    marks = [
+        {
+            "name": mark.title,
+            "datasource": source,
+            "enable": True,
+            "iconColor": mark.color,
+            "expr": mark.expression,
+            "step": "60s",
+            "titleFormat": mark.legend,
+        }
+        for mark in dashboard.marks
+    ]
     page = {
         "uid": dashboard.uid,
         "title": dashboard.title,
@@ -183,6 +224,7 @@ def rendered(dashboard: Dashboard) -> str:
         "schemaVersion": 39,
         "time": {"from": "now-6h", "to": "now"},
         "refresh": "1m",
+        "annotations": {"list": marks},
         "templating": {"list": variables},
         "panels": panels,
     }

@@ -23,6 +23,12 @@ def panels(page: Path) -> list[dict[str, Any]]:
     return list(json.loads(page.read_text())["panels"])
 
 
+def asked(page: Path) -> dict[str, str]:
+    """What panels and marks ask, by their titles."""
+    marks = {mark["name"]: mark["expr"] for mark in json.loads(page.read_text())["annotations"]["list"]}
+    return marks | {panel["title"]: panel["targets"][0]["expr"] for panel in panels(page)}
+
+
 def test_they_are_what_their_source_makes() -> None:
     done = subprocess.run(
         [sys.executable, "deploy/grafana/dashboards.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -40,14 +46,15 @@ def test_panels_are_whole(page: Path) -> None:
         assert target["refId"]
         assert target["datasource"]["uid"] == panel["datasource"]["uid"] == "${datasource}"
     assert len(ids) == len(places) == len(panels(page))
+    assert len(asked(page)) == len(panels(page)) + len(json.loads(page.read_text())["annotations"]["list"]), "a title twice"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_panels_are_promql(page: Path) -> None:
     """By another parser than Prometheus' own; tests/integration/test_alerts.py asks a Prometheus that scraped a real run."""
-    for panel in panels(page):
-        expression = re.sub(r"\$\w+", ".*", panel["targets"][0]["expr"].replace("$__rate_interval", "1m"))
-        assert promql_parser.parse(expression) is not None, panel["title"]
+    for title, expression in asked(page).items():
+        chosen = re.sub(r"\$\w+", ".*", expression.replace("$__rate_interval", "1m"))
+        assert promql_parser.parse(chosen) is not None, title
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -57,7 +64,7 @@ def test_panels_ask_for_metrics_that_there_are(page: Path) -> None:
         name for of in FAMILIES.values() for name in (of.name, *(f"{of.name}{end}" for end in ("_bucket", "_count", "_sum") if of.buckets))
     }
     told |= {rule["record"] for rule in rules if "record" in rule}
-    for panel in panels(page):
-        used = set(re.findall(r"\b(?:\w+:)?(?:agent|factory|kafka)_\w+(?::\w+)?", panel["targets"][0]["expr"]))
+    for title, expression in asked(page).items():
+        used = set(re.findall(r"\b(?:\w+:)?(?:agent|factory|kafka)_\w+(?::\w+)?", expression))
         assert used
-        assert used <= told, panel["title"]
+        assert used <= told, title

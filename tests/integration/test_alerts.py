@@ -96,12 +96,13 @@ def some_work(runs: Runs, source: str) -> None:
 
 
 def expressions() -> dict[str, str]:
-    """What each panel of the dashboards asks, by its title, as Grafana would send it with all pipelines and groups chosen."""
-    found = {}
+    """What each panel and mark of the dashboards asks, as Grafana would send it with all pipelines and groups chosen."""
+    found: dict[str, str] = {}
     for page in (ROOT / "deploy/grafana").glob("*.json"):
-        for panel in json.loads(page.read_text())["panels"]:
-            asked = panel["targets"][0]["expr"].replace("$__rate_interval", "1m")
-            found[panel["title"]] = re.sub(r"\$\w+", ".*", asked)
+        read = json.loads(page.read_text())
+        asked = {panel["title"]: panel["targets"][0]["expr"] for panel in read["panels"]}
+        asked |= {f"{page.stem}: {mark['name']}": mark["expr"] for mark in read["annotations"]["list"]}
+        found |= {title: re.sub(r"\$\w+", ".*", expression.replace("$__rate_interval", "1m")) for title, expression in asked.items()}
     return found
 
 

@@ -16,7 +16,10 @@ def scrape(address: str) -> dict[Key, float]:
     """All samples by name and labels."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for of in text_string_to_metric_families(text) for s in of.samples}
+    told = [(s.name, tuple(sorted(s.labels.items())), s.value) for of in text_string_to_metric_families(text) for s in of.samples]
+    samples = {(name, labels): value for name, labels, value in told}
+    assert len(samples) == len(told), "a series is told twice: Prometheus would drop one of them"
+    return samples
 
 
 def value(samples: dict[Key, float], name: str, **labels: str) -> float | None:

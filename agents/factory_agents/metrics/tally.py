@@ -34,6 +34,7 @@ _MOST_SHARDS = 100_000  # there is one a partition at most
 
 class _Result(msgspec.Struct, frozen=True):
     agent: str = ""
+    version: str = ""
     interval: Interval | None = None
     counts: Counts = msgspec.field(default_factory=Counts)
     seconds: float = 0.0
@@ -106,6 +107,7 @@ class LedgerTally(Follower):
         self._begun: dict[tuple[str, str], int] = {}
         self._cuts: dict[tuple[str, str, str], tuple[int, tuple[int, ...]]] = {}
         self._streams: dict[tuple[str, str, str], _Record] = {}
+        self._versions: dict[tuple[str, str, str], tuple[int, str]] = {}
 
     def restart(self, topic_id: str) -> None:
         """See ``Follower.restart``: how windows stand is found out again, and nothing is counted twice."""
@@ -168,6 +170,7 @@ class LedgerTally(Follower):
         stage = (record.pipeline, record.stage)
         agent = (result.agent, *stage)
         self._totals.add("agent_success_total", agent, counts)
+        self._versions[agent] = max(self._versions.get(agent, (0, "")), (record.updated_at, result.version))
         for name, amount in result.counts.told().items():
             self._totals.count(agent, name, amount * counts)
         self._totals.observe("factory_run_seconds", agent, result.seconds, counts)
@@ -275,6 +278,9 @@ class LedgerTally(Follower):
                 continue
             gauges["factory_window_end_timestamp_seconds", stage] = (end / 1000,)
             gauges["factory_window_length_seconds", stage] = (length / 1000,)
+        for agent, (_, version) in self._versions.items():
+            if agent[1:] in known:
+                gauges["factory_agent_info", (*agent, version)] = (1.0,)
         for (pipeline, stage_name, _), stream in self._streams.items():
             labels = (pipeline, stage_name)
             gauges["factory_replication_behind_bytes", labels] = (float(stream.behind),)

@@ -21,6 +21,7 @@ _QUIET_SECONDS = 180.0
 """A loop that has said nothing for so long hangs: a commit that waits for its broker gives up before that."""
 
 
+_AGENT_LABELS = 3  # agent, pipeline and stage come first in all labels
 _OPEN = {"closed": 0.0, "half-open": 0.5, "open": 1.0}
 
 
@@ -120,7 +121,10 @@ class LiveTelemetry(Observer):
 
     def _heard(self, subject: Subject) -> tuple[str, ...]:
         self._last = time.monotonic()
-        return (subject.agent, subject.pipeline, subject.stage)
+        labels = (subject.agent, subject.pipeline, subject.stage)
+        if not subject.window:
+            self._gauges["factory_agent_info", (*labels, subject.version)] = (1.0,)
+        return labels
 
     def _metrics(self, asked: Asked) -> Answer:
         with self._lock:
@@ -132,7 +136,7 @@ class LiveTelemetry(Observer):
 
     def _ages(self) -> Values:
         now = time.monotonic()
-        agents = {labels for _, labels in self._gauges} | self._open.keys()
+        agents = {labels[:_AGENT_LABELS] for _, labels in self._gauges} | self._open.keys()
         return {("factory_transaction_age_seconds", labels): (now - self._open.get(labels, now),) for labels in agents}
 
     def _livez(self, asked: Asked) -> Answer:

@@ -101,6 +101,9 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family("factory_replication_read_timestamp_seconds", "gauge", _STAGE, "When PostgreSQL's log was read last."),
         Family("factory_replication_changed_timestamp_seconds", "gauge", _STAGE, "When the newest change that was read was committed."),
+        Family(
+            "factory_agent_info", "gauge", (*_AGENT, "version"), "1, with the version of the latest run that finished, or of a live agent."
+        ),
         Family("factory_batch_records", "histogram", _AGENT, "Records that a live agent was given at once.", _RECORDS),
         Family("factory_batch_seconds", "histogram", _AGENT, "How long it took for them.", _SECONDS),
         Family(

@@ -104,6 +104,18 @@ def test_what_a_model_took_is_no_outcome_of_events_and_stands_in_its_own_metrics
     assert {name[-1] for name in figures if name[0] == "factory_events_total"} == {"consumed", "forwarded", "filtered", "rejected"}
 
 
+def test_the_version_of_an_agent_is_that_of_its_latest_run() -> None:
+    def by(version: str, n: int, after: int) -> StageRecord:
+        return msgspec.structs.replace(done(n, after=after), result=StoredResult(agent="a", version=version))
+
+    def told_of(*records: StageRecord | bytes) -> list[tuple[str, ...]]:
+        return [labels for labels in told(*records) if labels[0] == "factory_agent_info"]
+
+    runs = [by("1", 0, 0), by("2", 2, 60), by("1", 1, 0)]
+    assert told_of(*runs) == [("factory_agent_info", "a", "p", "s", "2")]
+    assert told_of(*runs, *(run.key().encode() for run in runs)) == [], "all of it was pruned"
+
+
 def test_an_open_window_is_the_one_that_is_begun_and_not_finished() -> None:
     assert told(plan()) == {
         ("factory_windows_open", "p", ""): 1,

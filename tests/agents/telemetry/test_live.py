@@ -74,6 +74,7 @@ def test_of_a_live_agent_events_commits_and_partitions_are_told(runs: Runs, tele
     assert seen.of("factory_event_seconds_sum") < 30 * seen.of("factory_event_seconds_count")
     assert value(samples, "agent_success_total") == value(samples, "factory_commit_seconds_count")
     assert value(samples, "factory_transaction_age_seconds") == 0
+    assert value(samples, "factory_agent_info", agent="a", version="1") == 1
     assert get(address, "/livez") == (200, "ok\n")
 
 
@@ -95,6 +96,7 @@ def test_a_breaker_is_told_and_nothing_is_scaled_by_lag_while_it_is_open(telemet
     samples = scrape(telemetry.address)
     assert value(samples, "factory_breaker_open") == 1
     assert (value(samples, "factory_held_lag"), value(samples, "factory_scalable_lag")) == (12, 0)
+    assert value(samples, "factory_transaction_age_seconds") == 0
 
 
 def test_what_a_model_took_stands_in_its_own_metrics(telemetry: LiveTelemetry) -> None:
