@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from factory_agents.errors import FactoryError
-from factory_agents.telemetry import Batch, Commit, Observer, Subject
+from factory_agents.telemetry import Batch, Commit, Observer, Subject, fields, logs_json
 from factory_agents.text import printable
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ __all__ = [
     "say",
     "wants_json",
 ]
+
+log = logging.getLogger(__name__)
 
 _GAP = 3  # between two columns of a table
 EXIT_FAILED, EXIT_USAGE, EXIT_RETRY, EXIT_INTERRUPTED = 1, 2, 75, 130
@@ -117,6 +120,14 @@ def error_line(text: str) -> None:
     sys.stderr.flush()
 
 
+def _tell(text: str, error: Exception) -> None:
+    """The error that ends a command: in its log where that is JSON for a collector, else for a person."""
+    if logs_json():
+        log.error(text, extra=fields(error=type(error).__name__, retriable=getattr(error, "retriable", False)))
+    else:
+        error_line(text)
+
+
 def guarded(command: Callable[[], object]) -> int:
     """Run a command and turn what it raises into an exit status, with one line on standard error and never a traceback.
 
@@ -126,7 +137,7 @@ def guarded(command: Callable[[], object]) -> int:
     try:
         code = command()
     except FactoryError as error:
-        error_line(str(error))
+        _tell(str(error), error)
         return EXIT_RETRY if error.retriable else EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -136,7 +147,7 @@ def guarded(command: Callable[[], object]) -> int:
     except Exception as error:
         if os.environ.get("FACTORY_DEBUG"):
             raise
-        error_line(f"unexpected {type(error).__name__}: {error} (please report it; FACTORY_DEBUG=1 shows the traceback)")
+        _tell(f"unexpected {type(error).__name__}: {error} (please report it; FACTORY_DEBUG=1 shows the traceback)", error)
         return EXIT_FAILED
     return code if isinstance(code, int) else 0
 

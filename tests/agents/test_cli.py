@@ -233,7 +233,8 @@ def test_a_dry_run_with_too_many_rejected_fails_and_names_the_commonest_cause(fa
     failed = factory(*common, "--dry-run")
     (*_, said) = failed.err.splitlines()
     assert failed.code == 1
-    assert said.startswith("error: stage 'shout': 15 of 20 events rejected")
+    said = json.loads(said)["message"]
+    assert said.startswith("stage 'shout': 15 of 20 events rejected")
     assert "; most often (15×) agent-error: shout raised ValueError: bad event (first at " in said
     assert ".dead" not in failed.err
     assert (failed.data["status"], failed.data["reasons"][0]["count"]) == ("failed", 15)
@@ -388,7 +389,9 @@ def test_sigterm_in_a_window_ends_with_75_and_the_same_command_goes_on(factory: 
     wait_for(lambda: len(runs.everything(target)) >= 50, "the first chunk")
     stopped = live.stop(signal.SIGTERM)
     assert stopped.code == 75, stopped.err
-    assert stopped.err.splitlines()[-1] == "error: stage 'slow': asked to stop; what is committed stays, a retry resumes"
+    last = json.loads(stopped.err.splitlines()[-1])
+    assert (last["level"], last["error"], last["retriable"]) == ("error", "StoppedError", True)
+    assert last["message"] == "stage 'slow': asked to stop; what is committed stays, a retry resumes"
     (factory.cwd / "mine.py").write_text(slow.replace("time.sleep(0.005)", "pass # as fast"))
     done = factory.ok(*command)
     assert done.data["counts"]["consumed"] == 2000

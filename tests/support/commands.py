@@ -50,9 +50,13 @@ class Done:
 
     @property
     def error(self) -> str:
-        """Standard error, which must be one line."""
+        """Standard error, which must be one line; a JSON one of a command that logs."""
         lines = self.err.splitlines()
         assert len(lines) == 1, self.err
+        if lines[0].startswith("{"):
+            line = json.loads(lines[0])
+            assert (line["level"], bool(line["error"])) == ("error", True), self.err
+            return str(line["message"])
         assert lines[0].startswith("error: "), self.err
         return lines[0].removeprefix("error: ")
 

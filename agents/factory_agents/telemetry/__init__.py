@@ -1,6 +1,6 @@
 """What a run tells of itself: logs for people, and calls to an observer for progress, heartbeats and metrics."""
 
-from factory_agents.telemetry.logs import CONTEXT, bound, configure_logging, fields
+from factory_agents.telemetry.logs import CONTEXT, bound, configure_logging, fields, logs_json
 from factory_agents.telemetry.observer import Age, Batch, Commit, Done, Observer, Observers, Subject
 from factory_agents.telemetry.trace_context import TraceContext, parse_traceparent
 from factory_agents.telemetry.tracing import tracing
@@ -18,6 +18,7 @@ __all__ = [
     "bound",
     "configure_logging",
     "fields",
+    "logs_json",
     "parse_traceparent",
     "tracing",
 ]

@@ -14,7 +14,7 @@ import msgspec
 
 from factory_agents.text import printable
 
-__all__ = ["CONTEXT", "bound", "configure_logging", "fields"]
+__all__ = ["CONTEXT", "bound", "configure_logging", "fields", "logs_json"]
 
 _KEY = "factory_fields"
 
@@ -80,6 +80,11 @@ class TextFormatter(logging.Formatter):
         values = "".join(f" {k}={v}" for k, v in getattr(record, _KEY, {}).items())
         text = f"{datetime.fromtimestamp(record.created, UTC):%H:%M:%S} {record.levelname.lower():<7} {record.getMessage()}{values}"
         return printable(text) + ("\n" + printable(self.formatException(record.exc_info), lines=True) if record.exc_info else "")
+
+
+def logs_json() -> bool:
+    """Whether this process's log is JSON lines."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger("factory_agents").handlers)
 
 
 def configure_logging(*, json: bool, level: str = "INFO", service: str = "factory-agent") -> None:
