@@ -299,6 +299,6 @@ class Server:
         self.process = temporal.start(self.folder, "127.0.0.1", self.port, self.ui_port, lambda text: None)
         temporal.wait_ready(self.folder, self.process, "127.0.0.1", self.port)
 
-    def kill(self) -> None:
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         assert self.process is not None
-        stop(self.process, (signal.SIGKILL, 10))
+        stop(self.process, (how, 10))

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NotFoundError",
     "PipelineFailedError",
+    "RefusedError",
     "announce",
     "apply_schedule",
     "cancel",
@@ -77,7 +78,15 @@ WORKFLOW, BACKFILL, SCHEDULE, COLLECTOR = "FactoryPipeline", "FactoryBackfill", 
 _T = TypeVar("_T")
 
 _QUERY_PATIENCE = timedelta(seconds=3)
-_PASSING = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.ABORTED)
+_WRONG = (
+    RPCStatusCode.INVALID_ARGUMENT,
+    RPCStatusCode.NOT_FOUND,
+    RPCStatusCode.ALREADY_EXISTS,
+    RPCStatusCode.FAILED_PRECONDITION,
+    RPCStatusCode.UNIMPLEMENTED,
+)
+"""Answers about what was asked. All others may pass: a server that dies in the middle of an answer makes an INTERNAL or UNKNOWN of it."""
+_REFUSED = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED)
 
 
 class PipelineFailedError(FactoryError):
@@ -93,6 +102,10 @@ class PipelineFailedError(FactoryError):
 
 class NotFoundError(ConfigurationError):
     """There is no workflow of this id."""
+
+
+class RefusedError(ConfigurationError):
+    """The server takes nothing from this client: a right or the namespace is missing, or its key is no longer good."""
 
 
 async def connect(profile: str = "", *, traces: Traces | None = None) -> Client:
@@ -127,7 +140,7 @@ async def start(client: Client, request: PipelineRequest, *, again: bool = False
         reuse = WorkflowIDReusePolicy.ALLOW_DUPLICATE
     conflict = WorkflowIDConflictPolicy.FAIL if request.rerun == "redo" else WorkflowIDConflictPolicy.USE_EXISTING
     spec, id_ = request.spec, request.workflow_id
-    with _rpc_errors(f"starting {id_}"):
+    with _rpc_errors(f"starting {id_}", missing=RefusedError):  # its namespace
         try:
             return await _with_attributes(
                 attributes_of(spec, request.interval),
@@ -198,7 +211,7 @@ def handle_of(client: Client, id_: str) -> WorkflowHandle[Any, PipelineDone]:
 async def start_backfill(client: Client, request: BackfillRequest) -> WorkflowHandle[Any, BackfillDone]:
     """Start a backfill, or give the one of this span that runs."""
     id_ = f"{request.spec.pipeline}/backfill/{request.interval.key}"
-    with _rpc_errors(f"starting {id_}"):
+    with _rpc_errors(f"starting {id_}", missing=RefusedError):
         return await _with_attributes(
             attributes_of(request.spec, request.interval),
             lambda attributes: client.start_workflow(
@@ -217,7 +230,7 @@ async def start_backfill(client: Client, request: BackfillRequest) -> WorkflowHa
 async def announce(client: Client, request: CollectRequest, word: Arrived) -> str:
     """Tell the pipeline's collector that events have come, and start it where none runs; its id."""
     id_ = f"{request.spec.pipeline}/collector"
-    with _rpc_errors(f"signalling {id_}"):
+    with _rpc_errors(f"signalling {id_}", missing=RefusedError):
         handle = await _with_attributes(
             attributes_of(request.spec),
             lambda attributes: client.start_workflow(
@@ -368,11 +381,13 @@ def _may_pass(error: BaseException) -> bool:
 
 
 @contextmanager
-def _rpc_errors(doing: str) -> Iterator[None]:
+def _rpc_errors(doing: str, *, missing: type[ConfigurationError] = NotFoundError) -> Iterator[None]:
     try:
         yield
     except RPCError as error:
-        if error.status in _PASSING:
-            raise UnavailableError(f"{doing}: Temporal: {error.message}") from error
-        kind = NotFoundError if error.status == RPCStatusCode.NOT_FOUND else ConfigurationError
+        kind: type[FactoryError] = UnavailableError
+        if error.status in _REFUSED:
+            kind = RefusedError
+        elif error.status in _WRONG:
+            kind = missing if error.status == RPCStatusCode.NOT_FOUND else ConfigurationError
         raise kind(f"{doing}: Temporal: {error.message}") from error

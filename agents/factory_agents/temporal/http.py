@@ -25,7 +25,7 @@ from factory_agents.protocol import Interval
 from factory_agents.telemetry import fields
 from factory_agents.telemetry.serving import parse_listen
 from factory_agents.telemetry.trace_context import TRACEPARENT
-from factory_agents.temporal.client import NotFoundError, look, start
+from factory_agents.temporal.client import NotFoundError, RefusedError, look, start
 from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec
 from factory_agents.temporal.traces import within
 from factory_agents.text import one_of
@@ -110,6 +110,8 @@ def _explained(handler: _Handler) -> _Handler:
             return await handler(request)
         except _Refused as refused:
             return _answer(refused.status, {"error": refused.message}, **refused.headers)
+        except RefusedError as error:
+            return _answer(503, {"error": str(error)}, **{"Retry-After": "60"})
         except NotFoundError as error:
             return _answer(404, {"error": str(error)})
         except ConfigurationError as error:

@@ -20,7 +20,7 @@ from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval
 from factory_agents.telemetry import fields
 from factory_agents.telemetry.trace_context import TRACEPARENT
-from factory_agents.temporal.client import announce, start
+from factory_agents.temporal.client import RefusedError, announce, start
 from factory_agents.temporal.protocol import Arrived, CollectRequest, PipelineRequest, PipelineSpec
 from factory_agents.temporal.traces import within
 
@@ -74,7 +74,7 @@ async def run_starter(
 
     With ``collect`` the pipeline's collector is told of the events instead, and counts each once.
 
-    Raises a FactoryError where the topic can't be read; a server that doesn't answer is waited for.
+    Raises a FactoryError where the topic can't be read, or the server refuses this client; one that doesn't answer is waited for.
     """
     if collect is None:
         at_once, accept = _AT_ONCE, partial(_start_all, client, spec)
@@ -150,7 +150,7 @@ async def _start_all(client: Client, spec: PipelineSpec, messages: Iterable[Mess
 
 
 async def _start(client: Client, spec: PipelineSpec, message: Message) -> bool:
-    """Whether the event is done with."""
+    """Whether the event is done with; raises RefusedError where the server takes no event at all."""
     where = f"{message.topic()}-{message.partition()}@{message.offset()}"
     try:
         with within(client, next((value for name, value in readable_headers(message) if name == TRACEPARENT), None)):
@@ -158,6 +158,8 @@ async def _start(client: Client, spec: PipelineSpec, message: Message) -> bool:
         log.info("started", extra=fields(workflow=handle.id, event=where))
     except UnavailableError:
         return False
+    except RefusedError:
+        raise
     except FactoryError as error:
         log.error("no workflow can be started for an event: %s", error, extra=fields(event=where))
     return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,32 +15,17 @@ from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.temporal import client as clients
 from tests.agents.temporal.test_commands import written
 from tests.support.certificates import certificate
+from tests.support.grpc_front import in_front_of
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines
 
 KEY = "an-api-key"
 
 
-class _Guard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """Passes calls on to a server, for whoever has the key."""
-
-    def __init__(self, channel: Any) -> None:
-        self._channel = channel
-
-    def service(self, details: Any) -> Any:
-        method = details.method
-
-        def passed_on(request: bytes, context: Any) -> bytes:
-            given = dict(context.invocation_metadata())
-            if given.get("authorization") != f"Bearer {KEY}":
-                context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
-            try:
-                answer: bytes = self._channel.unary_unary(method)(request, timeout=context.time_remaining())
-            except grpc.RpcError as error:
-                context.abort(error.code(), error.details())
-            return answer
-
-        return grpc.unary_unary_rpc_method_handler(passed_on)
+def _who(method: str, context: Any) -> tuple[grpc.StatusCode, str] | None:
+    """Passes calls of whoever has the key."""
+    given = dict(context.invocation_metadata())
+    return None if given.get("authorization") == f"Bearer {KEY}" else (grpc.StatusCode.UNAUTHENTICATED, "who are you?")
 
 
 @contextmanager
@@ -50,15 +34,8 @@ def guarded(address: str, server: tuple[Path, Path], client: Path) -> Iterator[i
     credentials = grpc.ssl_server_credentials(
         [(server[1].read_bytes(), server[0].read_bytes())], root_certificates=client.read_bytes(), require_client_auth=True
     )
-    with ThreadPoolExecutor(40) as pool, grpc.insecure_channel(address) as channel:  # whose end ends the calls in the pool
-        front = grpc.server(pool)
-        front.add_generic_rpc_handlers((_Guard(channel),))
-        port = front.add_secure_port("localhost:0", credentials)
-        front.start()
-        try:
-            yield port
-        finally:
-            front.stop(None).wait(30)
+    with in_front_of(address, _who, credentials) as port:
+        yield port
 
 
 def test_mutual_tls_and_an_api_key_by_temporals_own_variables(

@@ -56,6 +56,16 @@ class Window:
         id_ = self.request.workflow_id
         wait_for(lambda: self.done > than or self.done == self.events or self.pipelines.is_over(id_), "a further commit, or the end", 60)
 
+    def wait_for_each_shard(self) -> None:
+        """Until each shard has committed more than it has now, or all."""
+        before = [self.pipelines.position(self.request, "mark", shard) for shard in SHARDS]
+
+        def further() -> bool:
+            now = [self.pipelines.position(self.request, "mark", shard) for shard in SHARDS]
+            return sum(now) == self.events or all(a > b for a, b in zip(now, before, strict=True))
+
+        wait_for(further, "each shard's next commit", 60)
+
     def check(self) -> None:
         """Each event once, by the manifests; whatever else is in the topic counts for nobody."""
         manifests = [self.pipelines.result(self.request, "mark", shard).manifest for shard in SHARDS]
@@ -77,19 +87,24 @@ def test_a_window_survives_the_death_and_the_sleep_of_its_workers(pipelines: Pip
     window.check()
 
 
-def test_a_roll_out_costs_no_attempt(pipelines: Pipelines, runs: Runs) -> None:
-    window = Window.of(pipelines, runs, 1200, 0.005)
-    old = pipelines.worker()
+@pytest.mark.parametrize(("roll_outs", "number"), [(1, 1200), pytest.param(10, 12_000, marks=pytest.mark.soak)])
+def test_roll_outs_cost_no_attempt(pipelines: Pipelines, runs: Runs, roll_outs: int, number: int) -> None:
+    window = Window.of(pipelines, runs, number, 0.005)
+    worker = pipelines.worker()
     id_ = pipelines.start(window.request)
     window.wait_for_more(0)
-    new = pipelines.worker(wait=False)
-    assert old.stop().code == 0
-    pipelines.wait_working(new)
+    for nth in range(roll_outs):
+        new = pipelines.worker(wait=False)
+        assert worker.stop().code == 0
+        pipelines.wait_working(new)
+        window.wait_for_each_shard()
+        assert not pipelines.is_over(id_) or nth == roll_outs - 1, "the window was over before all roll-outs were"
+        worker = new
     done = pipelines.done(id_).stages[0]
-    assert done.slices == 4, "each shard's work was handed over once"
+    assert done.slices == 2 * (1 + roll_outs), "each shard's work was handed over at each"
     assert set(pipelines.attempts(id_)) == {1}
     window.check()
-    assert len(runs.everything(window.request.spec.stages[0].output_topic)) == 1200, "nothing was done twice"
+    assert len(runs.everything(window.request.spec.stages[0].output_topic)) == number, "nothing was done twice"
 
 
 @pytest.mark.soak

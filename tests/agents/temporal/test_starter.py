@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import pytest
 from temporalio.client import Client
 
@@ -18,6 +18,7 @@ from factory_agents.protocol import Interval
 from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec
 from factory_agents.temporal.starter import request_of
 from tests.agents.temporal.test_commands import PIPELINE
+from tests.support.grpc_front import in_front_of
 from tests.support.runs import Runs
 from tests.support.temporal import Pipelines, own_server, stage
 from tests.support.waiting import wait_for
@@ -83,9 +84,9 @@ def committed(runs: Runs, group: str, topic: str) -> dict[int, int]:
     return {partition: offset for (_, partition), offset in runs.cluster.committed(group, [topic]).items()}
 
 
-def test_each_event_starts_one_workflow_whatever_dies(pipelines: Pipelines, runs: Runs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [300, pytest.param(5000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+def test_each_event_starts_one_workflow_whatever_dies(pipelines: Pipelines, runs: Runs, tmp_path: Path, number: int) -> None:
     """The starter before it commits, twice, and the server, which goes on from its file; every fifth event comes twice."""
-    number = int(os.environ.get("SOAK_STARTS", "300"))
     requests = runs.topic("requests")
     ids = [f"e{i}" for i in range(number)]
     values = [json.dumps({"event_id": id_}).encode() for id_ in ids]
@@ -105,13 +106,55 @@ def test_each_event_starts_one_workflow_whatever_dies(pipelines: Pipelines, runs
         wait_for(lambda: living.process.poll() is not None or any('"started"' in line for line in living.lines), "it to start one", 60)
         server.kill()
         server.start()
-        wait_for(lambda: committed(runs, group, requests) == ends, "all events to be taken", max(200, number / 5))
+        wait_for(lambda: committed(runs, group, requests) == ends, "all events to be taken", max(200, number / 3))
         assert living.stop().code == 0
 
         async def found(client: Client) -> list[str]:
             return [w.id async for w in client.list_workflows(f'WorkflowId STARTS_WITH "{name}/"')]
 
-        wait_for(lambda: len(own.ask(found)) >= number, "the server to list them")
+        wait_for(lambda: len(own.ask(found)) >= number, "the server to list them", 120)
         assert sorted(own.ask(found)) == sorted(f"{name}/{id_}" for id_ in ids)
         assert sum('"no workflow can be started' in line for line in living.lines) <= 1
         own.close()
+
+
+def test_a_server_that_refuses_all_starts_ends_the_starter_and_no_event_is_lost(pipelines: Pipelines, runs: Runs) -> None:
+    """As with a mistyped namespace, or a key that is no longer good: nothing is wrong with the events."""
+    requests, name = runs.topic("requests", partitions=1), pipelines.prefix
+    runs.produce(requests, [b'{"event_id": "e"}'])
+    (pipelines.factory.cwd / "p.yaml").write_text(PIPELINE.format(pipeline=name, raw="r", prefix=name, queue=name, marked="m"))
+    listen = ("temporal", "listen", "p.yaml", "--topic", requests)
+    refused = pipelines.factory(*listen, TEMPORAL_NAMESPACE="defualt")
+    assert refused.code == 1
+    last = json.loads(refused.err.splitlines()[-1])
+    assert (last["level"], last["message"]) == ("error", f"starting {name}/e: Temporal: Namespace defualt is not found.")
+    assert committed(runs, f"factory.start.{name}", requests) in ({}, {0: 0})
+    mended = pipelines.factory.start(*listen)
+    wait_for(lambda: pipelines.exists(f"{name}/e"), "the workflow to be started")
+    assert mended.stop().code == 0
+
+
+@pytest.mark.parametrize("status", ["CANCELLED", "PERMISSION_DENIED", "UNAUTHENTICATED"])
+def test_an_answer_that_is_not_about_the_event_skips_none(pipelines: Pipelines, runs: Runs, status: str) -> None:
+    """A server that dies while it answers cancels calls; one that wants another key refuses all of them."""
+    requests, name = runs.topic("requests", partitions=1), pipelines.prefix
+    runs.produce(requests, [b'{"event_id": "e"}'])
+    (pipelines.factory.cwd / "p.yaml").write_text(PIPELINE.format(pipeline=name, raw="r", prefix=name, queue=name, marked="m"))
+    listen = ("temporal", "listen", "p.yaml", "--topic", requests)
+    refused = []
+
+    def refuse(method: str, context: object) -> tuple[grpc.StatusCode, str] | None:
+        if refused or not method.endswith("/StartWorkflowExecution"):
+            return None
+        refused.append(method)
+        return getattr(grpc.StatusCode, status), "the connection is closed"
+
+    with in_front_of(pipelines.address, refuse) as port:
+        live = pipelines.factory.start(*listen, TEMPORAL_ADDRESS=f"127.0.0.1:{port}")
+        if status != "CANCELLED":
+            assert live.wait().code == 1
+            assert not pipelines.exists(f"{name}/e")
+            assert committed(runs, f"factory.start.{name}", requests) in ({}, {0: 0})
+            live = pipelines.factory.start(*listen, TEMPORAL_ADDRESS=f"127.0.0.1:{port}")
+        wait_for(lambda: pipelines.exists(f"{name}/e") or live.process.poll() is not None, "the workflow to be started")
+        assert live.stop().code == 0, live.lines
