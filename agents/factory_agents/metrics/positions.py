@@ -6,6 +6,7 @@ import threading
 
 from confluent_kafka import KafkaException, TopicPartition
 
+from factory_agents import failpoints
 from factory_agents.kafka.config import KafkaConfig, kafka_error
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS
 from factory_agents.kafka.topics import Cluster
@@ -75,6 +76,7 @@ class Positions:
         told = self._wanted
         if told.number <= self._kept.number or not told.topic_id:
             return
+        failpoints.hit("metrics.before-keep")
         offsets = [TopicPartition(self._topic, p, offset, _TAG + told.topic_id) for p, offset in told.positions.items()]
         try:
             self._onlooker.commit(offsets=offsets, asynchronous=False)
