@@ -77,7 +77,7 @@ class AvroCodec(RegistryCodec):
         try:
             self._type = msgspec.json.Decoder(event_type(self._own_schema))
         except ValueError as error:
-            raise Reject(f"{error}, expected one") from None
+            raise Reject(str(error)) from None
         self._has_decimals = has_decimals(self._own_schema)
 
     def _parse(self, schema: StoredSchema) -> Any:
@@ -86,22 +86,16 @@ class AvroCodec(RegistryCodec):
         from fastavro.schema import SchemaParseException, UnknownType
 
         named: dict[str, Any] = {}
+        referred = self._referred(schema)
         try:
-            self._name_references(schema, named)
+            for reference, other in referred:
+                if reference.name not in named:
+                    with_typed_defaults(fastavro.parse_schema(json.loads(other.text), named_schemas=named), named)
             parsed = with_typed_defaults(fastavro.parse_schema(json.loads(schema.text), named_schemas=named), named)
             refuse_boundless(parsed, named)
         except (SchemaParseException, UnknownType, ValueError, TypeError, KeyError, RecursionError) as error:
             raise Reject(f"its schema is no Avro schema: {type(error).__name__}: {error}", rule="decode") from error
         return parsed
-
-    def _name_references(self, schema: StoredSchema, named: dict[str, Any]) -> None:
-        import fastavro
-
-        for reference in schema.references:
-            other = self._registry.by_version(reference.subject, reference.version)
-            self._name_references(other, named)
-            if reference.name not in named:
-                with_typed_defaults(fastavro.parse_schema(json.loads(other.text), named_schemas=named), named)
 
     def _breaking(self, new: StoredSchema, old: StoredSchema, compatibility: str) -> list[str]:
         return breaking_changes(self._parse(new), self._parse(old), compatibility)

@@ -49,7 +49,11 @@ _LOGICAL: Mapping[str, Any] = {
     "fixed-uuid": UUID,
 }
 _FLOATS = ("float", "double")
-_NAMED = ("record", "error", "enum", "fixed")
+_RECORDS = ("record", "error")
+_NAMED = (*_RECORDS, "enum", "fixed")
+_MOST_OF_NOTHING = 100
+_MOST_AGAIN = 1000
+"""Types that are made more than once, since they hold themselves."""
 
 
 def _logical(schema: Any) -> str:
@@ -68,7 +72,7 @@ def _inner(schema: Any) -> Iterator[Any]:
     kind = kind_of(schema)
     if kind == "union":
         yield from schema
-    elif kind in ("record", "error"):
+    elif kind in _RECORDS:
         yield from (field["type"] for field in schema["fields"])
     elif kind == "array":
         yield schema["items"]
@@ -133,31 +137,48 @@ def _all(schema: Any) -> Iterator[Any]:
         yield from _all(part)
 
 
-def holds_itself(schema: Any, named: Mapping[str, Any] | None = None, inside: tuple[str, ...] = ()) -> bool:
+def holds_itself(schema: Any) -> bool:
     """Whether values of it may be nested without end."""
-    named = named if named is not None else defined(schema)
-    schema = looked_up(schema, named)
-    if isinstance(schema, dict) and schema.get("type") in ("record", "error"):
-        if schema["name"] in inside:
-            return True
-        inside = (*inside, schema["name"])
-    return any(holds_itself(part, named, inside) for part in _inner(schema))
+    named = defined(schema)
+    seen: set[str] = set()
+
+    def visit(part: Any, inside: tuple[str, ...]) -> bool:
+        part = looked_up(part, named)
+        if kind_of(part) in _RECORDS:
+            if part["name"] in inside:
+                return True
+            if part["name"] in seen:
+                return False
+            seen.add(part["name"])
+            inside = (*inside, part["name"])
+        return any(visit(inner, inside) for inner in _inner(part))
+
+    return visit(schema, ())
 
 
 def refuse_boundless(schema: Any, named: Mapping[str, Any]) -> None:
-    """Raise ValueError for an array of what takes no bytes: a few bytes of it may say that there are billions."""
+    """Raise ValueError where few bytes may be billions of values: in arrays, or records in records, of what takes none."""
     types = {**named, **defined(schema)}
-    for part in _all(schema):
-        if kind_of(part) == "array" and _is_empty(part["items"], types):
+    known: dict[str, int] = {}
+    for part in (part for whole in (schema, *types.values()) for part in _all(whole)):
+        if kind_of(part) == "array" and _values_of_nothing(part["items"], types, known):
             raise ValueError("it has an array of values that take no bytes")
+        if kind_of(part) in _RECORDS and sum(_values_of_nothing(inner, types, known) for inner in _inner(part)) > _MOST_OF_NOTHING:
+            raise ValueError(f"it has a record of more than {_MOST_OF_NOTHING} values that take no bytes")
 
 
-def _is_empty(schema: Any, named: Mapping[str, Any], inside: tuple[str, ...] = ()) -> bool:
+def _values_of_nothing(schema: Any, named: Mapping[str, Any], known: dict[str, int]) -> int:
+    """How many values one of no bytes is made of; 0 where it takes some. ``known`` are those of records."""
     schema = looked_up(schema, named)
     kind = kind_of(schema)
-    if kind in ("record", "error"):
-        return schema["name"] not in inside and all(_is_empty(part, named, (*inside, schema["name"])) for part in _inner(schema))
-    return kind == "null" or (kind == "fixed" and schema["size"] == 0)
+    if kind not in _RECORDS:
+        return int(kind == "null" or (kind == "fixed" and schema["size"] == 0))
+    name = schema["name"]
+    if name not in known:
+        known[name] = 0  # what is within itself takes bytes: something says how deep it goes
+        inner = [_values_of_nothing(part, named, known) for part in _inner(schema)]
+        known[name] = 1 + sum(inner) if all(inner) else 0
+    return known[name]
 
 
 def with_typed_defaults(schema: Any, named: Mapping[str, Any]) -> Any:
@@ -165,7 +186,7 @@ def with_typed_defaults(schema: Any, named: Mapping[str, Any]) -> Any:
     types = {**named, **defined(schema)}
     for part in [schema, *types.values()]:
         for record in _all(part):
-            if kind_of(record) in ("record", "error") and isinstance(record, dict):
+            if kind_of(record) in _RECORDS and isinstance(record, dict):
                 for field in record["fields"]:
                     if "default" in field and not field.get("factory-typed"):
                         field["default"] = _value(field["type"], field["default"], types)
@@ -184,7 +205,7 @@ def _value(schema: Any, default: Any, named: Mapping[str, Any]) -> Any:
         return [_value(schema["items"], item, named) for item in default]
     if kind == "map":
         return {key: _value(schema["values"], item, named) for key, item in default.items()}
-    if kind in ("record", "error"):
+    if kind in _RECORDS:
         types = {field["name"]: field["type"] for field in schema["fields"]}
         return {name: _value(types[name], item, named) for name, item in default.items()}
     if reader := _logical_reader(_logical(schema)):
@@ -202,43 +223,64 @@ def event_type(schema: Any) -> Any:
     """The msgspec type of events that may be written by a parsed schema: JSON's texts as times, decimals and bytes, numbers in bounds, and
     no field that it doesn't have. What msgspec can't tell apart, as unions of several texts, is left to fastavro.
     """
-    named = defined(schema)
-    if kind_of(schema) not in ("record", "error"):
-        raise ValueError("it is no record")
-    return _type(schema, named, ())
+    if kind_of(schema) not in _RECORDS:
+        raise ValueError("it is no record, expected one")
+    return _EventTypes(defined(schema)).of(schema, ())
 
 
-def _type(schema: Any, named: Mapping[str, Any], inside: tuple[str, ...]) -> Any:
-    schema = looked_up(schema, named)
-    kind = kind_of(schema)
-    if logical := _LOGICAL.get(_logical(schema)):
-        return logical
-    if kind == "union":
-        return _union([_type(part, named, inside) for part in schema])
-    if kind == "array":
-        return list[_type(schema["items"], named, inside)]  # type: ignore[misc]  # it is made at run time
-    if kind == "map":
-        return dict[str, _type(schema["values"], named, inside)]  # type: ignore[misc]
-    if kind == "enum":
-        return Literal[tuple(schema["symbols"])]
-    if kind == "fixed":
-        return bytes
-    if kind in ("record", "error"):
-        return Any if schema["name"] in inside else _record(schema, named, (*inside, schema["name"]))
-    return _PLAIN.get(kind, Any)
+class _EventTypes:
+    """The types of a schema's parts; one that doesn't hold itself is made once, however often it stands there."""
 
+    def __init__(self, named: Mapping[str, Any]) -> None:
+        self._named = named
+        self._made: dict[str, Any] = {}
+        self._turns = 0
+        self._left = len(named) + _MOST_AGAIN
 
-def _record(schema: Any, named: Mapping[str, Any], inside: tuple[str, ...]) -> Any:
-    fields: list[Any] = []
-    names: dict[str, str] = {}
-    for number, field in enumerate(schema["fields"]):
-        own = f"f{number}"
-        names[own] = field["name"]
-        type_ = _type(field["type"], named, inside)
-        fields.append((own, _union([type_, msgspec.UnsetType]), msgspec.UNSET) if "default" in field else (own, type_))
-    return msgspec.defstruct(
-        schema["name"].rpartition(".")[2], fields, rename=names, forbid_unknown_fields=True, omit_defaults=False, kw_only=True, gc=False
-    )
+    def of(self, schema: Any, inside: tuple[str, ...]) -> Any:
+        schema = looked_up(schema, self._named)
+        kind = kind_of(schema)
+        if logical := _LOGICAL.get(_logical(schema)):
+            return logical
+        if kind == "union":
+            return _union([self.of(part, inside) for part in schema])
+        if kind == "array":
+            return list[self.of(schema["items"], inside)]  # type: ignore[misc]  # it is made at run time
+        if kind == "map":
+            return dict[str, self.of(schema["values"], inside)]  # type: ignore[misc]
+        if kind == "enum":
+            return Literal[tuple(schema["symbols"])]
+        if kind == "fixed":
+            return bytes
+        return self._record(schema, inside) if kind in _RECORDS else _PLAIN.get(kind, Any)
+
+    def _record(self, schema: Any, inside: tuple[str, ...]) -> Any:
+        name = schema["name"]
+        if name in inside:
+            self._turns += 1
+            return Any
+        if name in self._made:
+            return self._made[name]
+        self._left -= 1
+        if not self._left:
+            raise ValueError("its records hold each other in more ways than can be followed")
+        turns = self._turns
+        made = self._struct(schema, (*inside, name))
+        if turns == self._turns:
+            self._made[name] = made
+        return made
+
+    def _struct(self, schema: Any, inside: tuple[str, ...]) -> Any:
+        fields: list[Any] = []
+        names: dict[str, str] = {}
+        for number, field in enumerate(schema["fields"]):
+            own = f"f{number}"
+            names[own] = field["name"]
+            type_ = self.of(field["type"], inside)
+            fields.append((own, _union([type_, msgspec.UnsetType]), msgspec.UNSET) if "default" in field else (own, type_))
+        return msgspec.defstruct(
+            schema["name"].rpartition(".")[2], fields, rename=names, forbid_unknown_fields=True, omit_defaults=False, kw_only=True, gc=False
+        )
 
 
 def _union(types: list[Any]) -> Any:

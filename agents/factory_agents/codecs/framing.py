@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from factory_agents.codecs.base import Codec
-from factory_agents.codecs.registry import RegistryConfig, StoredSchema, UnknownSchemaError, registry_of
+from factory_agents.codecs.registry import Reference, RegistryConfig, StoredSchema, UnknownSchemaError, registry_of
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Headers
 from factory_agents.reject import Reject
@@ -26,6 +26,7 @@ SchemaKey = int | uuid.UUID
 """How a record names its schema."""
 
 _BY_ID, _BY_GUID = 0, 1
+_MOST_TEXT, _MOST_REFERENCES = 1 << 20, 200
 
 
 class RegistryCodec(Codec):
@@ -72,13 +73,20 @@ class RegistryCodec(Codec):
         self._own = own = self._pinned(pinned) if pinned else self._resolve(version)
         self._check(own, f"subject {self._subject!r}")
         try:
+            _refuse_large(own, "it")
+            digest = self._digest(own)
             self._use(own)
         except Reject as reject:
             raise ConfigurationError(f"{self}: subject {self._subject!r}, version {own.version}: {reject.reason}") from None
+        if pinned and digest != pinned["digest"]:
+            raise ConfigurationError(
+                f"{self}: schema id {pinned['id']} is another schema now than when this work was begun (another registry?); "
+                "run it again with redo"
+            )
         if compatibility and writing and not pinned:
             self._refuse_breaking(own, compatibility)
-        self.pinned = {"id": own.id, "version": own.version, "digest": self._digest(own)} | ({"guid": own.guid} if own.guid else {})
-        self.identity = {"id": own.id, "digest": self.pinned["digest"]} | ({"framing": framing} if writing else {})
+        self.pinned = {"id": own.id, "version": own.version, "digest": digest} | ({"guid": own.guid} if own.guid else {})
+        self.identity = {"id": own.id, "digest": digest} | ({"framing": framing} if writing else {})
         if framing == "guid":
             if not own.guid:
                 raise ConfigurationError(f"{self}: framing: the registry {self._registry.config.shown} knows no GUIDs; use id")
@@ -135,20 +143,49 @@ class RegistryCodec(Codec):
             found = self._registry.by_id(pinned["id"])
         except UnknownSchemaError as error:
             raise ConfigurationError(f"{self}: {error} any more, which this work was begun with; run it again with redo") from None
-        found = msgspec.structs.replace(
+        return msgspec.structs.replace(
             found, id=pinned["id"], version=pinned["version"], guid=pinned.get("guid", ""), subject=self._subject
         )
-        if self._digest(found) != pinned["digest"]:
-            raise ConfigurationError(
-                f"{self}: schema id {pinned['id']} is another schema now than when this work was begun (another registry?); "
-                "run it again with redo"
-            )
-        return found
 
     def _digest(self, schema: StoredSchema) -> str:
-        """Names a schema with all that it refers to."""
-        texts = [schema.text, *(self._digest(self._registry.by_version(r.subject, r.version)) for r in schema.references)]
-        return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+        """Names a schema with all that it refers to. Errors as ``_referred``."""
+        known: dict[tuple[str, int], str] = {}
+
+        def digest(of: StoredSchema) -> str:
+            texts = [of.text, *(known[r.subject, r.version] for r in of.references)]
+            return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+        for reference, other in self._referred(schema):
+            known[reference.subject, reference.version] = digest(other)
+        return digest(schema)
+
+    def _referred(self, schema: StoredSchema) -> list[tuple[Reference, StoredSchema]]:
+        """The schemas that one refers to, and theirs: each once, after those that it refers to itself.
+
+        Raises Reject where the registry lacks one, where there are too many, and where they refer to each other in a circle.
+        """
+        found: dict[Reference, StoredSchema] = {}
+
+        def visit(of: StoredSchema, within: tuple[tuple[str, int], ...]) -> None:
+            for reference in of.references:
+                place = (reference.subject, reference.version)
+                what = f"version {reference.version} of subject {reference.subject!r}"
+                if place in within:
+                    raise Reject(f"its references lead in a circle: {what}", rule="decode")
+                if reference in found:
+                    continue
+                if len(found) + len(within) >= _MOST_REFERENCES:
+                    raise Reject(f"it refers to more than {_MOST_REFERENCES} schemas", rule="decode")
+                try:
+                    other = self._registry.by_version(*place)
+                except UnknownSchemaError as error:
+                    raise Reject(f"it refers to a schema that isn't there: {error}", rule="schema-id") from None
+                _refuse_large(other, what)
+                visit(other, (*within, place))
+                found[reference] = other
+
+        visit(schema, ())
+        return list(found.items())
 
     def _check(self, schema: StoredSchema, what: str) -> None:
         if schema.rules and self.rules == "refuse":
@@ -181,7 +218,14 @@ class RegistryCodec(Codec):
         if stored.type != self.kind:
             raise Reject(f"schema {spoken(key)} is of type {stored.type}, expected {self.kind}", rule="schema-id")
         self._check(stored, f"schema {spoken(key)}")
+        _refuse_large(stored, f"schema {spoken(key)}")
         return stored
+
+
+def _refuse_large(schema: StoredSchema, what: str) -> None:
+    """Raise Reject for a schema that no registry of Confluent's kind takes by default, and that would be prepared for minutes."""
+    if len(schema.text) > _MOST_TEXT:
+        raise Reject(f"{what} has {len(schema.text):,} characters, more than {_MOST_TEXT:,}", rule="decode")
 
 
 def key_of_header(data: bytes | None) -> SchemaKey:

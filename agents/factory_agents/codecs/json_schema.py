@@ -42,21 +42,12 @@ class JsonSchemaCodec(RegistryCodec):
         from jsonschema_rs import Registry, ValidationError, validator_for
 
         try:
-            others: dict[str, Any] = {}
-            self._name_references(own, others)
+            others = {reference.name: json.loads(other.text) for reference, other in self._referred(own)}
             self._validator = validator_for(
                 json.loads(own.text), registry=Registry(resources=list(others.items()), retriever=_no_other), retriever=_no_other
             )
-        except (ValidationError, ValueError) as error:
+        except (ValidationError, ValueError, RecursionError) as error:
             raise Reject(f"it is no JSON Schema: {error}") from None
-
-    def _name_references(self, schema: StoredSchema, others: dict[str, Any]) -> None:
-        """The schemas that it refers to, and theirs, by the names that it does so."""
-        for reference in schema.references:
-            if reference.name not in others:
-                other = self._registry.by_version(reference.subject, reference.version)
-                others[reference.name] = json.loads(other.text)
-                self._name_references(other, others)
 
     def decode(self, value: bytes, headers: Headers) -> dict[str, Any]:
         """See ``Codec.decode``."""

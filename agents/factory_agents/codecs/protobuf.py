@@ -79,16 +79,8 @@ class ProtobufCodec(RegistryCodec):
 
     def _files(self, schema: StoredSchema) -> tuple[File, dict[str, File]]:
         """A schema's compiled file, and those that it imports. Raises Reject for one that can't be used."""
-        others: dict[str, File] = {}
-        self._name_references(schema, others)
+        others = {reference.name: self._file(other, reference.name) for reference, other in self._referred(schema)}
         return self._file(schema, "schema.proto"), others
-
-    def _name_references(self, schema: StoredSchema, others: dict[str, File]) -> None:
-        for reference in schema.references:
-            if reference.name not in others:
-                other = self._registry.by_version(reference.subject, reference.version)
-                others[reference.name] = self._file(other, reference.name)
-                self._name_references(other, others)
 
     def _file(self, schema: StoredSchema, name: str) -> File:
         from factory_agents.codecs.protobuf_types import compiled

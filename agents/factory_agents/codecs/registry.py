@@ -10,11 +10,13 @@ import hashlib
 import json
 import logging
 import os
+import ssl
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -23,6 +25,7 @@ import msgspec
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.kafka.config import is_secret
+from factory_agents.text import printable, shortened
 
 __all__ = ["Reference", "Registry", "RegistryConfig", "StoredSchema", "UnknownSchemaError", "ask", "is_registry_secret", "registry_of"]
 
@@ -33,6 +36,9 @@ _DEFAULTS: Mapping[str, Any] = {"timeout": 10, "max.retries": 3, "retries.wait.m
 _NUMBERS = ("timeout", "max.retries", "retries.wait.ms", "retries.max.wait.ms", "cache.capacity", "cache.latest.ttl.sec")
 _MOST = 1000
 """Schemas that are kept in memory."""
+_MOST_BYTES = 16 * 1024 * 1024
+"""Of one answer."""
+_MOST_SAID = 300
 _UNKNOWN_SECONDS = 60.0
 """For how long a schema that a registry doesn't know isn't asked for again: a topic may be full of them."""
 
@@ -125,12 +131,17 @@ class RegistryConfig:
             raise ConfigurationError(
                 f"a schema registry needs the extra registry: pip install 'factory-agents[registry]' ({error.name} is not installed)"
             ) from None
+        values = {**_DEFAULTS, **self.values}
         try:
-            return SchemaRegistryClient.new_client({**_DEFAULTS, **self.values, "url": self.url})
+            client = SchemaRegistryClient.new_client({**values, "url": self.url})
         except OSError as error:
             raise ConfigurationError(f"schema registry {self.shown}: a certificate or key: {error.strerror or error}") from None
         except (ValueError, TypeError) as error:
             raise ConfigurationError(f"schema registry {self.shown}: {self.without_secrets(error)}") from None
+        session = client._rest_client.session  # it has no other way to bound an answer
+        session.headers["Accept-Encoding"] = "identity"
+        session.event_hooks = {"response": [partial(_bound, seconds=values["timeout"])]}
+        return client
 
     def without_secrets(self, said: object) -> str:
         """A text of somebody else's, with nothing in it that nobody may see."""
@@ -140,6 +151,26 @@ class RegistryConfig:
         for secret in filter(None, (*hidden, *(part for value in hidden for part in value.split(":")), *parts)):
             text = text.replace(secret, "***")
         return text
+
+
+def _bound(response: Any, *, seconds: float) -> None:
+    """Read an answer, in bounds of size and time, and go nowhere else with a user's password: a hook of Confluent's HTTP client."""
+    if 300 <= response.status_code < 400:
+        to = shortened(printable(_shown(response.headers.get("Location", ""))), _MOST_SAID)
+        raise ConfigurationError(
+            f"it sends to another address (HTTP {response.status_code}): {to or 'none'}; set SCHEMA_REGISTRY_URL to the registry's own"
+        )
+    if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnavailableError("its answer is compressed, which was not asked for")
+    began, content = time.monotonic(), bytearray()
+    for part in response.stream:
+        content += part
+        if len(content) > _MOST_BYTES:
+            raise UnavailableError(f"its answer has more than {_MOST_BYTES:,} bytes")
+        if time.monotonic() - began > seconds:
+            raise UnavailableError(f"its answer isn't complete after {seconds:g} s")
+    response.stream.close()
+    response.stream = sys.modules[type(response).__module__.partition(".")[0]].ByteStream(bytes(content))
 
 
 def is_registry_secret(key: str) -> bool:
@@ -216,7 +247,7 @@ class Registry:
     def by_version(self, subject: str, version: int) -> StoredSchema:
         """A version of a subject; errors as ``by_id``."""
         what = f"version {version} of subject {subject!r}"
-        return self._lasting(f"{_name(subject)}-{version}", what, lambda: _registered(self._client.get_version(subject, version)))
+        return self._lasting(f"{_name(subject)}-{version}", what, lambda: _registered(self._client.get_version(subject, version), version))
 
     def compiled(self, schema: StoredSchema) -> str:
         """A Protobuf schema as the registry compiles it; errors as ``by_id``. Not every registry does: what it gives may be the source."""
@@ -251,6 +282,7 @@ class Registry:
                 raise
             log.warning("%s; going by what the schema cache knows: version %d of %s", error, kept.version, what)
             return kept
+        self._refuse_another(schema)
         self._write(name, schema)
         self._write(f"{_name(subject)}-{schema.version}", schema)
         self._latest[subject] = (time.monotonic(), schema)
@@ -269,9 +301,21 @@ class Registry:
             except UnknownSchemaError:
                 self._keep(self._unknown, name, time.monotonic() + _UNKNOWN_SECONDS)
                 raise
+            self._refuse_another(schema)
             self._write(name, schema)
         self._keep(self._known, name, schema)
         return schema
+
+    def _refuse_another(self, schema: StoredSchema) -> None:
+        """Raise ConfigurationError where an id means another schema than it did: records would be read by the wrong one, in silence."""
+        name = f"id-{schema.id}"
+        kept = self._known.get(name) or self._read(name)
+        if schema.id >= 0 and kept is not None and _meaning(kept) != _meaning(schema):
+            cache = f"empty the schema cache {self._folder}, and " if self._folder is not None else ""
+            raise ConfigurationError(
+                f"the registry {self.config.shown}: schema id {schema.id} is another schema now than it was (is it another registry?); "
+                f"{cache}make sure that no record in the topics was written by the old ids"
+            )
 
     def _keep(self, kept: dict[str, _T], name: str, value: _T) -> None:
         if len(kept) >= _MOST:
@@ -315,14 +359,32 @@ def ask(config: RegistryConfig, what: str, question: Callable[[], _T]) -> _T:
         return question()
     except SchemaRegistryError as error:
         raise _refused(config, error, where, what) from None
-    except Exception as error:  # whatever its HTTP client says of connections, certificates and answers that are no JSON
-        said = config.without_secrets(error)
+    except (ConfigurationError, UnavailableError) as error:
+        raise type(error)(f"{where} cannot be asked for {what}: {error}") from None
+    except Exception as error:  # whatever its HTTP client says of connections and answers that are no JSON
+        said = _said(config, error)
+        if _is_about_certificates(error):
+            raise ConfigurationError(
+                f"{where} cannot be asked for {what}: its certificate can't be trusted: {said}; set ssl.ca.location in "
+                "SCHEMA_REGISTRY_CONFIG to the authority's certificate, or correct the address"
+            ) from None
         raise UnavailableError(f"{where} cannot be asked for {what}: {type(error).__name__}: {said}") from None
 
 
+def _said(config: RegistryConfig, said: object) -> str:
+    """What somebody else says, in one line without secrets."""
+    return shortened(printable(config.without_secrets(said)), _MOST_SAID)
+
+
+def _is_about_certificates(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _refused(config: RegistryConfig, error: Any, where: str, what: str) -> FactoryError:
-    status, code, said = error.http_status_code, error.error_code, config.without_secrets(error.error_message)[:300]
-    if code in _UNKNOWN:
+    status, code, said = error.http_status_code, error.error_code, _said(config, error.error_message)
+    if status == 404 and code in _UNKNOWN:
         return UnknownSchemaError(f"{where} has no {what}")
     if status in (401, 403):
         return ConfigurationError(f"{where} refuses to tell {what} (HTTP {status}): set its user in SCHEMA_REGISTRY_CONFIG")
@@ -334,22 +396,37 @@ def _refused(config: RegistryConfig, error: Any, where: str, what: str) -> Facto
     return ConfigurationError(f"{where} refuses to tell {what} (HTTP {status}): {said}{hint}")
 
 
+def _meaning(schema: StoredSchema) -> Any:
+    """A schema's text, however it is written."""
+    try:
+        return schema.type, msgspec.json.decode(schema.text)
+    except (msgspec.DecodeError, RecursionError):
+        return schema.type, schema.text
+
+
 def _name(subject: str) -> str:
     """A subject as part of a file's name."""
     return f"subject-{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
 
 
 def _stored(schema: Any, **more: Any) -> StoredSchema:
+    """A schema as Confluent's client has it. Raises UnavailableError for what is none: the record that names it is not to blame."""
+    text, type_ = schema.schema_str, schema.schema_type or "AVRO"
     references = tuple(Reference(r.name, r.subject, int(r.version)) for r in schema.references or ())
+    names = [name for r in references for name in (r.name, r.subject)]
+    if not text or not all(isinstance(value, str) for value in (text, type_, *names)):
+        raise UnavailableError("its answer holds no schema")
     rules = schema.rule_set
     found = rules is not None and any((rules.domain_rules, rules.migration_rules, rules.encoding_rules))
-    return StoredSchema(str(schema.schema_type or "AVRO").upper(), schema.schema_str or "", references, rules=found, **more)
+    return StoredSchema(type_.upper(), text, references, rules=found, **more)
 
 
-def _registered(found: Any) -> StoredSchema:
-    return _stored(
-        found.schema, id=int(found.schema_id), guid=str(found.guid or ""), subject=str(found.subject), version=int(found.version)
-    )
+def _registered(found: Any, version: int | None = None) -> StoredSchema:
+    """A version of a subject. Raises UnavailableError where it isn't the one that was asked for."""
+    id_, number = int(found.schema_id), int(found.version)
+    if not 0 <= id_ < 1 << 31 or number != (number if version is None else version):
+        raise UnavailableError(f"its answer is about schema id {id_}, version {number}")
+    return _stored(found.schema, id=id_, guid=str(found.guid or ""), subject=str(found.subject), version=number)
 
 
 @lru_cache(maxsize=8)
