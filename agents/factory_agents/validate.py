@@ -195,7 +195,7 @@ class ValidateTransform:
         return reject
 
     def compare(self, earlier: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
-        """Look at the windows before this one, whose reports ``earlier`` gives (the newest last), if the contract compares with them."""
+        """See ``Transform.compare``: only contracts with drift look at earlier windows."""
         contract = self.contract
         if any(c.figure == "drift" for c in (*contract.fail_if, *contract.warn_if)):
             self._statistics.compare([report for report in earlier() if report["contract"]["name"] == contract.name])

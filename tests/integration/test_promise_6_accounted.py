@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -75,6 +75,9 @@ class _Broken:
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         return [b"{}"] * (len(messages) - 1)
+
+    def compare(self, earlier: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        return None
 
     def finish(self, counts: Counts) -> None:
         return None
@@ -158,6 +161,9 @@ class _Summing:
                 raise UnavailableError("away")
             self.seen.append(event["event_id"])
         return [m.value() for m in messages]
+
+    def compare(self, earlier: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        return None
 
     def finish(self, counts: Counts) -> dict[str, Any]:
         return {"sum": sum(self.seen), "seen": len(self.seen), "consumed": counts.consumed}

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +102,9 @@ class InferTransform:
         self._dialogues: dict[bytes, _Dialogue] = {}
         self.seconds: list[float] = []
         """How long each call took."""
+
+    def compare(self, earlier: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """See ``Transform.compare``."""
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``. Raises BudgetError, UnavailableError where the model is away for too long."""

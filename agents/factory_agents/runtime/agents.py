@@ -74,6 +74,10 @@ class Transform(Protocol):
         """One output per message, in order. Must be deterministic; never raises for bad data (rejects it)."""
         ...
 
+    def compare(self, earlier: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """Before the first record of a window, if it is stateful: ``earlier`` gives the reports of the windows before, the newest last."""
+        ...
+
     def finish(self, counts: Counts) -> dict[str, Any] | None:
         """After the last record: the report that goes into the result, or None."""
         ...
@@ -503,6 +507,9 @@ class FunctionTransform:
     def writes_nothing(self) -> bool:
         """Whether the function says that it returns None, always."""
         return inspect.signature(self._agent.function).return_annotation in (None, "None")
+
+    def compare(self, earlier: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """See ``Transform.compare``."""
 
     def load(self) -> None:
         """Have there what the agent loads once a process; a live one does so before it joins its group. Raises AgentError."""

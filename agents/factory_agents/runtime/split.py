@@ -94,6 +94,9 @@ class SplitTransform:
         self.identity: dict[str, Any] = {"params": self._transforms[0].identity["params"]}
         self.at_once = max(transform.at_once for transform in self._transforms)
 
+    def compare(self, earlier: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """See ``Transform.compare``."""
+
     def load(self) -> None:
         """See ``FunctionTransform.load``."""
         for transform in self._transforms:

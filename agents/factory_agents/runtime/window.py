@@ -148,9 +148,8 @@ class _TransformRun:
         """Begin behind what is committed."""
         self.handled = progress = self.session.progress
         self.reader.seek(progress.positions, progress.read, progress.lost)
-        compare = getattr(self.transform, "compare", None)
-        if compare is not None and self.transform.stateful:
-            self.thread.call(lambda: compare(self.session.earlier_reports), self._meanwhile)
+        if self.transform.stateful:
+            self.thread.call(lambda: self.transform.compare(self.session.earlier_reports), self._meanwhile)
         if self.transform.stateful and progress.positions:
             self._replay(progress.positions)
 

@@ -34,22 +34,19 @@ _MASK = (1 << 64) - 1
 class Members:
     """The distinct values of a column, by 64-bit hashes: beside 10 million values, one in 10^12 others is taken for one of them.
 
-    Values are compared as text: 5, 5.0 and "5" are one. ``digest`` tells the content of one column from another's, whatever the order.
+    Values are compared as text: 5, 5.0 and "5" are one. ``digest`` tells the content of one column from another's, in whatever
+    order and however often its values stand there; it is known after ``tidy``.
     """
 
     def __init__(self, most: int = MOST_VALUES) -> None:
         self._most = most
         self._added = 0
-        self._sum = 0
         self._buckets = [array("q") for _ in range(_BUCKETS)]
+        self._lasting = [array("Q") for _ in range(_BUCKETS)]  # beside each hash one that is the same in every process
+        self.digest = ""
 
     def __len__(self) -> int:
         return self._added
-
-    @property
-    def digest(self) -> str:
-        """See the class."""
-        return f"{self._sum:016x}"
 
     def add(self, values: Iterable[Any]) -> None:
         """Add values, of which nulls, lists and objects are none. Raises ConfigurationError once there are too many."""
@@ -57,18 +54,26 @@ class Members:
             if text is None:
                 continue
             number = hash(text)
+            lasting = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
             self._buckets[number & _BUCKETS - 1].append(number)
-            stable = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            self._sum = (self._sum + int.from_bytes(stable)) & _MASK
+            self._lasting[number & _BUCKETS - 1].append(int.from_bytes(lasting))
             self._added += 1
         if self._added > self._most:
-            self.tidy()
+            self._drop_repeated()
             if self._added > self._most:
                 raise ConfigurationError(f"it has more than {self._most:,} distinct values, the most that a reference may have")
 
     def tidy(self) -> None:
-        """Drop what was added twice, and sort: to be done before the values are asked for."""
-        self._buckets = [array("q", sorted(set(bucket))) for bucket in self._buckets]
+        """Drop what was added twice, and sort: to be done once, before the values are asked for."""
+        self._drop_repeated()
+        self.digest = f"{sum(map(sum, self._lasting)) & _MASK:016x}"
+        self._lasting = []
+
+    def _drop_repeated(self) -> None:
+        for place, (bucket, lasting) in enumerate(zip(self._buckets, self._lasting, strict=True)):
+            kept = sorted(dict(zip(bucket, lasting, strict=True)).items())
+            self._buckets[place] = array("q", (number for number, _ in kept))
+            self._lasting[place] = array("Q", (number for _, number in kept))
         self._added = sum(map(len, self._buckets))
 
     def tester(self) -> Callable[[Any], bool]:

@@ -70,6 +70,9 @@ class Misbehaving:
 
     finish = process
 
+    def compare(self, earlier: Any) -> None:
+        return None
+
     def close(self) -> None:
         return None
 

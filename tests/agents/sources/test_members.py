@@ -47,7 +47,7 @@ def test_what_was_added_is_found_and_nothing_else_in_any_order(values: list[Any]
     members, again = Members(), Members()
     for i in range(batches):
         members.add(values[i::batches])
-    again.add(reversed(values))
+    again.add([*reversed(values), *values[:3]])
     for one in (members, again):
         one.tidy()
     contains = members.tester()
@@ -85,8 +85,6 @@ def test_a_column_with_too_many_values_is_refused_but_copies_are_none() -> None:
     members = Members(most=10)
     for _ in range(5):
         members.add(range(10))
-    members.tidy()
-    assert len(members) == 10
     with pytest.raises(ConfigurationError, match="more than 10 distinct values"):
         members.add([11])
 
