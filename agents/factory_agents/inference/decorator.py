@@ -93,6 +93,9 @@ class FunctionOfAnswers:
             done[n] = output
         return done
 
+    def compare(self, earlier: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """See ``Transform.compare``."""
+
     def finish(self, counts: Any) -> dict[str, Any] | None:
         """See ``Transform.finish``."""
         return self._asks.finish(counts)
