@@ -156,6 +156,7 @@ class ValidateTransform:
         events: list[dict[str, Any]] = []
         valid_at: list[int] = []
         for i in places:
+            event: Any = None
             try:
                 event = decode(outputs[i])  # type: ignore[arg-type]
                 valid = type(event) is dict and check(event)
@@ -169,17 +170,18 @@ class ValidateTransform:
                 events.append(event)
                 valid_at.append(i)
             else:
-                outputs[i] = self._reject(messages[i])
+                outputs[i] = self._reject(messages[i], event)
         self._statistics.add_valid(events, keys=self._keys([messages[i] for i in valid_at], ()))
         self._seen += len(outputs)
         self._passed_over += len(events)
         if self._seen >= _ENOUGH and 2 * self._passed_over > self._seen:  # most have, say, fields that aren't declared
             self._fast = None
 
-    def _reject(self, message: Message) -> Reject:
-        """Say why; slower, for the few."""
+    def _reject(self, message: Message, event: Any) -> Reject:
+        """Say why; slower, for the few. The event is what was decoded, None where it couldn't be."""
         try:
-            event = decode_event(message.value())
+            if type(event) is not dict:
+                event = decode_event(message.value())
             if self._refuses_doubled_keys and (name := doubled_key(message.value() or b"")) is not None:
                 raise Reject(f"the key {show(name)} stands twice in one object", rule="decode")
             violations = self.contract.violations(event, self._members)

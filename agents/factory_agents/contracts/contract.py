@@ -196,12 +196,20 @@ class Contract:
         except ValueError as error:
             if all(v.rule != f"schema:{self.time}" for v in broken):
                 broken.append(Violation("time", f"{self.time}: {error}"))
-        for rule, expression in zip(self.rules, self._expressions, strict=True):
-            reason = _why_broken(expression, event, self.masked, undecided_counts=fits)
-            if reason:
-                broken.append(Violation(rule.name, f"rule {rule.name}: {reason}"))
-        broken += self._unknown_values(event, members or {}, {v.rule for v in broken})
+        if self._expressions and not self._keeps_rules(event):
+            for rule, expression in zip(self.rules, self._expressions, strict=True):
+                reason = _why_broken(expression, event, self.masked, undecided_counts=fits)
+                if reason:
+                    broken.append(Violation(rule.name, f"rule {rule.name}: {reason}"))
+        if members:
+            broken += self._unknown_values(event, members, {v.rule for v in broken})
         return tuple(map(self._without_values, broken)) if self.masked else tuple(broken)
+
+    def _keeps_rules(self, event: Mapping[str, Any]) -> bool:
+        try:
+            return bool(self._all_rules(event.get))
+        except Exception:  # one can't be decided
+            return False
 
     def _unknown_values(self, event: Mapping[str, Any], members: Members, broken: set[str]) -> Iterator[Violation]:
         for key in self.foreign_keys:
@@ -221,15 +229,18 @@ class Contract:
 
 def _why_broken(expression: Expression, event: dict[str, Any], masked: frozenset[str], *, undecided_counts: bool) -> str:
     """Why a rule doesn't hold; a rule that can't be decided because the schema is broken already adds nothing."""
-    names = dict.fromkeys(name for name, _, _ in expression.fields)
+    undecided: Exception | None = None
     try:
         if expression.test(event.get):
             return ""
-        verb = "expected"
     except Exception as error:
         if not undecided_counts:
             return ""
-        why = type(error).__name__ if masked & names.keys() else str(error)
+        undecided = error
+    names = dict.fromkeys(name for name, _, _ in expression.fields)
+    verb = "expected"
+    if undecided is not None:
+        why = type(undecided).__name__ if masked & names.keys() else str(undecided)
         verb = f"cannot be decided ({why}): expected"
     known = [name for name in names if name in event]
     shown = {name: "a masked value" if name in masked else show(event[name]) for name in known}

@@ -64,27 +64,30 @@ class Schema:
             return [Violation("schema", f"the event: cannot be checked: {str(error)[:200]}")]
 
     def _violation(self, error: Any) -> Violation:
-        path = list(error.instance_path)
-        if error.kind.name == "required":
-            path.append(error.kind.property)
+        path, kind = list(error.instance_path), error.kind
+        if kind.name == "required":
+            path.append(kind.property)
         name = path[0] if path and path[0] in self.fields else ""
-        where = _dotted(path) or "the event"
-        return Violation(f"schema:{name}" if name else "schema", f"{where}: {wording(error)}")
+        where = name if len(path) == 1 and name else _dotted(path) or "the event"
+        return Violation(f"schema:{name}" if name else "schema", f"{where}: {wording(error, kind)}")
 
 
 _MOST_VALUES = 2_000
 """Each may be an error or several, and one costs some 60 µs: a list of a million wrong items would take a minute, and gigabytes."""
 
 
+_NESTED = (dict, list)
+
+
 def _is_large(event: Any) -> bool:
     count, todo = 0, [event]
     while todo:
         value = todo.pop()
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        parts = value.values() if type(value) is dict else value if type(value) is list else ()
         count += len(parts)
         if count > _MOST_VALUES:
             return True
-        todo += (part for part in parts if isinstance(part, (dict, list)))
+        todo += [part for part in parts if type(part) in _NESTED]
     return False
 
 
@@ -113,10 +116,11 @@ _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def wording(error: Any) -> str:
-    """A validator's error as what was expected and what came."""
-    kind: str = error.kind.name
-    facts: dict[str, Any] = error.kind.as_dict()
+def wording(error: Any, of: Any = None) -> str:
+    """A validator's error as what was expected and what came; ``of`` is its kind, which is slow to ask for."""
+    of = of or error.kind
+    kind: str = of.name
+    facts: dict[str, Any] = of.as_dict()
     if kind == "required":
         return "expected a value, got none (the field is missing)"
     if kind in ("additionalProperties", "unevaluatedProperties"):
