@@ -89,7 +89,7 @@ def show(file: _File, json: Json = False) -> None:
         console.print_json(
             {
                 **{name: getattr(contract, name) for name in ("name", "version", "source", "digest", "id", "key", "time", "time_unit")},
-                **{name: getattr(contract, name) for name in ("version_field", "deletes", "duplicate_keys", "nulls")},
+                **{name: getattr(contract, name) for name in ("version_field", "deletes", "delete_marker", "duplicate_keys", "nulls")},
                 "columns": contract.columns(),
                 "rules": dict(rules),
                 "conditions": [dict(zip(("level", "condition"), c, strict=True)) for c in conditions],

@@ -49,7 +49,7 @@ class BigQueryParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``table``: ``dataset.table`` or ``project.dataset.table``. ``contract`` and ``create_table`` as for PostgreSQL; ``add_columns``: add
     nullable columns that the contract has and the table lacks. A table that is created is partitioned by the time or date column
     ``partition_by`` (by default not at all) in ``partition_unit``, clustered by ``cluster_by`` (by default the key), and encrypted with
-    ``kms_key``. ``labels`` stand on it and on every job. ``timeout``: seconds that one job may take.
+    ``kms_key``. ``labels`` stand on it and on every job. ``timeout``: seconds that one job may take. ``deletes`` as for PostgreSQL.
     """
 
     table: str
@@ -63,6 +63,7 @@ class BigQueryParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kms_key: str = ""
     labels: dict[str, str] = {}
     timeout: float = 900.0
+    deletes: bool | None = None
 
 
 class SnowflakeParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,13 +154,13 @@ def _bigquery(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
     if settings.timeout <= 0:
         raise ConfigurationError("agent 'publish': timeout must be more than 0 seconds")
     contract = _contract(settings.contract, run)
-    if contract is not None and contract.deletes:
-        raise ConfigurationError("publish to BigQuery takes no deletes, and the contract has deletes: true; leave that out")
+    deletes = settings.deletes if settings.deletes is not None else contract is not None and contract.deletes
+    wanted = bigquery.wanted_table(contract) if contract is not None else bigquery.WantedTable()
     account = bigquery.account_from_env()
     target = bigquery.BigQueryTarget(
         account=account,
         table=bigquery.TableName.parse(settings.table),
-        wanted=bigquery.wanted_table(contract) if contract is not None else bigquery.WantedTable(),
+        wanted=msgspec.structs.replace(wanted, deletes=deletes),
         layout=bigquery.Partitioning(settings.partition_by, settings.partition_unit, settings.cluster_by, settings.kms_key),
         create_table=settings.create_table,
         add_columns=settings.add_columns,
@@ -171,8 +172,10 @@ def _bigquery(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
         "table": settings.table,
         "contract": contract.digest if contract is not None else "",
         "project": account.project,
-    }
-    return ExactSink(bigquery.BigQuerySink(target), TableSpec(), identity, timeout=settings.timeout)
+    } | ({"deletes": True} if deletes else {})
+    table = contract.table() if contract is not None else TableSpec()
+    spec = msgspec.structs.replace(table, deletes=deletes)
+    return ExactSink(bigquery.BigQuerySink(target), spec, identity, timeout=settings.timeout)
 
 
 def _snowflake(params: Mapping[str, Any], run: AgentRun | None) -> Sink:

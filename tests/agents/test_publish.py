@@ -30,9 +30,9 @@ def test_a_mistake_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, params: di
     assert "\n" not in str(caught.value)
 
 
-def test_deletes_that_a_warehouse_would_not_make_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="takes no deletes, and the contract has deletes: true; leave that out"):
-        build({"sink": "bigquery", "table": "d.t", "contract": CONTRACT | {"deletes": True}})
+def test_deletes_that_a_sink_would_not_make_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="takes no deletes with mode: append"):
+        build({"sink": "iceberg", "table": "d.t", "contract": CONTRACT | {"deletes": True}})
 
 
 def test_the_identity_tells_table_contract_and_database_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from factory_agents.contracts.conditions import Condition, Verdict, judge, parse
 from factory_agents.contracts.contract import Contract, Rule, is_text, load_contract, pack_contract, split_name, untrusted_contract
 from factory_agents.contracts.foreign_keys import ForeignKey
 from factory_agents.contracts.schema import Violation
-from factory_agents.contracts.table import Column, ColumnSpec, ColumnType, TableSpec
+from factory_agents.contracts.table import Column, ColumnSpec, ColumnType, DeleteMarker, TableSpec
 from factory_agents.contracts.window_rules import WindowStatistics, merge_reports
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ColumnType",
     "Condition",
     "Contract",
+    "DeleteMarker",
     "ForeignKey",
     "Rule",
     "TableSpec",

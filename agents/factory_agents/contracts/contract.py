@@ -30,7 +30,7 @@ from factory_agents.contracts.foreign_keys import ForeignKey, pack_data, read_fo
 from factory_agents.contracts.notations import schema_names, translated
 from factory_agents.contracts.schema import FieldType, Schema, Violation, compile_schema
 from factory_agents.contracts.sql import Query, WindowTable, read_queries
-from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnSpec, ColumnType, TableSpec
+from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnSpec, ColumnType, DeleteMarker, TableSpec
 from factory_agents.contracts.times import iso_time
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import confined_path, resolve_path
@@ -68,12 +68,12 @@ class Contract:
     """A checked data contract.
 
     ``id``, ``time`` and ``version_field`` name fields, None where the events have none. ``time_unit`` is what the event time is
-    counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row. ``duplicate_keys``: of a key that is
-    twice in an object the last counts, or the event is rejected. ``nulls`` are the fields whose nulls are counted, ``figures`` what else
-    is, ``duplicates_of`` the fields whose values, taken together, should come once, ``volumes_of`` those that are the keys whose events
-    are counted, ``queries`` the SQL over a window, ``foreign_keys`` the fields whose values must be in other data; the values of ``masked``
-    fields stand in no reason, report or log. ``digest`` is equal for equal meaning: comments, layout and descriptions don't enter it.
-    ``notes`` say what in it checks nothing, ``not_run`` which checks are not ours to run.
+    counted in (``iso``: ISO-8601 text). ``deletes``: a record without a value deletes its key's row, and so does an event with the
+    ``delete_marker``. ``duplicate_keys``: of a key that is twice in an object the last counts, or the event is rejected. ``nulls`` are the
+    fields whose nulls are counted, ``figures`` what else is, ``duplicates_of`` the fields whose values, taken together, should come once,
+    ``volumes_of`` those that are the keys whose events are counted, ``queries`` the SQL over a window, ``foreign_keys`` the fields whose
+    values must be in other data; the values of ``masked`` fields stand in no reason, report or log. ``digest`` is equal for equal meaning:
+    comments, layout and descriptions don't enter it. ``notes`` say what in it checks nothing, ``not_run`` which checks are not ours to run.
     ``text`` is its own; ``texts`` are those of the files that it refers to, by their names relative to its folder.
     """
 
@@ -85,6 +85,7 @@ class Contract:
     version_field: str | None
     key: tuple[str, ...]
     deletes: bool
+    delete_marker: DeleteMarker | None
     duplicate_keys: DuplicateKeys
     rules: tuple[Rule, ...]
     fail_if: tuple[Condition, ...]
@@ -132,7 +133,7 @@ class Contract:
             raise ConfigurationError(
                 f"contract {self.source}: it declares no fields, so it gives a table no columns; add a schema or columns"
             )
-        return TableSpec(columns, self.key, self.time, self.version_field, self.deletes)
+        return TableSpec(columns, self.key, self.time, self.version_field, self.deletes, self.delete_marker)
 
     def checker(self, members: Members | None = None) -> Callable[[dict[str, Any]], bool]:
         """The fast test of one decoded event against schema and rules; what it calls false, ``violations`` explains.
@@ -356,6 +357,9 @@ _Window: TypeAlias = "tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[
 _NO_WINDOW: _Window = ((), (), (), (), ())
 _NO_FOREIGN_KEYS: tuple[ForeignKey, ...] = ()
 _NO_KEY: tuple[str, ...] = ()
+_NO_DELETES: tuple[bool, DeleteMarker | None] = (False, None)
+_MARKS = {str: "string", bool: "boolean", int: "integer", float: "number"}
+"""What an event may be marked with, and how a schema calls that."""
 _NO_COLUMNS: tuple[Column, ...] = ()
 _NO_MASKS: frozenset[str] = frozenset()
 
@@ -400,9 +404,7 @@ class _Builder:
         key = self._try(_NO_KEY, self._key, id_)
         version = self._try("", self._version)
         version_field = self._try(None, self._field, "version_field", None)
-        deletes = self._data.get("deletes", False)
-        if not isinstance(deletes, bool):
-            self._document.report(("deletes",), f"expected true or false, got {show(deletes)}")
+        deletes, marker = self._try(_NO_DELETES, self._deletes)
         duplicate_keys = self._data.get("duplicate_keys", "last")
         if duplicate_keys not in get_args(DuplicateKeys):
             self._document.report(("duplicate_keys",), f"expected last or refuse, got {show(duplicate_keys)}")
@@ -422,7 +424,7 @@ class _Builder:
             "rules": [(rule.name, " ".join(rule.text.split())) for rule, _ in rules],
             "window": [[c.text for c in fail_if], [c.text for c in warn_if], nulls],
             "columns": columns,
-        } | ({"deletes": True} if deletes else {})
+        } | ({"deletes": True if marker is None else marker} if deletes else {})
         for what, missing in (("missing", True), ("invalid", False)):
             counted = [figure.meaning for figure in figures if figure.missing is missing]
             meaning |= {what: counted} if counted else {}
@@ -439,6 +441,7 @@ class _Builder:
             version_field=version_field,
             key=key,
             deletes=deletes,
+            delete_marker=marker,
             duplicate_keys=duplicate_keys,
             rules=tuple(rule for rule, _ in rules),
             fail_if=fail_if,
@@ -525,6 +528,29 @@ class _Builder:
         if unit is not None and types and (unit == "iso") != (types == {"string"}):
             self._fail(("time_unit",), f"{unit!r} does not fit {name!r}, which the schema says is {' or '.join(sorted(types))}")
         return name, unit or "iso"
+
+    def _deletes(self) -> tuple[bool, DeleteMarker | None]:
+        given = self._data.get("deletes", False)
+        if isinstance(given, bool):
+            return given, None
+        at: KeyPath = ("deletes",)
+        whole = self._document.mapping(at, given, "true, false, or what marks an event that deletes, such as {field: op, values: [d]}")
+        self._document.check_keys(at, whole, ("field", "values"))
+        if "field" not in whole:
+            self._fail(at, "expected the field that marks an event that deletes, such as {field: op, values: [d]}", key=True)
+        field_, values = self._declared(whole["field"], (*at, "field")), whole.get("values")
+        if not isinstance(values, list) or not values:
+            self._fail((*at, "values") if "values" in whole else at, f"expected values, a list such as [d], got {show(values)}")
+        types = self._fields[field_].types if field_ in self._fields else frozenset[str]()
+        for i, value in enumerate(values):
+            kind = _MARKS.get(type(value))
+            if kind is None:
+                self._fail((*at, "values", i), f"expected text, a number, true or false, got {show(value)}")
+            if types and not types & ({kind, "number"} if kind == "integer" else {kind}):
+                self._fail(
+                    (*at, "values", i), f"{show(value)} is never in {field_!r}, which the schema says is {' or '.join(sorted(types))}"
+                )
+        return True, DeleteMarker(field_, tuple(values))
 
     def _key(self, id_: str | None) -> tuple[str, ...]:
         value = self._data.get("key", [id_] if id_ is not None else [])

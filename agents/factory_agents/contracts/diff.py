@@ -48,7 +48,7 @@ def diff_contracts(old: Contract, new: Contract) -> list[Change]:
 def _facts(old: Contract, new: Contract) -> Iterator[Change]:
     sides: dict[str, tuple[Side, ...]] = {
         "name": (), "version": (), "id": ("consumers",), "time": ("consumers",), "time_unit": _BOTH,
-        "version_field": ("table",), "key": ("table",), "deletes": ("table",), "duplicate_keys": _BOTH,
+        "version_field": ("table",), "key": ("table",), "deletes": ("table",), "delete_marker": ("table",), "duplicate_keys": _BOTH,
     }  # fmt: skip
     for name, breaks in sides.items():
         before, after = getattr(old, name), getattr(new, name)

@@ -9,7 +9,7 @@ from typing import Any
 from factory_agents.contracts.documents import Document, KeyPath, show
 from factory_agents.contracts.patterns import PatternError, compile_search
 
-__all__ = ["Figure", "read_figures"]
+__all__ = ["Figure", "finder", "read_figures"]
 
 _KEYS = ("field", "values", "pattern")
 
@@ -68,7 +68,7 @@ def _read(document: Document, path: KeyPath, name: str, value: Any, missing: boo
 
 
 def _test(document: Document, path: KeyPath, values: tuple[Any, ...] | None, pattern: str | None, missing: bool) -> Callable[[Any], bool]:
-    listed = _finder(values) if values is not None else None
+    listed = finder(values) if values is not None else None
     if missing and listed is not None:
         return listed
     search: Callable[[Any], bool] | None = None
@@ -91,7 +91,7 @@ def _test(document: Document, path: KeyPath, values: tuple[Any, ...] | None, pat
     return invalid
 
 
-def _finder(values: tuple[Any, ...]) -> Callable[[Any], bool]:
+def finder(values: tuple[Any, ...]) -> Callable[[Any], bool]:
     """Whether a value is among these; true isn't 1, as JSON has it."""
     plain = {(type(v) is bool, v) for v in values if not isinstance(v, (list, dict))}
     others = [v for v in values if isinstance(v, (list, dict))]

@@ -8,7 +8,7 @@ import msgspec
 
 from factory_agents.errors import ConfigurationError
 
-__all__ = ["COLUMN_TYPES", "Column", "ColumnSpec", "ColumnType", "TableSpec"]
+__all__ = ["COLUMN_TYPES", "Column", "ColumnSpec", "ColumnType", "DeleteMarker", "TableSpec"]
 
 COLUMN_TYPES = {
     "text": 0,
@@ -79,11 +79,22 @@ class ColumnSpec(msgspec.Struct, frozen=True):
     unit: str = ""
 
 
+class DeleteMarker(msgspec.Struct, frozen=True):
+    """How an event says that it deletes its key's row: its ``field`` has one of these ``values``."""
+
+    field: str
+    values: tuple[str | int | float | bool, ...]
+
+    def __str__(self) -> str:
+        """As a contract says it."""
+        return f"{self.field}: {', '.join(map(str, self.values))}"
+
+
 class TableSpec(msgspec.Struct, frozen=True):
     """What a contract wants of a table; no ``columns`` where there is no contract: the table itself says then.
 
     Of two rows of one ``key`` the one with the greater ``version`` is newer, else the one with the later ``time``, as far as there are such
-    columns. ``deletes``: a record without a value removes its key's row.
+    columns. ``deletes``: a record without a value removes its key's row, and so does an event with the ``delete_marker``.
     """
 
     columns: tuple[ColumnSpec, ...] = ()
@@ -91,6 +102,7 @@ class TableSpec(msgspec.Struct, frozen=True):
     time: str | None = None
     version: str | None = None
     deletes: bool = False
+    delete_marker: DeleteMarker | None = None
 
     def column(self, name: str) -> ColumnSpec | None:
         """One of its columns, or None."""

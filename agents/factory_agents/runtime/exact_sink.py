@@ -19,6 +19,7 @@ from factory_agents.kafka.records import MarkRecord
 from factory_agents.protocol import digest
 from factory_agents.runtime import sink_ledger as ledger
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
+from factory_agents.runtime.delete_markers import DeletesReader
 from factory_agents.runtime.ledger_sink import Capability, Landing, LedgerSink, Part
 from factory_agents.runtime.loading import describe
 from factory_agents.runtime.rows import RowReader
@@ -228,6 +229,7 @@ class _Publication:
         self._key = ledger.entry_key(claim)
         # Without a ledger of the sink's own, of two attempts at one window the newer one's rows have to win by themselves.
         generation = claim.generation if sink.capability == "idempotent" else 0
+        self._deletes = DeletesReader(table)
         self._reader = _asked(sink, lambda: sink.reader(table, claim.window)) or RowReader(table, claim.window, generation)
         self._gathered: list[Any] = []
         self._bytes = 0
@@ -242,7 +244,7 @@ class _Publication:
         """
         if self._bytes >= _PART_BYTES:
             self._stage()
-        batches, rejected = self._reader.read(messages)
+        batches, rejected = self._reader.read(self._deletes.read(messages))
         self._gathered += batches
         self._bytes += sum(batch.nbytes for batch in batches)
         self._rows += len(messages) - len(rejected)

@@ -1,4 +1,4 @@
-"""What a record's own key says of a table's key: how a record without a value names the row that it deletes."""
+"""What a record's own key says of a table's key: how a record that deletes names its row."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class KeyReader:
         except (Reject, *_UNFIT) as error:
             why = error.reason if isinstance(error, Reject) else error
             said = f"expected {self._expected()}, got {key[:60]!r} ({why})"
-            raise Reject(f"the key of a record without a value: {said}", rule="key") from error
+            raise Reject(f"the key of a record that deletes: {said}", rule="key") from error
 
     def _values(self, key: bytes) -> list[Any]:
         parts = _parts(key)

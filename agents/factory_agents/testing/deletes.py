@@ -97,6 +97,19 @@ class DeletesConformance:
         assert (sorted(rejected), {each.rule for each in rejected.values()}) == ([0, 1, 2, 3], {"key"})
         assert _counts(sink.commit(rejected=4)) == {"deleted": 1}
 
+    def test_an_event_that_the_contract_marks_as_a_delete_is_one_and_its_key_alone_counts(self, deletes: Publishers) -> None:
+        deletes.contract = CONTRACT | {"deletes": {"field": "value", "values": ["gone", "g"]}}
+        deletes.publish(at([event(key, "x", 9) for key in ("a", "b", "it's", "d")]))
+        unfit = {"id": "it's", "value": "g", "version": "none", "at": [0]}
+        rows = [event("a", "gone", 1), unfit, event("d", "gone"), event("d", "back", 1), event("b", "Gone", 10), event("never", "gone")]
+        assert _counts(deletes.publish([*at(rows), gone("c", 6)], W2)) == {"written": 2, "duplicates": 1, "deleted": 4}
+        assert deletes.rows() == {"b": "Gone", "d": "back"}
+        sink = deletes.sink()
+        sink.claim(deletes.claim(W3))
+        rejected = sink.write(at([{"value": "gone"}, {"id": None, "value": "gone"}, b'{"value": "gone", ', event("b", "gone")]))
+        assert {i: reject.rule for i, reject in rejected.items()} == {0: "key", 1: "key", 2: "decode"}
+        assert _counts(sink.commit(rejected=3)) == {"deleted": 1}
+
     def test_hostile_keys_are_deleted_as_they_were_written(self, deletes: Publishers) -> None:
         keys = [text[:500] for text in SinkConformance.HOSTILE] + ["5", "null", "{", "[1]", '{"id"', " a ", "ａ", "A", "a"]
         deletes.publish(at([event(key) for key in [*keys, "b"]]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from factory_agents.contracts import load_contract
+from factory_agents.contracts import DeleteMarker, load_contract
 from factory_agents.errors import ConfigurationError, ContractError
 
 ROOT = Path(__file__).parents[3]
@@ -231,12 +232,47 @@ def test_the_example_in_the_documentation_is_a_contract() -> None:
     assert contract.checker()({"event_id": "1", "occurred_at": 1, "added": None})
 
 
+def test_the_example_of_marked_deletes_in_the_documentation_is_a_contract() -> None:
+    page = (ROOT / "docs" / "contracts.md").read_text("utf-8")
+    (text,) = (block for block in page.split("```yaml\n") if block.startswith("name: customers"))
+    contract = load_contract(text.split("```")[0])
+    assert (contract.delete_marker, [c.name for c in contract.columns()]) == (DeleteMarker("op", ("d",)), ["id", "name"])
+    assert contract.checker()({"id": 1, "op": "d"})
+
+
 def test_deletes_are_asked_for_and_enter_the_digest() -> None:
     plain, deleting = load_contract(BASE), load_contract(BASE + "deletes: true\n")
     assert (plain.deletes, deleting.deletes) == (False, True)
     assert plain.digest == load_contract(BASE + "deletes: false\n").digest != deleting.digest
-    with pytest.raises(ContractError, match='expected true or false, got "yes"'):
+    with pytest.raises(ContractError, match=r'expected true, false, or what marks an event that deletes, .*, got "yes"'):
         load_contract(BASE + "deletes: 'yes'\n")
+
+
+def test_an_event_may_be_marked_as_a_delete() -> None:
+    marked = load_contract(BASE + "deletes: {field: event_id, values: [gone]}\n")
+    assert (marked.deletes, marked.delete_marker) == (True, DeleteMarker("event_id", ("gone",)))
+    assert marked.table().delete_marker == marked.delete_marker
+    other = load_contract(BASE + "deletes: {field: event_id, values: [gone, away]}\n")
+    assert len({contract.digest for contract in (marked, other, load_contract(BASE + "deletes: true\n"))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("deletes", "says"),
+    [
+        ("{values: [d]}", "expected the field that marks an event that deletes"),
+        ("{field: event_id}", "expected values, a list such as"),
+        ("{field: event_id, values: []}", "expected values, a list such as"),
+        ("{field: event_id, values: d}", 'got "d"'),
+        ("{field: event_id, values: [d, null]}", "expected text, a number, true or false, got null"),
+        ("{field: event_id, values: [[d]]}", "expected text, a number, true or false"),
+        ("{field: event_id, values: [1]}", "1 is never in 'event_id', which the schema says is string"),
+        ("{field: evnt_id, values: [d]}", "did you mean 'event_id'"),
+        ("{field: event_id, value: [d]}", "did you mean 'values'"),
+    ],
+)
+def test_what_marks_a_delete_is_checked(deletes: str, says: str) -> None:
+    with pytest.raises(ContractError, match=r"inline contract:\d+:\d+: .*" + re.escape(says)):
+        load_contract(BASE + f"deletes: {deletes}\n")
 
 
 @pytest.mark.parametrize("type_", ["numeric(10,2)", "char(3)", "varchar(5)", "text[]", "numeric(4)[]", "uuid"])

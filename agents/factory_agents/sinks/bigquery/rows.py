@@ -15,19 +15,23 @@ from msgspec.structs import astuple
 
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Reject
-from factory_agents.runtime.numbers import whole_number
+from factory_agents.runtime.numbers import decode_exact, whole_number
+from factory_agents.runtime.record_key import KeyColumn, KeyReader
 from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["POSITION", "TYPES", "Field", "RowReader", "arrow_type"]
+__all__ = ["DELETED", "POSITION", "TYPES", "Field", "RowReader", "arrow_type"]
 
 TYPES = ("STRING", "INT64", "FLOAT64", "BOOL", "TIMESTAMP", "DATE", "NUMERIC", "BIGNUMERIC", "JSON", "STRUCT")
 """BigQuery's types that events are written to."""
 
 POSITION = ("_factory_partition", "_factory_offset", "_factory_timestamp")
 """What is in every row beside the event's own columns: the record that it came from, and its milliseconds since 1970."""
+
+DELETED = "_factory_deleted"
+"""What says of a staged row that it is a delete: of its columns it has the key alone. It is staged for a table with deletes only."""
 
 _CHUNK = 2000
 _FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
@@ -97,23 +101,50 @@ def arrow_type(field: Field) -> pa.DataType:
 class RowReader:
     """Makes batches of records: whole chunks at msgspec's speed, one by one where a chunk holds something unfit.
 
-    Of an event's other fields nothing is looked at but that they are JSON.
+    Of an event's other fields nothing is looked at but that they are JSON. With ``deletes``, the columns of a key, a record without a value
+    is a row too, of what its own key says.
     """
 
-    def __init__(self, fields: Sequence[Field]) -> None:
+    def __init__(self, fields: Sequence[Field], deletes: Sequence[str] = ()) -> None:
         import pyarrow as pa
 
         self._fields = tuple(fields)
+        by_name = {f.name: f for f in fields}
+        self._deletes = tuple(deletes)
+        self._keys = KeyReader([_key_column(by_name[name]) for name in deletes]) if deletes else None
         self._converters = tuple((i, _converter(f)) for i, f in enumerate(fields) if not _is_plain(f))
         self._position = len(self._fields)
         columns = [(f.name, arrow_type(f)) for f in fields] + [(name, pa.int64()) for name in POSITION]
-        self._schema = pa.schema(columns)
+        self._schema = pa.schema(columns + ([(DELETED, pa.bool_())] if deletes else []))
         names = tuple(f.name for f in fields)
         self._typed = _reader(names, [(_type(f), None if not f.required else msgspec.NODEFAULT) for f in fields])
         self._untyped = _reader(names, [(Any, None)] * len(names))
 
     def read(self, messages: Sequence[Message]) -> tuple[list[pa.RecordBatch], dict[int, Reject]]:
-        """The rows of records that fit, in order, and why the others cannot be written, by their index."""
+        """The rows of records that fit, in order, deletes last, and why the others cannot be written, by their index."""
+        if self._keys is None or all(message.value() is not None for message in messages):
+            return self._read_events(messages)
+        places = [i for i, message in enumerate(messages) if message.value() is not None]
+        batches, unfit = self._read_events([messages[i] for i in places])
+        rejected = {places[i]: reject for i, reject in unfit.items()}
+        deletes: list[_Row] = []
+        for i, message in enumerate(messages):
+            if message.value() is None:
+                try:
+                    deletes.append((*self._keys.read(message.key()), *_place(message)))
+                except Reject as reject:
+                    rejected[i] = reject
+        return [*batches, self._delete_batch(deletes)] if deletes else batches, rejected
+
+    def _delete_batch(self, deletes: Sequence[_Row]) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        columns = dict(zip((*self._deletes, *POSITION), zip(*deletes, strict=True), strict=True))
+        columns[DELETED] = (True,) * len(deletes)
+        arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(len(deletes), f.type) for f in self._schema]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def _read_events(self, messages: Sequence[Message]) -> tuple[list[pa.RecordBatch], dict[int, Reject]]:
         batches: list[pa.RecordBatch] = []
         rejected: dict[int, Reject] = {}
         for start in range(0, len(messages), _CHUNK):
@@ -146,6 +177,8 @@ class RowReader:
         import pyarrow as pa
 
         columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+        if self._deletes:
+            columns.append([False] * len(rows))
         if not converted:
             for i, convert in self._converters:
                 columns[i] = list(map(convert, columns[i]))
@@ -172,7 +205,7 @@ class RowReader:
             except Reject as reject:
                 rejected[i] = reject
             else:
-                yield (*values, message.partition(), message.offset(), message.timestamp()[1])
+                yield (*values, *_place(message))
 
     def _values(self, value: bytes | None) -> tuple[Any, ...]:
         """What an event has in the columns' places; raises Reject for what is not a JSON object."""
@@ -185,6 +218,14 @@ class RowReader:
             raise Reject(f"not an event: {error}", rule="decode") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Reject(f"not JSON: {error}", rule="decode") from error
+
+
+def _place(message: Message) -> _Row:
+    return message.partition(), message.offset(), message.timestamp()[1]
+
+
+def _key_column(field: Field) -> KeyColumn:
+    return KeyColumn(field.name, field.sql, field.type == "STRING", lambda raw: _checked(field, decode_exact(raw)))
 
 
 def _reader(names: tuple[str, ...], types: Sequence[tuple[Any, Any]]) -> Callable[[Iterable[bytes]], Iterator[_Row]]:

@@ -15,8 +15,16 @@ from factory_agents.runtime.ledger_sink import Landing, LedgerSink, Part
 from factory_agents.runtime.rank import window_start
 from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.bigquery import statements
-from factory_agents.sinks.bigquery.rows import POSITION, Field, RowReader
-from factory_agents.sinks.bigquery.table import Partitioning, TableName, TargetTable, WantedTable, open_table, schema_field
+from factory_agents.sinks.bigquery.rows import DELETED, POSITION, Field, RowReader
+from factory_agents.sinks.bigquery.table import (
+    Partitioning,
+    TableName,
+    TargetTable,
+    WantedTable,
+    open_memory,
+    open_table,
+    schema_field,
+)
 from factory_agents.sinks.bigquery.warehouse import Account, Load, NotFoundError, Warehouse
 from factory_agents.telemetry import fields
 
@@ -58,6 +66,7 @@ class BigQuerySink(LedgerSink):
     """
 
     system = "bigquery"
+    deletes = True
 
     def __init__(self, target: BigQueryTarget) -> None:
         self._target = target
@@ -78,7 +87,10 @@ class BigQuerySink(LedgerSink):
             self._warehouse, name.table, target.wanted, target.layout, create=target.create_table, add_columns=target.add_columns
         )
         self.table, self.notes = self._found.text, self._found.notes
-        self._schema = [schema_field(_staged(f)) for f in self._found.fields] + [schema_field(Field(name, "INT64")) for name in POSITION]
+        own = [Field(name, "INT64") for name in POSITION] + ([Field(DELETED, "BOOL")] if self._found.deletes else [])
+        self._schema = [schema_field(f) for f in (*map(_staged, self._found.fields), *own)]
+        if self._found.deletes:
+            open_memory(self._warehouse, self._memory, self._found, target.layout.kms_key)
 
     @property
     def _opened(self) -> tuple[Warehouse, TargetTable]:
@@ -90,6 +102,10 @@ class BigQuerySink(LedgerSink):
     def _ledger(self) -> str:
         warehouse, table = self._opened
         return warehouse.name(f"factory_publishes_{table.name}")
+
+    @property
+    def _memory(self) -> str:
+        return f"factory_deleted_{self._opened[1].name}"
 
     def _key(self, key: str) -> str:
         """An entry speaks of one making of the table: one that is made again holds nothing of the old one."""
@@ -125,7 +141,8 @@ class BigQuerySink(LedgerSink):
 
     def reader(self, table: TableSpec, window: str) -> RowReader:
         """See ``LedgerSink.reader``: the table itself says more of its types than a contract."""
-        return RowReader(self._opened[1].fields)
+        _, found = self._opened
+        return RowReader(found.fields, found.key if found.deletes else ())
 
     def holds(self, publication: int) -> bool:
         """See ``LedgerSink.holds``."""
@@ -162,7 +179,7 @@ class BigQuerySink(LedgerSink):
         staged = [warehouse.name(_staging(part)) for part in landing.parts]
         try:
             read = warehouse.run(
-                statements.landing(table, self._ledger, staged, sweep=bool(landing.stale)),
+                statements.landing(table, self._ledger, warehouse.name(self._memory), staged, sweep=bool(landing.stale)),
                 f"publishing to {table.text}",
                 f"factory_land_{landing.publication:016x}-{self._landings}",
                 window=self._key(landing.key),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import astuple
+
 from factory_agents.runtime.sink_ledger import Figures
-from factory_agents.sinks.bigquery.rows import POSITION, Field
-from factory_agents.sinks.bigquery.table import OWN_FIELDS, TargetTable
+from factory_agents.sinks.bigquery.rows import DELETED, POSITION, Field
+from factory_agents.sinks.bigquery.table import MADE, OWN_FIELDS, TargetTable
 
 __all__ = ["FIGURES", "MOVED", "change_entry", "create_ledger", "entries", "forget", "holds", "landing", "read_entry"]
 
-FIGURES = Figures(*(9_000_000_000_000_000_001 + i for i in range(3)))
+FIGURES = Figures(*(9_000_000_000_000_000_001 + i for i in range(4)))
 """What stands for figures that only the landing transaction knows; it puts them into the entry's text in their places."""
 
 MOVED = "factory: the entry in the ledger has changed"
@@ -69,25 +71,30 @@ WHEN NOT MATCHED AND @old = '' THEN
 """
 
 
-def landing(table: TargetTable, ledger: str, staged: Sequence[str], *, sweep: bool) -> str:
+def landing(table: TargetTable, ledger: str, memory: str, staged: Sequence[str], *, sweep: bool) -> str:
     """The script that makes a publication visible: its rows, what gives way to them, and the ledger's entry, or nothing of these.
 
     It takes ``@window``, ``@old`` and ``@new`` as ``change_entry`` does, ``@publication``, ``@window_start``, and the lists ``@past`` and
-    ``@stale``. DELETE and INSERT in place of MERGE: what is counted is told apart, and emulators run it in a transaction.
+    ``@stale``. DELETE and INSERT in place of MERGE: what is counted is told apart, and emulators run it in a transaction. ``memory``
+    remembers deletes, where the table has them.
     """
-    lines = ["DECLARE distinct_keys, written_rows, removed_rows INT64 DEFAULT 0;"]
+    lines = ["DECLARE distinct_keys, written_rows, removed_rows, gone_keys INT64 DEFAULT 0;"]
     if staged:
-        lines.append(_newest(table, staged))
+        lines += _arrived(table, staged) if table.deletes else _newest(table, staged)
     lines += ["BEGIN TRANSACTION;", f"ASSERT (SELECT entry FROM `{ledger}` WHERE {_THIS}) = @old AS '{MOVED}';"]
     if staged:
-        lines += _put(table)
+        lines += [*(_delete(table, memory) if table.deletes else ()), *_put(table)]
     if sweep:
         lines += [
             f"DELETE FROM `{table.text}` WHERE _factory_publication IN UNNEST(@stale);",
             "SET removed_rows = @@row_count;",
         ]
+        if table.deletes:
+            lines.append(f"DELETE FROM `{memory}` WHERE _factory_publication IN UNNEST(@stale);")
+    if staged and table.deletes:
+        lines += _remember(table, memory)
     entry = "@new"
-    for figure, variable in ((FIGURES.distinct, "distinct_keys"), (FIGURES.written, "written_rows"), (FIGURES.removed, "removed_rows")):
+    for figure, variable in zip(astuple(FIGURES), ("distinct_keys", "written_rows", "removed_rows", "gone_keys"), strict=True):
         entry = f"REPLACE({entry}, '{figure}', CAST({variable} AS STRING))"
     lines += [
         f"UPDATE `{ledger}` SET entry = {entry}, changed_at = CURRENT_TIMESTAMP() WHERE {_THIS} AND entry = @old;",
@@ -97,20 +104,80 @@ def landing(table: TargetTable, ledger: str, staged: Sequence[str], *, sweep: bo
     return "\n".join(lines)
 
 
-def _newest(table: TargetTable, staged: Sequence[str]) -> str:
+_OWN = f"@window_start AS _factory_window, @publication AS _factory_publication, {', '.join(POSITION)}"
+_LATEST = ("_factory_timestamp DESC", "_factory_partition DESC", "_factory_offset DESC")
+
+
+def _newest(table: TargetTable, staged: Sequence[str]) -> list[str]:
     """The newest staged row of each key, as the table takes it."""
-    parts = " UNION ALL ".join(f"SELECT * FROM `{part}`" for part in staged)
-    order = [f"`{name}` DESC NULLS LAST" for name in _order(table)] + [
-        "_factory_timestamp DESC",
-        "_factory_partition DESC",
-        "_factory_offset DESC",
+    return [
+        (
+            f"CREATE TEMP TABLE newest AS SELECT {', '.join(map(_landed, table.fields))}, {_OWN} FROM ({_all(staged)}) WHERE TRUE"
+            f" QUALIFY {_is_first(table)};"
+        ),
+        "SET distinct_keys = (SELECT COUNT(*) FROM newest);",
     ]
-    own = f"@window_start AS _factory_window, @publication AS _factory_publication, {', '.join(POSITION)}"
-    return (
-        f"CREATE TEMP TABLE newest AS SELECT {', '.join(map(_landed, table.fields))}, {own} FROM ({parts}) WHERE TRUE"
-        f" QUALIFY ROW_NUMBER() OVER (PARTITION BY {_names(table.key)} ORDER BY {', '.join(order)}) = 1;\n"
-        "SET distinct_keys = (SELECT COUNT(*) FROM newest);"
-    )
+
+
+def _all(staged: Sequence[str]) -> str:
+    return " UNION ALL ".join(f"SELECT * FROM `{part}`" for part in staged)
+
+
+def _is_first(table: TargetTable) -> str:
+    """Whether a row is the newest of its key's, as long as the window is one."""
+    order = ", ".join((*(f"`{name}` DESC NULLS LAST" for name in _order(table)), *_LATEST))
+    return f"ROW_NUMBER() OVER (PARTITION BY {_names(table.key)} ORDER BY {order}) = 1"
+
+
+def _arrived(table: TargetTable, staged: Sequence[str]) -> list[str]:
+    """All staged rows, as the table takes them (of those of one key a delete may outweigh the newest), and the last delete of each key."""
+    parts = _all(staged)
+    return [
+        f"CREATE TEMP TABLE arrived AS SELECT {', '.join(map(_landed, table.fields))}, {_OWN} FROM ({parts}) WHERE NOT {DELETED};",
+        (
+            f"CREATE TEMP TABLE gone AS SELECT {_names(table.key)}, {_OWN} FROM ({parts}) WHERE {DELETED}"
+            f" QUALIFY ROW_NUMBER() OVER (PARTITION BY {_names(table.key)} ORDER BY {', '.join(_LATEST)}) = 1;"
+        ),
+        f"SET distinct_keys = (SELECT COUNT(*) FROM (SELECT DISTINCT {_names(table.key)} FROM ({parts})));",
+    ]
+
+
+def _delete(table: TargetTable, memory: str) -> list[str]:
+    """Apply our deletes, and those that are remembered, to the table and to the staged rows; what they leave are the newest."""
+    known = f"SELECT 1 FROM `{memory}` AS m WHERE m.{MADE} = {table.made} AND m._factory_publication NOT IN UNNEST(@past) AND"
+    outweighed = _at_least(_place("m", "s"))
+    return [
+        (
+            f"CREATE TEMP TABLE deletes AS SELECT * FROM gone AS s"
+            f" WHERE NOT EXISTS ({known} {_same(table, 'm', 's')} AND NOT {_at_least(_place('s', 'm'))});"
+        ),
+        (
+            f"CREATE TEMP TABLE newest AS SELECT * FROM arrived AS s WHERE NOT EXISTS ({known} {_same(table, 'm', 's')} AND {outweighed})"
+            f" AND NOT EXISTS (SELECT 1 FROM deletes AS m WHERE {_same(table, 'm', 's')} AND {outweighed}) QUALIFY {_is_first(table)};"
+        ),
+        (
+            f"DELETE FROM `{table.text}` AS t WHERE EXISTS (SELECT 1 FROM deletes AS s WHERE {_same(table, 's', 't')}"
+            f" AND (t._factory_publication IN UNNEST(@past) OR {_at_least(_place('s', 't'))}));"
+        ),
+        f"DELETE FROM `{memory}` WHERE {MADE} != {table.made};",
+        f"DELETE FROM `{memory}` AS m WHERE EXISTS (SELECT 1 FROM deletes AS s WHERE {_same(table, 's', 'm')});",
+    ]
+
+
+def _remember(table: TargetTable, memory: str) -> list[str]:
+    """Remember our deletes, and count the keys that have no row any more."""
+    columns = _names([*table.key, *(f.name for f in OWN_FIELDS)])
+    return [
+        f"INSERT INTO `{memory}` ({columns}, {MADE}) SELECT {columns}, {table.made} FROM deletes;",
+        (
+            "SET gone_keys = (SELECT COUNT(*) FROM deletes AS s"
+            f" WHERE NOT EXISTS (SELECT 1 FROM `{table.text}` AS t WHERE {_same(table, 's', 't')}));"
+        ),
+    ]
+
+
+def _same(table: TargetTable, one: str, other: str) -> str:
+    return " AND ".join(f"{one}.`{name}` = {other}.`{name}`" for name in table.key)
 
 
 def _landed(field: Field) -> str:
@@ -138,7 +205,7 @@ def _holds_json(field: Field) -> bool:
 def _put(table: TargetTable) -> list[str]:
     """The newest rows in place of those that give way to them. ``NOT EXISTS`` finds the others: they are newer than ours."""
     columns = _names([*(f.name for f in table.fields), *(f.name for f in OWN_FIELDS)])
-    same = " AND ".join(f"s.`{name}` = t.`{name}`" for name in table.key)
+    same = _same(table, "s", "t")
     delete = (
         f"DELETE FROM `{table.text}` AS t WHERE EXISTS (SELECT 1 FROM newest AS s WHERE {same}"
         f" AND (t._factory_publication IN UNNEST(@past) OR {_is_newer(table)}));"
@@ -163,12 +230,22 @@ def _is_newer(table: TargetTable) -> str:
         ranks += [(f"(s.`{name}` IS NOT NULL)", f"(t.`{name}` IS NOT NULL)")]
         zero = _ZEROS[field.type]
         ranks += [(f"COALESCE(s.`{name}`, {zero})", f"COALESCE(t.`{name}`, {zero})")]
-    ranks.append(("s._factory_window", "COALESCE(t._factory_window, TIMESTAMP '0001-01-01 00:00:00+00')"))
-    ranks += [(f"s.{name}", f"COALESCE(t.{name}, -1)") for name in ("_factory_timestamp", "_factory_partition", "_factory_offset")]
-    ours, theirs = ranks[-1]
-    condition = f"{ours} >= {theirs}"
-    for ours, theirs in reversed(ranks[:-1]):
-        condition = f"({ours} > {theirs} OR ({ours} = {theirs} AND {condition}))"
+    return _at_least([*ranks, *_place("s", "t")])
+
+
+def _place(one: str, other: str) -> list[tuple[str, str]]:
+    """What says where two rows' records lie among all others; ``other`` may be of somebody who doesn't say."""
+    numbers = ("_factory_timestamp", "_factory_partition", "_factory_offset")
+    window = (f"{one}._factory_window", f"COALESCE({other}._factory_window, TIMESTAMP '0001-01-01 00:00:00+00')")
+    return [window, *((f"{one}.{name}", f"COALESCE({other}.{name}, -1)") for name in numbers)]
+
+
+def _at_least(ranks: Sequence[tuple[str, str]]) -> str:
+    """Whether the first of these pairs that differs has the greater one first, or none differs."""
+    one, other = ranks[-1]
+    condition = f"{one} >= {other}"
+    for one, other in reversed(ranks[:-1]):
+        condition = f"({one} > {other} OR ({one} = {other} AND {condition}))"
     return condition
 
 

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
     from factory_agents.sinks.bigquery.warehouse import Warehouse
 
-__all__ = ["OWN_FIELDS", "Partitioning", "TableName", "TargetTable", "WantedTable", "open_table", "schema_field", "wanted_table"]
+__all__ = [
+    "MADE",
+    "OWN_FIELDS",
+    "Partitioning",
+    "TableName",
+    "TargetTable",
+    "WantedTable",
+    "open_memory",
+    "open_table",
+    "schema_field",
+    "wanted_table",
+]
 
 PartitionUnit = Literal["hour", "day", "month", "year"]
 
@@ -27,6 +38,8 @@ OWN_FIELDS = (
     *(Field(name, "INT64") for name in POSITION),
 )
 """What a table keeps of each row: its window's start, the publication that landed it, and the record that it came from."""
+MADE = "_factory_made"
+"""Of a delete that is remembered, the making of the table that it speaks of."""
 
 _TYPES = {
     "text": "STRING",
@@ -77,6 +90,7 @@ class WantedTable(msgspec.Struct, frozen=True):
     key: tuple[str, ...] = ()
     time: str | None = None
     version: str | None = None
+    deletes: bool = False
 
 
 class Partitioning(msgspec.Struct, frozen=True):
@@ -99,6 +113,7 @@ class TargetTable(msgspec.Struct, frozen=True):
     version: str | None
     made: int
     notes: tuple[str, ...] = ()
+    deletes: bool = False
 
     def field(self, name: str) -> Field:
         """One of its fields."""
@@ -112,7 +127,7 @@ def wanted_table(contract: Contract) -> WantedTable:
     """
     unit = contract.time_unit if contract.time_unit != "iso" else ""
     fields = tuple(_wanted_field(c, contract.key, unit if c.name == contract.time else "") for c in contract.columns())
-    wanted = WantedTable(fields, contract.key, contract.time, contract.version_field)
+    wanted = WantedTable(fields, contract.key, contract.time, contract.version_field, contract.deletes)
     _check_wanted(wanted, contract.source)
     return wanted
 
@@ -221,6 +236,30 @@ def _definition(name: str, wanted: WantedTable, layout: Partitioning) -> bigquer
     return table
 
 
+def open_memory(warehouse: Warehouse, name: str, table: TargetTable, kms_key: str) -> None:
+    """Find or create the table that remembers the deletes of another; raises SinkError where it remembers them by another key."""
+    from google.cloud import bigquery
+
+    key = tuple(table.field(name) for name in table.key)
+    wanted = (*key, *OWN_FIELDS, Field(MADE, "INT64"))
+    found = warehouse.table(name)
+    if found is None:
+        memory = bigquery.Table(warehouse.name(name), schema=[schema_field(f) for f in wanted])
+        memory.description = f"What was deleted from {table.text}"
+        if clustered := [f.name for f in key if f.type in _CLUSTERED][:4]:
+            memory.clustering_fields = clustered
+        if kms_key:
+            memory.encryption_configuration = bigquery.EncryptionConfiguration(kms_key_name=kms_key)
+        found = warehouse.create(memory)
+    have = {f.name.lower(): f.sql for f in map(_field, found.schema)}
+    lacking = [f"{f.name} {f.sql}" for f in wanted if have.get(f.name.lower()) != f.sql]
+    if lacking:
+        raise SinkError(
+            f"table {warehouse.name(name)}, which remembers deletes, lacks {', '.join(lacking)}: give the key that it was made with, or"
+            " drop it, which forgets them"
+        )
+
+
 def schema_field(field: Field) -> bigquery.SchemaField:
     """A field as the API takes it."""
     from google.cloud import bigquery
@@ -284,6 +323,7 @@ def _fit(found: bigquery.Table, wanted: WantedTable, text: str) -> tuple[list[Fi
         version=wanted.version,
         made=round(found.created.timestamp() * 1000) if found.created is not None else 0,
         notes=tuple(notes),
+        deletes=wanted.deletes,
     )
     return missing, target
 

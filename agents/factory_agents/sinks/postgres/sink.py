@@ -17,6 +17,7 @@ from factory_agents.errors import FactoryError, SinkError, UnavailableError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.records import MarkRecord
 from factory_agents.runtime.agents import Claim, Reject, RowsRefused, SinkOutcome
+from factory_agents.runtime.delete_markers import DeletesReader
 from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.horizon import Horizon
 from factory_agents.sinks.postgres.ledger import Ledger
@@ -69,6 +70,7 @@ class PostgresSink:
 
     def __init__(self, target: PostgresTarget, identity: dict[str, Any]) -> None:
         check_wanted(target.wanted)
+        self._deletes = DeletesReader(target.wanted)
         self.identity = identity
         self.address = target.database.address
         self._target = target
@@ -107,7 +109,7 @@ class PostgresSink:
         publication = self._claimed()
         with self._explained(f"copying rows for {publication.table.text}"):
             self._begin(publication)
-            rejected = publication.read(messages)
+            rejected = publication.read(self._deletes.read(messages))
             self._send(publication, publication.flow)
         return rejected
 

@@ -9,7 +9,7 @@ import pytest
 
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Sink
-from factory_agents.testing import SinkConformance, SinkTarget
+from factory_agents.testing import DeletesConformance, SinkConformance, SinkTarget
 from tests.support.bigquery import Bench
 
 
@@ -35,9 +35,10 @@ class Table(SinkTarget):
         self.bench.emulator.client.delete_table(self.bench.table)
 
 
-class TestBigQuery(SinkConformance):
+class TestBigQuery(SinkConformance, DeletesConformance):
     VERSIONS: ClassVar[Sequence[tuple[str, Any, Any, Any]]] = [SinkConformance.VERSIONS[i] for i in (0, 3, 5)]
     HISTORIES = 2
+    DELETE_HISTORIES = 2
     NAMES: ClassVar[Sequence[str]] = ("order", "select", "n", "newest", "staged")
 
     @pytest.fixture
