@@ -10,6 +10,7 @@
 | `bring_in` | gives the version a quarter of the partitions, then all, `params.hold` seconds later |
 | `verdict` | waits until it holds all partitions; fails, with the reason, when it was rolled back |
 | `finish` | makes it the version that the next night's replaces |
+| `end_replaced` | on Kubernetes: deletes the Deployment of the version that it replaced |
 | `take_back` | takes it back where it was brought in and is not finished, as when the verdict doesn't come in time |
 
 The live agent reads `changes` and writes `change_kinds`. A model's name is its live version; `deploy` logs how to start a member.
@@ -111,6 +112,10 @@ def nightly_model() -> None:
         log.info("waiting for members: factory agent run %s %s", AGENT, flags)
         return found is not None and bool(found.assigned)
 
+    @task.short_circuit
+    def has_replaced(finished: dict[str, Any]) -> bool:
+        return bool(finished["replaced"])
+
     group, version = "{{ params.group }}", "{{ ti.xcom_pull('judge') }}"
     model = judge(train(label.output))
     deploy = (
@@ -131,6 +136,11 @@ def nightly_model() -> None:
     finish = RolloutOperator(task_id="finish", group=group, action="finish", version=version)
     take_back = RolloutOperator(task_id="take_back", group=group, action="rollback", version=version, reason="it was not finished")
     model >> deploy >> bring_in >> verdict >> finish >> take_back.as_teardown(setups=bring_in)
+    if runner() == "kubernetes":
+        replaced = "{{ ti.xcom_pull('finish')['replaced'] }}"
+        has_replaced(finish.output) >> DeployAgentOperator(
+            task_id="end_replaced", agent=AGENT, in_topic="changes", group=group, live_version=replaced, replicas=0
+        )
 
 
 nightly_model()

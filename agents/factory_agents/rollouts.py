@@ -75,6 +75,7 @@ class Status:
     """A group's versions at one moment.
 
     ``verdict``: ``rolled out`` when the new version holds all partitions and no step is left, ``rolled back`` with the ``reason``.
+    ``replaced`` is the version that ``base`` took over from when its rollout was finished.
     """
 
     group: str
@@ -89,6 +90,7 @@ class Status:
     partitions: tuple[PartitionStatus, ...]
     members: tuple[Member, ...] = ()
     ages: dict[str, float] = field(default_factory=dict)
+    replaced: str = ""
 
     @property
     def held(self) -> int:
@@ -412,6 +414,7 @@ def _status_of(route: Route, members: Iterable[Member], tokens: Mapping[int, Tok
         tuple(partitions),
         tuple(m for m in known if now - m.at < _ALIVE_SECONDS),
         {m.id: round(now - m.at, 1) for m in known},
+        route.replaced,
     )
 
 

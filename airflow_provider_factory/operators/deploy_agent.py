@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from airflow.sdk import BaseOperator
 
 from airflow_provider_factory.errors import airflow_errors
-from airflow_provider_factory.runners.kubernetes.deployment import LiveAgentSpec, deployment_name, live_budget, live_deployment
+from airflow_provider_factory.runners.kubernetes.deployment import MANAGED_BY, LiveAgentSpec, deployment_name, live_budget, live_deployment
 from airflow_provider_factory.runners.kubernetes.failure import pod_failure
 from airflow_provider_factory.runners.kubernetes.manifest import CONTAINER
 from airflow_provider_factory.settings import option
@@ -35,24 +35,28 @@ class DeployAgentOperator(BaseOperator):
     """Applies a Deployment of a live agent, with a disruption budget, and waits until all its pods are in their consumer group.
 
     Where just this runs already, nothing changes, and the task succeeds at once. Pods run without privileges, as those of
-    KafkaAgentOperator. ``replicas=0`` ends an older version. XCom: ``deployment``, ``namespace``, ``group``, ``version``, ``image``,
-    ``replicas`` and whether it was ``changed``. A retry goes on waiting.
+    KafkaAgentOperator. ``replicas=0`` deletes the Deployment of a version that was replaced, and refuses to while that version handles
+    partitions. XCom: ``deployment``, ``namespace``, ``group``, ``version``, ``image``, ``replicas`` and whether it was ``changed``. A retry
+    goes on waiting.
 
     :param agent: a built-in agent, or ``module:function`` of the image. (templated)
     :param in_topic: what it reads. (templated)
     :param out_topic: what it writes. (templated)
     :param live_version: its version, for RolloutOperator; without one the Deployment's pods are updated in place. (templated)
+    :param shadow: in place of ``live_version``: the version that this one is in the shadow of the official one. (templated)
     :param group: its consumer group; by default the agent's own, ``factory.<agent>.<in-topic>``. (templated)
     :param name: the Deployment's name; by default made of agent, input topic and version. (templated)
     :param image: by default ``[factory] image``. (templated)
     :param namespace: by default ``[factory] namespace``, else the connection's. (templated)
-    :param replicas: how many pods; at most as many as the topic has partitions do something. (templated)
+    :param replicas: how many pods; at most as many as the topic has partitions do something. 0: end it. (templated)
     :param args: more flags of ``factory agent run``, such as ``["--param", "model=v2"]``. (templated)
     :param env: more of the environment, in plain sight. (templated)
     :param agent_secret: an existing Secret whose keys become the environment (``KAFKA_BOOTSTRAP`` and whatever else the agent needs); by
         default ``[factory] agent_secret``. (templated)
     :param pod_resources: Kubernetes' requests and limits for a pod.
     :param wait: how long to wait until all pods are live; 0: don't.
+    :param kafka_conn_id: Airflow connection of the Kafka cluster, which is asked before a version is ended; by default
+        ``[factory] kafka_conn_id``. (templated)
     :param kubernetes_conn_id: Airflow connection of the cluster; without one, the worker's own (in_cluster).
     """
 
@@ -61,6 +65,7 @@ class DeployAgentOperator(BaseOperator):
         "in_topic",
         "out_topic",
         "live_version",
+        "shadow",
         "group",
         "name",
         "image",
@@ -69,6 +74,7 @@ class DeployAgentOperator(BaseOperator):
         "args",
         "env",
         "agent_secret",
+        "kafka_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"env": "json"}
     ui_color = "#d9f0e3"
@@ -80,6 +86,7 @@ class DeployAgentOperator(BaseOperator):
         in_topic: str,
         out_topic: str = "",
         live_version: str = "",
+        shadow: str = "",
         group: str = "",
         name: str = "",
         image: str | None = None,
@@ -90,6 +97,7 @@ class DeployAgentOperator(BaseOperator):
         agent_secret: str | None = None,
         pod_resources: Mapping[str, Any] | None = None,
         wait: timedelta | float = 300.0,
+        kafka_conn_id: str | None = None,
         kubernetes_conn_id: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -98,6 +106,7 @@ class DeployAgentOperator(BaseOperator):
         self.in_topic = in_topic
         self.out_topic = out_topic
         self.live_version = live_version
+        self.shadow = shadow
         self.group = group
         self.name = name
         self.image = image
@@ -108,6 +117,7 @@ class DeployAgentOperator(BaseOperator):
         self.agent_secret = agent_secret
         self.pod_resources = dict(pod_resources or {})
         self.wait = wait.total_seconds() if isinstance(wait, timedelta) else float(wait)
+        self.kafka_conn_id = kafka_conn_id
         self.kubernetes_conn_id = kubernetes_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -118,7 +128,7 @@ class DeployAgentOperator(BaseOperator):
             hook = KubernetesHook(conn_id=self.kubernetes_conn_id)
             spec = self.spec()
             spec = replace(spec, namespace=spec.namespace or hook.get_namespace() or "default")
-            changed = self._apply(hook, spec)
+            changed = self._apply(hook, spec) if spec.replicas else self._delete(hook, spec)
             self.log.info("Deployment %s in %s: %s", spec.name, spec.namespace, "changed" if changed else "as it was")
             if self.wait > 0:
                 self._wait(hook, spec)
@@ -135,14 +145,17 @@ class DeployAgentOperator(BaseOperator):
     def spec(self) -> LiveAgentSpec:
         """What is to run. Raises ConfigurationError."""
         stage = self.agent.rpartition(":")[2]
-        version = check_version(self.live_version) if self.live_version else ""
+        version, shadow = self.live_version and check_version(self.live_version), self.shadow and check_version(self.shadow)
+        if version and shadow:
+            raise ConfigurationError(f"live_version {version!r}, shadow {shadow!r}: expected one of them: leave the other one out")
         return LiveAgentSpec(
-            name=deployment_name(self.name or "-".join(filter(None, (stage, self.in_topic, version)))),
+            name=deployment_name(self.name or "-".join(filter(None, (stage, self.in_topic, version, shadow and f"shadow-{shadow}")))),
             agent=self.agent,
             in_topic=self.in_topic,
             out_topic=self.out_topic,
             group=self.group or default_group(stage, self.in_topic),
             live_version=version,
+            shadow=shadow,
             image=self.image or option("image"),
             namespace=self.namespace or option("namespace"),
             replicas=_count(self.replicas),
@@ -160,6 +173,35 @@ class DeployAgentOperator(BaseOperator):
         applied = _asked(spec, "deployments", lambda: _apply(hook, "apps", "deployments", spec, live_deployment(spec)))
         return before is None or bool(before.metadata.generation != applied["metadata"]["generation"])
 
+    def _delete(self, hook: KubernetesHook, spec: LiveAgentSpec) -> bool:
+        """Have Kubernetes delete the Deployment and its budget; whether there was one. Raises ConfigurationError where it is needed."""
+        found = self._read(hook, spec)
+        if found is None:
+            return False
+        manager = (found.metadata.labels or {}).get(MANAGED_BY, "nobody")
+        if manager != "airflow":
+            raise ConfigurationError(
+                f"Deployment {spec.name!r} in {spec.namespace!r} is managed by {manager}, not by Airflow: end it there"
+            )
+        self._check_idle(spec)
+        for group, plural in (("apps", "deployments"), ("policy", "poddisruptionbudgets")):
+            _asked(spec, plural, lambda group=group, plural=plural: _delete(hook, group, plural, spec), missing=True)
+        return True
+
+    def _check_idle(self, spec: LiveAgentSpec) -> None:
+        from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
+        from factory_agents.rollouts import Rollouts
+
+        if not spec.live_version:
+            return
+        config = FactoryKafkaHook(self.kafka_conn_id or option("kafka_conn_id")).config()
+        status = Rollouts(config, spec.group, prefix=option("prefix")).status()
+        if kept := [p.partition for p in status.partitions if spec.live_version in (p.owner, p.holder)]:
+            raise ConfigurationError(
+                f"version {spec.live_version!r} handles partitions {kept} of group {spec.group!r}: nobody would if it ended; roll another "
+                f"version out first, and finish that"
+            )
+
     def _read(self, hook: KubernetesHook, spec: LiveAgentSpec) -> Any:
         return _asked(spec, "deployments", lambda: hook.apps_v1_client.read_namespaced_deployment(spec.name, spec.namespace), missing=True)
 
@@ -167,9 +209,11 @@ class DeployAgentOperator(BaseOperator):
         deadline = time.monotonic() + self.wait
         while True:
             found = self._read(hook, spec)
+            if found is None and not spec.replicas:
+                return
             if found is None:
                 raise AgentCrashedError(f"Deployment {spec.name!r} in {spec.namespace!r} was deleted while it was waited for")
-            if _is_live(found, spec.replicas):
+            if spec.replicas and _is_live(found, spec.replicas):
                 return
             late = time.monotonic() > deadline
             if late or _is_stuck(found):
@@ -219,6 +263,20 @@ def _apply(hook: KubernetesHook, group: str, plural: str, spec: LiveAgentSpec, b
     )
     applied: dict[str, Any] = json.loads(answer.data)
     return applied
+
+
+def _delete(hook: KubernetesHook, group: str, plural: str, spec: LiveAgentSpec) -> None:
+    """In the foreground: what is deleted is there until its pods are gone."""
+    hook.api_client.call_api(
+        "/apis/{group}/v1/namespaces/{namespace}/{plural}/{name}",
+        "DELETE",
+        {"group": group, "namespace": spec.namespace, "plural": plural, "name": spec.name},
+        [("propagationPolicy", "Foreground")],
+        {"Accept": "application/json"},
+        auth_settings=["BearerToken"],
+        _preload_content=False,
+        _return_http_data_only=True,
+    )
 
 
 def _asked(spec: LiveAgentSpec, resource: str, ask: Callable[[], _T], *, missing: bool = False) -> Any:

@@ -27,7 +27,8 @@ _ACTIONS = ("start", "shift", "finish", "rollback")
 class RolloutOperator(BaseOperator):
     """Gives an order to the versions of a live agent; a retry of the same order changes nothing.
 
-    XCom is what came of it: ``verdict``, ``base``, ``new``, ``reason``, and how many ``partitions`` the new version ``held``.
+    XCom is what came of it: ``verdict``, ``base``, ``new``, ``reason``, how many ``partitions`` the new version ``held``, and which version
+    was ``replaced`` by the base.
 
     :param group: the agent's consumer group, such as ``factory.enrich.raw_events``. (templated)
     :param action: ``start`` (a new version gets its first partitions), ``shift`` (it gets more, or fewer), ``finish`` (it has all, and is
@@ -132,6 +133,7 @@ def facts_of(status: Status) -> dict[str, Any]:
         "verdict": status.verdict,
         "base": status.base,
         "new": status.new,
+        "replaced": status.replaced,
         "reason": status.reason,
         "held": status.held,
         "partitions": len(status.partitions),

@@ -90,9 +90,9 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
 class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which version is to handle each partition of a group.
 
-    ``base`` handles all while there is no rollout, ``new`` is the version that is being rolled out (or was rolled back). ``initial`` says
-    who holds a partition whose token was never passed on. ``back``: what is not committed of the old owner's is not wanted. ``steps`` are
-    the shares still to come, each after ``hold`` seconds.
+    ``base`` handles all while there is no rollout, ``new`` is the version that is being rolled out (or was rolled back), ``replaced`` was
+    the base before this one. ``initial`` says who holds a partition whose token was never passed on. ``back``: what is not committed of
+    the old owner's is not wanted. ``steps`` are the shares still to come, each after ``hold`` seconds.
     """
 
     group: str
@@ -111,6 +111,7 @@ class Route(msgspec.Struct, frozen=True, omit_defaults=True):
     at: float = 0.0
     by: str = ""
     limits: Limits = Limits()
+    replaced: str = ""
 
     @property
     def moved(self) -> int:
@@ -277,6 +278,7 @@ def finished(route: Route, holders: Sequence[str], *, now: float = 0.0, by: str 
         route,
         epoch=route.epoch + 1,
         base=route.new,
+        replaced=route.base,
         new="",
         state="steady",
         initial=(route.new,) * len(route.owners),

@@ -19,6 +19,7 @@ __all__ = ["Downstream"]
 log = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 1.0
+_UNKNOWN = 1_000_000_000
 _LIST_SECONDS = 15.0
 """How often all of the cluster's groups are asked whether they read the topic; in between, only those that do."""
 
@@ -31,8 +32,9 @@ def too_far(lag: int, most: int, was: bool) -> bool:
 class Downstream:
     """Asks once a second, in a thread of its own, how far a topic's consumer groups (or one of them) are behind; but shadows.
 
-    ``is_behind`` from more than ``most`` records on, until they are half of that: an agent that switched at one limit would do so all the
-    time. While that cannot be asked, the last answer holds.
+    Between two looks the writer counts: it may write as much (``room``) as the furthest group was short of ``most`` at the last one. When
+    that is used up, it waits until that group is at half of ``most``: a writer that went on at once would switch all the time. While the
+    lag cannot be asked, the last answer holds.
     """
 
     def __init__(self, config: KafkaConfig, topic: str, most: int, *, group: str = "", every: float = _EVERY_SECONDS) -> None:
@@ -40,32 +42,61 @@ class Downstream:
         self._topic, self._group = topic, group
         self._most = most
         self._every = every
-        self._ended, self._has_looked = threading.Event(), threading.Event()
+        self._ended = False
+        self._turn = threading.Condition()
+        self._looks = 0
+        self._is_asked = False
         self._readers: list[str] = []
         self._list_at = 0.0
+        self._written = self._written_then = 0
+        self._room, self._is_used_up = 0, False
         self.is_behind = False
         self._thread = threading.Thread(target=self._ask, name="back-pressure", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Ask no more; a question under way is left to end by itself."""
-        self._ended.set()
+        with self._turn:
+            self._ended = True
+            self._turn.notify_all()
 
-    def wait_for_a_look(self, seconds: float) -> None:
-        """Wait until the lag was asked for once, at most so long."""
-        self._has_looked.wait(seconds)
+    def wrote(self, records: int) -> None:
+        """So many more records are committed."""
+        self._written += records
+
+    def room(self, uncommitted: int = 0, share: float = 1.0) -> int:
+        """How many more records may be written beside those that are not committed; 0: ``look`` again.
+
+        ``share`` is this writer's of all that write to the topic.
+        """
+        room = int(self._room * share) - (self._written - self._written_then) - uncommitted
+        self._is_used_up = self._looks > 0 and room <= 0
+        return 0 if self.is_behind else max(0, room)
+
+    def look(self, seconds: float) -> None:
+        """Have the lag looked at now, and wait for it, at most so long."""
+        with self._turn:
+            seen = self._looks
+            self._is_asked = True
+            self._turn.notify_all()
+            self._turn.wait_for(lambda: self._looks > seen, seconds)
 
     def _ask(self) -> None:
         with Cluster(self._config) as cluster:
             lags = Lags(self._config, cluster)
-            while not self._ended.is_set():
+            while not self._ended:
+                written = self._written  # what is committed while it looks counts twice: rather too much than too little
                 try:
-                    self._judge(*self._furthest(lags))
+                    self._judge(*self._furthest(lags), written)
                 except FactoryError as error:
                     self._list_at = 0.0  # one of them may be gone
+                    self._written_then, self._room = written, _UNKNOWN
                     log.info("the readers' lag cannot be read now", extra=fields(topic=self._topic, reason=str(error)))
-                self._has_looked.set()
-                self._ended.wait(self._every)
+                with self._turn:
+                    self._looks += 1
+                    self._is_asked = False
+                    self._turn.notify_all()
+                    self._turn.wait_for(lambda: self._ended or self._is_asked, self._every)
 
     def _furthest(self, lags: Lags) -> tuple[str, int]:
         if self._group:
@@ -77,8 +108,9 @@ class Downstream:
             of = {group: lags.of_group(group, [self._topic]) for group in self._readers}
         return max(((name, sum(p.lag for p in found)) for name, found in of.items()), key=lambda pair: pair[1], default=("", 0))
 
-    def _judge(self, group: str, lag: int) -> None:
-        behind = too_far(lag, self._most, self.is_behind)
+    def _judge(self, group: str, lag: int, written: int) -> None:
+        behind = too_far(lag, self._most, self.is_behind or self._is_used_up)
+        self._written_then, self._room = written, max(0, self._most - lag)
         if behind != self.is_behind:
             what = "waiting for the readers of the output topic" if behind else "the readers of the output topic have caught up"
             log.warning(what, extra=fields(topic=self._topic, group=group, lag=lag, most=self._most))

@@ -242,10 +242,7 @@ class LiveAgent:
     def _step(self) -> None:
         if not self.writer.is_open:
             self.writer.open(time.monotonic() + _PATIENCE)
-        if self.downstream is not None and self.downstream.is_behind and time.monotonic() >= self.again_at:
-            self._commit()
-            self.reader.rewind()
-            self.again_at = time.monotonic() + _AGAIN_SECONDS
+        room = self._room()
         if time.monotonic() < self.again_at:
             self.reader.idle(self.poll)
             self._tell_lag()
@@ -253,7 +250,7 @@ class LiveAgent:
             return
         if self.reader.waiting:
             self._commit()  # what is handled is not read again
-        messages = self.reader.batch(min(self.batch.records, self.chunk.room), self.poll)
+        messages = self.reader.batch(min(self.batch.records, self.chunk.room, room), self.poll)
         if messages:
             self._handle(messages)
         self.positions |= self.reader.passed(self.positions)  # so that the lag is none when all is read
@@ -261,6 +258,22 @@ class LiveAgent:
             self._commit()
         self._tell_lag()
         self.observer.turn(self.subject, joined=self.reader.joined)
+
+    def _room(self) -> int:
+        """How many records the readers of the output can take; for none, what is done is committed, and more is read later."""
+        downstream = self.downstream
+        if downstream is None:
+            return _LARGEST_CHUNK
+        share = len(self.reader.assigned) / self.reader.topic.partitions  # of what all members write together
+        room = downstream.room(self.uncommitted.produced, share)
+        if room == 0 and share and time.monotonic() >= self.again_at:
+            self._commit()
+            downstream.look(self.poll)
+            room = downstream.room(0, share)
+            if room == 0:
+                self.reader.rewind()
+                self.again_at = time.monotonic() + _AGAIN_SECONDS
+        return max(1, room)
 
     def _handle(self, messages: Sequence[Message]) -> None:
         began = time.monotonic()
@@ -341,6 +354,8 @@ class LiveAgent:
         counts.add(self.uncommitted)
         self.chunk.commit(deadline, seal, counts)
         self.reader.committed(self.positions)
+        if self.downstream is not None:
+            self.downstream.wrote(self.uncommitted.produced)
         self.counts = counts
         self.uncommitted, self.positions = Counts(), {}
 

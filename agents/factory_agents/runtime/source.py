@@ -66,7 +66,7 @@ def downstream_of(context: RunContext, run: AgentRun) -> Iterator[Downstream | N
         return
     downstream = Downstream(context.config, run.output_topic, run.max_lag_downstream, group=run.downstream_group)
     try:
-        downstream.wait_for_a_look(_LOOK_SECONDS)
+        downstream.look(_LOOK_SECONDS)
         yield downstream
     finally:
         downstream.close()
@@ -144,8 +144,7 @@ class _SourceRun:
         for batch in batches:
             done = 0
             while done < len(batch):
-                self._give_way()
-                part = batch[done : done + self.chunk.room]
+                part = batch[done : done + min(self.chunk.room, self._give_way())]
                 self._put(part)
                 done += len(part)
                 if self.chunk.is_full or self._is_old():
@@ -156,20 +155,26 @@ class _SourceRun:
             raise AccountingError(f"stage {session.run.stage!r}: finished without a result")
         return result
 
-    def _give_way(self) -> None:
-        """While readers of the output are too far behind: commit what is written, and wait."""
+    def _give_way(self) -> int:
+        """How many records the readers of the output can take; while they can't, what is written is committed, and this waits."""
         downstream = self.downstream
-        if downstream is None or not downstream.is_behind:
-            return
-        if self.chunk.records:
+        if downstream is None:
+            return self.chunk.room
+        if not (room := downstream.room(self.chunk.records)) and self.chunk.records:
             self._commit()
-        while downstream.is_behind:
+        while not (room := room or downstream.room()):
             self._check_time()
             self.session.observer.busy(self.session.subject, 0.0)
-            time.sleep(_WAIT_SECONDS)
+            downstream.look(_WAIT_SECONDS)
+            if downstream.is_behind:
+                time.sleep(_WAIT_SECONDS)
+        return room
 
     def _commit(self) -> None:
+        records = self.chunk.records
         self.session.commit({}, {}, rows=self.rows)
+        if self.downstream is not None:
+            self.downstream.wrote(records)
 
     def _put(self, records: Sequence[SourceRecord]) -> None:
         """Each record to the topic, or to the dead letters; without a key its row's number chooses the partition, so that re-runs agree."""

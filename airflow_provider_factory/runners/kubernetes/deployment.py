@@ -10,9 +10,10 @@ from typing import Any
 from airflow_provider_factory.runners.kubernetes.manifest import LABEL, pod_template, safe_label
 from factory_agents.errors import ConfigurationError
 
-__all__ = ["LiveAgentSpec", "deployment_name", "live_budget", "live_deployment"]
+__all__ = ["MANAGED_BY", "LiveAgentSpec", "deployment_name", "live_budget", "live_deployment"]
 
 _PORT = 9109
+MANAGED_BY = "app.kubernetes.io/managed-by"
 _NAME_LIMIT = 52  # a pod's name ends in eleven characters more
 _GRACE_SECONDS = 60
 _PROGRESS_SECONDS = 300
@@ -28,6 +29,7 @@ class LiveAgentSpec:
     group: str
     out_topic: str = ""
     live_version: str = ""
+    shadow: str = ""
     image: str = ""
     namespace: str = ""
     replicas: int = 4
@@ -103,15 +105,15 @@ def live_budget(spec: LiveAgentSpec) -> dict[str, Any]:
 
 def _command(spec: LiveAgentSpec) -> list[str]:
     command = ["agent", "run", spec.agent, "--in-topic", spec.in_topic, "--group", spec.group]
-    for flag, value in (("--out-topic", spec.out_topic), ("--live-version", spec.live_version)):
+    for flag, value in (("--out-topic", spec.out_topic), ("--live-version", spec.live_version), ("--shadow", spec.shadow)):
         command += [flag, value] if value else []
     return [*command, *spec.args]
 
 
 def _labels(spec: LiveAgentSpec) -> dict[str, str]:
-    known = {"agent": spec.agent, "group": spec.group, "version": spec.live_version}
+    known = {"agent": spec.agent, "group": spec.group, "version": spec.live_version or spec.shadow}
     own = {f"{LABEL}/{name}": safe_label(value) for name, value in known.items() if value}
-    return {**spec.labels, **own, **spec.selector, "app.kubernetes.io/managed-by": "airflow"}
+    return {**spec.labels, **own, **spec.selector, MANAGED_BY: "airflow"}
 
 
 def _metadata(spec: LiveAgentSpec) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from factory_agents.runtime.backpressure import Downstream, too_far
 from factory_agents.runtime.exact_sink import ExactSink
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
-from tests.agents.runtime.test_live import live, wait_written, written
+from tests.agents.runtime.test_live import live, written
 from tests.agents.runtime.test_source import Rows, ingest
 from tests.agents.runtime.test_source import a_run as source_run
 from tests.support.runs import Runs, events
@@ -38,6 +39,12 @@ class Reader:
     def stands_at(self, offset: int) -> None:
         self.consumer.commit(offsets=[TopicPartition(self.topic, 0, offset)], asynchronous=False)
 
+    def reads_all(self, runs: Runs) -> int:
+        """Read what is there; how many records that were in all."""
+        found = len(runs.everything(self.topic))
+        self.stands_at(runs.cluster.stable_offset(self.topic, [0])[0])
+        return found
+
 
 def test_it_stops_at_the_limit_and_goes_on_at_half_of_it() -> None:
     was, states = False, []
@@ -45,6 +52,53 @@ def test_it_stops_at_the_limit_and_goes_on_at_half_of_it() -> None:
         was = too_far(lag, 60, was)
         states.append(was)
     assert states == [False, True, True, True, False, False, False, True]
+
+
+class SlowReader:
+    """Reads a topic at so many records a second, in a thread of its own, and notes how far it was behind."""
+
+    def __init__(self, runs: Runs, topic: str, group: str, rate: float) -> None:
+        self.read, self.worst = 0, 0
+        self._runs, self._topic, self._rate = runs, topic, rate
+        self._reader = Reader(runs, topic, group)
+        self._reader.stands_at(0)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        while not self._ended.wait(0.1):
+            end = self._runs.cluster.stable_offset(self._topic, [0])[0]
+            self.worst = max(self.worst, end - self.read)
+            self.read = min(end, int((time.monotonic() - began) * self._rate))
+            self._reader.stands_at(self.read)
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._reader.consumer.close()
+
+
+def test_a_reader_at_a_tenth_of_the_speed_is_never_left_further_behind_than_allowed(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+    source, out = runs.topic("in"), runs.topic("out", partitions=1)
+    for _ in range(8):
+        runs.produce(source, events(1000))  # what waits is written as fast as can be
+    reader = SlowReader(runs, out, f"{runs.prefix}.reader", rate=400)
+    began = time.monotonic()
+    try:
+        with live(runs, source, out, max_lag_downstream=2000) as one, live(runs, source, out, max_lag_downstream=2000) as two:
+            wait_for(lambda: reader.read > 4000, "four thousand to be read", patience=60)
+            one.end()
+            two.end()
+    finally:
+        reader.end()
+    took = time.monotonic() - began
+    stops = caplog.text.count("waiting for the readers of the output topic")
+    print(f"furthest behind: {reader.worst}; {stops} stops of two members in {took:.0f} s; read {reader.read / took:.0f} a second")
+    assert reader.worst <= 2000 * 1.5  # each of the two knows what the other has written only by looking
+    assert 2 <= stops <= 2 * (1 + took * 400 / 1000)  # once in the time that half of what is allowed takes to be read
+    assert reader.read / took > 0.8 * 400  # it is never idle
 
 
 def test_a_group_that_is_named_is_the_only_one_looked_at(runs: Runs) -> None:
@@ -71,16 +125,14 @@ def test_a_live_agent_waits_and_loses_and_doubles_nothing(runs: Runs, caplog: py
     reader.stands_at(0)
     with live(runs, source, out, max_lag_downstream=100) as running:
         runs.produce(source, events(300))
-        wait_written(runs, out, 300)
         wait_for(lambda: "waiting for the readers of the output topic" in caplog.text, "it to wait")
         before = len(running.observed.of("lag"))
         wait_for(lambda: {} in running.observed.of("lag")[before:], "it to read no more")
         runs.produce(source, events(300, 300))
         looked = len(running.observed.of("lag"))
         wait_for(lambda: len(running.observed.of("lag")) > looked + 2, "some rounds of waiting")
-        assert len(written(runs, out)) == 300
-        reader.stands_at(runs.cluster.high_watermark(out, [0])[0])
-        wait_written(runs, out, 600)
+        assert len(written(runs, out)) == 100
+        wait_for(lambda: reader.reads_all(runs) == 600, "all to be written as it is read")
         assert running.end().consumed == 600
     assert written(runs, out) == list(range(600))
     reader.consumer.close()
@@ -99,10 +151,15 @@ def test_ingest_writes_no_more_than_its_readers_can_take(runs: Runs, caplog: pyt
             wait_for(lambda: "waiting for the readers of the output topic" in caplog.text, "it to wait")
             assert len(runs.everything(out)) == 61  # those that were there
             reader.stands_at(31)
+            wait_for(lambda: len(runs.everything(out)) > 61, "it to go on")
+            assert len(runs.everything(out)) <= 91
+            wait_for(lambda: reader.reads_all(runs) == 161, "all to be written as it is read")
             assert result.result(30).counts.produced == 100
+            reader.stands_at(31)
+            waits = caplog.text.count("waiting for the readers of the output topic")
             again = msgspec.structs.replace(run, rerun="redo", downstream_group=f"{runs.prefix}.reader")
             stopped = pool.submit(ingest, runs, again, Rows(100), stop=ended.is_set)
-            wait_for(lambda: caplog.text.count("waiting for the readers of the output topic") == 2, "it to wait again")
+            wait_for(lambda: caplog.text.count("waiting for the readers of the output topic") > waits, "it to wait again")
             ended.set()
             with pytest.raises(StoppedError):
                 stopped.result(30)

@@ -123,7 +123,7 @@ def test_nobody_waits_for_a_shadow(runs: Runs) -> None:
     reader.stands_at(0)
     downstream = Downstream(runs.config, out, 10, every=0.05)
     try:
-        downstream.wait_for_a_look(30)
+        downstream.look(30)
         assert not downstream.is_behind
     finally:
         downstream.close()

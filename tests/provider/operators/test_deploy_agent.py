@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,8 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_provider_factory.operators.deploy_agent import DeployAgentOperator
 from airflow_provider_factory.runners.kubernetes.deployment import live_budget, live_deployment
 from factory_agents.errors import AgentCrashedError, ConfigurationError, DeadlineError, UnavailableError
+from tests.agents.runtime.test_versions import rollouts, version, wait_members
+from tests.support.runs import Runs
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGE = "registry.example/agents:1.2.3"
@@ -54,7 +57,7 @@ class Api:
     def answer(self, method: str, path: str, query: str, body: bytes) -> tuple[int, dict[str, Any]]:
         name = "/".join(path.split("/")[-2:]) if not path.endswith("/pods") else "pods"
         resource = name.partition("/")[0]
-        needed = {"PATCH": ["patch", "create"], "GET": ["get" if resource != "pods" else "list"]}[method]
+        needed = {"PATCH": ["patch", "create"], "DELETE": ["delete"], "GET": ["get" if resource != "pods" else "list"]}[method]
         if self.refuse or not {(resource, verb) for verb in needed} <= self.allowed:
             return self.refuse or 403, {"kind": "Status", "message": f"{resource} is forbidden"}
         if resource == "pods":
@@ -62,6 +65,10 @@ class Api:
         if method == "PATCH":
             assert "fieldManager=airflow-provider-factory" in query
             return 200, self.apply(name, json.loads(body))
+        if method == "DELETE" and name in self.objects:
+            assert "propagationPolicy=Foreground" in query
+            del self.objects[name]
+            return 200, {"kind": "Status", "status": "Success"}
         self.looked += 1
         return (200, self.shown(name)) if name in self.objects else (404, {"kind": "Status", "message": "not found"})
 
@@ -91,7 +98,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_PATCH = handle_any  # noqa: N815  # the library's names
+        do_GET = do_PATCH = do_DELETE = handle_any  # noqa: N815  # the library's names
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -159,8 +166,46 @@ def test_it_is_applied_once_and_changed_only_by_what_changes(api: Api) -> None:
     assert container["envFrom"] == [{"secretRef": {"name": "kafka"}}]
     assert run()["changed"] is False
     assert run(replicas="2")["changed"] is True
-    assert run(replicas=0)["replicas"] == 0
     assert run(live_version="v3")["deployment"] == "enrich-raw-events-v3"
+
+
+def test_a_shadow_is_a_deployment_of_its_own(api: Api) -> None:
+    done = run(live_version="", shadow="v3")
+    assert (done["deployment"], done["group"]) == ("enrich-raw-events-shadow-v3", "factory.enrich.raw_events")
+    (container,) = api.objects["deployments/enrich-raw-events-shadow-v3"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"][-2:] == ["--shadow", "v3"]
+    assert run(live_version="", shadow="v3", replicas=0)["changed"] is True  # nobody waits for what it makes
+    assert api.objects == {}
+
+
+def test_a_version_is_ended_once_it_handles_nothing_any_more(
+    api: Api, runs: Runs, monkeypatch: pytest.MonkeyPatch, bootstrap: str, prefix: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", json.dumps({"conn_type": "kafka", "extra": {"bootstrap.servers": bootstrap}}))
+    monkeypatch.setenv("AIRFLOW__FACTORY__PREFIX", prefix)
+    source, out, group = runs.topic("in"), runs.topic("out"), f"{runs.prefix}.group"
+    assert run(live_version="v1", group=group, replicas=0)["changed"] is False  # there is none
+    for name in ("v1", "v2"):
+        run(live_version=name, group=group)
+    with version(runs, source, out, "v1"):
+        wait_members(runs, "v1")
+        with version(runs, source, out, "v2"):
+            wait_members(runs, "v2")
+            rollouts(runs).start("v2", steps=["50%"])
+            rollouts(runs).wait(30)
+            for name, held in (("v1", "[2, 3]"), ("v2", "[0, 1]")):
+                with pytest.raises(AirflowFailException, match=re.escape(f"version {name!r} handles partitions {held}")):
+                    run(live_version=name, group=group, replicas=0)
+            rollouts(runs).shift("100%")
+            rollouts(runs).wait(30)
+            done = rollouts(runs).finish()
+            assert (done.base, done.replaced) == ("v2", "v1")
+            assert run(live_version=done.replaced, group=group, replicas="0")["changed"] is True
+    assert set(api.objects) == {DEPLOYMENT, BUDGET}
+    assert run(live_version="v1", group=group, replicas=0)["changed"] is False  # a retry
+    api.objects[DEPLOYMENT]["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "Helm"
+    with pytest.raises(AirflowFailException, match="is managed by Helm, not by Airflow: end it there"):
+        run(group=group, replicas=0)
 
 
 def test_it_waits_until_all_pods_are_of_the_newest_template_and_live(api: Api) -> None:
@@ -223,6 +268,7 @@ def test_what_the_api_server_refuses_is_one_line(api: Api) -> None:
     ("arguments", "says"),
     [
         ({"live_version": "v 2"}, "version 'v 2'"),
+        ({"shadow": "v3"}, "live_version 'v2', shadow 'v3': expected one of them"),
         ({"replicas": "many"}, "replicas: expected a number of pods"),
         ({"replicas": -1}, "replicas: expected a number of pods"),
         ({"name": "x" * 60}, "expected 1 to 52 letters"),
