@@ -184,8 +184,8 @@ class DeployAgentOperator(BaseOperator):
                 f"Deployment {spec.name!r} in {spec.namespace!r} is managed by {manager}, not by Airflow: end it there"
             )
         self._check_idle(spec)
-        for group, plural in (("apps", "deployments"), ("policy", "poddisruptionbudgets")):
-            _asked(spec, plural, lambda group=group, plural=plural: _delete(hook, group, plural, spec), missing=True)
+        _asked(spec, "deployments", lambda: _delete(hook, "apps", "deployments", spec), missing=True)
+        _asked(spec, "poddisruptionbudgets", lambda: _delete(hook, "policy", "poddisruptionbudgets", spec), missing=True)
         return True
 
     def _check_idle(self, spec: LiveAgentSpec) -> None:

@@ -39,14 +39,19 @@ def sensor(runs: Runs, **arguments: Any) -> RolloutSensor:
         return RolloutSensor(task_id="s", group=f"{runs.prefix}.group", poke_interval=0.2, timeout=30, **arguments)
 
 
-def fired(task: RolloutSensor) -> dict[str, Any]:
-    """The event of the trigger that the task waits by, as the triggerer makes it from what is stored."""
+def deferred(task: RolloutSensor) -> dict[str, Any]:
+    """What is stored of the trigger that the task waits by."""
     with pytest.raises(TaskDeferred) as raised:
         task.execute(context())
     _, kwargs = raised.value.trigger.serialize()
+    return dict(json.loads(json.dumps(kwargs)))
+
+
+def fired(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The event of the trigger, as the triggerer makes it from what is stored."""
 
     async def first() -> dict[str, Any]:
-        async for event in RolloutTrigger(**json.loads(json.dumps(kwargs))).run():
+        async for event in RolloutTrigger(**kwargs).run():
             return dict(event.payload)
         raise AssertionError
 
@@ -60,9 +65,11 @@ def test_a_version_is_brought_in_waited_for_and_finished_and_a_retry_changes_not
         wait_members(runs, "v1")
         with version(runs, source, out, "v2"):
             wait_members(runs, "v2")
-            begun = run(runs, version="v2", steps="50%,100%", hold=0.5)
-            assert (begun["verdict"] in ("rolling", "rolled out"), begun["new"]) == (True, "v2")
-            event = fired(sensor(runs, deferrable=True))
+            begun = run(runs, version="v2", steps="50%")
+            assert (begun["verdict"], begun["new"], begun["held"]) == ("rolling", "v2", 2)
+            waiting = deferred(sensor(runs, deferrable=True))
+            assert run(runs, action="shift", share="100%")["verdict"] == "rolled out"
+            event = fired(waiting)
             assert (event["status"], event["facts"]["held"]) == ("met", 4)
             assert sensor(runs, version="v2").poke(context())
             assert run(runs, version="v2", steps="50%,100%")["held"] == 4  # a retry of the first task
