@@ -251,6 +251,41 @@ def test_a_member_that_wakes_in_the_middle_of_its_commit_doubles_nothing(fleet: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize(
+    ("victim", "point"),
+    [
+        ("v1", "give.begun"),
+        pytest.param("v1", "give.before-fence", marks=pytest.mark.soak),
+        pytest.param("v1", "give.before-commit", marks=pytest.mark.soak),
+        pytest.param("v1", "give.committed", marks=pytest.mark.soak),
+        pytest.param("v2", "take.before-read", marks=pytest.mark.soak),
+        ("v2", "live.before-fence"),
+        pytest.param("v2", "chunk.before-commit", marks=pytest.mark.soak),
+        pytest.param("v2", "chunk.after-commit", marks=pytest.mark.soak),
+    ],
+)
+def test_a_flip_is_exact_whoever_dies_or_freezes_at_whichever_of_its_steps(fleet: Fleet, victim: str, point: str, how: str) -> None:
+    """The old version gives (token written, fence taken, committed), the new one takes (barrier read, first commit)."""
+    rollouts = Rollouts(fleet.runs.config, fleet.group, prefix=fleet.runs.prefix)
+    survivor = "v2" if victim == "v1" else "v1"
+    armed = {victim: f"{point}={how}"}
+    old = fleet.start("v1", failpoints=armed.get("v1", ""))
+    with fleet.feeding(0.05):
+        wait_for(lambda: fleet.count() > 0, "the first record")
+        new = fleet.start("v2", failpoints=armed.get("v2", ""))
+        wait_for(lambda: (found := fleet.runs.cluster.group(f"{fleet.group}~v2")) is not None and found.members == 1, "the new version", 60)
+        rollouts.start("v2")
+        hit = old if victim == "v1" else new
+        wait_for(lambda: hit.poll() is not None or is_stopped(hit), f"{victim} to reach {point}", 60)
+        rollouts.wait(60, until=lambda s: {p.holder for p in s.partitions} == {survivor})
+        if how == "stop":
+            hit.send_signal(signal.SIGCONT)
+        fleet.wait_for_more(200)
+    check_exact(fleet)
+
+
+@pytest.mark.slow
 def test_a_version_whose_members_all_hang_gives_its_partitions_back_all_the_same(fleet: Fleet) -> None:
     rollouts = Rollouts(fleet.runs.config, fleet.group, prefix=fleet.runs.prefix)
     fleet.start("v1")

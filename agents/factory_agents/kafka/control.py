@@ -36,7 +36,7 @@ _ORDER_MS = 10_000  # an order's transaction lasts milliseconds; a killed writer
 class Member(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a member last said of itself: counts and seconds are of the last window of its judge (``records`` handled, ``errors``…).
 
-    ``code`` tells one agent's code from another under the same version.
+    ``code`` tells one agent's code from another under the same version, ``busy`` is for how long it has been at one call.
     """
 
     group: str
@@ -54,6 +54,7 @@ class Member(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int = 0
     nanocost: int = 0
     lag: int = 0
+    busy: float = 0.0
     breakers: dict[str, str] = {}
     host: str = ""
     at: float = 0.0

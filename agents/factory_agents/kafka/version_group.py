@@ -150,6 +150,8 @@ class VersionReader(GroupReader):
                 mine.append(tp)
             else:
                 self._ask_at[p] = time.monotonic() + (_WAIT_SECONDS if wanted else _LOOK_SECONDS)
+        if mine:
+            failpoints.hit("take.before-read")
         return mine
 
     def _starts(self, partitions: list[int]) -> dict[int, Start]:
@@ -184,7 +186,11 @@ class VersionReader(GroupReader):
         official = [TopicPartition(self.topic.name, p, offset, tags[p]) for p, offset in all_positions.items()]
         writer.send_offsets(official, self._official_group, self._official.consumer_group_metadata())
         failpoints.hit("live.before-fence")
+        if passing:
+            failpoints.hit("give.before-fence")
         writer.send_offsets(self.offsets(all_positions), self._group, self.membership)
+        if passing:
+            failpoints.hit("give.before-commit")
         return passed
 
     def release(self, tokens: Mapping[int, Token]) -> None:

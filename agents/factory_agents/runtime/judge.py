@@ -88,15 +88,15 @@ class Watch(Observer):
         self._clock = clock
         self._began = clock()
         self._done: deque[tuple[float, Figures]] = deque()
-        self._uncommitted = 0.0
+        self._uncommitted = self._excused = 0.0
         self._is_warm = False
         self._spent = Figures()
         self._last = Figures()
 
     def batch(self, subject: Subject, batch: Batch) -> None:
         """See ``Observer``."""
-        self._uncommitted += batch.seconds if self._is_warm else 0.0
-        self._is_warm = True
+        self._uncommitted += max(0.0, batch.seconds - self._excused) if self._is_warm else 0.0
+        self._is_warm, self._excused = True, 0.0
 
     def committed(self, subject: Subject, commit: Commit) -> None:
         """See ``Observer``."""
@@ -106,15 +106,19 @@ class Watch(Observer):
         spent = {name: getattr(self._spent, name) - getattr(before, name) for name in ("asked", "tokens", "nanocost")}
         if commit.records or spent["asked"]:
             self._note(self.chunk(commit.records, commit.rejected)._replace(**spent))
-        self._uncommitted = 0.0
+        self._uncommitted = self._excused = 0.0
 
     def aborted(self, subject: Subject, records: int, reason: str) -> None:
         """See ``Observer``."""
-        self._uncommitted = 0.0
+        self._uncommitted = self._excused = 0.0
 
     def waited(self, seconds: float) -> None:
         """The agent waits for a service."""
         self._note(Figures(waiting=seconds))
+
+    def excuse(self, seconds: float) -> None:
+        """So much of the call under way is nobody's fault: a service hangs for both versions."""
+        self._excused = seconds
 
     def restart(self) -> None:
         """A rollout begins: what was before it doesn't count."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from confluent_kafka import KafkaException
 
+from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, FactoryError, FencedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.control import Control, Member
@@ -39,7 +40,10 @@ _BEAT_SECONDS, _RARE_BEAT_SECONDS = 1.0, 10.0
 _LOOK_SECONDS = 0.2
 _SILENT_SECONDS, _FORGET_SECONDS = 5.0, 3600.0
 _DEAF_SECONDS = 2.5
+_APART_SECONDS = 3.0
+"""Two versions may notice so far apart that a service hangs: the one has a call to make later, and is heard of a second after that."""
 _STUCK_SECONDS = 1.0
+_BUSY_SECONDS = 0.5
 _MOST_DEATHS = 3
 _LEAVE_SECONDS = 0.5
 _KEEP_SECONDS = 6 * 3600.0
@@ -257,11 +261,13 @@ class VersionedAgent(LiveAgent):
         elif self.positions and not self._approved():
             return
         if give:
+            failpoints.hit("give.begun")
             self.passing = give
             try:
                 self._commit_now()
             finally:
                 self.passing = {}
+            failpoints.hit("give.committed")
             self.tokens.release(self.passed)
             self.control.tell_passed(self.passed)
             log.info("partitions passed on", extra=fields(group=self.group, partitions=sorted(give), to=sorted(set(give.values()))))
@@ -309,12 +315,18 @@ class VersionedAgent(LiveAgent):
         if route is None:
             return
         if self.is_on_trial and not self.refused:
-            if busy > route.limits.hang:
+            if busy > _BEAT_SECONDS and self._hangs_too(route.base, busy):
+                self.watch.excuse(busy)
+            elif busy > route.limits.hang:
                 self.refused = f"it has been at one call for {busy:.0f} s"
-            elif busy > _BEAT_SECONDS:
+            elif busy > _APART_SECONDS:
                 self.refused = self._verdict(self.watch.chunk(self.chunk.records, self.outputs.figures().rejected, busy))
         if self.refused or (self.tokens.to_give and (route.back or busy > _LEAVE_SECONDS)):
             raise _HandOverError
+
+    def _hangs_too(self, base: str, busy: float) -> bool:
+        """Whether a member of the version before is at one call, too, since about the same time: a service hangs for both, then."""
+        return any(m.busy and m.busy > busy - _APART_SECONDS for m in self.control.alive(base, _DEAF_SECONDS))
 
     def _leave_call(self) -> None:
         """What the agent has in hand is read again, by whoever has its partitions then."""
@@ -338,6 +350,7 @@ class VersionedAgent(LiveAgent):
                 code=self.code,
                 held=tuple(sorted(self.tokens.held)) if route is not None else (),
                 lag=sum(self.reader.lag().values()),
+                busy=round(busy, 1) if (busy := self.thread.busy_seconds) > _BUSY_SECONDS else 0.0,
                 breakers={name: state for name, state in breakers().items() if state != "closed"},
                 host=_HOST,
                 **figures._asdict(),

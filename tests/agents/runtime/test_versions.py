@@ -423,6 +423,39 @@ def test_a_call_that_hangs_rolls_its_version_back_and_its_events_are_handled_by_
     assert by_version(runs, out) == {"v1": 20}
 
 
+def test_a_service_that_hangs_for_both_versions_rolls_nothing_back(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    hangs, at_it, answers = threading.Event(), set[str](), threading.Event()
+
+    def calls(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        def handle(event: dict[str, Any]) -> dict[str, Any]:
+            if hangs.is_set():
+                at_it.add(name)
+                answers.wait(60)
+            return event | {"by": name}
+
+        return handle
+
+    with version(runs, source, out, "v1", calls("v1")):
+        wait_members(runs, "v1")
+        with version(runs, source, out, "v2", calls("v2")), feeding(runs, source, 0.05) as sent:
+            wait_members(runs, "v2")
+            rollouts(runs).start("v2", steps=["50%"], limits=Limits(hang=4.0))
+            rollouts(runs).wait(30)
+            wait_for(lambda: by_version(runs, out).get("v2", 0) > 20, "the new version's pace")
+            hangs.set()
+            wait_for(lambda: at_it == {"v1", "v2"}, "both to hang")
+            wait_for(lambda: all(m.busy > 6 for m in rollouts(runs).status().members), "both to hang for longer than one may")
+            assert rollouts(runs).status().verdict == "rolling"
+            hangs.clear()
+            answers.set()
+            count = len(sent)
+            wait_for(lambda: len(runs.everything(out)) >= count, "all events until now")
+            assert rollouts(runs).status().verdict == "rolling"
+    found = [r.id for r in runs.everything(out)]
+    assert len(found) == len(set(found))
+
+
 def test_a_member_that_died_without_a_word_is_forgotten_in_the_end(runs: Runs) -> None:
     with control_of(runs) as control:
         control.ensure()
