@@ -32,8 +32,9 @@ from factory_agents.kafka.planning import (
     relevant_source,
     source_plan,
 )
+from factory_agents.kafka.prune_view import origin_of
 from factory_agents.kafka.pruner import RETENTION, keep_seconds, prune_beside, retention_of
-from factory_agents.kafka.pruning import is_due, origin_of
+from factory_agents.kafka.pruning import is_due
 from factory_agents.kafka.records import MarkRecord, mark_key
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval, Window, Work, transactional_id
@@ -245,7 +246,7 @@ class _Planner(ABC, Generic[_T]):
         else:  # some other topic of the pipeline may keep its records longer, as was seen when it was pruned last
             keep_ms = 0.0 if retention_ms is None else max(retention_ms, mark.keep if mark is not None else 0)
         if keep_ms and is_due(self.view, self.lanes(), mark, int(keep_ms), int(time.time() * 1000)):
-            prune_beside(self.config, self.cluster, self.ledger.pipeline, prefix=self.prefix, keep=keep, mark=mark)
+            prune_beside(self.config, self.cluster, self.view, origin=self.origin, prefix=self.prefix, keep=keep)
 
     def preview(self) -> _T:
         """The plan that would be made now; writes nothing."""

@@ -10,9 +10,9 @@ from typing import TypeAlias, TypeVar
 
 from factory_agents.kafka.records import CutRecord, LedgerRecord, PlanRecord
 from factory_agents.kafka.view import LedgerView, about_plans
-from factory_agents.protocol import to_ms
+from factory_agents.protocol import Interval, to_ms
 
-__all__ = ["Lane", "PlanView", "Span", "times_of"]
+__all__ = ["Lane", "PlanView", "Span", "interval_of", "lane_of", "times_of"]
 
 Span: TypeAlias = tuple[int, int, str]
 """A planned interval: start and end in milliseconds, and its record's key."""
@@ -123,11 +123,12 @@ class PlanView(LedgerView):
         known = key in self._kinds.get(kind, ())
         super()._put(kind, key, offset, value)
         if kind in ("cut", "plan"):
-            lane = self._lanes.setdefault(_lane_of(key), Lane())
+            lane = self._lanes.setdefault(lane_of(key), Lane())
             (_order_cut if kind == "cut" else _order_plan)(lane, key, known=known, there=value is not None)
 
 
-def _lane_of(key: str) -> str:
+def lane_of(key: str) -> str:
+    """The topic id, or the name of a source's stage, in the key of a cut or a plan."""
     return key.rpartition("|")[0].split("|", 2)[2]
 
 
@@ -153,7 +154,7 @@ def _order_plan(lane: Lane, key: str, *, known: bool, there: bool) -> None:
 def _order(items: list[_Timed], item: _Timed, *, known: bool, there: bool) -> None:
     if not there:
         if known:
-            items.remove(item)
+            del items[bisect_left(items, item)]
     elif not items or items[-1] < item:
         items.append(item)
     elif not known:
@@ -169,3 +170,11 @@ def times_of(window: str) -> tuple[int, int] | None:
         return to_ms(datetime.fromisoformat(start)), to_ms(datetime.fromisoformat(end))
     except (ValueError, TypeError):
         return None
+
+
+def interval_of(window: str) -> Interval | None:
+    """The interval that a window's key tells."""
+    if times_of(window) is None:
+        return None
+    start, _, end = window.partition("/")
+    return Interval(datetime.fromisoformat(start), datetime.fromisoformat(end))

@@ -1,4 +1,4 @@
-"""Prunes the ledger: marks first, then deletions, so that it may be killed at any point and done again; see ``pruning`` for what goes."""
+"""Prunes the ledger, the oldest windows first; marks and then deletions, so that it may be killed at any point; see ``pruning``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from typing import TypeAlias, TypeVar
 
 import msgspec
 from confluent_kafka import KafkaException, Producer
@@ -18,8 +19,10 @@ from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, DeadlineError, FactoryError, FencedError
 from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
 from factory_agents.kafka.ledger import Ledger, ReplayRecord
-from factory_agents.kafka.pruning import Horizon, Kept, PruneView, Pruning, decide_pruning
-from factory_agents.kafka.records import MarkRecord
+from factory_agents.kafka.plan_view import PlanView
+from factory_agents.kafka.prune_view import PruneView
+from factory_agents.kafka.pruning import Horizon, Kept, Pruning, decide_pruning, looked_at
+from factory_agents.kafka.records import MarkRecord, mark_key
 from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.view import Follower
 from factory_agents.protocol import Manifest, to_ms, transactional_id
@@ -30,6 +33,10 @@ __all__ = ["RETENTION", "Pruned", "keep_seconds", "pipelines_of", "prune_beside"
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+_Progress: TypeAlias = Callable[[int, int], None]
+_HorizonOf: TypeAlias = Callable[[PruneView], Horizon | None]
+
 RETENTION = "retention"
 """Windows are remembered for as long as the topics of their pipeline keep records, and a margin."""
 
@@ -39,6 +46,8 @@ _WEEK_MS = 7 * _DAY_MS
 _CHUNK = 5_000
 _TRANSACTION_MS = 20_000  # a chunk takes a second; what a killed prune leaves open holds readers this long at most
 _BESIDE_SECONDS = 60.0
+_BESIDE_TIMEOUT = 300.0  # of a round that is under way: the ledger is read at least once, whatever that takes
+_ROOM = 200_000  # records of an origin that a round holds, some 80 MB
 _NAMES = 20
 
 
@@ -47,6 +56,7 @@ class Pruned(msgspec.Struct, frozen=True):
 
     ``before`` is the horizon (None: there is none, as a topic keeps its records for ever). ``unfinished`` names some of the windows that
     went without having been finished. ``letters`` is the number of records that stay for the sake of dead letters still in their topic.
+    ``more``: only the oldest windows were looked at, and some of the others may go too.
     """
 
     pipeline: str
@@ -60,6 +70,7 @@ class Pruned(msgspec.Struct, frozen=True):
     letters: int = 0
     kept: tuple[Kept, ...] = ()
     dry_run: bool = False
+    more: bool = False
 
     @property
     def notes(self) -> list[str]:
@@ -67,6 +78,8 @@ class Pruned(msgspec.Struct, frozen=True):
         notes = [] if self.before is not None else ["everything: it has no topic whose records go after a time (--before, --keep-windows)"]
         if self.letters:
             notes.append(f"{self.letters:,} records whose dead letters are still there")
+        if self.more:
+            notes.append("newer windows, which were not looked at yet" + ("" if self.dry_run else ": run it again"))
         return notes
 
 
@@ -91,19 +104,21 @@ def prune_pipeline(
     before: datetime | None = None,
     unfinished: bool = False,
     dry_run: bool = False,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-    timeout: float = 600.0,
+    progress: _Progress = lambda done, of: None,
+    go_on: float = 3600.0,
+    timeout: float = 3600.0,
 ) -> Pruned:
     """Forget windows of one pipeline: of before a time, or (without one) those on which nothing was done for as long as ``keep`` says.
 
-    By a time, what isn't finished stays unless ``unfinished``. ``progress`` is told how many records of how many are deleted. It may be
-    killed at any point: done again, it deletes the rest. Raises ConfigurationError, UnavailableError, and DeadlineError after ``timeout``
-    seconds.
+    By a time, what isn't finished stays unless ``unfinished``. ``progress`` is told how many records of how many are deleted. A large
+    ledger takes several rounds, the oldest windows first; none begins that would end after ``go_on`` seconds. It may be killed at any
+    point: done again, it deletes the rest. Raises ConfigurationError, UnavailableError, and DeadlineError where nothing was
+    done after ``timeout`` seconds.
     """
     now = int(time.time() * 1000)
     seconds = keep_seconds(keep)
     with Cluster(config) as cluster:
-        pruner = _Pruner(config, cluster, pipeline, prefix, timeout, progress)
+        pruner = _Pruner(config, cluster, pipeline, prefix, go_on, timeout, progress)
 
         def horizon(view: PruneView) -> Horizon | None:
             if before is not None:
@@ -113,26 +128,30 @@ def prune_pipeline(
         return pruner.run(horizon, dry_run=dry_run)
 
 
-def prune_beside(config: KafkaConfig, cluster: Cluster, pipeline: str, *, prefix: str, keep: str, mark: MarkRecord | None) -> None:
-    """What a planner does beside its plan, when the oldest windows are past the horizon. Raises nothing: the next one tries again.
+def prune_beside(config: KafkaConfig, cluster: Cluster, view: PlanView, *, origin: str, prefix: str, keep: str) -> None:
+    """What a planner of an origin's windows does beside its plan, when the oldest are past the horizon; ``view`` is what it has read.
 
-    ``mark`` is what the planner has seen: where another one looked since, nothing is done.
+    Raises nothing: where it doesn't get far, a later planner goes on from there.
     """
-    seen = mark.at if mark is not None else 0
     now = int(time.time() * 1000)
-    seconds = keep_seconds(keep)
-
-    def horizon(view: PruneView) -> Horizon | None:
-        if any(found.at > seen for found in view.of(MarkRecord)):
-            return None
-        return _horizon(cluster, view, seconds, now) or Horizon(0, by="rest")  # the mark says that somebody looked, in any case
-
+    seconds, pipeline = keep_seconds(keep), view.pipeline
     try:
-        done = _Pruner(config, cluster, pipeline, prefix, _BESIDE_SECONDS, lambda done, of: None).run(horizon, patient=False)
-    except (FactoryError, KafkaException) as error:
-        log.info("the ledger was not pruned, the next planner tries again: %s", error, extra=fields(pipeline=pipeline))
+        pruner = _Pruner(config, cluster, pipeline, prefix, _BESIDE_SECONDS, _BESIDE_TIMEOUT, lambda done, of: None)
+        if not pruner.claim(view, origin):
+            return
+        done = pruner.run(lambda found: _horizon(cluster, found, seconds, now), view.of(MarkRecord))
+    except DeadlineError as error:
+        log.warning(
+            "the ledger was not pruned beside a plan; 'factory windows prune --pipeline %s' does it: %s",
+            pipeline,
+            error,
+            extra=fields(pipeline=pipeline),
+        )
         return
-    facts = fields(pipeline=pipeline, windows=done.windows, records=done.records, first=done.first, last=done.last)
+    except (FactoryError, KafkaException) as error:
+        log.info("the ledger was not pruned, a later planner tries again: %s", error, extra=fields(pipeline=pipeline))
+        return
+    facts = fields(pipeline=pipeline, windows=done.windows, records=done.records, first=done.first, last=done.last, more=done.more)
     if done.windows:
         log.info("ledger pruned", extra=facts)
     if done.unfinished:
@@ -177,7 +196,7 @@ def _horizon(cluster: Cluster, view: PruneView, seconds: float | None, now: int)
 
     A window that isn't finished is remembered for as long as its topics keep records, in any case.
     """
-    names = view.topics | {view.topic_of(lane) for lane in view.lanes.values()}
+    names = view.topics | set(view.origins.values())
     kept = [retention for name in sorted(names - {""}) for retention in _retention(cluster, name)]
     retention = None if not kept or None in kept else max(filter(None, kept))
     keep = retention if seconds is None else None if math.isinf(seconds) else int(seconds * 1000)
@@ -226,72 +245,115 @@ class _Letters:
 
 
 class _Pruner:
-    """One prune at work, under the name of its pipeline's planners: whoever starts later stops those before it."""
+    """Prunes at work, under the name of a pipeline's planners: whoever starts later stops those before it.
+
+    It goes on in rounds: each reads the ledger from its beginning, and forgets the oldest windows, as many as there is room for. Another
+    one begins only where it should end within ``seconds``; one that is under way has until ``timeout``.
+    """
 
     def __init__(
-        self, config: KafkaConfig, cluster: Cluster, pipeline: str, prefix: str, timeout: float, progress: Callable[[int, int], None]
+        self, config: KafkaConfig, cluster: Cluster, pipeline: str, prefix: str, seconds: float, timeout: float, progress: _Progress
     ) -> None:
         self.config, self.cluster, self.progress = config, cluster, progress
         self.doing = f"pruning the ledger of {pipeline!r}"
         self.ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
+        self.until = time.monotonic() + seconds
         self.timeout, self.deadline = timeout, time.monotonic() + timeout
         self._transactional_id = transactional_id(prefix, "plan", pipeline)
         self._letters = _Letters(cluster)
-        self._view = PruneView(pipeline)
+        self._done = Pruned(pipeline)
 
-    def run(self, horizon: Callable[[PruneView], Horizon | None], *, dry_run: bool = False, patient: bool = True) -> Pruned:
-        """Decide and do it; ``patient``: again where a planner took over."""
+    def claim(self, view: PlanView, origin: str) -> bool:
+        """Say in an origin's mark that its pipeline is being looked at, so that no other planner does for a while; False where one did."""
+        looked = looked_at(view)
+
+        def write(producer: Producer) -> bool:
+            self.ledger.follow(view, deadline=self.deadline)
+            if looked_at(view) > looked:
+                return False
+            found = view.get(mark_key(view.pipeline, origin))
+            mark = found if isinstance(found, MarkRecord) else MarkRecord(view.pipeline, origin)
+            mark = msgspec.structs.replace(mark, at=int(time.time() * 1000))
+            self._commit(producer, "claim", partial(self.ledger.produce, producer, [mark]))
+            return True
+
+        return self._as_planner(write)
+
+    def run(self, horizon: _HorizonOf, marks: Iterable[MarkRecord] | None = None, *, dry_run: bool = False) -> Pruned:
+        """Round after round. ``marks`` are those that are there, if that is known; a dry run is one round."""
         if self.cluster.find(self.ledger.topic) is None:
-            return Pruned(self.ledger.pipeline, dry_run=dry_run)
-        if dry_run:
-            self.ledger.follow(self._view, deadline=self.deadline, stable=True)
-            return self._report(*self._decide(horizon), dry_run=True)
-        lost = 0
+            return msgspec.structs.replace(self._done, dry_run=dry_run)
+        known = {mark.origin: mark for mark in (self._marks() if marks is None else marks)}
+        room = _ROOM
         while True:
+            began = time.monotonic()
+            view = PruneView(self.ledger.pipeline, room=room, marks=known.values())
             try:
-                return self._write(horizon)
-            except FencedError:
-                if not patient:
+                self.ledger.follow(view, deadline=self.deadline, stable=True)  # it takes long, and stops no planner
+                pruning = self._decide(view, horizon) if dry_run else self._as_planner(partial(self._write, view, horizon))
+            except DeadlineError:
+                if not self._done.windows:
                     raise
-                if time.monotonic() > self.deadline:
-                    raise DeadlineError(f"{self.doing}: planners kept taking over for {self.timeout:.0f} s; try again") from None
-            lost += 1
-            time.sleep(random.uniform(0.05, 0.1 * min(2**lost, 30)))
+                return msgspec.structs.replace(self._done, more=True)
+            if dry_run:
+                self._tell(pruning)
+                self._count(len(pruning.works) + len(pruning.plans))
+            now = time.monotonic()
+            if dry_run or not pruning.more or now + (now - began) > self.until:
+                return msgspec.structs.replace(self._done, more=pruning.more, dry_run=dry_run)
+            known |= {mark.origin: mark for mark in pruning.marks}
+            if not (pruning.windows or pruning.works or pruning.plans):  # all that there was room for stays
+                room *= 2
 
-    def _decide(self, horizon: Callable[[PruneView], Horizon | None]) -> tuple[Horizon | None, Pruning]:
-        limit = horizon(self._view)
+    def _marks(self) -> list[MarkRecord]:
+        begin = mark_key(self.ledger.pipeline, "").encode()
+        return self.ledger.read_stable(deadline=self.deadline, wanted=lambda key: key.startswith(begin)).of(MarkRecord)
+
+    def _decide(self, view: PruneView, horizon: _HorizonOf) -> Pruning:
+        limit = horizon(view)
         if limit is None:
-            return None, Pruning()
-        pruning = decide_pruning(self._view, limit, int(time.time() * 1000), self._letters.there)
-        pruning.works += self._replays()
-        return limit, pruning
+            return Pruning()
+        self._done = msgspec.structs.replace(self._done, before=_moment(limit.before))
+        pruning = decide_pruning(view, limit, int(time.time() * 1000), self._letters.there)
+        pruning.works += self._replays(view)
+        return pruning
 
-    def _replays(self) -> Iterator[bytes]:
+    def _replays(self, view: PruneView) -> Iterator[bytes]:
         """Notes of dead letters that were put back, once none of these letters is there any more."""
         topic = self.ledger.pipeline.removeprefix("replay.")
-        for record in self._view.of(ReplayRecord):
+        for record in view.of(ReplayRecord):
             if not self._letters.offsets_there(topic, record.topic_id, record.offsets):
                 yield record.key().encode()
 
-    def _write(self, horizon: Callable[[PruneView], Horizon | None]) -> Pruned:
+    def _write(self, view: PruneView, horizon: _HorizonOf, producer: Producer) -> Pruning:
         """Marks and then deletions; a planner that takes over in between finds the marks, and whoever prunes next deletes the rest."""
-        producer = self.config.producer(self._transactional_id, transaction_timeout_ms=_TRANSACTION_MS)
-        connect(producer, self.ledger.topic)
-        try:
-            producer.init_transactions(self._left)
-            self.ledger.follow(self._view, deadline=self.deadline)
-            limit, pruning = self._decide(horizon)
-            if limit is not None:
-                self._commit(producer, "marks", partial(self.ledger.produce, producer, pruning.marks))
-                self._delete(producer, [*pruning.works, *pruning.plans])
-            return self._report(limit, pruning, dry_run=False)
-        except KafkaException as error:
-            failure = kafka_error(error, self.doing)
-            if isinstance(failure, FencedError) or error.args[0].txn_requires_abort():
-                raise FencedError(f"{self.doing}: a planner took over") from error
-            raise failure from error
-        finally:
-            del producer  # an error's traceback would keep it, with its threads and sockets
+        self.ledger.follow(view, deadline=self.deadline)
+        pruning = self._decide(view, horizon)
+        if pruning.marks:
+            self._commit(producer, "marks", partial(self.ledger.produce, producer, pruning.marks))
+        self._tell(pruning)
+        self._delete(producer, [*pruning.works, *pruning.plans])
+        return pruning
+
+    def _as_planner(self, write: Callable[[Producer], _T]) -> _T:
+        """Write under the name of the pipeline's planners; again where one of them took over."""
+        lost = 0
+        while True:
+            producer = self.config.producer(self._transactional_id, transaction_timeout_ms=_TRANSACTION_MS)
+            connect(producer, self.ledger.topic)
+            try:
+                producer.init_transactions(self._left)
+                return write(producer)
+            except KafkaException as error:
+                failure = kafka_error(error, self.doing)
+                if not isinstance(failure, FencedError) and not error.args[0].txn_requires_abort():
+                    raise failure from error
+            finally:
+                del producer  # an error's traceback would keep it, with its threads and sockets
+            if time.monotonic() > self.deadline:
+                raise DeadlineError(f"{self.doing}: planners kept taking over for {self.timeout:.0f} s; try again")
+            lost += 1
+            time.sleep(random.uniform(0.05, 0.1 * min(2**lost, 30)))
 
     @property
     def _left(self) -> float:
@@ -300,7 +362,9 @@ class _Pruner:
     def _delete(self, producer: Producer, keys: Sequence[bytes]) -> None:
         for first in range(0, len(keys), _CHUNK):
             self.progress(first, len(keys))
-            self._commit(producer, "deletions", partial(self.ledger.erase, producer, keys[first : first + _CHUNK]))
+            chunk = keys[first : first + _CHUNK]
+            self._commit(producer, "deletions", partial(self.ledger.erase, producer, chunk))
+            self._count(len(chunk))
         self.progress(len(keys), len(keys))
 
     def _commit(self, producer: Producer, what: str, put: Callable[[], None]) -> None:
@@ -317,20 +381,23 @@ class _Pruner:
                     raise
         failpoints.hit(f"prune.after-{what}")
 
-    def _report(self, limit: Horizon | None, pruning: Pruning, *, dry_run: bool) -> Pruned:
-        return Pruned(
-            self.ledger.pipeline,
-            None if limit is None else _moment(limit.before),
-            len(pruning.windows),
-            len(pruning.works) + len(pruning.plans),
-            min(pruning.windows, default=""),
-            max(pruning.windows, default=""),
-            tuple(pruning.unfinished[:_NAMES]),
-            len(pruning.unfinished),
-            pruning.letters,
-            tuple(pruning.kept[:_NAMES]),
-            dry_run,
+    def _tell(self, pruning: Pruning) -> None:
+        """Note what went, once its marks are written."""
+        done, windows = self._done, pruning.windows
+        kept = {k.origin: k for k in (*done.kept, *pruning.kept)}
+        self._done = msgspec.structs.replace(
+            done,
+            windows=done.windows + len(windows),
+            first=min((w for w in (done.first, *windows) if w), default=""),
+            last=max((done.last, *windows)),
+            unfinished=(*done.unfinished, *pruning.unfinished)[:_NAMES],
+            unfinished_windows=done.unfinished_windows + len(pruning.unfinished),
+            letters=pruning.letters,
+            kept=tuple(kept.values())[:_NAMES],
         )
+
+    def _count(self, records: int) -> None:
+        self._done = msgspec.structs.replace(self._done, records=self._done.records + records)
 
 
 def _moment(milliseconds: int) -> datetime:

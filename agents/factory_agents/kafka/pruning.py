@@ -2,145 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from factory_agents.errors import ConfigurationError
-from factory_agents.kafka.plan_view import Lane, PlanView, times_of
-from factory_agents.kafka.records import (
-    ALWAYS,
-    RECORD_VERSION,
-    LedgerRecord,
-    MarkRecord,
-    PipelineRecord,
-    PlanRecord,
-    mark_key,
-    microseconds,
-)
-from factory_agents.protocol import Interval, Manifest
+from factory_agents.kafka.plan_view import Lane, PlanView, interval_of, times_of
+from factory_agents.kafka.prune_view import NO_LIMIT, PruneView, origin_of
+from factory_agents.kafka.records import ALWAYS, MarkRecord, PipelineRecord, PlanRecord, mark_key, microseconds
+from factory_agents.protocol import Manifest
 
-__all__ = ["Done", "Horizon", "Kept", "PruneView", "Pruning", "decide_pruning", "interval_of", "is_due", "merged", "origin_of"]
+__all__ = ["Horizon", "Kept", "Pruning", "decide_pruning", "is_due", "looked_at", "merged"]
 
 MOST_SPANS = 500
 _DAY_MS = 24 * 3600 * 1000
+_NO_LIMIT_MS = NO_LIMIT // 1000
 
 LettersThere: TypeAlias = Callable[[Manifest], bool]
 """Whether dead letters of a manifest may still lie in their topic."""
-
-
-def origin_of(scope: str) -> str:
-    """The topic or source that a scope names, without its mapped task."""
-    return re.sub(r"\[\d+\]$", "", scope)
-
-
-class _Topic(msgspec.Struct, frozen=True):
-    topic: str = ""
-
-
-class _Result(msgspec.Struct, frozen=True):
-    input: _Topic | None = None
-    manifest: _Topic | None = None
-    dead_letters: Manifest | None = None
-    ledger_offset: int = 0
-
-
-class _Work(msgspec.Struct, frozen=True):
-    """The few fields of what was said of a stage's work that a prune needs."""
-
-    stage: str = ""
-    window: str = ""
-    scope: str = ""
-    version: int = 1
-    updated_at: int = 0
-    at: int = 0
-    result: _Result | None = None
-    earlier: tuple[Manifest, ...] = ()
-
-
-_DECODER = msgspec.json.Decoder(_Work)
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """One record of what a stage did: of which window, when last (milliseconds), whether it is finished, and its dead letters."""
-
-    stage: str
-    window: str
-    scope: str
-    last: int
-    finished: bool
-    letters: tuple[Manifest, ...]
-    planned_at: int
-
-
-class PruneView(PlanView):
-    """All of one pipeline's records; of what stages did no more than a prune needs. ``topics`` are those that they read and wrote."""
-
-    def __init__(self, pipeline: str) -> None:
-        super().__init__(pipeline)
-        self.works: dict[bytes, Done] = {}
-        self.topics: set[str] = set()
-        self._names: dict[str, str] = {}
-        self._begins = tuple(f"{kind}|{pipeline}|".encode() for kind in ("stage", "failure", "attempt"))
-
-    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
-        """See ``Follower.take``."""
-        if not key.startswith(self._begins):
-            super().take(offset, key, value)
-        elif value is None:
-            self.works.pop(key, None)
-        else:
-            self.works[key] = self._done(offset, key, value)
-
-    def _done(self, offset: int, key: bytes, value: bytes) -> Done:
-        try:
-            work = _DECODER.decode(value)
-            if work.version > RECORD_VERSION:
-                raise ValueError(f"its version is {work.version}, this release reads up to {RECORD_VERSION}")
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise ConfigurationError(
-                f"ledger record {key.decode(errors='replace')!r} at offset {offset}: not one that this version can read ({error}), so "
-                f"nothing of its pipeline is pruned; was it written by a newer release?"
-            ) from error
-        result = work.result
-        if result is not None:
-            manifests = (result.input, result.manifest, result.dead_letters)
-            self.topics.update(m.topic for m in manifests if m is not None)
-        letters = (*work.earlier, *((result.dead_letters,) if result is not None and result.dead_letters is not None else ()))
-        self.topics.update(m.topic for m in letters)
-        return Done(
-            self._one(work.stage),
-            self._one(work.window),
-            self._one(work.scope),
-            max(work.updated_at, work.at),
-            result is not None or key.startswith(self._begins[1:]),
-            tuple(m for m in letters if m.ranges),
-            result.ledger_offset if result is not None else 0,
-        )
-
-    def _one(self, text: str) -> str:
-        """The same text as one object: there are many records of few names."""
-        return self._names.setdefault(text, text)
-
-    def _decoded(self, kind: str, key: str) -> LedgerRecord:
-        """A prune looks at each plan once: decoded, they would take three times as much memory until it ends."""
-        found = self._kinds[kind][key]
-        record = super()._decoded(kind, key)
-        self._kinds[kind][key] = found
-        return record
-
-    def forget(self) -> None:
-        """See ``Follower.forget``."""
-        super().forget()
-        self.works.clear()
-        self.topics.clear()
 
 
 @dataclass(frozen=True)
@@ -169,7 +51,10 @@ class Kept(msgspec.Struct, frozen=True):
 
 @dataclass
 class Pruning:
-    """What a prune comes to: marks to write first, then keys to delete (of works, then of plans and cuts), and what to tell of it."""
+    """What a prune comes to: marks to write first, then keys to delete (of works, then of plans and cuts), and what to tell of it.
+
+    ``more``: there are windows that the view had no room for, and which may go once these are gone.
+    """
 
     marks: list[MarkRecord] = field(default_factory=list)
     works: list[bytes] = field(default_factory=list)
@@ -178,6 +63,7 @@ class Pruning:
     unfinished: list[str] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     letters: int = 0
+    more: bool = False
 
 
 @dataclass(slots=True)
@@ -219,7 +105,7 @@ def is_due(view: PlanView, lanes: Iterable[Lane], mark: MarkRecord | None, keep_
     """
     mark = mark or MarkRecord("", "")
     step = min(keep_ms // 8, _DAY_MS)
-    if now_ms - mark.at < step:
+    if now_ms - looked_at(view) < step:
         return False
     for lane in lanes:
         spans = (key for start, _, key in lane.spans if not any(first <= start * 1000 < last for first, last in mark.spans))
@@ -230,6 +116,11 @@ def is_due(view: PlanView, lanes: Iterable[Lane], mark: MarkRecord | None, keep_
     return False
 
 
+def looked_at(view: PlanView) -> int:
+    """When somebody set about to prune the pipeline last (milliseconds); 0: never."""
+    return max((mark.at for mark in view.of(MarkRecord)), default=0)
+
+
 class _Decision:
     def __init__(self, view: PruneView, horizon: Horizon, now_ms: int, letters_there: LettersThere) -> None:
         self.view, self.horizon, self.now, self.letters_there = view, horizon, now_ms, letters_there
@@ -238,26 +129,24 @@ class _Decision:
         self.by_interval = first is None or first.mode == "intervals"
         self.rest: dict[tuple[str, str], _Rest] = {}
         self.works: dict[str, dict[str, list[bytes]]] = {}
-        self.sources: dict[str, str] = {}
+        self.sources = {f"{stage} {scope}".rstrip(): origin_of(scope) for stage, scope in view.scopes}
         for key, done in view.works.items():
-            origin = origin_of(done.scope)
+            origin = done.origin
             rest = self.rest.setdefault((origin, done.window), _Rest())
             rest.last, rest.finished = max(rest.last, done.last), rest.finished and done.finished
             rest.stages.add(done.stage)
             self.works.setdefault(origin, {}).setdefault(done.window, []).append(key)
-            self.sources[f"{done.stage} {done.scope}".rstrip()] = origin
         self.topics: dict[str, dict[str, Lane]] = {}
-        for topic_id, lane in view.lanes.items():
-            topic = view.topic_of(lane)
+        for topic_id, topic in view.origins.items():
             if topic:
-                self.topics.setdefault(topic, {})[topic_id] = lane
+                self.topics.setdefault(topic, {})[topic_id] = view.lane(topic_id)
 
     def all(self) -> Pruning:
         """Origin by origin."""
         for topic, lanes in self.topics.items():
             mark = self._intervals(topic, lanes) if self.by_interval else self._since_last(topic, lanes)
             self._say(mark)
-            self._forget_works(mark, self._forget_plans(mark, lanes))
+            self._forget_works(mark, self._forget_plans(topic, mark, lanes))
         marked = [mark.origin for mark in self.view.of(MarkRecord)]
         for origin in dict.fromkeys((*self.works, *marked)):
             if origin not in self.topics:
@@ -318,14 +207,15 @@ class _Decision:
                 self.pruning.unfinished.append(window.name)
 
     def _intervals(self, topic: str, lanes: Mapping[str, Lane]) -> MarkRecord:
-        """The mark of a topic's windows with intervals: up to the first one that stays."""
+        """The mark of a topic's windows with intervals: up to the first one that stays, or that the view may not know."""
         mark = self._mark(topic)
-        since = mark.low_water
-        going, staying, new = self._going(mark, self._planned(topic, lanes, since))
+        since, limit = mark.low_water, self.view.limit(topic, lanes) // 1000
+        going, staying, new = self._going(mark, (w for w in self._planned(topic, lanes, since) if w.start < limit))
+        self.pruning.more |= not staying and limit < _NO_LIMIT_MS
         ends = [window.end for window in going] + ([since] if since is not None else [])
         if not going:
             return mark
-        low_water = min([max(ends), *(window.start for window in staying)])
+        low_water = min([max(ends), limit, *(window.start for window in staying)])
         self._tell(window for window in going if window.start < low_water)
         return msgspec.structs.replace(new, spans=((ALWAYS, low_water * 1000),))
 
@@ -352,25 +242,28 @@ class _Decision:
         return plan if isinstance(plan, PlanRecord) else None
 
     def _since_last(self, topic: str, lanes: Mapping[str, Lane]) -> MarkRecord:
-        """The mark of a topic's windows without intervals: up to the first plan that stays."""
-        mark = self._mark(topic)
+        """The mark of a topic's windows without intervals: up to the first plan that stays, or that the view may not know."""
+        mark, limit = self._mark(topic), self.view.run_limit(topic)
         offsets = sorted((self.view.offset(key) or 0, key) for lane in lanes.values() for key in lane.others)
-        windows = (self._window(topic, key.rpartition("|")[2], plan=self._plan(key), offset=at) for at, key in offsets if at >= mark.offset)
-        going, _, new = self._going(mark, windows)
+        windows = (
+            self._window(topic, key.rpartition("|")[2], plan=self._plan(key), offset=at) for at, key in offsets if mark.offset <= at < limit
+        )
+        going, staying, new = self._going(mark, windows)
+        self.pruning.more |= not staying and limit < NO_LIMIT
         if not going:
             return mark
         self._tell(going)
         asked = max(window.planned for window in going)
         return msgspec.structs.replace(new, offset=going[-1].offset + 1, asked=max(mark.asked, asked))
 
-    def _forget_plans(self, mark: MarkRecord, lanes: Mapping[str, Lane]) -> set[str]:
+    def _forget_plans(self, topic: str, mark: MarkRecord, lanes: Mapping[str, Lane]) -> set[str]:
         """Note the plans and cuts that go; the names of windows without an interval among them."""
         names: set[str] = set()
         gone: list[str] = []
-        low_water = mark.low_water
+        low_water, limit = mark.low_water, self.view.limit(topic, lanes) // 1000
         for lane in lanes.values():
             if low_water is not None:
-                kept = self.view.above(lane, low_water)
+                kept = self.view.above(lane, min(low_water, limit))
                 there = set(kept.cuts)
                 gone += [key for _, _, key in lane.spans[: len(lane.spans) - len(kept.spans)]]
                 gone += [cut[1] for cut in lane.cuts if cut not in there]
@@ -385,26 +278,32 @@ class _Decision:
 
     def _spans(self, origin: str) -> MarkRecord:
         """The mark of windows whose times no topic tells, as a source's: the very intervals that were pruned."""
-        mark = self._mark(origin)
+        mark, read = self._mark(origin), self._source_lanes(origin)
+        limit = self.view.limit(origin, read)
         spans: dict[str, tuple[int, int]] = {}
         windows: list[_Window] = []
         for name in dict.fromkeys((*self.works.get(origin, ()), *(key.rpartition("|")[2] for key in self._source_plans(origin)))):
             interval = interval_of(name)
-            if interval is not None and not mark.covers(interval):
+            if interval is not None and microseconds(interval.start) < limit and not mark.covers(interval):
                 spans[name] = (microseconds(interval.start), microseconds(interval.end))
                 windows.append(self._window(origin, name, interval.start_ms, interval.end_ms))
         going, left, new = self._going(mark, sorted(windows, key=lambda w: w.start), all_of=True)
-        staying = merged(spans[window.name] for window in left)
+        staying = merged((*(spans[window.name] for window in left), (limit, NO_LIMIT)))
+        unknown = self.view.rests(origin, read) if self.horizon.by == "rest" else limit // 1000
+        self.pruning.more |= limit < NO_LIMIT and unknown < self.horizon.before
         gone = [window for window in going if not _meets(staying, spans[window.name])]
         self._tell(gone)
         pruned = merged([*mark.spans, *(spans[window.name] for window in gone)])
         return msgspec.structs.replace(new, spans=tuple(_fewer(pruned, staying)))
 
+    def _source_lanes(self, origin: str) -> list[str]:
+        """The lanes of what stages planned to read of a source: those of stages of which something else is known."""
+        return [name for name in self.view.origins if self.sources.get(name) == origin]
+
     def _source_plans(self, origin: str) -> Iterator[str]:
-        """The keys of what stages planned to read of a source: those of stages of which something else is known."""
-        for name, lane in self.view.lanes.items():
-            if self.sources.get(name) == origin:
-                yield from (key for _, _, key in lane.spans)
+        """The keys of these plans."""
+        for name in self._source_lanes(origin):
+            yield from (key for _, _, key in self.view.lane(name).spans)
 
     def _forget_source(self, mark: MarkRecord) -> None:
         for key in self._source_plans(mark.origin):
@@ -425,14 +324,6 @@ class _Decision:
                     self.pruning.letters += 1
                 else:
                     self.pruning.works.append(key)
-
-
-def interval_of(name: str) -> Interval | None:
-    """The interval that a window's name tells."""
-    if times_of(name) is None:
-        return None
-    start, _, end = name.partition("/")
-    return Interval(datetime.fromisoformat(start), datetime.fromisoformat(end))
 
 
 def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -129,14 +129,20 @@ class LedgerView(Follower):
         return None if found is None else found[0]
 
     def _decoded(self, kind: str, key: str) -> LedgerRecord:
-        offset, record = self._kinds[kind][key]
-        if isinstance(record, bytes):
-            try:
-                record = decode_record(kind, record)
-            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                raise ConfigurationError(
-                    f"ledger record {key!r} at offset {offset}: not one that this version can read ({error}); was it written by a newer "
-                    f"release?"
-                ) from error
+        offset, found = self._kinds[kind][key]
+        record = self._decode(kind, key, offset, found)
+        if record is not found:
             self._kinds[kind][key] = (offset, record)
         return record
+
+    @staticmethod
+    def _decode(kind: str, key: str, offset: int, record: LedgerRecord | bytes) -> LedgerRecord:
+        if not isinstance(record, bytes):
+            return record
+        try:
+            return decode_record(kind, record)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise ConfigurationError(
+                f"ledger record {key!r} at offset {offset}: not one that this version can read ({error}); was it written by a newer "
+                f"release?"
+            ) from error

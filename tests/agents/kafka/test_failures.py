@@ -12,7 +12,7 @@ from factory_agents.errors import FactoryError, FencedError, TooManyRejectedErro
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.failures import forget_failure, leave_failure
 from factory_agents.kafka.ledger import AttemptRecord, FailureRecord, Ledger
-from factory_agents.kafka.pruning import PruneView
+from factory_agents.kafka.prune_view import PruneView
 from factory_agents.kafka.windows import WindowStatus, read_windows
 from factory_agents.protocol import Work
 from factory_agents.run import execute

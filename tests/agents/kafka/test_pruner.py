@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from factory_agents.errors import ConfigurationError, WindowError
+from factory_agents.kafka import pruner
 from factory_agents.kafka.cuts import plan_source, plan_window
 from factory_agents.kafka.ledger import CutRecord, Ledger, LedgerView, MarkRecord, PlanRecord, StageRecord
 from factory_agents.kafka.pruner import Pruned, keep_seconds, pipelines_of, prune_pipeline, retention_of
@@ -65,7 +66,7 @@ class Hourly:
             **more,  # type: ignore[arg-type]
         )
 
-    def run(self, window: Window, **more: object) -> AgentRun:
+    def run(self, window: Window, **more: Any) -> AgentRun:
         return self.runs.run(window, self.out, origin=self.topic, **more)
 
     def done(self, hours: int) -> list[Window]:
@@ -74,9 +75,9 @@ class Hourly:
             self.runs.transform(self.run(window))
         return windows
 
-    def prune(self, n: int, **more: object) -> Pruned:
+    def prune(self, n: int, **more: Any) -> Pruned:
         """Windows that end by the beginning of an hour."""
-        return prune_pipeline(self.runs.config, self.runs.prefix, prefix=self.runs.prefix, before=hour(n).start, **more)  # type: ignore[arg-type]
+        return prune_pipeline(self.runs.config, self.runs.prefix, prefix=self.runs.prefix, before=hour(n).start, **more)
 
     def left(self) -> tuple[set[str], set[str], int]:
         view = self.view()
@@ -131,6 +132,25 @@ class TestAPrune:
         assert (again.windows, again.records) == (0, 0)
         assert hourly.left() == left
 
+    def test_in_rounds_forgets_the_same(self, hourly: Hourly, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The ledger may be larger than memory: the oldest windows go first."""
+        monkeypatch.setattr(pruner, "_ROOM", 3)
+        hourly.done(5)
+        dry = hourly.prune(4, dry_run=True)
+        assert (dry.windows, dry.more, dry.notes) == (1, True, ["newer windows, which were not looked at yet"])
+        found = hourly.prune(4)
+        assert (found.windows, found.first, found.last, found.more) == (4, hour(0).key, hour(3).key, False)
+        assert hourly.left() == ({hour(3).key, hour(4).key}, {hour(4).key}, 3)
+        assert [k.window for k in found.kept] == [hour(4).key]
+
+    def test_that_has_no_time_for_another_round_says_so_and_is_continued(self, hourly: Hourly, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pruner, "_ROOM", 3)
+        hourly.done(3)
+        for left in (True, True, False):
+            found = hourly.prune(3, go_on=0)
+            assert (found.windows, found.more) == (1, left)
+        assert hourly.left()[1] == set()
+
     def test_stops_at_what_isnt_finished_unless_it_is_told_not_to(self, hourly: Hourly) -> None:
         hourly.done(2)
         hourly.plan(2)
@@ -171,8 +191,8 @@ class TestAKilledPrune:
         windows = hourly.done(4)
         code = (
             "import sys; from datetime import datetime; from factory_agents.kafka import pruner; from factory_agents.kafka.config import "
-            "KafkaConfig; pruner._CHUNK = 2; pruner.prune_pipeline(KafkaConfig(sys.argv[1]), sys.argv[2], prefix=sys.argv[2], "
-            "before=datetime.fromisoformat(sys.argv[3]))"
+            "KafkaConfig; pruner._CHUNK, pruner._ROOM = 2, 4; pruner.prune_pipeline(KafkaConfig(sys.argv[1]), sys.argv[2], "
+            "prefix=sys.argv[2], before=datetime.fromisoformat(sys.argv[3]))"
         )
         arguments = [hourly.runs.bootstrap, hourly.runs.prefix, hour(3).start.isoformat()]
         environment = os.environ | {"FACTORY_FAILPOINTS": f"{point}=kill"}
@@ -262,6 +282,28 @@ class TestAPlanner:
         with pytest.raises(WindowError, match="was pruned"):
             hourly.plan(0)
         assert hourly.plan(2).size == 2
+
+    def test_whose_prune_dies_is_not_followed_into_it_by_each_later_one(self, hourly: Hourly) -> None:
+        """As where the ledger can't be read in time: what a planner is about to do, it says first."""
+        hourly.done(2)
+        until = time.time() + 1.3
+        wait_for(lambda: time.time() > until, "the windows to be older")
+        code = (
+            "import sys; from datetime import datetime; from factory_agents.kafka.cuts import plan_window; from "
+            "factory_agents.kafka.config import KafkaConfig; from factory_agents.protocol import Interval; "
+            "plan_window(KafkaConfig(sys.argv[1]), pipeline=sys.argv[2], prefix=sys.argv[2], topic=sys.argv[3], "
+            "interval=Interval(*map(datetime.fromisoformat, sys.argv[4:])), keep='1 s')"
+        )
+        span = [hour(2).start.isoformat(), hour(2).end.isoformat()]
+        environment = os.environ | {"FACTORY_FAILPOINTS": "prune.after-claim=kill"}
+        arguments = [hourly.runs.bootstrap, hourly.runs.prefix, hourly.topic, *span]
+        killed = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, cwd=ROOT, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        (mark,) = hourly.view().of(MarkRecord)
+        assert (mark.origin, mark.spans, mark.at > 0) == (hourly.topic, (), True)
+        hourly.plan(2, keep="1 d")
+        assert hourly.view().of(MarkRecord) == [mark]
+        assert hourly.plan(0).size == 2, "a claim forgets nothing"
 
     def test_remembers_everything_where_a_topic_keeps_its_records_for_ever(self, hourly: Hourly, runs: Runs) -> None:
         hourly.done(1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import pytest
@@ -16,8 +16,9 @@ from factory_agents.errors import ConfigurationError, FactoryError, WindowError
 from factory_agents.kafka.ledger import CutRecord, LedgerView, MarkRecord, PlanRecord, StageRecord, StoredResult
 from factory_agents.kafka.plan_view import PlanView
 from factory_agents.kafka.planning import LogAnswers, PlanRequest, Policy, relevant, source_plan
-from factory_agents.kafka.pruning import MOST_SPANS, Horizon, PruneView, Pruning, decide_pruning, is_due
-from factory_agents.kafka.records import ALWAYS, FailureRecord, Progress, encode_record, mark_key
+from factory_agents.kafka.prune_view import PruneView
+from factory_agents.kafka.pruning import MOST_SPANS, Horizon, Pruning, decide_pruning, is_due
+from factory_agents.kafka.records import ALWAYS, FailureRecord, LedgerRecord, PipelineRecord, Progress, encode_record, mark_key
 from factory_agents.kafka.topics import TopicInfo
 from factory_agents.protocol import Interval, Manifest, PartitionRange, Shard, Window, Work
 from tests.support.planning_model import ModelLedger, ModelLog, check, interval, ms, offsets, outcome, request, since_last
@@ -29,13 +30,35 @@ ALL = 10**15
 NO_LETTERS: Callable[[Manifest], bool] = lambda letters: False  # noqa: E731
 
 
-class PrunedLedger(ModelLedger):
-    """A ledger that is pruned now and then, by prunes that may have been killed before their end."""
-
-    view: PruneView
+class LoggedView(PruneView):
+    """All that was written, for whoever begins to read it."""
 
     def __init__(self) -> None:
-        super().__init__(PruneView("p"))
+        self.log: list[tuple[int, bytes, bytes | None]] = []
+        super().__init__("p")
+
+    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
+        self.log.append((offset, key, value))
+        super().take(offset, key, value)
+
+    def put(self, record: LedgerRecord, offset: int) -> None:
+        self.log.append((offset, record.key().encode(), encode_record(record)))
+        super().put(record, offset)
+
+    def read(self, room: int, marks: Iterable[MarkRecord]) -> PruneView:
+        view = PruneView("p", room=room, marks=marks)
+        for offset, key, value in self.log:
+            view.take(offset, key, value)
+        return view
+
+
+class PrunedLedger(ModelLedger):
+    """A ledger that is pruned now and then, in rounds with room for some records, by prunes that may have been killed before their end."""
+
+    view: LoggedView
+
+    def __init__(self) -> None:
+        super().__init__(LoggedView())
         self.gone: set[str] = set()
 
     def work(self, window: str, *, stage: str = "stage", scope: str = "t", at: float = 0, finished: bool = True, **more: object) -> bytes:
@@ -48,14 +71,36 @@ class PrunedLedger(ModelLedger):
         self.view.end += 1
         return record.key().encode()
 
-    def prune(self, horizon: Horizon, now: float, *, killed_after: int = ALL, there: Callable[[Manifest], bool] = NO_LETTERS) -> Pruning:
-        pruning = decide_pruning(self.view, horizon, ms(now), there)
-        self.view.add(*pruning.marks)
-        keys = [*pruning.works, *pruning.plans]
-        self.gone |= {key.decode() for key in pruning.plans}
-        for key in keys[:killed_after]:
-            self.view.take(self.view.end, key, None)
-        return pruning
+    def prune(
+        self,
+        horizon: Horizon,
+        now: float,
+        *,
+        killed_after: int = ALL,
+        there: Callable[[Manifest], bool] = NO_LETTERS,
+        room: int = ALL,
+    ) -> Pruning:
+        """As ``pruner`` does it."""
+        told = Pruning()
+        known = {mark.origin: mark for mark in self.view.of(MarkRecord)}
+        while True:
+            pruning = decide_pruning(self.view.read(room, known.values()), horizon, ms(now), there)
+            self.view.add(*pruning.marks)
+            keys = [*pruning.works, *pruning.plans]
+            self.gone |= {key.decode() for key in pruning.plans}
+            for key in keys[:killed_after]:
+                self.view.take(self.view.end, key, None)
+                self.view.end += 1
+            known |= {mark.origin: mark for mark in pruning.marks}
+            told.windows += pruning.windows
+            told.unfinished += pruning.unfinished
+            told.works += pruning.works
+            told.plans += pruning.plans
+            told.kept, told.letters, told.more = pruning.kept, pruning.letters, pruning.more
+            killed_after -= len(keys)
+            if not pruning.more or killed_after <= 0:
+                return told
+            room *= 1 if keys or pruning.windows else 2
 
     def judged(self, request: PlanRequest, topic: TopicInfo, judge: Callable[[LedgerView], T]) -> T:
         """It is all the same how far the deletions have come."""
@@ -395,9 +440,19 @@ class Pairs(RuleBasedStateMachine):
         self.plan(int(self.now) - ago, min(hours, ago), "index", accept_loss=accept_loss)
 
     @precondition(lambda self: self.pruned.view.lanes)
-    @rule(ago=st.integers(-1, 6), by=st.sampled_from(["time", "rest"]), killed_after=st.sampled_from([0, 1, 3, ALL, ALL]))
-    def prune(self, ago: int, by: str, killed_after: int) -> None:
-        self.pruned.prune(Horizon(ms(self.now - ago), by=by, unfinished=True), self.now, killed_after=killed_after)  # type: ignore[arg-type]
+    @rule(
+        ago=st.integers(-1, 6),
+        by=st.sampled_from(["time", "rest"]),
+        killed_after=st.sampled_from([0, 1, 3, ALL, ALL]),
+        room=st.sampled_from([1, 2, 5, ALL]),
+    )
+    def prune(self, ago: int, by: Literal["time", "rest"], killed_after: int, room: int) -> None:
+        self.pruned.prune(Horizon(ms(self.now - ago), by=by, unfinished=True), self.now, killed_after=killed_after, room=room)
+
+    @precondition(lambda self: self.windows)
+    @rule(back=st.integers(1, 6), stage=st.sampled_from(["enrich", "publish"]))
+    def stage_is_done(self, back: int, stage: str) -> None:
+        self.pruned.work(self.windows[-back:][0].key, stage=stage, at=self.now)
 
     def plan(self, hour: int, hours: int, policy: Policy, **more: bool) -> None:
         asked = request(hour, hour + hours, policy, **more)
@@ -458,3 +513,58 @@ def test_of_a_source_each_window_is_remembered_or_refused(reads: list[tuple[int,
         found = ledger.view.get(mark_key("p", ""))
         covered = isinstance(found, MarkRecord) and found.covers(span)
         assert (span.key in there or covered) == (hour in was_read)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[str, tuple[int, ...]]]:
+    """What was planned and done, in whatever order: of a topic's and a source's windows, by time or by run."""
+    hours, ats, either = st.integers(0, 12), st.integers(0, 40), st.integers(0, 1)
+    work = st.tuples(st.just("work"), st.tuples(st.integers(0, 2), hours, either, ats, either, either))
+    planned = st.tuples(st.sampled_from(["plan", "read"]), st.tuples(hours, ats))
+    return draw(st.lists(st.one_of(work, work, planned), min_size=1, max_size=40))
+
+
+def retold(history: Iterable[tuple[str, tuple[int, ...]]], *, by_interval: bool) -> PrunedLedger:
+    ledger, log = PrunedLedger(), ModelLog()
+    ledger.view.add(PipelineRecord("p", "intervals" if by_interval else "since_last"))
+    for n, (what, numbers) in enumerate(history):
+        if what == "work":
+            scope, hour, stage, at, finished, letters = numbers
+            name = interval(hour, hour + 1).key if by_interval or scope == 2 else f"run-{hour}"
+            more = {"dead_letters": Manifest("t.dead", "d", "w", (PartitionRange(0, n, n + 1, 1),))} if letters and finished else {}
+            ledger.work(name, stage="ab"[stage], scope=("t", "t[1]", "s")[scope], at=at, finished=bool(finished), **more)
+            continue
+        hour, at = numbers
+        if what == "read":
+            span = interval(hour, hour + 1)
+            ledger.view.add(msgspec.structs.replace(source_plan(Work("p", "a", span.key, scope="s"), span), planned_at=ms(at)))
+        else:
+            log.append(0, ms(hour))
+            ledger.plan(log, request(hour, hour + 1) if by_interval else since_last(f"run-{hour}"), ms(at))
+    return ledger
+
+
+@given(
+    history=histories(),
+    by_interval=st.booleans(),
+    room=st.integers(1, 6),
+    prunes=st.lists(st.tuples(st.integers(0, 45), st.booleans(), st.sampled_from([0, 2, 5, ALL, ALL])), min_size=1, max_size=3),
+)
+@settings(max_examples=examples(100, 2000), deadline=None)
+def test_in_rounds_it_comes_to_the_same_as_at_once(
+    history: list[tuple[str, tuple[int, ...]]], by_interval: bool, room: int, prunes: list[tuple[int, bool, int]]
+) -> None:
+    """However little room there is, the same goes and the same stays; and whatever round a prune dies in, the next one does the rest."""
+    there: Callable[[Manifest], bool] = lambda letters: letters.ranges[0].start % 2 == 0  # noqa: E731
+    at_once, in_rounds = retold(history, by_interval=by_interval), retold(history, by_interval=by_interval)
+    for before, lost, killed_after in prunes:
+        horizon = Horizon(ms(before), by="rest", lost=ms(before) if lost else 0)
+        at_once.prune(horizon, 50, there=there)
+        in_rounds.prune(horizon, 50, there=there, room=room, killed_after=killed_after)
+        told = in_rounds.prune(horizon, 50, there=there, room=room)
+        assert not told.more
+    assert in_rounds.view.of(MarkRecord) == at_once.view.of(MarkRecord)
+    assert in_rounds.keys() >= at_once.keys()
+    if any(killed_after < ALL for _, _, killed_after in prunes):  # what was left below the mark may take as many prunes as it has rounds
+        in_rounds.prune(horizon, 50, there=there)
+    assert in_rounds.keys() == at_once.keys()

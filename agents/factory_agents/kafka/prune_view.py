@@ -1,0 +1,297 @@
+"""What a prune knows of a pipeline's records: the oldest windows, as many as there is room for, however large the ledger is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from heapq import heappop, heappush
+from typing import TypeAlias
+
+import msgspec
+
+from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.plan_view import PlanView, interval_of, lane_of
+from factory_agents.kafka.records import RECORD_VERSION, CutRecord, LedgerRecord, MarkRecord, PlanRecord, microseconds
+from factory_agents.protocol import Manifest
+
+__all__ = ["NO_LIMIT", "Done", "PruneView", "origin_of"]
+
+NO_LIMIT = 2**63
+_MOST_NAMES = 10_000
+
+_Key: TypeAlias = bytes | str
+"""Of what a stage did, or of a plan or a cut."""
+
+_interval_of = lru_cache(4096)(interval_of)
+
+
+@lru_cache(4096)
+def origin_of(scope: str) -> str:
+    """The topic or source that a scope names, without its mapped task."""
+    return re.sub(r"\[\d+\]$", "", scope)
+
+
+class _Topic(msgspec.Struct, frozen=True):
+    topic: str = ""
+
+
+class _Result(msgspec.Struct, frozen=True):
+    input: _Topic | None = None
+    manifest: _Topic | None = None
+    dead_letters: Manifest | None = None
+    ledger_offset: int = 0
+
+
+class _Work(msgspec.Struct, frozen=True):
+    """The few fields of what was said of a stage's work that a prune needs."""
+
+    stage: str = ""
+    window: str = ""
+    scope: str = ""
+    version: int = 1
+    updated_at: int = 0
+    at: int = 0
+    result: _Result | None = None
+    earlier: tuple[Manifest, ...] = ()
+
+
+_DECODER = msgspec.json.Decoder(_Work)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One record of what a stage did: of which window, when last (milliseconds), whether it is finished, and its dead letters."""
+
+    stage: str
+    window: str
+    scope: str
+    last: int
+    finished: bool
+    letters: tuple[Manifest, ...]
+    planned_at: int
+
+    @property
+    def origin(self) -> str:
+        """The topic or source that its window is of."""
+        return origin_of(self.scope)
+
+
+class _Oldest:
+    """The first windows in some order, with the keys of all their records; one at least, and as many as there is room for.
+
+    Each window before ``limit`` is held whole, others are not known. ``rests`` is the earliest time of a record that had no room, 0
+    where it isn't known.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.limit = NO_LIMIT
+        self.rests = NO_LIMIT
+        self._room = room
+        self._records = 0
+        self._windows: dict[str, tuple[int, dict[_Key, None]]] = {}
+        self._newest: list[tuple[int, str]] = []
+
+    def put(self, window: str, order: int, key: _Key) -> bool:
+        """Hold a record of a window, which stands where its first record put it; False where there is no room for it."""
+        held = self._windows.get(window)
+        if held is None:
+            if order >= self.limit:
+                return False
+            held = self._windows[window] = (order, {})
+            heappush(self._newest, (-order, window))
+        if key not in held[1]:
+            held[1][key] = None
+            self._records += 1
+        return True
+
+    def drop(self, window: str, key: _Key) -> None:
+        """A record that was deleted."""
+        held = self._windows.get(window)
+        if held is not None and key in held[1]:
+            del held[1][key]
+            self._records -= 1
+            if not held[1]:
+                del self._windows[window]
+
+    def overflow(self) -> Iterator[_Key]:
+        """The keys of the last windows, for which there is no room any more."""
+        while self._newest and ((self._records > self._room and len(self._windows) > 1) or -self._newest[0][0] >= self.limit):
+            order, window = heappop(self._newest)
+            held = self._windows.get(window)
+            if held is not None and held[0] == -order:
+                self.limit = -order
+                self._records -= len(held[1])
+                del self._windows[window]
+                yield from held[1]
+
+
+class PruneView(PlanView):
+    """One pipeline's records: its marks, and of each origin the oldest windows; of what stages did no more than a prune needs.
+
+    Windows with an interval are in the order of their start, others in that of the ledger. ``room`` is how many records are held of each
+    origin. ``marks`` are those that are known already: what lies below them takes no room from the others. ``topics`` are those that the
+    pipeline's stages read and wrote, ``scopes`` the stages with their scopes, ``origins`` the topic of each id that something was planned
+    on (empty: it is no topic's).
+    """
+
+    def __init__(self, pipeline: str, *, room: int = NO_LIMIT, marks: Iterable[MarkRecord] = ()) -> None:
+        self.works: dict[bytes, Done] = {}
+        self.topics: set[str] = set()
+        self.scopes: set[tuple[str, str]] = set()
+        self.origins: dict[str, str] = {}
+        self._room = room
+        self._marks = {mark.origin: mark for mark in marks}
+        self._oldest: dict[tuple[str, str], _Oldest] = {}
+        self._names: dict[str, str] = {}
+        self._begins = tuple(f"{kind}|{pipeline}|".encode() for kind in ("stage", "failure", "attempt"))
+        super().__init__(pipeline)
+
+    def limit(self, origin: str, lanes: Iterable[str]) -> int:
+        """The time (microseconds) of which is certain: each window of an origin that begins before it is held whole, and so is each cut."""
+        return min(group.limit for group in self._timed(origin, lanes))
+
+    def rests(self, origin: str, lanes: Iterable[str]) -> int:
+        """When something was said first (milliseconds) of the windows with an interval that are not held whole, as far as that is known."""
+        return min(group.rests for group in self._timed(origin, lanes))
+
+    def _timed(self, origin: str, lanes: Iterable[str]) -> list[_Oldest]:
+        return [self._group(origin, "intervals"), *(self._group(lane, what) for lane in lanes for what in ("intervals", "cuts"))]
+
+    def run_limit(self, origin: str) -> int:
+        """The offset up to which each window without an interval that was planned there is held whole."""
+        return self._group(origin, "runs").limit
+
+    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
+        """See ``Follower.take``."""
+        if not key.startswith(self._begins):
+            super().take(offset, key, value)
+        elif value is None:
+            done = self.works.pop(key, None)
+            if done is not None:
+                self._group(*self._place(done)).drop(done.window, key)
+        else:
+            self._take_work(offset, key, self._done(offset, key, value))
+
+    def _take_work(self, offset: int, key: bytes, done: Done) -> None:
+        self.scopes.add((done.stage, done.scope))
+        span = _interval_of(done.window)
+        group = self._group(*self._place(done))
+        if group.put(done.window, offset if span is None else microseconds(span.start), key):
+            self.works[key] = done
+            self._release(group)
+        else:
+            group.rests = min(group.rests, done.last)
+
+    def _place(self, done: Done) -> tuple[str, str]:
+        """With which windows this one is counted; those below a mark are of no interest to it any more, and stand apart."""
+        mark, span = self._marks.get(done.origin), _interval_of(done.window)
+        if mark is not None and (0 < done.planned_at < mark.offset if span is None else mark.covers(span)):
+            return done.origin, "past works"
+        return done.origin, "runs" if span is None else "intervals"
+
+    def _put(self, kind: str, key: str, offset: int, value: LedgerRecord | bytes | None) -> None:
+        if kind not in ("cut", "plan"):
+            super()._put(kind, key, offset, value)
+            return
+        lane, name = lane_of(key), key.rpartition("|")[2]
+        if lane not in self.origins:
+            if value is None:
+                return
+            record = self._decode(kind, key, offset, value)
+            self.origins[lane] = record.topic if isinstance(record, CutRecord | PlanRecord) else ""
+        now, past, order, is_past = self._places(kind, lane, name, offset)
+        group, other = (past, now) if is_past else (now, past)
+        other.drop(name, key)
+        if value is None:
+            group.drop(name, key)
+        elif not group.put(name, -order if is_past else order, key):
+            group.rests = 0
+            return
+        super()._put(kind, key, offset, value)
+        self._release(group)
+
+    def _places(self, kind: str, lane: str, name: str, offset: int) -> tuple[_Oldest, _Oldest, int, bool]:
+        """With which windows or cuts this one is counted, and where it would be below the mark; where it stands; whether it is below.
+
+        Of those below the mark the last ones are held: the windows above follow on them, and a prune that was killed left them.
+        """
+        mark = self._marks.get(self.origins[lane] or origin_of(lane.partition(" ")[2]))
+        span = _interval_of(name) if kind == "plan" else None
+        if kind == "cut" and name.isdecimal():
+            low_water = mark.low_water if mark is not None else None
+            return (
+                self._group(lane, "cuts"),
+                self._group(lane, "past cuts"),
+                int(name) * 1000,
+                low_water is not None and int(name) < low_water,
+            )
+        origin = self.origins[lane] or lane
+        if span is not None:
+            past = self._group(lane, "past intervals")
+            return self._group(origin, "intervals"), past, microseconds(span.start), mark is not None and mark.covers(span)
+        return self._group(origin, "runs"), self._group(lane, "past runs"), offset, mark is not None and offset < mark.offset
+
+    def _group(self, origin: str, what: str) -> _Oldest:
+        found = self._oldest.get((origin, what))
+        if found is None:
+            found = self._oldest[origin, what] = _Oldest(self._room)
+        return found
+
+    def _release(self, group: _Oldest) -> None:
+        """Let go of what a group has no room for."""
+        for key in group.overflow():
+            if isinstance(key, bytes):
+                group.rests = min(group.rests, self.works.pop(key).last)
+            else:
+                group.rests = 0
+                super()._put("cut" if key.startswith("cut|") else "plan", key, 0, None)
+
+    def _done(self, offset: int, key: bytes, value: bytes) -> Done:
+        try:
+            work = _DECODER.decode(value)
+            if work.version > RECORD_VERSION:
+                raise ValueError(f"its version is {work.version}, this release reads up to {RECORD_VERSION}")
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise ConfigurationError(
+                f"ledger record {key.decode(errors='replace')!r} at offset {offset}: not one that this version can read ({error}), so "
+                f"nothing of its pipeline is pruned; was it written by a newer release?"
+            ) from error
+        result = work.result
+        if result is not None:
+            manifests = (result.input, result.manifest, result.dead_letters)
+            self.topics.update(m.topic for m in manifests if m is not None)
+        letters = (*work.earlier, *((result.dead_letters,) if result is not None and result.dead_letters is not None else ()))
+        self.topics.update(m.topic for m in letters)
+        return Done(
+            self._one(work.stage),
+            self._one(work.window),
+            self._one(work.scope),
+            max(work.updated_at, work.at),
+            result is not None or key.startswith(self._begins[1:]),
+            tuple(m for m in letters if m.ranges),
+            result.ledger_offset if result is not None else 0,
+        )
+
+    def _one(self, text: str) -> str:
+        """The same text as one object: there are many records of few names."""
+        if len(self._names) > _MOST_NAMES:
+            self._names.clear()
+        return self._names.setdefault(text, text)
+
+    def _decoded(self, kind: str, key: str) -> LedgerRecord:
+        """A prune looks at each plan once: decoded, they would take three times as much memory until it ends."""
+        found = self._kinds[kind][key]
+        record = super()._decoded(kind, key)
+        self._kinds[kind][key] = found
+        return record
+
+    def forget(self) -> None:
+        """See ``Follower.forget``."""
+        super().forget()
+        self.works.clear()
+        self.topics.clear()
+        self.scopes.clear()
+        self.origins.clear()
+        self._oldest.clear()
