@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias, TypeVar
 
-from factory_agents.kafka.records import CutRecord, LedgerRecord, PlanRecord
+from factory_agents.kafka.records import KINDS, CutRecord, LedgerRecord, PlanRecord
 from factory_agents.kafka.view import LedgerView, about_plans
 from factory_agents.protocol import Interval, to_ms
 
@@ -67,11 +67,12 @@ class PlanView(LedgerView):
 
     def __init__(self, pipeline: str, records: Iterable[LedgerRecord] = ()) -> None:
         self._lanes: dict[str, Lane] = {}
+        self._plans = tuple(f"{kind}|{pipeline}".encode() for kind in KINDS if about_plans(f"{kind}|".encode()))
         super().__init__(pipeline, about_plans, records)
 
     def take(self, offset: int, key: bytes, value: bytes | None) -> None:
-        """See ``Follower.take``. What stages did is most of a ledger: it is passed over before anything else is asked."""
-        if about_plans(key):
+        """See ``Follower.take``. What stages and other pipelines did is most of a ledger: it is passed over before all else."""
+        if key.startswith(self._plans):
             super().take(offset, key, value)
 
     def lane(self, topic_id: str) -> Lane:

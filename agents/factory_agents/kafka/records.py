@@ -15,6 +15,7 @@ from factory_agents.protocol import AgentResult, CodecRef, Counts, Dataset, Inte
 
 __all__ = [
     "ALWAYS",
+    "KINDS",
     "RECORD_VERSION",
     "AlertRecord",
     "AttemptRecord",
@@ -431,6 +432,8 @@ _TYPES: dict[str, type[LedgerRecord]] = {
     "attempt": AttemptRecord,
     "alert": AlertRecord,
 }
+KINDS = tuple(_TYPES)
+"""What a record's key may begin with."""
 _KINDS = {type_: kind for kind, type_ in _TYPES.items()}
 _DECODERS = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
 
