@@ -20,6 +20,7 @@ __all__ = ["NO_LIMIT", "Done", "PruneView", "origin_of"]
 
 NO_LIMIT = 2**63
 _MOST_NAMES = 10_000
+_PAST = 8  # what lies below the marks gets an eighth of the room: it is what a prune left that was killed
 
 _Key: TypeAlias = bytes | str
 """Of what a stage did, or of a plan or a cut."""
@@ -236,7 +237,8 @@ class PruneView(PlanView):
     def _group(self, origin: str, what: str) -> _Oldest:
         found = self._oldest.get((origin, what))
         if found is None:
-            found = self._oldest[origin, what] = _Oldest(self._room)
+            room = self._room if not what.startswith("past") else self._room // _PAST + 1
+            found = self._oldest[origin, what] = _Oldest(room)
         return found
 
     def _release(self, group: _Oldest) -> None:

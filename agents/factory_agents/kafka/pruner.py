@@ -47,7 +47,7 @@ _CHUNK = 5_000
 _TRANSACTION_MS = 20_000  # a chunk takes a second; what a killed prune leaves open holds readers this long at most
 _BESIDE_SECONDS = 60.0
 _BESIDE_TIMEOUT = 300.0  # of a round that is under way: the ledger is read at least once, whatever that takes
-_ROOM = 200_000  # records of an origin that a round holds, some 80 MB
+_ROOM = 100_000  # records of an origin that a round holds, some 80 MB
 _NAMES = 20
 
 

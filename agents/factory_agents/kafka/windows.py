@@ -13,7 +13,8 @@ import msgspec
 
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import FailureRecord, Ledger, LedgerView, MarkRecord, PlanRecord, StageRecord
-from factory_agents.kafka.pruning import interval_of, origin_of
+from factory_agents.kafka.plan_view import interval_of
+from factory_agents.kafka.prune_view import origin_of
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Counts, Interval
 

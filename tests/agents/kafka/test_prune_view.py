@@ -57,14 +57,15 @@ def test_windows_without_an_interval_are_in_the_order_of_the_ledger() -> None:
 
 def test_what_lies_below_a_known_mark_takes_no_room_from_the_others() -> None:
     mark = MarkRecord("p", "t", spans=((ALWAYS, microseconds(interval(20, 21).start)),))
-    view = PruneView("p", room=6, marks=[mark])
+    view = PruneView("p", room=8, marks=[mark])
     for hour in range(40):
         put(view, work(interval(hour, hour + 1).key))
         put(view, plan(interval(hour, hour + 1).key, hour=hour))
         put(view, CutRecord("p", "t", "id-1", ms(hour), (1,)))
-    assert {done.window for done in view.works.values()} == {interval(hour, hour + 1).key for hour in (*range(6), *range(20, 23))}
-    assert [start for start, _, _ in view.lane("id-1").spans] == [ms(hour) for hour in range(14, 23)]
-    assert [at for at, _ in view.lane("id-1").cuts] == [ms(hour) for hour in range(14, 26)]
+    works, spans, cuts = {done.window for done in view.works.values()}, view.lane("id-1").spans, view.lane("id-1").cuts
+    assert works == {interval(hour, hour + 1).key for hour in (*range(2), *range(20, 24))}
+    assert [start for start, _, _ in spans] == [ms(hour) for hour in range(18, 24)], "of what is below, the last ones"
+    assert [at for at, _ in cuts] == [ms(hour) for hour in range(18, 28)]
 
 
 def test_a_window_with_more_records_than_there_is_room_for_is_held_alone() -> None:
