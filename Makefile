@@ -26,7 +26,7 @@ COMPILE_ALL = $(COMPILE) --extra openlineage --extra postgres --extra slack --gr
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit coverage test-kubernetes test-snowflake soak docs reference lint lint-deploy cluster-install format bench shell try ui lock wheels dist wheel-demo release-check pin-images clean
+.PHONY: help demo test unit coverage test-bigquery test-kubernetes test-snowflake soak docs reference lint lint-deploy cluster-install format bench shell try ui lock wheels dist wheel-demo release-check pin-images clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,10 @@ coverage: ## run what make unit runs, and show which lines it executes; fails be
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
 	$(BIN)/pytest -n 2 --max-worker-restart 0 --dist loadfile -m 'not soak' tests/kubernetes $(ARGS)
+
+test-bigquery: $(READY) ## try the sink on the project PROJECT=…, in datasets that are made for it (docs/bigquery.md)
+	@test -n "$(PROJECT)" || { echo "make test-bigquery PROJECT=…: name the project that pays"; exit 2; }
+	FACTORY_TEST_BIGQUERY=$(PROJECT) $(BIN)/pytest -n 0 --timeout 3600 tests/agents/sinks/bigquery/test_conformance.py tests/agents/test_sink_commands.py -k 'BigQuery or bigquery' $(ARGS)
 
 test-snowflake: $(READY) ## try the sink on the account of SNOWFLAKE_ACCOUNT and the rest, in schemas that are made for it (docs/snowflake.md)
 	FACTORY_TEST_SNOWFLAKE=1 $(BIN)/pytest -n 0 tests/agents/sinks/snowflake/test_conformance.py -k 'not dies' $(ARGS)

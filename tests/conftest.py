@@ -117,8 +117,14 @@ def database_url(sandbox_info: SandboxInfo) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def bigquery_url(sandbox: Sandbox) -> str:
-    """The shared BigQuery emulator; tests that need it are skipped, which the last line says, where it can't be set up."""
+def bigquery_url(request: pytest.FixtureRequest) -> str:
+    """The shared BigQuery emulator, or "" for BigQuery itself: ``FACTORY_TEST_BIGQUERY`` names the project.
+
+    Tests that need it are skipped, which the last line says, where the emulator can't be set up.
+    """
+    if os.environ.get("FACTORY_TEST_BIGQUERY"):
+        return ""
+    request.getfixturevalue("sandbox")
     try:
         return shared_sandbox.with_emulators(bigquery=True).up().bigquery_url or ""
     except FactoryError as error:
@@ -142,7 +148,8 @@ def emulator(bigquery_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emu
     """A dataset of this test's own; publishers in this process find the emulator."""
     from tests.support.bigquery import Emulator
 
-    for name, value in bigquery_env(bigquery_url).items():
+    account = {"GOOGLE_CLOUD_PROJECT": os.environ.get("FACTORY_TEST_BIGQUERY", "")}
+    for name, value in (bigquery_env(bigquery_url) if bigquery_url else account).items():
         monkeypatch.setenv(name, value)
     own = Emulator(bigquery_url)
     yield own

@@ -19,6 +19,7 @@ from factory_agents.model_commands import answers, evaluations
 from factory_agents.options import AgentSettings, kafka_config
 from factory_agents.replicate_commands import replicate
 from factory_agents.rollout_commands import diff_agents, live, rollout
+from factory_agents.sink_commands import sinks
 from factory_agents.temporal.commands import temporal
 from factory_agents.text import one_of
 
@@ -46,6 +47,7 @@ app.add_typer(letters, name="dead-letters")
 app.add_typer(metrics_, name="metrics")
 app.add_typer(schemas, name="schemas")
 app.add_typer(sandboxes, name="sandbox")
+app.add_typer(sinks, name="sinks")
 app.add_typer(temporal, name="temporal")
 app.add_typer(rollout, name="rollout")
 app.add_typer(live, name="live")

@@ -31,7 +31,18 @@ if TYPE_CHECKING:
     from factory_agents.protocol import AgentResult, Counts, Reason
     from factory_agents.telemetry import Observer
 
-__all__ = ["Bootstrap", "Json", "KafkaSettings", "SettingsPath", "invoke", "run_agent", "run_built_in", "setting", "start_agent"]
+__all__ = [
+    "Bootstrap",
+    "Json",
+    "KafkaSettings",
+    "SettingsPath",
+    "invoke",
+    "run_agent",
+    "run_built_in",
+    "setting",
+    "start_agent",
+    "surroundings",
+]
 
 
 Bootstrap = Annotated[
@@ -127,7 +138,7 @@ def run_agent(
 
 
 @contextmanager
-def _surroundings(settings: AgentSettings) -> Iterator[None]:
+def surroundings(settings: AgentSettings) -> Iterator[None]:
     """What agents look for around them, for this command: modules of the working directory, and the database's address."""
     from factory_agents.runtime.loading import working_directory_first
 
@@ -169,7 +180,7 @@ class _Run:
             with (
                 console.progress(label, shown=terminal) as observer,
                 stop.watching_signals(),
-                _surroundings(self.settings),
+                surroundings(self.settings),
                 quiet_collector(),
             ):
                 configure_logging(json=not terminal, level=os.environ.get("FACTORY_LOG_LEVEL") or ("WARNING" if terminal else "INFO"))

@@ -13,16 +13,20 @@ from google.cloud import bigquery
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim, SinkOutcome
+from factory_agents.sinks.bigquery import account_from_env
 from tests.support.sink_bench import CONTRACT, W1, WHOLE
 
 
 class Emulator:
-    """A client of the emulator, and one dataset in it."""
+    """A client of the emulator (of BigQuery itself where ``url`` is ""), and one dataset in it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.dataset = f"d_{secrets.token_hex(4)}"
-        self.client = bigquery.Client("local", AnonymousCredentials(), client_options={"api_endpoint": url})
+        if url:
+            self.client = bigquery.Client("local", AnonymousCredentials(), client_options={"api_endpoint": url})
+        else:
+            self.client = account_from_env().client()
         self.client.create_dataset(self.dataset)
 
     def close(self) -> None:

@@ -94,6 +94,13 @@ class ExactSink:
         """See ``LedgerSink.address``."""
         return self._sink.address
 
+    def check(self) -> list[str]:
+        """See ``LedgerSink.check``. Raises ConfigurationError for a sink that has none."""
+        sink = self._sink
+        if type(sink).check is LedgerSink.check:
+            raise ConfigurationError(f"sink {type(sink).__name__}: it has no check(), so nothing can be said of it without publishing")
+        return _asked(sink, lambda: sink.check(self._table))
+
     def claim(self, claim: Claim) -> SinkOutcome | None:
         """See ``Sink.claim``. The table is created, or compared with the contract, here."""
         self._end()

@@ -128,6 +128,10 @@ class LedgerSink:
     def open(self, table: TableSpec) -> None:
         """Connect, and create the table or compare it with the contract's. Called before anything else, maybe again."""
 
+    def check(self, table: TableSpec) -> list[str]:
+        """What ``open`` would find and do, in lines for a person, with nothing changed. It raises as ``open`` does."""
+        raise NotImplementedError
+
     def reader(self, table: TableSpec, window: str) -> Reader | None:
         """What makes rows of records in place of the runtime's own reader."""
         return None

@@ -21,6 +21,8 @@ from factory_agents.sinks.bigquery.table import (
     TableName,
     TargetTable,
     WantedTable,
+    check_memory,
+    look_at_table,
     open_memory,
     open_table,
     schema_field,
@@ -91,6 +93,32 @@ class BigQuerySink(LedgerSink):
         self._schema = [schema_field(f) for f in (*map(_staged, self._found.fields), *own)]
         if self._found.deletes:
             open_memory(self._warehouse, self._memory, self._found, target.layout.kms_key)
+
+    def check(self, table: TableSpec) -> list[str]:
+        """See ``LedgerSink.check``."""
+        target, name = self._target, self._target.table
+        warehouse = Warehouse(target.account, name.project, name.dataset, timeout=target.timeout, labels=target.labels)
+        try:
+            found, missing = look_at_table(
+                warehouse, name.table, target.wanted, target.layout, create=target.create_table, add_columns=target.add_columns
+            )
+            warehouse.dry_run("SELECT 1")
+            lines = [f"BigQuery answers, and runs jobs in the project {warehouse.project}", *found.notes]
+            columns = ", ".join(f"{f.name} {f.limited}" for f in found.fields)
+            if found.made:
+                warehouse.dry_run(statements.try_rights(found, missing))
+                lines += [f"{found.text} is there, and takes the columns: {columns}", "its rows may be changed"]
+                lines += [f"column {f.name} {f.limited} would be added" for f in missing]
+            else:
+                lines.append(f"{found.text} would be created: {columns}")
+            for own in (f"factory_publishes_{name.table}", *([f"factory_deleted_{name.table}"] if found.deletes else [])):
+                if warehouse.table(own) is None:
+                    lines.append(f"{warehouse.name(own)} would be created")
+                elif found.made and own.startswith("factory_deleted_"):
+                    check_memory(warehouse, own, found)
+            return lines
+        finally:
+            warehouse.close()
 
     @property
     def _opened(self) -> tuple[Warehouse, TargetTable]:

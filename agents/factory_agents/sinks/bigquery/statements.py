@@ -10,7 +10,7 @@ from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.bigquery.rows import DELETED, POSITION, Field
 from factory_agents.sinks.bigquery.table import MADE, OWN_FIELDS, TargetTable
 
-__all__ = ["FIGURES", "MOVED", "change_entry", "create_ledger", "entries", "forget", "holds", "landing", "read_entry"]
+__all__ = ["FIGURES", "MOVED", "change_entry", "create_ledger", "entries", "forget", "holds", "landing", "read_entry", "try_rights"]
 
 FIGURES = Figures(*(9_000_000_000_000_000_001 + i for i in range(4)))
 """What stands for figures that only the landing transaction knows; it puts them into the entry's text in their places."""
@@ -55,6 +55,12 @@ def forget(ledger: str) -> str:
 def holds(table: str) -> str:
     """Whether rows of a publication are in the table."""
     return f"SELECT COUNT(*) FROM (SELECT 1 FROM `{table}` WHERE _factory_publication = @publication LIMIT 1)"
+
+
+def try_rights(table: TargetTable, missing: Sequence[Field]) -> str:
+    """Changes nothing, and needs the rights of a landing on the table itself, which lacks some columns still."""
+    columns, nothing = _names([f.name for f in table.fields if f not in missing]), f"`{table.text}` WHERE FALSE"
+    return f"DELETE FROM {nothing};\nINSERT INTO `{table.text}` ({columns}) SELECT {columns} FROM {nothing};"
 
 
 def change_entry(ledger: str) -> str:

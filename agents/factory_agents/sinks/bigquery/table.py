@@ -24,6 +24,8 @@ __all__ = [
     "TableName",
     "TargetTable",
     "WantedTable",
+    "check_memory",
+    "look_at_table",
     "open_memory",
     "open_table",
     "schema_field",
@@ -188,27 +190,36 @@ def open_table(
 
     Raises SinkError listing every column that doesn't fit, ConfigurationError where there is no such table and none may be made.
     """
-    found = warehouse.table(name)
-    if found is None:
-        if not wanted.fields:
-            raise ConfigurationError(
-                f"table {warehouse.name(name)} does not exist: create it, or give a contract so that it can be created"
-            )
-        if not create:
-            raise ConfigurationError(f"table {warehouse.name(name)} does not exist, and create_table is off: create it, or switch that on")
-        found = warehouse.create(_definition(warehouse.name(name), wanted, layout))
-    if found.table_type != "TABLE":
-        raise SinkError(
-            f"{warehouse.name(name)}: expected a table, found a {found.table_type.lower().replace('_', ' ')}; give another name"
-        )
-    missing, target = _fit(found, wanted, warehouse.name(name))
-    if missing and not add_columns:
-        names = ", ".join(f"{f.name} {f.sql}" for f in missing)
-        raise SinkError(f"table {target.text}: it lacks {names}, and add_columns is off: add them, or switch that on")
+    target, missing = look_at_table(warehouse, name, wanted, layout, create=create, add_columns=add_columns)
+    if not target.made:
+        warehouse.create(_definition(warehouse.name(name), wanted, layout))
+        target, missing = look_at_table(warehouse, name, wanted, layout, create=False, add_columns=add_columns)
     if missing:
         clauses = ", ".join(f"ADD COLUMN IF NOT EXISTS `{f.name}` {f.limited}" for f in missing)
         warehouse.rows(f"ALTER TABLE `{target.text}` {clauses}")
     return target
+
+
+def look_at_table(
+    warehouse: Warehouse, name: str, wanted: WantedTable, layout: Partitioning, *, create: bool, add_columns: bool
+) -> tuple[TargetTable, list[Field]]:
+    """The table as ``open_table`` would have it (``made`` is 0 for one that it would create), and what columns it would add; errors too."""
+    text = warehouse.name(name)
+    found = warehouse.table(name)
+    if found is None:
+        if not wanted.fields:
+            raise ConfigurationError(f"table {text} does not exist: create it, or give a contract so that it can be created")
+        if not create:
+            raise ConfigurationError(f"table {text} does not exist, and create_table is off: create it, or switch that on")
+        _definition(text, wanted, layout)
+        return TargetTable(name, text, wanted.fields, wanted.key, wanted.time, wanted.version, 0, deletes=wanted.deletes), []
+    if found.table_type != "TABLE":
+        raise SinkError(f"{text}: expected a table, found a {found.table_type.lower().replace('_', ' ')}; give another name")
+    missing, target = _fit(found, wanted, text)
+    if missing and not add_columns:
+        names = ", ".join(f"{f.name} {f.sql}" for f in missing)
+        raise SinkError(f"table {text}: it lacks {names}, and add_columns is off: add them, or switch that on")
+    return target, missing
 
 
 def _definition(name: str, wanted: WantedTable, layout: Partitioning) -> bigquery.Table:
@@ -237,22 +248,30 @@ def _definition(name: str, wanted: WantedTable, layout: Partitioning) -> bigquer
 
 
 def open_memory(warehouse: Warehouse, name: str, table: TargetTable, kms_key: str) -> None:
-    """Find or create the table that remembers the deletes of another; raises SinkError where it remembers them by another key."""
+    """Find or create the table that remembers the deletes of another; raises as ``check_memory`` does."""
     from google.cloud import bigquery
 
     key = tuple(table.field(name) for name in table.key)
-    wanted = (*key, *OWN_FIELDS, Field(MADE, "INT64"))
-    found = warehouse.table(name)
-    if found is None:
-        memory = bigquery.Table(warehouse.name(name), schema=[schema_field(f) for f in wanted])
+    if warehouse.table(name) is None:
+        memory = bigquery.Table(warehouse.name(name), schema=[schema_field(f) for f in _remembered(table)])
         memory.description = f"What was deleted from {table.text}"
         if clustered := [f.name for f in key if f.type in _CLUSTERED][:4]:
             memory.clustering_fields = clustered
         if kms_key:
             memory.encryption_configuration = bigquery.EncryptionConfiguration(kms_key_name=kms_key)
-        found = warehouse.create(memory)
-    have = {f.name.lower(): f.sql for f in map(_field, found.schema)}
-    lacking = [f"{f.name} {f.sql}" for f in wanted if have.get(f.name.lower()) != f.sql]
+        warehouse.create(memory)
+    check_memory(warehouse, name, table)
+
+
+def _remembered(table: TargetTable) -> tuple[Field, ...]:
+    return (*(table.field(name) for name in table.key), *OWN_FIELDS, Field(MADE, "INT64"))
+
+
+def check_memory(warehouse: Warehouse, name: str, table: TargetTable) -> None:
+    """Raise SinkError where the table that remembers deletes does so by another key."""
+    found = warehouse.table(name)
+    have = {f.name.lower(): f.sql for f in map(_field, found.schema)} if found is not None else {}
+    lacking = [f"{f.name} {f.sql}" for f in _remembered(table) if have.get(f.name.lower()) != f.sql]
     if lacking:
         raise SinkError(
             f"table {warehouse.name(name)}, which remembers deletes, lacks {', '.join(lacking)}: give the key that it was made with, or"

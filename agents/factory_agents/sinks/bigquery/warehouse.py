@@ -192,6 +192,14 @@ class Warehouse:
         job, _ = self._job(sql, f"asking {self.project}.{self.dataset}", _new_job_id(), parameters)
         return int(job.num_dml_affected_rows or 0)
 
+    def dry_run(self, sql: str) -> None:
+        """Have a query checked, with the rights that it needs, and not run."""
+        from google.cloud import bigquery
+
+        config = bigquery.QueryJobConfig(dry_run=True, use_query_cache=False, labels=self._labels)
+        with _explained(f"checking {self.project}.{self.dataset}"):
+            self._call(lambda: self._client.query(sql, config, location=self._location, retry=self._retry, timeout=_ANSWER, job_retry=None))
+
     def run(self, sql: str, doing: str, job_id: str, **parameters: Any) -> int:
         """Run a script under a job id of its own; returns the bytes that it read.
 

@@ -19,7 +19,7 @@ from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.iceberg.catalog import CatalogSettings, explained, open_catalog
 from factory_agents.sinks.iceberg.deletes import Deletes, deletes_of
 from factory_agents.sinks.iceberg.rows import Keys, arrow_table, beside, filled, joined, keys_of, newest, places_among, taken
-from factory_agents.sinks.iceberg.table import PUBLICATION, Layout, open_table
+from factory_agents.sinks.iceberg.table import PUBLICATION, Layout, look_at_table, open_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,6 +87,28 @@ class IcebergSink(LedgerSink):
             self._catalog = open_catalog(target.catalog)
         with explained(f"table {self.table}"):
             _, self._spec = open_table(self._catalog, target.table, table, target.layout, create=target.create_table, evolve=target.evolve)
+
+    def check(self, table: TableSpec) -> list[str]:
+        """See ``LedgerSink.check``. Where the table is there, a small file is written to its location and deleted."""
+        target = self._target
+        try:
+            self._catalog = self._catalog or open_catalog(target.catalog)
+            with explained(f"table {self.table}"):
+                found, changes, spec = look_at_table(
+                    self._catalog, target.table, table, target.layout, create=target.create_table, evolve=target.evolve
+                )
+                columns = ", ".join(f"{c.name} {c.type.text}" for c in spec.columns)
+                lines = [f"the catalog {target.catalog.name} answers"]
+                if found is None:
+                    return [*lines, f"{self.table} would be created: {columns}"]
+                place = f"{found.location()}/data/factory-check-{uuid.uuid4()}"
+                with found.io.new_output(place).create() as file:
+                    file.write(b"")
+                found.io.delete(place)
+                lines += [f"{self.table} is there, and takes the columns: {columns}", f"files may be written to {found.location()}"]
+                return lines + [f"column {name} {type_} would be added or widened" for name, type_ in changes.items()]
+        finally:
+            self.close()
 
     def reader(self, table: TableSpec, window: str) -> Reader:
         """See ``LedgerSink.reader``: the contract's columns, within what the table takes."""

@@ -14,7 +14,7 @@ from factory_agents.runtime.ledger_sink import RANK
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
-    from pyiceberg.partitioning import PartitionField
+    from pyiceberg.partitioning import PartitionField, PartitionSpec
     from pyiceberg.schema import Schema
     from pyiceberg.table import Table
     from pyiceberg.types import IcebergType
@@ -63,6 +63,22 @@ def open_table(
 
     Raises SinkError listing every column that doesn't fit, ConfigurationError where there is no such table and none may be made.
     """
+    table, changes, spec = look_at_table(catalog, name, wanted, layout, create=create, evolve=evolve)
+    if table is None:
+        _create(catalog, name, wanted, layout)
+        table, changes, spec = look_at_table(catalog, name, wanted, layout, create=False, evolve=evolve)
+    if table is None:
+        raise SinkError(f"table {'.'.join(name)} was dropped while it was opened; retry")
+    if changes:
+        table = _evolve(table, changes)
+        spec = _within(table.schema(), wanted)
+    return table, spec
+
+
+def look_at_table(
+    catalog: Catalog, name: tuple[str, ...], wanted: TableSpec, layout: Layout, *, create: bool, evolve: bool
+) -> tuple[Table | None, dict[str, str], TableSpec]:
+    """The table (None for one that ``open_table`` would create), the columns that it would change, and what rows it takes; errors too."""
     from pyiceberg.exceptions import NoSuchTableError
 
     try:
@@ -72,22 +88,27 @@ def open_table(
             raise ConfigurationError(
                 f"table {'.'.join(name)} does not exist, and create_table is off: create it, or switch that on"
             ) from None
-        table = _create(catalog, name, wanted, layout)
+        _partitioned(wanted, layout)
+        return None, {}, wanted
     changes = _changes(table, wanted)
     if changes and not evolve:
         lacking = ", ".join(f"{column} {type_}" for column, type_ in changes.items())
         raise SinkError(f"table {'.'.join(name)}: it lacks {lacking}, and evolve is off: change it, or switch that on")
-    if changes:
-        table = _evolve(table, changes)
-    return table, _within(table.schema(), wanted)
+    return table, changes, _within(table.schema(), wanted) if not changes else wanted
+
+
+def _partitioned(wanted: TableSpec, layout: Layout) -> tuple[Schema, PartitionSpec]:
+    """A new table's columns and partitions; raises ConfigurationError for what Iceberg doesn't have."""
+    from pyiceberg.partitioning import PartitionSpec
+
+    schema = _schema(wanted)
+    return schema, PartitionSpec(*(_partition(text, schema, 1000 + i) for i, text in enumerate(layout.partition_by)))
 
 
 def _create(catalog: Catalog, name: tuple[str, ...], wanted: TableSpec, layout: Layout) -> Table:
     from pyiceberg.exceptions import NoSuchNamespaceError, TableAlreadyExistsError
-    from pyiceberg.partitioning import PartitionSpec
 
-    schema = _schema(wanted)
-    spec = PartitionSpec(*(_partition(text, schema, 1000 + i) for i, text in enumerate(layout.partition_by)))
+    schema, spec = _partitioned(wanted, layout)
     properties = {**_PROPERTIES, **layout.properties}
 
     def create() -> Table:

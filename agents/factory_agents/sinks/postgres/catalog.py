@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,7 +12,7 @@ from factory_agents.sinks.postgres.types import FoundType
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["FoundColumn", "UniqueIndex", "columns", "row_triggers", "rules", "unique_indexes"]
+__all__ = ["FoundColumn", "UniqueIndex", "columns", "relations", "row_triggers", "rules", "unique_indexes"]
 
 
 class FoundColumn(msgspec.Struct, frozen=True):
@@ -53,6 +53,19 @@ def columns(connection: psycopg.Connection[Any], oid: int) -> dict[str, FoundCol
     ).fetchall()
     types = _types(connection, oid)
     return {row[0]: FoundColumn(row[0], _found_type(types, *row[1:4]), *row[4:]) for row in rows}
+
+
+def relations(connection: psycopg.Connection[Any], schema: str, names: Sequence[str]) -> dict[str, int]:
+    """Those of these tables that there are, and how many columns each has."""
+    rows = connection.execute(
+        """
+        SELECT c.relname, (SELECT count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = coalesce(nullif(%s, ''), current_schema()) AND c.relname = ANY (%s)
+        """,
+        [schema, list(names)],
+    ).fetchall()
+    return {str(name): int(count) for name, count in rows}
 
 
 class _Type(msgspec.Struct, frozen=True):

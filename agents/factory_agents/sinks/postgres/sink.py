@@ -18,13 +18,14 @@ from factory_agents.kafka.messages import Message
 from factory_agents.kafka.records import MarkRecord
 from factory_agents.runtime.agents import Claim, Reject, RowsRefused, SinkOutcome
 from factory_agents.runtime.delete_markers import DeletesReader
-from factory_agents.sinks.postgres.deletes import Deletes
+from factory_agents.sinks.postgres.catalog import relations
+from factory_agents.sinks.postgres.deletes import Deletes, memory_of
 from factory_agents.sinks.postgres.horizon import Horizon
 from factory_agents.sinks.postgres.ledger import Ledger
 from factory_agents.sinks.postgres.merge import Publication
 from factory_agents.sinks.postgres.names import TableName, compose
 from factory_agents.sinks.postgres.rights import check_rights
-from factory_agents.sinks.postgres.table import LEDGER, TargetTable, check_wanted, open_table
+from factory_agents.sinks.postgres.table import HORIZONS, LEDGER, PUBLICATIONS, TargetTable, check_wanted, open_table
 
 if TYPE_CHECKING:
     import psycopg
@@ -78,6 +79,33 @@ class PostgresSink:
         self._publication: Publication | None = None
         self._claimed_last: tuple[TargetTable, Claim] | None = None
 
+    def check(self) -> list[str]:
+        """What a claim would find, create and alter, in lines for a person: it is done, looked at, and rolled back.
+
+        Raises as ``claim`` does.
+        """
+        target = self._target
+        connection = self._connect("factory check")
+        with self._explained(f"checking table {target.table.name}"):
+            self._open_transaction(connection)
+            named = (target.table.name, LEDGER, PUBLICATIONS, HORIZONS, memory_of(target.table.name))
+            before = relations(connection, target.table.schema, named)
+            table = self._retried(connection, lambda: open_table(connection, target.table, target.wanted, create=target.create_table))
+            if table.deletes:
+                self._retried(connection, Deletes(connection, table).open)
+            check_rights(connection, table)
+            after = relations(connection, target.table.schema, named)
+            connection.rollback()
+        self.close()
+        columns = ", ".join(f"{c.name} {type_}" for c, type_ in zip(table.columns, table.staged, strict=True))
+        return [
+            f"the database {self.address} answers",
+            f"{table.text} {'is there, and takes the columns' if table.name in before else 'would be created'}: {columns}",
+            *(f"{table.schema}.{name} would be created" for name in named[1:] if name in after and name not in before),
+            *(f"{table.schema}.{name} would get another column" for name in named if before.get(name, after.get(name)) != after.get(name)),
+            "the user has the rights that publish needs",
+        ]
+
     def claim(self, claim: Claim) -> SinkOutcome | None:
         """See ``Sink.claim``. The table is created, or compared with the contract, here.
 
@@ -85,7 +113,7 @@ class PostgresSink:
         refuses or doesn't answer.
         """
         self.close()
-        connection = self._connect(claim)
+        connection = self._connect(_application(claim))
         target = self._target
         with self._explained(f"claiming shard {claim.shard.key} of window {claim.window}"):
             self._open_transaction(connection)
@@ -151,7 +179,7 @@ class PostgresSink:
         if self._claimed_last is None:
             return 0
         table, claim = self._claimed_last
-        connection = self._connection or self._connect(claim)
+        connection = self._connection or self._connect(_application(claim))
         with self._explained(f"pruning {LEDGER} of {table.text}"):
             self._open_transaction(connection)
             horizon = Horizon(connection, table, claim)
@@ -182,8 +210,8 @@ class PostgresSink:
             raise SinkError("nothing is claimed (or it was committed, or failed, already): claim first")
         return self._publication
 
-    def _connect(self, claim: Claim) -> psycopg.Connection[Any]:
-        connection = self._target.database.connect(f"factory {claim.pipeline}/{claim.stage}")
+    def _connect(self, application: str) -> psycopg.Connection[Any]:
+        connection = self._target.database.connect(application)
         self._connection = connection
         encoding = connection.info.parameter_status("server_encoding")
         if encoding not in (None, "UTF8"):
@@ -232,7 +260,7 @@ class PostgresSink:
             if not publication.may_change_over(error):
                 raise
         with publication.connection as old, cut_after(old, self._patience):
-            fresh = self._connect(publication.claim)
+            fresh = self._connect(_application(publication.claim))
             self._open_transaction(fresh)
             self._limit(fresh, 0, "0")
             publication.change_over(fresh)
@@ -292,7 +320,7 @@ class PostgresSink:
 
         self.close()
         try:
-            connection = self._connect(publication.claim)
+            connection = self._connect(_application(publication.claim))
             self._open_transaction(connection)
             with cut_after(connection, self._target.lock_timeout + _ON_THE_WAY):
                 return Ledger(connection, publication.table, publication.claim).was_taken_over(publication.fence)
@@ -345,7 +373,7 @@ class PostgresSink:
         for pause in _RECONNECTS:
             time.sleep(pause)
             try:
-                connection = self._connect(publication.claim)
+                connection = self._connect(_application(publication.claim))
                 self._open_transaction(connection)
                 with cut_after(connection, self._target.lock_timeout + _ON_THE_WAY):
                     return Ledger(connection, publication.table, publication.claim).committed(publication.fence)
@@ -357,6 +385,11 @@ class PostgresSink:
             f"{doing} ({self._target.database.address}): the connection was lost at the commit, and the database cannot be asked whether"
             " it was made; a retry finds out"
         ) from failure
+
+
+def _application(claim: Claim) -> str:
+    """What the database calls our sessions."""
+    return f"factory {claim.pipeline}/{claim.stage}"
 
 
 def _holders(connection: psycopg.Connection[Any], tables: Sequence[str]) -> str:

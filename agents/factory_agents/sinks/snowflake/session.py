@@ -242,6 +242,15 @@ class Session:
             self._roll_back()
             raise
 
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """A transaction that is rolled back, whatever came of it."""
+        self.run("BEGIN TRANSACTION")
+        try:
+            yield
+        finally:
+            self._roll_back()
+
     def _roll_back(self) -> None:
         """Where that can't be said to Snowflake, the session is given up, so that no later statement runs in the transaction."""
         try:

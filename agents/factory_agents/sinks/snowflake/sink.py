@@ -14,7 +14,7 @@ from factory_agents.sinks.snowflake import statements
 from factory_agents.sinks.snowflake.names import TableName
 from factory_agents.sinks.snowflake.rows import JsonCheckingReader, parquet
 from factory_agents.sinks.snowflake.session import Account, LostSessionError, NotFoundError, Session
-from factory_agents.sinks.snowflake.table import TargetTable, find_table, open_table
+from factory_agents.sinks.snowflake.table import TargetTable, find_table, look_at_table, open_table
 
 __all__ = ["SnowflakeSink", "SnowflakeTarget"]
 
@@ -69,6 +69,31 @@ class SnowflakeSink(LedgerSink):
         self.table = f"{database}.{schema}.{target.table.table}"
         if table.deletes and find_table(self._session, self._memory) is None:
             self._session.run(statements.create_memory(self._memory, self._table))
+
+    def check(self, table: TableSpec) -> list[str]:
+        """See ``LedgerSink.check``. Rights are tried by statements that change nothing, in a transaction that is rolled back."""
+        target, session = self._target, self._session
+        name = target.table.table
+        try:
+            found, missing = look_at_table(
+                session, name, table, cluster_by=target.cluster_by, create=target.create_table, add_columns=target.add_columns
+            )
+            ((database, schema, role),) = session.rows("SELECT CURRENT_DATABASE(), CURRENT_SCHEMA(), CURRENT_ROLE()")
+            lines = [f"{self.address} answers to the role {role}"]
+            columns = ", ".join(f"{n} {c.type.text}" for n, c in zip(found.names, found.spec.columns, strict=True))
+            text = f"{database}.{schema}.{name}"
+            if found.made:
+                with session.attempt():
+                    for statement in statements.try_rights(found, missing):
+                        session.run(statement)
+                lines += [f"{text} is there, and takes the columns: {columns}", "its rows may be changed"]
+                lines += [f"column {column} {type_} would be added" for column, type_ in missing.items()]
+            else:
+                lines.append(f"{text} would be created: {columns}")
+            own = (f"FACTORY_PUBLISHES_{name}", *([f"FACTORY_DELETED_{name}"] if table.deletes else []))
+            return [*lines, *(f"{database}.{schema}.{each} would be created" for each in own if find_table(session, each) is None)]
+        finally:
+            session.close()
 
     @property
     def _opened(self) -> TargetTable:

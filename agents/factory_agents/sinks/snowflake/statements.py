@@ -5,7 +5,7 @@ DELETE and INSERT in place of MERGE: what is counted is told apart, and emulator
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from factory_agents.contracts import ColumnType
 from factory_agents.runtime.rank import PLACE
@@ -41,6 +41,7 @@ __all__ = [
     "read_entry",
     "remember",
     "staged_names",
+    "try_rights",
 ]
 
 _DELETES = "DELETES"
@@ -96,6 +97,13 @@ def forget(ledger: str, count: int) -> str:
 def holds(table: str, publication: int) -> str:
     """Whether rows of a publication are in the table."""
     return f"SELECT 1 FROM {quoted(table)} WHERE {quoted(PUBLICATION)} = {publication:d} LIMIT 1"
+
+
+def try_rights(table: TargetTable, missing: Collection[str]) -> list[str]:
+    """Change nothing, and need the rights of a landing on the table itself, which lacks some columns still."""
+    name, columns = quoted(table.name), listed(column for column in table.names if column not in missing)
+    nothing = f"{name} WHERE FALSE"
+    return [f"DELETE FROM {nothing}", f"INSERT INTO {name} ({columns}) SELECT {columns} FROM {nothing}"]
 
 
 def staged_names(table: TargetTable) -> list[str]:

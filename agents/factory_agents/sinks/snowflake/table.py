@@ -12,7 +12,7 @@ from factory_agents.errors import ConfigurationError, SinkError
 from factory_agents.sinks.snowflake.names import column_name, listed, quoted
 from factory_agents.sinks.snowflake.session import NotFoundError, Session
 
-__all__ = ["PUBLICATION", "RANK", "Found", "TargetTable", "create_table", "find_table", "fit", "open_table"]
+__all__ = ["PUBLICATION", "RANK", "Found", "TargetTable", "create_table", "find_table", "fit", "look_at_table", "open_table"]
 
 RANK, PUBLICATION = "_FACTORY_RANK", "_FACTORY_PUBLICATION"
 _OWN = {RANK: "BINARY", PUBLICATION: "NUMBER(38,0)"}
@@ -70,20 +70,31 @@ def open_table(
 
     Raises SinkError listing every column that doesn't fit, ConfigurationError where there is no such table and none may be made.
     """
+    target, missing = look_at_table(session, name, wanted, cluster_by=cluster_by, create=create, add_columns=add_columns)
+    if not target.made:
+        session.run(create_table(name, wanted, cluster_by))
+        target, missing = look_at_table(session, name, wanted, cluster_by=cluster_by, create=False, add_columns=add_columns)
+    for column, type_ in missing.items():
+        session.run(f"ALTER TABLE {quoted(name)} ADD COLUMN IF NOT EXISTS {quoted(column)} {type_}")
+    return target
+
+
+def look_at_table(
+    session: Session, name: str, wanted: TableSpec, *, cluster_by: Sequence[str], create: bool, add_columns: bool
+) -> tuple[TargetTable, dict[str, str]]:
+    """The table as ``open_table`` would have it (``made`` is "" for one that it would create), and what columns it would add."""
     columns = find_table(session, name)
     if columns is None:
         if not create:
             raise ConfigurationError(f"table {name} does not exist, and create_table is off: create it, or switch that on")
-        session.run(create_table(name, wanted, cluster_by))
-        columns = find_table(session, name) or []
+        create_table(name, wanted, cluster_by)
+        return TargetTable(name, wanted, tuple(column_name(c.name) for c in wanted.columns), ""), {}
     made = _made(session, name)
     missing, target = fit(name, columns, wanted)
     if missing and not add_columns:
         lacking = ", ".join(f"{column} {type_}" for column, type_ in missing.items())
         raise SinkError(f"table {name}: it lacks {lacking}, and add_columns is off: add them, or switch that on")
-    for column, type_ in missing.items():
-        session.run(f"ALTER TABLE {quoted(name)} ADD COLUMN IF NOT EXISTS {quoted(column)} {type_}")
-    return msgspec.structs.replace(target, made=made)
+    return msgspec.structs.replace(target, made=made), missing
 
 
 def find_table(session: Session, name: str) -> list[Found] | None:
