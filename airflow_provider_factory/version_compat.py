@@ -10,7 +10,7 @@ from packaging.version import Version
 __all__ = ["AIRFLOW_V_3_3_PLUS", "previous_run"]
 
 AIRFLOW_V_3_3_PLUS = Version(Version(_airflow_version).base_version) >= Version("3.3.0")
-"""Triggers have ``on_kill``, tasks have state stores (``durable``) and retry policies."""
+"""Triggers have ``on_kill``, tasks have state stores (``durable``) and retry policies; the UI's address follows a plugin's frame."""
 
 
 def previous_run(run: Any) -> Any:

@@ -25,6 +25,7 @@ from airflow_provider_factory.page.letters import LetterQuery, Letters
 from airflow_provider_factory.page.snapshot import Live, Snapshot, Snapshots
 from airflow_provider_factory.page.views import calendar, letters, live, overview, preview, run
 from airflow_provider_factory.page.views.common import freshness, now
+from airflow_provider_factory.version_compat import AIRFLOW_V_3_3_PLUS
 from factory_agents.errors import ConfigurationError
 from factory_agents.reports import html_page
 from factory_agents.text import printable
@@ -149,6 +150,7 @@ class _Page:
             auto_reload=False,
             finalize=_shown,
         )
+        self._templates.globals["mirrored"] = AIRFLOW_V_3_3_PLUS
 
     def close(self) -> None:
         self.snapshots.close()

@@ -98,7 +98,7 @@ def test_from_a_failed_window_to_the_record_and_into_the_table(
 
     frame = opened(page, airflow_running)
     frame.get_by_role("link", name="priced", exact=True).click()
-    page.wait_for_url("**/pipelines/priced")  # Airflow follows the frame in its own address, some time later
+    frame.wait_for_url("**/pipelines/priced")  # the page before has a row of this window, too
     row = frame.get_by_role("row").filter(has_text="failed")
     row.get_by_role("link").click()
     frame.get_by_text("3 = 2 forwarded + 1 rejected").wait_for()

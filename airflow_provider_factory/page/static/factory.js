@@ -19,16 +19,34 @@
   theme();
   if (outer) new MutationObserver(theme).observe(outer.document.documentElement, { attributes: true, attributeFilter: ["class"] });
 
-  function leave(path) {
-    var home = new URL(document.body.dataset.root + "/../", document.baseURI).href;
-    var url = new URL(path, outer ? outer.document.baseURI : home).href;
-    if (!outer) {
-      window.location.assign(url);
-      return;
-    }
+  function moved(url) { // as Airflow's own links do, without loading it again
     var index = (outer.history.state && outer.history.state.idx) || 0;
     outer.history.pushState({ idx: index + 1, key: "factory", usr: null }, "", url);
     outer.dispatchEvent(new outer.PopStateEvent("popstate", { state: outer.history.state }));
+  }
+
+  function leave(path) {
+    var home = new URL(document.body.dataset.root + "/../", document.baseURI).href;
+    var url = new URL(path, outer ? outer.document.baseURI : home).href;
+    if (outer) moved(url);
+    else window.location.assign(url);
+  }
+
+  // Airflow from 3.3 on keeps its own address and the frame's the same, each after the other. Slower than a second click it would take
+  // the frame back to the page before, so there its address goes first. True where it has been done.
+  function within(address) {
+    if (!outer || !("mirrored" in document.body.dataset)) return false;
+    var view = new URL("plugin/factory", outer.document.baseURI).pathname;
+    var at = outer.location.pathname;
+    var url = new URL(address, document.baseURI);
+    if ((at !== view && at.indexOf(view + "/") !== 0) || url.origin !== window.location.origin) return false;
+    function go() {
+      moved(view + url.pathname + url.search);
+      window.setTimeout(function () { window.location.assign(url.href); }, 3000); // it did not follow
+    }
+    if (document.readyState === "complete") go();
+    else window.addEventListener("load", function () { window.setTimeout(go); }); // Airflow has heard of this page first
+    return true;
   }
 
   function send(path, body) {
@@ -71,14 +89,16 @@
   }
 
   document.addEventListener("click", function (event) {
-    var target = event.target.closest && event.target.closest("a[data-airflow], a[data-open], button[data-all], button[data-run]");
+    var target = event.target.closest && event.target.closest("a[href], button[data-all], button[data-run]");
     if (!target) return;
-    if (target.dataset.airflow) {
+    if (target.href && ("open" in target.dataset || event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      (outer || window).open(target.href, "_blank", "noopener"); // the frame itself may open nothing
+    } else if (target.dataset.airflow) {
       event.preventDefault();
       leave(target.dataset.airflow);
-    } else if ("open" in target.dataset) {
-      event.preventDefault();
-      (outer || window).open(target.href, "_blank", "noopener");
+    } else if (target.href) {
+      if (target.getAttribute("href")[0] !== "#" && within(target.href)) event.preventDefault();
     } else if ("all" in target.dataset) {
       target.form.querySelectorAll('input[name="start"]').forEach(function (box) { box.checked = true; });
     } else {
@@ -118,6 +138,8 @@
         contract: form.querySelector('[name="contract"]').value,
         count: Number(form.querySelector('[name="count"]').value),
       });
+    } else if (form.method === "get") {
+      if (within(form.getAttribute("action") + "?" + new URLSearchParams(new FormData(form)))) event.preventDefault();
     }
   });
 

@@ -152,5 +152,5 @@ def _member(m: Member, at: datetime) -> MemberRow:
         f"{m.rejected:,}",
         f"{m.waiting:.0f} s",
         breakers,
-        f"{age_text(datetime.fromtimestamp(m.at, UTC), at)} ago",
+        f"{age_text(datetime.fromtimestamp(m.at, UTC), at)} ago" if m.at > 0 else "never",
     )

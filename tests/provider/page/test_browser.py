@@ -41,14 +41,35 @@ OUTER = """<!doctype html><html lang="en" class="light"><head><base href="/air/"
 <iframe title="Factory" src="factory/" sandbox="allow-scripts allow-same-origin allow-forms"
   style="border:0;width:100%;height:96vh"></iframe>
 </body></html>"""
+FOLLOWING = """<script>
+const view = "/air/plugin/factory", frame = document.querySelector("iframe");
+let known = null;
+function rendered(path) {  // some time later, as a busy page's effects are
+  setTimeout(() => {
+    if (path === known) return;
+    known = path;
+    frame.contentWindow.location.replace(path);
+  }, LATE);
+}
+frame.addEventListener("load", () => {
+  const { pathname, search } = frame.contentWindow.location;
+  if (pathname + search === known) return;
+  known = pathname + search;
+  history.replaceState(history.state, "", view + known);
+  rendered(known);
+});
+addEventListener("popstate", () => rendered(location.pathname.slice(view.length) + location.search));
+</script>"""
+"""How Airflow from 3.3 on keeps its address and the frame's the same, ``LATE`` milliseconds after it hears of either."""
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: FastAPI, late: int = 0) -> Iterator[str]:
     """The app on loopback, below ``/air/factory``, and a page around it with the frame that Airflow makes."""
+    outer = OUTER + FOLLOWING.replace("LATE", str(late))
     around = FastAPI()
     around.mount("/air/factory", app)
-    around.get("/{path:path}")(lambda path: HTMLResponse(OUTER))
+    around.get("/{path:path}")(lambda path: HTMLResponse(outer))
     server = uvicorn.Server(uvicorn.Config(around, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -94,24 +115,58 @@ def shown(dag_id: str, first: int) -> tuple[Any, LetterPage]:
     return figures(*records, *validated, broken), page
 
 
+@contextmanager
+def browsing(url: str, token: str) -> Iterator[Page]:
+    """A browser that is signed in, at the page."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=_QUIET)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.set_default_timeout(60_000)
+        page.context.add_cookies([{"name": "_token", "value": token, "url": url}])
+        page.goto(f"{url}/air/plugin/factory")
+        yield page
+        browser.close()
+
+
+def test_clicks_that_are_faster_than_airflows_address_lead_where_they_should(
+    page_of: Callable[..., OfHand], users: PerDagManager, hourly: str
+) -> None:
+    figures_shown, letters_shown = shown(hourly, (datetime.now(UTC) - START) // HOUR - 4)
+    of_hand = page_of(figures_shown, letters_shown)
+    with served(of_hand.app, late=1000) as url, browsing(url, users.token(f"editor-of-{hourly}")) as page:
+        frame = page.frames[1]
+        visited: list[str] = []
+        page.on("framenavigated", lambda found: visited.append(found.url.partition("/pipelines/")[2]) if found == frame else None)
+        frame.get_by_role("link", name=hourly, exact=True).click()
+        frame.get_by_role("heading", name="Calendar").wait_for()
+        frame.get_by_role("row").filter(has_text="failed").get_by_role("link").click()
+        frame.get_by_role("link", name="dead letters of enrich").click()
+        frame.get_by_role("textbox", name="Text").fill("price")
+        frame.get_by_role("button", name="Filter", exact=True).click()
+        frame.get_by_role("link", name="0@1").click()
+        frame.get_by_role("heading", name="Value").wait_for()
+        page.wait_for_url("**/air/plugin/factory/air/factory/pipelines/*/letters/0/1?topic=out.dead")
+        with page.expect_event("framenavigated", lambda found: found == frame):
+            page.go_back()
+        page.wait_for_url("**text=price**")
+        kinds = [path.partition("?")[0].partition("/")[2] for path in visited]
+        assert kinds == ["", "window", "letters", "letters", "letters/0/1", "letters"]
+
+
 def test_from_a_failed_window_to_its_records_and_a_missing_one_to_its_backfill(
     page_of: Callable[..., OfHand], users: PerDagManager, hourly: str
 ) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     first = (datetime.now(UTC) - START) // HOUR - 4
     figures_shown, letters_shown = shown(hourly, first)
     handover = live(moved=2, held=1, members=[Member("g", "v1", "m1", at=time.time()), Member("g", "v2", "m2", breakers={"geo": "open"})])
     of_hand = page_of(replace(figures_shown, live=Live((handover,))), letters_shown)
-    with served(of_hand.app) as url, playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=_QUIET)
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.set_default_timeout(60_000)
-        page.context.add_cookies([{"name": "_token", "value": users.token(f"editor-of-{hourly}"), "url": url}])
+    with served(of_hand.app) as url, browsing(url, users.token(f"editor-of-{hourly}")) as page:
         asked: list[str] = []
         faults: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-        page.goto(f"{url}/air/plugin/factory")
+        page.reload()
         frame = page.frames[1]
         frame.get_by_role("link", name=hourly, exact=True).wait_for()
         in_both_themes(page, frame, "overview")
@@ -172,4 +227,3 @@ def test_from_a_failed_window_to_its_records_and_a_missing_one_to_its_backfill(
         page.wait_for_url("**/air/dags/factory_replay/runs/**")
         assert [address for address in asked if not address.startswith((url, "data:"))] == []
         assert faults == []
-        browser.close()

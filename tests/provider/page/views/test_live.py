@@ -52,6 +52,12 @@ def test_a_member_that_was_heard_of_long_ago_is_told_in_one_unit() -> None:
     assert [m.heard for m in view.members] == ["3 d ago"]
 
 
+def test_a_member_that_was_never_heard_of_says_so() -> None:
+    view = live_group(shot(live(members=[msgspec.structs.replace(V1, at=0.0)])), "factory.enrich.raw", NOW)
+    assert view is not None
+    assert [m.heard for m in view.members] == ["never"]
+
+
 def test_a_version_without_members_is_named() -> None:
     ((row,), _) = live_groups(shot(live(moved=2, members=[V1])))
     assert "no member of v2 is there" in row.sentence
