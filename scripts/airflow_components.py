@@ -52,9 +52,12 @@ def free_port(wanted: int = 0) -> int:
         return int(s.getsockname()[1])
 
 
-def loopback_environment(port: int, home: Path) -> dict[str, str]:
-    """The settings with which components find each other on 127.0.0.1, and one user, ``admin``, whose password is kept in ``home``."""
-    url = f"http://127.0.0.1:{port}"
+def loopback_environment(port: int, home: Path, base: str = "") -> dict[str, str]:
+    """The settings with which components find each other on 127.0.0.1, below ``base``, and one user, ``admin``.
+
+    Their password is kept in ``home``.
+    """
+    url = f"http://127.0.0.1:{port}{base}"
     passwords = home / "passwords.json"
     if not passwords.exists():
         private.folder(home)

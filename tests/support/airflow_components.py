@@ -18,12 +18,15 @@ import pytest
 from airflow_components import NEW_FILES_SOON, Components, free_port, loopback_environment
 from airflow_env import PYTHON_BIN, airflow, airflow_environment
 
+from airflow_provider_factory.version_compat import AIRFLOW_V_3_3_PLUS
 from factory_agents.sandbox import Sandbox, SandboxInfo
 from tests.support.databases import own_database
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 DAGS = ROOT / "tests" / "airflow" / "dags"
+BASE = os.environ.get("FACTORY_TEST_BASE_PATH", "" if AIRFLOW_V_3_3_PLUS else "/air")
+"""Where Airflow is below its host: the oldest elsewhere than the newest, so that both are tried."""
 
 _QUICK = {
     **NEW_FILES_SOON,
@@ -241,7 +244,7 @@ def running_airflow(
     with own_database(sandbox.info().database_url, "airflow") as metadata:
         environment = {
             **{k: v for k, v in airflow_environment(sandbox).items() if not k.startswith("PYTEST_")},
-            **loopback_environment(free_port(), folder),
+            **loopback_environment(free_port(), folder, BASE),
             **_QUICK,
             "AIRFLOW_HOME": str(folder),
             "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
