@@ -38,7 +38,10 @@ class Trouble:
 
 
 class KafkaProxy:
-    """Listens on a port of its own; answers that name the broker's address name the proxy's instead, so that clients stay with it."""
+    """Listens on a port of its own; answers that name the broker's address name the proxy's instead, so that clients stay with it.
+
+    ``requests`` counts what clients asked.
+    """
 
     def __init__(self, bootstrap: str) -> None:
         host, _, port = bootstrap.rpartition(":")
@@ -48,6 +51,7 @@ class KafkaProxy:
         self._ready = threading.Event()
         self._connections: set[asyncio.Task[None]] = set()
         self.bootstrap = ""
+        self.requests = 0
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         self._ready.wait(10)
@@ -103,6 +107,7 @@ class KafkaProxy:
             while True:
                 frame = await _frame(reader)
                 api, _, correlation = struct.unpack_from(">hhi", frame)
+                self.requests += 1
                 trouble = next((t for t in self._troubles if t.meets(api)), None)
                 if trouble is not None and trouble.fate.startswith("answer"):
                     marked[correlation] = trouble
