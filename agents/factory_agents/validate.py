@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from factory_agents.contracts import Contract, WindowStatistics, load_contract
+from factory_agents.contracts import Contract, Violation, WindowStatistics, load_contract
 from factory_agents.contracts.documents import show
 from factory_agents.contracts.doubled_keys import doubled_key
 from factory_agents.contracts.fast import FastPath, NotFast
@@ -153,13 +153,20 @@ class ValidateTransform:
 
     def _take_plain(self, places: Sequence[int], messages: Sequence[Message], outputs: list[Output], times: list[int | None]) -> None:
         decode, check, read_time, time = self._decode, self._check, self._read_time, self.contract.time
+        explain, members = self.contract.violations, self._members
+        passed_over = self._fast is not None  # what the fast path didn't take is most likely bad
         events: list[dict[str, Any]] = []
         valid_at: list[int] = []
         for i in places:
             event: Any = None
+            broken: Sequence[Violation] = ()
             try:
                 event = decode(outputs[i])  # type: ignore[arg-type]
-                valid = type(event) is dict and check(event)
+                if passed_over:
+                    broken = explain(event, members)
+                    valid = not broken
+                else:
+                    valid = type(event) is dict and check(event)
                 if valid and time is not None:
                     times.append(read_time(event.get(time)))
             except MemoryError:  # the attempt's, not the event's
@@ -170,25 +177,22 @@ class ValidateTransform:
                 events.append(event)
                 valid_at.append(i)
             else:
-                outputs[i] = self._reject(messages[i], event)
+                outputs[i] = self._reject(messages[i], event, broken)
         self._statistics.add_valid(events, keys=self._keys([messages[i] for i in valid_at], ()))
         self._seen += len(outputs)
         self._passed_over += len(events)
         if self._seen >= _ENOUGH and 2 * self._passed_over > self._seen:  # most have, say, fields that aren't declared
             self._fast = None
 
-    def _reject(self, message: Message, event: Any) -> Reject:
-        """Say why; slower, for the few. The event is what was decoded, None where it couldn't be."""
+    def _reject(self, message: Message, event: Any, broken: Sequence[Violation]) -> Reject:
+        """Say why; slower, for the few. ``event`` is None where it couldn't be decoded, ``broken`` empty where it isn't known yet."""
         try:
             if type(event) is not dict:
                 event = decode_event(message.value())
             if self._refuses_doubled_keys and (name := doubled_key(message.value() or b"")) is not None:
                 raise Reject(f"the key {show(name)} stands twice in one object", rule="decode")
-            violations = self.contract.violations(event, self._members)
-            rules = list(dict.fromkeys(v.rule for v in violations)) or ["schema"]
-            reasons = [v.reason for v in violations[:_REASONS]] or ["the event cannot be checked"]
-            more = len(violations) - len(reasons)
-            reject = Reject("; ".join(reasons) + (f"; and {more} more" if more > 0 else ""), rule=",".join(rules))
+            rules, reason = _worded(broken or self.contract.violations(event, self._members))
+            reject = Reject(reason, rule=",".join(rules))
         except Reject as undecodable:
             rules, reject = [undecodable.rule], undecodable
         except (ValueError, TypeError, RecursionError) as error:
@@ -216,6 +220,16 @@ class ValidateTransform:
     def close(self) -> None:
         """See ``Transform.close``."""
         self._statistics.close()
+
+
+def _worded(violations: Sequence[Violation]) -> tuple[list[str], str]:
+    """The rules that are broken, and the reason in one line."""
+    if len(violations) == 1:
+        return [violations[0].rule], violations[0].reason
+    rules = list(dict.fromkeys(v.rule for v in violations)) or ["schema"]
+    reasons = [v.reason for v in violations[:_REASONS]] or ["the event cannot be checked"]
+    more = len(violations) - len(reasons)
+    return rules, "; ".join(reasons) + (f"; and {more} more" if more > 0 else "")
 
 
 if __name__ == "__main__":

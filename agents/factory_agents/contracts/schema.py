@@ -80,6 +80,12 @@ _NESTED = (dict, list)
 
 
 def _is_large(event: Any) -> bool:
+    if type(event) is dict and len(event) <= _MOST_VALUES:
+        for value in event.values():
+            if type(value) in _NESTED:
+                break
+        else:
+            return False
     count, todo = 0, [event]
     while todo:
         value = todo.pop()
