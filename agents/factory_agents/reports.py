@@ -251,7 +251,8 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], numbe
         "<tr>" + "".join(f"<td{' class=n' if i in right else ''}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
     )
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<section><h2>{_h(title)}</h2><div class="scroll">{table}</div></section>'
+    scroll = f'<div class="scroll" role="region" aria-label="{_h(title)}" tabindex="0">{table}</div>'
+    return f"<section><h2>{_h(title)}</h2>{scroll}</section>"
 
 
 def _trend(reports: Sequence[WindowReport]) -> str:
@@ -271,7 +272,8 @@ def _trend(reports: Sequence[WindowReport]) -> str:
         )
     label = f"Share of rejected events over {len(reports)} windows, at most {most * 100:.3g} %"
     return (
-        f'<section><h2>Trend</h2><svg role="img" aria-label="{_h(label)}" width="{len(reports) * width}" height="{height}">'
+        f'<section><h2>Trend</h2><svg role="img" aria-label="{_h(label)}" width="{len(reports) * width}" height="{height}" '
+        f'viewBox="0 0 {len(reports) * width} {height}">'
         f"{''.join(bars)}</svg><p>{_h(label)}: {_h(reports[0].when)} to {_h(reports[-1].when)} UTC</p></section>"
     )
 
@@ -284,19 +286,22 @@ _PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
-:root { color-scheme: light dark; --line: #8884; --pass: #2e7d32; --warn: #b26a00; --fail: #c62828; }
-@media (prefers-color-scheme: dark) { :root { --pass: #81c784; --warn: #ffb74d; --fail: #ef9a9a; } }
+:root { color-scheme: light dark; --line: #8884; --back: #fff; --text: #1b1b1b; --pass: #2e7d32; --warn: #8a5200; --fail: #c62828; }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #161616; --text: #eee; --pass: #81c784; --warn: #ffb74d; --fail: #ef9a9a; }
+}
+html { background: var(--back); color: var(--text); }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin: 1.5rem 0 .3rem; }
-th, code { white-space: nowrap; } .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+th, td code { white-space: nowrap; } .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .pass { color: var(--pass); fill: var(--pass); } .warn { color: var(--warn); fill: var(--warn); }
 .fail { color: var(--fail); fill: var(--fail); } svg { max-width: 100%; }
 </style>
 </head>
-<body>
+<body><main>
 {body}
-</body>
+</main></body>
 </html>
 """
