@@ -99,9 +99,9 @@ def arguments(doc: str, **defaults: int) -> argparse.Namespace:
     return options
 
 
-def bench_sandbox() -> Sandbox:
+def bench_sandbox(*, with_registry: bool = False) -> Sandbox:
     """A sandbox of the benchmarks' own, in ``.factory/bench``."""
-    sandbox = Sandbox(ROOT / ".factory" / "bench")
+    sandbox = Sandbox(ROOT / ".factory" / "bench", with_registry=with_registry)
     sandbox.up()
     return sandbox
 
@@ -120,7 +120,19 @@ def peers_python() -> Path:
     return python
 
 
-def fill(config: KafkaConfig, topic: str, events: int, partitions: int, *, traced: int = 0) -> None:
+def _as_json(event: dict[str, Any]) -> bytes:
+    return json.dumps(event).encode()
+
+
+def fill(
+    config: KafkaConfig,
+    topic: str,
+    events: int,
+    partitions: int,
+    *,
+    traced: int = 0,
+    encode: Callable[[dict[str, Any]], bytes] = _as_json,
+) -> None:
     """Create a topic with this many events of about 180 bytes, each with a header, and one of ``traced`` with a trace."""
     Cluster(config).create(topic, partitions, settings={"retention.ms": "-1"})
     producer = config.producer(f"fill-{topic}")
@@ -130,9 +142,7 @@ def fill(config: KafkaConfig, topic: str, events: int, partitions: int, *, trace
     plain: list[tuple[str, Any]] = [(WRITER_HEADER, b"bench/fill/0")]
     for i in range(events):
         headers = [*plain, ("traceparent", f"00-{i + 1:032x}-{i + 1:016x}-01".encode())] if traced and i % traced == 0 else plain
-        value = json.dumps(
-            {"event_id": f"event-{i:09d}", "user": i % 9973, "payload": padding, "amount": i * 0.25, "kind": "click"}
-        ).encode()
+        value = encode({"event_id": f"event-{i:09d}", "user": i % 9973, "payload": padding, "amount": i * 0.25, "kind": "click"})
         while True:
             try:
                 producer.produce(topic, value, f"event-{i:09d}".encode(), partition=i % partitions, headers=headers)
@@ -145,9 +155,17 @@ def fill(config: KafkaConfig, topic: str, events: int, partitions: int, *, trace
     producer.commit_transaction()
 
 
-def filled_window(config: KafkaConfig, topic: str, events: int, partitions: int, *, traced: int = 0) -> Window:
+def filled_window(
+    config: KafkaConfig,
+    topic: str,
+    events: int,
+    partitions: int,
+    *,
+    traced: int = 0,
+    encode: Callable[[dict[str, Any]], bytes] = _as_json,
+) -> Window:
     """A new topic with so many events, as the window that a stage before would have left."""
-    fill(config, topic, events, partitions, traced=traced)
+    fill(config, topic, events, partitions, traced=traced, encode=encode)
     cluster = Cluster(config)
     ends = cluster.high_watermark(topic, range(partitions))
     while cluster.stable_offset(topic, range(partitions)) != ends:  # a commit is answered before its markers stand in the log
