@@ -393,7 +393,9 @@ def ledger_export(
 
     config = kafka_config(bootstrap, kafka_settings or ())
     with console.counting("looking at offsets") as progress:
-        write_lines(output, export_ledger(config, pipeline, prefix=prefix, places=places, progress=progress))
+        written = write_lines(output, export_ledger(config, pipeline, prefix=prefix, places=places, progress=progress))
+    if output != "-":  # the first line is about the file
+        console.say(f"{written - 1:,} records of pipeline {pipeline!r} are in {output}")
 
 
 @ledgers.command("import")

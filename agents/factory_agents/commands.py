@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from factory_agents.options import (
     read_settings_file,
     resolve,
 )
-from factory_agents.text import printable
+from factory_agents.text import did_you_mean, printable
 
 if TYPE_CHECKING:
     from factory_agents.launch import LiveResult
@@ -291,7 +292,8 @@ def invoke(app: Callable[..., Any], program: str) -> int:
             if type(error).__name__ == "NoArgsIsHelpError":  # nothing was mistyped: a group was named without a command
                 sys.stderr.write(f"{error.format_message()}\n")  # type: ignore[attr-defined]
                 return console.EXIT_USAGE
-            console.error_line(f"{error.format_message()} (see {_path_of(error, program)} --help)")  # type: ignore[attr-defined]
+            said = f"{error.format_message().rstrip('.')}{_meant(error)}"  # type: ignore[attr-defined]
+            console.error_line(f"{said} (see {_path_of(error, program)} --help)")
             return console.EXIT_USAGE
         except typer.Exit as error:
             return error.exit_code
@@ -299,6 +301,12 @@ def invoke(app: Callable[..., Any], program: str) -> int:
             return console.EXIT_INTERRUPTED
 
     return console.guarded(command)
+
+
+def _meant(error: Any) -> str:
+    """The choice that was likely meant, for a value that is none."""
+    found = re.search(r"'([^']*)' is not one of ('.*')", error.format_message())
+    return did_you_mean(found[1], re.findall(r"'([^']*)'", found[2])) if found is not None else ""
 
 
 def _path_of(error: Any, program: str) -> str:

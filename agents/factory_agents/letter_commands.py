@@ -63,9 +63,8 @@ def letters_list(
     from factory_agents.runtime.dead_letters import LetterTopic, group_letters
 
     letter_topic = LetterTopic(kafka_config(bootstrap, kafka_settings or ()), topic, prefix=prefix)
-    groups = group_letters(
-        letter_topic.select(_selection(rule, stage, since, until, pipeline=pipeline or "", window=window or "", attempt=attempt or ""))
-    )
+    selection = _selection(rule, stage, since, until, pipeline=pipeline or "", window=window or "", attempt=attempt or "")
+    groups = group_letters(letter_topic.select(selection))
     if console.wants_json(json):
         console.print_json(groups)
         return
@@ -79,6 +78,8 @@ def letters_list(
         console.say(f"{letter_topic.passed_over:,} more are unknown to the ledger: --attempt all includes them", "yellow")
     if letter_topic.foreign:
         console.say(f"{letter_topic.foreign:,} records are not dead letters", "yellow")
+    if not groups and (unmet := selection.unmet(letter_topic.names)):
+        console.say(unmet, "yellow")
     if groups:
         console.say(f"see one: factory dead-letters show {topic} {groups[0].example}")
 

@@ -484,6 +484,11 @@ def test_an_agent_named_with_a_dot_is_told_of_the_colon(here: Here) -> None:
     assert (done.code, done.error) == (1, "unknown agent 'my_agents.clicks.enrich'; did you mean 'my_agents.clicks:enrich'?")
 
 
+def test_a_mistyped_choice_is_told_of_the_one_that_was_meant(factory: Command) -> None:
+    assert "; did you mean 'registry'? (see factory sandbox up --help)" in factory("sandbox", "up", "--with", "regsitry").error
+    assert "did you mean" not in factory("sandbox", "up", "--with", "zzz").error
+
+
 def test_a_mistyped_parameter_is_one_line_and_plans_nothing(factory: Command, runs: Runs) -> None:
     source, target = filled(runs, 1)
     done = factory("agent", "run", "enrich", "--in-topic", source, "--out-topic", target, "-p", "funktion=x", *last_hour())

@@ -140,18 +140,26 @@ def _places(
     return noted
 
 
-def write_lines(path: str, lines: Iterable[bytes]) -> None:
-    """Lines into a file (``-``: standard output), which is there only once it is whole. Raises ConfigurationError."""
-    if path == "-":
+def write_lines(path: str, lines: Iterable[bytes]) -> int:
+    """Lines into a file (``-``: standard output), which is there only once it is whole; how many. Raises ConfigurationError."""
+    count = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal count
         for line in lines:
-            sys.stdout.buffer.write(line)
+            count += 1
+            yield line
+
+    if path == "-":
+        sys.stdout.buffer.writelines(counted())
         sys.stdout.flush()
-        return
+        return count
     unfinished = Path(f"{path}.part")
     try:
         with unfinished.open("wb") as file:
-            file.writelines(lines)
+            file.writelines(counted())
         unfinished.replace(path)
+        return count
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from None
     finally:

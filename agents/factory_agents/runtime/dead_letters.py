@@ -22,6 +22,7 @@ from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import PartitionRange, Window
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER, DeadLetter
 from factory_agents.runtime.reasons import error_kind
+from factory_agents.text import printable, shortened, unknown
 
 __all__ = [
     "ATTEMPTS",
@@ -30,6 +31,7 @@ __all__ = [
     "Letter",
     "LetterGroup",
     "LetterTopic",
+    "Names",
     "Selection",
     "group_letters",
     "place_of_letter",
@@ -47,6 +49,22 @@ _BATCH = 10_000
 _LEDGER_SECONDS = 120.0
 _LAST_MS = 253402300799999  # the last millisecond of the year 9999
 STOPPED = "asked to stop; what was committed stays, and the same command goes on from there"
+
+
+class Names:
+    """The rules, stages and pipelines that letters name: what a selection may have meant. Of very many, the first."""
+
+    MOST = 200
+
+    def __init__(self) -> None:
+        self.of: dict[str, set[str]] = {"rule": set(), "stage": set(), "pipeline": set()}
+
+    def add(self, letter: Letter) -> None:
+        """Note what a letter names."""
+        why = letter.why
+        for known, names in zip(self.of.values(), (why.rule.split(","), (why.stage,), (why.pipeline,)), strict=True):
+            if len(known) < self.MOST:
+                known.update(printable(shortened(name, 100)) for name in names if name)
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,14 @@ class Selection:
             and (self.until is None or letter.written < self.until)
             and (not self.positions or letter.position in self.positions)
         )
+
+    def unmet(self, letters: Names) -> str:
+        """What of it no letter names, and what was likely meant; nothing where each by itself fits some letter."""
+        for name, known in letters.of.items():
+            given = getattr(self, name)
+            if given and given not in known and len(known) < Names.MOST:
+                return unknown(name, given, sorted(known))
+        return ""
 
     def takes(self, attempt: Attempt, usual: frozenset[str]) -> bool:
         """Whether letters of such an attempt are meant."""
@@ -239,7 +265,8 @@ class _Ledgered:
 class LetterTopic:
     """A dead-letter topic, and what the ledger knows of it; ``stages`` are its records for one who has read them already.
 
-    ``foreign`` counts the records read that are no letters, ``passed_over`` the letters that fit a selection but for their attempt.
+    ``foreign`` counts the records read that are no letters, ``passed_over`` the letters that fit a selection but for their attempt;
+    ``names`` is what those that ``select`` read name.
     """
 
     def __init__(
@@ -258,6 +285,7 @@ class LetterTopic:
         self.prefix = prefix
         self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline="")
         self.foreign = self.passed_over = 0
+        self.names = Names()
 
     @cached_property
     def known(self) -> _Ledgered:
@@ -307,6 +335,7 @@ class LetterTopic:
         letters = found = 0
         for letter in self.read(self.ranges(selection.since)):
             letters += 1
+            self.names.add(letter)
             if not selection.fits(letter):
                 continue
             if not selection.takes(letter.attempt, _LISTED):

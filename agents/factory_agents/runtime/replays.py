@@ -23,7 +23,7 @@ from factory_agents.protocol import Counts, PartitionRange, transactional_id
 from factory_agents.reject import Reject
 from factory_agents.runtime.agents import Output, Transform
 from factory_agents.runtime.codecs import OpenCodec
-from factory_agents.runtime.dead_letters import READ_SECONDS, STOPPED, Letter, LetterTopic, Selection
+from factory_agents.runtime.dead_letters import READ_SECONDS, STOPPED, Letter, LetterTopic, Names, Selection
 from factory_agents.runtime.letter_states import replayed_offsets
 from factory_agents.runtime.reasons import error_kind
 from factory_agents.runtime.window import process
@@ -121,12 +121,16 @@ def replay_letters(
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What is to be replayed, and how many letters are not: superseded ones, events that were replayed before, others' letters."""
+    """What is to be replayed, and how many letters are not: superseded ones, events that were replayed before, others' letters.
+
+    ``unmet`` is what was asked for and no letter has.
+    """
 
     places: set[tuple[int, int]]
     superseded: int
     before: int
     others: int
+    unmet: str = ""
 
 
 class _Replay:
@@ -163,7 +167,7 @@ class _Replay:
         ranges = self.letters.ranges()
         chosen = self._choose(ranges, selection)
         if not chosen.places and not self.refused:
-            why = f"{self.facts.name}: {self._nothing(chosen)}"
+            why = f"{self.facts.name}: {self._nothing(chosen)}{chosen.unmet and f': {chosen.unmet}'}"
             raise ReplayedBeforeError(why, chosen.before) if chosen.before else ConfigurationError(why)
         foreign = self.letters.foreign
         stopped = ""
@@ -206,7 +210,9 @@ class _Replay:
         done: set[tuple[Any, ...]] = set()
         pointers: dict[tuple[int, int], str] = {}
         meant = others = 0
+        names = Names()
         for letter in self.letters.read(ranges, self.stop):
+            names.add(letter)
             event = letter.event
             if letter.offset in replayed.get(letter.partition, ()):
                 done.add(event)
@@ -228,7 +234,8 @@ class _Replay:
         places = {(p, offset) for _, p, offset, _ in chosen}
         self.refused += [pointers[place] for place in sorted(places & pointers.keys())]
         before = len(latest.keys() & done)
-        return _Chosen(places - pointers.keys(), meant - len(latest), before, others + sum((w, p) in forged for _, p, _, w in new))
+        others += sum((w, p) in forged for _, p, _, w in new)
+        return _Chosen(places - pointers.keys(), meant - len(latest), before, others, selection.unmet(names) if not meant else "")
 
     def _pointer(self, letter: Letter) -> str:
         why = letter.why

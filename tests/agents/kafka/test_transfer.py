@@ -139,7 +139,8 @@ class TestAFile:
         assert not list(factory.cwd.iterdir())
 
     def test_is_what_the_commands_write_and_read(self, move: Move, factory: Command) -> None:
-        factory.ok("ledger", "export", "--pipeline", move.pipeline, "-o", "ledger.jsonl")
+        said = factory.ok("ledger", "export", "--pipeline", move.pipeline, "-o", "ledger.jsonl").out
+        assert f"{len(move.exported()) - 1} records of pipeline '{move.pipeline}' are in ledger.jsonl" in " ".join(said.split())
         done = factory.ok("ledger", "import", "ledger.jsonl", "--prefix", move.there).data
         assert done["records"] == len(move.exported()) - 1
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -17,6 +19,7 @@ from factory_agents.runtime import replays
 from factory_agents.runtime.agents import agent
 from factory_agents.runtime.codecs import open_codec
 from factory_agents.runtime.dead_letters import LetterTopic, Selection, group_letters
+from factory_agents.runtime.letter_states import purge_letters
 from factory_agents.runtime.outputs import DeadLetter
 from factory_agents.runtime.replays import Through, replay_letters
 from tests.support import raw_records as raw
@@ -55,6 +58,66 @@ def test_nothing_to_replay_is_told(runs: Runs) -> None:
     topic = fill(runs, [(letter(), b"1")])
     with pytest.raises(ConfigurationError, match="no dead letter matches these filters"):
         replay_letters(runs.config, topic, target, Selection(rule="none"), prefix=runs.prefix)
+
+
+@pytest.mark.parametrize(
+    ("selection", "said"),
+    [
+        (Selection(rule="agent-eror"), "unknown rule 'agent-eror'; did you mean 'agent-error'?"),
+        (Selection(rule="zzz"), "unknown rule 'zzz'; expected one of: agent-error, schema"),
+        (Selection(stage="enrch"), "unknown stage 'enrch'; did you mean 'enrich'?"),
+        (Selection(pipeline="x"), "unknown pipeline 'x'; expected one of: p"),
+        (Selection(rule="schema", stage="enrich", window="other"), "no dead letter matches these filters$"),
+    ],
+)
+def test_a_mistyped_filter_is_told_what_there_is(runs: Runs, selection: Selection, said: str) -> None:
+    topic = fill(runs, [(letter(rule="agent-error,schema", stage="enrich"), b"1")])
+    with pytest.raises(ConfigurationError, match=said):
+        replay_letters(runs.config, topic, runs.topic("in", partitions=1), selection, prefix=runs.prefix)
+    letters = LetterTopic(runs.config, topic, prefix=runs.prefix)
+    assert list(letters.select(selection)) == []
+    assert ("unknown" not in said) == (selection.unmet(letters.names) == "")
+
+
+def test_two_replays_at_once_bring_each_event_once(runs: Runs, factory: Command) -> None:
+    """The later one fences the earlier; whichever ends, nothing is doubled, and what is left goes with the next."""
+    target = runs.topic("in", partitions=2)
+    topic = fill(runs, [(letter(), b"%d" % n) for n in range(2_000)])
+    with ThreadPoolExecutor(3) as pool:
+        codes = list(pool.map(lambda _: factory("dead-letters", "replay", topic, "--to", target, "--rate", "5000").code, range(3)))
+    assert set(codes) <= {0, 1, 75}
+    rest = factory("dead-letters", "replay", topic, "--to", target)
+    assert rest.code in (0, 1)
+    assert Counter(r.value for r in runs.everything(target)) == {b"%d" % n: 1 for n in range(2_000)}
+
+
+def test_a_purge_beside_a_replay_deletes_nothing_that_was_not_written(runs: Runs, factory: Command) -> None:
+    target = runs.topic("in", partitions=2)
+    topic = fill(runs, [(letter(), b"%d" % n) for n in range(2_000)])
+
+    def purge(_: int) -> int:
+        return int(factory("dead-letters", "purge", topic, "--yes").code)
+
+    with ThreadPoolExecutor(3) as pool:
+        replay = pool.submit(factory, "dead-letters", "replay", topic, "--to", target, "--rate", "2000")
+        assert list(pool.map(purge, range(4))) == [0] * 4
+        assert replay.result().code == 0
+    assert Counter(r.value for r in runs.everything(target)) == {b"%d" % n: 1 for n in range(2_000)}
+    assert factory("dead-letters", "purge", topic, "--yes").code == 0
+    assert runs.everything(topic) == []
+
+
+def test_letters_of_a_topic_that_was_made_again_are_new_ones(runs: Runs) -> None:
+    target = runs.topic("in", partitions=2)
+    topic = fill(runs, [(letter(), b"old")])
+    assert replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix).replayed == 1
+    recreate(runs.admin, topic, 2)
+    put(runs, topic, [(letter(), b"new")])
+    vouch(runs, topic)
+    assert replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix).replayed == 1
+    assert [r.value for r in replayed(runs, target)] == [b"new", b"old"]
+    letters = LetterTopic(runs.config, topic, prefix=runs.prefix)
+    assert purge_letters(letters).deleted == 1
 
 
 def test_of_two_letters_about_one_event_the_last_is_replayed(runs: Runs) -> None:
