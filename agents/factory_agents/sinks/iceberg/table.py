@@ -128,6 +128,11 @@ def _schema(wanted: TableSpec) -> Schema:
     from pyiceberg.types import NestedField
 
     fields, many = [], len(wanted.columns) + len(_OWN)
+    names: dict[str, str] = {}
+    for column in wanted.columns:
+        other = names.setdefault(column.name.lower(), column.name)
+        if other != column.name:
+            raise ConfigurationError(f"columns {other!r} and {column.name!r}: most readers of Iceberg don't tell them apart; rename one")
     for place, column in enumerate(wanted.columns, 1):
         _check(column, wanted)
         fields.append(NestedField(place, column.name, _type(_shown(column.type), many + place), required=not _may_be_null(column, wanted)))
@@ -195,15 +200,17 @@ def _partition(text: str, schema: Schema, number: int) -> PartitionField:
 def _changes(table: Table, wanted: TableSpec) -> dict[str, str]:
     """Columns that the table lacks or holds too narrowly, with the types that they need; raises SinkError naming each that can't fit."""
     have = {field.name: field for field in table.schema().fields}
+    spelled = {name.lower(): name for name in have}
     changes, misfits = {}, []
     for column in wanted.columns:
         _check(column, wanted)
         field, shown = have.get(column.name), _shown(column.type)
         if field is None:
-            if _may_be_null(column, wanted):
-                changes[column.name] = shown
+            misfit = _misses(column, spelled.setdefault(column.name.lower(), column.name), wanted)
+            if misfit:
+                misfits.append(misfit)
             else:
-                misfits.append(f"column {column.name!r}: expected {shown} and never null, found no such column; add it")
+                changes[column.name] = shown
         elif not _fits(column.type, str(field.field_type)):
             if _widens(str(field.field_type), shown):
                 changes[column.name] = shown
@@ -219,6 +226,15 @@ def _changes(table: Table, wanted: TableSpec) -> dict[str, str]:
     if misfits:
         raise SinkError(f"table {'.'.join(table.name())} does not fit:\n  " + "\n  ".join(misfits))
     return changes
+
+
+def _misses(column: ColumnSpec, other: str, wanted: TableSpec) -> str:
+    """Why a table cannot be given a column that it lacks, or ""; ``other`` is one that it has, or gets, if it differs by case alone."""
+    if other != column.name:
+        return f"column {column.name!r}: found {other!r}, which most readers of Iceberg don't tell from it; rename the field"
+    if _may_be_null(column, wanted):
+        return ""
+    return f"column {column.name!r}: expected {_shown(column.type)} and never null, found no such column; add it"
 
 
 _DECIMAL = re.compile(r"decimal\((\d+), (\d+)\)")

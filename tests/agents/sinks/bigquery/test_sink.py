@@ -11,9 +11,10 @@ from factory_agents.errors import ConfigurationError, FactoryError, SinkError, U
 from factory_agents.runtime import exact_sink
 from factory_agents.sinks.bigquery import sink as sinks
 from factory_agents.sinks.bigquery.warehouse import ConflictError, account_from_env, explain
+from factory_agents.testing.records import gone
 from tests.support.bigquery import Bench
 from tests.support.lossy_http import Loss, LossyHttp
-from tests.support.sink_bench import W2, at, event, record, write_and_commit
+from tests.support.sink_bench import CONTRACT, W2, at, event, record, write_and_commit
 
 
 class TestOneWindow:
@@ -37,6 +38,22 @@ class TestOneWindow:
         bench.emulator.client.delete_table(bench.table)
         assert not bench.publish(at([event("a")]), fingerprint="same").reused
         assert bench.rows() == {"a": "x"}
+
+    def test_a_table_that_was_made_again_has_nothing_deleted(self, bench: Bench) -> None:
+        bench.contract = CONTRACT | {"deletes": True}
+        bench.publish([gone("a", 5)], W2)
+        bench.emulator.client.delete_table(bench.table)
+        assert bench.publish(at([event("a"), event("b")])).written == 2
+        bench.publish([gone("b", 5)], W2)
+        assert bench.rows() == {"a": "x"}
+        assert bench.emulator.query("SELECT id FROM {d}.factory_deleted_t") == [("b",)]
+
+    def test_a_memory_of_another_key_is_refused(self, bench: Bench) -> None:
+        bench.contract = {"name": "n", "id": "id", "deletes": True, "columns": {"id": "text", "n": "bigint"}}
+        bench.publish([])
+        bench.contract = bench.contract | {"key": ["id", "n"]}
+        with pytest.raises(SinkError, match=r"factory_deleted_t, which remembers deletes, lacks n INT64: give the key"):
+            bench.publish([])
 
     def test_rows_say_whose_they_are(self, bench: Bench) -> None:
         bench.publish([record(event("a"), 3, 17, 5)], W2)

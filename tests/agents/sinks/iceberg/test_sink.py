@@ -234,6 +234,17 @@ class TestTables:
             bench.publish([], params=params)
         assert "\n" not in str(caught.value)
 
+    def test_names_that_differ_by_case_alone_are_refused_since_most_readers_would_not_tell_them_apart(self, bench: Bench) -> None:
+        bench.contract = {"name": "n", "id": "id", "columns": {"id": "text", "Value": "text", "value": "text"}}
+        with pytest.raises(ConfigurationError, match="columns 'Value' and 'value': most readers of Iceberg don't tell them apart"):
+            bench.publish([{"id": "a"}])
+        bench.contract = {"name": "n", "id": "id", "columns": {"id": "text", "value": "text"}}
+        bench.publish([{"id": "a", "value": "x"}])
+        bench.contract = {"name": "n", "id": "id", "columns": {"id": "text", "VALUE": "text"}}
+        with pytest.raises(SinkError, match="column 'VALUE': found 'value', which most readers of Iceberg don't tell from it"):
+            bench.publish([{"id": "a", "VALUE": "y"}], W2)
+        assert [field.name for field in bench.load().schema().fields][:2] == ["id", "value"]
+
     def test_numbers_that_a_column_has_no_room_for_are_rejected(self, bench: Bench) -> None:
         bench.contract = {"name": "n", "id": "id", "columns": {"id": "text", "d": "numeric(5,2)", "plain": "numeric"}}
         sink = bench.sink()

@@ -96,6 +96,14 @@ class TestATombstone:
         deletes.publish(at([event("a", "2", 1)]), W1, input_generation=3)
         assert deletes.rows() == {"a": "2"}
 
+    def test_of_a_table_that_is_made_again_is_forgotten(self, deletes: Bench) -> None:
+        deletes.publish(at([event("a", "1")]))
+        deletes.publish([gone("a", 0, 5)], W2)
+        deletes.admin.execute(f"DROP TABLE {deletes.name}")  # type: ignore[arg-type]
+        deletes.publish([], W2)  # its delete is no longer there
+        assert deletes.publish(at([event("a", "1")])).written == 1
+        assert deletes.rows() == {"a": "1"}
+
     def test_older_than_what_the_table_has_is_older(self, deletes: Bench) -> None:
         deletes.publish(at([event("a")]), W2)
         assert counts(deletes.publish([gone("a")], W1)) == {"older": 1}
