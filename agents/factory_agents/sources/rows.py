@@ -111,7 +111,9 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rate_limit: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a ``time_format`` that ``strptime`` doesn't understand, and an ``encoding`` that is not known."""
+        """Refuse a ``time_format`` that ``strptime`` doesn't understand, an unknown ``encoding``, and a ``delimiter`` that is none."""
+        if self.delimiter and self.delimiter in '"\r\n':
+            raise ValueError(f"delimiter {self.delimiter!r}: expected what stands between two values, such as ; or a tab")
         try:
             "".encode(self.encoding)
         except LookupError as error:

@@ -90,6 +90,9 @@ class TestCsv:
         (tmp_path / "g.csv").write_bytes("t,a\n1,x\n".encode("utf-16-le") + b"\x00")
         with pytest.raises(ConfigurationError, match=r"g\.csv: not utf-16-le: .*; correct encoding"):
             read(source(tmp_path / "g.csv", ReadOptions(time_field="t", encoding="utf-16-le")), None)
+        for delimiter in ('"', "\n", "\r"):  # with these each row would be one value, under one long name
+            with pytest.raises(ValueError, match=r"delimiter .*: expected what stands between two values"):
+                ReadOptions(time_field="t", delimiter=delimiter)
         with pytest.raises(ValueError, match="encoding 'utf-99': unknown encoding"):
             ReadOptions(encoding="utf-99")
         with pytest.raises(ValueError, match="encoding 'base64'"):

@@ -35,9 +35,17 @@ _MISSING = """
     WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
 """
 
+_HIDDEN = """
+    SELECT c.relname, quote_ident(current_user) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
+    WHERE s.nspname = {schema} AND c.relname = ANY ({tables}::text[]) AND row_security_active(c.oid) ORDER BY c.relname
+"""
+
 
 def check_rights(connection: psycopg.Connection[Any], table: TargetTable) -> None:
-    """Raise ConfigurationError for rights that the session's role lacks; on the table itself those on the columns written suffice."""
+    """Raise ConfigurationError for rights that the session's role lacks, and for rows that may be hidden from it.
+
+    On the table itself the rights on the columns written suffice.
+    """
     own = {LEDGER: _ALL, PUBLICATIONS: _ALL, HORIZONS: _WRITE}
     needed = {table.name: _ALL if table.tracked or table.deletes else _WRITE, **own}
     if table.deletes:
@@ -55,4 +63,11 @@ def check_rights(connection: psycopg.Connection[Any], table: TargetTable) -> Non
     if missing:
         raise ConfigurationError(
             f"table {table.text}: the database's user lacks rights that publish needs; have their owner say: {'; '.join(missing)}"
+        )
+    hidden = connection.execute(compose(_HIDDEN, schema=table.schema, tables=list(needed))).fetchall()
+    if hidden:
+        raise ConfigurationError(
+            f"table {table.text}: row-level security may hide rows of {', '.join(row[0] for row in hidden)} from the database's user, and "
+            f"publish can't replace what it doesn't see; have a superuser say: ALTER ROLE {hidden[0][1]} BYPASSRLS; or publish as the "
+            "table's owner"
         )

@@ -104,6 +104,18 @@ class TestAPublisher:
             rights.owner.execute(grant[1])  # type: ignore[arg-type]  # what it asks for is enough
             assert orders.publish(at(ROWS)).written == 4
 
+    @pytest.mark.parametrize("hidden", ["orders", "factory_publishes"])
+    def test_is_refused_where_row_level_security_may_hide_rows_from_it(self, rights: Rights, orders: Bench, hidden: str) -> None:
+        """What it doesn't see it can't replace: a window that is published again would keep such rows beside the new ones."""
+        assert orders.publish(at(ROWS)).written == 4
+        rights.owner.execute(f"ALTER TABLE {hidden} ENABLE ROW LEVEL SECURITY; CREATE POLICY all_of_it ON {hidden} USING (true)")  # type: ignore[arg-type]
+        rights.owner.execute("CREATE POLICY small ON orders AS RESTRICTIVE FOR SELECT USING (amount < 2)")
+        with pytest.raises(ConfigurationError, match=rf"rows of {hidden} .* ALTER ROLE publisher_\w+ BYPASSRLS") as raised:
+            orders.publish(at(ROWS[:1]))
+        assert "\n" not in str(raised.value)
+        rights.owner.execute(f"ALTER ROLE {rights.of('publisher').split('//')[1].split(':')[0]} BYPASSRLS")  # type: ignore[arg-type]
+        assert orders.publish(at(ROWS[:1])).removed == 3
+
     def test_needs_no_more_on_the_columns_that_it_writes(self, rights: Rights, orders: Bench) -> None:
         rights.owner.execute("ALTER TABLE orders ADD COLUMN secret text")
         rights.say("REVOKE SELECT, INSERT, UPDATE ON orders FROM publisher")
