@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Self
 
+PAUSE = b"<pause>"
+"""Between two parts of raw bytes: what comes after it comes later."""
 PROMPT_TOKENS, COMPLETION_TOKENS = 20, 5
 
 
@@ -70,6 +72,12 @@ class ModelServer:
                 size = int(head.partition("content-length:")[2].partition("\r\n")[0])
                 request = json.loads(await reader.readexactly(size))
                 status, headers, body = await self._reply(request) if " /v1/chat/completions " in head else (404, "", {})
+                if isinstance(body, bytes):  # all of the answer, as it is
+                    for part in body.split(PAUSE):
+                        writer.write(part)
+                        await writer.drain()
+                        await asyncio.sleep(0.3 if PAUSE in body else 0)
+                    return
                 data = json.dumps(body).encode()
                 head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{headers}content-length: {len(data)}\r\n\r\n"
                 writer.write(head.encode() + data)
@@ -87,7 +95,7 @@ class ModelServer:
             at -= share
         return "failed" if self.down else ""
 
-    async def _reply(self, request: dict[str, Any]) -> tuple[int, str, dict[str, Any]]:
+    async def _reply(self, request: dict[str, Any]) -> tuple[int, str, dict[str, Any] | bytes]:
         self.requests.append(request)
         self.times.append(time.monotonic())
         fault = "failed" if self.down else self._fault()

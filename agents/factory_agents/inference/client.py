@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from pydantic_ai.models import Model
 
-__all__ = ["Client", "ModelRefusedError", "ModelUnavailableError", "RateLimitedError", "Reply", "open_client", "refused"]
+__all__ = ["Client", "ModelRefusedError", "ModelUnavailableError", "RateLimitedError", "Reply", "counted", "open_client", "refused"]
 
 _DEFAULT_HOLD, _LONGEST_HOLD = 1.0, 3600.0
 _LONGEST_SAID = 300
+_MOST_TOKENS = 1_000_000_000
 _FINAL = {401: "the key is not accepted", 403: "the key may not use it", 404: "there is no such model or address", 405: "it is no such API"}
 _OF_THE_EVENT = {400, 413, 422}
 
@@ -88,19 +89,30 @@ class _PydanticClient:
             response = await self._model.request(messages, self._settings, self._parameters)
         except ModelHTTPError as error:
             raise refused(self._name, error.status_code, _header(error, "retry-after"), _short(error)) from error
-        except (ModelAPIError, UnexpectedModelBehavior) as error:
+        except (ModelAPIError, UnexpectedModelBehavior, RecursionError) as error:
+            status = getattr(error.__cause__, "status_code", 0)
+            if 300 <= status < 400:
+                raise refused(self._name, status, "", _short(error)) from error
             raise ModelUnavailableError(_short(error)) from error
         except UserError as error:
             raise ConfigurationError(f"model {self._name!r}: {_short(error)}") from error
         usage = response.usage
         text = "".join(part.content for part in response.parts if isinstance(part, TextPart))
         refusal = (response.provider_details or {}).get("refusal")
-        return Reply(text or str(refusal or ""), Usage(usage.input_tokens, usage.cache_read_tokens, usage.output_tokens))
+        return Reply(text or str(refusal or ""), counted(usage.input_tokens, usage.cache_read_tokens, usage.output_tokens))
 
     async def close(self) -> None:
         """See ``Client.close``."""
         if self._http is not None:
             await self._http.close()
+
+
+def counted(prompt: int | None, cached: int | None, completion: int | None) -> Usage:
+    """Tokens as a provider counts them. Raises ModelUnavailableError for what is no count: it would upset every budget."""
+    found = Usage(*(max(0, tokens or 0) for tokens in (prompt, cached, completion)))
+    if max(found) > _MOST_TOKENS:
+        raise ModelUnavailableError(f"an answer that took {max(found)} tokens, as it says")
+    return found
 
 
 def refused(model: str, status: int, retry_after: str, said: str) -> Exception:
@@ -152,7 +164,7 @@ def open_client(
 
         return EndpointClient(model, endpoint, key, schema, settings)
     try:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
         from pydantic_ai.exceptions import UserError
         from pydantic_ai.models import infer_model
         from pydantic_ai.models.openai import OpenAIChatModel
@@ -163,7 +175,8 @@ def open_client(
     if endpoint or model.startswith("openai:"):
         if not endpoint and not key:
             raise ConfigurationError(f"model {model!r}: no key: set {key_variable}, from a secret or a connection")
-        http = AsyncOpenAI(base_url=endpoint or None, api_key=key or "none", max_retries=0, timeout=timeout)
+        plain = DefaultAsyncHttpxClient(follow_redirects=False)  # data and keys go where the author says, and nowhere else
+        http = AsyncOpenAI(base_url=endpoint or None, api_key=key or "none", max_retries=0, timeout=timeout, http_client=plain)
         made: Model = OpenAIChatModel(model.partition(":")[2], provider=OpenAIProvider(openai_client=http))
     else:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,8 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.inference.client import ModelUnavailableError, Reply, refused
-from factory_agents.inference.money import Usage
+from factory_agents.inference.client import ModelUnavailableError, Reply, counted, refused
 
 __all__ = ["EndpointClient"]
 
@@ -36,8 +36,8 @@ class _Details(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
 
 
@@ -83,12 +83,12 @@ class EndpointClient:
         if response.status != 200:
             raise refused(self._name, response.status, response.headers.get("retry-after", ""), response.body.decode(errors="replace"))
         try:
-            completion = _decode(response.body)
+            completion = _read_completion(response.body)
             message, usage = completion.choices[0].message, completion.usage or _Usage()
-        except (msgspec.MsgspecError, IndexError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, IndexError, ValueError, RecursionError) as error:
             raise ModelUnavailableError(f"an answer that is none of this API: {error}") from None
-        cached = usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens
-        return Reply(message.content or message.refusal or "", Usage(usage.prompt_tokens, cached or 0, usage.completion_tokens))
+        cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details is not None else None
+        return Reply(message.content or message.refusal or "", counted(usage.prompt_tokens, cached, usage.completion_tokens))
 
     async def _post(self, body: bytes) -> _Response:
         request = f"{self._head}content-length: {len(body)}\r\n\r\n".encode() + body
@@ -112,7 +112,7 @@ class EndpointClient:
             response = await _read(reader)
             kept = response.headers.get("connection", "").lower() != "close" and "eof" not in response.headers
             return response
-        except (ValueError, asyncio.LimitOverrunError) as error:
+        except (ValueError, IndexError, asyncio.LimitOverrunError) as error:
             raise ModelUnavailableError(f"an answer that is no HTTP: {error}") from None
         finally:
             if kept:
@@ -129,12 +129,22 @@ class EndpointClient:
                 await writer.wait_closed()
 
 
+def _read_completion(body: bytes) -> _Completion:
+    """An answer may end within a letter, or an emoji, where the tokens ran out: that is no reason to pass over all of it."""
+    try:
+        return _decode(body)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.convert(json.loads(body.decode(errors="replace")), _Completion)
+
+
 async def _read(reader: asyncio.StreamReader) -> _Response:
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    status = int(lines[0].split(" ")[1])
+    status = 100
+    while status == 100:
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        status = int(lines[0].split(" ")[1])
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
-    if status == 100:
-        return await _read(reader)
     if headers.get("transfer-encoding", "").lower() == "chunked":
         return _Response(status, headers, await _chunks(reader))
     if "content-length" in headers:
@@ -142,7 +152,12 @@ async def _read(reader: asyncio.StreamReader) -> _Response:
         if not 0 <= size <= _LARGEST_BODY:
             raise ValueError(f"a body of {size} bytes")
         return _Response(status, headers, await reader.readexactly(size))
-    return _Response(status, {**headers, "eof": ""}, await reader.read(_LARGEST_BODY))
+    body = bytearray()
+    while part := await reader.read(1 << 20):
+        body += part
+        if len(body) > _LARGEST_BODY:
+            raise ValueError(f"a body of more than {_LARGEST_BODY} bytes")
+    return _Response(status, {**headers, "eof": ""}, bytes(body))
 
 
 async def _chunks(reader: asyncio.StreamReader) -> bytes:

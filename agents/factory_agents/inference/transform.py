@@ -262,7 +262,7 @@ class InferTransform:
         try:
             text = self._asking.output.check(text).decode()
         except InvalidAnswer as invalid:
-            fault = str(invalid)
+            fault, text = str(invalid), text.encode(errors="replace").decode()  # it may hold half of a letter
         if len(text) > _LONGEST_ANSWER:
             return text[:_LONGEST_ANSWER], fault or f"an answer of {len(text):,} letters"
         return text, fault

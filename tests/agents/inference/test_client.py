@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -10,12 +11,12 @@ from typing import Any
 import pytest
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.inference.client import refused
+from factory_agents.inference.client import ModelUnavailableError, open_client, refused
 from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
 from tests.agents.inference.conftest import SCHEMA, MakeRun
-from tests.support.model_server import ModelServer
+from tests.support.model_server import PAUSE, ModelServer
 from tests.support.runs import Runs
 
 pytestmark = pytest.mark.parametrize("model", ["m", "openai:m"], ids=["direct", "pydantic-ai"])
@@ -29,11 +30,11 @@ def done(runs: Runs, run: AgentRun) -> AgentResult:
 class Scripted(ModelServer):
     """Answers what ``reply`` says: status, headers, body; None: as the stand-in does."""
 
-    def __init__(self, reply: Callable[[str], tuple[int, str, dict[str, Any]] | None]) -> None:
+    def __init__(self, reply: Callable[[str], tuple[int, str, dict[str, Any] | bytes] | None]) -> None:
         super().__init__()
         self._scripted = reply
 
-    async def _reply(self, request: dict[str, Any]) -> tuple[int, str, dict[str, Any]]:
+    async def _reply(self, request: dict[str, Any]) -> tuple[int, str, dict[str, Any] | bytes]:
         said = self._scripted(str(request["messages"][-1]["content"]))
         if said is None:
             return await super()._reply(request)
@@ -123,6 +124,106 @@ def test_what_it_refuses_to_say_is_a_dead_letter_with_its_words(
     assert letter["rule"] == "invalid_output"
     assert "I cannot help with that" in letter["error"]
     assert result.counts.asked == 5, "it was paid for"
+
+
+def http(body: bytes, head: bytes = b"", status: bytes = b"HTTP/1.1 200 OK") -> bytes:
+    return status + b"\r\ncontent-type: application/json\r\n" + (head or b"content-length: %d\r\n" % len(body)) + b"\r\n" + body
+
+
+def usage(**tokens: Any) -> dict[str, Any]:
+    return says(content='{"label": "odd"}') | {"usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2} | tokens}
+
+
+DEEP = "[" * 10_000 + "]" * 10_000
+GOOD = json.dumps(says(content='{"label": "odd"}')).encode()
+ANSWERS: dict[str, tuple[Any, str]] = {
+    "nothing": (says(content=""), "invalid_output"),
+    "null": (says(content=None), "invalid_output"),
+    "a tool's call": (
+        says(tool_calls=[{"id": "1", "type": "function", "function": {"name": "rm", "arguments": "{}"}}]),
+        "invalid_output",
+    ),
+    "nested": (says(content=f'{{"label": {DEEP}}}'), "invalid_output"),
+    "no number": (says(content='{"label": NaN}'), "invalid_output"),
+    "of another type": (says(content='{"label": 7}'), "invalid_output"),
+    "a list": (says(content='["odd"]'), "invalid_output"),
+    "two": (says(content='{"label": "odd"} {"label": "even"}'), "invalid_output"),
+    "half a letter": (says(content='{"label": "\ud800"}'), "invalid_output"),
+    "doubled keys": (says(content='{"label": 1, "label": "odd"}'), ""),
+    "fenced": (says(content='```json\n{"label": "odd"}\n```'), ""),
+    "tokens below zero": (usage(prompt_tokens=-1_000_000), ""),
+    "tokens without end": (usage(prompt_tokens=10**30), "unavailable"),
+    "tokens in words": (usage(prompt_tokens="many"), "unavailable"),
+    "no tokens": (usage(prompt_tokens=None, completion_tokens=None), ""),
+    "a page": (http(b"<html>Please log in</html>"), "unavailable"),
+    "an empty body": (http(b""), "unavailable"),
+    "nested all over": (http(DEEP.encode()), "unavailable"),
+    "nested beside": (http(GOOD[:-1] + b', "x": ' + DEEP.encode() + b"}"), "unavailable"),
+    "no text": (http(b"\xff\xfe\x00"), "unavailable"),
+    "cut in the body": (http(GOOD[:50], b"content-length: %d\r\n" % len(GOOD)), "unavailable"),
+    "cut in the head": (b"HTTP/1.1 200 OK\r\ncontent-le", "unavailable"),
+    "nothing at all": (b"", "unavailable"),
+    "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "unavailable"),
+    "a length below zero": (http(GOOD, b"content-length: -1\r\n"), "unavailable"),
+    "a chunk of no size": (http(b"zz\r\nx\r\n", b"transfer-encoding: chunked\r\n"), "unavailable"),
+    "wait, for ever": (b"HTTP/1.1 100 Continue\r\n\r\n" * 5_000, "unavailable"),
+    "without a length, in parts": (http(GOOD[:40] + PAUSE + GOOD[40:], b"connection: close\r\n"), ""),
+    "a trickle": (http(GOOD[:9] + PAUSE * 40, b"content-length: 4000\r\n"), "unavailable"),
+}
+"""Hostile answers, and by which rule the event is rejected; empty: it isn't."""
+
+
+def test_hostile_answers_cost_their_own_events_at_most(runs: Runs, infer_run: MakeRun, model: str) -> None:
+    cases = {name: case for name, case in ANSWERS.items() if case[1] != "unavailable"}
+    answers = [answer for answer, _ in cases.values()]
+
+    def scripted(question: str) -> Any:
+        number = int(question.rpartition(" ")[2])
+        return (200, "", answers[number]) if number < len(answers) else None
+
+    with Scripted(scripted) as server:
+        result = done(
+            runs, infer_run(runs.filled(len(cases) + 20), runs.topic("out"), server, model=model, budget={"window_tokens": 10**6})
+        )
+    rules = {number: letter["rule"] for number, letter in letters(runs, result).items()}
+    expected = {name: rule for name, (_, rule) in cases.items()}
+    if model != "m":
+        expected["no tokens"] = "unavailable"  # pydantic-ai wants a count
+    assert {name: rules.get(n, "") for n, name in enumerate(cases)} == expected
+    assert result.counts.forwarded == len(cases) + 20 - len(rules)
+    assert result.counts.prompt_tokens >= 20 * 20
+
+
+@pytest.mark.parametrize("name", [name for name, (_, rule) in ANSWERS.items() if rule == "unavailable"])
+def test_what_is_no_answer_is_an_outage_and_no_events_fault(model: str, name: str) -> None:
+    async def ask(url: str) -> None:
+        client = open_client(model, endpoint=url, key_variable="NONE", schema=SCHEMA, settings={}, timeout=1)
+        try:
+            async with asyncio.timeout(1):
+                await client.ask("", ["event"])
+        finally:
+            await client.close()
+
+    with Scripted(about("event", 200, "", ANSWERS[name][0])) as server, pytest.raises((ModelUnavailableError, TimeoutError)):
+        asyncio.run(ask(server.url))
+
+
+def test_an_event_whose_answer_is_none_is_bad_by_itself(runs: Runs, infer_run: MakeRun, model: str) -> None:
+    with Scripted(about("event 2", 200, "", ANSWERS["a page"][0])) as server:
+        result = done(runs, infer_run(runs.filled(5), runs.topic("out"), server, model=model, retries=0))
+    assert [letter["rule"] for letter in letters(runs, result).values()] == ["unavailable"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_another_address_gets_neither_key_nor_data(
+    runs: Runs, infer_run: MakeRun, model: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACTORY_MODEL_API_KEY", "sk-secret-123")
+    with ModelServer() as other:
+        location = f"location: {other.url}/chat/completions\r\n"
+        with Scripted(about("event", status, location, {})) as server, pytest.raises(ConfigurationError, match="there is another address"):
+            done(runs, infer_run(runs.filled(2), runs.topic("out"), server, model=model))
+        assert other.requests == []
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
