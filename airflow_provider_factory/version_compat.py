@@ -7,10 +7,13 @@ from typing import Any
 from airflow import __version__ as _airflow_version
 from packaging.version import Version
 
-__all__ = ["AIRFLOW_V_3_3_PLUS", "previous_run"]
+__all__ = ["ADDRESS_FOLLOWS_FRAMES", "AIRFLOW_V_3_3_PLUS", "previous_run"]
 
 AIRFLOW_V_3_3_PLUS = Version(Version(_airflow_version).base_version) >= Version("3.3.0")
-"""Triggers have ``on_kill``, tasks have state stores (``durable``) and retry policies; the UI's address follows a plugin's frame."""
+"""Triggers have ``on_kill``, tasks have state stores (``durable``) and retry policies."""
+
+ADDRESS_FOLLOWS_FRAMES = Version(Version(_airflow_version).base_version) >= Version("3.3.2")
+"""The UI's address and the page in a plugin's frame are kept the same; before, an address below the plugin's was no page."""
 
 
 def previous_run(run: Any) -> Any:

@@ -25,7 +25,7 @@ from airflow_provider_factory.page.letters import LetterQuery, Letters
 from airflow_provider_factory.page.snapshot import Live, Snapshot, Snapshots
 from airflow_provider_factory.page.views import calendar, letters, live, overview, preview, run
 from airflow_provider_factory.page.views.common import freshness, now
-from airflow_provider_factory.version_compat import AIRFLOW_V_3_3_PLUS
+from airflow_provider_factory.version_compat import ADDRESS_FOLLOWS_FRAMES
 from factory_agents.errors import ConfigurationError
 from factory_agents.reports import html_page
 from factory_agents.text import printable
@@ -150,7 +150,7 @@ class _Page:
             auto_reload=False,
             finalize=_shown,
         )
-        self._templates.globals["mirrored"] = AIRFLOW_V_3_3_PLUS
+        self._templates.globals["mirrored"] = ADDRESS_FOLLOWS_FRAMES
 
     def close(self) -> None:
         self.snapshots.close()

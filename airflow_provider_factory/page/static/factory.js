@@ -32,7 +32,7 @@
     else window.location.assign(url);
   }
 
-  // Airflow from 3.3 on keeps its own address and the frame's the same, each after the other. Slower than a second click it would take
+  // Airflow from 3.3.2 on keeps its own address and the frame's the same, each after the other. Slower than a second click it would take
   // the frame back to the page before, so there its address goes first. True where it has been done.
   function within(address) {
     if (!outer || !("mirrored" in document.body.dataset)) return false;

@@ -60,7 +60,7 @@ frame.addEventListener("load", () => {
 });
 addEventListener("popstate", () => rendered(location.pathname.slice(view.length) + location.search));
 </script>"""
-"""How Airflow from 3.3 on keeps its address and the frame's the same, ``LATE`` milliseconds after it hears of either."""
+"""How Airflow from 3.3.2 on keeps its address and the frame's the same, ``LATE`` milliseconds after it hears of either."""
 
 
 @contextmanager
