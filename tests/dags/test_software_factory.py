@@ -6,15 +6,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from factory_agents.kafka.ledger import read_result
+from factory_agents.kafka.ledger import read_result, read_stage
 from factory_agents.protocol import Counts, Interval, Work
 from factory_agents.sandbox.state import bigquery_env
 from factory_agents.temporal.pipelines import read_pipeline
@@ -26,6 +28,7 @@ from tests.support.repository import HOUR, PIPELINE, ROOT, Repository
 from tests.support.runs import read_manifest
 from tests.support.snowflake import SnowflakeSchema
 from tests.support.temporal import Pipelines, own_server
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -196,3 +199,51 @@ def test_what_the_dag_has_done_a_workflow_returns_and_the_other_way_round(reposi
     assert state == "success", printed
     assert printed.count("already done: the result in the ledger stands") == 4, printed
     assert repository.rows("events", "event_id, xmin, ctid") == of_both
+
+
+def events_by_hour() -> Counter[str]:
+    """How many events of the sample lie in each hour, by its end; of some lines nobody knows the time."""
+    hours: Counter[str] = Counter()
+    for line in (ROOT / "include/data/changes.jsonl").read_bytes().splitlines():
+        with suppress(ValueError):
+            told = json.loads(line, strict=False)["occurred_at"]
+            at = datetime.fromisoformat(told).astimezone(UTC) if isinstance(told, str) else datetime.fromtimestamp(told, UTC)
+            hours[(at.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")] += 1
+    return hours
+
+
+def ids(values: list[bytes]) -> Counter[str]:
+    return Counter(json.loads(value)["event_id"] for value in values)
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+def test_the_dag_and_a_workflow_over_the_same_hour_at_once_do_it_once(repository: Repository, workflows: Pipelines, rounds: int) -> None:
+    """They fence each other; whoever loses returns the other's result at its retry."""
+    events = events_by_hour()
+    reused, tried, valid = 0, 0, set[str]()
+    for nth, (hour, count) in enumerate(events.most_common(rounds)):
+        request = hour_of(hour, workflows)
+        ingest = Work(PIPELINE, "ingest_events", request.window)
+
+        def started(request: PipelineRequest = request, ingest: Work = ingest, later: int = nth % 2) -> str:
+            if later:
+                wait_for(lambda: read_stage(workflows.config, ingest, prefix=workflows.prefix), "the DAG's first stage to begin", 120)
+            return workflows.start(request)
+
+        with ThreadPoolExecutor(1) as pool:
+            start = pool.submit(started)
+            state, printed = repository.run(hour=hour)
+            assert state == "success", printed
+            done = workflows.done(start.result())
+        tried += sum(attempt > 1 for attempt in workflows.attempts(request.workflow_id)) + printed.count("FencedError")
+        reused += sum(stage.reused for stage in done.stages)
+        assert done.stages[0].counts.forwarded == count, "the events of the hour"
+        before: list[bytes] = []
+        for stage in STAGES[:-1]:
+            counts, written, rejected = left_by(workflows, request, stage, workflows.prefix)
+            assert len(written) == counts.produced
+            assert stage == STAGES[0] or ids(before) == ids([*written, *rejected]), "each event of the stage before, once"
+            before = written
+        valid |= set(ids(before))
+        assert [row[0] for row in repository.rows("events", "event_id")] == sorted(valid)
+    print(f"{rounds} hours: {reused} of {4 * rounds} stages were the DAG's; {tried} attempts were fenced and tried again")

@@ -133,9 +133,10 @@ class Live:
         )
         assert self.process.poll() is None, "\n".join(self.lines)
 
-    def wait_logged(self, message: str) -> None:
+    def wait_logged(self, message: str, patience: float = 60) -> None:
         """Until it has logged this message, or ended."""
-        wait_for(lambda: self.process.poll() is not None or any(message in line for line in self.lines), f"{message!r} in the log")
+        logged = f"{message!r} in the log"
+        wait_for(lambda: self.process.poll() is not None or any(message in line for line in self.lines), logged, patience)
 
     def stop(self, number: int = signal.SIGTERM) -> Done:
         """Send a signal and wait for the end."""

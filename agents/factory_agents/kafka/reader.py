@@ -28,6 +28,7 @@ WRITER_HEADER = "factory-writer"
 _MARGIN = 30.0
 
 _error, _partition = methodcaller("error"), methodcaller("partition")
+_MOST_CARRIERS = 16  # in a batch; of more than that all are treated alike
 _LEAST_WAIT = 5.0  # seconds without a record before anybody is asked how long a transaction may last
 TOPIC_CHANGED = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -70,7 +71,8 @@ class WindowReader:
         self.lost: list[PartitionRange] = list(window.lost)
         self.skipped = 0
         self.late = 0
-        self.plain = False
+        self.carriers: Sequence[Message] | None = None
+        """Of the last batch the few records that have more headers than their writer's; None where nobody has looked, or it is many."""
 
     def check_topic(self) -> None:
         """Raise DataLossError where the topic is not the one that was planned (any more), or has fewer partitions.
@@ -236,22 +238,26 @@ class WindowReader:
         return True
 
     def _all_written(self, got: Sequence[Message]) -> bool:
-        """Whether the writer's header is each record's only one and names a writer of this window; ``plain`` tells the same later."""
+        """Whether each record's header names a writer of this window, and few records have any other one: those are ``carriers``."""
         writers = self._writers
-        self.plain = False
+        carriers: list[Message] = []
+        self.carriers = None
         try:
             for m in got if writers else ():
                 headers = headers_of(m)
                 if not headers or len(headers) != 1 or headers[0][1] not in writers or headers[0][0] != WRITER_HEADER:
-                    return False
+                    if len(carriers) >= _MOST_CARRIERS or not _written_by(m, writers):
+                        return False
+                    carriers.append(m)
         except UNREADABLE_HEADERS:
             drop_headers(m)
             return False
-        self.plain = bool(writers)
+        if writers:
+            self.carriers = carriers
         return True
 
     def _take_each(self, got: Sequence[Message]) -> list[Message]:
-        self.plain = False
+        self.carriers = None
         todo, positions, writers, late_before = self._todo, self.positions, self._writers, self._late_before
         read = self.read
         records: list[Message] = []

@@ -91,11 +91,13 @@ class Chunk:
             self._began = time.monotonic()
         self.records += events
 
-    def put(self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts, *, plain: bool = False) -> None:
+    def put(
+        self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts, *, carriers: Sequence[Message] | None = None
+    ) -> None:
         """Put what became of a batch of events: see ``Outputs.put``."""
         self.add(len(messages))
         self._written += [message.timestamp()[1] for message in messages[::_AGE_OF_ONE_IN]]
-        self._outputs.put(messages, outputs, counts, plain=plain)
+        self._outputs.put(messages, outputs, counts, carriers=carriers)
 
     def commit(self, deadline: float, seal: Callable[[], None], counts: Counts) -> None:
         """Commit all that was put. ``seal`` comes last, when everything is in the log: it adds what tells of the chunk.

@@ -179,16 +179,26 @@ class Outputs:
             )
         return self._dead_name or f"{base}.dead"
 
-    def put(self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts, *, plain: bool = False) -> None:
+    def put(
+        self, messages: Sequence[Message], outputs: Sequence[Output], counts: Counts, *, carriers: Sequence[Message] | None = None
+    ) -> None:
         """What became of a batch of input records: forwards, filters, rejects, and counts each of them once.
 
-        ``plain`` says that no input has headers of its own to be passed on.
+        ``carriers`` are the few of them that have headers of their own to be passed on, in their order; None where it may be any.
         """
         if self.codec is not None:
             outputs = self._encoded(self.codec, messages, outputs)
-        done = self._put_plain(messages, outputs, counts) if plain and self._is_plain() else 0
-        if done < len(messages):
-            self._put_each(messages[done:], outputs[done:], counts)
+        begin = 0
+        if carriers is not None and self._is_plain():
+            for end in (*map(messages.index, carriers), len(messages)):
+                done = self._put_plain(messages[begin:end], outputs[begin:end], counts)
+                if begin + done < end:
+                    begin += done
+                    break
+                self._put_each(messages[end : end + 1], outputs[end : end + 1], counts)
+                begin = end + 1
+        if begin < len(messages):
+            self._put_each(messages[begin:], outputs[begin:], counts)
 
     def _encoded(self, codec: OpenCodec, messages: Sequence[Message], outputs: Sequence[Output]) -> list[Output]:
         """The same outputs as the topic's codec writes them; an event that it can't write is rejected whole.

@@ -294,7 +294,7 @@ class _SinkRun:
         began = time.monotonic()
         rejected = self._patiently(lambda: write(messages)) if large is None else {0: large}
         self.session.observer.batch(self.session.subject, Batch(len(messages), time.monotonic() - began))
-        if self.trace is not None and not self.reader.plain:
+        if self.trace is not None and self.reader.carriers != []:
             for i, message in enumerate(messages):
                 if own := readable_headers(message):
                     self.trace.follow(message, own, "rejected" if i in rejected else "forwarded")

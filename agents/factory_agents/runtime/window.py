@@ -222,7 +222,7 @@ class _TransformRun:
         took = time.monotonic() - began
         self.batch.took(took)
         self.session.observer.batch(self.session.subject, Batch(len(messages), took))
-        self.chunk.put(messages, outputs, self.session.counts, plain=self.reader.plain)
+        self.chunk.put(messages, outputs, self.session.counts, carriers=self.reader.carriers)
         self._mark_handled()
         failpoints.hit("chunk.after-produce")
         return took

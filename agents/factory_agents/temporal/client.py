@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from temporalio import exceptions
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import (
     Client,
     Schedule,
@@ -30,9 +33,11 @@ from temporalio.client import (
 from temporalio.common import SearchAttributeIndexedValueType, TypedSearchAttributes, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.envconfig import ClientConfig
 from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
+from factory_agents.telemetry import logs_json
 from factory_agents.temporal.converter import data_converter
 from factory_agents.temporal.protocol import (
     Arrived,
@@ -60,6 +65,7 @@ __all__ = [
     "announce",
     "apply_schedule",
     "cancel",
+    "check_namespace",
     "connect",
     "delete_schedule",
     "handle_of",
@@ -120,12 +126,34 @@ async def connect(profile: str = "", *, traces: Traces | None = None) -> Client:
     except Exception as error:  # the SDK's own, RuntimeError for most
         raise ConfigurationError(f"Temporal's settings (TEMPORAL_…) can't be used: {error}") from error
     where = settings.setdefault("target_host", "localhost:7233")
+    if "://" in where:
+        raise ConfigurationError(f"Temporal's address: expected host:port in TEMPORAL_ADDRESS, without a scheme, got {where!r}")
     try:
-        return await Client.connect(**settings, data_converter=data_converter, interceptors=interceptors(traces))
+        return await Client.connect(**settings, data_converter=data_converter, interceptors=interceptors(traces), runtime=_runtime())
+    except ValueError as error:
+        raise ConfigurationError(f"Temporal's address: expected host:port in TEMPORAL_ADDRESS, got {where!r}: {error}") from error
     except (RPCError, RuntimeError) as error:
         raise UnavailableError(
             f"Temporal at {where} doesn't answer: {error}; set TEMPORAL_ADDRESS, or run `factory sandbox up --with temporal`"
         ) from error
+
+
+@cache
+def _forwarding() -> Runtime:
+    to = LogForwardingConfig(logging.getLogger("temporalio.core"))
+    level = TelemetryFilter(core_level="WARN", other_level="ERROR")
+    return Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(level, forwarding=to)))
+
+
+def _runtime() -> Runtime | None:
+    """The SDK's core, which has a log of its own: where this process's log is JSON lines, that is a part of it."""
+    return _forwarding() if logs_json() else None
+
+
+async def check_namespace(client: Client) -> None:
+    """Raise RefusedError where the namespace isn't there or isn't this client's, UnavailableError where nobody answers."""
+    with _rpc_errors(f"namespace {client.namespace!r}", missing=RefusedError):
+        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
 
 
 async def start(client: Client, request: PipelineRequest, *, again: bool = False) -> WorkflowHandle[Any, PipelineDone]:

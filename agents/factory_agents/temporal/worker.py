@@ -17,7 +17,7 @@ from temporalio.worker import Worker, WorkerDeploymentConfig
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.telemetry import fields
 from factory_agents.temporal.activities import Activities, Runner
-from factory_agents.temporal.client import register_attributes
+from factory_agents.temporal.client import check_namespace, register_attributes
 from factory_agents.temporal.collector import FactoryCollector
 from factory_agents.temporal.lineage import Lineage, telling_lineage
 from factory_agents.temporal.traces import traces_of
@@ -72,6 +72,7 @@ def _deployment(environ: Mapping[str, str]) -> WorkerDeploymentConfig | None:
 
 async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, grace: float) -> None:
     """Work until SIGTERM or SIGINT: agents then commit what they have in hand and go, and other workers go on with their windows."""
+    await check_namespace(client)
     try:
         await register_attributes(client)
     except FactoryError as error:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from factory_agents.errors import AgentError, UnavailableError, WindowError
+from factory_agents.kafka import reader
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.protocol import AgentRef, AgentRun, Counts
+from factory_agents.protocol import AgentRef, AgentRun, Counts, merge_results
+from factory_agents.runtime.outputs import Outputs
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import BatchSize, finish, process, run_transform
+from tests.support.agents import judge
+from tests.support.runs import Runs, events
 
 
 def sizes(seconds_a_record: float, batches: int) -> list[int]:
@@ -98,3 +104,42 @@ def test_an_agent_that_reads_a_topic_needs_a_window() -> None:
     run = AgentRun("p", "s", AgentRef("enrich"))
     with pytest.raises(WindowError, match="needs a window"):
         run_transform(RunContext(KafkaConfig("nowhere:1")), run, lambda: Misbehaving(None))
+
+
+def identity_unless_sevens(event: dict[str, Any]) -> dict[str, Any] | None:
+    return None if event["event_id"] % 700 == 7 else event
+
+
+@pytest.mark.parametrize("function", [identity_unless_sevens, judge])
+def test_few_records_with_headers_of_their_own_change_nothing_for_the_others(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]
+) -> None:
+    """Those go on with their headers and in their order, whether a batch is looked at as a whole or record by record."""
+    raw, mid = runs.topic("raw", partitions=2), runs.topic("mid", partitions=2)
+    for start in range(0, 3000, 1000):
+        runs.produce(raw, events(995, start))
+        runs.produce(raw, events(5, start + 995), headers={"own": b"kept", "traceparent": b"none"})
+    window = merge_results([runs.transform(runs.run(runs.window(raw), mid))])
+    looked: list[int] = []
+
+    def told(most: int) -> list[tuple[Any, ...]]:
+        monkeypatch.setattr(reader, "_MOST_CARRIERS", most)
+        out = runs.topic(f"out{most}", partitions=2)
+        whole = Outputs._put_plain
+
+        def put_plain(self: Outputs, messages: Any, *more: Any) -> int:
+            looked.append(most)
+            return whole(self, messages, *more)
+
+        monkeypatch.setattr(Outputs, "_put_plain", put_plain)
+        run = runs.run(window, out, stage=f"stage{most}")
+        result = runs.transform(run, function)
+        monkeypatch.setattr(Outputs, "_put_plain", whole)
+        records = runs.manifest(result.manifest)
+        kept = [(r.partition, r.id, {n: v for n, v in r.headers.items() if not n.startswith("factory-")}) for r in records]
+        return [*sorted(kept, key=lambda one: one[0]), msgspec.structs.asdict(result.counts)]
+
+    fast, slow = told(16), told(0)
+    assert fast == slow
+    assert looked.count(16) > looked.count(0)
+    assert sum("own" in headers for *_, headers in fast[:-1]) > 10

@@ -79,6 +79,13 @@ def test_what_is_wrong_is_said_before_anything_runs(offline: Command, arguments:
     assert wrong in failed.error
 
 
+@pytest.mark.parametrize("address", ["http://localhost:7233", "x y", "localhost:99999"])
+def test_an_address_that_is_none_is_one_line(offline: Command, address: str) -> None:
+    failed = offline("temporal", "progress", "p/w", TEMPORAL_ADDRESS=address)
+    assert failed.code == 1
+    assert failed.error.startswith("Temporal's address: expected host:port in TEMPORAL_ADDRESS")
+
+
 def test_without_the_extra_it_says_which_one(offline: Command) -> None:
     (offline.cwd / "temporalio.py").write_text("raise ModuleNotFoundError('no temporalio', name='temporalio')")
     failed = offline("temporal", "progress", "p/w", PYTHONPATH=str(offline.cwd))

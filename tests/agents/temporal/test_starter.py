@@ -19,7 +19,7 @@ from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec
 from factory_agents.temporal.starter import request_of
 from tests.agents.temporal.test_commands import PIPELINE
 from tests.support.grpc_front import in_front_of
-from tests.support.runs import Runs
+from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, own_server, stage
 from tests.support.waiting import wait_for
 
@@ -118,6 +118,18 @@ def test_each_event_starts_one_workflow_whatever_dies(pipelines: Pipelines, runs
         own.close()
 
 
+def test_an_event_comes_out_enriched_and_its_workflow_completes(pipelines: Pipelines, runs: Runs) -> None:
+    """The smoke test: one event into the first topic, one out of the last, and one workflow that is done."""
+    raw, enriched, name = runs.topic("raw_events"), runs.topic("enriched_events"), pipelines.prefix
+    (pipelines.factory.cwd / "p.yaml").write_text(PIPELINE.format(pipeline=name, raw=raw, prefix=name, queue=name, marked=enriched))
+    pipelines.worker(runner="thread")
+    starter = pipelines.factory.start("temporal", "listen", "p.yaml", "--topic", raw)
+    runs.produce(raw, events(1, 17))
+    wait_for(lambda: pipelines.exists(f"{name}/17") or starter.process.poll() is not None, "its workflow")
+    assert pipelines.done(f"{name}/17").stages[0].counts.forwarded == 1
+    assert [(r.id, r.event["seen"]) for r in runs.everything(enriched)] == [(17, True)]
+
+
 def test_a_server_that_refuses_all_starts_ends_the_starter_and_no_event_is_lost(pipelines: Pipelines, runs: Runs) -> None:
     """As with a mistyped namespace, or a key that is no longer good: nothing is wrong with the events."""
     requests, name = runs.topic("requests", partitions=1), pipelines.prefix
@@ -141,7 +153,7 @@ def test_an_answer_that_is_not_about_the_event_skips_none(pipelines: Pipelines, 
     runs.produce(requests, [b'{"event_id": "e"}'])
     (pipelines.factory.cwd / "p.yaml").write_text(PIPELINE.format(pipeline=name, raw="r", prefix=name, queue=name, marked="m"))
     listen = ("temporal", "listen", "p.yaml", "--topic", requests)
-    refused = []
+    refused: list[str] = []
 
     def refuse(method: str, context: object) -> tuple[grpc.StatusCode, str] | None:
         if refused or not method.endswith("/StartWorkflowExecution"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from temporalio.common import VersioningBehavior
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.temporal.worker import _deployment
 from tests.support.runs import Runs, events
-from tests.support.temporal import Pipelines, stage
+from tests.support.temporal import Pipelines, own_server, stage
 from tests.support.waiting import wait_for
 
 
@@ -47,3 +50,21 @@ def test_an_agents_process_is_told_nothing_of_the_server(pipelines: Pipelines, r
     (record,) = runs.everything(marked)
     assert "KEPT" in record.event["variables"]
     assert not [variable for variable in record.event["variables"] if variable.startswith("TEMPORAL_")]
+
+
+def test_a_namespace_that_is_not_there_is_one_line_before_it_works(pipelines: Pipelines) -> None:
+    failed = pipelines.factory("temporal", "worker", "--task-queue", pipelines.prefix, TEMPORAL_NAMESPACE="defualt")
+    assert (failed.code, failed.error) == (1, "namespace 'defualt': Temporal: Namespace defualt is not found.")
+
+
+def test_every_line_of_a_workers_log_is_json_the_sdks_own_too(pipelines: Pipelines, tmp_path: Path) -> None:
+    """Its core tells of a server that is gone."""
+    with own_server(tmp_path / "server") as server:
+        own = Pipelines(server.address, pipelines.bootstrap, pipelines.prefix, tmp_path)
+        worker = own.worker()
+        server.kill()
+        wait_for(lambda: any("temporalio.core" in line for line in worker.lines), "the core to tell of it", 120)
+        done = worker.stop()
+        own.close()
+    assert done.out == ""
+    assert all(json.loads(line)["level"] for line in worker.lines)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client
 
 from factory_agents.errors import ConfigurationError
@@ -43,6 +45,27 @@ def test_a_window_is_done_once_whoever_starts_it(pipelines: Pipelines, runs: Run
     done = pipelines.done(first)
     assert first == second == f"{pipelines.prefix}/w"
     assert pipelines.run(request) == done
+    assert sorted(r.id for r in runs.everything(marked)) == list(range(100))
+
+
+def test_a_start_that_comes_when_the_server_has_forgotten_the_workflow_finds_the_finished_window(pipelines: Pipelines, runs: Runs) -> None:
+    """As a duplicate does that is later than the namespace's retention."""
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(100))
+    request = pipelines.request(raw, stage("mark", output=marked))
+
+    async def forgotten(client: Client) -> None:
+        execution = WorkflowExecution(workflow_id=request.workflow_id)
+        await client.workflow_service.delete_workflow_execution(
+            DeleteWorkflowExecutionRequest(namespace="default", workflow_execution=execution)
+        )
+
+    with pipelines.served():
+        assert pipelines.run(request).stages[0].reused == 0
+        pipelines.ask(forgotten)
+        wait_for(lambda: not pipelines.exists(request.workflow_id), "the server to forget it")
+        runs.produce(raw, events(100, 100))  # nothing of the window
+        assert pipelines.run(request).stages[0].reused == 1
     assert sorted(r.id for r in runs.everything(marked)) == list(range(100))
 
 
