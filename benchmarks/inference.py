@@ -68,7 +68,7 @@ def main() -> None:
     with model(MODEL_MS) as url:
 
         def factory(n: int) -> float:
-            done, used = ran(config, run_of("factory", n, window, "infer", params(url, f"Round {n}: what is")), asked=events)
+            done, used = ran(config, run_of("factory", n, window, "infer", params(url, f"{source}, round {n}: what is")), asked=events)
             cpu["factory"].append(used)
             return done.seconds
 

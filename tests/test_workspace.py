@@ -42,6 +42,7 @@ TESTED_WITH = {
         "replication/values",
     ),
     "tests/agents/runtime/test_exact_sink.py": ("runtime/ledger_sink", "runtime/sink"),
+    "tests/agents/runtime/test_shadow.py": ("kafka/shadow_group",),
     "tests/agents/runtime/test_versions.py": ("kafka/control", "kafka/presence", "kafka/version_group"),
     "tests/agents/sandbox/test_model.py": ("sandbox/model_server",),
     "tests/agents/sandbox/test_sandbox.py": (

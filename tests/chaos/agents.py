@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from factory_agents.runtime.agents import Reject
+from factory_agents.runtime.split import split
 
 
 def enrich(event: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]] | None:
@@ -22,3 +23,16 @@ def enrich(event: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]] | Non
 def dies(event: dict[str, Any]) -> None:
     """Ends its process without a word."""
     os._exit(1)
+
+
+def left(event: dict[str, Any]) -> dict[str, Any]:
+    """One half."""
+    return event
+
+
+def right(event: dict[str, Any]) -> dict[str, Any]:
+    """The other."""
+    return event
+
+
+halves = split("halves", {"left": (left, 50), "right": (right, 50)}, field="part")

@@ -22,10 +22,12 @@ from confluent_kafka import Producer, TopicPartition
 from factory_agents.kafka.control import Control
 from factory_agents.kafka.routes import Route
 from factory_agents.rollouts import Rollouts
+from tests.chaos.agents import halves
 from tests.support.runs import ROOT, Runs
 from tests.support.waiting import wait_for
 
 PARTITIONS = 8
+PROGRAMS = {"enrich": ["factory_agents.enrich"], "split": ["factory_agents.cli", "agent", "run", "tests.chaos.agents:halves"]}
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,11 @@ class Fleet:
     def group(self) -> str:
         return f"{self.runs.prefix}.group"
 
-    def start(self, version: str, agent: str = "", failpoints: str = "") -> subprocess.Popen[bytes]:
+    def start(self, version: str, agent: str = "", failpoints: str = "", program: str = "enrich") -> subprocess.Popen[bytes]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))}
         environment |= self.runs.configured(session_timeout_ms=6000, transaction_timeout_ms=self.transaction_ms).to_env()
         environment["FACTORY_FAILPOINTS"] = failpoints
-        command = [sys.executable, "-m", "factory_agents.enrich", "--in-topic", self.source, "--out-topic", self.out]
+        command = [sys.executable, "-m", *PROGRAMS[program], "--in-topic", self.source, "--out-topic", self.out]
         command += ["--group", self.group, "--prefix", self.runs.prefix, "--live-version", version]
         command += ["--function", agent] if agent else []
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -283,6 +285,20 @@ def test_a_flip_is_exact_whoever_dies_or_freezes_at_whichever_of_its_steps(fleet
             hit.send_signal(signal.SIGCONT)
         fleet.wait_for_more(200)
     check_exact(fleet)
+
+
+@pytest.mark.slow
+def test_a_split_is_exact_and_each_key_stays_with_its_part_whoever_is_killed(fleet: Fleet) -> None:
+    with fleet.feeding(0.05):
+        for point in ("live.before-offsets", "chunk.before-commit", "chunk.after-commit"):
+            killed = fleet.start("v1", failpoints=f"{point}=kill@3", program="split")
+            wait_for(lambda killed=killed: killed.poll() is not None, f"the kill at {point}", 60)
+        fleet.start("v1", program="split")
+        fleet.wait_for_more(100)
+    check_exact(fleet)
+    records = fleet.runs.everything(fleet.out)
+    assert {r.event["part"] for r in records} == {"left", "right"}
+    assert all(r.event["part"] == halves.part_of(r.key) for r in records)
 
 
 @pytest.mark.slow

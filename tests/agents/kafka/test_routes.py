@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.kafka.group import TOPIC_TAG, decide_start
+from factory_agents.kafka.group import TOPIC_TAG, decide_start, topic_id_of, writes_of
 from factory_agents.kafka.routes import (
     Limits,
     Route,
@@ -115,7 +115,9 @@ def test_a_token_stays_small_enough_for_a_brokers_metadata() -> None:
 
 
 def test_a_position_with_a_token_is_one_of_the_same_topic() -> None:
-    metadata = f'{TOPIC_TAG}abc|["v2",3,10,[]]'
+    metadata = f'{TOPIC_TAG}abc writes:out.events|["v2",3,10,[]]'
+    assert (topic_id_of(metadata), writes_of(metadata)) == ("abc", "out.events")
+    assert (topic_id_of(f"{TOPIC_TAG}abc"), writes_of(f"{TOPIC_TAG}abc"), topic_id_of(""), writes_of("x writes:y")) == ("abc", "", "", "")
     assert read_token(metadata) == Token("v2", 3, 10)
     assert decide_start(50, metadata, "abc", 0).offset == 50
     assert decide_start(50, metadata, "other", 0).lost
