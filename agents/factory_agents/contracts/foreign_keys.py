@@ -16,8 +16,8 @@ from factory_agents.errors import ContractError
 __all__ = ["ForeignKey", "pack_data", "read_foreign_keys", "unpack_data"]
 
 _KEYS = ("file", "table", "column", "database_env")
-_PACKED_BYTES = 256 * 1024
-"""Files up to here, in all and compressed, travel with the contract; larger ones must be where the agent runs."""
+_PACKED_BYTES = 128 * 1024
+"""Files up to here, in all and compressed, travel with the contract: a pod has room for twice that in all. Larger ones must be there."""
 _UNPACKED_BYTES = 64 * 1024 * 1024
 
 

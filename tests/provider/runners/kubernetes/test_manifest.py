@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from airflow_provider_factory.runners.kubernetes.manifest import (
     pod_template,
     safe_label,
 )
+from factory_agents.contracts import load_contract, pack_contract
 from factory_agents.errors import ConfigurationError
 from factory_agents.inference.params import pack_files, read_asking
 from factory_agents.protocol import AgentRef, AgentRun, Shard, decode_run
@@ -63,6 +65,24 @@ def test_a_pod_over_nothing_but_its_own_command() -> None:
 
 def test_the_shipped_template_is_the_one_that_is_used() -> None:
     assert yaml.safe_load((ROOT / "include" / "pod_templates" / "agent.yaml").read_text()) == pod_template()
+
+
+def test_a_contracts_references_travel_in_the_manifest_or_stay_behind_as_large_as_they_are(tmp_path: Path) -> None:
+    """Kubernetes takes 256 KiB of annotations in all; what travels must leave room for the rest of the run."""
+    shop = {"type": "string", "description": "a shop " * 10_000}
+    contract = {"name": "orders", "id": None, "schema": {"properties": {"shop": shop}}, "references": {"shop": {"file": "shops.csv"}}}
+    (tmp_path / "orders.yaml").write_text(json.dumps(contract))
+    travelled = {}
+    for values in (10, 15_000, 20_000, 30_000, 60_000):
+        (tmp_path / "shops.csv").write_text("shop\n" + "".join(f"{hashlib.sha256(b'%d' % n).hexdigest()[:16]}\n" for n in range(values)))
+        params = {"contract": pack_contract(load_contract(tmp_path / "orders.yaml"))}
+        run = msgspec.structs.replace(RUN, agent=AgentRef("validate"), params=params)
+        sent = decode_run(agent_pod(AgentPod(run=run))["metadata"]["annotations"][ANNOTATION])
+        travelled[values] = "data" in sent.params["contract"]
+        if travelled[values]:
+            content = load_contract(sent.params["contract"]).foreign_keys[0].content or b""
+            assert content == (tmp_path / "shops.csv").read_bytes()
+    assert (travelled[10], travelled[60_000]) == (True, False)
 
 
 def test_the_run_travels_whole_and_no_secret_with_it() -> None:
