@@ -69,11 +69,14 @@ class AvroCodec(RegistryCodec):
         self._write: Callable[..., None] = schemaless_writer
         self._readers: dict[SchemaKey, _Reader] = {}
         self._own_schema: Any = None
+        self._writing = writing
         self._type: Any = None
         super().__init__(topic, pinned, subject, version, framing, rules, compatibility, writing)
 
     def _use(self, own: StoredSchema) -> None:
         self._own_schema = self._parse(own)
+        if not self._writing and isinstance(self._own_schema, list):
+            return  # several types of events in one topic
         try:
             self._type = msgspec.json.Decoder(event_type(self._own_schema))
         except ValueError as error:

@@ -198,7 +198,8 @@ def _value(schema: Any, default: Any, named: Mapping[str, Any]) -> Any:
     schema = looked_up(schema, named)
     kind = kind_of(schema)
     if kind == "union":
-        return _value(schema[0], default, named)
+        fitting = [part for part in schema if _fits(looked_up(part, named), default)]
+        return _value(fitting[0] if fitting else schema[0], default, named)
     if kind in ("bytes", "fixed") and isinstance(default, str):
         default = default.encode("latin-1")
     if kind == "array":
@@ -211,6 +212,18 @@ def _value(schema: Any, default: Any, named: Mapping[str, Any]) -> Any:
     if reader := _logical_reader(_logical(schema)):
         return reader(default, schema, None)
     return default
+
+
+_JSON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "null": (type(None),), "boolean": (bool,), "int": (int,), "long": (int,), "float": (int, float), "double": (int, float),
+    "array": (list,), "map": (dict,), "record": (dict,), "error": (dict,),
+}  # fmt: skip
+
+
+def _fits(schema: Any, default: Any) -> bool:
+    """Whether a default is of this alternative of a union: since Avro 1.12 it need not be of the first one."""
+    kind = kind_of(schema)
+    return type(default) in _JSON_TYPES.get(kind, (str,)) and (kind != "enum" or default in schema["symbols"])
 
 
 def _logical_reader(name: str) -> Any:

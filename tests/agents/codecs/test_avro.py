@@ -353,6 +353,43 @@ def test_a_registry_that_is_away_is_no_bad_record(monkeypatch: pytest.MonkeyPatc
         codec.decode_json(b"\0\0\0\0\2\2\2a", [])
 
 
+@pytest.mark.parametrize(
+    ("type_", "default", "seen"),
+    [
+        (["null", "int"], 0, b"0"),
+        (["null", {"type": "bytes", "logicalType": "decimal", "precision": 10, "scale": 2}], "\u0001\u00f4", b"5.00"),
+        (["null", {"type": "int", "logicalType": "date"}], 20000, b'"2024-10-04"'),
+        ([{"type": "int", "logicalType": "date"}, "null"], None, b"null"),
+        (["null", {"type": "enum", "name": "K", "symbols": ["A"]}, "string"], "B", b'"B"'),
+    ],
+)
+def test_a_default_may_be_of_any_alternative_of_its_union(type_: Any, default: Any, seen: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = json.dumps(record(event_id="int", more={"type": type_, "default": default}))
+    answers = {
+        "/schemas/ids/1": {"schema": json.dumps(record(event_id="int"))},
+        "/subjects/t-value/versions/latest": {"subject": "t-value", "version": 2, "id": 2, "schema": new},
+    }
+    with answering(answers) as (url, _):
+        monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
+        assert reading("t").decode_json(b"\0\0\0\0\1\2", []) == b'{"event_id":1,"more":' + seen + b"}"
+        assert writing("t").encode_json(b'{"event_id":1}')[:6] == b"\0\0\0\0\2\2"
+
+
+def test_several_types_of_events_in_one_topic_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    union = json.dumps([record("A", a="int"), record("B", b="string")])
+    answers = {
+        "/schemas/ids/1": {"schema": union},
+        "/subjects/t-value/versions/latest": {"subject": "t-value", "version": 1, "id": 1, "schema": union},
+    }
+    with answering(answers) as (url, _):
+        monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
+        for codec in (reading("t"), reading("t", version="writer")):
+            assert codec.decode_json(b"\0\0\0\0\1\0\2", []) == b'{"a":1}'
+            assert codec.decode_json(b"\0\0\0\0\1\2\2x", []) == b'{"b":"x"}'
+        with pytest.raises(ConfigurationError, match="it is no record, expected one"):
+            writing("t")
+
+
 def test_types_that_msgspec_cannot_tell_apart_are_left_to_fastavro() -> None:
     assert event_type(parse_schema(record(event_id="int", either=["string", "bytes"])))
     with pytest.raises(ValueError, match="it is no record"):
