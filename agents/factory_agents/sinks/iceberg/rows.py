@@ -14,7 +14,20 @@ from factory_agents.sinks.iceberg.table import PUBLICATION
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Beside", "Keys", "arrow_table", "beside", "filled", "is_not_after", "joined", "keys_of", "newest", "places_among", "taken"]
+__all__ = [
+    "Beside",
+    "Keys",
+    "arrow_table",
+    "beside",
+    "filled",
+    "has_twice",
+    "is_not_after",
+    "joined",
+    "keys_of",
+    "newest",
+    "places_among",
+    "taken",
+]
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -105,10 +118,23 @@ def _single(columns: Sequence[pa.Array]) -> pa.Array:
 
 
 def joined(parts: Sequence[Keys]) -> Keys:
-    """The keys of several parts."""
+    """The keys of several parts; those of one are not copied."""
     import pyarrow as pa
 
-    return Keys(*(pa.concat_arrays([getattr(part, name) for part in parts]) for name in Keys.__struct_fields__))
+    some = [part for part in parts if len(part)] or list(parts[:1])
+    if len(some) == 1:
+        return some[0]
+    return Keys(*(pa.concat_arrays([getattr(part, name) for part in some]) for name in Keys.__struct_fields__))
+
+
+def has_twice(parts: Sequence[Keys]) -> bool:
+    """Whether a key is there twice; ranks, which are most of what is held of a key, are not looked at."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    keys = pa.concat_arrays([part.keys for part in parts])
+    ordered = keys.take(pc.sort_indices(keys))
+    return bool(pc.any(pc.equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0)))).as_py())
 
 
 def newest(keys: Keys) -> pa.Array | None:
@@ -134,6 +160,8 @@ def places_among(keys: Keys, others: Keys) -> list[int]:
     """The indexes of those keys that others have too."""
     import pyarrow.compute as pc
 
+    if not len(keys):
+        return []
     found: list[int] = pc.indices_nonzero(pc.is_in(keys.keys, value_set=others.keys)).to_pylist()
     return found
 

@@ -18,7 +18,7 @@ from factory_agents.runtime.rows import RowReader
 from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.iceberg.catalog import CatalogSettings, explained, open_catalog
 from factory_agents.sinks.iceberg.deletes import Deletes, deletes_of
-from factory_agents.sinks.iceberg.rows import Keys, arrow_table, beside, filled, joined, keys_of, newest, places_among, taken
+from factory_agents.sinks.iceberg.rows import Keys, arrow_table, beside, filled, has_twice, joined, keys_of, newest, places_among, taken
 from factory_agents.sinks.iceberg.table import PUBLICATION, Layout, look_at_table, open_table
 
 if TYPE_CHECKING:
@@ -197,8 +197,9 @@ class IcebergSink(LedgerSink):
     def _settle(self, table: Table) -> None:
         """Leave each key's newest row in one part alone."""
         staged = [self._staged[number] for number in sorted(self._staged)]
-        if len(staged) > 1 and not self._spec.deletes and (chosen := newest(joined([part.keys for part in staged]))) is not None:
-            staged = self._only(table, staged, chosen.to_pylist())
+        if len(staged) > 1 and not self._spec.deletes and has_twice([part.keys for part in staged]):
+            chosen = newest(joined([part.keys for part in staged]))
+            staged = self._only(table, staged, chosen.to_pylist()) if chosen is not None else staged
         self._staged = dict(enumerate(staged))
 
     def _only(self, table: Table, staged: Sequence[_Staged], chosen: Sequence[int]) -> list[_Staged]:
@@ -257,10 +258,10 @@ class IcebergSink(LedgerSink):
         import pyarrow as pa
 
         narrow, parts, key = self._narrow(table), list(self._staged.values()), self._spec.key
-        told, new = pa.concat_tables([narrow.empty_table(), *(part.deleted for part in parts)]), self._keys_of(table, parts)
+        told = pa.concat_tables([narrow.empty_table(), *(part.deleted for part in parts)])
         if not self._spec.deletes:
-            return Deletes(keys_of(told, key), None, len(new), (), told), _Files()
-        head = table.snapshot_by_name(_DELETES)
+            return Deletes(keys_of(told, key), None, sum(len(part.keys) for part in parts), (), told), _Files()
+        head, new = table.snapshot_by_name(_DELETES), self._keys_of(table, parts)
         filed = joined([new, keys_of(told, key)])
         tasks = list(self._touched(table, landing, filed, head.snapshot_id)) if head is not None else []
         seen = [_read(table, task, narrow.names).cast(narrow) for task in tasks]
