@@ -79,7 +79,7 @@ def main() -> None:
             cpu["asyncio"].append(cost.cpu)
             return float(json.loads(cost.output.strip().splitlines()[-1])["seconds"])
 
-        asked = rounds(options.rounds, {"factory": factory, "asyncio and httpx": peer})
+        asked = rounds(options.rounds, {"factory": factory, "asyncio and aiohttp": peer})
     with model(0) as url:
         question = params(url, f"Log {source}: what is")
         ran(config, run_of("filling", 0, known, "infer", question), asked=logged)
@@ -92,7 +92,7 @@ def main() -> None:
         )
     mine, theirs = cpu["factory"], cpu["asyncio"]
     print(f"CPU of the whole process, milliseconds an event: {[round(1000 * used / events, 2) for used in mine]} of ours")
-    ratios = {"asyncio and httpx": spread([other / own for own, other in zip(mine, theirs, strict=True)])}
+    ratios = {"asyncio and aiohttp": spread([other / own for own, other in zip(mine, theirs, strict=True)])}
     report(f"a model of {MODEL_MS} ms, {CONCURRENCY} at once", asked, "factory", events, "events", {"cpu_ratios": ratios})
     report("answers from the log", from_log, "answers from the log", logged, "events")
 
