@@ -563,8 +563,7 @@ def test_in_rounds_it_comes_to_the_same_as_at_once(
         in_rounds.prune(horizon, 50, there=there, room=room, killed_after=killed_after)
         told = in_rounds.prune(horizon, 50, there=there, room=room)
         assert not told.more
-    assert in_rounds.view.of(MarkRecord) == at_once.view.of(MarkRecord)
+    assert {m.origin: m for m in in_rounds.view.of(MarkRecord)} == {m.origin: m for m in at_once.view.of(MarkRecord)}
     assert in_rounds.keys() >= at_once.keys()
-    if any(killed_after < ALL for _, _, killed_after in prunes):  # what was left below the mark may take as many prunes as it has rounds
-        in_rounds.prune(horizon, 50, there=there)
+    in_rounds.prune(horizon, 50, there=there)  # of what lies below the mark, a little may be left to a later prune
     assert in_rounds.keys() == at_once.keys()
