@@ -261,6 +261,7 @@ class _Decision:
         names: set[str] = set()
         gone: list[str] = []
         low_water, limit = mark.low_water, self.view.limit(topic, lanes) // 1000
+        known = 0 if self.view.run_limit(topic) == NO_LIMIT else self._mark(topic).offset  # plans tell whose works are below
         for lane in lanes.values():
             if low_water is not None:
                 kept = self.view.above(lane, min(low_water, limit))
@@ -270,7 +271,7 @@ class _Decision:
             if mark.offset:
                 plans = [key for key in lane.others if (self.view.offset(key) or 0) < mark.offset]
                 names.update(key.rpartition("|")[2] for key in plans)
-                gone += plans
+                gone += [key for key in plans if (self.view.offset(key) or 0) >= known]
                 gone += [key for key in list(lane.newest)[:-1] if (self.view.offset(key) or 0) < mark.offset]
         names -= {key.rpartition("|")[2] for lane in lanes.values() for key in lane.others if (self.view.offset(key) or 0) >= mark.offset}
         self.pruning.plans += [key.encode() for key in gone]
