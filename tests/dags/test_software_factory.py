@@ -213,7 +213,7 @@ def events_by_hour() -> Counter[str]:
 
 
 def ids(values: list[bytes]) -> Counter[str]:
-    return Counter(json.loads(value)["event_id"] for value in values)
+    return Counter(json.loads(value).get("event_id") for value in values)
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])

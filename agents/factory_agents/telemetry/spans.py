@@ -96,6 +96,10 @@ class Traces:
         own = trace.get_current_span().get_span_context()
         return _named(own).text if own.is_valid else ""
 
+    def prepare(self) -> None:
+        """There will be spans to send."""
+        self._exporter.load()
+
     def close(self) -> None:
         """Send what is left, for a moment; a collector that doesn't answer keeps nobody."""
         sender = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
@@ -118,6 +122,7 @@ class RunTrace(Observer):
 
     def __init__(self, traces: Traces, span: Span | None, subject: Subject, topic: str) -> None:
         self._tracer = traces.tracer
+        self._prepare = traces.prepare
         self._span = span
         self._within = trace.set_span_in_context(span) if span is not None else None
         self._attributes = _attributes(subject, topic)
@@ -144,6 +149,7 @@ class RunTrace(Observer):
 
     def batch(self, subject: Subject, batch: Batch) -> None:
         """See ``Observer``."""
+        self._prepare()
         self._batch_began = time.time_ns() - int(batch.seconds * 1e9)
         self._chunk_began = self._chunk_began or self._batch_began
 
@@ -279,7 +285,7 @@ class _Share:
 class _WarnsOnce(SpanExporter):
     """The SDK's exporter, which says by one line that the collector doesn't take spans, and not by one for each try.
 
-    It is loaded in a thread of its own, while the run waits for Kafka: that takes three times as long as all else here.
+    It is loaded in a thread of its own once the first events are there: that takes three times as long as all else here.
     """
 
     def __init__(self) -> None:
@@ -291,8 +297,15 @@ class _WarnsOnce(SpanExporter):
         self._warned = False
         logging.getLogger(_EXPORTER).addFilter(self._reason)
         self._sdk.setLevel(logging.CRITICAL)  # it tells of a full queue span by span
-        self._loading = threading.Thread(target=self._load, name="traces", daemon=True)
-        self._loading.start()
+        self._loading: threading.Thread | None = None
+
+    def load(self) -> threading.Thread:
+        """Begin to load the SDK's exporter, unless somebody has: the thread that does."""
+        with self._lock:
+            if self._loading is None:
+                self._loading = threading.Thread(target=self._load, name="traces", daemon=True)
+                self._loading.start()
+            return self._loading
 
     def _load(self) -> None:
         try:
@@ -304,7 +317,7 @@ class _WarnsOnce(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See ``SpanExporter``."""
-        self._loading.join()
+        self.load().join()
         if self._exporter is None:
             return SpanExportResult.FAILURE
         result = self._exporter.export(spans)
