@@ -285,12 +285,15 @@ class _Decision:
         windows: list[_Window] = []
         for name in dict.fromkeys((*self.works.get(origin, ()), *(key.rpartition("|")[2] for key in self._source_plans(origin)))):
             interval = interval_of(name)
-            if interval is not None and microseconds(interval.start) < limit and not mark.covers(interval):
+            if interval is not None and not mark.covers(interval):
                 spans[name] = (microseconds(interval.start), microseconds(interval.end))
                 windows.append(self._window(origin, name, interval.start_ms, interval.end_ms))
-        going, left, new = self._going(mark, sorted(windows, key=lambda w: w.start), all_of=True)
+        windows.sort(key=lambda w: w.start)
+        certain = [window for window in windows if spans[window.name][0] < limit]
+        going, left, new = self._going(mark, certain, all_of=True)
         staying = merged((*(spans[window.name] for window in left), (limit, NO_LIMIT)))
-        unknown = self.view.rests(origin, read) if self.horizon.by == "rest" else limit // 1000
+        rests = [self.view.rests(origin, read), *(max(window.planned, window.rest.last) for window in windows[len(certain) :])]
+        unknown = min(rests) if self.horizon.by == "rest" else limit // 1000
         self.pruning.more |= limit < NO_LIMIT and unknown < self.horizon.before
         gone = [window for window in going if not _meets(staying, spans[window.name])]
         self._tell(gone)
