@@ -183,7 +183,7 @@ def breaches(documents: Sequence[Document]) -> Iterator[str]:
             yield from (f"{where}: {what}" for what in _pod_breaches(pod))
             for container in (*pod["containers"], *pod.get("initContainers", ())):
                 yield from (f"{where}: container {container['name']}: {what}" for what in _container_breaches(container))
-        if document["kind"] == "Deployment":
+        if document["kind"] in ("Deployment", "WorkerDeployment"):
             yield from (f"{where}: {what}" for what in _deployment_breaches(document, documents))
         if _is_dangling(document, documents):
             yield f"{where}: selects no pod of this chart"

@@ -126,6 +126,7 @@ REFUSED = {
     "agents.enrich.args[0]=--group": "args",
     "metrics.enable=true": "enable",
     "temporal.address=temporal": "address",
+    "temporal.controller.rollout.strategy=Slow": "strategy",
     "agents.enrich.replicas=4": "agents.enrich.inTopic: which topic to read",
     "temporal.workers.default.replicas=1": "temporal.address: host:port of the server's frontend",
 }
@@ -137,6 +138,15 @@ def test_a_wrong_value_is_refused_and_named(given: str) -> None:
     assert done.returncode != 0
     assert REFUSED[given] in complaint(done.stderr)
     assert "nil pointer" not in done.stderr
+
+
+def test_a_worker_of_temporals_controller_is_told_by_it_where_the_server_is() -> None:
+    documents = rendered(FACTORY, "temporal-controller")
+    worker = one(documents, "WorkerDeployment", "release-worker-default")
+    assert worker["spec"]["workerOptions"] == {"connectionRef": {"name": "temporal"}, "temporalNamespace": "default"}
+    assert worker["spec"]["rollout"]["steps"] == [{"rampPercentage": 10, "pauseDuration": "10m"}]
+    assert "env" not in container(worker)
+    assert [d for d in documents if d["kind"] == "Deployment" and "worker" in d["metadata"]["name"]] == []
 
 
 @pytest.mark.parametrize("given", ["broker.replicas=3", "brokers.replicas=0", "topics.more.a.partition=3", "version=latest"])
