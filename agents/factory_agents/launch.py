@@ -290,9 +290,10 @@ def _refuse_to_double(config: KafkaConfig, settings: AgentSettings, group: str) 
         )
     if other and not (settings.shadow and other.startswith(f"{group}~shadow~")):
         instead = f"run it as a version of that group (--group {other} --live-version V), in its shadow (--group {other} --shadow V), or "
+        meant = f"; if both are meant to write it, say where this one begins: kafka-consumer-groups --reset-offsets --group {group}"
         raise ConfigurationError(
             f"topic {settings.out_topic!r} is what group {other!r} makes of {settings.in_topic!r}; group {own!r} would write all of it a "
-            f"second time: {'' if settings.shadow else instead}give it another topic (--out-topic)"
+            f"second time: {'' if settings.shadow else instead}give it another topic (--out-topic){'' if settings.shadow else meant}"
         )
 
 
