@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from airflow_provider_factory.page.snapshot import Details, Snapshot
 from airflow_provider_factory.page.views.common import STATES, Chart, Part, chart, count, link, parts_of
+from airflow_provider_factory.page.views.flow import Flow, flow
 from factory_agents.kafka.windows import StageStatus, WindowStatus
 from factory_agents.text import printable, shortened
 
@@ -47,7 +48,7 @@ class WindowRow:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline's sentence, its figures, and its windows, those that are not whole first."""
+    """A pipeline's sentence, its figures, where its events go, and its windows, those that are not whole first."""
 
     name: str
     sentence: str
@@ -58,6 +59,7 @@ class Pipeline:
     age: str
     lag: str
     lags: tuple[tuple[str, Chart], ...]
+    flow: Flow
     windows: tuple[WindowRow, ...]
     more: int = 0
 
@@ -99,6 +101,7 @@ def _pipeline(snapshot: Snapshot, name: str, windows: Sequence[WindowStatus], mo
         age=newest.age_text if newest else "",
         lag=", ".join(f"{count(total.lag, 'record')} on {total.topic}" for total in behind),
         lags=tuple((topic, line) for topic, line in charts[:_FEW] if line is not None),
+        flow=flow(snapshot, windows),
         windows=tuple(_row(w) for w in windows[first : first + most]),
         more=max(0, len(windows) - first - most),
     )

@@ -17,7 +17,19 @@ from factory_agents.kafka.windows import WindowStatus
 from factory_agents.protocol import Counts, Manifest
 from factory_agents.reports import WindowReport, reports_of
 
-__all__ = ["Handed", "Report", "ShardRow", "StageBox", "Window", "interval_start", "report_of", "window"]
+__all__ = [
+    "Handed",
+    "Report",
+    "ShardRow",
+    "StageBox",
+    "Window",
+    "in_order",
+    "interval_start",
+    "newest_plan",
+    "output_of",
+    "report_of",
+    "window",
+]
 
 _MOST_SHARDS, _MOST_RANGES, _MOST_RULES = 128, 64, 20
 
@@ -148,12 +160,12 @@ def _stages(
     for record in details.stages:
         of.setdefault(record.stage, []).append(record)
     boxes = []
-    names = [s.stage for s in _in_order(status, of)]
-    for stage in _in_order(status, of):
-        records = _newest_plan(of.get(stage.stage, []))
+    names = [s.stage for s in in_order(status, of)]
+    for stage in in_order(status, of):
+        records = newest_plan(of.get(stage.stage, []))
         failures = [f for f in details.failures if f.stage == stage.stage]
         shards = _shards(records, failures, stage.stage, base, tasks)
-        output = next((m for r in records if (m := _output(r)) is not None), None)
+        output = next((m for r in records if (m := output_of(r)) is not None), None)
         boxes.append(
             StageBox(
                 name=stage.stage,
@@ -165,7 +177,7 @@ def _stages(
                 consumed=stage.counts.consumed,
                 parts=parts_of(stage.counts),
                 produced=stage.counts.produced,
-                handed=_handed(records, [r for after in names for r in _newest_plan(of.get(after, []))], stage.state),
+                handed=_handed(records, [r for after in names for r in newest_plan(of.get(after, []))], stage.state),
                 shards=shards[:_MOST_SHARDS],
                 more_shards=max(0, len(shards) - _MOST_SHARDS),
                 letters=_letters(status, stage.stage, records),
@@ -176,10 +188,10 @@ def _stages(
     return tuple(boxes)
 
 
-def _in_order(status: WindowStatus, of: Mapping[str, Sequence[StageRecord]]) -> list[Any]:
+def in_order(status: WindowStatus, of: Mapping[str, Sequence[StageRecord]]) -> list[Any]:
     """The window's stages, each behind the one whose topic it reads."""
     read = {name: {m.topic for r in records if (m := r.result.input if r.result else None)} for name, records in of.items()}
-    wrote = {name: {m.topic for r in records if (m := _output(r))} for name, records in of.items()}
+    wrote = {name: {m.topic for r in records if (m := output_of(r))} for name, records in of.items()}
     left, done = list(status.stages), []
     while left:
         ready = next(
@@ -190,11 +202,12 @@ def _in_order(status: WindowStatus, of: Mapping[str, Sequence[StageRecord]]) -> 
     return done
 
 
-def _output(record: StageRecord) -> Manifest | None:
+def output_of(record: StageRecord) -> Manifest | None:
+    """What a shard of a stage wrote to a topic."""
     return record.result.manifest if record.result is not None else None
 
 
-def _newest_plan(records: Sequence[StageRecord]) -> list[StageRecord]:
+def newest_plan(records: Sequence[StageRecord]) -> list[StageRecord]:
     """The records of each scope's newest division into shards."""
     newest: dict[str, tuple[int, int]] = {}
     for r in records:
@@ -266,13 +279,13 @@ def _task_path(base: str, stage: str, tasks: Sequence[Task], map_index: int) -> 
 
 def _handed(records: Sequence[StageRecord], others: Sequence[StageRecord], state: str) -> Handed | None:
     """What the stages that read this one's output got of it."""
-    writers = {m.writer for r in records if (m := _output(r)) is not None}
+    writers = {m.writer for r in records if (m := output_of(r)) is not None}
     readers = [r for r in others if r.result is not None and r.result.input is not None and set(r.result.input.writers) & writers]
     if not readers or state != "done":
         return None
     stage = readers[0].stage
     read = sum(r.result.counts.consumed for r in readers if r.stage == stage and r.result is not None)
-    written = sum(m.count for r in records if (m := _output(r)) is not None)
+    written = sum(m.count for r in records if (m := output_of(r)) is not None)
     complete = len([r for r in readers if r.stage == stage]) >= readers[0].shard.of
     return Handed(written, read, written == read) if complete else None
 
