@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_factory.settings import option
-from factory_agents.lineage import topic_dataset, written_datasets
+from factory_agents.lineage import run_facets, topic_dataset, written_datasets
 from factory_agents.protocol import AgentResult
 from factory_agents.reports import quality_facets
 
@@ -25,7 +25,7 @@ def topic_lineage(*, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) ->
 
 
 def result_lineage(result: AgentResult, *, input_topic: str = "") -> OperatorLineage[Any, Any]:
-    """What one run read and wrote: topics and the table, with the number of records written."""
+    """What one run read and wrote: topics and the table, with the number of records written; and what its calls of a model took."""
     from airflow.providers.common.compat.openlineage.facet import OutputDataset, OutputStatisticsOutputDatasetFacet
     from airflow.providers.openlineage.extractors import OperatorLineage
 
@@ -33,7 +33,7 @@ def result_lineage(result: AgentResult, *, input_topic: str = "") -> OperatorLin
         OutputDataset(of.namespace, of.name, outputFacets={"outputStatistics": OutputStatisticsOutputDatasetFacet(rowCount=of.rows)})
         for of in written_datasets(result, option("cluster"))
     ]
-    return OperatorLineage(inputs=_topics([input_topic]), outputs=outputs)
+    return OperatorLineage(inputs=_topics([input_topic]), outputs=outputs, run_facets=run_facets(result.counts))
 
 
 def judged_lineage(result: AgentResult, report: Mapping[str, Any], *, input_topic: str, writes: bool) -> OperatorLineage[Any, Any]:

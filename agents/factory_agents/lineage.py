@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
-from factory_agents.protocol import AgentResult, Dataset
+from factory_agents.protocol import AgentResult, Counts, Dataset
 
-__all__ = ["NamedDataset", "topic_dataset", "written_datasets"]
+__all__ = ["NamedDataset", "run_facets", "topic_dataset", "written_datasets"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,31 @@ def written_datasets(result: AgentResult, cluster: str) -> list[NamedDataset]:
         namespace, name = _named(result.dataset)
         found.append(NamedDataset(namespace, name, result.counts.written))
     return found
+
+
+def run_facets(counts: Counts) -> dict[str, Any]:
+    """What a run paid for calls of a model, as a facet of OpenLineage's: ``factory_modelUsage``; none where it made no calls. Needs its
+    client.
+    """
+    if not counts.asked:
+        return {}
+    usage = _usage_facet()(
+        calls=counts.asked,
+        promptTokens=counts.prompt_tokens,
+        cachedTokens=counts.cached_tokens,
+        completionTokens=counts.completion_tokens,
+        cost=counts.cost,
+    )
+    return {"factory_modelUsage": usage}
+
+
+@functools.cache
+def _usage_facet() -> type[Any]:
+    import attr
+    from openlineage.client.facet_v2 import RunFacet
+
+    whole = {name: attr.ib(type=int) for name in ("calls", "promptTokens", "cachedTokens", "completionTokens")}
+    return attr.make_class("ModelUsageRunFacet", {**whole, "cost": attr.ib(type=float)}, bases=(RunFacet,))
 
 
 def _named(dataset: Dataset) -> tuple[str, str]:

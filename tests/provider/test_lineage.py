@@ -45,3 +45,11 @@ def test_dead_letters_are_an_output_only_where_there_are_some() -> None:
 )
 def test_a_table_is_named_by_where_it_is(dataset: Dataset, namespace: str, name: str) -> None:
     assert outputs(result=result(manifest=None, dataset=dataset, counts=Counts(written=4))) == [(namespace, name, 4)]
+
+
+def test_what_calls_of_a_model_took_is_a_facet_of_the_run() -> None:
+    counts = Counts(consumed=3, forwarded=3, asked=2, prompt_tokens=90, cached_tokens=10, completion_tokens=5, nanocost=1_500_000)
+    facets = result_lineage(result(counts=counts)).run_facets
+    usage = facets["factory_modelUsage"]
+    assert (usage.calls, usage.promptTokens, usage.cachedTokens, usage.completionTokens, usage.cost) == (2, 90, 10, 5, 0.0015)
+    assert result_lineage(result()).run_facets == {}

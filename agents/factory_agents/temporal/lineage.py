@@ -9,14 +9,14 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from temporalio import activity
 
-from factory_agents.lineage import NamedDataset, topic_dataset, written_datasets
-from factory_agents.protocol import AgentResult, AgentRun
+from factory_agents.lineage import NamedDataset, run_facets, topic_dataset, written_datasets
+from factory_agents.protocol import AgentResult, AgentRun, Counts
 from factory_agents.reports import quality_facets
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class _Told:
     inputs: Sequence[NamedDataset]
     outputs: Sequence[NamedDataset]
     report: Mapping[str, Any] | None = None
+    counts: Counts = field(default_factory=Counts)
 
 
 class Lineage:
@@ -71,9 +72,8 @@ class Lineage:
     def done(self, run: AgentRun, result: AgentResult) -> None:
         """A stage is finished."""
         topic = run.window.topic if run.window is not None else ""
-        self._tell(
-            "COMPLETE", run, [topic_dataset(topic, self._cluster)] if topic else [], written_datasets(result, self._cluster), result.report
-        )
+        inputs = [topic_dataset(topic, self._cluster)] if topic else []
+        self._tell("COMPLETE", run, inputs, written_datasets(result, self._cluster), result)
 
     def failed(self, run: AgentRun) -> None:
         """An attempt at a stage failed."""
@@ -93,9 +93,10 @@ class Lineage:
         run: AgentRun,
         inputs: Sequence[NamedDataset],
         outputs: Sequence[NamedDataset],
-        report: Mapping[str, Any] | None = None,
+        result: AgentResult | None = None,
     ) -> None:
-        told = _Told(state, datetime.now(UTC), str(activity.info().workflow_run_id), run, inputs, outputs, report)
+        report, counts = (None, Counts()) if result is None else (result.report, result.counts)
+        told = _Told(state, datetime.now(UTC), str(activity.info().workflow_run_id), run, inputs, outputs, report, counts)
         try:
             self._events.put_nowait(told)
         except queue.Full:
@@ -135,7 +136,7 @@ def _event(told: _Told, namespace: str) -> RunEvent:
     return RunEvent(
         eventTime=told.at.isoformat(),
         producer=_PRODUCER,
-        run=Run(str(own), facets={"parent": parent}),
+        run=Run(str(own), facets={"parent": parent, **run_facets(told.counts)}),
         job=Job(namespace, f"{run.pipeline}.{run.stage}"),
         eventType=RunState(told.state),
         inputs=[InputDataset(one.namespace, one.name, inputFacets=quality) for one in told.inputs],

@@ -12,7 +12,7 @@ from airflow_provider_factory.page.snapshot import Snapshot, Trend
 from factory_agents.kafka.windows import age_text
 from factory_agents.protocol import Counts
 
-__all__ = ["STATES", "Chart", "Freshness", "Part", "chart", "count", "freshness", "link", "now", "parts_of"]
+__all__ = ["STATES", "Chart", "Freshness", "Part", "chart", "count", "freshness", "link", "now", "paid", "parts_of"]
 
 STATES = {"finished": "whole", "unfinished": "open", "planned": "waiting", "failed": "failed", "uncovered": "missing"}
 
@@ -85,6 +85,15 @@ def link(path: str, **query: str) -> str:
     """A path with the parameters that are not empty."""
     given = urlencode({name: value for name, value in query.items() if value})
     return f"{path}?{given}" if given else path
+
+
+def paid(counts: Counts) -> str:
+    """What calls of a model took, in words; empty where there were none."""
+    if not counts.asked:
+        return ""
+    tokens = count(counts.prompt_tokens + counts.completion_tokens, "token")
+    cost = f", cost {counts.cost:,.4f}" if counts.nanocost else ""
+    return f"{count(counts.asked, 'call')} of a model, {tokens}{cost}"
 
 
 _LANDED = ("written", "duplicates", "older", "deleted", "dropped")

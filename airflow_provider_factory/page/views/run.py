@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from airflow_provider_factory.page.runs import Run, Task
 from airflow_provider_factory.page.snapshot import Details, Snapshot
-from airflow_provider_factory.page.views.common import STATES, Part, link, parts_of
+from airflow_provider_factory.page.views.common import STATES, Part, link, paid, parts_of
 from factory_agents.kafka.records import FailureRecord, PlanRecord, StageRecord
 from factory_agents.kafka.view import LedgerView
 from factory_agents.kafka.windows import WindowStatus
@@ -80,6 +80,7 @@ class StageBox:
     topic_href: str
     consumed: int
     parts: tuple[Part, ...]
+    paid: str
     produced: int
     handed: Handed | None
     shards: tuple[ShardRow, ...]
@@ -176,6 +177,7 @@ def _stages(
                 topic_href=topic_href.get(output.topic, "") if output else "",
                 consumed=stage.counts.consumed,
                 parts=parts_of(stage.counts),
+                paid=paid(stage.counts),
                 produced=stage.counts.produced,
                 handed=_handed(records, [r for after in names for r in newest_plan(of.get(after, []))], stage.state),
                 shards=shards[:_MOST_SHARDS],

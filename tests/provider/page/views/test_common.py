@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_factory.page.views.common import chart, count, link, parts_of
+from airflow_provider_factory.page.views.common import chart, count, link, paid, parts_of
 from factory_agents.protocol import Counts
 
 numbers = st.integers(0, 10**12)
@@ -56,3 +56,10 @@ def test_what_no_part_explains_is_said() -> None:
 def test_texts() -> None:
     assert (count(1, "window"), count(1200, "window")) == ("1 window", "1,200 windows")
     assert link("window", key="a/b&c", stage="") == "window?key=a%2Fb%26c"
+
+
+def test_what_a_model_was_paid_is_said_in_words() -> None:
+    counts = Counts(asked=1200, prompt_tokens=90_000, completion_tokens=10_000, nanocost=1_234_500_000)
+    assert paid(counts) == "1,200 calls of a model, 100,000 tokens, cost 1.2345"
+    assert paid(Counts(asked=1, completion_tokens=1)) == "1 call of a model, 1 token"
+    assert paid(Counts(consumed=3)) == ""
