@@ -582,12 +582,18 @@ class FunctionTransform:
             except Reject as reject:
                 outputs[n] = reject
         left, keys, suspects = list(events), [message.key() for message in messages], Suspects()
+        answered = -1
         while left:
             outcomes = self._called(left, keys, events)
             skipped = [n for n, outcome in outcomes.items() if outcome is Skipped]
             failures = {n: outcome for n, outcome in outcomes.items() if isinstance(outcome, Failure)}
             for n in outcomes.keys() - failures.keys() - set(skipped):
                 outputs[n] = self._finish_or_reject(outcomes[n], messages[n])
+                answered = max(answered, n)
+            if answered >= 0 and any(suspects.doubt(n, f) for n, f in failures.items() if f.error.dependency is not self._unnamed):
+                self._called(
+                    [answered], keys, events
+                )  # for what the service says to it, nothing else: no later event of its key was called
             again = []
             for n, failure in failures.items():
                 dependency = failure.error.dependency

@@ -32,13 +32,21 @@ class Suspects:
     def judge(self, event: Hashable, failure: Failure) -> Literal["outage", "again", "bad"]:
         """What follows from a failure; ``again``: call once more, since the service answers for others. After a whole round of calls."""
         service = failure.error.dependency
-        if not failure.error.called:
-            return "outage"
-        before = self._failed.get(event)
+        if not failure.error.called:  # by now it may have answered those that were let through
+            return "again" if service.state == "closed" else "outage"
+        is_bad = self._is_bad(event, failure)
         self._failed[event] = failure.answers
-        if before is not None and failure.error.answers_before > before:
+        if is_bad:
             return "bad"
         return "outage" if service.answers == failure.answers else "again"
+
+    def doubt(self, event: Hashable, failure: Failure) -> bool:
+        """Whether only one more call of the service can tell: it was called, and has answered nobody since."""
+        return failure.error.called and failure.error.dependency.answers == failure.answers and not self._is_bad(event, failure)
+
+    def _is_bad(self, event: Hashable, failure: Failure) -> bool:
+        before = self._failed.get(event)
+        return before is not None and failure.error.answers_before > before
 
 
 class Skipped:

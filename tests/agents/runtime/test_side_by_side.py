@@ -189,6 +189,72 @@ def test_a_call_without_an_answer_in_time_is_an_outage_of_what_it_called() -> No
     assert outputs[::2] == [0, 2]
 
 
+@KINDS
+def test_an_event_that_fails_after_all_others_is_bad_if_the_service_still_answers(kind: Callable[..., Any]) -> None:
+    crm = Dependency("crm", retries=0)
+    calls: Counter[int] = Counter()
+    answered = threading.Semaphore(0)
+
+    def handle(n: int) -> None:
+        calls[n] += 1
+        with crm:
+            if n == 9:
+                assert calls[n] > 1 or all(answered.acquire(timeout=30) for _ in range(9))
+                raise ConnectionError("for this one")
+        answered.release()
+
+    outputs = process(kind(handle), [Record(n) for n in range(10)], concurrency=16)
+    assert isinstance(outputs[9], Reject)
+    assert outputs[:9] == list(range(9))
+    assert calls == {**dict.fromkeys(range(8), 1), 8: 2, 9: 2}  # one of them was asked about once more
+
+
+def test_an_event_that_never_gets_an_answer_is_bad_while_others_do() -> None:
+    crm = Dependency("crm", retries=0)
+
+    async def function(event: dict[str, Any]) -> Any:
+        with crm:
+            await asyncio.sleep(60 if event["event_id"] in (3, 4) else 0)
+        return event
+
+    outputs = process(function, [Record(n) for n in range(20)], concurrency=32, timeout=0.1)
+    assert [n for n, output in enumerate(outputs) if isinstance(output, Reject)] == [3, 4]
+
+
+def test_a_breaker_that_was_open_lets_the_rest_through_once_its_first_calls_were_answered() -> None:
+    now = [0.0]
+    crm = Dependency("crm", retries=0, clock=lambda: now[0])
+    crm.trip()
+    now[0] = 3600.0
+
+    async def function(event: dict[str, Any]) -> Any:
+        with crm:
+            await asyncio.sleep(60 if event["event_id"] == 0 else 0)
+        return event
+
+    outputs = process(function, [Record(n) for n in range(20)], concurrency=32, timeout=0.1)
+    assert isinstance(outputs[0], Reject)
+    assert outputs[1:] == list(range(1, 20))
+
+
+@KINDS
+def test_a_service_that_went_away_after_its_last_answer_is_an_outage(kind: Callable[..., Any]) -> None:
+    crm = Dependency("crm", retries=0)
+    up = threading.Event()
+    up.set()
+
+    def handle(n: int) -> None:
+        with crm:
+            if n == 5:
+                up.clear()
+            if not up.is_set():
+                raise ConnectionError("away")
+
+    with pytest.raises(InterruptedBatchError) as raised:
+        process(kind(handle), [Record(n) for n in range(6)], concurrency=1)
+    assert [json.loads(o)["event_id"] for o in raised.value.outputs] == list(range(5))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
