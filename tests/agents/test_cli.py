@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import signal
@@ -69,6 +70,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
     def run(*arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["factory", *arguments])
+        monkeypatch.setattr(logging.getLogger("factory_agents"), "handlers", [])  # a command logs to the stderr that it finds
         with pytest.raises(SystemExit) as ended:
             main()
         shown = capsys.readouterr()
@@ -238,7 +240,7 @@ def test_a_dry_run_with_too_many_rejected_fails_and_names_the_commonest_cause(fa
     assert "; most often (15×) agent-error: shout raised ValueError: bad event (first at " in said
     assert ".dead" not in failed.err
     assert (failed.data["status"], failed.data["reasons"][0]["count"]) == ("failed", 15)
-    (*_, said) = factory(*common, *last_hour()).err.splitlines()
+    said = json.loads(factory(*common, *last_hour()).err.splitlines()[-1])["message"]
     assert "; most often (15×) agent-error: " in said
     assert said.endswith(f"; see them: factory dead-letters list {target}.dead")
 
