@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import msgspec
 import pytest
 from temporalio.api.common.v1 import WorkflowExecution
@@ -10,8 +12,9 @@ from temporalio.client import Client
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.cuts import plan_window
+from factory_agents.kafka.pruner import prune_pipeline
 from factory_agents.kafka.windows import read_windows
-from factory_agents.protocol import Counts
+from factory_agents.protocol import Counts, Interval
 from factory_agents.run import EXIT_RETRY
 from factory_agents.temporal import client as clients
 from factory_agents.temporal.client import PipelineFailedError
@@ -63,10 +66,23 @@ def test_a_start_that_comes_when_the_server_has_forgotten_the_workflow_finds_the
     with pipelines.served():
         assert pipelines.run(request).stages[0].reused == 0
         pipelines.ask(forgotten)
-        wait_for(lambda: not pipelines.exists(request.workflow_id), "the server to forget it")
+        wait_for(lambda: not pipelines.exists(request.workflow_id), "the server to forget it", 120)
         runs.produce(raw, events(100, 100))  # nothing of the window
         assert pipelines.run(request).stages[0].reused == 1
     assert sorted(r.id for r in runs.everything(marked)) == list(range(100))
+
+
+def test_a_window_below_the_ledgers_mark_is_refused_and_not_tried_again(pipelines: Pipelines, runs: Runs) -> None:
+    """As a duplicate is that is later than the ledger remembers."""
+    spec = pipelines.request(runs.topic("raw"), stage("mark", output=runs.topic("marked"))).spec
+    first, second = (Interval(datetime(2026, 11, 1, h, tzinfo=UTC), datetime(2026, 11, 1, h + 1, tzinfo=UTC)) for h in (0, 1))
+    with pipelines.served():
+        pipelines.run(PipelineRequest(spec, second))
+        assert prune_pipeline(runs.config, spec.pipeline, prefix=spec.prefix, before=datetime(2026, 11, 2, tzinfo=UTC)).windows == 1
+        id_ = pipelines.start(PipelineRequest(spec, first))
+        with pytest.raises(PipelineFailedError, match=r"WindowError: .*was pruned from the ledger"):
+            pipelines.done(id_)
+        assert set(pipelines.attempts(id_)) == {1}
 
 
 def test_a_window_that_others_did_is_returned_as_it_is(pipelines: Pipelines, runs: Runs) -> None:
