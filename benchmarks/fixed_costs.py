@@ -83,7 +83,7 @@ class Bench:
     def dags(self, events: int, n: int) -> None:
         """The hourly pipeline and the seed's DAG by ``airflow dags test``, over the same events, in a topic and a table each."""
         environment = {**airflow_environment(self.sandbox), "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300"}
-        prepare(self.sandbox, environment)
+        prepare(environment)
         with tempfile.TemporaryDirectory() as folder:
             hour = HOUR + timedelta(hours=random.randrange(8000))
             source = Path(folder) / "events.jsonl"
