@@ -202,7 +202,7 @@ def test_what_the_dag_has_done_a_workflow_returns_and_the_other_way_round(reposi
 
 
 def events_by_hour() -> Counter[str]:
-    """How many events of the sample lie in each hour, by its end; of some lines nobody knows the time."""
+    """How many events of the sample lie in each hour, by its end; lines without a readable time are left out."""
     hours: Counter[str] = Counter()
     for line in (ROOT / "include/data/changes.jsonl").read_bytes().splitlines():
         with suppress(ValueError):

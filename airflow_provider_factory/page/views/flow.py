@@ -48,15 +48,28 @@ def flow(snapshot: Snapshot, windows: Sequence[WindowStatus]) -> Flow:
             of.setdefault(record.stage, []).append(record)
     lines: list[list[Step]] = []
     for status in in_order(shown, of):
-        records = newest_plan(of.get(status.stage, []))
-        if records:
-            _add(lines, records)
+        apart: dict[tuple[str, str], list[StageRecord]] = {}  # a mapped stage may read and write several topics
+        for record in newest_plan(of.get(status.stage, [])):
+            apart.setdefault((_source(record), _target(record)), []).append(record)
+        for (source, target), records in apart.items():
+            _add(lines, source, target, records)
     return Flow(shown.when, tuple(tuple(line) for line in lines[:_MOST_LINES]))
 
 
-def _add(lines: list[list[Step]], records: Sequence[StageRecord]) -> None:
+def _source(record: StageRecord) -> str:
+    read = record.result.input if record.result is not None else None
+    return read.topic if read is not None else ""
+
+
+def _target(record: StageRecord) -> str:
+    if record.result is not None and (table := record.result.dataset) is not None:
+        return f"{table.name} ({table.system})"
+    wrote = output_of(record)
+    return wrote.topic if wrote is not None else ""
+
+
+def _add(lines: list[list[Step]], source: str, target: str, records: Sequence[StageRecord]) -> None:
     results = [r.result for r in records if r.result is not None]
-    source = next((r.input.topic for r in results if r.input is not None), "")
     line = next((line for line in lines if line[-1].name == source and not line[-1].agent), None)
     if line is None or not source:
         line = [Step(source)] if source else []
@@ -64,8 +77,5 @@ def _add(lines: list[list[Step]], records: Sequence[StageRecord]) -> None:
     read, seconds = sum(r.counts.consumed for r in results), max(r.seconds for r in results)
     rate = f", {read / seconds:,.0f} a second" if read and seconds > 0 else ""
     line.append(Step(records[0].stage, f"{results[0].agent} {results[0].version}".strip(), f"{count(read, 'event')}{rate}"))
-    target = next((m.topic for r in records if (m := output_of(r)) is not None), "")
-    if table := next((r.dataset for r in results if r.dataset is not None), None):
-        target = f"{table.name} ({table.system})"
     if target:
         line.append(Step(target))
