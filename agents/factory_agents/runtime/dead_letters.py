@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -51,6 +51,11 @@ _LAST_MS = 253402300799999  # the last millisecond of the year 9999
 STOPPED = "asked to stop; what was committed stays, and the same command goes on from there"
 
 
+@lru_cache(256)
+def _shown(name: str) -> str:
+    return printable(shortened(name, 100))
+
+
 class Names:
     """The rules, stages and pipelines that letters name: what a selection may have meant. Of very many, the first."""
 
@@ -64,7 +69,7 @@ class Names:
         why = letter.why
         for known, names in zip(self.of.values(), (why.rule.split(","), (why.stage,), (why.pipeline,)), strict=True):
             if len(known) < self.MOST:
-                known.update(printable(shortened(name, 100)) for name in names if name)
+                known.update(_shown(name) for name in names if name)
 
 
 @dataclass(frozen=True)
