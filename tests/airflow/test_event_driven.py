@@ -20,7 +20,7 @@ from tests.support.waiting import wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200 if SOAK else 3 * 900)]
 
 ENOUGH = 20  # as the DAG has it
-STARTS = 1000 if SOAK else 50
+STARTS = 1000 if SOAK else 35
 BURST = 5 * ENOUGH
 PATIENCE = 600
 
