@@ -32,6 +32,7 @@ _COORDINATES = (
 _CHECKSUMS = Path(__file__).with_name("kafka-jars.sha256")
 _STARTED = b"Kafka Server started"
 _PATIENCE = 90.0  # seconds until a broker must be ready
+_RECORDING = "recording"  # the file that says which classes a broker keeps at its end
 # The compiler's first tier and the plain collector: a small, short-lived broker starts sooner and is smaller.
 _JVM = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true")
 _LOGGING = """\
@@ -65,12 +66,20 @@ def start(
     values = {**_settings(folder, state, password), **(more or {})}
     private.write(settings, "".join(f"{key}={value}\n" for key, value in values.items()))
     private.write(folder / "log4j2.properties", _LOGGING)
-    java = [str(java_home() / "bin" / "java"), *_class_cache(folder, jars), *_JVM]
-    java += [f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "-cp", os.pathsep.join(map(str, jars))]
+    program = str(java_home() / "bin" / "java")
+    java = [*_JVM, f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "-cp", os.pathsep.join(map(str, jars))]
     if not (folder / "data" / "meta.properties").exists():
-        _format(java, settings)
+        _format([program, *java], settings)
     private.write(log_of(folder), b"")
-    return spawn([*java, "kafka.Kafka", str(settings)], log=log_of(folder))
+    kept = _class_cache_file(jars)
+    (folder / _RECORDING).unlink(missing_ok=True)
+    with exclusive(cache() / "lock"):  # of those who start at once, one keeps its classes
+        classes = _class_cache(kept)
+        process = spawn([program, *classes, *java, "kafka.Kafka", str(settings)], log=log_of(folder))
+        if classes == _keeping(kept):
+            private.write(_recorder(kept), msgspec.json.encode(process))
+            private.write(folder / _RECORDING, str(kept))
+    return process
 
 
 def wait_ready(folder: Path, process: ProcessRecord) -> None:
@@ -87,12 +96,15 @@ def wait_ready(folder: Path, process: ProcessRecord) -> None:
 
 def end(folder: Path, process: ProcessRecord | None, tell: Callable[[str], None]) -> None:
     """Stop the broker; the first one on a machine takes some seconds longer, to keep its loaded classes for the next."""
-    recording = _recording(folder)
-    if recording is not None and alive(process):
+    records = (folder / _RECORDING).exists() and alive(process)
+    if records:
         tell("keeping the broker's loaded classes for faster starts: some seconds, this time only")
-    stop(process, (signal.SIGTERM, 30), (signal.SIGKILL, 10))
-    if recording is not None and recording.exists():
-        recording.replace(recording.with_suffix(""))
+    stop(process, (signal.SIGTERM, 120 if records else 30), (signal.SIGKILL, 10))
+    if records:
+        kept = Path((folder / _RECORDING).read_text())
+        with contextlib.suppress(FileNotFoundError):  # it was not written: the next broker keeps its own
+            _recorded(kept).replace(kept)
+        _recorder(kept).unlink(missing_ok=True)
 
 
 def log_of(folder: Path) -> Path:
@@ -151,9 +163,8 @@ def _settings(folder: Path, state: KafkaState, password: str) -> dict[str, str]:
 
 def _format(java: list[str], settings: Path) -> None:
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    command = [option for option in java if not option.startswith("-XX:AOTCacheOutput")]
     done = subprocess.run(
-        [*command, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", f"--config={settings}"],
+        [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", f"--config={settings}"],
         capture_output=True,
         text=True,
         check=False,
@@ -183,24 +194,28 @@ def _class_cache_file(jars: list[Path]) -> Path:
     return cache() / f"kafka-{KAFKA_VERSION}-{key.hexdigest()[:16]}.aot"
 
 
-def _class_cache(folder: Path, jars: list[Path]) -> list[str]:
-    """Options that use the kept classes (a start in 0.6 s, not 1.5 s) or, the first time, keep them at the broker's end."""
-    kept = _class_cache_file(jars)
-    note = folder / "recording"
-    note.unlink(missing_ok=True)
+def _class_cache(kept: Path) -> list[str]:
+    """Options that use the kept classes (a start in 0.6 s, not 1.5 s) or keep them at the broker's end, if no other one is about to."""
     if private.is_private(kept):  # it is code: another user's is not loaded
         return [f"-XX:AOTCache={kept}"]
-    recording = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")
-    private.write(note, str(recording))
-    return [f"-XX:AOTCacheOutput={recording}"]
+    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+        if alive(msgspec.json.decode(_recorder(kept).read_bytes(), type=ProcessRecord)):
+            return []
+    return _keeping(kept)
 
 
-def _recording(folder: Path) -> Path | None:
-    """Where the broker keeps its classes when it ends, if it does."""
-    try:
-        return Path((folder / "recording").read_text())
-    except FileNotFoundError:
-        return None
+def _keeping(kept: Path) -> list[str]:
+    return [f"-XX:AOTCacheOutput={_recorded(kept)}"]
+
+
+def _recorded(kept: Path) -> Path:
+    """Where a broker writes its classes at its end."""
+    return kept.with_name(f"{kept.name}.new")
+
+
+def _recorder(kept: Path) -> Path:
+    """The record of the broker that does."""
+    return kept.with_name(f"{kept.name}.by")
 
 
 def _jars(tell: Callable[[str], None]) -> list[Path]:
