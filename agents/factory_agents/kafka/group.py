@@ -325,8 +325,12 @@ class GroupReader:
         self.lost += start.records
 
     def passed(self, positions: Mapping[int, int]) -> dict[int, int]:
-        """Where partitions ended (past the marker of the last transaction) further on than the group, or what was handled, stands."""
-        return {p: end for p, end in self.ends.items() if end > max(self._committed.get(p, -1), positions.get(p, -1), 0)}
+        """Where partitions ended (past the marker of the last transaction) further on than the group, or what was handled, stands.
+
+        Of partitions that are still read: one that went since ``batch`` is its new owner's, with what was in hand of it.
+        """
+        reading = self.reading
+        return {p: end for p, end in self.ends.items() if p in reading and end > max(self._committed.get(p, -1), positions.get(p, -1), 0)}
 
     def offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
         """Positions as they are committed: each with the id of the topic that it is about."""

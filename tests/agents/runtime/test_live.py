@@ -664,3 +664,26 @@ def test_a_member_that_joins_while_another_is_busy_is_served_soon(runs: Runs) ->
             other.end()
         busy.end()
     assert written(runs, out) == [0, 10, 11]
+
+
+def test_what_is_in_hand_of_a_partition_that_goes_at_the_end_of_a_call_is_left_to_its_new_owner(runs: Runs) -> None:
+    """The batch held the partition's end, too, which is no position of a member that has the partition no more."""
+    source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+    calls: list[int] = []
+
+    def handle(event: dict[str, Any]) -> dict[str, Any]:
+        calls.append(event["event_id"])
+        if event["event_id"] >= 100 and len(calls) == 41:
+            wait_for(lambda: len(busy.observed.of("rebalanced")[-1]) == 1, "a partition to go", 30)
+        return event
+
+    runs.produce(source, events(40))  # so that larger batches are taken
+    with live(runs, source, out, handle) as busy:
+        wait_written(runs, out, 40)
+        runs.produce(source, events(2, 100))  # one to each partition
+        wait_for(lambda: len(calls) > 40, "the call")
+        with live(runs, source, out, lambda event: event) as other:
+            wait_for(lambda: len(runs.everything(out)) >= 42, "both events")
+            other.end()
+        busy.end()
+    assert written(runs, out) == [*range(40), 100, 101]
