@@ -245,7 +245,7 @@ class _Ledgered:
     def attempt_of(self, letter: Letter) -> Attempt:
         """Whose letter it is."""
         why, name = letter.why, (letter.writer, letter.partition)
-        if why.stage == "live" and letter.writer == f"live/{why.pipeline}/0":
+        if why.stage == "live" and letter.writer.rpartition("/")[0] == f"live/{why.pipeline}":  # by whichever version
             return "live"
         found = self._ranges.get(name)
         if found is None:

@@ -24,6 +24,7 @@ from factory_agents.protocol import Counts
 from factory_agents.rollouts import Rollouts
 from factory_agents.runtime.agents import AgentFunction, agent
 from factory_agents.runtime.dependencies import Dependency
+from factory_agents.runtime.dead_letters import LetterTopic, Selection
 from factory_agents.runtime.exact_sink import ExactSink
 from factory_agents.runtime.live import LiveSettings
 from factory_agents.runtime.session import RunContext
@@ -98,7 +99,7 @@ def by_version(runs: Runs, out: str) -> dict[str, int]:
 
 def test_partitions_go_to_a_new_version_and_back_and_each_event_is_handled_once(runs: Runs) -> None:
     source, out = runs.topic("in"), runs.topic("out")
-    runs.produce(source, events(100))
+    runs.produce(source, [*events(100), b"no event"])
 
     with version(runs, source, out, "v1") as one, version(runs, source, out, "v2") as two, control_of(runs) as control:
         wait_for(lambda: len(runs.everything(out)) == 100, "the first events")
@@ -114,6 +115,8 @@ def test_partitions_go_to_a_new_version_and_back_and_each_event_is_handled_once(
         one.end()
         two.end()
     assert sorted(r.id for r in runs.everything(out) if r.id < 1000) == list(range(200))
+    (letter,) = LetterTopic(runs.config, f"{out}.dead", prefix=runs.prefix).select(Selection())
+    assert (letter.value, letter.attempt) == (b"no event", "live")
 
 
 def rollouts(runs: Runs) -> Rollouts:
