@@ -51,13 +51,13 @@ class Database(msgspec.Struct, frozen=True):
         return f"Database({self.address})"
 
     def connect(self, application: str) -> psycopg.Connection[Any]:
-        """Open a session that reads committed data and prepares no statements (a pooler would give them to another session).
+        """Open a session in UTF-8 that reads committed data and prepares no statements (a pooler would give them to another session).
 
         Raises ConfigurationError where the server refuses who asks or what for, UnavailableError where it doesn't answer.
         """
         import psycopg
 
-        parameters: dict[str, Any] = _CONNECTION | self.parameters
+        parameters: dict[str, Any] = _CONNECTION | self.parameters | {"client_encoding": "UTF8"}
         try:
             connection = psycopg.connect(**parameters, fallback_application_name=application, prepare_threshold=None)
         except psycopg.Error as error:

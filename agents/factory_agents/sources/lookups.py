@@ -15,7 +15,7 @@ from factory_agents.runtime.agents import Reject, SourceRecord, decode_event
 from factory_agents.runtime.numbers import Digits, Kept
 from factory_agents.sources.files import FileSource
 from factory_agents.sources.rows import ColumnType, Header, ReadOptions, check_field
-from factory_agents.sources.table import Relation, connect, describe, in_utc, querying
+from factory_agents.sources.table import Relation, connect, describe, in_one_form, querying
 
 if TYPE_CHECKING:
     import psycopg
@@ -284,7 +284,7 @@ class _TableReference:
         rows: dict[str, _Row] = {}
         try:
             with querying(self.what), connection.transaction():
-                in_utc(connection)
+                in_one_form(connection)
                 fetched = connection.execute(query, [keys]).fetchall()
         except BaseException:
             self.close()

@@ -19,7 +19,7 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.agents import Reject, decode_event
 from factory_agents.sources.files import FileSource
 from factory_agents.sources.rows import ReadOptions, check_field
-from factory_agents.sources.table import connect, describe, in_utc, querying
+from factory_agents.sources.table import connect, describe, in_one_form, querying
 
 __all__ = ["MOST_VALUES", "Members", "read_members"]
 
@@ -158,7 +158,7 @@ def _of_table(key: ForeignKey) -> Iterator[Sequence[Any]]:
     with closing(connect(key.database_env)) as connection:
         connection.read_only = True
         with querying(key.source):
-            in_utc(connection)
+            in_one_form(connection)
         relation = describe(connection, key.table, "")
         check_field(key.column, "column", list(relation.columns), relation.what)
         query = sql.SQL("SELECT DISTINCT to_jsonb({column})::text FROM {body} AS q WHERE {column} IS NOT NULL").format(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg import sql
 
-__all__ = ["Relation", "TableSource", "connect", "describe", "in_utc", "querying"]
+__all__ = ["Relation", "TableSource", "connect", "describe", "in_one_form", "querying"]
 
 _TIMESTAMP, _TIMESTAMPTZ, _DATE, _BYTEA, _NUMERIC = 1114, 1184, 1082, 17, 1700
 _TIMESTAMPS, _BYTEAS, _NUMERICS = 1115, 1001, 1231
@@ -53,16 +53,28 @@ _MAGNITUDES: dict[TimeUnit, tuple[Decimal, Decimal]] = {
 
 def connect(database_env: str) -> psycopg.Connection[Any]:
     """Connect to the database whose URL is in an environment variable. Nothing is set for the session, since a transaction pooler may
-    lie between: begin each transaction with ``in_utc``.
+    lie between: begin each transaction with ``in_one_form``.
 
     Raises ConfigurationError where it is not set or not understood, UnavailableError where the database doesn't answer.
     """
     return database_from_env(database_env).connect("factory-agents")
 
 
-def in_utc(connection: psycopg.Connection[Any]) -> None:
-    """Have times in UTC until the transaction ends."""
-    connection.execute("SET LOCAL TIME ZONE 'UTC'")
+_FORM = {
+    "timezone": "UTC",
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+}
+
+
+def in_one_form(connection: psycopg.Connection[Any]) -> None:
+    """Have values written in PostgreSQL's own default form, and times in UTC, until the transaction ends: whatever the connection's
+    options, the database or the role say.
+    """
+    settings = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _FORM.items())
+    connection.execute(f"SELECT {settings}")
 
 
 @contextmanager
@@ -290,7 +302,7 @@ class TableSource:
     def _blocks(self, interval: Interval | None, skip: int) -> Iterator[_Fetched]:
         connection = self._open()
         with querying(f"table {self._table!r}" if self._table else "query"):
-            in_utc(connection)
+            in_one_form(connection)
         relation = describe(connection, self._table, self._query)
         number = skip + 1
         with querying(relation.what), connection.cursor(f"factory_{secrets.token_hex(4)}") as cursor:

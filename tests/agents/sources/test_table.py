@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from datetime import timedelta
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -280,14 +281,14 @@ def test_json_and_numeric_columns_keep_their_digits(database: psycopg.Connection
 
 def test_a_session_is_left_as_it_was_found(database: psycopg.Connection, database_url: str) -> None:
     """Behind a transaction pooler the next one who gets it would find what was set or prepared."""
-    from factory_agents.sources.table import connect, describe, in_utc
+    from factory_agents.sources.table import connect, describe, in_one_form
 
     database.execute("CREATE TABLE e (t timestamptz); INSERT INTO e VALUES ('epoch')")
     with connect("DATABASE_URL") as connection:
         before = connection.execute("SHOW timezone").fetchone()
         connection.commit()
         for _ in range(10):
-            in_utc(connection)
+            in_one_form(connection)
             connection.execute(describe(connection, "e", "").as_json).fetchall()
             connection.commit()
         assert connection.execute("SHOW timezone").fetchone() == before
@@ -303,3 +304,26 @@ def test_a_column_may_have_any_name(database: psycopg.Connection, table: type[Ta
     (record,) = read(table("e"), hour(0))
     value = "1.5" if kind == "numeric" else {"x": 1, "y": 2}
     assert json.loads(record.value) == {"event_id": 1, "t": "1970-01-01T00:00:00+00:00", name: value}
+
+
+def test_a_row_is_written_alike_whatever_the_session_is_told(
+    database: psycopg.Connection, table: type[TableSource], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the connection's options, or the database's and the role's settings."""
+    database.execute("CREATE TABLE e (event_id date, f float8, r real[], i interval, b bytea[], t text)")
+    database.execute(r"INSERT INTO e VALUES ('2026-11-01', 0.1::float8 + 0.2, '{0.1}', '-1 day 2:03:04', '{{\\x00ff}}', 'naïve 日本')")
+    options = ReadOptions(id_field="event_id")
+    [usual] = read(table("e", options=options), None)
+    settings = {
+        "search_path": "source",
+        "extra_float_digits": "-5",
+        "datestyle": "SQL,DMY",
+        "intervalstyle": "sql_standard",
+        "bytea_output": "escape",
+        "client_encoding": "latin1",
+    }
+    monkeypatch.setenv("DATABASE_URL", f"{database_url}?options={quote(' '.join(f'-c {n}={v}' for n, v in settings.items()))}")
+    [told] = read(table("e", options=options), None)
+    assert (usual.key, usual.value) == (told.key, told.value)
+    row = json.loads(told.value)
+    assert (told.key, row["f"], row["b"], row["t"]) == (b"2026-11-01", 0.1 + 0.2, [["\\x00ff"]], "naïve 日本")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from confluent_kafka import Message
@@ -342,3 +343,22 @@ class TestKeysAndOrder:
         assert bench.rows() == {"a": "done"}
         bench.publish(at([{"id": "a", "v": "closed", "value": "closed"}]))
         assert bench.rows() == {"a": "closed"}
+
+
+def test_of_every_type_the_same_is_stored_whatever_the_session_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the connection's options, or the database's and the role's settings; directly and merged."""
+    row = {"text": "naïve 日本", "date": "2026-02-01", "interval": "-1 day 02:03:04", "bytea": "/wA=", "double precision": 0.1 + 0.2}
+    row |= {"timestamptz": "2026-02-01T04:05:06Z", "json": {"ö": "日"}, "date[]": ["2026-02-01"], "text[]": ["NULL", None]}
+    columns = ", ".join(f'"{type_}" {type_}' for type_ in row)
+    bench.admin.execute(f"CREATE TABLE {bench.name} (id text PRIMARY KEY, {columns})")  # type: ignore[arg-type]
+    bench.contract = None
+    told = "client_encoding=latin1 datestyle=SQL,DMY intervalstyle=sql_standard bytea_output=escape extra_float_digits=-5 array_nulls=off"
+    for ids, settings in ("日", ""), ("本", told), ("本月", told):
+        monkeypatch.setenv("DATABASE_URL", f"{bench.url}?options={quote(' '.join(f'-c {s}' for s in settings.split()))}")
+        sink = bench.sink()
+        assert sink.claim(bench.claim(ids[0], fingerprint=ids)) is None
+        rows = [Message(value=json.dumps({"id": id_} | row).encode(), partition=0, offset=i) for i, id_ in enumerate(ids)]
+        assert sink.write(rows) == {}
+        sink.commit(rejected=0)
+        sink.close()
+    assert bench.query("SELECT string_agg(id, '' ORDER BY id), text FROM {t} GROUP BY to_jsonb({t}) - 'id', text") == [("日月本", row["text"])]
