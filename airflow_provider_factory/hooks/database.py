@@ -46,8 +46,8 @@ def database_url(connection: Any) -> str:
     if extra.get("iam"):
         login, password, port = _iam_token(connection)
     netloc = ""
-    if login:
-        netloc = quote(login, safe="") + (f":{quote(password, safe='')}" if password else "") + "@"
+    if login or password:  # the user may be in the extra, or be whoever runs the agent
+        netloc = quote(login or "", safe="") + (f":{quote(password, safe='')}" if password else "") + "@"
     place = _place(connection.host or "", port)
     if isinstance(place, str):
         netloc, place = netloc + place, {}

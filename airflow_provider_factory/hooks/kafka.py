@@ -19,17 +19,31 @@ __all__ = ["FactoryKafkaHook", "kafka_config"]
 
 _DROPPED = {
     "group.id",
+    "group.instance.id",
+    "group.protocol",
     "enable.auto.commit",
     "auto.offset.reset",
     "isolation.level",
     "enable.partition.eof",
     "transactional.id",
     "enable.idempotence",
+    "acks",
+    "request.required.acks",
+    "retries",
+    "message.send.max.retries",
+    "max.in.flight",
+    "max.in.flight.requests.per.connection",
+    "delivery.timeout.ms",
+    "message.timeout.ms",
 }
+"""What a connection tells consumers in groups of their own and producers without transactions, which it is for as well."""
 
 
 class FactoryKafkaHook(KafkaBaseHook):
-    """Reads a connection of the official type ``kafka``; settings of consumer groups in its extra are left out, since windows have none."""
+    """Reads a connection of the official type ``kafka``.
+
+    Settings in its extra of consumer groups, which windows have none of, and of producers' delivery, which transactions decide, are left out.
+    """
 
     def __init__(self, kafka_config_id: str = KafkaBaseHook.default_conn_name) -> None:
         super().__init__(kafka_config_id)  # type: ignore[no-untyped-call]  # the official provider's has no types
@@ -68,8 +82,6 @@ def kafka_config(extra: Mapping[str, Any], name: str) -> KafkaConfig:
     ``[apache_kafka] callback_allowlist`` has it.
     """
     values = {key: value for key, value in extra.items() if value is not None and key not in _DROPPED}
-    if not str(values.get("bootstrap.servers", "")).strip():
-        raise ConfigurationError(f'connection {name!r}: its extra names no broker; set "bootstrap.servers": "host:port"')
     if CALLBACK in values:
         _check_callback(str(values[CALLBACK]), name)
     return KafkaConfig.from_mapping(values, where=f"connection {name!r}")

@@ -205,7 +205,7 @@ def test_without_a_broker_a_failure_is_told_all_the_same(runs: Runs, slack: Webh
     FactoryNotifier("our_slack")(of_run(runs, "task_failure"))
     FactoryNotifier("our_slack")(of_run(runs, "success"))
     (told,) = slack.texts()
-    assert "not grouped with other messages: ConfigurationError: connection 'kafka_default': its extra names no broker" in told
+    assert "not grouped with other messages: ConfigurationError: connection 'kafka_default': it names no broker" in told
 
 
 def test_a_broker_that_fails_after_the_message_makes_no_second_one(runs: Runs, slack: Webhooks, monkeypatch: pytest.MonkeyPatch) -> None:

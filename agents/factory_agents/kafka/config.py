@@ -111,13 +111,16 @@ class KafkaConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, where: str = "Kafka configuration") -> KafkaConfig:
-        """From librdkafka keys (``bootstrap.servers`` among them); raises ConfigurationError for keys that librdkafka doesn't know.
+        """From librdkafka keys (``bootstrap.servers`` among them).
 
-        Keys of consumer groups and the reserved ones that the official Airflow connection often carries (``group.id``,
+        Raises ConfigurationError for keys that librdkafka doesn't know, and where no broker is named. Keys of consumer groups and the reserved ones that the official Airflow connection often carries (``group.id``,
         ``enable.auto.commit``, ``auto.offset.reset``) are for the caller to drop beforehand. A value of None leaves the key unset.
         """
         checked = _checked(values, where)
-        return cls(checked.pop("bootstrap.servers", ""), checked)
+        bootstrap = checked.pop("bootstrap.servers", "")
+        if not bootstrap.strip():
+            raise ConfigurationError(f'{where}: it names no broker; set "bootstrap.servers": "host:port"')
+        return cls(bootstrap, checked)
 
     @classmethod
     def from_env(

@@ -65,6 +65,8 @@ def test_a_connection_becomes_a_libpq_url(uri: str, expected: str) -> None:
         "postgres://db/events?options=-c+search_path%3Dx%2Cpublic%20-c%20work_mem%3D1MB",
         "postgres://db/events?sslmode=verify-full&sslrootcert=/etc/my%20certs/a%2Bb%26c.pem",
         "postgres://:5433/events",
+        "postgres://:p%40ss@db/events",
+        "postgres://:p@db/events?user=somebody",
     ],
 )
 def test_every_form_of_a_connection_is_to_libpq_what_the_official_hook_makes_of_it(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,17 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Any:
     return put
 
 
-def test_librdkafkas_keys_pass_and_a_consumers_own_are_left_out(connection: Any) -> None:
+def test_librdkafkas_keys_pass_and_those_of_groups_and_of_delivery_are_left_out(connection: Any) -> None:
     hook = connection(
         **{
             "bootstrap.servers": "b:9092",
             "group.id": "airflow",
+            "group.instance.id": "airflow-1",
+            "group.protocol": "consumer",
+            "acks": 1,
+            "retries": 0,
+            "max.in.flight.requests.per.connection": 10,
+            "delivery.timeout.ms": 300_000,
             "enable.auto.commit": False,
             "auto.offset.reset": "beginning",
             "security.protocol": "SASL_SSL",
@@ -46,6 +52,11 @@ def test_librdkafkas_keys_pass_and_a_consumers_own_are_left_out(connection: Any)
     }
     assert "hush-hush" not in repr(config)
     assert json.loads(hook.environment()["KAFKA_CONFIG"])["sasl.password"] == "hush-hush"
+
+
+@pytest.mark.parametrize("key", ["bootstrap.servers", "bootstrap_servers", "metadata.broker.list"])
+def test_the_broker_has_several_names(connection: Any, key: str) -> None:
+    assert connection(**{key: "b:9092"}).config() == KafkaConfig("b:9092")
 
 
 @pytest.mark.parametrize("key", ["sasl.password", "ssl.key.pem", "sasl.oauthbearer.client.secret"])
@@ -85,7 +96,7 @@ def test_a_callback_for_tokens_has_to_be_on_airflows_list(connection: Any, monke
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        ({}, "its extra names no broker"),
+        ({}, "it names no broker"),
         (
             {"bootstrap.servers": "b:1", "sasl.pasword": "x"},
             r"connection 'kafka_test': unknown librdkafka key 'sasl.pasword'; did you mean 'sasl.password'",
