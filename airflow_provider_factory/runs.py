@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -126,8 +127,11 @@ def instance(context: Mapping[str, Any], given: StageInput | None) -> int:
         return inherited
     if given is None or not given.sharded:
         return index
-    if mapped(context) <= given.shard.of:
+    first, again = _first_of_its_set(_mapped_shards(context), index)
+    if mapped(context) <= given.shard.of and not again:
         return inherited
+    if first is not None:
+        return first
     names = _mapped_arguments(context)
     if names and names[-1] not in ("window", "shard"):
         shards = next((name for name in names if name in ("window", "shard")), "shard")
@@ -143,6 +147,41 @@ def _mapped_arguments(context: Mapping[str, Any]) -> list[str]:
     original = getattr(context.get("dag"), "task_dict", {}).get(context["task"].task_id)
     value = getattr(getattr(original, "expand_input", None), "value", None)
     return list(value) if isinstance(value, Mapping) else []
+
+
+def _mapped_shards(context: Mapping[str, Any]) -> list[tuple[str, int] | None]:
+    """Of a task mapped by ``expand_kwargs``, the plan and the place in it that each set of arguments names; nothing for other tasks."""
+    original = getattr(context.get("dag"), "task_dict", {}).get(context["task"].task_id)
+    value = getattr(getattr(original, "expand_input", None), "value", None)
+    sets = value.resolve(context) if hasattr(value, "resolve") else value
+    return [_planned(of_one) for of_one in sets] if isinstance(sets, Sequence) else []
+
+
+def _planned(arguments: Any) -> tuple[str, int] | None:
+    for name in ("shard", "window"):
+        value = arguments.get(name) if isinstance(arguments, Mapping) else None
+        if isinstance(value, Mapping) and "plan" in value:
+            return str(value["plan"]), int(value["shard"][0])
+    return None
+
+
+def _first_of_its_set(shards: Sequence[tuple[str, int] | None], index: int) -> tuple[int | None, bool]:
+    """Where the set of shards begins that the one at ``index`` belongs to, and whether it is another set of the same plan.
+
+    Of shards that stand there several times, with other arguments each, the first ones are a set, the second ones, and so on: whether
+    all shards of the first arguments come first, or the first shard of all arguments.
+    """
+    mine = shards[index] if index < len(shards) else None
+    if mine is None:
+        return None, False
+    turn = shards[:index].count(mine)
+    seen: Counter[tuple[str, int]] = Counter()
+    for at, shard in enumerate(shards):
+        if shard is not None and shard[0] == mine[0]:
+            if seen[shard] == turn:
+                return at, turn > 0
+            seen[shard] += 1
+    return None, False
 
 
 def mapped(context: Mapping[str, Any]) -> int:

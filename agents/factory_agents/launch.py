@@ -18,7 +18,9 @@ from factory_agents.ingest import source_name
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_window_topic, plan_window, preview_window
 from factory_agents.kafka.ledger import Ledger, StageRecord
+from factory_agents.kafka.messages import readable_headers
 from factory_agents.kafka.pruner import RETENTION
+from factory_agents.kafka.reader import WRITER_HEADER, WindowReader
 from factory_agents.kafka.routes import check_version, shadow_group
 from factory_agents.kafka.shadow_group import other_writer
 from factory_agents.kafka.topics import Cluster
@@ -60,6 +62,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _LEDGER_SECONDS = 30.0
+_NEWEST, _NEWEST_SECONDS = 10, 15.0  # offsets of each partition, some of which are transactions' markers
 
 _OF_THE_OFFICIAL = ("cleanup.policy", "max.message.bytes", "retention.ms", "retention.bytes")
 """Settings that a shadow's output topic has from the official one."""
@@ -277,11 +280,20 @@ def _refuse_to_double(config: KafkaConfig, settings: AgentSettings, group: str) 
         return
     own = shadow_group(group, settings.shadow) if settings.shadow else group
     maker = other = ""
+    forgotten = False
     with suppress(FactoryError), Cluster(config) as cluster:
         if cluster.committed(own, [settings.in_topic]):
             return
+        forgotten = not settings.shadow and _wrote_last(config, cluster, settings.out_topic, own)
         other = other_writer(cluster, settings.in_topic, settings.out_topic, own)
         maker = _pipeline_that_wrote(config, cluster, settings)
+    if forgotten:
+        raise ConfigurationError(
+            f"group {own!r} has written topic {settings.out_topic!r}, and Kafka has forgotten its position: it does so "
+            f"offsets.retention.minutes after the group's last member left, and where topic {settings.in_topic!r} is deleted. Say where to "
+            f"go on (at the earliest record all that is still there is written a second time): kafka-consumer-groups --reset-offsets "
+            f"--group {own}"
+        )
     if maker:
         raise ConfigurationError(
             f"topic {settings.out_topic!r} holds what windows of pipeline {maker!r} made of {settings.in_topic!r}; a live agent starts "
@@ -295,6 +307,25 @@ def _refuse_to_double(config: KafkaConfig, settings: AgentSettings, group: str) 
             f"topic {settings.out_topic!r} is what group {other!r} makes of {settings.in_topic!r}; group {own!r} would write all of it a "
             f"second time: {'' if settings.shadow else instead}give it another topic (--out-topic){'' if settings.shadow else meant}"
         )
+
+
+def _wrote_last(config: KafkaConfig, cluster: Cluster, topic: str, group: str) -> bool:
+    """Whether a live group is among those who wrote a topic's newest records."""
+    facts = cluster.topic(topic)
+    partitions = range(facts.partitions)
+    starts, ends = cluster.log_start(topic, partitions), cluster.stable_offset(topic, partitions)
+    newest = tuple(PartitionRange(p, max(starts[p], ends[p] - _NEWEST), ends[p]) for p in partitions if starts[p] < ends[p])
+    reader = WindowReader(config, cluster, Window("", topic, facts.id, newest, name="newest"), accept_loss=True)
+    try:
+        reader.seek({}, {})
+        found = False
+        while not found and not reader.done:
+            messages = reader.batch(_NEWEST, time.monotonic() + _NEWEST_SECONDS, lambda: False)
+            writers = (value or b"" for m in messages for name, value in readable_headers(m) if name == WRITER_HEADER)
+            found = any(writer.startswith(f"live/{group}/".encode()) for writer in writers)
+        return found
+    finally:
+        reader.close()
 
 
 def _pipeline_that_wrote(config: KafkaConfig, cluster: Cluster, settings: AgentSettings) -> str:

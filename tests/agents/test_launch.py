@@ -34,6 +34,11 @@ def test_a_live_agent_that_begins_does_not_write_once_more_what_windows_have_wri
     assert counts.consumed == 20
     run_agent_live(RunContext(runs.config, stop=lambda: True), MARK, settings(runs, source, output))  # its group has a position now
 
+    group = f"factory.mark.{source}"
+    runs.admin.delete_consumer_groups([group])[group].result()  # as Kafka does with one that has had no members for a week
+    with pytest.raises(ConfigurationError, match=rf"group '{group}' has written topic '{apart}', and Kafka has forgotten its position"):
+        run_agent_live(RunContext(runs.config), MARK, settings(runs, source, apart))
+
 
 def until_seen(runs: Runs, topic: str, count: int) -> object:
     return lambda: len(runs.everything(topic)) >= count

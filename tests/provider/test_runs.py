@@ -25,7 +25,7 @@ from airflow_provider_factory.runs import (
 )
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.protocol import Order
-from factory_agents.stage_plan import StageInput, stage_input
+from factory_agents.stage_plan import StageInput, plan_shards, stage_input
 from tests.support.samples import INTERVAL, context, window
 
 
@@ -144,6 +144,28 @@ def test_each_mapped_task_is_told_apart_but_the_shards_of_one_plan(index: int, o
 def test_shards_of_several_plans_are_works_of_their_own(over: Any) -> None:
     shards = [shard(i, 3) for i in range(3)] + [shard(i, 2) for i in range(2)]
     assert [instance(mapped_task(i, 5, over), given) for i, given in enumerate(shards)] == [0, 0, 0, 3, 3]
+
+
+@pytest.mark.parametrize("argument", ["window", "shard"])
+@pytest.mark.parametrize("later", [False, True], ids=["as a list", "as a task's output"])
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [
+        ([(0, "a"), (1, "a"), (0, "b"), (1, "b")], [0, 0, 2, 2]),
+        ([(0, "a"), (0, "b"), (1, "a"), (1, "b")], [0, 1, 0, 1]),
+        ([(1, "a"), (0, "a")], [0, 0]),
+        ([(0, "a"), (0, "b")], [0, 1]),
+    ],
+    ids=["table by table", "shard by shard", "one set in any order", "some shards"],
+)
+def test_sets_of_shards_are_told_apart_in_either_order_of_a_product(
+    of: list[tuple[int, str]], expected: list[int], later: bool, argument: str
+) -> None:
+    plan = plan_shards(window(4), 2)
+    kwargs = [{argument: plan[i], "agent_params": {"table": table}} for i, table in of]
+    over = SimpleNamespace(resolve=lambda _: kwargs) if later else kwargs
+    shards = [stage_input(plan[i]) for i, _ in of]
+    assert [instance(mapped_task(i, len(of), over), given) for i, given in enumerate(shards)] == expected
 
 
 @pytest.mark.parametrize("name", ["window", "shard"])
