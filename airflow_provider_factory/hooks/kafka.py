@@ -42,7 +42,8 @@ _DROPPED = {
 class FactoryKafkaHook(KafkaBaseHook):
     """Reads a connection of the official type ``kafka``.
 
-    Settings in its extra of consumer groups, which windows have none of, and of producers' delivery, which transactions decide, are left out.
+    Settings in its extra of consumer groups, which windows have none of, and of producers' delivery, which transactions decide, are left
+    out.
     """
 
     def __init__(self, kafka_config_id: str = KafkaBaseHook.default_conn_name) -> None:

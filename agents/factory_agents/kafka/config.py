@@ -113,8 +113,9 @@ class KafkaConfig:
     def from_mapping(cls, values: Mapping[str, Any], *, where: str = "Kafka configuration") -> KafkaConfig:
         """From librdkafka keys (``bootstrap.servers`` among them).
 
-        Raises ConfigurationError for keys that librdkafka doesn't know, and where no broker is named. Keys of consumer groups and the reserved ones that the official Airflow connection often carries (``group.id``,
-        ``enable.auto.commit``, ``auto.offset.reset``) are for the caller to drop beforehand. A value of None leaves the key unset.
+        Raises ConfigurationError for keys that librdkafka doesn't know, and where no broker is named. Keys of consumer groups and the
+        reserved ones that the official Airflow connection often carries (``group.id``, ``enable.auto.commit``, ``auto.offset.reset``) are
+        for the caller to drop beforehand. A value of None leaves the key unset.
         """
         checked = _checked(values, where)
         bootstrap = checked.pop("bootstrap.servers", "")

@@ -23,8 +23,8 @@ from factory_agents.kafka.routes import Limits, rolled_back, shifted, started
 from factory_agents.protocol import Counts
 from factory_agents.rollouts import Rollouts
 from factory_agents.runtime.agents import AgentFunction, agent
-from factory_agents.runtime.dependencies import Dependency
 from factory_agents.runtime.dead_letters import LetterTopic, Selection
+from factory_agents.runtime.dependencies import Dependency
 from factory_agents.runtime.exact_sink import ExactSink
 from factory_agents.runtime.live import LiveSettings
 from factory_agents.runtime.session import RunContext
