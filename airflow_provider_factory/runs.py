@@ -153,7 +153,8 @@ def _mapped_shards(context: Mapping[str, Any]) -> list[tuple[str, int] | None]:
     """Of a task mapped by ``expand_kwargs``, the plan and the place in it that each set of arguments names; nothing for other tasks."""
     original = getattr(context.get("dag"), "task_dict", {}).get(context["task"].task_id)
     value = getattr(getattr(original, "expand_input", None), "value", None)
-    sets = value.resolve(context) if hasattr(value, "resolve") else value
+    resolve = getattr(value, "resolve", None)
+    sets = value if resolve is None else resolve(context)
     return [_planned(of_one) for of_one in sets] if isinstance(sets, Sequence) else []
 
 
