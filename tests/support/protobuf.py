@@ -32,9 +32,16 @@ def field(name: str, number: int, type_: str, *, repeated: bool = False, optiona
     return made
 
 
-def message(name: str, *fields: Field, nested: Sequence[descriptor_pb2.DescriptorProto] = ()) -> descriptor_pb2.DescriptorProto:
-    """A message's type; optional fields get the unions that stand for them."""
+def message(
+    name: str, *fields: Field, nested: Sequence[descriptor_pb2.DescriptorProto] = (), **oneofs: Sequence[str]
+) -> descriptor_pb2.DescriptorProto:
+    """A message's type; ``oneofs`` are fields of which one is set, and optional fields get the unions that stand for them."""
     made = descriptor_pb2.DescriptorProto(name=name, field=fields, nested_type=nested)
+    for index, members in enumerate(oneofs.values()):
+        made.oneof_decl.add(name=list(oneofs)[index])
+        for own in made.field:
+            if own.name in members:
+                own.oneof_index = index
     for own in made.field:
         if own.proto3_optional:
             own.oneof_index = len(made.oneof_decl)

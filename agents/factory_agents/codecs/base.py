@@ -81,15 +81,15 @@ class Codec:
         """Free what it holds."""
 
 
-def to_json(event: dict[str, Any]) -> bytes:
-    """An event as JSON text; raises Reject for what is no event, or holds what JSON cannot say."""
+def to_json(event: dict[str, Any], *, floats: bool = True) -> bytes:
+    """An event as JSON text; raises Reject for what is no event, or holds what JSON cannot say. Without ``floats`` no number is none."""
     if type(event) is not dict:
         raise Reject(f"expected an event (a dict), got {type(event).__name__}", rule="decode")
     try:
         text = _encode(event)
     except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise Reject(f"the event cannot be written as JSON: {error}", rule="decode") from error
-    if b"null" in text:
+    if floats and b"null" in text:
         refuse_nan(event)
     return text
 

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from factory_agents.codecs.base import from_json, to_json
+from factory_agents.codecs.base import to_json
 from factory_agents.codecs.framing import SCHEMA_HEADER, RegistryCodec, SchemaKey, key_of_header, spoken
 from factory_agents.codecs.registry import StoredSchema
 from factory_agents.errors import ConfigurationError
@@ -15,6 +15,7 @@ from factory_agents.reject import Reject
 
 if TYPE_CHECKING:
     from factory_agents.codecs.protobuf_types import File
+    from factory_agents.codecs.protobuf_writing import Parser
 
 __all__ = ["ProtobufCodec"]
 
@@ -28,6 +29,10 @@ class _Reader(NamedTuple):
     parse: Callable[[bytes], Any]
     plain: Callable[[Any], dict[str, Any]]
     name: str
+    requires: bool
+    """Whether a message may lack what it requires."""
+    floats: bool
+    """Whether an event may hold what is no number."""
 
 
 class ProtobufCodec(RegistryCodec):
@@ -58,7 +63,7 @@ class ProtobufCodec(RegistryCodec):
         self._readers: dict[tuple[SchemaKey, bytes], _Reader] = {}
         self._by_name: dict[str, _Reader] = {}
         self._own_file: tuple[File, dict[str, File]] | None = None
-        self._class: Any = None
+        self._parse: Parser | None = None
         super().__init__(topic, pinned, subject, version, framing, rules, compatibility, writing)
         if message:
             self.identity = {**(self.identity or {}), "message": message}
@@ -67,14 +72,16 @@ class ProtobufCodec(RegistryCodec):
             self.headers = tuple((header, data + self._indexes) for header, data in self.headers)
 
     def _use(self, own: StoredSchema) -> None:
-        from factory_agents.codecs.protobuf_types import message_class, message_name, message_path
+        from factory_agents.codecs.protobuf_types import holds, is_required, message_class, message_name, message_path
+        from factory_agents.codecs.protobuf_writing import parser
 
         self._own_file = file, others = self._files(own)
         name = self._message or (message_name(file, [0]) if file.message_type else "")
         path = message_path(file, name) if name else None
         if path is None:
             raise Reject(f"it has no message {name!r}; it has {', '.join(m.name for m in file.message_type) or 'none'}")
-        self._class = _usable(lambda: message_class(file, others, name))
+        class_ = _usable(lambda: message_class(file, others, name))
+        self._parse, self._requires = parser(class_), holds(class_.DESCRIPTOR, is_required)
         self._indexes = _written(path)
 
     def _files(self, schema: StoredSchema) -> tuple[File, dict[str, File]]:
@@ -99,6 +106,14 @@ class ProtobufCodec(RegistryCodec):
 
     def decode(self, value: bytes, headers: Headers) -> dict[str, Any]:
         """See ``Codec.decode``."""
+        return self._decoded(value, headers)[0]
+
+    def decode_json(self, value: bytes, headers: Headers) -> bytes:
+        """See ``Codec.decode_json``."""
+        event, floats = self._decoded(value, headers)
+        return to_json(event, floats=floats)
+
+    def _decoded(self, value: bytes, headers: Headers) -> tuple[dict[str, Any], bool]:
         key, place, start = self._placed(value, headers)
         reader = self._readers.get((key, place))
         if reader is None:
@@ -108,10 +123,10 @@ class ProtobufCodec(RegistryCodec):
             event = reader.plain(message)
         except Exception as error:
             raise Reject(f"not Protobuf of message {reader.name!r}: {type(error).__name__}: {error}".rstrip(": "), rule="decode") from error
-        if not message.IsInitialized():
+        if reader.requires and not message.IsInitialized():
             missing = ", ".join(message.FindInitializationErrors())
             raise Reject(f"not Protobuf of message {reader.name!r}: without what it requires: {missing}", rule="decode")
-        return event
+        return event, reader.floats
 
     def _placed(self, value: bytes, headers: Headers) -> tuple[SchemaKey, bytes, int]:
         """How a record names its schema, where in it its message is, and where the message begins."""
@@ -155,10 +170,11 @@ class ProtobufCodec(RegistryCodec):
         return self._by_name.get(name) or self._by_name.setdefault(name, self._reader(name, *self._own_file))
 
     def _reader(self, name: str, file: File, others: dict[str, File]) -> _Reader:
-        from factory_agents.codecs.protobuf_types import message_class, plain
+        from factory_agents.codecs.protobuf_types import holds, is_float, is_required, message_class, plain
 
         class_ = _usable(lambda: message_class(file, others, name))
-        return _Reader(class_.FromString, plain(class_.DESCRIPTOR), name)
+        of = class_.DESCRIPTOR
+        return _Reader(class_.FromString, plain(of), name, holds(of, is_required), holds(of, is_float))
 
     # Writing
 
@@ -168,15 +184,15 @@ class ProtobufCodec(RegistryCodec):
 
     def encode_json(self, text: bytes) -> bytes:
         """See ``Codec.encode_json``: a field that the message doesn't have, or a value that doesn't fit, is rejected."""
-        from google.protobuf.json_format import Error, ParseDict
+        from google.protobuf.json_format import Error
 
-        if self._class is None:
+        if self._parse is None:
             raise ConfigurationError(f"{self}: it was opened for reading")
         try:
-            message = ParseDict(from_json(text), self._class())
+            message = self._parse(text)
         except (Error, RecursionError) as error:
             raise Reject(f"not as subject {self._subject!r} says: {error}", rule="encode") from error
-        if not message.IsInitialized():
+        if self._requires and not message.IsInitialized():
             missing = ", ".join(message.FindInitializationErrors())
             raise Reject(f"not as subject {self._subject!r} says: without what it requires: {missing}", rule="encode")
         return self._prefix + bytes(message.SerializeToString())

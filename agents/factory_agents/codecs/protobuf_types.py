@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import importlib
-from collections.abc import Callable, Mapping
+import keyword
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeAlias
 
@@ -14,7 +17,19 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 
-__all__ = ["File", "compiled", "message_class", "message_name", "message_path", "plain"]
+__all__ = [
+    "WRAPPERS",
+    "File",
+    "compiled",
+    "holds",
+    "is_float",
+    "is_required",
+    "map_parts",
+    "message_class",
+    "message_name",
+    "message_path",
+    "plain",
+]
 
 File: TypeAlias = "descriptor_pb2.FileDescriptorProto"
 _Plain: TypeAlias = Callable[[Any], Any]
@@ -22,11 +37,12 @@ _Plain: TypeAlias = Callable[[Any], Any]
 _KNOWN = ("google/", "confluent/")
 """Where the files lie that every registry knows without a reference; confluent's are in its client."""
 _AS_JSON = ("google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue", "google.protobuf.Any")
-_AS_TEXT = ("google.protobuf.Timestamp", "google.protobuf.Duration", "google.protobuf.FieldMask")
-_WRAPPERS = frozenset(
+_AS_TEXT = ("google.protobuf.Duration", "google.protobuf.FieldMask")
+WRAPPERS = frozenset(
     f"google.protobuf.{kind}Value" for kind in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
 )
 _DECIMAL = "confluent.type.Decimal"
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # it is written without a zone
 
 
 def compiled(text: str) -> File | None:
@@ -100,30 +116,53 @@ def plain(descriptor: Descriptor, seen: dict[str, _Plain] | None = None) -> _Pla
     seen = {} if seen is None else seen
     if (found := seen.get(descriptor.full_name)) is not None:
         return found
-    fields: list[tuple[str, bool, _Plain | None]] = []
-
-    def convert(message: Any) -> dict[str, Any]:
-        event: dict[str, Any] = {}
-        for name, told_apart, of in fields:
-            if told_apart and not message.HasField(name):
-                event[name] = None
-            else:
-                value = getattr(message, name)
-                event[name] = value if of is None else of(value)
-        return event
-
     own = _of_known(descriptor)
-    seen[descriptor.full_name] = own or convert
-    if own is None:
-        fields += [(field.name, field.has_presence, _of_field(field, seen)) for field in descriptor.fields]
-    return own or convert
+    if own is not None:
+        seen[descriptor.full_name] = own
+        return own
+    converts: list[_Plain] = []
+
+    def until_made(message: Any) -> Any:  # for a message that holds itself
+        return converts[0](message)
+
+    seen[descriptor.full_name] = until_made
+    converts.append(_reader([(field.name, field.has_presence, _of_field(field, seen)) for field in descriptor.fields]))
+    seen[descriptor.full_name] = converts[0]
+    return converts[0]
+
+
+def _reader(fields: Sequence[tuple[str, bool, _Plain | None]]) -> _Plain:
+    """What makes a dict of a message: one expression, compiled, which names each field. ``fields``: name, may be unset, converted by."""
+    given: dict[str, Any] = {}
+    message, null = ast.Name("message", ast.Load()), ast.Constant(None)
+    values: list[ast.expr] = []
+    for i, (name, told_apart, of) in enumerate(fields):
+        value: ast.expr
+        if name.isidentifier() and not keyword.iskeyword(name):
+            value = ast.Attribute(message, name, ast.Load())
+        else:
+            value = ast.Call(ast.Name("getattr", ast.Load()), [message, ast.Constant(name)], [])
+        if of is not None:
+            given[f"of_{i}"] = of
+            value = ast.Call(ast.Name(f"of_{i}", ast.Load()), [value], [])
+        if told_apart:
+            is_set = ast.Call(ast.Attribute(message, "HasField", ast.Load()), [ast.Constant(name)], [])
+            value = ast.IfExp(is_set, value, null)
+        values.append(value)
+    event = ast.Dict([ast.Constant(name) for name, _, _ in fields], values)
+    arguments = ast.arguments(posonlyargs=[], args=[ast.arg("message")], kwonlyargs=[], kw_defaults=[], defaults=[])
+    tree = ast.fix_missing_locations(ast.Expression(ast.Lambda(arguments, event)))
+    read: _Plain = eval(compile(tree, "<message>", "eval"), given)  # of names that Protobuf has checked, never of text
+    return read
 
 
 def _of_known(descriptor: Descriptor) -> _Plain | None:
     name = descriptor.full_name
+    if name == "google.protobuf.Timestamp":
+        return _time
     if name in _AS_TEXT:
         return lambda message: message.ToJsonString()
-    if name in _WRAPPERS:
+    if name in WRAPPERS:
         return lambda message: message.value
     if name in _AS_JSON:
         return lambda message: MessageToDict(message, preserving_proto_field_name=True)
@@ -132,11 +171,26 @@ def _of_known(descriptor: Descriptor) -> _Plain | None:
     return None
 
 
+def _time(message: Any) -> str:
+    """As its own ``ToJsonString``, which takes some times as long."""
+    seconds, nanos = message.seconds, message.nanos
+    try:
+        text = (_EPOCH + timedelta(seconds=seconds)).isoformat()
+    except OverflowError:
+        seconds = None
+    if seconds is None or not 0 <= nanos < 1_000_000_000:
+        return str(message.ToJsonString())  # which says what is wrong
+    if nanos == 0:
+        return text + "Z"
+    digits = f"{nanos:09}"
+    return f"{text}.{digits[:3] if nanos % 1_000_000 == 0 else digits[:6] if nanos % 1_000 == 0 else digits}Z"
+
+
 def _of_field(field: FieldDescriptor, seen: dict[str, _Plain]) -> _Plain | None:
     """What makes plain data of a field's values; None where they are plain."""
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        of = _of_one(field.message_type.fields_by_name["value"], seen)
-        key: _Plain = _bool_key if field.message_type.fields_by_name["key"].type == FieldDescriptor.TYPE_BOOL else str
+    if parts := map_parts(field):
+        of = _of_one(parts[1], seen)
+        key: _Plain = _bool_key if parts[0].type == FieldDescriptor.TYPE_BOOL else str
         return (
             (lambda values: {key(k): v for k, v in values.items()})
             if of is None
@@ -146,6 +200,37 @@ def _of_field(field: FieldDescriptor, seen: dict[str, _Plain]) -> _Plain | None:
     if field.is_repeated:
         return list if of_one is None else lambda values: list(map(of_one, values))
     return of_one
+
+
+def map_parts(field: FieldDescriptor) -> tuple[FieldDescriptor, FieldDescriptor] | None:
+    """The key and the value of a field that is a map."""
+    entry = field.message_type
+    if entry is None or not entry.GetOptions().map_entry:
+        return None
+    return entry.fields_by_name["key"], entry.fields_by_name["value"]
+
+
+def holds(descriptor: Descriptor, what: Callable[[FieldDescriptor], bool]) -> bool:
+    """Whether a field of such a message, or of one within it, is ``what``."""
+    seen, left = {descriptor.full_name}, [descriptor]
+    while left:
+        for field in left.pop().fields:
+            if what(field):
+                return True
+            if field.message_type is not None and field.message_type.full_name not in seen:
+                seen.add(field.message_type.full_name)
+                left.append(field.message_type)
+    return False
+
+
+def is_required(field: FieldDescriptor) -> bool:
+    """Whether a message without it is none."""
+    return field.is_required
+
+
+def is_float(field: FieldDescriptor) -> bool:
+    """Whether its values may be no number, or infinite."""
+    return field.cpp_type in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 
 
 def _bool_key(key: bool) -> str:
