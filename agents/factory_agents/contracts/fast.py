@@ -15,6 +15,7 @@ import msgspec
 
 from factory_agents.contracts.expressions import Expression, compile_all
 from factory_agents.contracts.schema import Schema
+from factory_agents.contracts.wording import REMARKS, TOP
 
 __all__ = ["FastPath", "NotFast", "compile_fast"]
 
@@ -35,9 +36,7 @@ class FastPath:
     names: Mapping[str, str]
 
 
-_REMARKS = {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id"}
-_TOP = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", *_REMARKS}
-_OBJECT = {"type", "properties", "required", "additionalProperties", *_REMARKS}
+_OBJECT = {"type", "properties", "required", "additionalProperties", *REMARKS}
 _MOST_DEPTH = 20
 _INT64 = 1 << 63
 
@@ -53,7 +52,7 @@ def compile_fast(
     whole = schema.plain
     if not isinstance(whole, dict) or whole.get("type") != "object":
         raise NotFast("the schema isn't of type object alone")
-    if unknown := sorted(k for k in whole if k not in _TOP and not k.startswith("x-")):
+    if unknown := sorted(k for k in whole if k not in TOP and not k.startswith("x-")):
         raise NotFast(f"the schema has {unknown[0]}")
     plain = {name for e in expressions for name, _, _ in e.fields} | set(values)
     known = [*whole.get("required", ()), *sorted(plain), *used]
@@ -111,7 +110,7 @@ class _Types:
             return Any
         if not isinstance(part, dict) or depth > _MOST_DEPTH:
             raise NotFast
-        said = {key: value for key, value in part.items() if key not in _REMARKS and not key.startswith("x-")}
+        said = {key: value for key, value in part.items() if key not in REMARKS and not key.startswith("x-")}
         if not said:
             return Any
         if "enum" in said or "const" in said:

@@ -18,7 +18,7 @@ import msgspec
 from factory_agents.contracts.documents import Document, KeyPath, did_you_mean, show
 from factory_agents.contracts.drafts import Draft, Translation, contract_name
 from factory_agents.contracts.odcs_types import PropertyReader, field_name
-from factory_agents.contracts.schema import wording
+from factory_agents.contracts.wording import wording
 from factory_agents.errors import ContractError
 
 __all__ = ["NEWEST", "OPERATORS", "Finding", "is_odcs", "read_odcs", "standard_errors"]

@@ -12,8 +12,9 @@ from urllib.parse import urldefrag
 from factory_agents.contracts.documents import Document, KeyPath, did_you_mean, one_of, show
 from factory_agents.contracts.patterns import PatternError, bounded, check_pattern, engine
 from factory_agents.contracts.references import Place, References
+from factory_agents.contracts.wording import Explain, single_fault, wording
 
-__all__ = ["FieldType", "Schema", "Violation", "compile_schema", "wording"]
+__all__ = ["FieldType", "Schema", "Violation", "compile_schema"]
 
 
 class Violation(NamedTuple):
@@ -52,10 +53,14 @@ class Schema:
     plain: Any = field(repr=False)
     part: Callable[[Sequence[str]], Callable[[Any], bool]] = field(repr=False)
     _errors: Callable[[Any], Iterator[Any]] = field(repr=False)
+    _single_fault: Explain | None = field(repr=False, default=None)
 
     def violations(self, event: Any) -> list[Violation]:
         """Everything that breaks the schema: path, what was expected, what came. Of an event of very many values, only whether it does."""
         try:
+            if self._single_fault is not None and (found := self._single_fault(event)) is not None:
+                name, why = found
+                return [Violation(f"schema:{name}", f"{name}: {why}")]
             if _is_large(event):
                 why = f"breaks the schema; it holds more than {_MOST_VALUES:,} values, too many to say of each what is wrong"
                 return [] if self.is_valid(event) else [Violation("schema", f"the event: {why}")]
@@ -100,49 +105,6 @@ def _is_large(event: Any) -> bool:
 def _dotted(path: list[str | int]) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
-
-
-_EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
-    "type": lambda f: " or ".join(sorted(f["types"], key=lambda t: (t == "null", t))),
-    "enum": lambda f: "one of " + ", ".join(map(show, f["options"][:10])) + (", …" if len(f["options"]) > 10 else ""),
-    "constant": lambda f: show(f["expected_value"]),
-    "const": lambda f: show(f["expected_value"]),
-    "minimum": lambda f: f"at least {f['limit']}",
-    "maximum": lambda f: f"at most {f['limit']}",
-    "exclusiveMinimum": lambda f: f"more than {f['limit']}",
-    "exclusiveMaximum": lambda f: f"less than {f['limit']}",
-    "minLength": lambda f: f"at least {f['limit']} characters",
-    "maxLength": lambda f: f"at most {f['limit']} characters",
-    "minItems": lambda f: f"at least {f['limit']} items",
-    "maxItems": lambda f: f"at most {f['limit']} items",
-    "multipleOf": lambda f: f"a multiple of {f['multiple_of']}",
-    "pattern": lambda f: f"text matching {f['pattern']}",
-    "format": lambda f: f"the format {f['format']}",
-    "uniqueItems": lambda _: "items without repetition",
-}
-
-
-def wording(error: Any, of: Any = None) -> str:
-    """A validator's error as what was expected and what came; ``of`` is its kind, which is slow to ask for."""
-    of = of or error.kind
-    kind: str = of.name
-    facts: dict[str, Any] = of.as_dict()
-    if kind == "required":
-        return "expected a value, got none (the field is missing)"
-    if kind in ("additionalProperties", "unevaluatedProperties"):
-        return f"expected only declared fields, got also {', '.join(map(show, facts['unexpected'][:5]))}"
-    if kind in ("anyOf", "oneOfNotValid", "oneOf"):
-        options = [branch[0] for branch in facts.get("context", []) if branch]
-        if options and all(o.kind.name == "type" and o.instance_path == error.instance_path for o in options):
-            kind, facts = "type", {"types": [t for o in options for t in o.kind.as_dict()["types"]]}
-        if [o.kind.name for o in options] == ["minLength", "pattern"]:  # of a large expression: see ``bounded``
-            kind, facts = "pattern", options[1].kind.as_dict()
-    if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind](facts)}, got {show(error.instance)}"
-    if kind == "not" and list(facts["schema"]) == ["pattern", "type"]:
-        return f"expected text not matching {facts['schema']['pattern']}, got {show(error.instance)}"
-    message: str = error.message
-    return message if len(message) <= 200 else message[:199] + "…"
 
 
 _IN_MAPPINGS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -217,8 +179,17 @@ class _Compiler:
         files = {self._references.relative(uri): document for uri, document in self._references.files.items()}
         content = [top.data, {name: document.data for name, document in files.items()}]
         texts = {name: document.text for name, document in files.items()}
+        plain = self._copy(top)
         return Schema(
-            validator.is_valid, self._fields(), content, texts, tuple(self._notes), self._copy(top), self._part, validator.iter_errors
+            validator.is_valid,
+            self._fields(),
+            content,
+            texts,
+            tuple(self._notes),
+            plain,
+            self._part,
+            validator.iter_errors,
+            single_fault(plain, self._part),
         )
 
     def _validator(self, schema: Any, uri: str = "") -> Any:

@@ -1,0 +1,196 @@
+"""What is said of a value that breaks a schema: by the validator's errors, or without them where one plain thing is wrong.
+
+An error of the validator's costs several times as much as its verdict, and most bad events break their schema in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from factory_agents.contracts.documents import show
+from factory_agents.contracts.patterns import compile_search
+
+__all__ = ["REMARKS", "TOP", "Explain", "single_fault", "wording"]
+
+Explain: TypeAlias = Callable[[Any], "tuple[str, str] | None"]
+"""The one field that is wrong, and why; None where the validator has to say."""
+
+REMARKS = {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id"}
+TOP = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", *REMARKS}
+"""The keywords of an event's schema that says of each field for itself what it is."""
+
+_MISSING_FIELD = "expected a value, got none (the field is missing)"
+
+_EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "type": lambda f: " or ".join(sorted(f["types"], key=lambda t: (t == "null", t))),
+    "enum": lambda f: "one of " + ", ".join(map(show, f["options"][:10])) + (", …" if len(f["options"]) > 10 else ""),
+    "constant": lambda f: show(f["expected_value"]),
+    "const": lambda f: show(f["expected_value"]),
+    "minimum": lambda f: f"at least {f['limit']}",
+    "maximum": lambda f: f"at most {f['limit']}",
+    "exclusiveMinimum": lambda f: f"more than {f['limit']}",
+    "exclusiveMaximum": lambda f: f"less than {f['limit']}",
+    "minLength": lambda f: f"at least {f['limit']} characters",
+    "maxLength": lambda f: f"at most {f['limit']} characters",
+    "minItems": lambda f: f"at least {f['limit']} items",
+    "maxItems": lambda f: f"at most {f['limit']} items",
+    "multipleOf": lambda f: f"a multiple of {f['multiple_of']}",
+    "pattern": lambda f: f"text matching {f['pattern']}",
+    "format": lambda f: f"the format {f['format']}",
+    "uniqueItems": lambda _: "items without repetition",
+}
+
+
+def wording(error: Any, of: Any = None) -> str:
+    """A validator's error as what was expected and what came; ``of`` is its kind, which is slow to ask for."""
+    of = of or error.kind
+    kind: str = of.name
+    facts: dict[str, Any] = of.as_dict()
+    if kind == "required":
+        return _MISSING_FIELD
+    if kind in ("additionalProperties", "unevaluatedProperties"):
+        return f"expected only declared fields, got also {', '.join(map(show, facts['unexpected'][:5]))}"
+    if kind in ("anyOf", "oneOfNotValid", "oneOf"):
+        options = [branch[0] for branch in facts.get("context", []) if branch]
+        if options and all(o.kind.name == "type" and o.instance_path == error.instance_path for o in options):
+            kind, facts = "type", {"types": [t for o in options for t in o.kind.as_dict()["types"]]}
+        if [o.kind.name for o in options] == ["minLength", "pattern"]:  # of a large expression: see ``bounded``
+            kind, facts = "pattern", options[1].kind.as_dict()
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind](facts)}, got {show(error.instance)}"
+    if kind == "not" and list(facts["schema"]) == ["pattern", "type"]:
+        return f"expected text not matching {facts['schema']['pattern']}, got {show(error.instance)}"
+    message: str = error.message
+    return message if len(message) <= 200 else message[:199] + "…"
+
+
+_Test: TypeAlias = Callable[[Any], Any]
+_KINDS: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
+_EVERY = frozenset(kind for kinds in _KINDS.values() for kind in kinds)
+_PLAIN = (str, int, float, bool, type(None))
+_TESTS: dict[str, tuple[frozenset[type], str]] = {
+    "minLength": (frozenset({str}), "len(v) >= {0}"),
+    "maxLength": (frozenset({str}), "len(v) <= {0}"),
+    "minimum": (frozenset({int, float}), "v >= {0}"),
+    "maximum": (frozenset({int, float}), "v <= {0}"),
+    "exclusiveMinimum": (frozenset({int, float}), "v > {0}"),
+    "exclusiveMaximum": (frozenset({int, float}), "v < {0}"),
+    "pattern": (frozenset({str}), "{0}(v)"),
+    "enum": (_EVERY, "(type(v) is str and v in {0})"),
+}
+"""What a keyword asks of a value ``v`` of some types, by what it says (``{0}``): Python's own text, in which nothing of a schema stands."""
+_EXACT = 2**53
+
+
+class _Field(NamedTuple):
+    """What a schema says of one field: the types of its values, and tests, each of values of some types, with what it expects.
+
+    No tests where the schema says more of it.
+    """
+
+    name: str
+    types: frozenset[type]
+    tests: Sequence[tuple[frozenset[type], _Test, str]] | None
+
+
+def single_fault(schema: Any, part: Callable[[Sequence[str]], _Test]) -> Explain | None:
+    """What finds the one thing that is wrong with an event, by a schema as the validator has it; ``part`` checks what is at a path.
+
+    None for a schema that isn't of each field for itself.
+    """
+    if not isinstance(schema, dict) or schema.get("type") != "object" or not isinstance(schema.get("additionalProperties", True), bool):
+        return None
+    if any(key not in TOP and not key.startswith("x-") for key in schema):
+        return None
+    properties: dict[str, Any] = schema.get("properties", {})
+    needed, declared = frozenset(schema.get("required", ())), properties.keys()
+    closed = schema.get("additionalProperties", True) is False
+    finder = _Finder()
+    fields = [finder.add(name, said, part) for name, said in properties.items()]
+    find = finder.made()
+
+    def explain(event: Any) -> tuple[str, str] | None:
+        if type(event) is not dict or (closed and not event.keys() <= declared):
+            return None
+        wrong = find(event.get)
+        if event.keys() >= needed:
+            if len(wrong) != 1:
+                return None
+            name, why = fields[wrong[0]].name, _why(fields[wrong[0]], event[fields[wrong[0]].name])
+            return None if why is None else (name, why)
+        missing = needed - event.keys()
+        return None if wrong or len(missing) != 1 or not missing <= declared else (*missing, _MISSING_FIELD)
+
+    return explain
+
+
+def _why(field: _Field, value: Any) -> str | None:
+    """What is wrong with a value, where it is plain and one thing is."""
+    if field.tests is None or type(value) not in _PLAIN or (type(value) is float and int in field.types and float not in field.types):
+        return None  # some dialects call 1.0 an integer
+    expected = [what for of, test, what in field.tests if type(value) in of and not test(value)]
+    return f"expected {expected[0]}, got {show(value)}" if len(expected) == 1 else None
+
+
+class _Finder:
+    """Makes one function of the tests of all fields: the places of those whose values are wrong, of an event's ``get``."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {"missing": object()}
+        self._lines = ["def find(get):", " wrong = []"]
+        self._count = 0
+
+    def made(self) -> Callable[[Callable[..., Any]], list[int]]:
+        exec("\n".join([*self._lines, " return wrong"]), self._known)  # of names made here
+        find: Callable[[Callable[..., Any]], list[int]] = self._known["find"]
+        return find
+
+    def add(self, name: str, schema: Any, part: Callable[[Sequence[str]], _Test]) -> _Field:
+        types: frozenset[type] = frozenset()
+        tests: list[tuple[frozenset[type], str, str]] | None = None
+        if isinstance(schema, dict):
+            said = {key: value for key, value in schema.items() if key not in REMARKS and not key.startswith("x-")}
+            given = said.pop("type", [])
+            kinds = [given] if isinstance(given, str) else given
+            types = frozenset(kind for name in kinds for kind in _KINDS[name]) or _EVERY
+            tests = [] if types == _EVERY else [(_EVERY, f"type(v) in {self._name(types)}", _EXPECTED["type"]({"types": kinds}))]
+            for key, limit in said.items():
+                test = self._test(key, limit, types)
+                tests = None if test is None or tests is None else [*tests, test]
+        condition = f"{self._name(part(('properties', name)))}(v)" if tests is None else " and ".join(f"({test})" for _, test, _ in tests)
+        if condition:
+            self._lines += [f" v = get({self._name(name)}, missing)", f" if v is not missing and not ({condition}):"]
+            self._lines.append(f"  wrong.append({self._count})")
+        self._count += 1
+        if tests is None:
+            return _Field(name, types, None)
+        return _Field(name, types, [(of, eval(f"lambda v: {test}", self._known), what) for of, test, what in tests])
+
+    def _name(self, value: Any) -> str:
+        """What a value is called in the function."""
+        name = f"x{len(self._known)}"
+        self._known[name] = value
+        return name
+
+    def _test(self, key: str, limit: Any, types: frozenset[type]) -> tuple[frozenset[type], str, str] | None:
+        """A keyword's test and what it expects; None for one that is left to the validator."""
+        value, facts = limit, {"limit": limit, "pattern": limit, "options": limit}
+        if key == "enum" and limit and all(type(option) is str for option in limit):
+            value = frozenset(limit)
+        elif key == "pattern" and type(limit) is str:
+            value = compile_search(limit)
+        elif key not in _TESTS or type(limit) not in ((int,) if key.endswith("Length") else (int, float)) or abs(limit) >= _EXACT:
+            return None
+        of, test = _TESTS[key]
+        others = types - of
+        guard = "" if not others else "v is None or " if others == {type(None)} else f"type(v) not in {self._name(of)} or "
+        return of, guard + test.format(self._name(value)), _EXPECTED[key](facts)
