@@ -41,7 +41,8 @@ def test_a_live_agent_that_begins_does_not_write_once_more_what_windows_have_wri
 
 
 def until_seen(runs: Runs, topic: str, count: int) -> object:
-    return lambda: len(runs.everything(topic)) >= count
+    partitions = range(runs.cluster.topic(topic).partitions)
+    return lambda: sum(runs.cluster.stable_offset(topic, partitions).values()) >= count and len(runs.everything(topic)) >= count
 
 
 def test_a_dry_run_over_an_overlapping_interval_names_the_way_on(runs: Runs) -> None:
