@@ -150,6 +150,7 @@ def get_provider_info() -> dict[str, Any]:
                         "agent_pod",
                         "deploy_agent",
                         "kafka_agent",
+                        "preview",
                         "replay",
                         "rollout",
                         "temporal_pipeline",
