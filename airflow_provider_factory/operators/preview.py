@@ -98,7 +98,7 @@ def _stage(context: Context, dag_id: str, task_id: str) -> KafkaAgentOperator:
     dag = _dag(context, dag_id)
     found = dag.task_dict.get(task_id)
     kind = found.operator_class if isinstance(found, MappedOperator) else type(found)
-    if not (isinstance(kind, type) and issubclass(kind, KafkaAgentOperator)):
+    if not issubclass(kind, KafkaAgentOperator):
         raise ConfigurationError(f"DAG {dag_id!r} has no stage {task_id!r}: expected a task that is a KafkaAgentOperator")
     if isinstance(found, MappedOperator):
         mapped = getattr(found.expand_input, "value", None)
@@ -106,7 +106,7 @@ def _stage(context: Context, dag_id: str, task_id: str) -> KafkaAgentOperator:
             over = ", ".join(sorted(mapped.keys() - _GIVEN)) if isinstance(mapped, dict) else "sets of arguments"
             raise ConfigurationError(f"stage {task_id!r} is mapped over {over}, so that it is several agents; a preview tries one")
         found = found.unmap(dict.fromkeys(mapped))
-    stage = found.prepare_for_execution()
+    stage: KafkaAgentOperator = found.prepare_for_execution()
     stage.window = stage.shard = None
     if stage.agent in ("ingest", "replicate"):
         raise ConfigurationError(f"stage {task_id!r} reads no topic, so there are no records to try it on")
@@ -122,7 +122,7 @@ def _dag(context: Context, dag_id: str) -> Any:
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.dag_processing.dagbag import BundleDagBag
 
-    ti = context["ti"]
+    ti: Any = context["ti"]
     try:
         known = ti.get_dag(dag_id)
     except AirflowRuntimeError as error:

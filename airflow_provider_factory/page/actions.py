@@ -8,12 +8,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_factory.page.access import PREVIEW_DAG, REPLAY_DAG
-from airflow_provider_factory.page.runs import more_intervals_than, session
+from airflow_provider_factory.page.runs import more_intervals_than, session, unfinished_run
 from airflow_provider_factory.page.snapshot import Snapshot
 from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.dead_letters import place_of_letter
 
-__all__ = ["MOST_RUNS", "Planned", "backfill", "planned_runs", "preview", "preview_topics", "replay", "replay_conf", "replay_targets"]
+__all__ = [
+    "MOST_RUNS",
+    "Planned",
+    "backfill",
+    "planned_runs",
+    "preview",
+    "preview_stages",
+    "preview_topics",
+    "replay",
+    "replay_conf",
+    "replay_targets",
+]
 
 MOST_RUNS = 336
 """Most runs that one backfill from here makes: as many as a calendar shows."""
@@ -122,7 +133,13 @@ def replay_conf(pipeline: str, topic: str, to: str, *, positions: Sequence[str] 
 
 
 def replay(conf: dict[str, Any], user: str) -> str:
-    """Start a run of the replay DAG; returns its id. Raises ConfigurationError where that DAG isn't there, or takes no runs."""
+    """Start a run of the replay DAG; returns its id.
+
+    Raises ConfigurationError where that DAG isn't there, or takes no runs, or where just this replay is under way already.
+    """
+    with session() as opened:
+        if same := unfinished_run(opened, REPLAY_DAG, conf):
+            raise ConfigurationError(f"just this replay is under way already, as run {same!r} of {REPLAY_DAG!r}; wait for its result")
     return _start(REPLAY_DAG, conf, user)
 
 
@@ -135,9 +152,22 @@ def preview_topics(snapshot: Snapshot, pipeline: str) -> list[str]:
     return sorted(found)
 
 
-def preview(pipeline: str, topic: str, contract: str, count: int, user: str) -> str:
-    """Start a run of the preview DAG over a topic's newest records; returns its id. Raises ConfigurationError as ``replay`` does."""
-    return _start(PREVIEW_DAG, {"pipeline": pipeline, "topic": topic, "agent": "validate", "contract": contract, "count": count}, user)
+def preview_stages(snapshot: Snapshot, pipeline: str) -> list[tuple[str, str]]:
+    """A pipeline's stages that read a topic, each with that topic; one that has never been done is taken to read what was planned."""
+    mine = [of for (name, _), of in snapshot.figures.details.items() if name == pipeline]
+    read = {(r.stage, m.topic) for of in mine for r in of.stages if r.result is not None and (m := r.result.input) is not None and m.topic}
+    done = {r.stage for of in mine for r in of.stages if r.result is not None}
+    begun = [({r.stage for r in of.stages} | {f.stage for f in of.failures}, {plan.topic for plan in of.plans}) for of in mine]
+    return sorted(read | {(stage, topic) for stages, topics in begun for stage in stages - done for topic in topics})
+
+
+def preview(pipeline: str, topic: str, count: int, user: str, *, contract: str = "", stage: str = "") -> str:
+    """Start a run of the preview DAG over a topic's newest records, of a contract or of a stage; returns its id.
+
+    Raises ConfigurationError where that DAG isn't there, or takes no runs.
+    """
+    what = {"stage": stage} if stage else {"agent": "validate", "contract": contract}
+    return _start(PREVIEW_DAG, {"pipeline": pipeline, "topic": topic, **what, "count": count}, user)
 
 
 def _start(dag_id: str, conf: dict[str, Any], user: str) -> str:

@@ -10,16 +10,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment, FileSystemLoader
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.exceptions import HTTPException as AnyHTTPException
 
-from airflow_provider_factory.links import topic_url
+from airflow_provider_factory.links import pod_url, topic_url
 from airflow_provider_factory.page import access, actions, runs
 from airflow_provider_factory.page.letters import LetterQuery, Letters
 from airflow_provider_factory.page.snapshot import Live, Snapshot, Snapshots
@@ -82,13 +83,21 @@ class ReplayBody(BaseModel):
 
 
 class PreviewBody(BaseModel):
-    """A contract, and how many of a topic's newest records are tried."""
+    """A contract or a stage, and on how many of a topic's newest records it is tried."""
 
     model_config = ConfigDict(extra="forbid")
 
     topic: Annotated[str, _text(249)]
-    contract: Annotated[str, Field(min_length=1, max_length=500, pattern=_NO_NUL)]
+    contract: Annotated[str, _text(500)] = ""
+    stage: Annotated[str, _text(250)] = ""
     count: int = Field(default=1000, ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def one_of_both(self) -> Self:
+        """Either is tried, not both."""
+        if bool(self.contract) == bool(self.stage):
+            raise ValueError("expected a contract or a stage")
+        return self
 
 
 def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None = None) -> FastAPI:
@@ -112,11 +121,7 @@ def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None 
             response.headers.setdefault(name, value)
         return response
 
-    @app.exception_handler(RequestValidationError)
-    async def refuse(_: Request, error: RequestValidationError) -> Response:
-        """What is wrong and where, without what came: not every text of a request can be sent back."""
-        faults = [{"loc": fault["loc"], "msg": fault["msg"]} for fault in error.errors()[:_MOST_FAULTS]]
-        return Response(json.dumps({"detail": faults}), 422, media_type="application/json")
+    _answer_errors(app, page)
 
     @app.get("/")
     def first(dags: set[str] = readable) -> HTMLResponse:
@@ -135,6 +140,42 @@ def create_app(snapshots: Snapshots | None = None, letters_read: Letters | None 
     for does in (_actions(page), _preview(page)):
         app.include_router(does, prefix="/pipelines/{dag_id}")
     return app
+
+
+def _answer_errors(app: FastAPI, page: _Page) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> Response:
+        """What is wrong and where, without what came: not every text of a request can be sent back."""
+        faults = [{"loc": fault["loc"], "msg": fault["msg"]} for fault in error.errors()[:_MOST_FAULTS]]
+        return Response(json.dumps({"detail": faults}), 422, media_type="application/json")
+
+    @app.exception_handler(_NotReadYetError)
+    def wait(request: Request, error: _NotReadYetError) -> Response:
+        """The ledger is read with the first look: what is asked for before is shown as soon as it is known, and nothing is made up."""
+        if request.method == "GET":
+            return page.render("waiting", _root(request), error.shot)
+        return page.answer(503, refused=f"the ledger has not been read since this API server began: {error.shot.error or 'ask again'}")
+
+    @app.exception_handler(AnyHTTPException)
+    def tell(request: Request, error: AnyHTTPException) -> Response:
+        """A person who follows an old link gets a page that leads on; programs get JSON."""
+        if error.status_code != 404 or "text/html" not in request.headers.get("Accept", ""):
+            return Response(json.dumps({"detail": error.detail}), error.status_code, headers=error.headers, media_type="application/json")
+        return page.render("gone", _root(request), None, 404, said=error.detail)
+
+
+class _NotReadYetError(Exception):
+    """No figures have been read since the process began, so nothing can be said of what there is and what there isn't."""
+
+    def __init__(self, shot: Snapshot) -> None:
+        super().__init__(shot.error)
+        self.shot = shot
+
+
+def _root(request: Request) -> str:
+    """The way from a page's address to the app's own."""
+    inner = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    return "/".join([".."] * (inner.count("/") - 1)) or "."
 
 
 class _Page:
@@ -157,10 +198,15 @@ class _Page:
         self.letters.close()
 
     def shot(self) -> Snapshot:
-        return self.snapshots.current()
+        """The newest figures; raises _NotReadYetError where there are none at all."""
+        shot = self.snapshots.current()
+        if shot.taken_at is None:
+            raise _NotReadYetError(shot)
+        return shot
 
-    def render(self, template: str, root: str, shot: Snapshot, status: int = 200, **values: Any) -> HTMLResponse:
-        text = self._templates.get_template(f"{template}.html.jinja").render(root=root, fresh=freshness(shot, now()), **values)
+    def render(self, template: str, root: str, shot: Snapshot | None, status: int = 200, **values: Any) -> HTMLResponse:
+        fresh = freshness(shot, now()) if shot is not None else None
+        text = self._templates.get_template(f"{template}.html.jinja").render(root=root, fresh=fresh, **values)
         return HTMLResponse(text, status)
 
     def answer(self, status: int = 200, **values: Any) -> HTMLResponse:
@@ -184,7 +230,7 @@ def _windows(page: _Page) -> APIRouter:
         editor: bool = may_act,
     ) -> HTMLResponse:
         shot, at = page.shot(), now()
-        if shot.taken_at is not None and not shot.of(dag_id):
+        if not shot.of(dag_id):
             return page.render("unknown", "..", shot, name=dag_id)
         first, last = calendar.span_of(shot, dag_id, _utc(until), at)
         with runs.session() as opened:
@@ -292,13 +338,15 @@ def _window(page: _Page, dag_id: str, key: str, root: str, run_id: str = "", tas
         else:
             found = runs.runs_at(opened, dag_id, start)
         tasks = runs.tasks_of(opened, dag_id, found[0].run_id) if found else []
+        pods = runs.pods_of(opened, dag_id, found[0].run_id) if found else {}
     topics = (
         {t for w in shot.of(dag_id) for t in w.topic.split(", ")}
         | {m.topic for r in shot.figures.details[dag_id, key].stages if r.result and (m := r.result.manifest)}
         if (dag_id, key) in shot.figures.details
         else set()
     )
-    shown = run.window(shot, dag_id, key, found[0] if found else None, tasks, {t: topic_url(t) for t in topics})
+    links, shown_pods = {t: topic_url(t) for t in topics}, {task: run.Pod(*pod, pod_url(*pod)) for task, pod in pods.items()}
+    shown = run.window(shot, dag_id, key, found[0] if found else None, tasks, links, shown_pods)
     return page.render("window", root, shot, 200 if shown or run_id else 404, window=shown, name=dag_id, key=key, task=task)
 
 
@@ -375,15 +423,18 @@ def _preview(page: _Page) -> APIRouter:
         topics = actions.preview_topics(shot, dag_id)
         with runs.session() as opened:
             found = preview.previews(runs.preview_runs(opened, access.PREVIEW_DAG, dag_id), topics)
-        values: dict[str, Any] = {"name": dag_id, "previews": found, "topics": topics, "dag": access.PREVIEW_DAG}
+        stages = actions.preview_stages(shot, dag_id)
+        values: dict[str, Any] = {"name": dag_id, "previews": found, "topics": topics, "stages": stages, "dag": access.PREVIEW_DAG}
         return page.render("preview", "../..", shot, editor=editor, **values)
 
     @router.post("/preview", dependencies=access.action("factory_preview", PreviewBody, (access.PREVIEW_DAG, "POST")))
     def start_preview(dag_id: _Dag, body: PreviewBody, user: str = user_name) -> HTMLResponse:
-        if body.topic not in actions.preview_topics(page.shot(), dag_id):
+        if body.topic not in actions.preview_topics(shot := page.shot(), dag_id):
             return page.answer(409, refused="the ledger knows no such topic that this pipeline reads or writes")
+        if body.stage and (body.stage, body.topic) not in actions.preview_stages(shot, dag_id):
+            return page.answer(409, refused="the ledger knows no such stage of this pipeline that reads this topic")
         try:
-            started = actions.preview(dag_id, body.topic, body.contract, body.count, user)
+            started = actions.preview(dag_id, body.topic, body.count, user, contract=body.contract, stage=body.stage)
         except ConfigurationError as error:
             return page.answer(409, refused=str(error))
         return page.answer(preview=started, preview_dag=access.PREVIEW_DAG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ __all__ = [
     "Schedule",
     "Task",
     "more_intervals_than",
+    "pods_of",
     "preview_runs",
     "run_of",
     "runs_at",
@@ -26,12 +28,17 @@ __all__ = [
     "schedule_in",
     "session",
     "tasks_of",
+    "unfinished_run",
 ]
 
 MOST_SPANS = 336
 """Most intervals on one calendar: two weeks of hours."""
 
 _MOST_TASKS = 1000
+_MOST_UNFINISHED = 200
+_OF_KUBERNETES = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+"""A name of Kubernetes': any task can push others, and people paste what they see into a shell."""
+
 _MOST_PREVIEWS, _LATEST_PREVIEWS = 10, 200
 
 
@@ -133,6 +140,37 @@ def tasks_of(opened: Session, dag_id: str, run_id: str) -> list[Task]:
         .limit(_MOST_TASKS)
     )
     return [Task(row[0], row[1], str(getattr(row[2], "value", row[2]) or "none"), row[3] or 0) for row in opened.execute(wanted)]
+
+
+def pods_of(opened: Session, dag_id: str, run_id: str) -> dict[tuple[str, int], tuple[str, str]]:
+    """The namespace and name of each task's last pod, by task id and map index, as KubernetesPodOperator tells them (one statement)."""
+    from airflow.models.xcom import XComModel
+    from sqlalchemy import select
+
+    told = (
+        select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value)
+        .where(XComModel.dag_id == dag_id, XComModel.run_id == run_id, XComModel.key.in_(("pod_namespace", "pod_name")))
+        .order_by(XComModel.task_id, XComModel.map_index)
+        .limit(2 * _MOST_TASKS)
+    )
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    for task_id, index, key, value in opened.execute(told):
+        found.setdefault((task_id, index), {})[key] = str(value).strip('"')  # a text, or its JSON, however Airflow keeps it
+    named = {task: (pod.get("pod_namespace", ""), pod.get("pod_name", "")) for task, pod in found.items()}
+    return {task: pod for task, pod in named.items() if all(_OF_KUBERNETES.fullmatch(name) for name in pod)}
+
+
+def unfinished_run(opened: Session, dag_id: str, conf: dict[str, Any]) -> str:
+    """A run of a DAG with just these parameters that is not over; empty where there is none (one statement)."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.state import DagRunState
+    from sqlalchemy import select
+
+    unfinished = select(DagRun.run_id, DagRun.conf).where(
+        DagRun.dag_id == dag_id, DagRun.state.in_((DagRunState.QUEUED, DagRunState.RUNNING))
+    )
+    rows = opened.execute(unfinished.order_by(DagRun.id).limit(_MOST_UNFINISHED))
+    return next((str(row[0]) for row in rows if row[1] == conf), "")
 
 
 def preview_runs(opened: Session, preview_dag: str, pipeline: str) -> list[PreviewRun]:

@@ -94,6 +94,7 @@ def test_from_a_failed_window_to_the_record_and_into_the_table(
     assert producer.flush(30) == 0
     airflow_running.unpause("priced")
     airflow_running.unpause("factory_replay")
+    airflow_running.unpause("factory_preview")
     failed = airflow_running.trigger("priced")
     airflow_running.wait_run("priced", failed, "failed")
 
@@ -125,6 +126,15 @@ def test_from_a_failed_window_to_the_record_and_into_the_table(
     second = airflow_running.runs("factory_replay")[-1]["dag_run_id"]
     airflow_running.wait_run("factory_replay", second)
     assert airflow_running.xcom("factory_replay", second, "replay")["replayed"] == 0
+
+    frame.get_by_role("link", name="priced", exact=True).click()
+    frame.get_by_role("link", name="Preview").click()
+    frame.get_by_role("combobox", name="Stage, and what it reads").select_option(label=f"read_price on {topic}")
+    frame.get_by_role("button", name="Preview the stage").focus()
+    page.keyboard.press("Enter")
+    frame.get_by_text("Preview has begun").wait_for()
+    frame.locator("#results .sum", has_text="4 = 2 forwarded + 2 rejected").wait_for()
+    in_both_themes(page, frame, "preview")
 
     mended = airflow_running.trigger("priced", mended="yes", enough=1)
     airflow_running.wait_run("priced", mended)

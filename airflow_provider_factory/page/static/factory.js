@@ -53,6 +53,7 @@
     var place = document.getElementById("answer");
     var buttons = document.querySelectorAll("button");
     place.textContent = "Asking Airflow …";
+    place.dataset.asking = "";
     buttons.forEach(function (button) { button.disabled = true; });
     return fetch(path, {
       method: "POST",
@@ -64,12 +65,15 @@
           var isPage = (answer.headers.get("Content-Type") || "").indexOf("text/html") === 0;
           if (isPage) place.innerHTML = text; // escaped by the server, which made it
           else place.textContent = answer.status === 401 || answer.status === 403 ? "Airflow does not let you do this." : "It failed (" + answer.status + ").";
+          if (!answer.ok || place.querySelector("button")) return;
+          document.querySelectorAll('input[type="checkbox"]:checked').forEach(function (box) { box.checked = false; }); // it is done
         });
       })
       .catch(function () {
         place.textContent = "Airflow did not answer; look at its runs before you ask again.";
       })
       .then(function () {
+        delete place.dataset.asking;
         buttons.forEach(function (button) { button.disabled = false; });
       });
   }
@@ -133,9 +137,11 @@
       });
     } else if (form.dataset.preview) {
       event.preventDefault();
+      var stage = form.querySelector('[name="what"]');
       send(form.dataset.preview + "/preview", {
-        topic: form.querySelector('[name="topic"]').value,
-        contract: form.querySelector('[name="contract"]').value,
+        topic: stage ? stage.selectedOptions[0].dataset.topic : form.querySelector('[name="topic"]').value,
+        stage: stage ? stage.selectedOptions[0].dataset.stage : "",
+        contract: stage ? "" : form.querySelector('[name="contract"]').value,
         count: Number(form.querySelector('[name="count"]').value),
       });
     } else if (form.method === "get") {
@@ -143,36 +149,102 @@
     }
   });
 
-  function busy(main) {
-    var answer = document.getElementById("answer");
-    return main.contains(document.activeElement) || main.querySelector("input:checked") || (answer && answer.textContent.trim());
+  // A chart's values: the slider below it goes with the arrow keys, and follows the pointer.
+  function read(slider) {
+    var n = Number(slider.value);
+    var moment = new Date(1000 * Number(slider.dataset.times.split(" ")[n])).toISOString().slice(11, 19);
+    var said = moment + " UTC: " + Number(slider.dataset.values.split(" ")[n]).toLocaleString("en") + " records";
+    var figure = slider.closest("figure");
+    var line = figure.querySelector("line.at");
+    var x = figure.querySelector("polyline").points.getItem(n).x;
+    line.setAttribute("x1", x);
+    line.setAttribute("x2", x);
+    slider.setAttribute("aria-valuetext", said);
+    figure.querySelector("output").textContent = "· " + said;
+  }
+  function slider(event) {
+    return event.target.matches && event.target.matches(".trend input") ? event.target : null;
+  }
+  document.addEventListener("input", function (event) { if (slider(event)) read(event.target); });
+  document.addEventListener("focusin", function (event) { if (slider(event)) read(event.target); });
+  document.addEventListener("pointermove", function (event) {
+    var over = slider(event);
+    if (!over) return;
+    var box = over.getBoundingClientRect();
+    var times = over.dataset.times.split(" ").map(Number);
+    var at = times[0] + (times[times.length - 1] - times[0]) * Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
+    over.value = times.reduce(function (best, time, n) { return Math.abs(time - at) < Math.abs(times[best] - at) ? n : best; }, 0);
+    read(over);
+  });
+
+  // What is shown stays while somebody chooses or reads a part of it that would go; how old it is is said either way.
+  var shownAt = Date.now();
+  function held(place) {
+    var active = document.activeElement;
+    var text = window.getSelection();
+    return place.querySelector('input[type="checkbox"]:checked, #answer button, #answer[data-asking]') ||
+      (place.contains(active) && active.matches('input:not([type="checkbox"]), select')) ||
+      (text && !text.isCollapsed && place.contains(text.anchorNode));
+  }
+
+  function say_age(text, alarm) {
+    var line = document.getElementById("fresh");
+    var loud = document.getElementById("alarm");
+    if (!line) return;
+    line.textContent = text;
+    if (loud.textContent !== alarm) loud.textContent = alarm; // read aloud once
+  }
+
+  function age() {
+    return "Shown as of " + Math.round((Date.now() - shownAt) / 1000) + " s ago";
+  }
+
+  function put(place, next) { // what was answered, unfolded and in focus stays so
+    if (place.innerHTML === next.innerHTML) return;
+    var opened = Array.prototype.map.call(place.querySelectorAll("details"), function (x) { return x.open; });
+    var stops = "a[href], summary, button, input, [tabindex]";
+    var at = Array.prototype.indexOf.call(place.querySelectorAll(stops), document.activeElement);
+    var answer = place.querySelector("#answer");
+    place.innerHTML = next.innerHTML;
+    if (answer && place.querySelector("#answer")) place.querySelector("#answer").replaceWith(answer);
+    place.querySelectorAll("details").forEach(function (x, n) { x.open = opened[n] || x.open; });
+    var again = at < 0 ? null : place.querySelectorAll(stops)[at];
+    if (again) again.focus({ preventScroll: true });
   }
 
   function refresh() {
     if (document.hidden) return;
-    fetch(window.location.href, { headers: { "X-Factory-Refresh": "1" } })
+    fetch(window.location.href, { headers: { "X-Factory-Refresh": "1", Accept: "text/html" } })
       .then(function (answer) {
-        return answer.ok ? answer.text() : null;
+        if (answer.status === 401 || answer.status === 403) say_age(age(), "Airflow does not let you in any more: sign in again.");
+        else if (answer.status >= 500) say_age(age(), "Airflow's API server fails.");
+        else return answer.text();
+        return null;
       })
       .then(function (text) {
-        if (text === null) return;
-        var fresh = new DOMParser().parseFromString(text, "text/html");
-        var line = document.getElementById("fresh");
-        var main = document.getElementById("main");
-        var next = fresh.getElementById("main");
-        line.textContent = fresh.getElementById("fresh").textContent;
-        line.className = fresh.getElementById("fresh").className;
-        var results = document.getElementById("results"); // below a form, which stays as it is
-        if (results) {
-          if (!results.contains(document.activeElement)) results.innerHTML = fresh.getElementById("results").innerHTML;
+        var fresh = text === null ? null : new DOMParser().parseFromString(text, "text/html");
+        if (fresh === null || !fresh.getElementById("fresh")) return;
+        if (fresh.title !== document.title) { // the first figures have come: it is another page now
+          window.location.reload();
           return;
         }
-        if (main.innerHTML === next.innerHTML || (busy(main) && !("pending" in main.dataset))) return;
-        main.innerHTML = next.innerHTML;
+        var main = document.getElementById("main");
+        var next = fresh.getElementById("main");
+        var part = document.getElementById("results") && fresh.getElementById("results") ? "results" : "main"; // below a form, which stays as it is
+        var place = document.getElementById(part);
+        if (held(place) && !("pending" in main.dataset)) {
+          say_age(age() + ", refreshed once nothing is chosen", fresh.getElementById("alarm").textContent);
+          return;
+        }
+        put(place, fresh.getElementById(part));
+        shownAt = Date.now();
+        say_age(fresh.getElementById("fresh").textContent, fresh.getElementById("alarm").textContent);
         if ("pending" in next.dataset) main.dataset.pending = "";
         else delete main.dataset.pending;
       })
-      .catch(function () {});
+      .catch(function () {
+        say_age(age(), "Airflow does not answer.");
+      });
   }
   var beats = 0;
   window.setInterval(function () {

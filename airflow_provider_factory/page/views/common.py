@@ -37,13 +37,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Chart:
-    """A lag over time as the points of a line, ``WIDTH`` by ``HEIGHT``, and in words."""
+    """A lag over time as the points of a line, ``WIDTH`` by ``HEIGHT``, in words, and each value with its time, in whole seconds."""
 
     WIDTH: ClassVar = 240
     HEIGHT: ClassVar = 32
 
     points: str
     text: str
+    times: tuple[int, ...] = ()
+    values: tuple[int, ...] = ()
 
 
 def now() -> datetime:
@@ -78,7 +80,8 @@ def chart(trend: Trend) -> Chart | None:
         for at, lag in trend
     )
     span = age_text(datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC))
-    return Chart(" ".join(points), f"{trend[0][1]:,} to {count(behind, 'record')} behind in {span}, at most {most:,}")
+    text = f"{trend[0][1]:,} to {count(behind, 'record')} behind in {span}, at most {most:,}"
+    return Chart(" ".join(points), text, tuple(round(at) for at, _ in trend), tuple(lag for _, lag in trend))
 
 
 def link(path: str, **query: str) -> str:

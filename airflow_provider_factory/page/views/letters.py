@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -112,7 +111,7 @@ def letter(seen: SeenLetter) -> LetterShown:
         error=printable(x.why.error, lines=True),
         facts=tuple((name, shortened(printable(value), _LONGEST_HEADER)) for name, value in facts),
         headers=tuple((_text(name), _text(value)) for name, value in x.headers),
-        key="" if x.key is None else _text(x.key),
+        key=_text(x.key),
         value=_pretty(seen),
         note=_note(seen),
         window=x.why.window,
@@ -123,8 +122,10 @@ _OWN = ("error", "rule", "prefix")
 
 
 def _text(value: str | bytes | None) -> str:
-    text = value.decode(errors="replace") if isinstance(value, bytes) else value or ""
-    return shortened(printable(text), _LONGEST_HEADER)
+    if value is None:
+        return "(none)"
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return shortened(printable(text), _LONGEST_HEADER) or "(empty)"
 
 
 def _pretty(seen: SeenLetter) -> str:
@@ -133,11 +134,11 @@ def _pretty(seen: SeenLetter) -> str:
         return printable(x.why.prefix.decode(errors="replace"), lines=True)
     if x.value is None:
         return ""
-    text = x.value.decode(errors="replace")
+    value = x.value
     if not seen.cut:
-        with suppress(ValueError, RecursionError):
-            text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    return printable(text, lines=True)
+        with suppress(msgspec.DecodeError, RecursionError):
+            value = msgspec.json.format(value, indent=2)  # numbers and names that come twice stay as they stand there
+    return printable(value.decode(errors="replace"), lines=True)
 
 
 def _note(seen: SeenLetter) -> str:
@@ -147,6 +148,8 @@ def _note(seen: SeenLetter) -> str:
         return f"The event ({x.why.size:,} bytes) didn't fit a letter and stayed at {where}; this is how it begins."
     if x.value is None:
         return "The event has no value."
+    if not x.value:
+        return "The event's value is empty."
     if seen.cut:
         return f"The first {len(x.value):,} of {seen.size:,} bytes. All of it: factory dead-letters show <topic> {x.position}"
     return ""

@@ -1,4 +1,4 @@
-"""What a contract makes of a topic's newest records: the last previews of a pipeline, as far as they are."""
+"""What a contract or a stage makes of a topic's newest records: the last previews of a pipeline, as far as they are."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PreviewRow:
     state: str
     chip: str
     topic: str
-    contract: str
+    tried: str
     known: bool
     consumed: int
     parts: tuple[Part, ...]
@@ -46,7 +46,7 @@ def _row(run: PreviewRun) -> PreviewRow:
         state=run.state,
         chip=_STATES.get(run.state, "running"),
         topic=str(run.conf.get("topic", "")),
-        contract=str(run.conf.get("contract") or run.conf.get("agent", "")),
+        tried=str(run.conf.get("stage") or run.conf.get("contract") or run.conf.get("agent", "")),
         known=result is not None,
         consumed=result.counts.consumed if result is not None else 0,
         parts=parts_of(result.counts) if result is not None else (),

@@ -19,6 +19,7 @@ from factory_agents.reports import WindowReport, reports_of
 
 __all__ = [
     "Handed",
+    "Pod",
     "Report",
     "ShardRow",
     "StageBox",
@@ -35,6 +36,15 @@ _MOST_SHARDS, _MOST_RANGES, _MOST_RULES = 128, 64, 20
 
 
 @dataclass(frozen=True)
+class Pod:
+    """The pod of a task's last try, and where your console shows it, if anywhere."""
+
+    namespace: str
+    name: str
+    href: str
+
+
+@dataclass(frozen=True)
 class ShardRow:
     """One shard of a stage; ``task`` is its page in Airflow, below the base address."""
 
@@ -46,6 +56,7 @@ class ShardRow:
     task: str
     seconds: float
     ranges: str
+    pod: Pod | None
 
 
 @dataclass(frozen=True)
@@ -118,8 +129,19 @@ def interval_start(key: str) -> datetime | None:
         return None
 
 
-def window(snapshot: Snapshot, name: str, key: str, run: Run | None, tasks: Sequence[Task], topic_href: Mapping[str, str]) -> Window | None:
-    """A window of a pipeline; None for one that the ledger doesn't know. ``topic_href``: where each topic is shown, if anywhere."""
+def window(
+    snapshot: Snapshot,
+    name: str,
+    key: str,
+    run: Run | None,
+    tasks: Sequence[Task],
+    topic_href: Mapping[str, str],
+    pods: Mapping[tuple[str, int], Pod],
+) -> Window | None:
+    """A window of a pipeline; None for one that the ledger doesn't know.
+
+    ``topic_href``: where each topic is shown, if anywhere; ``pods``: those of the run's tasks, by task id and map index.
+    """
     status = next((w for w in snapshot.figures.windows if (w.pipeline, w.window) == (name, key)), None)
     if status is None:
         return None
@@ -140,7 +162,7 @@ def window(snapshot: Snapshot, name: str, key: str, run: Run | None, tasks: Sequ
         run=base,
         run_id=run.run_id if run is not None else "",
         run_state=run.state if run is not None else "",
-        stages=_stages(status, details, base, tasks, topic_href),
+        stages=_stages(status, details, _Tasks(base, tasks, pods), topic_href),
     )
 
 
@@ -154,9 +176,7 @@ def _plan_ranges(plan: PlanRecord) -> Iterable[str]:
     return (f"{plan.topic}-{r.partition}: {r.start:,} to {r.end:,}" for r in plan.ranges if r.end > r.start)
 
 
-def _stages(
-    status: WindowStatus, details: Details, base: str, tasks: Sequence[Task], topic_href: Mapping[str, str]
-) -> tuple[StageBox, ...]:
+def _stages(status: WindowStatus, details: Details, tasks: _Tasks, topic_href: Mapping[str, str]) -> tuple[StageBox, ...]:
     of: dict[str, list[StageRecord]] = {}
     for record in details.stages:
         of.setdefault(record.stage, []).append(record)
@@ -165,7 +185,7 @@ def _stages(
     for stage in in_order(status, of):
         records = newest_plan(of.get(stage.stage, []))
         failures = [f for f in details.failures if f.stage == stage.stage]
-        shards = _shards(records, failures, stage.stage, base, tasks)
+        shards = _shards(records, failures, stage.stage, tasks)
         output = next((m for r in records if (m := output_of(r)) is not None), None)
         boxes.append(
             StageBox(
@@ -184,7 +204,7 @@ def _stages(
                 more_shards=max(0, len(shards) - _MOST_SHARDS),
                 letters=_letters(status, stage.stage, records),
                 report=_report(status, stage.stage, records),
-                task=_task_path(base, stage.stage, tasks, -1),
+                task=tasks.path(stage.stage, -1),
             )
         )
     return tuple(boxes)
@@ -223,26 +243,26 @@ def _counts(record: StageRecord) -> Counts:
     return record.progress.counts if record.progress is not None else Counts()
 
 
-def _shards(
-    records: Sequence[StageRecord], failures: Sequence[FailureRecord], stage: str, base: str, tasks: Sequence[Task]
-) -> tuple[ShardRow, ...]:
+def _shards(records: Sequence[StageRecord], failures: Sequence[FailureRecord], stage: str, tasks: _Tasks) -> tuple[ShardRow, ...]:
     rows = []
     failed = {(f.scope, f.shard.key): f for f in failures}
     for r in records:
         failure = failed.pop((r.scope, r.shard.key), None)
         if failure is not None and r.updated_at >= (failure.began if r.result is not None else failure.at):
             failure = None
-        rows.append(_shard(r, failure, base, tasks))
+        rows.append(_shard(r, failure, tasks))
     newest = max((r.shard.of for r in records), default=0)
     early = [f for f in failed.values() if not records or f.shard.of == newest]  # they failed before they committed anything
     for f in early:
-        task = _task_path(base, stage, tasks, _map_index(f, tasks))
-        rows.append(ShardRow(_shard_name(f), "failed", 0, (), _reason(f), task, 0.0, ""))
+        index = tasks.index(f)
+        rows.append(
+            ShardRow(_shard_name(f), "failed", 0, (), _reason(f), tasks.path(stage, index), 0.0, "", tasks.pods.get((stage, index)))
+        )
     return tuple(rows)
 
 
-def _shard(r: StageRecord, failure: FailureRecord | None, base: str, tasks: Sequence[Task]) -> ShardRow:
-    counts = _counts(r)
+def _shard(r: StageRecord, failure: FailureRecord | None, tasks: _Tasks) -> ShardRow:
+    counts, index = _counts(r), tasks.index(r)
     read = r.result.input if r.result is not None else None
     ranges = ", ".join(f"{p.partition}: {p.start:,} to {p.end:,}" for p in (read.ranges if read else ())[:_MOST_RANGES])
     return ShardRow(
@@ -251,9 +271,10 @@ def _shard(r: StageRecord, failure: FailureRecord | None, base: str, tasks: Sequ
         consumed=counts.consumed,
         parts=parts_of(counts),
         error=_reason(failure) if failure is not None else "",
-        task=_task_path(base, r.stage, tasks, _map_index(r, tasks)),
+        task=tasks.path(r.stage, index),
         seconds=r.result.seconds if r.result is not None else 0.0,
         ranges=f"{read.topic} {ranges}" if read and ranges else "",
+        pod=tasks.pods.get((r.stage, index)),
     )
 
 
@@ -266,17 +287,25 @@ def _reason(failure: FailureRecord) -> str:
     return f"{failure.error}: {failure.message}"
 
 
-def _map_index(record: StageRecord | FailureRecord, tasks: Sequence[Task]) -> int:
-    """The task instance of a shard: mapped by its index, where the task is mapped over its shards."""
-    mapped = [t for t in tasks if t.task_id == record.stage and t.map_index >= 0]
-    return record.shard.index if len(mapped) == record.shard.of else -1
+@dataclass(frozen=True)
+class _Tasks:
+    """The task instances of a run, with their pods; ``base`` is the run's page in Airflow."""
 
+    base: str
+    all: Sequence[Task]
+    pods: Mapping[tuple[str, int], Pod]
 
-def _task_path(base: str, stage: str, tasks: Sequence[Task], map_index: int) -> str:
-    if not base or not any(t.task_id == stage for t in tasks):
-        return ""
-    mapped = f"/mapped/{map_index}" if any(t.task_id == stage and t.map_index == map_index >= 0 for t in tasks) else ""
-    return f"{base}/tasks/{quote(stage, safe='')}{mapped}"
+    def index(self, record: StageRecord | FailureRecord) -> int:
+        """The map index of a shard's task: the shard's own, where the task is mapped over its shards; -1 where it isn't mapped."""
+        mapped = [t for t in self.all if t.task_id == record.stage and t.map_index >= 0]
+        return record.shard.index if len(mapped) == record.shard.of else -1
+
+    def path(self, stage: str, index: int) -> str:
+        """A task's page in Airflow, below the base address; empty where the run has no such task."""
+        if not self.base or not any(t.task_id == stage for t in self.all):
+            return ""
+        mapped = f"/mapped/{index}" if any(t.task_id == stage and t.map_index == index >= 0 for t in self.all) else ""
+        return f"{self.base}/tasks/{quote(stage, safe='')}{mapped}"
 
 
 def _handed(records: Sequence[StageRecord], others: Sequence[StageRecord], state: str) -> Handed | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urljoin
 
 import msgspec
 import pytest
@@ -225,12 +228,56 @@ def test_a_replay_is_a_run_of_the_replay_dag_and_stands_in_the_audit_log(page_of
     assert "Replay has begun" in answer.text
     conf = next(run.conf for run in runs("factory_replay") if run.conf["pipeline"] == hourly)
     assert conf["positions"] == ["0@1", "0@2"]
+    assert len([run for run in runs("factory_replay") if run.conf["pipeline"] == hourly]) == 1
     assert (conf["topic"], conf["to"], conf["pipeline"], conf["dry_run"]) == ("out.dead", "raw", hourly, False)
     who, what = audit(hourly, "factory_replay")[-1]
     assert who == f"editor-of-{hourly}"
     assert what["positions"] == ["0@1", "0@2"]
     mistyped = page.post(f"/pipelines/{hourly}/replay", {"topic": "out.dead", "to": "raw", "positions": ["0@x"]}, token)
     assert (mistyped.status_code, "expected partition@offset" in mistyped.text) == (409, True)
+
+
+def test_of_two_tabs_that_ask_for_the_same_replay_one_starts_it_and_the_other_says_which_run_does(
+    page_of: Make, users: PerDagManager, hourly: str
+) -> None:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    page, token = page_of(whole(hourly)), users.token(f"editor-of-{hourly}")
+    url, body = requests(page, hourly)["POST", "/pipelines/{dag_id}/replay"]
+    assert page.post(url, body, token).status_code == 200
+    (begun,) = (run for run in runs("factory_replay") if run.conf["pipeline"] == hourly)
+    second = page.post(url, body, token)
+    assert (second.status_code, f"is under way already, as run &#39;{begun.run_id}&#39;" in second.text) == (409, True)
+    assert page.post(url, {**body, "positions": ["0@2"]}, token).status_code == 200  # another letter
+    with create_session() as session:
+        session.get(DagRun, begun.id).state = "success"
+    assert page.post(url, body, token).status_code == 200
+
+
+def test_a_window_names_the_pods_of_its_tasks(page_of: Make, users: PerDagManager, hourly: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    page, token = page_of(figures(plan(hourly, 1), dead(hourly, 1))), users.token(f"viewer-of-{hourly}")
+    chosen = [hour(1).start.isoformat()]
+    page.post(f"/pipelines/{hourly}/backfill", {"starts": chosen, "expected": chosen}, users.token(f"editor-of-{hourly}"))
+    with create_session() as session:
+        (run,) = session.scalars(select(DagRun).where(DagRun.dag_id == hourly))
+        assert session.scalars(select(TaskInstance.task_id).where(TaskInstance.run_id == run.run_id, TaskInstance.dag_id == hourly)).all()
+        for key, value in (("pod_namespace", "factory"), ("pod_name", "enrich-x1")):
+            XComModel.set(key=key, value=value, dag_id=hourly, task_id="enrich", run_id=run.run_id, session=session)
+    url = requests(page, hourly)["GET", "/pipelines/{dag_id}/window"][0]
+    text = page.get(url, token).text
+    assert "<code>kubectl logs -n factory enrich-x1</code>" in text
+    monkeypatch.setenv("AIRFLOW__FACTORY__POD_URL", "https://console/{namespace}/{pod}")
+    assert 'href="https://console/factory/enrich-x1"' in page.get(url, token).text
+    with create_session() as session:
+        XComModel.set(key="pod_name", value="x; curl evil", dag_id=hourly, task_id="enrich", run_id=run.run_id, session=session)
+    assert "kubectl" not in page.get(url, token).text
 
 
 def test_a_preview_is_a_run_of_the_preview_dag_over_a_topic_of_the_pipeline(page_of: Make, users: PerDagManager, hourly: str) -> None:
@@ -244,6 +291,24 @@ def test_a_preview_is_a_run_of_the_preview_dag_over_a_topic_of_the_pipeline(page
     text = page.get(url, token).text
     assert "contracts/&lt;b&gt;events.yaml on raw" in text
     assert "needs the right to edit" in page.get(url, users.token(f"viewer-of-{hourly}")).text
+    assert page.post(url, {**body, "stage": "enrich"}, token).status_code == 422  # either
+
+
+def test_a_preview_of_a_stage_is_a_run_over_the_topic_that_it_reads_and_of_no_other_stage(
+    page_of: Make, users: PerDagManager, hourly: str
+) -> None:
+    page, token = (
+        page_of(figures(plan(hourly, 1), dead(hourly, 1), plan("another", 1), dead("another", 1))),
+        users.token(f"editor-of-{hourly}"),
+    )
+    url = f"/pipelines/{hourly}/preview"
+    assert "enrich on raw" in page.get(url, token).text
+    assert "Preview has begun" in page.post(url, {"topic": "raw", "stage": "enrich", "count": 50}, token).text
+    conf = next(run.conf for run in runs("factory_preview") if run.conf["pipeline"] == hourly)
+    assert conf == {"pipeline": hourly, "topic": "raw", "stage": "enrich", "count": 50}
+    for what in ({"topic": "raw", "stage": "<b>os:system"}, {"topic": "out", "stage": "enrich"}):
+        assert page.post(url, what, token).status_code == 409, what
+    assert audit(hourly, "factory_preview")[0][1]["stage"] == "enrich"
 
 
 def runs(dag_id: str) -> list[Any]:
@@ -391,6 +456,52 @@ def test_with_kafka_down_a_page_answers_at_once_and_says_how_old_it_is(users: Pe
     answers.append(Figures())
     wait_for(lambda: "Kafka cannot" not in client.get("/", headers=token).text, "the end of the outage")
     snapshots.close()
+
+
+def test_where_kafka_was_never_heard_of_nothing_is_made_up(users: PerDagManager, hourly: str) -> None:
+    page = OfHand(whole(hourly))
+    asked = requests(page, hourly)
+    page.close()
+    answers: list[Exception] = []
+
+    def read() -> Figures:
+        if not answers:
+            go.wait(30)
+        raise answers[-1]
+
+    go = threading.Event()
+    snapshots = Snapshots(read, every=0.01)
+    client = TestClient(create_app(snapshots, Letters(lambda q, s: LetterPage("pending"))), headers={"Sec-Fetch-Site": "same-origin"})
+    client.headers |= {"Authorization": f"Bearer {users.token(f'editor-of-{hourly}')}", "X-Factory-Action": "1"}
+    seen = [(url, path, body) for (method, path), (url, body) in asked.items() if "static" not in path and "backfill" not in path]
+    for error in ("", "no broker answered at nowhere:9"):
+        if error:
+            answers.append(UnavailableError(error))
+            go.set()
+            wait_for(lambda: snapshots.current().error, "the outage")
+        for url, path, body in seen:
+            answer = client.get(url) if body is None else client.post(url, json=body)
+            assert answer.status_code == (200 if body is None else 503), path
+            assert "has not been read since" in answer.text if error or body else "for the first time" in answer.text, path
+            assert error in answer.text
+            if body is None:
+                assert ("data-pending" in answer.text) == (not error)
+                root = re.search(r'data-root="([^"]*)"', answer.text)
+                assert root is not None
+                assert (
+                    urljoin(f"http://x/factory{url.partition('?')[0]}", f"{root[1]}/static/factory.js")
+                    == "http://x/factory/static/factory.js"
+                )
+    snapshots.close()
+
+
+def test_an_old_link_leads_to_a_page_that_leads_on(page_of: Make, users: PerDagManager, hourly: str) -> None:
+    page, token = page_of(whole(hourly)), users.token(f"viewer-of-{hourly}")
+    headers = {"Authorization": f"Bearer {token}", "Accept": "text/html,*/*"}
+    for path in (f"/pipelines/{hourly}/letters?topic=gone.dead", f"/pipelines/{hourly}/report?key=x&stage=y", "/nothing"):
+        answer = page.client.get(path, headers=headers)
+        assert (answer.status_code, "Not found" in answer.text, ">Factory</a>" in answer.text) == (404, True, True), path
+    assert page.client.get("/nothing").json() == {"detail": "Not Found"}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from fastapi.responses import HTMLResponse
 from airflow_provider_factory.page.letters import LetterPage
 from airflow_provider_factory.page.snapshot import Live
 from factory_agents.kafka.control import Member
+from factory_agents.kafka.lag import LagTotal
 from factory_agents.kafka.ledger import FailureRecord
 from factory_agents.protocol import Counts, Shard
 from factory_agents.runtime.dead_letters import group_letters
@@ -154,6 +155,53 @@ def test_clicks_that_are_faster_than_airflows_address_lead_where_they_should(
         assert kinds == ["", "window", "letters", "letters", "letters/0/1", "letters"]
 
 
+def test_figures_are_refreshed_beside_what_is_read_and_say_how_old_they_are_where_they_are_not(
+    page_of: Callable[..., OfHand], users: PerDagManager, hourly: str
+) -> None:
+    now = datetime.now(UTC)
+    figures_shown, letters_shown = shown(hourly, (now - START) // HOUR - 3)
+    trend = tuple((now.timestamp() - 60 * n, 7 * n) for n in range(3, 0, -1))
+    lagging = replace(figures_shown, lags=(LagTotal(hourly, "raw", 1, 7, 7, 0),), trends={f"{hourly} raw": trend})
+    of_hand = page_of(lagging, letters_shown)
+    with served(of_hand.app) as url, browsing(url, users.token(f"editor-of-{hourly}")) as page:
+        page.clock.install()
+        page.goto(f"{url}/air/plugin/factory")
+        frame = page.frames[1]
+        frame.get_by_role("link", name=hourly, exact=True).click()
+        chart = frame.get_by_role("slider", name="moment")
+        chart.focus()
+        frame.get_by_text("7 records", exact=False).last.wait_for()
+        page.keyboard.press("ArrowLeft")
+        frame.get_by_text("UTC: 14 records").wait_for()
+        box = chart.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + 1, box["y"] + 5)
+        frame.get_by_text("UTC: 21 records").wait_for()
+        assert "21 records" in (chart.get_attribute("aria-valuetext") or "")
+
+        def ahead(behind: int) -> None:
+            of_hand.figures = replace(lagging, lags=(LagTotal(hourly, "raw", 1, behind, behind, 0),))
+            wait_for(lambda: of_hand.snapshots.current().figures is of_hand.figures, "the figures")
+            page.clock.run_for(6000)
+
+        frame.get_by_text("Behind the last planned window: 7").click()  # which puts the focus there
+        ahead(8)
+        frame.get_by_text("Behind the last planned window: 8").wait_for()
+        frame.locator("input[name=start]").first.check()
+        ahead(9)
+        frame.get_by_text("refreshed once nothing is chosen").wait_for()
+        assert frame.get_by_text("Behind the last planned window: 8").count() == 1
+        frame.locator("input[name=start]").first.uncheck()
+        frame.get_by_role("link", name="Open the DAG").focus()
+        page.clock.run_for(6000)
+        frame.get_by_text("Behind the last planned window: 9").wait_for()
+        assert frame.evaluate("document.activeElement.textContent") == "Open the DAG"
+        page.context.clear_cookies()
+        page.clock.run_for(6000)
+        frame.get_by_role("status").filter(has_text="sign in again").wait_for()
+        frame.get_by_text("Shown as of").wait_for()
+
+
 def test_from_a_failed_window_to_its_records_and_a_missing_one_to_its_backfill(
     page_of: Callable[..., OfHand], users: PerDagManager, hourly: str
 ) -> None:
@@ -201,7 +249,11 @@ def test_from_a_failed_window_to_its_records_and_a_missing_one_to_its_backfill(
         page.keyboard.press("Enter")
         frame.get_by_text("Preview has begun").wait_for()
         in_both_themes(page, frame, "preview")
-        assert [run.conf["count"] for run in runs("factory_preview") if run.conf["pipeline"] == hourly] == [1000]
+        press(page, frame, "Preview the stage")
+        frame.get_by_text("Preview has begun").wait_for()
+        wait_for(lambda: len([run for run in runs("factory_preview") if run.conf["pipeline"] == hourly]) == 2, "the second preview")
+        tried = [run.conf for run in runs("factory_preview") if run.conf["pipeline"] == hourly]
+        assert sorted((conf["count"], conf.get("stage", "")) for conf in tried) == [(100, "enrich"), (1000, "")]
         frame.get_by_role("link", name=hourly, exact=True).click()
 
         frame.get_by_role("row").filter(has_text="failed").get_by_role("link").click()

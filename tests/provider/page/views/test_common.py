@@ -43,6 +43,7 @@ def test_a_lag_over_time_is_drawn_within_its_frame_and_said_in_words() -> None:
     line = chart(((1000.0, 5), (1300.0, 20), (1600.0, 0)))
     assert line is not None
     assert line.text == "5 to 0 records behind in 10 min, at most 20"
+    assert (line.times, line.values) == ((1000, 1300, 1600), (5, 20, 0))
     points = [tuple(map(float, point.split(","))) for point in line.points.split()]
     assert [x for x, _ in points] == [0, 120, 240]
     assert points[1][1] < points[0][1] < points[2][1] <= 32

@@ -38,6 +38,20 @@ def test_json_is_shown_as_it_reads_best_and_other_bytes_as_text() -> None:
     assert letter(seen(b'{"a":[1]}')).value == '{\n  "a": [\n    1\n  ]\n}'
     assert letter(seen(b"\xff\x1b[31mred")).value == "\ufffd\\u001b[31mred"
     assert letter(seen(None)).note == "The event has no value."
+    assert letter(seen(b"")).note == "The event's value is empty."
+
+
+def test_numbers_and_names_are_shown_as_they_stand_in_the_record() -> None:
+    shown = letter(seen(b'{"price": 1.10, "price": 1e400, "id": 73314510714175488.5}')).value
+    assert [line.strip(" ,") for line in shown.splitlines()][1:-1] == ['"price": 1.10', '"price": 1e400', '"id": 73314510714175488.5']
+
+
+def test_nothing_is_told_from_what_is_empty() -> None:
+    shown = letter(seen(headers=[("a", None), ("b", b"")]))
+    assert shown.headers == (("a", "(none)"), ("b", "(empty)"))
+    keyless = seen()
+    assert letter(replace(keyless, letter=replace(keyless.letter, key=None))).key == "(none)"
+    assert letter(replace(keyless, letter=replace(keyless.letter, key=b""))).key == "(empty)"
 
 
 def test_a_value_that_was_cut_says_how_long_it_is() -> None:

@@ -26,9 +26,10 @@ RESULT = plain(
 @pytest.mark.parametrize("value", [RESULT, json.dumps(RESULT)], ids=["an object", "its text"])
 def test_what_would_become_of_the_records_adds_up(value: Any) -> None:
     (row,) = previews([PreviewRun("r", "success", CONF, value)], ["raw"])
-    assert (row.chip, row.topic, row.contract, row.known, row.consumed) == ("whole", "raw", "contracts/events.yaml", True, 4)
+    assert (row.chip, row.topic, row.tried, row.known, row.consumed) == ("whole", "raw", "contracts/events.yaml", True, 4)
     assert sum(p.count for p in row.parts) == 4
     assert "price" in " ".join(row.reasons)
+    assert previews([PreviewRun("r", "success", CONF | {"stage": "enrich"}, value)], ["raw"])[0].tried == "enrich"
 
 
 def test_records_of_another_topic_are_not_shown_whoever_tried_them() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_factory.page.runs import Run, Task
 from airflow_provider_factory.page.snapshot import Snapshot
-from airflow_provider_factory.page.views.run import Window, window
+from airflow_provider_factory.page.views.run import Pod, Window, window
 from factory_agents.kafka.ledger import FailureRecord, Progress, StageRecord
 from factory_agents.protocol import Counts, Manifest, PartitionRange, Shard
 from tests.support.pages import dead, figures, hour, plan, stage
@@ -16,8 +18,10 @@ WHOLE = Shard()
 RUN = Run("scheduled__1", "failed", hour(1).start, hour(1).end)
 
 
-def shown(*records: object, tasks: tuple[Task, ...] = (), run: Run | None = RUN) -> Window:
-    found = window(Snapshot(figures(*records)), "p", hour(1).key, run, tasks, {"raw": "https://console/raw"})
+def shown(
+    *records: object, tasks: tuple[Task, ...] = (), run: Run | None = RUN, pods: Mapping[tuple[str, int], Pod] | None = None
+) -> Window:
+    found = window(Snapshot(figures(*records)), "p", hour(1).key, run, tasks, {"raw": "https://console/raw"}, pods or {})
     assert found is not None
     return found
 
@@ -27,7 +31,7 @@ def failure(shard: Shard = WHOLE, at: int = 2**41, began: int = 2**41) -> Failur
 
 
 def test_a_window_that_the_ledger_does_not_know_is_none() -> None:
-    assert window(Snapshot(), "p", hour(1).key, None, (), {}) is None
+    assert window(Snapshot(), "p", hour(1).key, None, (), {}, {}) is None
 
 
 def test_its_figures_topic_offsets_and_run() -> None:
@@ -44,10 +48,21 @@ def test_shards_are_shown_one_by_one_each_with_its_task_and_the_reason_of_its_fa
     tasks = tuple(Task("enrich", i, "failed" if i else "success", 1) for i in range(2))
     page = shown(plan("p", 1), stage("p", 1, shard=Shard(0, 2), counts=Counts(consumed=5, forwarded=5)), failure(Shard(1, 2)), tasks=tasks)
     assert page.state == "failed"
+    assert [shard.pod for shard in page.stages[0].shards] == [None, None]
     first, second = page.stages[0].shards
     assert (first.name, first.state, first.consumed, first.task) == ("1 of 2", "done", 5, "dags/p/runs/scheduled__1/tasks/enrich/mapped/0")
     assert (second.state, second.error) == ("failed", "UnavailableError: no broker answered")
     assert second.task.endswith("mapped/1")
+
+
+def test_a_shard_has_the_pod_of_its_own_task() -> None:
+    tasks = tuple(Task("enrich", i, "failed", 1) for i in range(2))
+    pods = {("enrich", i): Pod("ns", f"pod-{i}", "") for i in range(2)} | {("publish", -1): Pod("ns", "other", "")}
+    page = shown(plan("p", 1), stage("p", 1, shard=Shard(0, 2)), failure(Shard(1, 2)), stage("p", 1, "publish"), tasks=tasks, pods=pods)
+    assert {box.name: [shard.pod and shard.pod.name for shard in box.shards] for box in page.stages} == {
+        "enrich": ["pod-0", "pod-1"],
+        "publish": ["other"],
+    }
 
 
 def test_a_failure_that_was_mended_since_is_not_told() -> None:
