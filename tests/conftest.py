@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -92,15 +91,20 @@ def sandbox_info(sandbox: Sandbox) -> SandboxInfo:
     return sandbox.info()
 
 
-@pytest.fixture
-def own_sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    """A running sandbox that the test may break (some seconds to start)."""
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     from factory_agents.sandbox import Sandbox
 
-    own = Sandbox(tmp_path / "factory")
-    own.up()
+    own = Sandbox(tmp_path_factory.mktemp("breakable") / "factory")
     yield own
     own.down(wipe=True)
+
+
+@pytest.fixture
+def own_sandbox(breakable: Sandbox) -> Sandbox:
+    """A running sandbox that the test may break: it is mended for the module's next one."""
+    breakable.up()
+    return breakable
 
 
 @pytest.fixture(scope="session")

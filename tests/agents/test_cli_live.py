@@ -75,7 +75,10 @@ def test_a_live_agent_ends_at_sigterm_with_its_group_at_the_end(factory: Command
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failpoint", ["live.before-offsets=kill@2", "chunk.before-commit=kill@2", "chunk.after-commit=kill@2"])
+@pytest.mark.parametrize(
+    "failpoint",
+    ["live.before-offsets=kill@2", pytest.param("chunk.before-commit=kill@2", marks=pytest.mark.soak), "chunk.after-commit=kill@2"],
+)
 def test_a_live_agent_that_was_killed_goes_on_exactly_once(factory: Command, runs: Runs, failpoint: str) -> None:
     source, target, group = topics(runs)
     command = ("--in-topic", source, "--out-topic", target, "--group", group, *PATIENCE)
@@ -216,7 +219,9 @@ def rows(database_url: str, table: str) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failpoint", ["plan.after-commit=kill@2", "sink.before-commit=kill@2", "sink.after-commit=kill@2"])
+@pytest.mark.parametrize(
+    "failpoint", ["plan.after-commit=kill@2", pytest.param("sink.before-commit=kill@2", marks=pytest.mark.soak), "sink.after-commit=kill@2"]
+)
 def test_a_live_publisher_that_was_killed_goes_on_exactly_once(
     factory: Command, runs: Runs, database_url: str, prefix: str, failpoint: str
 ) -> None:

@@ -23,6 +23,7 @@ from factory_agents.kafka.control import Control
 from factory_agents.kafka.routes import Route
 from factory_agents.rollouts import Rollouts
 from tests.chaos.agents import halves
+from tests.support import warm
 from tests.support.runs import ROOT, Runs
 from tests.support.waiting import wait_for
 
@@ -46,8 +47,8 @@ class Fleet:
     runs: Runs
     source: str
     out: str
-    members: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    members: list[tuple[str, warm.Process]] = field(default_factory=list)
+    started: list[warm.Process] = field(default_factory=list)
     sent: int = 0
     transaction_ms: int = 6000
 
@@ -55,14 +56,14 @@ class Fleet:
     def group(self) -> str:
         return f"{self.runs.prefix}.group"
 
-    def start(self, version: str, agent: str = "", failpoints: str = "", program: str = "enrich") -> subprocess.Popen[bytes]:
+    def start(self, version: str, agent: str = "", failpoints: str = "", program: str = "enrich") -> warm.Process:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))}
         environment |= self.runs.configured(session_timeout_ms=6000, transaction_timeout_ms=self.transaction_ms).to_env()
         environment["FACTORY_FAILPOINTS"] = failpoints
         command = [sys.executable, "-m", *PROGRAMS[program], "--in-topic", self.source, "--out-topic", self.out]
         command += ["--group", self.group, "--prefix", self.runs.prefix, "--live-version", version]
         command += ["--function", agent] if agent else []
-        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = warm.start(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.members.append((version, process))
         self.started.append(process)
         return process
@@ -212,7 +213,7 @@ def delays(orders: list[tuple[float, Route, Route]], written: dict[int, list[Wri
     return {"first": of(first), "last": of(last)}
 
 
-def is_stopped(process: subprocess.Popen[bytes]) -> bool:
+def is_stopped(process: warm.Process) -> bool:
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.airflow_env import airflow_home, dag_runner
+from tests.support.airflow_env import airflow_home, dag_runner, warm_agents
 from tests.support.runs import Runs
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import TopicFactory
 
-__all__ = ["airflow_home", "dag_runner"]
+__all__ = ["airflow_home", "dag_runner", "warm_agents"]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from factory_agents.sandbox import private
+from tests.support import warm
 from tests.support.shared_sandbox import HOME
 
 AIRFLOW_HOME = Path(os.environ["AIRFLOW_HOME"])
@@ -65,6 +66,13 @@ def migrated_database() -> Path:
 def airflow_home() -> Path:
     """This worker's Airflow home, with its metadata database ready and its DAG folder empty."""
     return _home()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm_agents() -> Iterator[None]:
+    """The operators' agents begin where their imports end (a whole Airflow's tests start them as they are)."""
+    with warm.agents():
+        yield
 
 
 @functools.cache

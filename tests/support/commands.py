@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from tests.support import warm
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +63,11 @@ class Done:
         return lines[0].removeprefix("error: ")
 
 
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
+
+
 class Command:
     """Runs commands with an environment of their own, in a folder of their own."""
 
@@ -71,17 +78,16 @@ class Command:
 
     def __call__(self, *arguments: str, program: Sequence[str] = PROGRAM, stdin: str = "", **variables: str) -> Done:
         """Run a command to its end; more keywords are environment variables."""
-        done = subprocess.run(
-            [*program, *arguments],
-            cwd=self.cwd,
-            env=self.environment | variables,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            given.write(stdin.encode())
+            given.seek(0)
+            streams = {"stdin": given if stdin else subprocess.DEVNULL, "stdout": out, "stderr": err}
+            process = warm.start([*program, *arguments], cwd=self.cwd, env=self.environment | variables, **streams)
+            try:
+                code = process.wait(120)
+            finally:
+                process.kill()
+            return Done(code, _text(out), _text(err))
 
     def ok(self, *arguments: str, **variables: Any) -> Done:
         """Run a command that must succeed."""
@@ -105,7 +111,7 @@ class Live:
     """A command that runs."""
 
     def __init__(self, command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
-        self.process = subprocess.Popen(command, cwd=cwd, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = warm.start(command, cwd=cwd, env=environment)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._drain, daemon=True)
         self._reader.start()
@@ -113,7 +119,7 @@ class Live:
     def _drain(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.lines.append(line.rstrip())
+            self.lines.append(line.decode().rstrip())
 
     @property
     def partitions(self) -> set[int]:
@@ -148,7 +154,7 @@ class Live:
         code = self.process.wait(patience)
         self._reader.join(5)
         assert self.process.stdout is not None
-        return Done(code, self.process.stdout.read(), "\n".join(self.lines))
+        return Done(code, self.process.stdout.read().decode(), "\n".join(self.lines))
 
     def end(self) -> None:
         """Kill what is left of it."""

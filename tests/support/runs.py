@@ -26,6 +26,7 @@ from factory_agents.runtime.agents import Transform, agent
 from factory_agents.runtime.loading import load_agent_ref
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import run_transform
+from tests.support import warm
 from tests.support.agents import mark
 from tests.support.waiting import wait_for
 
@@ -68,14 +69,7 @@ class Attempt:
         self.run = run
         self._folder = tempfile.TemporaryDirectory()
         self._result = Path(self._folder.name) / "result.json"
-        self.process = subprocess.Popen(
-            [*command, "--result", str(self._result)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd=ROOT,
-        )
+        self.process = warm.start([*command, "--result", str(self._result)], cwd=ROOT, env=environment, stdin=subprocess.PIPE)
         assert self.process.stdin is not None
         self.process.stdin.write(encode(run) + b"\n")
         self.process.stdin.flush()

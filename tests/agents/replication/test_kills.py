@@ -49,16 +49,16 @@ def change(source: Source) -> None:
 
 
 POINTS = [
-    "start.after-init=kill@1",
-    "replicate.announced=kill@1",
+    pytest.param("start.after-init=kill@1", marks=pytest.mark.soak),
+    pytest.param("replicate.announced=kill@1", marks=pytest.mark.soak),
     "replicate.slot-made=kill@1",
-    "replicate.put=kill@1",
+    pytest.param("replicate.put=kill@1", marks=pytest.mark.soak),
     "replicate.put=kill@23",
-    "chunk.before-ledger=kill@3",
+    pytest.param("chunk.before-ledger=kill@3", marks=pytest.mark.soak),
     "chunk.before-commit=kill@3",
-    "chunk.after-commit=kill@3",
-    "replicate.committed=kill@4",
-    "chunk.after-commit=kill@6",
+    pytest.param("chunk.after-commit=kill@3", marks=pytest.mark.soak),
+    pytest.param("replicate.committed=kill@4", marks=pytest.mark.soak),
+    pytest.param("chunk.after-commit=kill@6", marks=pytest.mark.soak),
 ]
 
 
@@ -82,7 +82,7 @@ def test_killed_again_and_again_in_one_window(replicated: Source) -> None:
     done = replicated.replicate()
     change(replicated)
     run = replicated.window(chunk_records=4)
-    for n in range(5):
+    for n in range(4):
         replicated.runs.killed(run, f"{'chunk.before-commit' if n % 2 else 'replicate.committed'}=kill@2")
     assert replayed(replicated, done, replicated.replicate(run)) == table_now(replicated)
 
