@@ -224,10 +224,12 @@ class TestStartingAndEnding:
             folder.chmod(folder.stat().st_mode | 0o001)
         tmp_path.chmod(0o755)
         cache = tmp_path / "cache" / "factory-agents"
-        shutil.copytree(kafka.cache(), cache, ignore=shutil.ignore_patterns("*.aot", "lock"))
+        shutil.copytree(kafka.cache(), cache, ignore=shutil.ignore_patterns("*.aot*", "*.json", "lock"))
         os.chown(cache, nobody, nobody)
         jars = [_copy_readable(Path(jar), tmp_path) for jar in kafka._jars(print)]
-        (cache / f"kafka-{kafka.KAFKA_VERSION}.json").write_bytes(msgspec.json.encode([str(jar) for jar in jars]))
+        listing = cache / f"kafka-{kafka.KAFKA_VERSION}.json"
+        listing.write_bytes(msgspec.json.encode([str(jar) for jar in jars]))
+        listing.chmod(0o644)
         script = (
             "import sys, pathlib; from factory_agents.sandbox import Sandbox; sandbox = Sandbox(pathlib.Path(sys.argv[1]));"
             "print(sandbox.up().bootstrap); sandbox.down(wipe=True)"
