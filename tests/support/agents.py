@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from typing import Any
@@ -40,6 +41,12 @@ def grow(event: dict[str, Any]) -> dict[str, Any]:
 def dawdle(event: dict[str, Any]) -> dict[str, Any]:
     """Takes as many seconds as the event asks for."""
     time.sleep(event.get("seconds", 0))
+    return event
+
+
+def hang(event: dict[str, Any]) -> dict[str, Any]:
+    """As ``dawdle``, and meanwhile nothing else in its process runs: it keeps the interpreter's lock."""
+    ctypes.PyDLL(None).sleep(event.get("seconds", 0))
     return event
 
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,6 +117,14 @@ class Pipelines:
             return True
         return False
 
+    def runs_of(self, id_: str) -> int:
+        """How many workflows have gone on under an id."""
+
+        async def listed(client: Client) -> int:
+            return len([w async for w in client.list_workflows(f"WorkflowId = '{id_}'")])
+
+        return self.ask(listed)
+
     def history(self, id_: str) -> list[HistoryEvent]:
         """All that the server remembers of a workflow."""
 
@@ -123,6 +132,10 @@ class Pipelines:
             return list((await self._handle(client, id_).fetch_history()).events)
 
         return self.ask(fetched)
+
+    def time_of(self, id_: str, kind: str) -> datetime:
+        """When the server first noted an event of a kind, such as ``activity_task_canceled``, in a workflow's history."""
+        return next(e.event_time.ToDatetime() for e in self.history(id_) if e.HasField(f"{kind}_event_attributes"))  # type: ignore[arg-type]
 
     def attempts(self, id_: str) -> list[int]:
         """The attempt that each of a workflow's activities ended on."""
@@ -272,9 +285,9 @@ def of_spec(request: PipelineRequest, **more: Any) -> PipelineRequest:
 
 
 @contextmanager
-def own_server(folder: Path) -> Iterator[Server]:
-    """A server of the test's own, which it may kill."""
-    server = Server(folder, free_port("127.0.0.1"), free_port("127.0.0.1"))
+def own_server(folder: Path, *options: str) -> Iterator[Server]:
+    """A server of the test's own, which it may kill, or run with options of its own."""
+    server = Server(folder, free_port("127.0.0.1"), free_port("127.0.0.1"), options)
     try:
         server.start()
         yield server
@@ -289,6 +302,7 @@ class Server:
     folder: Path
     port: int
     ui_port: int
+    options: tuple[str, ...] = ()
     process: ProcessRecord | None = None
 
     @property
@@ -296,7 +310,7 @@ class Server:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self.process = temporal.start(self.folder, "127.0.0.1", self.port, self.ui_port, lambda text: None)
+        self.process = temporal.start(self.folder, "127.0.0.1", self.port, self.ui_port, lambda text: None, *self.options)
         temporal.wait_ready(self.folder, self.process, "127.0.0.1", self.port)
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:

@@ -111,6 +111,14 @@ class AgentProcess:
                 self._over.set()
             return self._result(result, code)
 
+    def ask_to_stop(self) -> None:
+        """Let the agent finish or abort its chunk and end (SIGTERM), and don't wait for it. Ask once: asked twice, it ends at once."""
+        self._stopping = True
+        process = self._process
+        if process is not None and process.poll() is None:
+            log.info("Asking agent process %d to stop", process.pid)
+            _signal(process.pid, signal.SIGTERM)
+
     def stop(self, grace: float | None = None) -> None:
         """End the process group: SIGTERM, so that the agent finishes or aborts its chunk, then SIGKILL after the grace.
 

@@ -16,8 +16,8 @@ from factory_agents.sandbox.processes import ProcessRecord, alive, last_line, li
 _PATIENCE = 60.0  # seconds until it must serve
 
 
-def start(folder: Path, host: str, port: int, ui_port: int, tell: Callable[[str], None]) -> ProcessRecord:
-    """Begin to start the server whose workflows are in ``folder``.
+def start(folder: Path, host: str, port: int, ui_port: int, tell: Callable[[str], None], *options: str) -> ProcessRecord:
+    """Begin to start the server whose workflows are in ``folder``; ``options`` are further ones of its program's.
 
     Raises:
         ConfigurationError: there is no program of it.
@@ -26,7 +26,7 @@ def start(folder: Path, host: str, port: int, ui_port: int, tell: Callable[[str]
     private.tighten_all(private.folder(folder))
     tell("starting Temporal")
     command = [program, "server", "start-dev", "--ip", host, "--port", str(port), "--ui-port", str(ui_port)]
-    return spawn([*command, "--db-filename", str(folder / "workflows.db"), "--log-level", "warn"], log=log_of(folder))
+    return spawn([*command, "--db-filename", str(folder / "workflows.db"), "--log-level", "warn", *options], log=log_of(folder))
 
 
 def wait_ready(folder: Path, process: ProcessRecord, host: str, port: int) -> None:

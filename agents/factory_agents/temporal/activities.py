@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,7 +44,7 @@ Runner = Literal["process", "thread"]
 
 _BEAT_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
-_CANCEL_SECONDS = 4.0  # that an agent has to commit and go once its workflow is cancelled
+_CANCEL_SECONDS = 3.0  # that an agent has to commit and go once a beat's answer says that its workflow is cancelled: gone within 5
 _PRIVATE = ("TEMPORAL_", *OF_ITS_PROCESS)  # the worker's own: an agent has no business with the server
 
 _LEVELS = {"pass": logging.INFO, "warn": logging.WARNING, "fail": logging.ERROR}
@@ -129,7 +130,8 @@ class _Pulse:
     """Beats while a slice runs, and learns when it is to go: cancelled, the worker stopping, or its time over."""
 
     def __init__(self, seconds: float) -> None:
-        self.leaving, self.cancelled = threading.Event(), threading.Event()
+        self.leaving = threading.Event()
+        self._left = self._cancelled = math.inf
         self._ends = time.monotonic() + seconds
         self._over = threading.Event()
         context = contextvars.copy_context()  # in which the SDK knows the activity
@@ -149,11 +151,17 @@ class _Pulse:
             now = time.monotonic()
             if now - last >= _BEAT_SECONDS:
                 last = now
-                activity.heartbeat()
+                with suppress(Exception):  # a worker that was busy or asleep for ten seconds takes none: the next one may arrive
+                    activity.heartbeat()
             if activity.is_cancelled():
-                self.cancelled.set()
-            if self.cancelled.is_set() or activity.is_worker_shutdown() or now > self._ends:
+                self._cancelled = min(self._cancelled, now)
+            if now >= min(self._ends, self._cancelled) or activity.is_worker_shutdown():
+                self._left = min(self._left, now)
                 self.leaving.set()
+
+    def is_late(self, grace: float) -> bool:
+        """Whether the agent, asked to go, should be gone: ``grace`` seconds after that, or earlier where its workflow is cancelled."""
+        return time.monotonic() > min(self._left + grace, self._cancelled + _CANCEL_SECONDS)
 
 
 def _run_thread(run: AgentRun, pulse: _Pulse, *, traces: Traces | None) -> AgentResult:
@@ -185,10 +193,14 @@ def _ended_in_time(process: AgentProcess, pulse: _Pulse, grace: float) -> Iterat
     over = threading.Event()
 
     def watch() -> None:
+        asked = False
         while not over.wait(_LOOK_SECONDS):
-            if pulse.leaving.is_set():
-                process.stop(min(grace, _CANCEL_SECONDS) if pulse.cancelled.is_set() else grace)
+            if pulse.is_late(grace):
+                process.stop(0)
                 return
+            if pulse.leaving.is_set() and not asked:
+                asked = True
+                process.ask_to_stop()
 
     watcher = threading.Thread(target=watch, name="watcher", daemon=True)
     watcher.start()
@@ -237,13 +249,14 @@ def _failures(run: AgentRun | None = None) -> Iterator[None]:
 
 def _judge(judgement: Judgement) -> None:
     first, began = judgement.results[0], time.time()
-    verdict = judge(merge_reports([r.report or {} for r in judgement.results]), judgement.fail_if, judgement.warn_if)
+    report = merge_reports([r.report or {} for r in judgement.results])
+    verdict = judge(report, judgement.fail_if, judgement.warn_if)
     for line in verdict.lines:
         log.log(_LEVELS[line.outcome], "%s", line.text)
     work = Work(first.pipeline, first.stage, first.key, scope=scope_of(first.origin, first.instance))
     config = KafkaConfig.from_env()
     if not verdict.failure:
-        if first.reused or len(judgement.results) > 1:  # else the agent's own record took back what was said before
+        if first.reused or report["shards"] > 1:  # else the agent's own record took back what was said before
             forget_failure(config, work, start=first.ledger_offset, prefix=judgement.prefix)
         return
     error = ValidationFailedError(verdict.failure)

@@ -16,6 +16,7 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSe
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import (
     Client,
+    RPCTimeoutOrCancelledError,
     Schedule,
     ScheduleActionStartWorkflow,
     ScheduleAlreadyRunningError,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from factory_agents.telemetry.spans import Traces
 
 __all__ = [
+    "MOST_MISSED",
     "NotFoundError",
     "PipelineFailedError",
     "RefusedError",
@@ -81,9 +83,14 @@ __all__ = [
 
 WORKFLOW, BACKFILL, SCHEDULE, COLLECTOR = "FactoryPipeline", "FactoryBackfill", "FactorySchedule", "FactoryCollector"
 
+MOST_MISSED = 1000
+"""Windows that a server starts when it comes back: its own limit."""
+
 _T = TypeVar("_T")
 
 _QUERY_PATIENCE = timedelta(seconds=3)
+_ANSWER = timedelta(seconds=10)
+_LATE = (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
 _WRONG = (
     RPCStatusCode.INVALID_ARGUMENT,
     RPCStatusCode.NOT_FOUND,
@@ -92,6 +99,7 @@ _WRONG = (
     RPCStatusCode.UNIMPLEMENTED,
 )
 """Answers about what was asked. All others may pass: a server that dies in the middle of an answer makes an INTERNAL or UNKNOWN of it."""
+_TOLD_ENOUGH = "limit for signal"  # 10,000 for one workflow, by default
 _REFUSED = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED)
 
 
@@ -256,9 +264,12 @@ async def start_backfill(client: Client, request: BackfillRequest) -> WorkflowHa
 
 
 async def announce(client: Client, request: CollectRequest, word: Arrived) -> str:
-    """Tell the pipeline's collector that events have come, and start it where none runs; its id."""
+    """Tell the pipeline's collector that events have come, and start it where none runs; its id.
+
+    Raises UnavailableError where the server doesn't answer, or lets the collector be told no more before its window has ended.
+    """
     id_ = f"{request.spec.pipeline}/collector"
-    with _rpc_errors(f"signalling {id_}", missing=RefusedError):
+    with _rpc_errors(f"signalling {id_}", missing=RefusedError, passing=_TOLD_ENOUGH):
         handle = await _with_attributes(
             attributes_of(request.spec),
             lambda attributes: client.start_workflow(
@@ -276,8 +287,16 @@ async def announce(client: Client, request: CollectRequest, word: Arrived) -> st
 
 
 async def apply_schedule(client: Client, request: ScheduledRequest, *, catch_up: float) -> str:
-    """Create the pipeline's schedule, or change it; its name. Windows missed for up to ``catch_up`` seconds are done later."""
+    """Create the pipeline's schedule, or change it; its name. Windows missed for up to ``catch_up`` seconds are done later.
+
+    Raises ConfigurationError for more of them than the server starts at once: it forgets the others.
+    """
     name = request.spec.pipeline
+    if catch_up > MOST_MISSED * request.every:
+        raise ConfigurationError(
+            f"schedule {name}: expected to catch up with at most {MOST_MISSED:,} windows, or {MOST_MISSED * request.every:,.0f} s, "
+            f"got {catch_up:,.0f} s; do more by a backfill"
+        )
     action = ScheduleActionStartWorkflow(
         SCHEDULE,
         request,
@@ -321,9 +340,12 @@ async def progress(client: Client, id_: str) -> Progress | BackfillDone | Collec
     """How far a workflow is; raises ConfigurationError where there is none of this id."""
     with _rpc_errors(f"asking {id_}"):
         handle = client.get_workflow_handle(id_)
-        kind = (await handle.describe()).workflow_type
+        known = await handle.describe()
         kinds: dict[str, type[Progress | BackfillDone | Collected]] = {BACKFILL: BackfillDone, COLLECTOR: Collected}
-        found: Progress | BackfillDone | Collected = await handle.query("progress", result_type=kinds.get(kind, Progress))
+        result_type = kinds.get(known.workflow_type, Progress)
+        found: Progress | BackfillDone | Collected = await _of_a_worker(
+            id_, known.task_queue, handle.query("progress", result_type=result_type, rpc_timeout=_ANSWER)
+        )
         return found
 
 
@@ -351,21 +373,39 @@ async def _progress_now(handle: WorkflowHandle[Any, PipelineDone]) -> Progress |
     return found
 
 
+async def _of_a_worker(id_: str, task_queue: str, answer: Awaitable[_T]) -> _T:
+    """What a workflow answers; raises UnavailableError where no worker is there to let it."""
+    try:
+        return await answer
+    except (RPCError, RPCTimeoutOrCancelledError) as error:
+        if isinstance(error, RPCError) and error.status not in _LATE:
+            raise
+        raise UnavailableError(
+            f"workflow {id_} did not answer within {_ANSWER.total_seconds():g} s: does a worker of the task queue {task_queue!r} run? "
+            "what was asked of it may still be done"
+        ) from error
+
+
+async def _update(client: Client, id_: str, *update: Any) -> Progress:
+    handle = client.get_workflow_handle(id_)
+    task_queue = (await handle.describe()).task_queue
+    found: Progress = await _of_a_worker(id_, task_queue, handle.execute_update(*update, result_type=Progress, rpc_timeout=_ANSWER))
+    return found
+
+
 async def pause(client: Client, id_: str, paused: bool) -> Progress:
     """Begin no further slice, or go on; answers with the progress."""
     with _rpc_errors(f"asking {id_}"):
-        found: Progress = await client.get_workflow_handle(id_).execute_update("pause", paused, result_type=Progress)
-        return found
+        return await _update(client, id_, "pause", paused)
 
 
 async def retry(client: Client, id_: str) -> Progress:
     """Try again what failed for good and is held; raises ConfigurationError where nothing is."""
     with _rpc_errors(f"asking {id_}"):
         try:
-            found: Progress = await client.get_workflow_handle(id_).execute_update("retry", result_type=Progress)
+            return await _update(client, id_, "retry")
         except WorkflowUpdateFailedError as error:
             raise ConfigurationError(f"workflow {id_}: {_root(error)}") from error
-        return found
 
 
 async def cancel(client: Client, id_: str, *, wait: bool = True) -> None:
@@ -409,13 +449,13 @@ def _may_pass(error: BaseException) -> bool:
 
 
 @contextmanager
-def _rpc_errors(doing: str, *, missing: type[ConfigurationError] = NotFoundError) -> Iterator[None]:
+def _rpc_errors(doing: str, *, missing: type[ConfigurationError] = NotFoundError, passing: str = "") -> Iterator[None]:
     try:
         yield
     except RPCError as error:
         kind: type[FactoryError] = UnavailableError
         if error.status in _REFUSED:
             kind = RefusedError
-        elif error.status in _WRONG:
+        elif error.status in _WRONG and not (passing and passing in error.message):
             kind = missing if error.status == RPCStatusCode.NOT_FOUND else ConfigurationError
         raise kind(f"{doing}: Temporal: {error.message}") from error

@@ -44,24 +44,35 @@ class FactoryCollector:
     @workflow.run
     async def run(self, request: CollectRequest) -> None:
         """Until it is cancelled."""
+        heed_length = workflow.patched("gathers-in-many-workflows")
         while True:
-            await self._gathered()
+            if not await self._gathered(heed_length):
+                workflow.continue_as_new(self._state)
             done = self._state.done
             self._tell(waiting=0, windows=done.windows + 1)  # before the window is planned: what comes from here on may need another
             await self._window()
             heed_cancellation()
-            if workflow.info().is_continue_as_new_suggested() or self._state.done.windows % request.per_workflow == 0:
+            if self._is_long or self._state.done.windows % request.per_workflow == 0:
                 workflow.continue_as_new(self._state)
 
-    async def _gathered(self) -> None:
-        """Until there are enough events, or the first of them has waited long enough."""
+    async def _gathered(self, heed_length: bool) -> bool:
+        """Until there are enough events, or the first of them has waited long enough; False where the history grows long before that."""
         await workflow.wait_condition(lambda: self._state.done.waiting > 0)
         now = workflow.now()
         left = (self._state.since or now) + timedelta(seconds=self._state.age) - now
         try:
-            await workflow.wait_condition(lambda: self._state.done.waiting >= self._state.count, timeout=max(left, timedelta(0)))
+            await workflow.wait_condition(lambda: self._are_enough or (heed_length and self._is_long), timeout=max(left, timedelta(0)))
         except TimeoutError:
-            return
+            return True
+        return self._are_enough
+
+    @property
+    def _are_enough(self) -> bool:
+        return self._state.done.waiting >= self._state.count
+
+    @property
+    def _is_long(self) -> bool:
+        return workflow.info().is_continue_as_new_suggested()
 
     async def _window(self) -> None:
         spec = self._state.spec

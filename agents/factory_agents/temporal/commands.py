@@ -112,7 +112,7 @@ def start(
 
     \b
     Examples:
-      factory temporal start examples/software_factory.yaml --since 2018-06-05T08:00 --until 2018-06-05T09:00 --wait
+      factory temporal start pipelines/software_factory.yaml --since 2018-06-05T08:00 --until 2018-06-05T09:00 --wait
       factory temporal start clicks.yaml --key 2026-11-01
     """
     _require()
@@ -295,7 +295,12 @@ def schedule_apply(
     file: _Pipeline,
     every: _Every,
     delay: Annotated[str, typer.Option(help="how long after a window's end it is done", metavar="TIME")] = "0 s",
-    catch_up: Annotated[str, typer.Option(help="windows missed for up to so long are done later", metavar="TIME")] = "7 d",
+    catch_up: Annotated[
+        str | None,
+        typer.Option(
+            help="windows missed for up to so long are done later, at most 1,000; by default of 7 days", metavar="TIME", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Create a pipeline's schedule, or change it. It is named as the pipeline, and windows begin at whole multiples of their length (UTC).
 
@@ -312,7 +317,9 @@ def schedule_apply(
     request = ScheduledRequest(read_pipeline(file), _seconds(every, "--every"), late)
     if late >= request.every:
         raise ConfigurationError(f"--delay {delay}: expected less than --every {every}")
-    name = _served(lambda client: clients.apply_schedule(client, request, catch_up=_seconds(catch_up, "--catch-up")))
+    week = min(7 * 24 * 3600, clients.MOST_MISSED * request.every)
+    missed = week if catch_up is None else _seconds(catch_up, "--catch-up")
+    name = _served(lambda client: clients.apply_schedule(client, request, catch_up=missed))
     console.say(f"schedule {name}: every {every}")
 
 

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import msgspec
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, CodecRef, Counts, Interval
+from factory_agents.protocol import AgentRef, AgentResult, AgentRun, CodecRef, Counts, Interval, Window
 
 __all__ = [
     "Arrived",
     "BackfillDone",
     "BackfillRequest",
+    "Carried",
     "CollectRequest",
     "Collected",
     "Compensation",
@@ -36,6 +37,14 @@ __all__ = [
 ]
 
 INGEST, VALIDATE = "ingest", "validate"
+_LONGEST = 365 * 24 * 3600.0
+_LONGEST_QUEUE = 255
+_QUEUES = f"expected at most {_LONGEST_QUEUE} bytes that can be printed, not beginning with /_sys/"
+
+
+def _is_queue(name: str) -> bool:
+    """Whether the server takes it as a task queue's name; no workflow could tell of one that it doesn't."""
+    return len(name.encode(errors="replace")) <= _LONGEST_QUEUE and (not name or name.isprintable()) and not name.startswith("/_sys/")
 
 
 class Compensation(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
@@ -79,6 +88,8 @@ class StageSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
         """Refuse what no stage can be."""
         if self.shards < 1:
             raise ConfigurationError(f"stage {self.name!r}: shards: expected at least 1, got {self.shards}")
+        if not _is_queue(self.task_queue):
+            raise ConfigurationError(f"stage {self.name!r}: task_queue: {_QUEUES}, got {self.task_queue!r}")
         if (self.fail_if or self.warn_if) and self.agent != VALIDATE:
             raise ConfigurationError(f"stage {self.name!r}: fail_if and warn_if judge the report of validate, not of {self.agent!r}")
         if self.compensate is not None and self.agent == INGEST:
@@ -151,19 +162,38 @@ class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
         for stage in self.stages[:-1]:
             if not stage.output_topic:
                 yield f"stage {stage.name!r} needs an output_topic, which the next stage reads"
-        if self.timeout < 1 or self.heartbeat_timeout < 1 or self.retry_interval <= 0:
-            yield "expected timeout and heartbeat_timeout of at least 1 second, and a retry_interval"
-        if self.hold < 0:
-            yield f"hold: expected seconds, got {self.hold:g}"
+        for name, least in (("timeout", 1), ("heartbeat_timeout", 1), ("retry_interval", 0.001), ("hold", 0)):
+            if not least <= (seconds := getattr(self, name)) <= _LONGEST:
+                yield f"{name}: expected {least:g} s to a year, got {seconds:g} s"
+        if not self.task_queue or not _is_queue(self.task_queue):
+            yield f"task_queue: {_QUEUES}, got {self.task_queue!r}"
+
+
+class Carried(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a workflow was whose history had grown long, for the one that goes on with an empty one.
+
+    ``inputs``: of the stages that had begun, the last one's for going on, those before it for their compensations; ``results`` of the last
+    one's shards that had finished.
+    """
+
+    stages: tuple[StageDone, ...]
+    inputs: tuple[Window | None, ...]
+    results: tuple[AgentResult | None, ...]
+    slices: int
+    paused: bool = False
 
 
 class PipelineRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A pipeline over one window: of ``interval``, or without one of what came since the last window, under the name ``key``."""
+    """A pipeline over one window: of ``interval``, or without one of what came since the last window, under the name ``key``.
+
+    ``carried``: by the workflow before, of which this one is the rest.
+    """
 
     spec: PipelineSpec
     interval: Interval | None = None
     key: str = ""
     rerun: Literal["reuse", "redo"] = "reuse"
+    carried: Carried | None = None
 
     def __post_init__(self) -> None:
         """Refuse a request for no window, or for two."""
@@ -255,8 +285,8 @@ class CollectRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
 
     def __post_init__(self) -> None:
         """Refuse what would start windows without an end."""
-        if self.count < 1 or self.age < 1:
-            raise ConfigurationError(f"collect: expected at least 1 event and 1 s, got {self.count} and {self.age:g} s")
+        if self.count < 1 or not 1 <= self.age <= _LONGEST:
+            raise ConfigurationError(f"collect: expected at least 1 event and 1 s to a year, got {self.count} and {self.age:g} s")
 
     def with_word(self, word: Arrived, now: datetime) -> CollectRequest:
         """With the events of a word that are not counted yet: it may come twice. A topic that was made again begins at its beginning."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -29,7 +30,7 @@ __all__ = ["request_of", "run_starter"]
 log = logging.getLogger(__name__)
 
 _AT_ONCE, _TOLD_AT_ONCE = 50, 5000
-_POLL_SECONDS, _PATIENCE = 0.5, 1.0
+_POLL_SECONDS, _PATIENCE, _CHECK_SECONDS = 0.5, 1.0, 2.0
 _LONGEST_ID = 200
 _PASSING = (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED)
 
@@ -37,15 +38,16 @@ _PASSING = (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED)
 class _Event(msgspec.Struct):
     """What is read of an event; the rest is its agent's business."""
 
-    event_id: str | int | None = None
+    event_id: Any = None
     window: Any = None
 
 
-def request_of(spec: PipelineSpec, message: Message) -> PipelineRequest:
+def request_of(spec: PipelineSpec, message: Message, topic_id: str = "") -> PipelineRequest:
     """What an event asks for: the pipeline over its ``window`` (``{"start": …, "end": …}``) or, without one, over all that has come since
-    the last window, under the event's id, else its coordinates. Raises ConfigurationError for a window that is none.
+    the last window, under the event's id, else its place: its coordinates and the topic's id, as a topic that is created again has the
+    same ones once more. Raises ConfigurationError for a window that is none.
     """
-    name = f"{message.topic()}-{message.partition()}-{message.offset()}"
+    name = f"{message.topic()}-{message.partition()}-{message.offset()}" + (f"-{topic_id}" if topic_id else "")
     try:
         event = msgspec.json.decode(message.value() or b"", type=_Event)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -55,7 +57,7 @@ def request_of(spec: PipelineSpec, message: Message) -> PipelineRequest:
             return PipelineRequest(spec, msgspec.convert(event.window, Interval))
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"window: expected its start and end: {error}") from None
-    id_ = "" if event.event_id is None else str(event.event_id)
+    id_ = str(event.event_id) if isinstance(event.event_id, str | int) and not isinstance(event.event_id, bool) else ""
     usable = 0 < len(id_) <= _LONGEST_ID and id_.isprintable() and "|" not in id_
     return PipelineRequest(spec, key=id_ if usable else name)
 
@@ -74,24 +76,37 @@ async def run_starter(
 
     With ``collect`` the pipeline's collector is told of the events instead, and counts each once.
 
-    Raises a FactoryError where the topic can't be read, or the server refuses this client; one that doesn't answer is waited for.
+    Raises a FactoryError where the topic can't be read, was created again meanwhile, or the server refuses this client; one that doesn't
+    answer is waited for.
     """
+    cluster = Cluster(config)
+    id_ = (await asyncio.to_thread(cluster.topic, topic)).id
     if collect is None:
-        at_once, accept = _AT_ONCE, partial(_start_all, client, spec)
+        at_once, accept = _AT_ONCE, partial(_start_all, client, spec, id_)
     else:
-        found = await asyncio.to_thread(Cluster(config).topic, topic)
-        at_once, accept = _TOLD_AT_ONCE, partial(_announce, client, collect, found.id)
+        at_once, accept = _TOLD_AT_ONCE, partial(_announce, client, collect, id_)
     consumer = config.consumer(group_id=group, auto_offset_reset="earliest")
     try:
         consumer.subscribe([topic])
         log.info("listening", extra=fields(topic=topic, group=group, pipeline=spec.pipeline))
+        checked = time.monotonic()
         while not stop.is_set():
             messages = _read(await asyncio.to_thread(consumer.consume, at_once, _POLL_SECONDS), topic)
+            if messages or time.monotonic() > checked + _CHECK_SECONDS:
+                await asyncio.to_thread(_check_topic, cluster, topic, id_)
+                checked = time.monotonic()
             if messages and await accept(messages, stop):
                 failpoints.hit("starter.before-commit")
+                await asyncio.to_thread(_check_topic, cluster, topic, id_)
                 await asyncio.to_thread(_commit, consumer, messages)
     finally:
         consumer.close()
+
+
+def _check_topic(cluster: Cluster, topic: str, id_: str) -> None:
+    """Where it was created again, a consumer waits at the old one's position; Kafka has forgotten that with the old topic."""
+    if cluster.topic(topic).id != id_:
+        raise UnavailableError(f"topic {topic!r} was deleted and created again while it was followed; start again, with its first event")
 
 
 def _read(found: Sequence[Any], topic: str) -> list[Message]:
@@ -136,11 +151,11 @@ async def _stopped(stop: asyncio.Event) -> bool:
     return True
 
 
-async def _start_all(client: Client, spec: PipelineSpec, messages: Iterable[Message], stop: asyncio.Event) -> bool:
+async def _start_all(client: Client, spec: PipelineSpec, topic_id: str, messages: Iterable[Message], stop: asyncio.Event) -> bool:
     """Start what is not started yet; False where it is time to go before the server has all of it."""
     waiting = list(messages)
     while waiting:
-        done = await asyncio.gather(*(_start(client, spec, message) for message in waiting))
+        done = await asyncio.gather(*(_start(client, spec, topic_id, message) for message in waiting))
         waiting = [message for message, accepted in zip(waiting, done, strict=True) if not accepted]
         if waiting:
             log.warning("the server does not take starts; trying again", extra=fields(events=len(waiting)))
@@ -149,12 +164,12 @@ async def _start_all(client: Client, spec: PipelineSpec, messages: Iterable[Mess
     return True
 
 
-async def _start(client: Client, spec: PipelineSpec, message: Message) -> bool:
+async def _start(client: Client, spec: PipelineSpec, topic_id: str, message: Message) -> bool:
     """Whether the event is done with; raises RefusedError where the server takes no event at all."""
     where = f"{message.topic()}-{message.partition()}@{message.offset()}"
     try:
         with within(client, next((value for name, value in readable_headers(message) if name == TRACEPARENT), None)):
-            handle = await start(client, request_of(spec, message))
+            handle = await start(client, request_of(spec, message, topic_id))
         log.info("started", extra=fields(workflow=handle.id, event=where))
     except UnavailableError:
         return False

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -15,11 +15,13 @@ from temporalio.exceptions import ActivityError, ApplicationError, CancelledErro
 with workflow.unsafe.imports_passed_through():
     import msgspec
 
+    from factory_agents.contracts import merge_reports
     from factory_agents.errors import FactoryError
     from factory_agents.protocol import AgentResult, AgentRun, Counts, Shard, Window, merge_results, shard_window
     from factory_agents.stage_plan import plan_id
     from factory_agents.temporal.protocol import (
         VALIDATE,
+        Carried,
         Judgement,
         PipelineDone,
         PipelineRequest,
@@ -44,6 +46,8 @@ _ATTEMPTS = 3  # at what fails; the end of a slice is no failure
 _SHORT = timedelta(minutes=5)
 _MARGIN = 30.0  # seconds that an agent has at the end of its slice to commit, and its answer to arrive
 _MOST_IDLE = 3
+_MOST_AT_ONCE = 2_000_000
+_MOMENT = timedelta(milliseconds=10)
 
 
 @workflow.defn(name="FactoryPipeline", failure_exception_types=FAILURES)
@@ -52,13 +56,15 @@ class FactoryPipeline:
 
     @workflow.init
     def __init__(self, request: PipelineRequest) -> None:
+        carried = request.carried
         self._request = request
-        self._progress = Progress(request.window)
+        self._progress = Progress(request.window, stages=carried.stages, paused=carried.paused) if carried else Progress(request.window)
         self._held: list[str] = []
         self._retries = 0
         self._begun: list[tuple[StageSpec, Window | None]] = []
         self._slices = 0
         self._compensating = False
+        self._sent_at = self._sent = 0
         interval = timedelta(seconds=request.spec.retry_interval)
         self._retry = RetryPolicy(initial_interval=interval, maximum_attempts=_ATTEMPTS)
 
@@ -87,12 +93,18 @@ class FactoryPipeline:
     @workflow.run
     async def run(self, request: PipelineRequest) -> PipelineDone:
         """Plan, then stage after stage; fails where a stage fails for good, after what its stages did outside was taken back."""
+        carried, stages = request.carried, request.spec.stages
         try:
-            window = await self._or_held(self._plan) if request.spec.topic else None
-            for stage in request.spec.stages:
+            if carried is not None:
+                self._begun = list(zip(stages, carried.inputs[:-1], strict=False))
+                window = carried.inputs[-1]
+            else:
+                window = await self._or_held(self._plan) if request.spec.topic else None
+            for stage in stages[len(self._begun) :]:
                 self._begun.append((stage, window))
-                results = await self._stage(stage, window)
-                if stage is not request.spec.stages[-1]:
+                results = await self._stage(stage, window, carried=carried)
+                carried = None
+                if stage is not stages[-1]:
                     window = merge_results(results)
         except (Exception, asyncio.CancelledError) as error:
             await asyncio.shield(self._compensate(error))
@@ -137,21 +149,43 @@ class FactoryPipeline:
         window = await self._short("plan_window", planning, Window, f"window of {spec.topic}")
         return msgspec.structs.replace(window, codec=spec.codec)
 
-    async def _stage(self, stage: StageSpec, window: Window | None, *, rerun: Rerun | None = None) -> list[AgentResult]:
+    async def _stage(
+        self, stage: StageSpec, window: Window | None, *, rerun: Rerun | None = None, carried: Carried | None = None
+    ) -> list[AgentResult]:
         runs = self._runs(stage, window, rerun or self._request.rerun)
         if stage.undo is not None:
             runs = await self._not_undone(stage, stage.undo, runs)
         total = window.size if window is not None else -1
         self._tell(stage=stage.name, shards=len(runs), shards_done=0, done=0, total=total)
-        self._slices = 0
+        self._slices = carried.slices if carried is not None else 0
         if are_known(workflow.info().typed_search_attributes):
             workflow.upsert_search_attributes([STAGE.value_set(stage.name)])
-        results = list(await asyncio.gather(*(self._or_held(partial(self._shard, stage, run)) for run in runs)))
+        known = carried.results if carried is not None else (None,) * len(runs)
+        ended = await asyncio.gather(*(self._shard_or_held(stage, run, done) for run, done in zip(runs, known, strict=True)))
+        results = [result for result in ended if result is not None]
+        if len(results) < len(ended):
+            self._go_on_afresh(ended)
         if stage.agent == VALIDATE:
-            judgement = Judgement(tuple(results), self._request.spec.prefix, runs[0].run_id, stage.fail_if, stage.warn_if)
+            judgement = Judgement((_whole(results),), self._request.spec.prefix, runs[0].run_id, stage.fail_if, stage.warn_if)
             await self._short("judge_stage", judgement, None, stage.name)
         self._tell(stages=(*self._progress.stages, _stage_done(stage, results, self._slices)))
         return results
+
+    async def _shard_or_held(self, stage: StageSpec, run: AgentRun, done: AgentResult | None) -> AgentResult | None:
+        return done if done is not None else await self._or_held(partial(self._shard, stage, run))
+
+    def _go_on_afresh(self, results: Sequence[AgentResult | None]) -> NoReturn:
+        """In another workflow of the same id, with an empty history: the server ends one that has grown too long."""
+        heed_cancellation()
+        inputs = [window if stage.undo is not None else None for stage, window in self._begun[:-1]]
+        carried = Carried(
+            stages=self._progress.stages,
+            inputs=(*inputs, self._begun[-1][1]),
+            results=tuple(results),
+            slices=self._slices,
+            paused=self._progress.paused,
+        )
+        workflow.continue_as_new(msgspec.structs.replace(self._request, carried=carried))
 
     async def _or_held(self, step: Callable[[], Awaitable[_T]]) -> _T:
         """Do it; where it fails for good, and the pipeline says so, wait until somebody mended it. Raises its error after the wait."""
@@ -205,8 +239,8 @@ class FactoryPipeline:
             for i, part in enumerate(parts)
         ]
 
-    async def _shard(self, stage: StageSpec, run: AgentRun) -> AgentResult:
-        """Slice after slice, until the window is done. Raises what ended it for good."""
+    async def _shard(self, stage: StageSpec, run: AgentRun) -> AgentResult | None:
+        """Slice after slice, until the window is done, or (None) the workflow's history is long. Raises what ended it for good."""
         position, idle, done = (0, 0), 0, 0
         while True:
             await workflow.wait_condition(lambda: not self._progress.paused)
@@ -232,6 +266,8 @@ class FactoryPipeline:
                     non_retryable=True,
                 )
             position, done = outcome.position, outcome.done
+            if not self._compensating and workflow.info().is_continue_as_new_suggested() and workflow.patched("goes-on-afresh"):
+                return None
 
     def _tell(self, **changes: Any) -> None:
         self._progress = msgspec.structs.replace(self._progress, **changes)
@@ -245,6 +281,7 @@ class FactoryPipeline:
 
     async def _slice(self, stage: StageSpec, run: AgentRun) -> SliceOutcome:
         spec = self._request.spec
+        await self._room(len(msgspec.json.encode(run)))
         outcome: SliceOutcome = await workflow.execute_activity(
             "run_slice",
             Slice(run, self._seconds),
@@ -257,6 +294,17 @@ class FactoryPipeline:
             summary=f"{stage.name} {run.key} shard {run.shard.index + 1} of {run.shard.of}",
         )
         return outcome
+
+    async def _room(self, size: int) -> None:
+        """Wait until so many bytes may be told the server: it ends a workflow that tells it more than 4 MB in one answer."""
+        while True:
+            at = workflow.info().get_current_history_length()
+            if at != self._sent_at:
+                self._sent_at, self._sent = at, 0
+            if not self._sent or self._sent + size <= _MOST_AT_ONCE:
+                self._sent += size
+                return
+            await workflow.sleep(_MOMENT)
 
     async def _look(self, run: AgentRun, error: ActivityError) -> SliceOutcome:
         """How far the work is after its attempts failed; raises the error where no further one would help.
@@ -288,6 +336,19 @@ def _words(error: BaseException) -> str:
     cause = error.cause if isinstance(error, ActivityError) else error
     kind = f"{cause.type}: " if isinstance(cause, ApplicationError) and cause.type else ""
     return f"{kind}{getattr(cause, 'message', None) or error}"
+
+
+def _whole(results: Sequence[AgentResult]) -> AgentResult:
+    """The first result with the report of all shards, without what no judgement reads: payloads are bounded."""
+    try:
+        report = merge_reports([result.report or {} for result in results])
+    except LookupError as error:
+        raise ApplicationError(
+            f"the reports of {results[0].stage!r} are of different releases and can't be merged ({error}); do the window again (--redo)",
+            type="ContractError",
+            non_retryable=True,
+        ) from error
+    return msgspec.structs.replace(results[0], report=report, manifest=None, dead_letters=None)
 
 
 def _stage_done(stage: StageSpec, results: Sequence[AgentResult], slices: int) -> StageDone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.agents.temporal.test_commands import written
 from tests.support.certificates import certificate
 from tests.support.grpc_front import in_front_of
 from tests.support.runs import Runs, events
-from tests.support.temporal import Pipelines
+from tests.support.temporal import Pipelines, stage
 
 KEY = "an-api-key"
 
@@ -80,3 +81,13 @@ def test_a_profile_of_the_configuration_file_is_taken(temporal_address: str, tmp
         asyncio.run(connected(""))
     with pytest.raises(ConfigurationError, match=r"Temporal's settings \(TEMPORAL_…\) can't be used.*theirs"):
         asyncio.run(connected("theirs"))
+
+
+def test_a_workflow_that_no_worker_lets_answer_is_one_line(pipelines: Pipelines, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "_ANSWER", timedelta(seconds=0.5))
+    id_ = pipelines.start(pipelines.request(runs.topic("raw"), stage("mark", output=runs.topic("marked"))))
+    for ask in (lambda: pipelines.progress(id_), lambda: pipelines.pause(id_, True), lambda: pipelines.retry(id_)):
+        with pytest.raises(
+            UnavailableError, match=rf"workflow {id_} did not answer .* a worker of the task queue '{pipelines.prefix}' run"
+        ):
+            ask()

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import signal
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.client import Client
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.temporal import client as clients
 from factory_agents.temporal.protocol import Arrived, Collected, CollectRequest, PipelineSpec
 from tests.agents.temporal.test_commands import written
 from tests.support.runs import Runs, events
-from tests.support.temporal import Pipelines, stage
+from tests.support.temporal import Pipelines, own_server, stage
 from tests.support.waiting import wait_for
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -85,6 +86,40 @@ def test_events_become_few_windows_that_hold_each_once_though_the_starter_dies(p
         pipelines.cancel(collector)
     assert sorted(r.id for r in runs.everything(marked)) == list(range(600))
     assert 2 <= told["windows"] <= 5
+
+
+def test_a_collector_that_is_told_often_goes_on_before_and_after_its_window(pipelines: Pipelines, runs: Runs, tmp_path: Path) -> None:
+    """While it gathers, in workflows with empty histories; while its window runs, a teller waits where the server lets it tell no more."""
+    limits = ("limit.historyCount.suggestContinueAsNew=12", "history.maximumSignalsPerExecution=6")
+    options = [word for limit in limits for word in ("--dynamic-config-value", limit)]
+    with own_server(tmp_path / "server", *options) as server:
+        own = Pipelines(server.address, pipelines.bootstrap, pipelines.prefix, tmp_path)
+        spec = PipelineSpec(pipeline=own.prefix, task_queue=own.prefix, stages=(stage("read", "ingest", "a"),))
+        wanted = CollectRequest(spec, 10, 600, Collected(spec.pipeline))
+
+        def tell(offset: int) -> str:
+            return own.ask(lambda client: clients.announce(client, wanted, Arrived({0: (offset, offset + 1)})))
+
+        def tell_and_see(offset: int, waiting: int) -> str:
+            id_ = tell(offset)
+            wait_for(lambda: own.progress(id_).waiting == waiting, "it to be counted")
+            return id_
+
+        with own.served_slowly() as gate:
+            for offset in range(9):
+                id_ = tell_and_see(offset, offset + 1)
+            assert own.runs_of(id_) > 1
+            tell(9)
+            wait_for(lambda: gate.began, "the window")
+            with pytest.raises(UnavailableError, match="limit for signal"):
+                [tell(offset) for offset in range(10, 17)]
+            before = own.runs_of(id_)
+            gate.opened.set()
+            wait_for(lambda: own.runs_of(id_) > before, "it to go on after the window")
+            counted = own.progress(id_).waiting
+            assert 0 < counted < 7
+            for offset in range(10 + counted, 17):
+                tell_and_see(offset, offset - 9)
 
 
 def test_a_window_that_fails_is_named_and_the_next_one_comes(pipelines: Pipelines, runs: Runs) -> None:

@@ -13,7 +13,7 @@ from factory_agents.temporal.client import PipelineFailedError
 from factory_agents.temporal.protocol import Compensation, PipelineRequest, PipelineSpec, StageSpec
 from tests.support.effects import charged, journal
 from tests.support.runs import Runs, events
-from tests.support.temporal import Pipelines, stage
+from tests.support.temporal import Pipelines, own_server, stage
 from tests.support.waiting import wait_for
 
 ALL = dict.fromkeys(range(40), 1)
@@ -112,6 +112,24 @@ def test_workers_that_die_meanwhile_take_back_all_of_it(pipelines: Pipelines, ru
     pipelines.worker(runner="thread")
     wait_for(lambda: pipelines.is_over(id_), "the workflow to end", 60)
     assert charged(first) == {}
+
+
+def test_a_window_that_outgrows_a_history_is_gone_on_with_and_taken_back_as_any_other(
+    pipelines: Pipelines, runs: Runs, tmp_path: Path, first: Path
+) -> None:
+    """The server ends a workflow of 51,200 events: long before, another one of its id goes on with an empty history."""
+    raw, one, two = filled(runs)
+    runs.produce(raw, events(80, 40, seconds=0.04))
+    slow = stage("slow", "tests.support.agents:dawdle", two, shards=2)
+    with own_server(tmp_path / "server", "--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=25") as server:
+        own = Pipelines(server.address, pipelines.bootstrap, pipelines.prefix, tmp_path)
+        request = own.request(raw, charging("a", first, one), slow, stage("c", output="no-such-topic"), timeout=2)
+        with own.served(), pytest.raises(PipelineFailedError, match="no-such-topic"):
+            own.run(request)
+        assert own.runs_of(request.workflow_id) >= 2
+    assert sorted(r.id for r in runs.everything(two)) == list(range(120))
+    assert charged(first) == {}
+    assert len(journal(first)) == 240
 
 
 def test_what_cannot_be_taken_back_is_refused_at_once() -> None:

@@ -54,7 +54,7 @@ def test_defaults_are_few_and_json_is_a_codec_too(tmp_path: Path, monkeypatch: p
             "pipeline: p\ntopic: t\nstages: [{name: a, agent: x:y, compensate: {agnt: x:z}}]",
             "pipeline.yaml:3:45: stages.0.compensate.agnt: unknown key; did you mean 'agent'?",
         ),
-        ("pipeline: p\ntopic: t\nhold: -1\nstages: [{name: a, agent: x:y}]", "hold: expected seconds, got -1"),
+        ("pipeline: p\ntopic: t\nhold: -1\nstages: [{name: a, agent: x:y}]", "hold: expected 0 s to a year, got -1 s"),
         ("pipeline: p\nstages: [mark]", "pipeline.yaml:2:10: stages.0: expected a mapping"),
         ("pipeline: p\nstages: []", "pipeline 'p': expected at least one stage"),
         ("pipeline: p/q\nstages: [{name: a, agent: ingest}]", "pipeline 'p/q': expected a name without"),
@@ -74,7 +74,14 @@ def test_defaults_are_few_and_json_is_a_codec_too(tmp_path: Path, monkeypatch: p
             "pipeline.yaml: stage 'a': fail_if",
         ),
         ("pipeline: p\ntopic: t\ncodec: 7\nstages: [{name: a, agent: x:y}]", "pipeline.yaml:3:8: codec: expected a codec's name"),
-        ("pipeline: p\ntopic: t\ntimeout: 0.1\nstages: [{name: a, agent: x:y}]", "expected timeout and heartbeat_timeout of at least"),
+        ("pipeline: p\ntopic: t\ntimeout: 0.1\nstages: [{name: a, agent: x:y}]", "timeout: expected 1 s to a year, got 0.1 s"),
+        ("pipeline: p\ntopic: t\nheartbeat_timeout: 1e300\nstages: [{name: a, agent: x:y}]", "heartbeat_timeout: expected 1 s to a year"),
+        ("pipeline: p\ntopic: t\nretry_interval: 0\nstages: [{name: a, agent: x:y}]", "retry_interval: expected 0.001 s to a year"),
+        ("pipeline: p\ntopic: t\ntask_queue: ''\nstages: [{name: a, agent: x:y}]", "task_queue: expected at most 255 bytes"),
+        (
+            "pipeline: p\ntopic: t\nstages: [{name: a, agent: x:y, task_queue: /_sys/q}]",
+            "stage 'a': task_queue: expected at most 255 bytes",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_that_says_where(tmp_path: Path, text: str, wrong: str) -> None:

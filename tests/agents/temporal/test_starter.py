@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
+import msgspec
 import pytest
 from temporalio.client import Client
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Interval
 from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec
-from factory_agents.temporal.starter import request_of
+from factory_agents.temporal.starter import request_of, run_starter
 from tests.agents.temporal.test_commands import PIPELINE
 from tests.support.grpc_front import in_front_of
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, own_server, stage
+from tests.support.topics import recreate
 from tests.support.waiting import wait_for
 
 SPEC = PipelineSpec(pipeline="p", topic="t", stages=(stage("mark"),))
@@ -45,10 +49,10 @@ class Event:
         return self._value
 
 
-def asked(value: bytes | None) -> PipelineRequest:
+def asked(value: bytes | None, topic_id: str = "") -> PipelineRequest:
     message: Any = Event(value)
     typed: Message = message
-    return request_of(SPEC, typed)
+    return request_of(SPEC, typed, topic_id)
 
 
 @pytest.mark.parametrize(
@@ -64,16 +68,20 @@ def asked(value: bytes | None) -> PipelineRequest:
         (b'{"event_id": "a\\nb"}', "orders-2-7"),
         (b'{"event_id": ""}', "orders-2-7"),
         (json.dumps({"event_id": "x" * 201}).encode(), "orders-2-7"),
+        (b'{"event_id": 1.5}', "orders-2-7"),
+        (b'{"event_id": true}', "orders-2-7"),
     ],
 )
 def test_an_events_id_names_its_window_else_its_place_does(value: bytes | None, key: str) -> None:
     assert asked(value) == PipelineRequest(SPEC, key=key)
+    assert asked(value, "tid") == PipelineRequest(SPEC, key=f"{key}-tid" if key == "orders-2-7" else key), "another topic of that name"
 
 
 def test_an_event_may_ask_for_a_window_of_time() -> None:
     value = b'{"event_id": 1, "window": {"start": "2026-11-01T04:00:00Z", "end": "2026-11-01T05:00:00Z"}}'
     hour = Interval(datetime(2026, 11, 1, 4, tzinfo=UTC), datetime(2026, 11, 1, 5, tzinfo=UTC))
     assert asked(value) == PipelineRequest(SPEC, hour)
+    assert asked(value.replace(b'"event_id": 1,', b'"event_id": {"odd": 1.5},')) == PipelineRequest(SPEC, hour)
     for broken in (b'{"window": "now"}', b'{"window": {"start": "2026-11-01T04:00:00Z", "end": "2026-11-01T04:00:00Z"}}'):
         with pytest.raises(ConfigurationError, match="window: expected its start and end"):
             asked(broken)
@@ -144,6 +152,31 @@ def test_a_server_that_refuses_all_starts_ends_the_starter_and_no_event_is_lost(
     mended = pipelines.factory.start(*listen)
     wait_for(lambda: pipelines.exists(f"{name}/e"), "the workflow to be started")
     assert mended.stop().code == 0
+
+
+def test_events_of_a_topic_that_was_created_again_start_workflows_of_their_own(pipelines: Pipelines, runs: Runs) -> None:
+    """Their places in it are those of the old one's events, which started workflows; and a consumer waits at the old one's end."""
+    requests = runs.topic("requests", partitions=1)
+    spec = msgspec.structs.replace(SPEC, pipeline=pipelines.prefix)
+
+    async def follow(client: Client, then: Callable[[], None]) -> None:
+        """Until the first event's workflow is there; then what comes after that."""
+        stop, id_ = asyncio.Event(), f"{spec.pipeline}/{requests}-0-0-{runs.cluster.topic(requests).id}"
+        listening = asyncio.create_task(run_starter(client, spec, runs.config, topic=requests, group=spec.pipeline, stop=stop))
+        await asyncio.to_thread(wait_for, lambda: pipelines.exists(id_) or listening.done(), "its workflow")
+        await asyncio.to_thread(then)
+        if then is not anew:
+            stop.set()
+        await listening
+
+    def anew() -> None:
+        recreate(runs.admin, requests, 1)
+        runs.produce(requests, [b"{}"])
+
+    runs.produce(requests, [b"{}"])
+    with pytest.raises(UnavailableError, match="was deleted and created again while it was followed"):
+        pipelines.ask(lambda client: asyncio.wait_for(follow(client, anew), 60))
+    pipelines.ask(lambda client: follow(client, lambda: None))
 
 
 @pytest.mark.parametrize("status", ["CANCELLED", "PERMISSION_DENIED", "UNAUTHENTICATED"])

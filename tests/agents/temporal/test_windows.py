@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from temporalio.client import Client, ScheduleBackfill, ScheduleOverlapPolicy
 
+from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval
 from factory_agents.temporal import client as clients
 from factory_agents.temporal.client import PipelineFailedError
@@ -114,6 +115,12 @@ def test_a_cancelled_backfill_cancels_its_windows(pipelines: Pipelines, runs: Ru
         pipelines.cancel(id_)
         with pytest.raises(PipelineFailedError, match="cancelled"):
             pipelines.done(window.workflow_id)
+
+
+def test_a_schedule_that_would_forget_windows_is_refused(pipelines: Pipelines) -> None:
+    wanted = ScheduledRequest(pipelines.request("raw", stage("mark")).spec, every=60)
+    with pytest.raises(ConfigurationError, match=r"catch up with at most 1,000 windows, or 60,000 s, got 604,800 s"):
+        pipelines.ask(lambda client: clients.apply_schedule(client, wanted, catch_up=7 * 24 * 3600))
 
 
 def test_a_span_that_holds_no_whole_number_of_windows_is_refused(pipelines: Pipelines) -> None:

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from temporalio import activity
 from temporalio.common import VersioningBehavior
+from temporalio.testing import ActivityEnvironment
 
 from factory_agents.errors import ConfigurationError
+from factory_agents.temporal.activities import _Pulse
 from factory_agents.temporal.worker import _deployment
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, own_server, stage
@@ -22,6 +25,26 @@ def test_a_version_has_a_deployment_and_a_build() -> None:
     assert (config.version.to_canonical_string(), config.default_versioning_behavior) == ("factory.1.0", VersioningBehavior.PINNED)
     with pytest.raises(ConfigurationError, match="go together"):
         _deployment({"TEMPORAL_WORKER_BUILD_ID": "1.0"})
+
+
+def test_a_pulse_goes_on_after_a_beat_that_the_worker_did_not_take() -> None:
+    """As when its process slept: a pulse that ended then would hear of no cancellation, and the server of no agent."""
+    environment, beats = ActivityEnvironment(), list[object]()
+
+    def beat(*_: object) -> None:
+        beats.append(None)
+        if len(beats) == 1:
+            raise TimeoutError
+        environment.cancel()
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def heard() -> bool:
+        with _Pulse(600) as pulse:
+            return pulse.leaving.wait(10)
+
+    environment.on_heartbeat = beat
+    assert environment.run(heard)
+    assert len(beats) == 2
 
 
 def test_what_began_on_a_version_ends_on_it(pipelines: Pipelines, runs: Runs) -> None:

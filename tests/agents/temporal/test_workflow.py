@@ -224,6 +224,17 @@ def test_a_name_that_no_ledger_takes_is_refused_at_once(pipelines: Pipelines, ru
             pipelines.done(id_)
 
 
+def test_what_is_more_than_the_server_takes_at_once_is_told_it_bit_by_bit(pipelines: Pipelines, runs: Runs) -> None:
+    """A contract's text goes to each shard: four with 1.2 MB are more than one answer to the server may hold."""
+    raw, valid = runs.topic("raw"), runs.topic("valid")
+    runs.produce(raw, events(40))
+    contract = {"name": "c", "description": "x" * 1_200_000, "id": "event_id", "schema": {"type": "object", "required": ["event_id"]}}
+    request = pipelines.request(raw, stage("check", "validate", valid, shards=4, params={"contract": contract}))
+    with pipelines.served():
+        done = pipelines.run(request).stages[0]
+    assert (done.shards, done.counts.consumed, done.counts.forwarded) == (4, 40, 40)
+
+
 def test_what_failed_for_good_may_be_mended_and_tried_again(pipelines: Pipelines, runs: Runs) -> None:
     raw, marked, kept = runs.topic("raw"), runs.topic("marked"), f"{runs.prefix}.kept"
     runs.produce(raw, events(100))
