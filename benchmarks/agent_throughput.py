@@ -6,12 +6,11 @@ import json
 import shutil
 import sys
 import uuid
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from harness import ROOT, arguments, bench_sandbox, filled_window, peers_python, report, rounds, run_agent, run_process, spread
+from harness import ROOT, arguments, bench_sandbox, filled_window, peers_python, report, run_agent, run_process, timed
 
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.topics import Cluster
@@ -55,15 +54,6 @@ def main() -> None:
         return topic
 
     here = Path(sys.executable)
-    cpu: dict[str, list[float]] = defaultdict(list)
-
-    def contestant(name: str, run: Callable[[int], tuple[float, float]]) -> Callable[[int], float]:
-        def once(n: int) -> float:
-            seconds, used = run(n)
-            cpu[name].append(used)
-            return seconds
-
-        return once
 
     def scripted(name: str, python: Path, script: str) -> Callable[[int], tuple[float, float]]:
         return lambda n: peer(python, script, config, source, target(name, n), events)
@@ -77,15 +67,7 @@ def main() -> None:
     }
     if shutil.which("cc"):
         contestants["batches in C (experiment)"] = scripted("native", here, "native_batch.py")
-    seconds = rounds(options.rounds, {name: contestant(name, run) for name, run in contestants.items()})
-    ratios = {
-        name: spread([theirs / mine for theirs, mine in zip(used, cpu["factory"], strict=True)])
-        for name, used in cpu.items()
-        if name != "factory"
-    }
-    print("CPU of the whole process, start included: its ÷ ours, median (min to max)")
-    for name, r in ratios.items():
-        print(f"  {name:<20} {r['median']} ({r['min']} to {r['max']})")
+    seconds, ratios = timed(options.rounds, contestants, "factory")
     report("agent throughput", seconds, "factory", events, "events", {"cpu_ratios": ratios})
 
 

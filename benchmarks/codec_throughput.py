@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import uuid
-from collections import defaultdict
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import fastavro
 import msgspec
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
-from harness import ROOT, arguments, bench_sandbox, filled_window, peers_python, report, rounds, run_agent, run_process, spread
+from harness import ROOT, arguments, bench_sandbox, filled_window, peers_python, report, run_agent, run_process, timed
 
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.topics import Cluster
@@ -81,7 +80,6 @@ def race(kind: str, text: str, events: int, turns: int, config: KafkaConfig, url
         return topic
 
     here, peers = Path(sys.executable), peers_python()
-    cpu: dict[str, list[float]] = defaultdict(list)
     given = (config.bootstrap, source)
     known: dict[str, Callable[[int], Timed]] = {
         "factory": lambda n: ours(config, url, msgspec.structs.replace(window, name=f"bench-{n}"), target("factory", n), kind),
@@ -89,23 +87,7 @@ def race(kind: str, text: str, events: int, turns: int, config: KafkaConfig, url
         "quix streams": lambda n: peer(peers, "quix_codec.py", *given, target("quix", n), str(events), kind, url),
     }
 
-    def contestant(name: str) -> Callable[[int], float]:
-        def once(n: int) -> float:
-            seconds, used = known[name](n)
-            cpu[name].append(used)
-            return seconds
-
-        return once
-
-    seconds = rounds(turns, {name: contestant(name) for name in known})
-    ratios = {
-        name: spread([theirs / mine for theirs, mine in zip(used, cpu["factory"], strict=True)])
-        for name, used in cpu.items()
-        if name != "factory"
-    }
-    print("CPU of the whole process, start included: its ÷ ours, median (min to max)")
-    for name, r in ratios.items():
-        print(f"  {name:<20} {r['median']} ({r['min']} to {r['max']})")
+    seconds, ratios = timed(turns, known, "factory")
     report(f"{kind} throughput", seconds, "factory", events, "events", {"cpu_ratios": ratios})
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "run_agent",
     "run_process",
     "spread",
+    "timed",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,6 +186,30 @@ def rounds(count: int, contestants: Mapping[str, Callable[[int], float]]) -> dic
             seconds[name].append(took)
             print(f"  round {n + 1}/{count}  {name:<18} {took:8.2f} s", file=sys.stderr)
     return seconds
+
+
+def timed(
+    count: int, contestants: Mapping[str, Callable[[int], tuple[float, float]]], ours: str
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Rounds of contestants that say their seconds, and those of CPU that the whole process took; prints ``other / ours`` of the latter."""
+    cpu: dict[str, list[float]] = {name: [] for name in contestants}
+
+    def contestant(name: str) -> Callable[[int], float]:
+        def once(n: int) -> float:
+            seconds, used = contestants[name](n)
+            cpu[name].append(used)
+            return seconds
+
+        return once
+
+    seconds = rounds(count, {name: contestant(name) for name in contestants})
+    ratios = {
+        name: spread([theirs / mine for theirs, mine in zip(used, cpu[ours], strict=True)]) for name, used in cpu.items() if name != ours
+    }
+    print("CPU of the whole process, start included: its ÷ ours, median (min to max)")
+    for name, r in ratios.items():
+        print(f"  {name:<24} {r['median']} ({r['min']} to {r['max']})")
+    return seconds, ratios
 
 
 def spread(ratios: list[float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from factory_agents.errors import FactoryError
+from factory_agents.sandbox import Sandbox
 from factory_agents.sandbox.state import bigquery_env, snowflake_env
 from tests.support import closing, shared_sandbox
 from tests.support.databases import own_database
@@ -20,7 +21,7 @@ from tests.support.topics import create_topic
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
-    from factory_agents.sandbox import Sandbox, SandboxInfo
+    from factory_agents.sandbox import SandboxInfo
     from tests.support.bigquery import Emulator
     from tests.support.otlp import Collector
     from tests.support.snowflake import SnowflakeSchema
@@ -145,6 +146,15 @@ def temporal_address(sandbox: Sandbox) -> str:
 def registry_url(sandbox: Sandbox) -> str:
     """The shared schema registry: subjects of its own for each test, don't stop it."""
     return shared_sandbox.with_registry().up().registry_url or ""
+
+
+@pytest.fixture
+def own_registry(tmp_path: Path) -> Iterator[Sandbox]:
+    """A sandbox with a registry that the test may stop."""
+    own = Sandbox(tmp_path / "factory", with_registry=True)
+    own.up()
+    yield own
+    own.down(wipe=True)
 
 
 @pytest.fixture

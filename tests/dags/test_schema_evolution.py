@@ -159,15 +159,6 @@ def test_a_stage_whose_new_schema_breaks_the_rule_is_refused_by_field_and_writes
     assert written == [event] * (len(RULES) - len(refused))
 
 
-@pytest.fixture
-def own_registry(tmp_path: Path) -> Iterator[Sandbox]:
-    """A sandbox with a registry that the test may stop."""
-    own = Sandbox(tmp_path / "factory", with_registry=True)
-    own.up()
-    yield own
-    own.down(wipe=True)
-
-
 OUTAGE = """
 window = WindowOperator(task_id="window", topic="<raw>", codec="avro")
 

@@ -146,15 +146,6 @@ def test_a_guid_in_a_header_is_read_and_never_handed_on(runs: Runs, monkeypatch:
     assert (letter.value, letter.headers["__value_schema_id"]) == (b"\2x", header[1])
 
 
-@pytest.fixture
-def own_registry(tmp_path: Path) -> Iterator[Sandbox]:
-    """A sandbox with a registry that the test may stop."""
-    own = Sandbox(tmp_path / "factory", with_registry=True)
-    own.up()
-    yield own
-    own.down(wipe=True)
-
-
 @pytest.mark.slow
 def test_while_the_registry_is_stopped_work_waits_and_what_a_warm_cache_knows_goes_on(
     own_registry: Sandbox, runs: Runs, tmp_path: Path
