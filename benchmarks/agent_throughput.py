@@ -20,12 +20,33 @@ PARTITIONS = 4
 PEERS = ROOT / "benchmarks" / "peers"
 
 
-def ours(config: KafkaConfig, window: Window, target: str) -> tuple[float, float]:
-    """The built-in ``enrich`` without a function, run as an orchestrator runs it.
+CONTRACT = {
+    "name": "bench",
+    "schema": {
+        "type": "object",
+        "required": ["event_id", "user", "payload", "amount", "kind"],
+        "properties": {
+            "event_id": {"type": "string", "minLength": 1},
+            "user": {"type": "integer", "minimum": 0},
+            "payload": {"type": "string"},
+            "amount": {"type": "number", "minimum": 0},
+            "kind": {"enum": ["click", "view"]},
+        },
+    },
+    "rules": {
+        "named": 'event_id.startswith("event-")',
+        "paid": 'kind == "click" or amount == 0',
+        "short": "len(payload) < 1000",
+    },
+}
+
+
+def ours(config: KafkaConfig, window: Window, target: str, agent: str, **params: object) -> tuple[float, float]:
+    """A built-in agent, run as an orchestrator runs it.
 
     Returns the seconds that its result says, start order and ledger included, and those of CPU that the process took in all.
     """
-    run = AgentRun(pipeline=target, stage="enrich", agent=AgentRef("enrich"), window=window, output_topic=target)
+    run = AgentRun(pipeline=target, stage=agent, agent=AgentRef(agent), window=window, output_topic=target, params=params)
     done, cost = run_agent(config, run)
     if done.counts.produced != window.size:
         raise SystemExit(f"expected {window.size} events, {done.counts.produced} were produced")
@@ -55,11 +76,16 @@ def main() -> None:
 
     here = Path(sys.executable)
 
+    def built_in(name: str, agent: str, **params: object) -> Callable[[int], tuple[float, float]]:
+        """``enrich`` without a function passes events through."""
+        return lambda n: ours(config, msgspec.structs.replace(window, name=f"{name}-{n}"), target(name, n), agent, **params)
+
     def scripted(name: str, python: Path, script: str) -> Callable[[int], tuple[float, float]]:
         return lambda n: peer(python, script, config, source, target(name, n), events)
 
     contestants: dict[str, Callable[[int], tuple[float, float]]] = {
-        "factory": lambda n: ours(config, msgspec.structs.replace(window, name=f"bench-{n}"), target("factory", n)),
+        "factory": built_in("factory", "enrich"),
+        "factory, validate": built_in("validate", "validate", contract=CONTRACT),
         "bare confluent": scripted("bare", here, "bare_confluent.py"),
         "quix streams": scripted("quix", peers, "quix_streams.py"),
         "kafka-python": scripted("seed", peers, "kafka_python_loop.py"),

@@ -186,10 +186,14 @@ def test_a_rate_that_is_none_is_refused(runs: Runs, rate: float) -> None:
 
 
 @pytest.mark.parametrize("failpoint", ["chunk.before-commit", "chunk.after-commit"])
-def test_a_replay_that_was_killed_at_its_commit_is_complete_after_the_next(runs: Runs, factory: Command, failpoint: str) -> None:
+def test_a_replay_that_was_killed_at_its_commit_is_complete_after_the_next_though_a_purge_came_between(
+    runs: Runs, factory: Command, failpoint: str
+) -> None:
     target = runs.topic("in", partitions=2)
     topic = fill(runs, [(letter(), str(i).encode()) for i in range(5)])
     assert factory("dead-letters", "replay", topic, "--to", target, FACTORY_FAILPOINTS=f"{failpoint}=kill").code == -9
+    purged = purge_letters(LetterTopic(runs.config, topic, prefix=runs.prefix))
+    assert purged.deleted == (5 if failpoint == "chunk.after-commit" else 0)
     again = factory("dead-letters", "replay", topic, "--to", target)
     assert again.code == (1 if failpoint == "chunk.after-commit" else 0)
     assert [r.value for r in replayed(runs, target)] == [b"0", b"1", b"2", b"3", b"4"]
