@@ -51,6 +51,11 @@ class _OneAirflow(LoadScopeScheduling):  # type: ignore[misc]  # xdist is untype
         return "tests/airflow" if nodeid.startswith("tests/airflow/") else nodeid
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Half as many again as there are cores: a third of a test's time it waits for a broker, a database or a timeout."""
+    return len(os.sched_getaffinity(0)) * 3 // 2
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _OneAirflow | None:
     return _OneAirflow(config, log) if config.getvalue("dist") == "load" else None
 

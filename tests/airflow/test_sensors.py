@@ -34,6 +34,7 @@ def connections(airflow: RunningAirflow, bootstrap: str) -> int:
     )
 
 
+@pytest.mark.soak
 def test_many_sensors_wait_with_few_connections_and_survive_the_triggerer(
     airflow_running: RunningAirflow, admin: AdminClient, bootstrap: str
 ) -> None:

@@ -91,6 +91,7 @@ def wait_read(airflow: RunningAirflow, dag_id: str, until: float) -> None:
     wait_for(read, f"the windows of {dag_id} to pass the last event", 600)
 
 
+@pytest.mark.soak
 def test_overlap_pause_and_resume_lose_nothing_or_say_what_they_left(airflow_running: RunningAirflow, ticker: Ticker) -> None:
     airflow = airflow_running
     ticker.takes = 2 * INTERVAL  # in each pipeline, one run outlasts the next interval's beginning

@@ -117,6 +117,7 @@ def test_a_run_is_triggered_with_the_form_then_a_task_of_it_is_cleared(
     page.screenshot(path=tmp_path / "run.png")
 
 
+@pytest.mark.soak
 def test_a_backfill_is_run_from_its_dialog(page: Page, airflow_running: RunningAirflow, pipeline: str, tmp_path: Path) -> None:
     dialog = open_dialog(page, airflow_running, pipeline)
     dialog.get_by_text("Run this Dag for a range of dates").click()

@@ -84,6 +84,7 @@ def test_it_listens_on_loopback_wants_its_key_and_shows_nobody_what_others_ask(m
             assert refused.value.code == status
 
 
+@pytest.mark.soak
 def test_up_again_leaves_it_alone_and_it_ends_with_its_sandbox(model: SandboxInfo, own_sandbox: Sandbox) -> None:
     with_model = Sandbox(own_sandbox.home, with_model=True)
     info = with_model.up()
