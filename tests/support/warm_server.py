@@ -58,9 +58,10 @@ def serve(requests: socket.socket) -> None:
                 os.write(told, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
                 os.close(told)
                 continue
-            message, (*streams, told), _, _ = socket.recv_fds(requests, 1 << 20, 4)
+            message, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 4)
             if not message:
                 return
+            *streams, told = descriptors
             pid = os.fork()
             if not pid:
                 requests.close()
