@@ -16,7 +16,7 @@ from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
 
 SOAK = bool(os.environ.get("FACTORY_SOAK"))
-HOURS = 200 if SOAK else 6
+HOURS = 200 if SOAK else 5
 START = datetime(2025, 1, 6, tzinfo=UTC)
 PARTITIONS = 4
 

@@ -242,7 +242,7 @@ def test_a_refused_record_is_dead_lettered_and_does_not_come_back_for_ever(runs:
     [
         (20_000, 20_000, 5),
         (1_000_000, 20_000, 5),  # lowered while it runs
-        (35_000, 35_000, 30),  # whether a record fits, compressed, only the broker can tell
+        pytest.param(35_000, 35_000, 30, marks=pytest.mark.soak),  # whether a record fits, compressed, only the broker can tell
     ],
 )
 def test_of_an_agent_that_is_not_deterministic_the_events_are_found_whose_outputs_are_refused(

@@ -191,7 +191,8 @@ def test_a_replay_that_was_killed_at_its_commit_is_complete_after_the_next_thoug
 ) -> None:
     target = runs.topic("in", partitions=2)
     topic = fill(runs, [(letter(), str(i).encode()) for i in range(5)])
-    assert factory("dead-letters", "replay", topic, "--to", target, FACTORY_FAILPOINTS=f"{failpoint}=kill").code == -9
+    soon = ("-X", "transaction.timeout.ms=3000")  # a purge waits for what is open
+    assert factory("dead-letters", "replay", topic, "--to", target, *soon, FACTORY_FAILPOINTS=f"{failpoint}=kill").code == -9
     purged = purge_letters(LetterTopic(runs.config, topic, prefix=runs.prefix))
     assert purged.deleted == (5 if failpoint == "chunk.after-commit" else 0)
     again = factory("dead-letters", "replay", topic, "--to", target)
