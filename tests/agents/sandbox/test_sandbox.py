@@ -142,10 +142,10 @@ class TestStartingAndEnding:
 
     def test_a_restarted_broker_keeps_its_data(self, own_sandbox: Sandbox) -> None:
         before = own_sandbox.info()
-        create_topic(AdminClient({"bootstrap.servers": before.bootstrap, "log_level": 0}), "kept", 1)
+        create_topic(AdminClient({"bootstrap.servers": before.bootstrap, "log_level": 0}), "restarted", 1)
         own_sandbox.restart_kafka()
         assert own_sandbox.info().bootstrap == before.bootstrap
-        assert "kept" in _topics(before.bootstrap)
+        assert "restarted" in _topics(before.bootstrap)
 
     def test_a_stopped_broker_stays_stopped_until_started(self, own_sandbox: Sandbox) -> None:
         own_sandbox.stop_kafka()
