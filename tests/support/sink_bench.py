@@ -92,13 +92,19 @@ def holding_proxy(url: str) -> Iterator[tuple[str, threading.Event]]:
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
 
+    def end(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # closed alone, it stays open as long as a thread waits for what comes
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+
     def serve() -> None:
         held = hold
         with contextlib.suppress(OSError):
             while True:
                 client, _ = listener.accept()
-                server = opened.enter_context(socket.create_connection((parts.hostname, parts.port)))
-                opened.enter_context(client)
+                server = socket.create_connection((parts.hostname, parts.port))
+                opened.callback(end, server)
+                opened.callback(end, client)
                 threading.Thread(target=forward, args=(client, server, threading.Event()), daemon=True).start()
                 threading.Thread(target=forward, args=(server, client, held), daemon=True).start()
                 held = threading.Event()
