@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from factory_agents.databases.postgres import Database, explain
 from factory_agents.databases.statements import table_name
 from factory_agents.errors import ConfigurationError, DataLossError
 from factory_agents.replication.values import SETTINGS, converters, known, own_types
+from factory_agents.telemetry import fields
 
 if TYPE_CHECKING:
     import psycopg
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from factory_agents.replication.values import Convert
 
 __all__ = ["Server", "Slot", "SourceTable", "asking", "lost", "lsn_text", "session"]
+
+log = logging.getLogger(__name__)
 
 _PLUGIN = "pgoutput"
 _OLDEST = 140000
@@ -218,7 +222,17 @@ class Server:
         return Slot(confirmed, reader, state, held, behind, left)
 
     def make_slot(self, name: str) -> int:
-        """Make the slot; where its changes begin. It waits for the transactions that are running."""
+        """Make the slot; where its changes begin. It waits for the transactions that are running, in whichever database of the server."""
+        waits_for = self.run(
+            "looking for transactions",
+            "SELECT format('%%s (%%s, %%s), since %%s', pid, datname, nullif(application_name, ''), xact_start::timestamptz(0))"
+            " FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 3",
+        )
+        if waits_for:
+            log.warning(
+                "making the slot waits for transactions that are open; where one stays open, end its session (pg_terminate_backend)",
+                extra=fields(slot=name, sessions=[text for (text,) in waits_for]),
+            )
         ((lsn,),) = self.run(
             f"making slot {name!r}",
             "SELECT (lsn - '0/0')::bigint FROM pg_create_logical_replication_slot(%s, %s)",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
 from factory_agents.errors import ConfigurationError, DataLossError, UnavailableError
 from tests.support.replication import Source, shown
+from tests.support.waiting import wait_for
 
 
 class TestAWindow:
@@ -29,6 +31,18 @@ class TestAWindow:
         assert (second.counts.consumed, second.counts.forwarded, second.counts.produced) == (3, 3, 4)
         assert [shown(r) for r in replicated.records(second) if r.value is None] == [({"id": 3}, None)]
         assert replicated.replicate().counts.consumed == 0
+
+    def test_says_which_transactions_its_slot_waits_for(self, replicated: Source, caplog: pytest.LogCaptureFixture) -> None:
+        replicated.run("INSERT INTO {} VALUES (1, 1, 'x')")
+        with psycopg.connect(replicated.url, application_name="a report") as other, ThreadPoolExecutor(1) as pool:
+            other.execute("SELECT pg_current_xact_id()")
+            reading = pool.submit(replicated.replicate)
+            wait_for(lambda: "making the slot waits" in caplog.text, "the line")
+            assert not reading.done()
+            other.commit()
+            assert reading.result().counts.consumed == 1
+        (line,) = [record for record in caplog.records if record.message.startswith("making the slot waits")]
+        assert "a report" in str(vars(line))
 
     def test_holds_what_was_committed_before_its_end_and_the_next_one_the_rest(self, replicated: Source) -> None:
         replicated.replicate()
