@@ -45,10 +45,14 @@ class TopicFactory(Protocol):
 
 
 class _OneAirflow(LoadScopeScheduling):  # type: ignore[misc]  # xdist is untyped
-    """Tests one by one to whoever is free, but those on a whole Airflow to one worker, so that there is one of it."""
+    """Tests one by one to whoever is free, but those on a whole Airflow to one worker, so that there is one of it; and those of one of the
+    repository's DAGs, whose topics they share.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/airflow" if nodeid.startswith("tests/airflow/") else nodeid
+        if nodeid.startswith("tests/airflow/"):
+            return "tests/airflow"
+        return nodeid.partition("::")[0] if nodeid.startswith("tests/dags/") else nodeid
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -156,7 +156,7 @@ def test_an_agent_that_fails_with_everything_it_knows_is_the_only_one_that_tells
 
 def test_process_arguments_hold_none(leaks: Leaks, password: str, database_url: str) -> None:
     runs = leaks.runs
-    secrets = leaks.secrets(database_url=database_url)
+    secrets = leaks.secrets(database_url=database_url) | {"PYTHONHASHSEED": "0"}  # for a start of its own, not a fork
     attempt = runs.attempt(runs.run(runs.filled(3), runs.topic("out")), "chunk.before-commit=stop", secrets=secrets)
     attempt.wait_stopped()
     shown = Path(f"/proc/{attempt.process.pid}/cmdline").read_bytes()

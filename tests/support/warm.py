@@ -32,6 +32,14 @@ _LOCK = threading.Lock()
 _TAKEN = ("PYTHONPATH", "PYTHONUNBUFFERED")  # variables that a fork heeds
 
 
+def _options(variables: Mapping[str, str]) -> dict[str, str]:
+    """What an interpreter heeds at its start alone."""
+    return {k: v for k, v in variables.items() if k.startswith("PYTHON") and k not in _TAKEN}
+
+
+_OURS = dict(os.environ)
+
+
 class Forked:
     """As much of ``subprocess.Popen`` as the tests use, of a process that isn't this one's child."""
 
@@ -80,7 +88,9 @@ Process = subprocess.Popen[bytes] | Forked
 def _server() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        process = subprocess.Popen([sys.executable, _SERVER, str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=_SERVER.parents[2])
+        process = subprocess.Popen(
+            [sys.executable, _SERVER, str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=_SERVER.parents[2], env=_OURS
+        )
     atexit.register(lambda: (ours.close(), process.wait()))
     return ours
 
@@ -90,10 +100,11 @@ def can_fork(command: Sequence[str], environment: Mapping[str, str]) -> bool:
     if len(command) < 3:
         return False
     python, how, what = command[:3]
-    ours, theirs = (
-        {k: v for k, v in variables.items() if k.startswith("PYTHON") and k not in _TAKEN} for variables in (os.environ, environment)
+    return (
+        python == sys.executable
+        and (what in PROGRAMS if how == "-m" else what.endswith("main()"))
+        and _options(environment) == _options(_OURS)
     )
-    return python == sys.executable and (what in PROGRAMS if how == "-m" else what.endswith("main()")) and ours == theirs
 
 
 def start(

@@ -94,7 +94,8 @@ def test_a_stage_is_tried_as_its_dag_has_it_and_nothing_is_written(
     assert (counts["consumed"], counts["forwarded"], counts["rejected"]) == (20, 15, 5)  # 5 is a parameter of the pipeline's own
     assert done.results["preview"]["reasons"]
     assert done.results["preview"]["pipeline"] == dag_runner.dag_id  # the pipeline's own work is not touched
-    assert admin.list_topics(timeout=10).topics.keys() <= topics
+    made = admin.list_topics(timeout=10).topics.keys() - topics  # other tests make theirs meanwhile
+    assert not [name for name in made if name.startswith(topic.partition(".")[0])]
 
 
 def test_a_stage_that_cannot_be_tried_says_why(dag_runner: DagRunner) -> None:
