@@ -37,7 +37,7 @@ def _options(variables: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in variables.items() if k.startswith("PYTHON") and k not in _TAKEN}
 
 
-_OURS = dict(os.environ)
+_OURS = dict(os.environ)  # before any test sets a variable
 
 
 class Forked:

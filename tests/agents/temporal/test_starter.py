@@ -165,17 +165,17 @@ def test_events_of_a_topic_that_was_created_again_start_workflows_of_their_own(p
         listening = asyncio.create_task(run_starter(client, spec, runs.config, topic=requests, group=spec.pipeline, stop=stop))
         await asyncio.to_thread(wait_for, lambda: pipelines.exists(id_) or listening.done(), "its workflow")
         await asyncio.to_thread(then)
-        if then is not anew:
+        if then is not create_again:
             stop.set()
         await listening
 
-    def anew() -> None:
+    def create_again() -> None:
         recreate(runs.admin, requests, 1)
         runs.produce(requests, [b"{}"])
 
     runs.produce(requests, [b"{}"])
     with pytest.raises(UnavailableError, match="was deleted and created again while it was followed"):
-        pipelines.ask(lambda client: asyncio.wait_for(follow(client, anew), 60))
+        pipelines.ask(lambda client: asyncio.wait_for(follow(client, create_again), 60))
     pipelines.ask(lambda client: follow(client, lambda: None))
 
 
