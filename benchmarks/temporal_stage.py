@@ -92,7 +92,7 @@ class Bench:
     def dags_test(self, airflow: RunningAirflow, stages: int) -> float:
         """Seconds of the command."""
         until = self.hour().end.strftime("%Y-%m-%dT%H:%M")
-        return run_process([PYTHON_BIN / "airflow", "dags", "test", f"stages_{stages}", until], airflow.components.environment).wall
+        return run_process([PYTHON_BIN / "airflow", "dags", "test", f"tested_{stages}", until], airflow.components.environment).wall
 
     def scheduled(self, airflow: RunningAirflow, stages: int) -> float:
         """Seconds from the run's being queued until Airflow calls it a success, by its own clock."""

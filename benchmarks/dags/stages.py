@@ -13,9 +13,9 @@ from airflow_provider_factory.operators.window import WindowOperator
 TOPICS = os.environ["TEST_TOPICS"]
 
 
-def make(stages: int) -> None:
+def make(name: str, stages: int) -> None:
     @dag(
-        dag_id=f"stages_{stages}",
+        dag_id=f"{name}_{stages}",
         schedule=CronDataIntervalTimetable("@hourly", timezone="UTC"),
         start_date=datetime(2025, 1, 6, tzinfo=UTC),
         end_date=datetime(2025, 2, 1, tzinfo=UTC),  # long over: what runs was asked for
@@ -33,4 +33,5 @@ def make(stages: int) -> None:
 
 
 for number in (1, 4):
-    make(number)
+    make("stages", number)
+    make("tested", number)  # by `airflow dags test`: it stays paused, as a scheduler would run its tasks too
