@@ -74,6 +74,7 @@ def test_clears_of_random_runs_and_tasks_change_nothing(airflow_running: Running
     forward.check()
 
 
+@pytest.mark.soak
 def test_in_reverse_it_leaves_the_same_and_again_changes_nothing(airflow_running: RunningAirflow, backward: Pipeline) -> None:
     airflow_running.unpause("backward")
     backward.backfill(run_backwards=True)

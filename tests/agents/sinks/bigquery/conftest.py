@@ -21,7 +21,6 @@ ALWAYS = (
     "test_a_zombie_is_fenced_before_and_after_its_successor_lands",
     "test_within_a_window_the_records_order_counts",
     "test_windows_leave_the_same_in_whatever_order_they_land[order1]",
-    "test_deletes_of_a_window_that_is_published_again_go_with_it",
 )
 """Of the suite for all sinks, which takes minutes on the emulator; a publisher that dies at any step is in tests/integration."""
 
