@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 from harness import ROOT, arguments, bench_sandbox, filled_window, report, rounds, run_agent, spread
 
+from factory_agents.errors import UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import AgentRef, AgentRun, Window
@@ -104,7 +105,10 @@ class Bench:
                 own = {**os.environ, **self.config.to_env(), **environment, **stamp}
                 process = subprocess.Popen(command, env=own, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
                 with scraped(process):
-                    while self.produced(target) < window.size:
+                    written = 0
+                    while written < window.size:
+                        with suppress(UnavailableError):  # a broker that this load keeps busy says so at the next look
+                            written = self.produced(target)
                         time.sleep(0.02)
                         if process.poll() is not None:
                             raise SystemExit(f"the live agent ended with {process.returncode}")

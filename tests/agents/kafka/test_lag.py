@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.lag import Lags, LagTotal, PartitionLag, _LastCuts, group_lag, lag_of, lag_totals, pipeline_lag, topic_lag
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Interval
+from tests.support.kafka_tools import described_groups
 from tests.support.measured import peak_of_python
 from tests.support.raw_records import Raw, batch, put
 from tests.support.runs import Runs, events
@@ -112,6 +114,17 @@ class TestOfATransactionalTopic:
         assert group_lag(runs.config, runs.prefix, [topic]) == [PartitionLag(topic, 0, committed=2, end=6, lag=4)]
         self.read(runs, topic, 3)
         assert self.lags(runs, topic) == [0]
+
+    @pytest.mark.soak
+    @pytest.mark.timeout(600)
+    def test_kafkas_own_tool_counts_the_markers_too(self, runs: Runs, producer: Producer) -> None:
+        topic = runs.topic(partitions=1)
+        for count in (3, 2):
+            self.write(producer, topic, count=count)
+        for read, ours, of_tool in ((2, 4, 5), (3, 0, 1)):
+            self.read(runs, topic, read)
+            assert self.lags(runs, topic) == [ours]
+            assert described_groups(runs.bootstrap)[runs.prefix, topic, 0][-1] == of_tool
 
     @pytest.mark.parametrize("aborted", [1, 40, 2000])
     def test_what_was_aborted_behind_the_last_record_is_no_lag(self, runs: Runs, producer: Producer, aborted: int) -> None:
@@ -331,3 +344,25 @@ def test_the_lag_of_many_groups_is_that_of_each(runs: Runs) -> None:
         found = lags.of_groups(re.compile(re.escape(runs.prefix) + r"\.\d").fullmatch, topics.__contains__)  # type: ignore[arg-type]
         assert found == {f"{runs.prefix}.{g}": lags.of_group(f"{runs.prefix}.{g}", sorted(topics)) for g in range(3)}
         assert lags.of_groups(lambda name: name == f"{runs.prefix}.0", lambda name: False) == {f"{runs.prefix}.0": []}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_the_lag_of_20_groups_on_500_partitions_is_what_kafkas_own_tool_says(runs: Runs) -> None:
+    topic, chance = runs.topic("wide", partitions=500), random.Random(15)
+    runs.produce(topic, events(20_000))
+    ends = runs.cluster.high_watermark(topic, range(500))
+    groups = [f"{runs.prefix}.{g}" for g in range(20)]
+    for group in groups:
+        commit(runs.bootstrap, group, topic, {p: chance.randint(0, ends[p]) for p in chance.sample(range(500), 450)})
+    with Cluster(runs.config) as cluster:
+        lags, seconds = Lags(runs.config, cluster), []
+        for _ in range(5):
+            began = time.perf_counter()
+            found = lags.of_groups(groups.__contains__, topic.__eq__)
+            seconds.append(time.perf_counter() - began)
+    ours = {(g, r.topic, r.partition): (r.committed, r.end, r.lag) for g, rows in found.items() for r in rows if r.committed is not None}
+    told = {key: row for key, row in described_groups(runs.bootstrap).items() if key[0] in groups}
+    assert len(told) == 20 * 450
+    assert ours == told
+    print(f"20 groups on 500 partitions: {min(seconds):.2f} to {max(seconds):.2f} s")
