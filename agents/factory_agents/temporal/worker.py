@@ -17,7 +17,7 @@ from temporalio.worker import Worker, WorkerDeploymentConfig
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.telemetry import fields
 from factory_agents.temporal.activities import Activities, Runner
-from factory_agents.temporal.client import check_namespace, register_attributes
+from factory_agents.temporal.client import RefusedError, check_namespace, register_attributes
 from factory_agents.temporal.collector import FactoryCollector
 from factory_agents.temporal.lineage import Lineage, telling_lineage
 from factory_agents.temporal.traces import traces_of
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _HEARTBEATS = timedelta(seconds=1)  # a cancellation comes with the answer to one; by default the SDK sends few
 _SPARE = 2.0
+_LOOK_SECONDS = _ANSWER_SECONDS = 10.0
+_MOST_REFUSALS = 3
 
 
 def make_worker(
@@ -71,7 +73,10 @@ def _deployment(environ: Mapping[str, str]) -> WorkerDeploymentConfig | None:
 
 
 async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, grace: float) -> None:
-    """Work until SIGTERM or SIGINT: agents then commit what they have in hand and go, and other workers go on with their windows."""
+    """Work until SIGTERM or SIGINT: agents then commit what they have in hand and go, and other workers go on with their windows.
+
+    Raises RefusedError, after the same, where the server takes this client no more; a server that doesn't answer is waited for.
+    """
     await check_namespace(client)
     try:
         await register_attributes(client)
@@ -84,5 +89,36 @@ async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Run
         async with make_worker(client, task_queue=task_queue, slots=slots, runner=runner, grace=grace, pool=pool, lineage=lineage):
             facts = fields(task_queue=task_queue, slots=slots, runner=runner, server=client.service_client.config.target_host)
             log.info("working", extra=facts)
-            await stop.wait()
+            refused = await _refusal(client, stop)
             log.info("stopping")
+        if refused is not None:
+            raise refused
+
+
+async def _refusal(client: Client, stop: asyncio.Event, every: float = _LOOK_SECONDS) -> RefusedError | None:
+    """Why the server takes this client no more, or None where it is time to go: the SDK asks for tasks for ever, and tells nobody.
+
+    A namespace that was deleted, a key that was revoked: said three times in a row, as one server of several may be late to know.
+    """
+    refusals, outage = 0, False
+    while True:
+        try:
+            async with asyncio.timeout(every):
+                await stop.wait()
+            return None
+        except TimeoutError:
+            pass
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await check_namespace(client)
+            if outage:
+                log.info("the server answers again")
+            refusals, outage = 0, False
+        except RefusedError as error:
+            refusals += 1
+            if refusals == _MOST_REFUSALS:
+                return error
+        except (FactoryError, TimeoutError) as error:
+            if not outage:
+                log.warning("the server does not answer; trying again: %s", str(error) or f"nothing within {_ANSWER_SECONDS:g} s")
+            refusals, outage = 0, True

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
+import grpc  # type: ignore[import-untyped]
 import pytest
 from temporalio import activity
+from temporalio.client import Client
 from temporalio.common import VersioningBehavior
 from temporalio.testing import ActivityEnvironment
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.temporal.activities import _Pulse
-from factory_agents.temporal.worker import _deployment
+from factory_agents.temporal.converter import data_converter
+from factory_agents.temporal.worker import _deployment, _refusal
+from tests.support.grpc_front import in_front_of
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, own_server, stage
 from tests.support.waiting import wait_for
@@ -78,6 +83,33 @@ def test_an_agents_process_is_told_nothing_of_the_server(pipelines: Pipelines, r
 def test_a_namespace_that_is_not_there_is_one_line_before_it_works(pipelines: Pipelines) -> None:
     failed = pipelines.factory("temporal", "worker", "--task-queue", pipelines.prefix, TEMPORAL_NAMESPACE="defualt")
     assert (failed.code, failed.error) == (1, "namespace 'defualt': Temporal: Namespace defualt is not found.")
+
+
+def test_a_worker_that_the_server_takes_no_more_says_so_and_ends_one_without_an_answer_waits(
+    pipelines: Pipelines, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The SDK asks such a server for tasks without an end, and tells nobody."""
+    answers = iter(["UNAVAILABLE", "UNAVAILABLE", "", "PERMISSION_DENIED", "", *["PERMISSION_DENIED"] * 3])
+
+    def refuse(method: str, context: object) -> tuple[grpc.StatusCode, str] | None:
+        status = next(answers) if method.endswith("/DescribeNamespace") else ""
+        return (getattr(grpc.StatusCode, status), f"{status.lower()}: by hand") if status else None
+
+    async def watched(port: int) -> FactoryError | None:
+        client = await Client.connect(f"127.0.0.1:{port}", data_converter=data_converter)
+        return await asyncio.wait_for(_refusal(client, asyncio.Event(), 0.05), 60)
+
+    with in_front_of(pipelines.address, refuse) as port, caplog.at_level("INFO"):
+        refused = asyncio.run(watched(port))
+    assert str(refused) == "namespace 'default': Temporal: permission_denied: by hand"
+    assert isinstance(refused, FactoryError)
+    assert not refused.retriable
+    assert next(answers, None) is None, "it was refused three times in a row"
+    told = [record.message for record in caplog.records if record.name == "factory_agents.temporal.worker"]
+    assert [message.partition(":")[0] for message in told] == [
+        "the server does not answer; trying again",
+        "the server answers again",
+    ]
 
 
 def test_every_line_of_a_workers_log_is_json_the_sdks_own_too(pipelines: Pipelines, tmp_path: Path) -> None:
