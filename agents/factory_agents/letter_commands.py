@@ -109,17 +109,23 @@ def letters_show(
 ) -> None:
     """Show one dead letter, whole. Why it was rejected, where it came from, its key, headers and value.
 
+    A value or key that names a schema (Avro, Protobuf, JSON Schema) is decoded by the registry at SCHEMA_REGISTRY_URL. One that
+    cannot be is shown as its bytes, with the reason.
+
     \b
     Example:
       factory dead-letters show enriched_events.dead 3@17
     """
+    from factory_agents.codecs.registry import RegistryConfig
     from factory_agents.runtime.dead_letters import LetterTopic
+    from factory_agents.runtime.letter_values import LetterReader
 
     letter = LetterTopic(kafka_config(bootstrap, kafka_settings or ()), topic, prefix=prefix).at(position)
+    data = letter.to_data(LetterReader(RegistryConfig.from_env))
     if console.wants_json(json):
-        console.print_json(letter.to_data())
+        console.print_json(data)
         return
-    for name, value in letter.to_data().items():
+    for name, value in data.items():
         console.say(f"{name:<10} {value}" if not isinstance(value, dict) else f"{name}")
         if isinstance(value, dict):
             for inner, text in value.items():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from airflow_provider_factory.page.snapshot import Snapshot
 from factory_agents.errors import ConfigurationError, DeadlineError, FactoryError
@@ -18,6 +18,10 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import StageRecord
 from factory_agents.protocol import PartitionRange
 from factory_agents.runtime.dead_letters import Letter, LetterGroup, LetterTopic, Selection, group_letters, place_of_letter
+from factory_agents.runtime.letter_values import LetterReader, Shown
+
+if TYPE_CHECKING:
+    from factory_agents.codecs.registry import RegistryConfig
 
 __all__ = ["SHOWN", "LetterPage", "LetterQuery", "Letters", "SeenLetter", "look_up"]
 
@@ -34,6 +38,8 @@ _MOST_PAGES, _MOST_WAITING = 32, 16
 _LISTED, _WHOLE = 1000, 256 * 1024
 """Bytes of a value, key or header that are kept of a listed letter, and of one that is shown whole."""
 _MOST_HEADERS, _MOST_GROUPS = 100, 50
+_MOST_DECODED = 1024 * 1024
+"""Bytes of the largest value that is decoded by its schema: to do so holds up the process."""
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +65,16 @@ class LetterQuery:
 
 @dataclass(frozen=True)
 class SeenLetter:
-    """A letter with what is too long cut off; ``size`` is the whole value's, in bytes (-1: it has none)."""
+    """A letter with what is too long cut off; ``size`` is the whole value's, in bytes (-1: it has none).
+
+    ``value`` and ``key`` are as a person reads them; ``cut`` where only the value's beginning is here.
+    """
 
     letter: Letter
     size: int
-
-    @property
-    def cut(self) -> bool:
-        """Whether only the value's beginning is here."""
-        return self.size > len(self.letter.value or b"")
+    value: Shown | None
+    key: Shown | None
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,10 +160,28 @@ def _look_up(query: LetterQuery, snapshot: Snapshot) -> LetterPage:
     from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
     from airflow_provider_factory.settings import option
 
-    return look_up(FactoryKafkaHook(option("kafka_conn_id")).config(), query, snapshot, prefix=option("prefix"))
+    return look_up(FactoryKafkaHook(option("kafka_conn_id")).config(), query, snapshot, prefix=option("prefix"), registry=_registry)
 
 
-def look_up(config: KafkaConfig, query: LetterQuery, snapshot: Snapshot, *, prefix: str = "factory") -> LetterPage:
+def _registry() -> RegistryConfig:
+    """The registry that agents are given, asked once and for not so long: whoever looks waits for it."""
+    from airflow_provider_factory.hooks.schema_registry import SchemaRegistryHook
+    from airflow_provider_factory.settings import option
+
+    config = SchemaRegistryHook(option("registry_conn_id")).config()
+    return replace(
+        config, values={**config.values, "timeout": min(_ASK_SECONDS, config.values.get("timeout", _ASK_SECONDS)), "max.retries": 0}
+    )
+
+
+def look_up(
+    config: KafkaConfig,
+    query: LetterQuery,
+    snapshot: Snapshot,
+    *,
+    prefix: str = "factory",
+    registry: Callable[[], RegistryConfig] = _registry,
+) -> LetterPage:
     """Read a query's letters: a window's where the ledger says that they lie, else the topic's newest. Raises a FactoryError."""
     selection = query.selection
     details = snapshot.figures.details
@@ -173,7 +198,8 @@ def look_up(config: KafkaConfig, query: LetterQuery, snapshot: Snapshot, *, pref
         else:
             wanted = ranges
         wanted = _last(wanted, _MOST_READ)
-        return replace(_collect(topic, wanted, selection, query.text), held=held, taken_at=datetime.now(UTC))
+        found = _collect(topic, wanted, selection, query.text, LetterReader(registry, most=_MOST_DECODED))
+        return replace(found, held=held, taken_at=datetime.now(UTC))
     finally:
         topic.cluster.close()
 
@@ -217,17 +243,19 @@ def _last(ranges: Sequence[PartitionRange], most: int) -> list[PartitionRange]:
     return [PartitionRange(r.partition, max(r.start, r.end - each), r.end) for r in some]
 
 
-def _collect(topic: LetterTopic, ranges: Sequence[PartitionRange], selection: Selection, text: str) -> LetterPage:
+def _collect(topic: LetterTopic, ranges: Sequence[PartitionRange], selection: Selection, text: str, reader: LetterReader) -> LetterPage:
     kept: list[SeenLetter] = []
     keep = _WHOLE if selection.positions else _LISTED
-    wanted, read, weight = text.encode(), 0, 0
+    read = weight = 0
     with closing(cast("Generator[Letter]", topic.read(ranges, patience=_PATIENCE))) as letters:
         try:
             for letter in letters:
                 read += 1
                 weight += len(letter.value or b"")
-                if selection.fits(letter) and (not text or text in letter.why.error or wanted in (letter.value or b"")):
-                    kept.append(_cut(letter, keep))
+                if selection.fits(letter):
+                    value = reader.value(letter)
+                    if not text or text in letter.why.error or (value is not None and text in value.text):
+                        kept.append(_cut(letter, value, reader.key(letter), keep))
                 if weight > _MOST_BYTES:
                     break
         except DeadlineError:
@@ -238,7 +266,9 @@ def _collect(topic: LetterTopic, ranges: Sequence[PartitionRange], selection: Se
     return LetterPage("ready", tuple(newest[:SHOWN]), tuple(groups[:_MOST_GROUPS]), len(kept), read)
 
 
-def _cut(letter: Letter, most: int) -> SeenLetter:
-    headers = tuple((name[:_LISTED], value and value[:_LISTED]) for name, value in letter.headers[:_MOST_HEADERS])
-    short = replace(letter, key=letter.key and letter.key[:_LISTED], value=letter.value and letter.value[:most], headers=headers)
-    return SeenLetter(short, -1 if letter.value is None else len(letter.value))
+def _cut(letter: Letter, value: Shown | None, key: Shown | None, most: int) -> SeenLetter:
+    headers = tuple((name[:_LISTED], data and data[:_LISTED]) for name, data in letter.headers[:_MOST_HEADERS])
+    short = replace(letter, key=None, value=letter.value and letter.value[:most], headers=headers)
+    size = -1 if letter.value is None else len(letter.value)
+    cut = value is not None and len(value.text) > most
+    return SeenLetter(short, size, value and replace(value, text=value.text[:most]), key and replace(key, text=key.text[:_LISTED]), cut)

@@ -14,6 +14,7 @@ import msgspec
 
 from airflow_provider_factory.operators.kafka_agent import summary
 from airflow_provider_factory.runners.kubernetes.failure import fresh_lines
+from factory_agents.codecs.registry import RegistryConfig
 from factory_agents.contracts import judge, load_contract, merge_reports, parse_condition
 from factory_agents.contracts.documents import parse_document
 from factory_agents.contracts.expressions import ExpressionError, parse_expression
@@ -36,6 +37,7 @@ from factory_agents.runners.process import log_line
 from factory_agents.runners.results import agent_error, check_result, shown_notes
 from factory_agents.runtime.agents import Reject, agent, decode_event
 from factory_agents.runtime.dead_letters import _Ledgered, _letter, group_letters
+from factory_agents.runtime.letter_values import LetterReader
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER
 from factory_agents.sources.files import FileSource
 from factory_agents.sources.rows import ReadOptions
@@ -178,7 +180,7 @@ def a_dead_letter(data: bytes) -> None:
     for headers in ([(DEAD_LETTER_HEADER, data)], [(DEAD_LETTER_HEADER, data), ("factory-writer", data)]):
         letter = _letter(Record(data, data, headers))  # type: ignore[arg-type]
         if letter is not None:
-            json.dumps(letter.to_data())
+            json.dumps(letter.to_data(LetterReader(RegistryConfig.from_env)))
             assert letter.event
             assert group_letters([letter])
     LargeMessage(Record(data, data, [("h", data)]))  # type: ignore[arg-type]

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from factory_agents.codecs.registry import RegistryConfig
 from factory_agents.runtime.dead_letters import LetterTopic, Selection, group_letters
+from factory_agents.runtime.letter_values import LetterReader
 from tests.fuzz.corpora import JSON
 from tests.support.raw_records import Raw, batch, put
 from tests.support.runs import Runs
@@ -61,7 +63,8 @@ def check(runs: Runs, seed: int, records: int) -> None:
         found = list(letters.select(Selection()))
         assert (len(found), letters.foreign) == (counts.rejected, 0), seed
         assert sum(group.count for group in group_letters(found)) == len(found)
-        json.dumps([letter.to_data() for letter in found])
+        reader = LetterReader(RegistryConfig.from_env)
+        json.dumps([letter.to_data(reader) for letter in found])
 
 
 def _run(runs: Runs, topic: str, agent: str, params: dict[str, Any]) -> AgentRun:

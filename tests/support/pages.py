@@ -25,6 +25,7 @@ from factory_agents.kafka.windows import windows_of
 from factory_agents.protocol import Counts, Interval, Manifest, PartitionRange, Shard
 from factory_agents.rollouts import LiveGroup, PartitionStatus, Status
 from factory_agents.runtime.dead_letters import Letter
+from factory_agents.runtime.letter_values import plain
 from factory_agents.runtime.outputs import DeadLetter
 from tests.support.waiting import wait_for
 
@@ -145,7 +146,7 @@ def letter(value: bytes | None = b'{"event_id": 7}', offset: int = 1, headers: A
     """A dead letter as the page's reader gives it."""
     about = {"rule": "price", "error": "price < 0", "pipeline": "p", "stage": "enrich", "agent": "mark", "version": "1", **why}
     whole = Letter(0, offset, START, DeadLetter(**about), b"key", value, tuple(headers), "enrich/f/1", "finished")
-    return SeenLetter(whole, len(value) if value is not None else -1)
+    return SeenLetter(whole, len(value) if value is not None else -1, None if value is None else plain(value), plain(b"key"))
 
 
 class OfHand:

@@ -24,7 +24,7 @@ from factory_agents.codecs.avro_types import (
 )
 from factory_agents.codecs.base import refuse_nan, to_json
 from factory_agents.codecs.framing import RegistryCodec, SchemaKey, spoken
-from factory_agents.codecs.registry import StoredSchema
+from factory_agents.codecs.registry import Registry, StoredSchema
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Headers
 from factory_agents.reject import Reject
@@ -61,6 +61,7 @@ class AvroCodec(RegistryCodec):
         rules: str = "refuse",
         compatibility: str = "",
         writing: bool = False,
+        registry: Registry | None = None,
     ) -> None:
         if importlib.util.find_spec("fastavro") is None:
             raise ConfigurationError(f"{self}: it needs fastavro: pip install 'factory-agents[registry]'")
@@ -71,7 +72,7 @@ class AvroCodec(RegistryCodec):
         self._own_schema: Any = None
         self._writing = writing
         self._type: Any = None
-        super().__init__(topic, pinned, subject, version, framing, rules, compatibility, writing)
+        super().__init__(topic, pinned, subject, version, framing, rules, compatibility, writing, registry)
 
     def _use(self, own: StoredSchema) -> None:
         self._own_schema = self._parse(own)

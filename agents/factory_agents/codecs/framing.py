@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from factory_agents.codecs.base import Codec
-from factory_agents.codecs.registry import Reference, RegistryConfig, StoredSchema, UnknownSchemaError, registry_of
+from factory_agents.codecs.registry import Reference, Registry, RegistryConfig, StoredSchema, UnknownSchemaError, registry_of
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Headers
 from factory_agents.reject import Reject
@@ -57,11 +57,12 @@ class RegistryCodec(Codec):
         rules: str = "refuse",
         compatibility: str = "",
         writing: bool = False,
+        registry: Registry | None = None,
     ) -> None:
         self._one_of("compatibility", compatibility, ("", "backward", "forward", "full"))
         self._one_of("framing", framing, ("id", "guid"))
         self._one_of("rules", rules, ("refuse", "ignore"))
-        self._registry = registry_of(RegistryConfig.from_env())
+        self._registry = registry or registry_of(RegistryConfig.from_env())
         self.rules = rules
         self._own: StoredSchema | None = None
         self.identity = {"schema": "writer"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory_agents.codecs.base import from_json, to_json
 from factory_agents.codecs.framing import RegistryCodec, SchemaKey
-from factory_agents.codecs.registry import StoredSchema
+from factory_agents.codecs.registry import Registry, StoredSchema
 from factory_agents.kafka.messages import Headers
 from factory_agents.reject import Reject
 
@@ -32,10 +32,11 @@ class JsonSchemaCodec(RegistryCodec):
         rules: str = "refuse",
         compatibility: str = "",
         writing: bool = False,
+        registry: Registry | None = None,
     ) -> None:
         self._known: set[SchemaKey] = set()
         super().__init__(
-            topic, pinned if writing else {}, subject, version if writing else "writer", framing, rules, compatibility, writing
+            topic, pinned if writing else {}, subject, version if writing else "writer", framing, rules, compatibility, writing, registry
         )
 
     def _use(self, own: StoredSchema) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory_agents.codecs.base import to_json
 from factory_agents.codecs.framing import SCHEMA_HEADER, RegistryCodec, SchemaKey, key_of_header, spoken
-from factory_agents.codecs.registry import StoredSchema
+from factory_agents.codecs.registry import Registry, StoredSchema
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.messages import Headers
 from factory_agents.reject import Reject
@@ -56,6 +56,7 @@ class ProtobufCodec(RegistryCodec):
         compatibility: str = "",
         message: str = "",
         writing: bool = False,
+        registry: Registry | None = None,
     ) -> None:
         if importlib.util.find_spec("google.protobuf") is None:
             raise ConfigurationError(f"{self}: it needs protobuf: pip install 'factory-agents[registry]'")
@@ -64,7 +65,7 @@ class ProtobufCodec(RegistryCodec):
         self._by_name: dict[str, _Reader] = {}
         self._own_file: tuple[File, dict[str, File]] | None = None
         self._parse: Parser | None = None
-        super().__init__(topic, pinned, subject, version, framing, rules, compatibility, writing)
+        super().__init__(topic, pinned, subject, version, framing, rules, compatibility, writing, registry)
         if message:
             self.identity = {**(self.identity or {}), "message": message}
         if self._own is not None:

@@ -28,7 +28,7 @@ _BUILT_IN = {
     "debezium": ("factory_agents.codecs.debezium", "DebeziumCodec"),
 }
 _BY_ITS_KEY = Deleted()
-_GIVEN = ("topic", "writing", "pinned", "make")
+_GIVEN = ("topic", "writing", "pinned", "make", "registry")
 
 
 class DecodedMessage:

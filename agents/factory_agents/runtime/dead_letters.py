@@ -20,6 +20,7 @@ from factory_agents.kafka.messages import Message, readable_headers
 from factory_agents.kafka.reader import WRITER_HEADER, WindowReader
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import PartitionRange, Window
+from factory_agents.runtime.letter_values import LetterReader, plain
 from factory_agents.runtime.outputs import DEAD_LETTER_HEADER, DeadLetter
 from factory_agents.runtime.reasons import error_kind
 from factory_agents.text import printable, shortened, unknown
@@ -159,24 +160,33 @@ class Letter:
         """Whether the event itself stayed where it was: it doesn't fit a letter."""
         return self.why.size >= 0
 
-    def to_data(self) -> dict[str, Any]:
-        """Everything as JSON-able data; the value as the JSON it is, else as text."""
+    def to_data(self, reader: LetterReader) -> dict[str, Any]:
+        """Everything as JSON-able data; value and key as the JSON that they are or a schema makes of them, else as text.
+
+        ``value_as`` and ``key_as`` say of what was no text how it was read, or why it was not.
+        """
         why = {name: value for name, value in msgspec.to_builtins(self.why).items() if value not in ("", -1)}
         if self.is_pointer:
-            why["prefix"] = self.why.prefix.decode(errors="replace")
-        try:
-            value = msgspec.json.decode(self.value or b"")
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            value = None if self.value is None else self.value.decode(errors="replace")
+            why["prefix"] = plain(self.why.prefix, whole=False).text
+        value, key = reader.value(self), reader.key(self)
         return {
             "letter": self.position,
             "written": self.written.isoformat(timespec="milliseconds"),
             "attempt": self.attempt,
             "why": why,
-            "key": None if self.key is None else self.key.decode(errors="replace"),
-            "headers": {name: (text or b"").decode(errors="replace") for name, text in self.headers},
-            "value": value,
+            "key": key and key.text,
+            **({"key_as": key.said} if key and key.said else {}),
+            "headers": {name: plain(data or b"").text for name, data in self.headers},
+            "value": value and _json_or_text(value.text),
+            **({"value_as": value.said} if value and value.said else {}),
         }
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return text
 
 
 class LetterGroup(msgspec.Struct, frozen=True):

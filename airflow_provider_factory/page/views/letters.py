@@ -10,6 +10,7 @@ import msgspec
 from airflow_provider_factory.page.letters import LetterPage, LetterQuery, SeenLetter
 from airflow_provider_factory.page.views.common import count, link
 from factory_agents.runtime.dead_letters import LetterGroup
+from factory_agents.runtime.letter_values import Shown, plain
 from factory_agents.text import printable, shortened
 
 __all__ = ["LetterList", "LetterRow", "LetterShown", "letter", "letter_list"]
@@ -87,7 +88,6 @@ def _short(text: str) -> str:
 
 def _row(seen: SeenLetter) -> LetterRow:
     x = seen.letter
-    value = x.value.decode(errors="replace") if x.value is not None else "(no value)"
     return LetterRow(
         position=x.position,
         path=f"letters/{x.partition}/{x.offset}",
@@ -96,7 +96,7 @@ def _row(seen: SeenLetter) -> LetterRow:
         rule=_short(x.why.rule),
         error=_short(x.why.error),
         attempt=x.attempt,
-        value=_short(value),
+        value=_short(seen.value.text if seen.value is not None else "(no value)"),
     )
 
 
@@ -110,8 +110,8 @@ def letter(seen: SeenLetter) -> LetterShown:
         rule=printable(x.why.rule),
         error=printable(x.why.error, lines=True),
         facts=tuple((name, shortened(printable(value), _LONGEST_HEADER)) for name, value in facts),
-        headers=tuple((_text(name), _text(value)) for name, value in x.headers),
-        key=_text(x.key),
+        headers=tuple((_name(name), _text(None if data is None else plain(data, whole=False))) for name, data in x.headers),
+        key=_text(seen.key),
         value=_pretty(seen),
         note=_note(seen),
         window=x.why.window,
@@ -121,24 +121,27 @@ def letter(seen: SeenLetter) -> LetterShown:
 _OWN = ("error", "rule", "prefix")
 
 
-def _text(value: str | bytes | None) -> str:
-    if value is None:
-        return "(none)"
-    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+def _name(text: str) -> str:
     return shortened(printable(text), _LONGEST_HEADER) or "(empty)"
+
+
+def _text(shown: Shown | None) -> str:
+    if shown is None:
+        return "(none)"
+    return _name(shown.text) + (f" ({printable(shown.said)})" if shown.said else "")
 
 
 def _pretty(seen: SeenLetter) -> str:
     x = seen.letter
     if x.is_pointer:
-        return printable(x.why.prefix.decode(errors="replace"), lines=True)
-    if x.value is None:
+        return printable(plain(x.why.prefix, whole=False).text, lines=True)
+    if seen.value is None:
         return ""
-    value = x.value
+    text = seen.value.text
     if not seen.cut:
-        with suppress(msgspec.DecodeError, RecursionError):
-            value = msgspec.json.format(value, indent=2)  # numbers and names that come twice stay as they stand there
-    return printable(value.decode(errors="replace"), lines=True)
+        with suppress(msgspec.DecodeError, UnicodeError, RecursionError):
+            text = msgspec.json.format(text, indent=2)  # numbers and names that come twice stay as they stand there
+    return printable(text, lines=True)
 
 
 def _note(seen: SeenLetter) -> str:
@@ -146,10 +149,10 @@ def _note(seen: SeenLetter) -> str:
     if x.is_pointer:
         where = x.why.where or "its place in the input topic"
         return f"The event ({x.why.size:,} bytes) didn't fit a letter and stayed at {where}; this is how it begins."
-    if x.value is None:
+    if seen.value is None:
         return "The event has no value."
-    if not x.value:
+    if not seen.value.text:
         return "The event's value is empty."
-    if seen.cut:
-        return f"The first {len(x.value):,} of {seen.size:,} bytes. All of it: factory dead-letters show <topic> {x.position}"
-    return ""
+    cut = f"Only its beginning, of {seen.size:,} bytes. All of it: factory dead-letters show <topic> {x.position}" if seen.cut else ""
+    how = "Not decoded, so it is shown as " if seen.value.why else "Read as "
+    return " ".join(filter(None, (printable(f"{how}{seen.value.said or 'text'}.") if seen.value.said else "", cut)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from factory_agents.codecs.registry import RegistryConfig
 from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.dead_letters import LetterTopic, Selection, group_letters
+from factory_agents.runtime.letter_values import LetterReader
 from tests.support.letters import fill, letter, select
 from tests.support.runs import Runs
 
@@ -39,7 +41,7 @@ def test_letters_are_chosen_by_rule_stage_and_time(runs: Runs) -> None:
 
 def test_one_letter_is_shown_whole(runs: Runs) -> None:
     topic = fill(runs, [(letter("broken", "r", topic="in", partition=3, offset=17), b'{"a":1}')])
-    shown = LetterTopic(runs.config, topic, prefix=runs.prefix).at("0@0").to_data()
+    shown = LetterTopic(runs.config, topic, prefix=runs.prefix).at("0@0").to_data(LetterReader(RegistryConfig.from_env))
     assert shown["why"] == {
         "error": "broken",
         "rule": "r",

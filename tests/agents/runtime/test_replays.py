@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from factory_agents.codecs.registry import RegistryConfig
 from factory_agents.errors import ConfigurationError, StoppedError
 from factory_agents.kafka.ledger import Progress, StageRecord, StoredResult
 from factory_agents.protocol import CodecRef, Manifest, PartitionRange, Shard
@@ -20,6 +21,7 @@ from factory_agents.runtime.agents import agent
 from factory_agents.runtime.codecs import open_codec
 from factory_agents.runtime.dead_letters import LetterTopic, Selection, group_letters
 from factory_agents.runtime.letter_states import purge_letters
+from factory_agents.runtime.letter_values import LetterReader
 from factory_agents.runtime.outputs import DeadLetter
 from factory_agents.runtime.replays import Through, replay_letters
 from tests.support import raw_records as raw
@@ -341,7 +343,7 @@ def test_a_letter_without_its_event_is_told_and_not_replayed(runs: Runs) -> None
     result = replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
     assert result.replayed == 1
     assert result.refused == (f"{topic} 0@0: the event (40,000,000 bytes) didn't fit a letter and stayed at x-0@5",)
-    assert next(iter(select(runs, topic))).to_data()["why"]["prefix"] == "xxx"
+    assert next(iter(select(runs, topic))).to_data(LetterReader(RegistryConfig.from_env))["why"]["prefix"] == "xxx"
 
 
 def mended(text: bytes = b"") -> Any:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from airflow_provider_factory.page import letters as room
 from airflow_provider_factory.page.letters import LetterPage, LetterQuery, Letters, look_up
 from airflow_provider_factory.page.snapshot import LedgerReader, Snapshot
+from factory_agents.codecs.registry import RegistryConfig
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.protocol import AgentResult
 from factory_agents.reject import Reject
 from tests.support.pages import START
 from tests.support.pages import letter as seen
+from tests.support.registries import Subjects, record
 from tests.support.runs import Runs
 from tests.support.waiting import wait_for
 
@@ -157,6 +160,29 @@ def test_a_large_letter_is_cut_where_it_is_listed_and_where_it_is_shown(runs: Ru
     shown = look_up(runs.config, LetterQuery(dead, runs.prefix, position=listed.letter.position), shot, prefix=runs.prefix).letters[0]
     assert (len(listed.letter.value or b""), listed.size) == (1000, 900_027)
     assert (len(shown.letter.value or b""), shown.size) == (256 * 1024, 900_027)
+
+
+def test_a_letter_in_avro_is_read_by_its_schema_and_without_a_registry_says_why(runs: Runs, registry_url: str) -> None:
+    subjects = Subjects(registry_url)
+    topic = runs.topic("in", partitions=1)
+    runs.produce(topic, subjects.written(topic, record(event_id="int", text="string"), {"event_id": 7, "text": "tëxt"}))
+    subjects.client.close()
+    result = runs.transform(runs.run(runs.window(topic), runs.topic("out", partitions=1), max_rejected="100 %"), refuse)
+    assert result.dead_letters is not None
+    dead, shot, asked = result.dead_letters.topic, snapshot_of(runs), RegistryConfig(registry_url, {})
+
+    def page_of(query: LetterQuery, registry: Callable[[], RegistryConfig] = lambda: asked) -> LetterPage:
+        return look_up(runs.config, query, shot, prefix=runs.prefix, registry=registry)
+
+    (found,) = page_of(LetterQuery(dead, runs.prefix, text='"event_id":7')).letters
+    assert found.value is not None
+    assert json.loads(found.value.text) == {"event_id": 7, "text": "tëxt"}
+    assert found.value.said.startswith("AVRO, schema id ")
+    nobody = RegistryConfig("http://127.0.0.1:9", {"timeout": 1, "max.retries": 0})
+    (left,) = page_of(LetterQuery(dead, runs.prefix), lambda: nobody).letters
+    assert left.value is not None
+    assert left.value.text.startswith(r"\x00\x00")
+    assert "bytes, with escapes: the registry http://127.0.0.1:9 cannot be asked" in left.value.said
 
 
 def test_a_topic_that_is_gone_says_so(runs: Runs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_factory.page.letters import LetterPage, LetterQuery, SeenLetter
+from airflow_provider_factory.page.letters import LetterPage, LetterQuery
 from airflow_provider_factory.page.views.letters import letter, letter_list
 from factory_agents.runtime.dead_letters import group_letters
+from factory_agents.runtime.letter_values import Shown, plain
 from tests.support.pages import START
 from tests.support.pages import letter as seen
 
@@ -34,9 +36,11 @@ def test_a_reason_leads_to_its_letters() -> None:
     assert found == (("1", "enrich", "a,b", "price < 0", "letters?topic=out.dead&window=w&stage=enrich&rule=a"),)
 
 
-def test_json_is_shown_as_it_reads_best_and_other_bytes_as_text() -> None:
+def test_json_is_shown_as_it_reads_best_text_as_text_and_other_bytes_with_escapes() -> None:
     assert letter(seen(b'{"a":[1]}')).value == '{\n  "a": [\n    1\n  ]\n}'
-    assert letter(seen(b"\xff\x1b[31mred")).value == "\ufffd\\u001b[31mred"
+    assert letter(seen(b"\x1b[31mred")).value == "\\u001b[31mred"
+    shown = letter(seen(b"\xff\x1b[31mred"))
+    assert (shown.value, shown.note) == (r"\xff\x1b[31mred", "Read as bytes, with escapes.")
     assert letter(seen(None)).note == "The event has no value."
     assert letter(seen(b"")).note == "The event's value is empty."
 
@@ -50,13 +54,22 @@ def test_nothing_is_told_from_what_is_empty() -> None:
     shown = letter(seen(headers=[("a", None), ("b", b"")]))
     assert shown.headers == (("a", "(none)"), ("b", "(empty)"))
     keyless = seen()
-    assert letter(replace(keyless, letter=replace(keyless.letter, key=None))).key == "(none)"
-    assert letter(replace(keyless, letter=replace(keyless.letter, key=b""))).key == "(empty)"
+    assert letter(replace(keyless, key=None)).key == "(none)"
+    assert letter(replace(keyless, key=plain(b""))).key == "(empty)"
 
 
 def test_a_value_that_was_cut_says_how_long_it_is() -> None:
-    short = SeenLetter(seen(b"x" * 10).letter, 20_000_000)
-    assert "first 10 of 20,000,000 bytes" in letter(short).note
+    short = replace(seen(b"x" * 10), size=20_000_000, cut=True)
+    assert "Only its beginning, of 20,000,000 bytes." in letter(short).note
+
+
+def test_a_value_that_a_schema_decodes_says_by_which_and_one_that_none_does_says_why() -> None:
+    binary = seen(b"\0\0\0\0\7\2a")
+    shown = letter(replace(binary, value=Shown('{"id":1}', "avro, schema id 7")))
+    assert (json.loads(shown.value), shown.note) == ({"id": 1}, "Read as avro, schema id 7.")
+    left = letter(replace(binary, value=plain(b"\0\0\0\0\7\2a", why="schema id 7: the registry has none")))
+    assert left.value == r"\x00\x00\x00\x00\x07\x02a"
+    assert left.note == "Not decoded, so it is shown as bytes, with escapes: schema id 7: the registry has none."
 
 
 def test_an_event_that_did_not_fit_a_letter_says_where_it_is() -> None:
