@@ -97,6 +97,8 @@ class LetterReader:
             why = reject.reason
         except FactoryError as error:
             why = str(error)
+            if isinstance(error, UnavailableError):  # of what its schema refers to, too: it is not asked again for each record
+                self._down = why
         except Exception as error:  # whatever a hostile schema or value brings about
             why = describe(error)
         return plain(data, why=why if spoken(key) in why else f"schema {spoken(key)}: {why}")
@@ -126,7 +128,7 @@ class LetterReader:
             self._unknown.add(key)
             raise
         except FactoryError as error:
-            self._down = str(error)  # it is not asked again for each record
+            self._down = str(error)
             raise
         name = _CODECS.get(stored.type)
         if name is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 
 import pytest
 from hypothesis import given
@@ -86,3 +87,12 @@ def test_records_of_another_kind_do_not_keep_the_registry_busy() -> None:
             reader.value(Letter(i.to_bytes(8, "big")))  # type: ignore[arg-type]
             reader.value(Letter(b"\0" + i.to_bytes(4, "big") + b"\xff"))  # type: ignore[arg-type]
     assert len(asked) <= 21
+
+
+def test_a_registry_that_fails_for_what_a_schema_refers_to_is_not_asked_again_for_each_record() -> None:
+    schema = {"schema": json.dumps(record(x="other.X")), "references": [{"name": "other.X", "subject": "x", "version": 1}]}
+    with answering({"/schemas/ids/7": schema, "/subjects/x/versions/1": (503, {"error_code": 50301, "message": "later"})}) as (url, asked):
+        reader = LetterReader(lambda: RegistryConfig(url, {"max.retries": 0}))
+        shown = [reader.value(Letter(AVRO)) for _ in range(9)]  # type: ignore[arg-type]
+    assert all(x is not None and "HTTP 503" in x.why for x in shown)
+    assert len(asked) == 2
