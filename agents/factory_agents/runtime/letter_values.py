@@ -38,7 +38,7 @@ class Shown:
     @property
     def said(self) -> str:
         """The form, and why it is no better."""
-        return f"{self.form}: {self.why}" if self.why else self.form
+        return f"{self.form or 'text'}: {self.why}" if self.why else self.form
 
 
 def plain(data: bytes, *, whole: bool = True, why: str = "") -> Shown:

@@ -155,4 +155,4 @@ def _note(seen: SeenLetter) -> str:
         return "The event's value is empty."
     cut = f"Only its beginning, of {seen.size:,} bytes. All of it: factory dead-letters show <topic> {x.position}" if seen.cut else ""
     how = "Not decoded, so it is shown as " if seen.value.why else "Read as "
-    return " ".join(filter(None, (printable(f"{how}{seen.value.said or 'text'}.") if seen.value.said else "", cut)))
+    return " ".join(filter(None, (printable(f"{how}{seen.value.said}.") if seen.value.said else "", cut)))

@@ -84,6 +84,9 @@ def test_what_cannot_be_read_is_its_bytes_and_says_the_schema_and_why() -> None:
             assert shown is not None
             assert shown.text.encode().decode("unicode_escape").encode("latin-1") == value
             assert why in shown.why
+        text = reader.value(letter(b"text", None, (SCHEMA_HEADER, b"\0\0\0\0\x09")))
+        assert text is not None
+        assert (text.text, text.said.partition(": ")[0]) == ("text", "text")
         for n in range(100, 200):
             reader.value(letter(framed(n, b"")))
     assert len(asked) <= 25  # records of another kind do not become as many questions
