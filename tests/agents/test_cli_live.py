@@ -77,7 +77,11 @@ def test_a_live_agent_ends_at_sigterm_with_its_group_at_the_end(factory: Command
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "failpoint",
-    ["live.before-offsets=kill@2", pytest.param("chunk.before-commit=kill@2", marks=pytest.mark.soak), "chunk.after-commit=kill@2"],
+    [
+        "live.before-offsets=kill@2",
+        pytest.param("chunk.before-commit=kill@2", marks=pytest.mark.soak),
+        pytest.param("chunk.after-commit=kill@2", marks=pytest.mark.soak),
+    ],
 )
 def test_a_live_agent_that_was_killed_goes_on_exactly_once(factory: Command, runs: Runs, failpoint: str) -> None:
     source, target, group = topics(runs)

@@ -31,6 +31,7 @@ def refuse(event: dict[str, int]) -> dict[str, int]:
     raise Reject("no", rule="no")
 
 
+@pytest.mark.soak
 def test_each_letter_goes_once_when_the_scheduler_is_killed_half_way(airflow_running: RunningAirflow, runs: Runs) -> None:
     source = runs.topic("in", partitions=2)
     runs.produce(source, [b'{"event_id": %d}' % i for i in range(LETTERS)])

@@ -12,7 +12,7 @@ from tests.chaos.pipeline import Pipeline
 from tests.support.runs import Runs
 
 SEED = int(os.environ.get("SOAK_SEED", "1"))
-ROUNDS = int(os.environ.get("SOAK_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("SOAK_ROUNDS", "1"))
 KILLS = 9
 """Of each round."""
 

@@ -232,7 +232,7 @@ def check_exact(fleet: Fleet) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["live.before-fence", "chunk.before-commit"])
+@pytest.mark.parametrize("point", ["live.before-fence", pytest.param("chunk.before-commit", marks=pytest.mark.soak)])
 def test_a_member_that_wakes_in_the_middle_of_its_commit_doubles_nothing(fleet: Fleet, point: str) -> None:
     """Its positions of the official group are taken from anybody: only the fence, sent last, is what Kafka refuses."""
     fleet.transaction_ms = 60_000  # nobody but the fence ends it
@@ -254,7 +254,7 @@ def test_a_member_that_wakes_in_the_middle_of_its_commit_doubles_nothing(fleet: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("victim", "point"),
     [
@@ -328,6 +328,7 @@ def test_a_version_whose_members_all_hang_gives_its_partitions_back_all_the_same
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_version_that_crashes_and_is_started_again_and_again_is_rolled_back(fleet: Fleet) -> None:
     rollouts = Rollouts(fleet.runs.config, fleet.group, prefix=fleet.runs.prefix)
     fleet.start("v1")

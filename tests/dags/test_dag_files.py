@@ -90,6 +90,7 @@ def test_dag_files_parse_without_errors_and_without_the_network(airflow_home: Pa
         assert parsed["dags"], file
 
 
+@pytest.mark.soak
 def test_parsing_takes_no_longer_than_a_dag_of_the_official_operators(airflow_home: Path, tmp_path: Path) -> None:
     official = tmp_path / "official.py"
     official.write_text(OFFICIAL)

@@ -86,6 +86,7 @@ def models(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return folder
 
 
+@pytest.mark.soak
 def test_each_night_a_model_learns_and_goes_live_and_one_that_fails_live_is_taken_back(
     repository: Repository, runs: Runs, models: Path
 ) -> None:

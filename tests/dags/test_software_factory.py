@@ -97,8 +97,8 @@ def test_a_param_lands_the_hour_in_iceberg(repository: Repository, tmp_path: Pat
     bench = Bench({"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}/warehouse"})
     repository.environment["AIRFLOW_CONN_ICEBERG_DEFAULT"] = json.dumps({"conn_type": "iceberg", "extra": bench.properties})
     for conf in ({}, {"reprocess": True}):
-        status, printed = repository.dags_test({"sink": "iceberg", "table": bench.table} | conf)
-        assert status == 0, printed
+        state, printed = repository.run({"sink": "iceberg", "table": bench.table} | conf)
+        assert state == "success", printed
         ids = bench.rows("event_id")
         assert (len(ids), len(set(ids))) == (137, 137), printed
     assert repository.rows("events") == []

@@ -147,6 +147,7 @@ def test_a_guid_in_a_header_is_read_and_never_handed_on(runs: Runs, monkeypatch:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_while_the_registry_is_stopped_work_waits_and_what_a_warm_cache_knows_goes_on(
     own_registry: Sandbox, runs: Runs, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def test_another_region_takes_over_and_every_event_is_in_the_table_once(regions:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_what_was_not_copied_is_an_error_and_never_a_guess(regions: tuple[Pipeline, Pipeline]) -> None:
     here, there = regions
     here.hour(0)

@@ -31,6 +31,7 @@ def matching(attempt: Attempt) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_stop_and_a_deadline_are_heard_while_a_rule_is_slow_and_nothing_is_lost(runs: Runs) -> None:
     topic = runs.topic("in", partitions=1)
     runs.produce(topic, [json.dumps({"event_id": i, "text": TEXT}).encode() for i in range(EVENTS)])

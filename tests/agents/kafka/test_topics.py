@@ -148,6 +148,7 @@ def test_a_client_goes_with_its_threads_and_sockets_without_the_garbage_collecto
         gc.enable()
 
 
+@pytest.mark.soak
 def test_a_process_that_asked_for_a_group_during_an_outage_survives_its_end(own_sandbox: Sandbox) -> None:
     """The coordinator answers a question that nobody waits for any more."""
     config = KafkaConfig(own_sandbox.info().bootstrap, {"reconnect.backoff.max.ms": "500"})

@@ -140,6 +140,7 @@ class TestStartingAndEnding:
         with psycopg.connect(after.database_url) as connection:
             assert connection.execute("SELECT to_regclass('kept')::text").fetchone() == ("kept",)
 
+    @pytest.mark.soak
     def test_a_restarted_broker_keeps_its_data(self, own_sandbox: Sandbox) -> None:
         before = own_sandbox.info()
         create_topic(AdminClient({"bootstrap.servers": before.bootstrap, "log_level": 0}), "restarted", 1)
@@ -147,6 +148,7 @@ class TestStartingAndEnding:
         assert own_sandbox.info().bootstrap == before.bootstrap
         assert "restarted" in _topics(before.bootstrap)
 
+    @pytest.mark.soak
     def test_a_stopped_broker_stays_stopped_until_started(self, own_sandbox: Sandbox) -> None:
         own_sandbox.stop_kafka()
         assert own_sandbox.kafka_pid is None
@@ -184,6 +186,7 @@ class TestStartingAndEnding:
         finally:
             Sandbox(home).down(wipe=True)
 
+    @pytest.mark.soak
     def test_a_taken_port_is_left_to_its_owner(self, own_sandbox: Sandbox) -> None:
         before = own_sandbox.info()
         own_sandbox.down()
@@ -352,6 +355,7 @@ class TestOtherUsersOfTheHost:
         assert f"Kafka {sandbox.info().bootstrap} (without a password: any user of this machine may use it)" in said
 
     @pytest.mark.airflow
+    @pytest.mark.soak
     def test_nor_with_airflows(self, own_sandbox: Sandbox) -> None:
         before = os.umask(0)
         try:

@@ -65,6 +65,7 @@ def test_what_was_added_is_found_and_nothing_else_in_any_order(values: list[Any]
     assert not any(map(contains, ([], {}, None)))
 
 
+@pytest.mark.soak
 def test_a_million_values_take_eight_bytes_each() -> None:
     members = Members()
     tracemalloc.start()

@@ -146,9 +146,9 @@ class TestSmallFilesThatMeanMuch:
         ("make", "time_field"),
         [
             (_long, ""),
-            (_long, "a"),
+            pytest.param(_long, "a", marks=pytest.mark.soak),
             (lambda: pa.ListArray.from_arrays(pa.array(range(301), pa.int32()), _long()), ""),
-            (lambda: pa.StructArray.from_arrays([_long()], names=["b"]), ""),
+            pytest.param(lambda: pa.StructArray.from_arrays([_long()], names=["b"]), "", marks=pytest.mark.soak),
             (lambda: pa.array([b"x" * 1_000_000] * 40, pa.binary(1_000_000)), ""),
         ],
         ids=["text", "text as time", "in lists", "in structs", "bytes of one width"],

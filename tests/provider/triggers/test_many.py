@@ -88,6 +88,7 @@ def connections(bootstrap: str) -> int:
     return sum(c.raddr != () and c.raddr.port == port for c in psutil.Process().net_connections())
 
 
+@pytest.mark.soak
 def test_two_hundred_share_a_client_and_few_threads_keep_their_interval_and_notice_soon(
     runs: Runs, bootstrap: str, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:

@@ -15,12 +15,9 @@ from tests.support.bigquery import Bench, Emulator
 ALWAYS = (
     "test_replaced_shrunk_and_emptied",
     "test_what_is_no_row_is_rejected_and_the_rest_lands",
-    "test_duplicates_in_a_window_go_by_version_then_time_then_record",
-    "test_what_the_table_has_newer_stays_and_is_counted",
     "test_three_shards_planned_again_as_two_replace_all_when_the_last_one_is_there",
     "test_a_zombie_is_fenced_before_and_after_its_successor_lands",
     "test_within_a_window_the_records_order_counts",
-    "test_windows_leave_the_same_in_whatever_order_they_land[order1]",
 )
 """Of the suite for all sinks, which takes minutes on the emulator; a publisher that dies at any step is in tests/integration."""
 
