@@ -1,4 +1,4 @@
-"""``factory sinks``: whether a table can be published to, and what the first publish would create there."""
+"""``factory sinks``: whether a table can be published to, what the first publish would create there, and its maintenance."""
 
 from __future__ import annotations
 
@@ -65,3 +65,48 @@ def check(
         if wrong:
             console.say(f"✗ {wrong}", "red")
     raise typer.Exit(1 if wrong else 0)
+
+
+@sinks.command("maintain")
+def maintain(
+    table: Annotated[str, typer.Argument(help="the Iceberg table: namespace.table", metavar="TABLE", show_default=False)],
+    catalog: Annotated[str, typer.Option(help="the catalog's name, as publish takes it", metavar="NAME")] = "default",
+    snapshot_days: Annotated[float, typer.Option(help="expire snapshots older than that", min=0, metavar="DAYS")] = 7,
+    orphan_days: Annotated[
+        float,
+        typer.Option(help="delete files that nothing names, older than that: longer than any publish takes", min=0.25, metavar="DAYS"),
+    ] = 3,
+    yes: Annotated[bool, typer.Option("--yes", help="do it; without it, say what would be done")] = False,
+    json: Json = False,
+) -> None:
+    """Maintain an Iceberg table beside its publishers: expire old snapshots, join small files of deletes, delete files that nothing names.
+
+    The ledger, the deletes that are remembered, and the heads of branches and tags stay. Other sinks' tables need no such care.
+
+    \b
+    Examples:
+      factory sinks maintain analytics.events
+      factory sinks maintain analytics.events --snapshot-days 30 --yes
+    """
+    from datetime import timedelta
+
+    from factory_agents.sinks import iceberg
+
+    done = iceberg.maintain(
+        iceberg.catalog_from_env(catalog),
+        iceberg.table_name(table),
+        snapshots_after=timedelta(days=snapshot_days),
+        orphans_after=timedelta(days=orphan_days),
+        dry_run=not yes,
+    )
+    if console.wants_json(json):
+        console.print_json(done)
+        return
+    would = "" if yes else "would be "
+    console.say(f"{done.snapshots:,} snapshots {would}expired", "bold")
+    console.say(f"{done.joined:,} small files of deletes {would}joined into {done.into:,}")
+    console.say(f"{done.orphans:,} files that nothing names {would}deleted ({done.bytes / 1e6:,.1f} MB)")
+    for folder in done.elsewhere:
+        console.say(f"{folder} may hold other tables' files, and was not looked into", "yellow")
+    if not yes:
+        console.say("--yes does it")

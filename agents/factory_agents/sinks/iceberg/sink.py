@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from factory_agents import failpoints
 from factory_agents.contracts import TableSpec
 from factory_agents.errors import SinkError
 from factory_agents.runtime.ledger_sink import RANK, Landing, LedgerSink, Part, Reader, Rows
@@ -18,6 +17,7 @@ from factory_agents.runtime.rows import RowReader
 from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.iceberg.catalog import CatalogSettings, explained, open_catalog
 from factory_agents.sinks.iceberg.deletes import Deletes, deletes_of
+from factory_agents.sinks.iceberg.files import DELETES, MAIN, commit_once, read_rows, write_rows
 from factory_agents.sinks.iceberg.rows import Keys, arrow_table, beside, filled, has_twice, joined, keys_of, newest, places_among, taken
 from factory_agents.sinks.iceberg.table import PUBLICATION, Layout, look_at_table, open_table
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
     from pyiceberg.expressions import BooleanExpression
     from pyiceberg.manifest import DataFile
-    from pyiceberg.table import FileScanTask, Table, Transaction
+    from pyiceberg.table import FileScanTask, Table
 
 __all__ = ["IcebergSink", "IcebergTarget", "Mode"]
 
@@ -35,8 +35,6 @@ Mode = Literal["append", "upsert"]
 
 _LEDGER = "factory.publish."
 """What the properties begin with that hold the ledger's entries."""
-_MAIN, _DELETES = "main", "factory_deletes"
-"""The branch of the rows, and the one whose rows are the deletes that are remembered: key, place (as the rank) and publication."""
 _MEGABYTE = 1024 * 1024
 _LISTED = 200
 """Values that files are told apart by one by one; of more only the least and the greatest are."""
@@ -132,7 +130,7 @@ class IcebergSink(LedgerSink):
         if table.properties.get(_LEDGER + key) != old:
             return False
         with explained(f"table {self.table}"):
-            self._commit(table, {_MAIN: _Files()}, {_LEDGER + key: new})
+            self._commit(table, {MAIN: _Files()}, {_LEDGER + key: new})
         return True
 
     def entries(self) -> list[tuple[str, str]]:
@@ -148,7 +146,7 @@ class IcebergSink(LedgerSink):
             with transaction.update_snapshot().fast_append():
                 pass
             transaction.remove_properties(*gone)
-            _commit(table, transaction)
+            commit_once(table, transaction)
         return len(gone)
 
     def holds(self, publication: int) -> bool:
@@ -174,15 +172,8 @@ class IcebergSink(LedgerSink):
             self._staged[part.number] = _Staged(keys, self._write(table, data), table.spec().spec_id, deleted)
 
     def _write(self, table: Table, data: pa.Table) -> tuple[DataFile, ...]:
-        """Write rows to new files of the table, each in its partition."""
-        from pyiceberg.io.pyarrow import _dataframe_to_data_files
-
-        if not data.num_rows:
-            return ()
-        files = tuple(_dataframe_to_data_files(table_metadata=table.metadata, df=data, io=table.io, write_uuid=uuid.uuid4()))
-        for file in files:
-            file.spec_id = table.spec().spec_id  # it is told by a manifest otherwise, and those have none yet
-            self._unnamed.add(file.file_path)
+        files = write_rows(table, data)
+        self._unnamed.update(file.file_path for file in files)
         return files
 
     def land(self, landing: Landing) -> Figures | None:
@@ -227,7 +218,7 @@ class IcebergSink(LedgerSink):
         new = self._keys_of(table, staged)
         rows, removed, blocked, standing = _Files(), 0, set[int](), set[int]()
         for task in self._touched(table, landing, joined([new, deletes.keys])):
-            seen = _read(table, task, (*self._spec.key, RANK, PUBLICATION))
+            seen = read_rows(table, task, (*self._spec.key, RANK, PUBLICATION))
             newer_wins = self._target.mode == "upsert"
             found = beside(new, deletes.keys, seen, self._spec.key, landing.past, landing.stale, newer_wins=newer_wins)
             removed += found.removed
@@ -236,13 +227,13 @@ class IcebergSink(LedgerSink):
             if not found.stays:
                 rows.deleted.append(task.file)
                 self._check_limit(rows.deleted)
-                rows.added += self._write(table, _read(table, task).filter(found.kept))
+                rows.added += self._write(table, read_rows(table, task).filter(found.kept))
         if blocked:
             staged = self._only(table, staged, [i for i in range(len(new)) if i not in blocked])
         rows.added += [file for part in staged for file in part.files]
         standing.update(places_among(deletes.keys, new))
         figures = Figures(deletes.distinct, len(new) - len(blocked), removed, len(deletes.keys) - len(standing))
-        self._commit(table, {_MAIN: rows, _DELETES: remembered}, {_LEDGER + landing.key: landing.entry(figures)})
+        self._commit(table, {MAIN: rows, DELETES: remembered}, {_LEDGER + landing.key: landing.entry(figures)})
         return figures
 
     def _keys_of(self, table: Table, staged: Sequence[_Staged]) -> Keys:
@@ -261,10 +252,10 @@ class IcebergSink(LedgerSink):
         told = pa.concat_tables([narrow.empty_table(), *(part.deleted for part in parts)])
         if not self._spec.deletes:
             return Deletes(keys_of(told, key), None, sum(len(part.keys) for part in parts), (), told), _Files()
-        head, new = table.snapshot_by_name(_DELETES), self._keys_of(table, parts)
+        head, new = table.snapshot_by_name(DELETES), self._keys_of(table, parts)
         filed = joined([new, keys_of(told, key)])
         tasks = list(self._touched(table, landing, filed, head.snapshot_id)) if head is not None else []
-        seen = [_read(table, task, narrow.names).cast(narrow) for task in tasks]
+        seen = [read_rows(table, task, narrow.names).cast(narrow) for task in tasks]
         deletes = deletes_of(told, new, seen, key, landing.past, landing.stale)
         columns = {name: deletes.rest.column(name).combine_chunks() for name in narrow.names}
         added = self._write(table, filled(table.schema().as_arrow(), columns))
@@ -294,7 +285,7 @@ class IcebergSink(LedgerSink):
         """Change branches and properties together; main gets a snapshot whatever comes."""
         transaction = table.transaction()
         for branch, files in changes.items():
-            if not (files.added or files.deleted or branch == _MAIN):
+            if not (files.added or files.deleted or branch == MAIN):
                 continue
             update = transaction.update_snapshot(branch=branch)
             with update.overwrite() if files.deleted else transaction._append_snapshot_producer({}, branch) as snapshot:
@@ -306,7 +297,7 @@ class IcebergSink(LedgerSink):
         self._unnamed -= {
             file.file_path for files in changes.values() for file in files.added
         }  # from here on the commit may have been made
-        _commit(table, transaction)
+        commit_once(table, transaction)
 
     def discard(self, parts: Sequence[Part]) -> None:
         """See ``LedgerSink.discard``: files that no commit named; those of a commit that failed wait for the maintenance."""
@@ -346,32 +337,13 @@ class _Files(msgspec.Struct):
     deleted: list[DataFile] = []
 
 
-def _commit(table: Table, transaction: Transaction) -> None:
-    """Send a transaction once, whatever the table says of retries, for exactly the state that it was made for."""
-    from pyiceberg.table.update import AssertDefaultSpecId, AssertTableUUID
-
-    same = (AssertTableUUID(uuid=table.metadata.table_uuid), AssertDefaultSpecId(default_spec_id=table.spec().spec_id))
-    failpoints.hit("iceberg.before-commit")
-    table.catalog.commit_table(table, (*transaction._requirements, *same), transaction._updates)
-    failpoints.hit("iceberg.committed")
-
-
-def _read(table: Table, task: FileScanTask, columns: Sequence[str] = ()) -> pa.Table:
-    """A file's rows as they are now, or some columns of them; always in the same order."""
-    from pyiceberg.expressions import AlwaysTrue
-    from pyiceberg.io.pyarrow import ArrowScan
-
-    schema = table.schema().select(*columns) if columns else table.schema()
-    return ArrowScan(table.metadata, table.io, schema, AlwaysTrue()).to_table([task])
-
-
 def _with_ranks(table: Table, files: Iterable[DataFile], ranks: pa.Array) -> pa.Table:
     """Those rows of files that have these ranks: no two rows of a publication have one."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyiceberg.table import FileScanTask
 
-    read = (_read(table, FileScanTask(file)) for file in files)
+    read = (read_rows(table, FileScanTask(file)) for file in files)
     return pa.concat_tables([rows.filter(pc.is_in(rows.column(RANK), value_set=ranks)) for rows in read])
 
 

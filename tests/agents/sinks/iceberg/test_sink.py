@@ -11,6 +11,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 
 from factory_agents.errors import ConfigurationError, FencedError, SinkError
 from factory_agents.protocol import Shard
+from factory_agents.sinks.iceberg import files
 from factory_agents.testing.records import W1, W2, at, event
 from tests.support.iceberg import Bench
 
@@ -154,6 +155,27 @@ class TestTables:
         assert [str(field.transform) for field in bench.load().spec().fields] == ["day", "bucket[4]", "truncate[10]"]
         assert sorted(n for _, n in bench.rows("id", "n")) == [*range(1, 12), 99]
         assert len({str(task.file.partition) for task in bench.load().scan().plan_files()}) > 3
+
+    def test_a_branch_that_another_engine_writes_while_a_window_lands_is_no_error(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It takes the number of the landing's snapshot, and leaves the rows as they are."""
+        bench.publish([event("a")])
+        rows, hit, commits = bench.load().scan().to_arrow(), files.failpoints.hit, list[str]()
+
+        def between(name: str) -> None:
+            commits.append(name)
+            if commits.count("iceberg.before-commit") == 2:  # the claim was the first
+                commits.append(name)
+                table = bench.load()
+                table.manage_snapshots().create_branch(table.metadata.current_snapshot_id, "audit").commit()
+                table.append(rows, branch="audit")
+            hit(name)
+
+        monkeypatch.setattr(files.failpoints, "hit", between)
+        assert bench.publish([event("b")], W2).written == 1
+        assert commits.count("iceberg.before-commit") == 4  # once more, and theirs
+        assert bench.rows("id") == ids("a", "b")
 
     def test_a_table_that_another_engine_partitions_anew_takes_the_next_window(self, bench: Bench) -> None:
         bench.publish([event("a", at="2026-11-01T00:00:00Z")])
