@@ -34,6 +34,7 @@ __all__ = [
     "answers_topic",
     "current_answers",
     "decode_answer",
+    "decode_said",
     "forget_answers",
     "read_answers",
     "subject_hash",
@@ -50,6 +51,8 @@ ANSWER_SETTINGS = {
 _READ_SECONDS = 900.0
 _DAY_MS = 86_400_000
 _AT_ONCE = 500  # keys in one question to the index
+_INDEX_BYTES = 64 * 1024 * 1024  # of answers in memory
+_ROW_BYTES = 200  # what an answer takes in memory beside its own bytes, about
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -75,7 +78,16 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     subject: str = ""
 
 
+class Said(msgspec.Struct, frozen=True, gc=False):
+    """What of an answer goes into an event, or why nothing does."""
+
+    text: str
+    fault: str = ""
+
+
 decode_answer = msgspec.json.Decoder(Answer).decode
+decode_said = msgspec.json.Decoder(Said).decode
+_encode_values = msgspec.json.Encoder(order="deterministic").encode
 
 
 def answers_topic(prefix: str) -> str:
@@ -90,28 +102,49 @@ def partition_of(question: bytes, partitions: int) -> int:
 
 def answer_key(question: bytes, values: Sequence[Any]) -> bytes:
     """The record key: the question's digest and that of the fields' values."""
-    return question + b"|" + hashlib.sha256(msgspec.json.encode(values, order="deterministic")).hexdigest().encode()
+    return question + b"|" + hashlib.sha256(_encode_values(values)).hexdigest().encode()
 
 
 class _Index:
-    """Answers by key, of one question; in a file that is nowhere and spills from memory as it grows. For one thread."""
+    """Answers by key, of one question: in memory up to a bound, then in a file that is nowhere. For one thread."""
 
-    def __init__(self) -> None:
-        self._database = sqlite3.connect("", isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.execute("PRAGMA synchronous = OFF")
-        self._database.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+    def __init__(self, most_bytes: int = _INDEX_BYTES) -> None:
+        self._known: dict[bytes, bytes] = {}
+        self._room = most_bytes
+        self._database: sqlite3.Connection | None = None
 
     def put(self, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Take answers, the newest last; None deletes."""
         last = dict(rows)
-        self._database.execute("BEGIN")
-        self._database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", ((k, v) for k, v in last.items() if v is not None))
-        self._database.executemany("DELETE FROM answers WHERE key = ?", ((k,) for k, v in last.items() if v is None))
-        self._database.execute("COMMIT")
+        if self._database is not None:
+            self._write(self._database, last)
+            return
+        for key, value in last.items():
+            if value is None:
+                self._known.pop(key, None)
+            else:
+                self._known[key] = value
+                self._room -= len(key) + len(value) + _ROW_BYTES
+        if self._room < 0:
+            self._database = sqlite3.connect("", isolation_level=None)
+            self._database.execute("PRAGMA journal_mode = OFF")
+            self._database.execute("PRAGMA synchronous = OFF")
+            self._database.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+            self._write(self._database, self._known)
+            self._known = {}
+
+    @staticmethod
+    def _write(database: sqlite3.Connection, rows: Mapping[bytes, bytes | None]) -> None:
+        database.execute("BEGIN")
+        database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", ((k, v) for k, v in rows.items() if v is not None))
+        database.executemany("DELETE FROM answers WHERE key = ?", ((k,) for k, v in rows.items() if v is None))
+        database.execute("COMMIT")
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Those of the keys that are there."""
+        if self._database is None:
+            known = self._known
+            return {key: known[key] for key in keys if key in known}
         found: dict[bytes, bytes] = {}
         for start in range(0, len(keys), _AT_ONCE):
             part = keys[start : start + _AT_ONCE]
@@ -120,7 +153,9 @@ class _Index:
 
     def close(self) -> None:
         """Free it."""
-        self._database.close()
+        self._known = {}
+        if self._database is not None:
+            self._database.close()
 
 
 class _Pending(NamedTuple):
@@ -189,12 +224,13 @@ class AnswerLog:
         """The answers that are known, as they are in the log, committed or not."""
         with self._lock:
             settled, self._settled = self._settled, []
-            known = {key: new.value for key in keys if (new := self._new.get(key) or self._taken.get(key)) is not None}
-        if self._index is None:
-            return known
-        if settled:
+            uncommitted = self._taken | self._new
+        if self._index is not None and settled:
             self._index.put((entry.key, entry.value) for entry in settled)
-        return self._index.get([key for key in keys if key not in known]) | known
+        known = self._index.get(keys) if self._index is not None else {}
+        if uncommitted:
+            known.update((key, uncommitted[key].value) for key in keys if key in uncommitted)
+        return known
 
     def add(self, key: bytes, answer: Answer) -> bytes:
         """An answer that was just given; it goes into the next transaction. Its value."""

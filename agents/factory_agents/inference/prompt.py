@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,14 @@ class Prompt(msgspec.Struct, frozen=True):
         """Equal for equal prompts: a text that changed under the same version is another one."""
         return digest(self)
 
-    def values(self, event: Mapping[str, Any], masked: frozenset[str]) -> list[Any]:
-        """What the fields hold, in their order; null where there is none, and ``MASKED`` in the place of a classified one."""
-        return [MASKED if name in masked or name.partition(".")[0] in masked else _value(event, name) for name in self.fields]
+    def reader(self, masked: frozenset[str]) -> Callable[[Mapping[str, Any]], list[Any]]:
+        """Gives what the fields hold, in their order; null where there is none, and ``MASKED`` in the place of a classified one."""
+        fields = self.fields
+        hidden = [name in masked or name.partition(".")[0] in masked for name in fields]
+        if not any(hidden) and not any("." in name for name in fields):
+            return lambda event: [event.get(name) for name in fields]
+        places = tuple(zip(fields, hidden, strict=True))
+        return lambda event: [MASKED if is_hidden else _value(event, name) for name, is_hidden in places]
 
     def render(self, values: Sequence[Any]) -> str:
         """The prompt with these values. What a value says is text: it is never looked at for fields again."""

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from factory_agents.errors import AgentError, FactoryError, StoppedError
-from factory_agents.inference.answers import Answer, AnswerLog, answer_key, decode_answer, subject_hash
+from factory_agents.inference.answers import Answer, AnswerLog, answer_key, decode_answer, decode_said, subject_hash
 from factory_agents.inference.client import Client, ModelRefusedError, RateLimitedError, open_client
 from factory_agents.inference.limits import Limits
 from factory_agents.inference.money import BudgetError, Usage
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 _PER_CALL = 4
 """Events given at once for each call that is made side by side: the last calls of a batch wait for the slowest."""
-_MOST_ROUNDS = 4
-"""Rounds of tries after which the only question left, for which the model fails, is bad by itself: others of its batch were answered."""
+_MOST_IN_VAIN = 2
+"""Rounds in which the model failed for all that was left; before the next one it is asked a question that no event is to blame for."""
 _LONGEST_ANSWER = 100_000
 _TOKENS_AT_FIRST, _LETTERS_A_TOKEN = 100, 4
 _REPAIR = "That is not the answer that was asked for: {fault}. Answer again, with nothing but the JSON object."
@@ -91,9 +91,11 @@ class InferTransform:
         self.log = AnswerLog(asking.question, whose.spender, daily=settings.budget.daily)
         self._asking, self._settings, self._whose = asking, settings, whose
         self._question = asking.question
+        self._read = asking.prompt.reader(asking.masked)
         self._digits = Digits()
         self._client = client
-        self._dependency = Dependency(f"model {settings.model!r}", errors=OUTAGES, retries=settings.retries)
+        self._dependency = Dependency(f"model {settings.model!r}", errors=OUTAGES, busy=(RateLimitedError,), retries=settings.retries)
+        self._suspects, self._in_vain = Suspects(), 0
         self._limits = Limits(settings.requests_per_minute, settings.tokens_per_minute, shards=whose.shards)
         self._lanes: Coroutines | None = None
         self._completion_tokens = float(settings.parameters.get("max_tokens") or _TOKENS_AT_FIRST)
@@ -108,24 +110,23 @@ class InferTransform:
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``. Raises BudgetError, UnavailableError where the model is away for too long."""
-        events: dict[int, dict[str, Any]] = {}
         outputs: list[Output] = [None] * len(messages)
         values = [message.value() for message in messages]
-        decode = self._digits.decoder(values)
-        keys: list[bytes] = [b""] * len(messages)
-        questions: dict[bytes, tuple[dict[str, Any], list[Any]]] = {}
+        decode, read, question = self._digits.decoder(values), self._read, self._question
+        events: dict[int, dict[str, Any]] = {}
+        keys: dict[int, bytes] = {}
         for n, value in enumerate(values):
             try:
                 event = events[n] = decode_event(value, decode)
             except Reject as reject:
                 outputs[n] = reject
-                continue
-            used = self._asking.prompt.values(event, self._asking.masked)
-            key = keys[n] = answer_key(self._question, used)
-            questions.setdefault(key, (event, used))
-        known = self._logged(list(questions))
+            else:
+                keys[n] = answer_key(question, read(event))
+        known = self._logged(list(keys.values()))
+        missing = {key: (events[n], read(events[n])) for n, key in keys.items() if key not in known}
         try:
-            self._ask_all({key: question for key, question in questions.items() if key not in known}, known, keys, events, outputs)
+            if missing:
+                self._ask_all(missing, known, keys, events, outputs)
         finally:
             for key in list(self._dialogues):  # wrong answers for which no better one came: they were paid for
                 self._log_said(key)
@@ -135,9 +136,9 @@ class InferTransform:
 
     def _logged(self, keys: Sequence[bytes]) -> dict[bytes, bytes | Reject]:
         """Answers that are known and count."""
-        found = self.log.find(keys)
+        found: dict[bytes, bytes | Reject] = {**self.log.find(keys)}
         if not (self._whose.again or self._settings.repair):
-            return dict(found)
+            return found
         return {key: value for key, value in found.items() if self._counts(decode_answer(value))}
 
     def _counts(self, answer: Answer) -> bool:
@@ -148,34 +149,33 @@ class InferTransform:
     def _output(self, event: dict[str, Any], answered: bytes | Reject) -> Output:
         if isinstance(answered, Reject):
             return answered
-        answer = decode_answer(answered)
-        if answer.fault:
-            return Reject(f"{answer.fault}; the model answered: {answer.text}", rule="invalid_output")
-        event[self._settings.into] = msgspec.Raw(answer.text.encode())
+        said = decode_said(answered)
+        if said.fault:
+            return Reject(f"{said.fault}; the model answered: {said.text}", rule="invalid_output")
+        event[self.into] = msgspec.Raw(said.text.encode())
         return self._digits.encode(event)
 
     def _ask_all(
         self,
         missing: dict[bytes, tuple[dict[str, Any], list[Any]]],
         known: dict[bytes, bytes | Reject],
-        keys: Sequence[bytes],
+        keys: Mapping[int, bytes],
         events: Mapping[int, dict[str, Any]],
         outputs: list[Output],
     ) -> None:
         """Have every question answered. A live agent's answers so far are told where the model is away (InterruptedBatchError)."""
-        rounds, before, suspects = 0, self._dependency.answers, Suspects()
         while missing:
-            outage = self._ask_once(missing, known, suspects)
-            rounds += 1
-            if outage is not None and rounds >= _MOST_ROUNDS and len(missing) == 1 and self._dependency.answers > before:
-                known.update({key: self._log_said(key) or _unavailable(outage) for key in missing})
-                outage = None
+            outage = self._ask_neutrally() if self._in_vain >= _MOST_IN_VAIN else None
+            if outage is None:
+                outage = self._ask_once(missing, known)
             for key in known.keys() & missing.keys():
                 del missing[key]
             if self._ended_by is not None:
                 raise self._ended_by
             if outage is None:
+                self._in_vain = 0
                 continue
+            self._in_vain += 1
             outage.dependency.trip()
             seconds = outage.dependency.wait_seconds
             if self._whose.live:
@@ -183,28 +183,42 @@ class InferTransform:
                 done = [self._output(events[n], known[keys[n]]) if n in events else outputs[n] for n in range(first)]
                 raise InterruptedBatchError(str(outage), done, seconds) from outage
             self._wait(outage, seconds)
+        self._suspects = Suspects()
+
+    def _ask_neutrally(self) -> DependencyError | None:
+        """Ask about an event that has nothing in it; the error where the model fails for that, too: it is away, and no event is bad.
+
+        Where only events are left for which it fails, nothing else tells these from an outage.
+        """
+        values: list[Any] = [None] * len(self._asking.prompt.fields)
+        key = answer_key(self._question, values)
+        outcome = self._side_by_side([(key, ({}, values))])[0]
+        return outcome.error if isinstance(outcome, Failure) else None
 
     def _ask_once(
-        self, missing: Mapping[bytes, tuple[dict[str, Any], list[Any]]], known: dict[bytes, bytes | Reject], suspects: Suspects
+        self, missing: Mapping[bytes, tuple[dict[str, Any], list[Any]]], known: dict[bytes, bytes | Reject]
     ) -> DependencyError | None:
         """Ask every question, and what failed a few times more; the outage that left some without an answer."""
-        if self._lanes is None:
-            self._lanes = Coroutines(self._settings.concurrency, None, self._dependency)
         questions = list(missing.items())
-        numbers = range(len(questions))
-        outcomes = self._lanes.run(numbers, [None] * len(questions), lambda n: self._answer(questions[n][0], *questions[n][1]))
         outage = None
-        for n, outcome in outcomes.items():
+        for n, outcome in self._side_by_side(questions).items():
             key = questions[n][0]
             if isinstance(outcome, (bytes, Reject)):
                 known[key] = outcome
             elif isinstance(outcome, Failure):
-                verdict = suspects.judge(key, outcome)
+                verdict = self._suspects.judge(key, outcome)
                 if verdict == "bad":
                     known[key] = self._log_said(key) or _unavailable(outcome.error)
                 elif verdict == "outage":
                     outage = outcome.error
         return outage
+
+    def _side_by_side(self, questions: Sequence[tuple[bytes, tuple[dict[str, Any], list[Any]]]]) -> dict[int, Any]:
+        """What became of each question, by its number."""
+        if self._lanes is None:
+            self._lanes = Coroutines(self._settings.concurrency, None, self._dependency)
+        numbers = range(len(questions))
+        return self._lanes.run(numbers, [None] * len(questions), lambda n: self._answer(questions[n][0], *questions[n][1]))
 
     def _wait(self, outage: DependencyError, seconds: float) -> None:
         away = time.monotonic() - self._answered_at

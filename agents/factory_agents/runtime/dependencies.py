@@ -64,7 +64,8 @@ class Dependency:
     ``retries`` times at most, after pauses that grow. Its breaker opens when more than ``failure_rate`` of the last ``calls`` calls failed
     or took ``slow_seconds`` or longer: nothing is called then, and a live agent waits, first ``open_seconds``, twice as long after each
     failed try, up to ``longest_open_seconds``. An event for which the service fails, while it answers for others, is a dead letter.
-    ``clock`` and ``chance`` are for tests.
+    What is raised of the types in ``busy`` (a limit of its rate, say) is neither a failure nor an answer. ``clock`` and ``chance`` are for
+    tests.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Dependency:
         name: str,
         *,
         errors: tuple[type[Exception], ...] = OUTAGES,
+        busy: tuple[type[Exception], ...] = (),
         retries: int = 3,
         failure_rate: float = 0.5,
         calls: int = 20,
@@ -83,7 +85,7 @@ class Dependency:
     ) -> None:
         self.name = name
         self.retries = retries
-        self._errors = errors
+        self._errors, self._busy = errors, busy
         self._failure_rate = failure_rate
         self._slow_seconds = slow_seconds
         self._shortest, self._longest = open_seconds, longest_open_seconds
@@ -135,6 +137,10 @@ class Dependency:
             return
         if isinstance(error, DependencyError) and error.dependency is not self:
             return  # of another one, called within
+        if isinstance(error, self._busy):
+            with self._lock:
+                self._probes -= self._state == "half-open"
+            return
         if error is None or not isinstance(error, (*self._errors, UnavailableError)):
             self._answered(slow=took >= self._slow_seconds)
             return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,50 @@ from factory_agents.infer import build
 from factory_agents.inference.answers import answers_topic
 from factory_agents.inference.money import BudgetError
 from factory_agents.inference.params import pack_files, read_asking
+from factory_agents.inference.transform import InferTransform, Whose
 from factory_agents.protocol import AgentResult, AgentRun
+from factory_agents.reject import Reject
 from factory_agents.run import execute
+from factory_agents.runtime.dependencies import InterruptedBatchError
 from factory_agents.runtime.session import RunContext
 from tests.agents.inference.conftest import PROMPT, SCHEMA, MakeRun, infer_params
 from tests.support.model_server import ModelServer
-from tests.support.runs import Runs
+from tests.support.runs import Runs, events
 from tests.support.waiting import wait_for
 
 
 def done(runs: Runs, run: AgentRun, **context: Any) -> AgentResult:
     return execute(RunContext(runs.config, **context), run)
+
+
+@contextmanager
+def transform(server: ModelServer, *, live: bool, **more: Any) -> Iterator[InferTransform]:
+    """The agent alone, without a window or a log."""
+    with closing(InferTransform(read_asking(infer_params(server, **more)), Whose(live=live))) as made:
+        yield made
+
+
+class Event:
+    """A record, as far as the agent looks at it."""
+
+    def __init__(self, number: int) -> None:
+        self._value = events(1, start=number)[0]
+
+    def value(self) -> bytes:
+        return self._value
+
+
+def answered(asks: InferTransform, n: int) -> list[Any]:
+    """What it makes of so many events; where it says that the model is away it is called again when that may be worth it."""
+    messages: list[Any] = [Event(number) for number in range(n)]
+    outputs: list[Any] = []
+    while len(outputs) < n:
+        try:
+            outputs += asks.process(messages[len(outputs) :])
+        except InterruptedBatchError as interrupted:
+            outputs += interrupted.outputs
+            threading.Event().wait(interrupted.seconds)
+    return outputs
 
 
 def test_faults_are_passed_over_and_every_event_is_answered_once(runs: Runs, infer_run: MakeRun) -> None:
@@ -123,17 +158,57 @@ def test_it_can_be_stopped_while_the_model_is_away(runs: Runs, infer_run: MakeRu
         done(runs, infer_run(window, runs.topic("out"), server), stop=lambda: len(server.requests) > 10)
 
 
-def test_an_event_for_which_the_model_always_fails_is_bad_by_itself(runs: Runs, infer_run: MakeRun) -> None:
-    def answer(question: str) -> dict[str, str]:
-        if "event 7" in question:
+class Poisoned:
+    """A model that fails for some questions, whatever else it is asked."""
+
+    def __init__(self, *poison: str, answers: bool = True) -> None:
+        self.poison, self.answers = poison, answers
+
+    def __call__(self, question: str) -> dict[str, str]:
+        if not self.answers or question.rpartition(" ")[2] in self.poison:
             raise ConnectionError
         return {"label": "odd"}
 
-    window = runs.filled(20)
-    with ModelServer(answer) as server:
+
+def test_events_for_which_the_model_always_fails_are_bad_by_themselves(runs: Runs, infer_run: MakeRun) -> None:
+    window = runs.filled(40)
+    with ModelServer(Poisoned("7", "8", "9", "22")) as server:
         result = done(runs, infer_run(window, runs.topic("out"), server, retries=0))
-    assert (result.counts.forwarded, result.counts.rejected) == (19, 1)
-    assert runs.manifest(result.dead_letters)[0].dead_letter["rule"] == "unavailable"
+        counts = result.counts
+        assert (counts.forwarded, counts.rejected, counts.asked) == (36, 4, server.calls)
+        assert (counts.prompt_tokens, counts.completion_tokens) == server.tokens
+    letters = {r.id: r.dead_letter["rule"] for r in runs.manifest(result.dead_letters)}
+    assert letters == dict.fromkeys((7, 8, 9, 22), "unavailable")
+
+
+def test_a_retry_finds_out_that_only_bad_events_are_left(runs: Runs, infer_run: MakeRun) -> None:
+    """All other answers are in the log: nothing that it has to ask shows that the model is there."""
+    window, out, poisoned = runs.filled(20), runs.topic("out"), Poisoned("3", "4")
+    with ModelServer(poisoned) as server:
+        run = infer_run(window, out, server, retries=0, patience=20)
+        with pytest.raises(StoppedError):
+            done(runs, run, stop=lambda: server.calls == 18)
+        poisoned.answers = False
+        with pytest.raises(UnavailableError):  # an outage rejects nothing
+            done(runs, infer_run(window, out, server, retries=0, patience=2))
+        poisoned.answers = True
+        result = done(runs, run)
+        assert (result.counts.forwarded, result.counts.rejected, result.counts.asked) == (18, 2, server.calls)
+
+
+def test_live_too_bad_events_are_told_from_an_outage() -> None:
+    with ModelServer(Poisoned("0", "1", "2", "9")) as server, transform(server, live=True, retries=0) as asks:
+        outputs = answered(asks, 12)
+    assert [n for n, output in enumerate(outputs) if isinstance(output, Reject)] == [0, 1, 2, 9]
+
+
+def test_a_model_that_only_asks_for_pauses_answers_nobody() -> None:
+    """Some calls fail, others are told to wait: that is an outage, and no event's fault."""
+    with ModelServer(limited=0.5, failed=0.5) as server, transform(server, live=False, retries=0, patience=3) as asks:
+        with pytest.raises(UnavailableError):
+            answered(asks, 12)
+        server.faults = {}
+        assert not any(isinstance(output, Reject) for output in answered(asks, 12))
 
 
 def test_what_no_other_question_mends_fails_at_once(runs: Runs, infer_run: MakeRun) -> None:
