@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,19 +13,14 @@ import pytest
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.inference.client import ModelUnavailableError, open_client, refused
-from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
-from tests.agents.inference.conftest import SCHEMA, MakeRun
+from tests.agents.inference.conftest import SCHEMA, MakeRun, asked
 from tests.support.model_server import PAUSE, ModelServer
 from tests.support.runs import Runs
 
 pytestmark = pytest.mark.parametrize("model", ["m", "openai:m"], ids=["direct", "pydantic-ai"])
 """``openai:m`` at an endpoint goes through pydantic-ai and OpenAI's own client."""
-
-
-def done(runs: Runs, run: AgentRun) -> AgentResult:
-    return execute(RunContext(runs.config), run)
 
 
 class Scripted(ModelServer):
@@ -57,19 +53,12 @@ def says(**message: Any) -> dict[str, Any]:
     return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
 
 
-def letters(runs: Runs, result: AgentResult) -> dict[int, dict[str, Any]]:
-    return {r.id: r.dead_letter for r in runs.manifest(result.dead_letters)}
-
-
-def test_it_is_told_the_schema_and_the_parameters_and_what_it_took_is_counted(runs: Runs, infer_run: MakeRun, model: str) -> None:
+def test_it_is_told_the_schema_and_the_parameters_and_what_it_took_is_counted(model: str) -> None:
     prompt = {"name": "kind@1.md", "text": "---\nsystem: You classify.\n---\nWhat kind is this? {{ text }}"}
     with ModelServer() as server:
-        run = infer_run(
-            runs.filled(3), runs.topic("out"), server, model=model, prompt=prompt, parameters={"temperature": 0, "max_tokens": 9}
-        )
-        result = done(runs, run)
-        assert (result.counts.forwarded, result.counts.asked) == (3, 3)
-        assert (result.counts.prompt_tokens, result.counts.completion_tokens) == server.tokens
+        found = asked(server, 3, model=model, prompt=prompt, parameters={"temperature": 0, "max_tokens": 9})
+        assert (found.forwarded, found.counts.asked) == (3, 3)
+        assert (found.counts.prompt_tokens, found.counts.completion_tokens) == server.tokens
         request = server.requests[0]
     assert (request["model"], request["temperature"]) == ("m", 0)
     assert 9 in (request.get("max_tokens"), request.get("max_completion_tokens"))
@@ -80,50 +69,55 @@ def test_it_is_told_the_schema_and_the_parameters_and_what_it_took_is_counted(ru
 
 def test_faults_lose_nothing(runs: Runs, infer_run: MakeRun, model: str) -> None:
     with ModelServer(limited=0.1, failed=0.05, cut=0.05, hung=0.01) as server:
-        result = done(runs, infer_run(runs.filled(100), runs.topic("out"), server, model=model, repair=True, timeout=2, concurrency=16))
+        run = infer_run(runs.filled(100), runs.topic("out"), server, model=model, repair=True, timeout=0.5, concurrency=16)
+        result = execute(RunContext(runs.config), run)
         assert server.cut > 0
         assert (result.counts.forwarded, result.counts.rejected, result.counts.asked) == (100, 0, server.calls)
     assert sorted(r.id for r in runs.manifest(result.manifest)) == list(range(100))
 
 
-def test_a_pause_that_it_asks_for_is_kept(runs: Runs, infer_run: MakeRun, model: str) -> None:
-    told: list[int] = []
+def test_a_pause_that_it_asks_for_is_kept(model: str) -> None:
+    told: list[float] = []
 
     def first(_: str) -> Any:
-        told.append(1)
-        return (429, "retry-after: 1\r\n", error("slow down")) if len(told) == 1 else None
+        told.append(time.monotonic())
+        return (429, "retry-after: 0.5\r\n", error("slow down")) if len(told) == 1 else None
 
     with Scripted(first) as server:
-        result = done(runs, infer_run(runs.filled(1), runs.topic("out"), server, model=model))
+        found = asked(server, 1, model=model)
         assert len(told) == 2, "it is asked once more, by us and not by a client of somebody else's"
         assert server.calls == 1
-    assert (result.counts.forwarded, result.counts.asked) == (1, 1)
-    assert result.seconds >= 1
+    assert (found.forwarded, found.counts.asked) == (1, 1)
+    assert told[1] - told[0] >= 0.5
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_question_that_it_does_not_take_is_a_dead_letter(runs: Runs, infer_run: MakeRun, model: str, status: int) -> None:
-    with Scripted(about("event 2", status, "", error("too long for me"))) as server:
-        result = done(runs, infer_run(runs.filled(5), runs.topic("out"), server, model=model))
-    assert result.counts.forwarded == 4
-    (letter,) = letters(runs, result).values()
-    assert letter["rule"] == "refused_by_model"
-    assert "too long for me" in letter["error"]
+def test_a_question_that_it_does_not_take_is_a_dead_letter(model: str) -> None:
+    statuses = {1: 400, 2: 413, 3: 422}
+
+    def refuses(question: str) -> Any:
+        status = statuses.get(int(question.rpartition(" ")[2]))
+        return status and (status, "", error("too long for me"))
+
+    with Scripted(refuses) as server:
+        found = asked(server, 5, model=model)
+    assert found.forwarded == 2
+    assert {n: reject.rule for n, reject in found.rejected.items()} == dict.fromkeys(statuses, "refused_by_model")
+    assert all("too long for me" in reject.reason for reject in found.rejected.values())
 
 
-@pytest.mark.parametrize(
-    "message", [{"refusal": "I cannot help with that"}, {"content": "I cannot help with that"}], ids=["refusal", "in words"]
-)
-def test_what_it_refuses_to_say_is_a_dead_letter_with_its_words(
-    runs: Runs, infer_run: MakeRun, model: str, message: dict[str, str]
-) -> None:
-    with Scripted(about("event 2", 200, "", says(**message))) as server:
-        result = done(runs, infer_run(runs.filled(5), runs.topic("out"), server, model=model, patience=5))
-    assert result.counts.forwarded == 4
-    (letter,) = letters(runs, result).values()
-    assert letter["rule"] == "invalid_output"
-    assert "I cannot help with that" in letter["error"]
-    assert result.counts.asked == 5, "it was paid for"
+def test_what_it_refuses_to_say_is_a_dead_letter_with_its_words(model: str) -> None:
+    said = {2: says(refusal="I cannot help with that"), 3: says(content="I cannot help with that")}
+
+    def refuses(question: str) -> Any:
+        words = said.get(int(question.rpartition(" ")[2]))
+        return words and (200, "", words)
+
+    with Scripted(refuses) as server:
+        found = asked(server, 5, model=model, patience=5)
+    assert found.forwarded == 3
+    assert {n: reject.rule for n, reject in found.rejected.items()} == dict.fromkeys(said, "invalid_output")
+    assert all("I cannot help with that" in reject.reason for reject in found.rejected.values())
+    assert found.counts.asked == 5, "it was paid for"
 
 
 def http(body: bytes, head: bytes = b"", status: bytes = b"HTTP/1.1 200 OK") -> bytes:
@@ -173,25 +167,23 @@ ANSWERS: dict[str, tuple[Any, str]] = {
 """Hostile answers, and by which rule the event is rejected; empty: it isn't."""
 
 
-def test_hostile_answers_cost_their_own_events_at_most(runs: Runs, infer_run: MakeRun, model: str) -> None:
+def test_hostile_answers_cost_their_own_events_at_most(model: str) -> None:
     cases = {name: case for name, case in ANSWERS.items() if case[1] != "unavailable"}
     answers = [answer for answer, _ in cases.values()]
 
     def scripted(question: str) -> Any:
-        number = int(question.rpartition(" ")[2])
+        number = int(question.rpartition(" ")[2]) if "event" in question else len(answers)
         return (200, "", answers[number]) if number < len(answers) else None
 
     with Scripted(scripted) as server:
-        result = done(
-            runs, infer_run(runs.filled(len(cases) + 20), runs.topic("out"), server, model=model, budget={"window_tokens": 10**6})
-        )
-    rules = {number: letter["rule"] for number, letter in letters(runs, result).items()}
+        found = asked(server, len(cases) + 20, model=model, budget={"window_tokens": 10**6}, retries=0)
     expected = {name: rule for name, (_, rule) in cases.items()}
     if model != "m":
         expected["no tokens"] = "unavailable"  # pydantic-ai wants a count
+    rules = {n: reject.rule for n, reject in found.rejected.items()}
     assert {name: rules.get(n, "") for n, name in enumerate(cases)} == expected
-    assert result.counts.forwarded == len(cases) + 20 - len(rules)
-    assert result.counts.prompt_tokens >= 20 * 20
+    assert found.forwarded == len(cases) + 20 - len(rules)
+    assert found.counts.prompt_tokens >= 20 * 20
 
 
 @pytest.mark.parametrize("name", [name for name, (_, rule) in ANSWERS.items() if rule == "unavailable"])
@@ -199,7 +191,7 @@ def test_what_is_no_answer_is_an_outage_and_no_events_fault(model: str, name: st
     async def ask(url: str) -> None:
         client = open_client(model, endpoint=url, key_variable="NONE", schema=SCHEMA, settings={}, timeout=1)
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(0.3 if name == "a trickle" else 5):
                 await client.ask("", ["event"])
         finally:
             await client.close()
@@ -208,47 +200,40 @@ def test_what_is_no_answer_is_an_outage_and_no_events_fault(model: str, name: st
         asyncio.run(ask(server.url))
 
 
-def test_an_event_whose_answer_is_none_is_bad_by_itself(runs: Runs, infer_run: MakeRun, model: str) -> None:
+def test_an_event_whose_answer_is_none_is_bad_by_itself(model: str) -> None:
     with Scripted(about("event 2", 200, "", ANSWERS["a page"][0])) as server:
-        result = done(runs, infer_run(runs.filled(5), runs.topic("out"), server, model=model, retries=0))
-    assert [letter["rule"] for letter in letters(runs, result).values()] == ["unavailable"]
+        found = asked(server, 5, model=model, retries=0)
+    assert {n: reject.rule for n, reject in found.rejected.items()} == {2: "unavailable"}
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_another_address_gets_neither_key_nor_data(
-    runs: Runs, infer_run: MakeRun, model: str, status: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_address_gets_neither_key_nor_data(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FACTORY_MODEL_API_KEY", "sk-secret-123")
     with ModelServer() as other:
         location = f"location: {other.url}/chat/completions\r\n"
-        with Scripted(about("event", status, location, {})) as server, pytest.raises(ConfigurationError, match="there is another address"):
-            done(runs, infer_run(runs.filled(2), runs.topic("out"), server, model=model))
+        for status in (301, 302, 307, 308):
+            with Scripted(about("event", status, location, {})) as server, pytest.raises(ConfigurationError, match="another address"):
+                asked(server, 2, model=model)
         assert other.requests == []
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_what_no_other_question_mends_ends_the_attempt(runs: Runs, infer_run: MakeRun, model: str, status: int) -> None:
-    with Scripted(about("event", status, "", error("no"))) as server, pytest.raises(ConfigurationError, match=f"{status}"):
-        done(runs, infer_run(runs.filled(2), runs.topic("out"), server, model=model))
-
-
-def test_a_huge_answer_is_a_dead_letter_that_fits(runs: Runs, infer_run: MakeRun, model: str) -> None:
-    with Scripted(about("event 2", 200, "", says(content="\x01💥" * 500_000))) as server:
-        result = done(runs, infer_run(runs.filled(5), runs.topic("out"), server, model=model))
-    assert result.counts.forwarded == 4
-    (letter,) = letters(runs, result).values()
-    assert letter["rule"] == "invalid_output"
-    assert len(json.dumps(letter)) < 900_000
-
-
-def test_its_key_is_in_no_message(
-    runs: Runs, infer_run: MakeRun, model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_no_other_question_mends_ends_the_attempt_without_its_key(
+    model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("FACTORY_MODEL_API_KEY", "sk-secret-123")
     caplog.set_level(logging.DEBUG)
-    with Scripted(about("event", 401, "", error("key not known"))) as server, pytest.raises(ConfigurationError) as raised:
-        done(runs, infer_run(runs.filled(2), runs.topic("out"), server, model=model))
-    assert "sk-secret" not in str(raised.value) + caplog.text
+    for status in (401, 403, 404):
+        with Scripted(about("event", status, "", error("no"))) as server, pytest.raises(ConfigurationError, match=f"{status}") as raised:
+            asked(server, 2, model=model)
+        assert "sk-secret" not in str(raised.value) + caplog.text
+
+
+def test_a_huge_answer_is_no_huge_dead_letter(model: str) -> None:
+    with Scripted(about("event 2", 200, "", says(content="\x01💥" * 500_000))) as server:
+        found = asked(server, 5, model=model)
+    assert found.forwarded == 4
+    (reject,) = found.rejected.values()
+    assert reject.rule == "invalid_output"
+    assert len(reject.reason) < 101_000
 
 
 @pytest.mark.parametrize(
