@@ -1,13 +1,21 @@
-"""An agent over a model: calls of 50 ms side by side, beside a hand-written asyncio consumer; and answers from the log, beside enrich."""
+"""An agent over a model that takes 50 ms a call, beside a hand-written asyncio consumer and Airflow's common.ai; what a kill in the middle
+and a second run cost each of them; and answers from the log, beside enrich.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,11 +23,41 @@ from harness import ROOT, arguments, bench_sandbox, filled_window, report, round
 
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.topics import Cluster
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Window
+from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Window, encode
 
 PARTITIONS, CONCURRENCY, MODEL_MS = 4, 64, 50
 PEERS = ROOT / "benchmarks" / "peers"
 SCHEMA = {"type": "object", "properties": {"label": {"enum": ["even", "odd"]}}, "required": ["label"]}
+
+
+@cache
+def common_ai() -> dict[str, str]:
+    """The environment in which common.ai is found beside what is installed."""
+    locked, home = ROOT / "requirements" / "common-ai.txt", ROOT / ".factory" / "common-ai"
+    if not (home / "airflow").is_dir():
+        uv = Path(sys.executable).with_name("uv")
+        subprocess.run(
+            [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--target", home, "--requirement", locked], check=True
+        )
+    settings = {"AIRFLOW_HOME": str(home / "airflow-home"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "DO_NOT_TRACK": "1"}
+    return {**os.environ, **settings, "PYTHONPATH": str(home)}
+
+
+def calls(url: str) -> int:
+    """How many answers the model has begun so far."""
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/calls") as response:
+        return int(response.read())
+
+
+def killed(command: Sequence[str | Path], url: str, after: int, environment: dict[str, str]) -> None:
+    """Start a process, and kill it once the model has begun so many more answers."""
+    until = calls(url) + after
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while calls(url) < until:
+            if process.poll() is not None:
+                raise SystemExit(f"{' '.join(map(str, command))} ended before it could be killed")
+            time.sleep(0.005)
+        process.kill()
 
 
 @contextmanager
@@ -51,13 +89,14 @@ def ran(config: KafkaConfig, run: AgentRun, *, asked: int) -> tuple[AgentResult,
 def main() -> None:
     """Fill, race, report."""
     options = arguments(__doc__ or "", events=5_000, logged=50_000)
-    events, logged = (300, 1_000) if options.smoke else (options.events, options.logged)
+    events, logged, one_by_one = (300, 1_000, 20) if options.smoke else (options.events, options.logged, 200)
     config = KafkaConfig(bench_sandbox().info().bootstrap)
     cluster = Cluster(config)
     source = f"bench-infer-{uuid.uuid4().hex[:8]}"
     window = filled_window(config, source, events, PARTITIONS)
     known = filled_window(config, f"{source}-known", logged, PARTITIONS)
-    cpu: dict[str, list[float]] = {"factory": [], "asyncio": []}
+    few = filled_window(config, f"{source}-few", one_by_one, PARTITIONS)
+    cpu: dict[str, list[float]] = {"factory": [], "asyncio": [], "task": [], "operator": []}
 
     def run_of(name: str, n: int, over: Window, agent: str, given: dict[str, Any]) -> AgentRun:
         target = f"{source}-{name}-{n}"
@@ -79,7 +118,45 @@ def main() -> None:
             cpu["asyncio"].append(cost.cpu)
             return float(json.loads(cost.output.strip().splitlines()[-1])["seconds"])
 
-        asked = rounds(options.rounds, {"factory": factory, "asyncio and aiohttp": peer})
+        def airflows(how: str, over: str, many: int, n: int) -> list[str | Path]:
+            target = f"{over}-{how}-{n}"
+            cluster.create(target, PARTITIONS, settings={"retention.ms": "-1"})
+            return [sys.executable, PEERS / "common_ai.py", config.bootstrap, over, target, str(many), url, how]
+
+        def airflow(how: str, over: str, many: int, n: int) -> float:
+            cost = run_process(airflows(how, over, many, n), common_ai())
+            cpu[how].append(cost.cpu)
+            return float(json.loads(cost.output.strip().splitlines()[-1])["seconds"])
+
+        def alone(n: int) -> float:
+            given = params(url, f"{source}, one at a time, round {n}: what is") | {"concurrency": 1}
+            return ran(config, run_of("alone", n, few, "infer", given), asked=one_by_one)[0].seconds
+
+        at_once = {"factory": factory, "asyncio and aiohttp": peer, "common.ai": lambda n: airflow("task", source, events, n)}
+        asked = rounds(options.rounds, at_once)
+        singly = rounds(options.rounds, {"factory": alone, "common.ai": lambda n: airflow("operator", f"{source}-few", one_by_one, n)})
+        paid: dict[str, list[float]] = {"factory": [], "common.ai": []}
+        again: dict[str, list[float]] = {"factory": [], "common.ai": []}
+        for n in range(options.rounds):
+            run, before = run_of("killed", n, window, "infer", params(url, f"{source}, killed {n}: what is")), calls(url)
+            with tempfile.TemporaryDirectory() as folder:
+                given = Path(folder) / "run.json"
+                given.write_bytes(encode(run))
+                command = [sys.executable, "-m", "factory_agents.run", "--run", given, "--result", Path(folder) / "result.json"]
+                killed(command, url, events // 2, {**os.environ, **config.to_env()})
+            run_agent(config, run)
+            paid["factory"].append((calls(url) - before) / events)
+            before = calls(url)
+            run_agent(config, msgspec.structs.replace(run, rerun="redo", run_id="again"))
+            again["factory"].append((calls(url) - before) / events)
+            before, command = calls(url), airflows("task", source, events, 1000 + n)
+            killed(command, url, events // 2, common_ai())
+            time.sleep(7)  # its group's session
+            run_process(command, common_ai())
+            paid["common.ai"].append((calls(url) - before) / events)
+            before = calls(url)
+            run_process(airflows("task", source, events, 2000 + n), common_ai())
+            again["common.ai"].append((calls(url) - before) / events)
     with model(0) as url:
         question = params(url, f"Log {source}: what is")
         ran(config, run_of("filling", 0, known, "infer", question), asked=logged)
@@ -90,10 +167,16 @@ def main() -> None:
                 "enrich": lambda n: ran(config, run_of("enrich", n, known, "enrich", {}), asked=0)[0].seconds,
             },
         )
-    mine, theirs = cpu["factory"], cpu["asyncio"]
+    mine = cpu["factory"]
     print(f"CPU of the whole process, milliseconds an event: {[round(1000 * used / events, 2) for used in mine]} of ours")
-    ratios = {"asyncio and aiohttp": spread([other / own for own, other in zip(mine, theirs, strict=True)])}
+    ratios = {
+        name: spread([other / own for own, other in zip(mine, cpu[peer], strict=True)])
+        for name, peer in (("asyncio and aiohttp", "asyncio"), ("common.ai", "task"))
+    }
     report(f"a model of {MODEL_MS} ms, {CONCURRENCY} at once", asked, "factory", events, "events", {"cpu_ratios": ratios})
+    report(f"a model of {MODEL_MS} ms, one at a time", singly, "factory", one_by_one, "events")
+    for what, shares in (("killed in the middle and run again", paid), ("the finished window run again", again)):
+        print(f"calls paid for an event, {what}: " + ", ".join(f"{name} {spread(figures)}" for name, figures in shares.items()))
     report("answers from the log", from_log, "answers from the log", logged, "events")
 
 

@@ -1,4 +1,7 @@
-"""A model on loopback that takes so many milliseconds for each answer: OpenAI's API as far as a benchmark needs it. Prints its port."""
+"""A model on loopback that takes so many milliseconds for each answer: OpenAI's API as far as a benchmark needs it. Prints its port.
+
+``GET /calls`` tells how many answers it has begun, each of which somebody pays for.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,8 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 
 class Connection(asyncio.Protocol):
     """Answers each request after its time."""
 
+    calls = 0
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self.transport, self.got = transport, b""
@@ -32,8 +37,12 @@ class Connection(asyncio.Protocol):
         """Wait for the whole request."""
         self.got += data
         head, found, body = self.got.partition(b"\r\n\r\n")
-        if found and len(body) >= int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]):
+        if self.got.startswith(b"GET /calls"):
+            self.transport.write(b"HTTP/1.0 200 OK\r\n\r\n%d" % Connection.calls)  # type: ignore[attr-defined]
+            self.transport.close()
+        elif found and len(body) >= int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]):
             self.got = b""
+            Connection.calls += 1
             asyncio.get_running_loop().call_later(SECONDS, self.transport.write, ANSWER)  # type: ignore[attr-defined]
 
 
