@@ -142,17 +142,17 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 given = Path(folder) / "run.json"
                 given.write_bytes(encode(run))
-                command = [sys.executable, "-m", "factory_agents.run", "--run", given, "--result", Path(folder) / "result.json"]
-                killed(command, url, events // 2, {**os.environ, **config.to_env()})
+                result = Path(folder) / "result.json"
+                mine: list[str | Path] = [sys.executable, "-m", "factory_agents.run", "--run", given, "--result", result]
+                killed(mine, url, events // 2, {**os.environ, **config.to_env()})
             run_agent(config, run)
             paid["factory"].append((calls(url) - before) / events)
             before = calls(url)
             run_agent(config, msgspec.structs.replace(run, rerun="redo", run_id="again"))
             again["factory"].append((calls(url) - before) / events)
-            before, command = calls(url), airflows("task", source, events, 1000 + n)
-            killed(command, url, events // 2, common_ai())
-            time.sleep(7)  # its group's session
-            run_process(command, common_ai())
+            before, theirs = calls(url), airflows("task", source, events, 1000 + n)
+            killed(theirs, url, events // 2, common_ai())
+            run_process(theirs, common_ai())
             paid["common.ai"].append((calls(url) - before) / events)
             before = calls(url)
             run_process(airflows("task", source, events, 2000 + n), common_ai())
@@ -167,10 +167,9 @@ def main() -> None:
                 "enrich": lambda n: ran(config, run_of("enrich", n, known, "enrich", {}), asked=0)[0].seconds,
             },
         )
-    mine = cpu["factory"]
-    print(f"CPU of the whole process, milliseconds an event: {[round(1000 * used / events, 2) for used in mine]} of ours")
+    print(f"CPU of the whole process, milliseconds an event: {[round(1000 * used / events, 2) for used in cpu['factory']]} of ours")
     ratios = {
-        name: spread([other / own for own, other in zip(mine, cpu[peer], strict=True)])
+        name: spread([other / own for own, other in zip(cpu["factory"], cpu[peer], strict=True)])
         for name, peer in (("asyncio and aiohttp", "asyncio"), ("common.ai", "task"))
     }
     report(f"a model of {MODEL_MS} ms, {CONCURRENCY} at once", asked, "factory", events, "events", {"cpu_ratios": ratios})

@@ -42,13 +42,13 @@ def one_by_one(messages: list[Message]) -> list[bytes]:
         ask = LLMOperator(
             task_id=f"ask_{n}", prompt=question(event), llm_conn_id="bench_model", output_type=NativeOutput(Label), serialize_output=True
         )
-        done.append(json.dumps(event | {"answer": ask.execute({})}).encode())  # type: ignore[dict-item]
+        done.append(json.dumps(event | {"answer": ask.execute({})}).encode())
     return done
 
 
 async def at_once(messages: list[Message]) -> list[bytes]:
     """The hook's agent in one task."""
-    agent = PydanticAIHook.get_hook("bench_model").create_agent(output_type=NativeOutput(Label), instructions="")  # type: ignore[arg-type]
+    agent = PydanticAIHook.get_hook("bench_model").create_agent(output_type=NativeOutput(Label), instructions="")
     turn = asyncio.Semaphore(64)
 
     async def ask(message: Message) -> bytes:

@@ -136,9 +136,9 @@ class InferTransform:
 
     def _logged(self, keys: Sequence[bytes]) -> dict[bytes, bytes | Reject]:
         """Answers that are known and count."""
-        found: dict[bytes, bytes | Reject] = {**self.log.find(keys)}
+        found = self.log.find(keys)
         if not (self._whose.again or self._settings.repair):
-            return found
+            return {**found}
         return {key: value for key, value in found.items() if self._counts(decode_answer(value))}
 
     def _counts(self, answer: Answer) -> bool:

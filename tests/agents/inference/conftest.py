@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -44,13 +44,6 @@ def infer_run(runs: Runs) -> MakeRun:
     return make
 
 
-@contextmanager
-def transform(server: ModelServer, *, live: bool = False, **more: Any) -> Iterator[InferTransform]:
-    """The agent alone, without a window or a log."""
-    with closing(InferTransform(read_asking(infer_params(server, **more)), Whose(live=live))) as made:
-        yield made
-
-
 class Event:
     """A record, as far as the agent looks at it."""
 
@@ -77,23 +70,17 @@ class Asked:
         return sum(isinstance(output, bytes) for output in self.outputs)
 
 
-def answered(asks: InferTransform, n: int) -> Asked:
-    """What the agent makes of so many events; where it says that the model is away it is called again when that may be worth it."""
+def asked(server: ModelServer, n: int, *, live: bool = False, **more: Any) -> Asked:
+    """What ``infer`` alone, without a window or a log, makes of so many events; live, it is called again when the model may be back."""
     messages: list[Any] = [Event(value) for value in events(n)]
     outputs: list[Any] = []
-    while len(outputs) < n:
-        try:
-            outputs += asks.process(messages[len(outputs) :])
-        except InterruptedBatchError as interrupted:
-            outputs += interrupted.outputs
-            threading.Event().wait(interrupted.seconds)
     counts = Counts()
-    asks.log.take(counts)
-    asks.log.settle(committed=True)
+    with closing(InferTransform(read_asking(infer_params(server, **more)), Whose(live=live))) as asks:
+        while len(outputs) < n:
+            try:
+                outputs += asks.process(messages[len(outputs) :])
+            except InterruptedBatchError as interrupted:
+                outputs += interrupted.outputs
+                threading.Event().wait(interrupted.seconds)
+        asks.log.take(counts)
     return Asked(outputs, counts)
-
-
-def asked(server: ModelServer, n: int, **more: Any) -> Asked:
-    """What ``infer`` with these parameters makes of so many events."""
-    with transform(server, **more) as asks:
-        return answered(asks, n)

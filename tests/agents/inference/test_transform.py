@@ -18,7 +18,7 @@ from factory_agents.inference.params import pack_files, read_asking
 from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
-from tests.agents.inference.conftest import PROMPT, SCHEMA, MakeRun, answered, asked, infer_params, transform
+from tests.agents.inference.conftest import PROMPT, SCHEMA, MakeRun, asked, infer_params
 from tests.support.model_server import ModelServer
 from tests.support.runs import Runs
 from tests.support.waiting import wait_for
@@ -158,15 +158,14 @@ def test_a_retry_finds_out_that_only_bad_events_are_left(runs: Runs, infer_run: 
 
 
 def test_live_too_bad_events_are_told_from_an_outage() -> None:
-    with ModelServer(Poisoned("0", "1", "2", "9")) as server, transform(server, live=True, retries=0) as asks:
-        assert list(answered(asks, 12).rejected) == [0, 1, 2, 9]
+    with ModelServer(Poisoned("0", "1", "2", "9")) as server:
+        assert list(asked(server, 12, live=True, retries=0).rejected) == [0, 1, 2, 9]
 
 
 def test_a_model_that_only_asks_for_pauses_answers_nobody() -> None:
     """Some calls fail, others are told to wait: that is an outage, and no event's fault."""
-    with ModelServer(limited=0.5, failed=0.5) as server, transform(server, live=False, retries=0, patience=2) as asks:
-        with pytest.raises(UnavailableError):
-            answered(asks, 12)
+    with ModelServer(limited=0.5, failed=0.5) as server, pytest.raises(UnavailableError):
+        asked(server, 12, retries=0, patience=2)
 
 
 def test_what_no_other_question_mends_fails_at_once(runs: Runs, infer_run: MakeRun) -> None:
