@@ -50,6 +50,7 @@ ANSWER_SETTINGS = {
 }
 _READ_SECONDS = 900.0
 _DAY_MS = 86_400_000
+_LOOK_SECONDS = 0.05
 _AT_ONCE = 500  # keys in one question to the index
 _INDEX_BYTES = 64 * 1024 * 1024  # of answers in memory
 _ROW_BYTES = 200  # what an answer takes in memory beside its own bytes, about
@@ -60,7 +61,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``at`` is in milliseconds, ``cost`` in billionths; ``by`` is the pipeline and stage that paid, ``run`` the run that asked. ``calls``,
     tokens and cost are of all calls that it took (a question again after a wrong answer is one). ``prompt``, ``model`` and ``subject`` (a
-    hash of whose data it is about) are for people.
+    hash of whose data it is about) are for people. One with neither ``text`` nor ``fault`` is still to come, by the ``batch`` of that name.
     """
 
     at: int
@@ -76,6 +77,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt: str = ""
     model: str = ""
     subject: str = ""
+    batch: str = ""
 
 
 class Said(msgspec.Struct, frozen=True, gc=False):
@@ -83,6 +85,11 @@ class Said(msgspec.Struct, frozen=True, gc=False):
 
     text: str
     fault: str = ""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the model has answered yet."""
+        return bool(self.text or self.fault)
 
 
 decode_answer = msgspec.json.Decoder(Answer).decode
@@ -232,8 +239,8 @@ class AnswerLog:
             known.update((key, uncommitted[key].value) for key in keys if key in uncommitted)
         return known
 
-    def add(self, key: bytes, answer: Answer) -> bytes:
-        """An answer that was just given; it goes into the next transaction. Its value."""
+    def add(self, key: bytes, answer: Answer) -> None:
+        """An answer that was just given; it goes into the next transaction."""
         value = msgspec.json.encode(answer)
         tokens = answer.prompt_tokens + answer.completion_tokens
         self.spent_on_window = self.spent_on_window.plus(answer.cost, tokens)
@@ -241,7 +248,16 @@ class AnswerLog:
         self.spent_today = self.spent_today.plus(answer.cost, tokens)
         with self._lock:
             self._new[key] = _Pending(key, answer, value, time.monotonic()).in_place_of(self._new.pop(key, None))
-        return value
+
+    def wait_committed(self) -> bool:
+        """Wait until all that was added is committed, which is for the runtime to do; false where the run ends before."""
+        while self._index is not None:
+            with self._lock:
+                if not (self._new or self._taken):
+                    return True
+            if self.left.wait(_LOOK_SECONDS):
+                return False
+        return True
 
     def turn_day(self) -> None:
         """On a new day (UTC) nothing has been spent yet."""

@@ -18,7 +18,7 @@ import msgspec
 from factory_agents.errors import ConfigurationError
 from factory_agents.inference.client import ModelUnavailableError, Reply, counted, refused
 
-__all__ = ["EndpointClient"]
+__all__ = ["EndpointClient", "read_reply"]
 
 _LARGEST_BODY = 64 * 1024 * 1024
 _SETTINGS = {"extra_body", "extra_headers", "timeout"}
@@ -77,18 +77,16 @@ class EndpointClient:
 
     async def ask(self, system: str, turns: Sequence[str]) -> Reply:
         """See ``Client.ask``."""
-        messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(turns)]
-        response = await self._post(msgspec.json.encode({**self._rest, "messages": messages}))
+        response = await self._post(msgspec.json.encode(self.question(system, turns)))
         if response.status != 200:
             raise refused(self._name, response.status, response.headers.get("retry-after", ""), response.body.decode(errors="replace"))
-        try:
-            completion = _read_completion(response.body)
-            message, usage = completion.choices[0].message, completion.usage or _Usage()
-        except (msgspec.MsgspecError, IndexError, ValueError, RecursionError) as error:
-            raise ModelUnavailableError(f"an answer that is none of this API: {error}") from None
-        cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details is not None else None
-        return Reply(message.content or message.refusal or "", counted(usage.prompt_tokens, cached, usage.completion_tokens))
+        return read_reply(response.body)
+
+    def question(self, system: str, turns: Sequence[str]) -> dict[str, Any]:
+        """What is posted."""
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [{"role": "assistant" if n % 2 else "user", "content": text} for n, text in enumerate(turns)]
+        return {**self._rest, "messages": messages}
 
     async def _post(self, body: bytes) -> _Response:
         request = f"{self._head}content-length: {len(body)}\r\n\r\n".encode() + body
@@ -127,6 +125,17 @@ class EndpointClient:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+def read_reply(body: bytes) -> Reply:
+    """What a completion says. Raises ModelUnavailableError for what is none."""
+    try:
+        completion = _read_completion(body)
+        message, usage = completion.choices[0].message, completion.usage or _Usage()
+    except (msgspec.MsgspecError, IndexError, ValueError, RecursionError) as error:
+        raise ModelUnavailableError(f"an answer that is none of this API: {error}") from None
+    cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details is not None else None
+    return Reply(message.content or message.refusal or "", counted(usage.prompt_tokens, cached, usage.completion_tokens))
 
 
 def _read_completion(body: bytes) -> _Completion:

@@ -41,7 +41,8 @@ class InferParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     nor internal are masked, but for those in ``unmask``. ``subject`` names the field that says whose data an event is, so that its
     answers can be forgotten. ``repair``: a wrong answer is asked for once more. ``timeout`` is of one call, ``patience`` of an outage that
     a window waits for, in seconds. Limits are of the whole stage. ``prices`` are of a million tokens (``prompt``, ``completion``,
-    ``cached``), ``budget`` is the most that may be spent (``window``, ``day``, ``window_tokens``, ``day_tokens``).
+    ``cached``), ``budget`` is the most that may be spent (``window``, ``day``, ``window_tokens``, ``day_tokens``). ``batch``: questions go
+    to the endpoint's batch API; an attempt waits for their answers as long as ``patience`` says, and a later one takes them.
     """
 
     prompt: str | dict[str, str]
@@ -64,6 +65,7 @@ class InferParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tokens_per_minute: float = 0.0
     prices: Prices = Prices()
     budget: Budget = Budget()
+    batch: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -76,6 +78,8 @@ class InferParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         url = urlsplit(self.endpoint)
         if self.endpoint and (url.scheme not in ("http", "https") or not url.hostname or url.username or url.password):
             raise ValueError("endpoint: expected a URL such as https://models.example/v1, without a user or password")
+        if self.batch and (not self.endpoint or ":" in self.model.partition("/")[0]):
+            raise ValueError("batch: expected an endpoint with OpenAI's batch API, such as https://api.openai.com/v1, and a model's plain name")
         if not self.into:
             raise ValueError("into: expected the name of a field")
 
