@@ -7,6 +7,7 @@ chooses the partition, so that a reader reads one), and that of the values of th
 from __future__ import annotations
 
 import hashlib
+import math
 import sqlite3
 import threading
 import time
@@ -196,6 +197,7 @@ class AnswerLog:
         """Set when the run ends."""
         self.spent_on_window = self.spent_today = self.spent_today_before = Spent()
         self._today = 0
+        self._is_awaited = False
 
     def open(self, config: KafkaConfig, cluster: Cluster, prefix: str, counts: Counts, deadline: float, stop: Callable[[], bool]) -> None:
         """Read what was answered before, up to the topic's end of now; it waits for transactions that are open below it.
@@ -251,13 +253,11 @@ class AnswerLog:
 
     def wait_committed(self) -> bool:
         """Wait until all that was added is committed, which is for the runtime to do; false where the run ends before."""
-        while self._index is not None:
+        self._is_awaited = self._index is not None
+        while self._is_awaited and not self.left.wait(_LOOK_SECONDS):
             with self._lock:
-                if not (self._new or self._taken):
-                    return True
-            if self.left.wait(_LOOK_SECONDS):
-                return False
-        return True
+                self._is_awaited = bool(self._new or self._taken)
+        return not self._is_awaited
 
     def turn_day(self) -> None:
         """On a new day (UTC) nothing has been spent yet."""
@@ -273,7 +273,9 @@ class AnswerLog:
         """See ``SideLog``."""
         with self._lock:
             first = next(iter(self._new.values()), None)
-        return 0.0 if first is None else time.monotonic() - first.since
+        if first is None:
+            return 0.0
+        return math.inf if self._is_awaited else time.monotonic() - first.since
 
     def take(self, counts: Counts) -> list[SideRecord]:
         """See ``SideLog``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import ssl
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -21,6 +21,7 @@ _NAME = "factory_batch"
 """The metadata by which a batch is known: a name that was chosen, and logged, before it was submitted."""
 _BOUNDARY = "factory-batch-boundary"
 _REFUSED = {400, 413, 422}
+_T = TypeVar("_T")
 
 
 class NotAnsweredError(Exception):
@@ -181,7 +182,7 @@ def _form(name: str, content: bytes) -> bytes:
     return f"{purpose}{head}".encode() + content + f"\r\n--{_BOUNDARY}--\r\n".encode()
 
 
-def _read(body: bytes, kind: type[Any]) -> Any:
+def _read(body: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

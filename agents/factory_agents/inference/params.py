@@ -79,7 +79,7 @@ class InferParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.endpoint and (url.scheme not in ("http", "https") or not url.hostname or url.username or url.password):
             raise ValueError("endpoint: expected a URL such as https://models.example/v1, without a user or password")
         if self.batch and (not self.endpoint or ":" in self.model.partition("/")[0]):
-            raise ValueError("batch: expected an endpoint with OpenAI's batch API, such as https://api.openai.com/v1, and a model's plain name")
+            raise ValueError("batch: expected an endpoint with OpenAI's batch API (https://api.openai.com/v1), and a plain name as model")
         if not self.into:
             raise ValueError("into: expected the name of a field")
 
