@@ -184,7 +184,7 @@ class BatchServer(ModelServer):
                     continue
                 lines = map(json.loads, self.files[batch["input_file_id"]].splitlines())
                 answers = [line for line in map(self._line, lines) if line is not None]
-                batch["output_file_id"] = self._keep("\n".join(map(json.dumps, answers)).encode())["id"]
+                batch["output_file_id"] = self._keep("\n".join(map(json.dumps, answers)).encode() + b'\n{"custom_id": 7}\n')["id"]
 
     def _line(self, asked: dict[str, Any]) -> dict[str, Any] | None:
         question = "\n".join(str(m["content"]) for m in asked["body"]["messages"])

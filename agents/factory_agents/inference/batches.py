@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ssl
 from collections.abc import Iterator, Mapping
@@ -190,6 +191,8 @@ def _read(body: bytes, kind: type[_T]) -> _T:
 
 
 def _lines(body: bytes) -> Iterator[_Line]:
+    """The lines of a file of answers; one that is none leaves its own question without an answer, and no other."""
     for line in body.split(b"\n"):
-        if line.strip():
-            yield _read(line, _Line)
+        with contextlib.suppress(ModelUnavailableError):
+            if line.strip():
+                yield _read(line, _Line)

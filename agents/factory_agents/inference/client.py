@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
     from pydantic_ai.models import Model
 
-__all__ = ["Client", "ModelRefusedError", "ModelUnavailableError", "RateLimitedError", "Reply", "counted", "open_client", "refused"]
+__all__ = [
+    "Client",
+    "ModelRefusedError",
+    "ModelUnavailableError",
+    "RateLimitedError",
+    "Reply",
+    "counted",
+    "open_client",
+    "read_key",
+    "refused",
+]
 
 _DEFAULT_HOLD, _LONGEST_HOLD = 1.0, 3600.0
 _LONGEST_SAID = 300
@@ -151,6 +161,17 @@ def one_line(said: str) -> str:
     return text if len(text) <= _LONGEST_SAID else text[:_LONGEST_SAID] + "…"
 
 
+def read_key(variable: str) -> str:
+    """The key in an environment variable, without the end of line that files have; empty where there is none.
+
+    Raises ConfigurationError for one that no header can hold, and says nothing of it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ConfigurationError(f"{variable}: a key is one line of plain letters and digits; that one isn't")
+    return key
+
+
 def open_client(
     model: str, *, endpoint: str, key_variable: str, schema: dict[str, Any], settings: Mapping[str, Any], timeout: float
 ) -> Client:
@@ -158,7 +179,7 @@ def open_client(
 
     Raises ConfigurationError where the extra is missing, the provider isn't known, or its key isn't there.
     """
-    key = os.environ.get(key_variable, "")
+    key = read_key(key_variable)
     if endpoint and ":" not in model.partition("/")[0]:
         from factory_agents.inference.http import EndpointClient
 

@@ -91,8 +91,16 @@ class EndpointClient:
     async def _post(self, body: bytes) -> _Response:
         request = f"{self._head}content-length: {len(body)}\r\n\r\n".encode() + body
         while self._free:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):  # it was closed while nobody used it
-                return await self._exchange(*self._free.pop(), request)
+            reader, writer = self._free.pop()
+            if reader.at_eof() or writer.is_closing():
+                writer.close()
+                continue
+            try:
+                return await self._exchange(reader, writer, request)
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                if getattr(error, "partial", b""):
+                    raise ModelUnavailableError(f"{self._host}:{self._port} closed the connection: {error}") from None
+                break  # it was closed while nobody used it, or for this question, which isn't asked on each of them
         try:
             reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls, limit=1 << 20)
         except OSError as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
@@ -26,6 +27,7 @@ _REQUIRED = {
     "output": "what an answer must be: a contract's file, or a JSON Schema",
 }
 _VARIABLES = {"model": "FACTORY_MODEL", "endpoint": "FACTORY_MODEL_ENDPOINT"}
+_SECRET = re.compile(r"key|token|secret|sig|password", re.IGNORECASE)
 _AUTHORS = ("endpoint", "api_key_env", "model", "unmask")
 """Parameters that decide where data and keys go: never from whoever starts a run."""
 
@@ -78,6 +80,9 @@ class InferParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         url = urlsplit(self.endpoint)
         if self.endpoint and (url.scheme not in ("http", "https") or not url.hostname or url.username or url.password):
             raise ValueError("endpoint: expected a URL such as https://models.example/v1, without a user or password")
+        for name, _ in parse_qsl(url.query):
+            if _SECRET.search(name):
+                raise ValueError(f"endpoint: {name}: a key in a URL stands in every log; set it as api_key_env says")
         if self.batch and (not self.endpoint or ":" in self.model.partition("/")[0]):
             raise ValueError("batch: expected an endpoint with OpenAI's batch API (https://api.openai.com/v1), and a plain name as model")
         if not self.into:
@@ -108,7 +113,7 @@ class Asking:
             "prompt": [self.prompt.label, self.prompt.digest],
             "parameters": settings.parameters,
             "output": self.output.digest,
-            "masked": sorted(self.masked.intersection(self.prompt.fields)),
+            "masked": self.prompt.touched(self.masked),
             "into": settings.into,
             "repair": settings.repair,
         }

@@ -45,12 +45,20 @@ class Prompt(msgspec.Struct, frozen=True):
 
     def reader(self, masked: frozenset[str]) -> Callable[[Mapping[str, Any]], list[Any]]:
         """Gives what the fields hold, in their order; null where there is none, and ``MASKED`` in the place of a classified one."""
-        fields = self.fields
-        hidden = [name in masked or name.partition(".")[0] in masked for name in fields]
-        if not any(hidden) and not any("." in name for name in fields):
+        fields, touched = self.fields, self.touched(masked)
+        if not touched and not any("." in name for name in fields):
             return lambda event: [event.get(name) for name in fields]
-        places = tuple(zip(fields, hidden, strict=True))
-        return lambda event: [MASKED if is_hidden else _value(event, name) for name, is_hidden in places]
+        places = tuple((name, [path[len(name) + 1 :].split(".") for path in touched if path.startswith(f"{name}.")]) for name in fields)
+        hidden = {name for name in fields if any(name == path or name.startswith(f"{path}.") for path in touched)}
+        return lambda event: [
+            MASKED if name in hidden else _masked(_value(event, name), below) if below else _value(event, name) for name, below in places
+        ]
+
+    def touched(self, masked: frozenset[str]) -> list[str]:
+        """Those of the classified fields that the prompt's fields are, contain or lie in."""
+        return sorted(
+            path for path in masked if any(f"{path}.".startswith(f"{name}.") or f"{name}.".startswith(f"{path}.") for name in self.fields)
+        )
 
     def render(self, values: Sequence[Any]) -> str:
         """The prompt with these values. What a value says is text: it is never looked at for fields again."""
@@ -135,6 +143,19 @@ def _value(event: Mapping[str, Any], name: str) -> Any:
             return None
         value = value.get(part)
     return value
+
+
+def _masked(value: Any, paths: Sequence[Sequence[str]]) -> Any:
+    """A value without what lies at these paths, in it or in its elements. What is no object, as it should be, is masked whole."""
+    if isinstance(value, list):
+        return [_masked(item, paths) for item in value]
+    if not isinstance(value, Mapping):
+        return None if value is None else MASKED
+    found = dict(value)
+    for name, *below in paths:
+        if name in found:
+            found[name] = _masked(found[name], [below]) if below else MASKED
+    return found
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,16 @@ import msgspec
 from factory_agents.errors import AgentError, ConfigurationError, FactoryError, StoppedError, UnavailableError
 from factory_agents.inference.answers import Answer, AnswerLog, Said, answer_key, decode_answer, decode_said, subject_hash
 from factory_agents.inference.batches import BatchApi
-from factory_agents.inference.client import Client, ModelRefusedError, ModelUnavailableError, RateLimitedError, Reply, one_line, open_client
+from factory_agents.inference.client import (
+    Client,
+    ModelRefusedError,
+    ModelUnavailableError,
+    RateLimitedError,
+    Reply,
+    one_line,
+    open_client,
+    read_key,
+)
 from factory_agents.inference.http import EndpointClient
 from factory_agents.inference.limits import Limits
 from factory_agents.inference.money import BudgetError, Usage
@@ -354,9 +362,15 @@ class InferTransform:
 
     def _hold(self, limited: RateLimitedError) -> None:
         away = time.monotonic() - self._answered_at + limited.seconds
-        if away > self._settings.patience:
-            raise DependencyError(f"{self._dependency.name}: {limited}, and has answered nothing for long", self._dependency, called=False)
-        self._limits.hold(limited.seconds)
+        if away <= self._settings.patience:
+            self._limits.hold(limited.seconds)
+            return
+        self._dependency.trip()
+        said = f"{self._dependency.name}: {limited}, and is waited for no longer than {self._settings.patience:g} s (patience)"
+        error = DependencyError(said, self._dependency, called=False)
+        if not self._whose.live:
+            self._ended_by = self._ended_by or error
+        raise error
 
     def _opened(self) -> Client:
         """The client, made when it is needed: what is logged takes none, and no key."""
@@ -471,7 +485,7 @@ class InferTransform:
         return True
 
     def _batches(self) -> BatchApi:
-        settings, key = self._settings, os.environ.get(self._settings.api_key_env, "")
+        settings, key = self._settings, read_key(self._settings.api_key_env)
         client = EndpointClient(settings.model, settings.endpoint, key, self._asking.output.schema, settings.parameters)
         return BatchApi(settings.model, settings.endpoint, key, client, settings.timeout)
 

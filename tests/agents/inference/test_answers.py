@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from factory_agents.inference.answers import Answer, answers_topic, read_answers
+from factory_agents.inference.answers import Answer, answers_topic, partition_of, read_answers
 from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
@@ -17,6 +17,10 @@ from tests.support.runs import Runs
 
 def done(runs: Runs, run: AgentRun) -> AgentResult:
     return execute(RunContext(runs.config), run)
+
+
+def test_partitions_that_are_added_hide_no_answer() -> None:
+    assert all(partition_of(question, 12) == partition_of(question, 24) for question in (b"a", b"b", b"c", b"d"))
 
 
 def logged(runs: Runs) -> list[Answer]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.inference.client import ModelUnavailableError, open_client, refused
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
@@ -91,6 +92,13 @@ def test_a_pause_that_it_asks_for_is_kept(model: str) -> None:
     assert told[1] - told[0] >= 0.5
 
 
+def test_a_pause_that_is_longer_than_patience_ends_the_attempt_after_few_calls(model: str) -> None:
+    with Scripted(about("event", 429, "retry-after: 3600\r\n", error("come back tomorrow"))) as server:
+        with pytest.raises(UnavailableError, match="asked for a pause of 3600 s"):
+            asked(server, 20, model=model, patience=1)
+        assert len(server.requests) <= 2 * 8
+
+
 def test_a_question_that_it_does_not_take_is_a_dead_letter(model: str) -> None:
     statuses = {1: 400, 2: 413, 3: 422}
 
@@ -145,6 +153,9 @@ ANSWERS: dict[str, tuple[Any, str]] = {
     "half a letter": (says(content='{"label": "\ud800"}'), "invalid_output"),
     "doubled keys": (says(content='{"label": 1, "label": "odd"}'), ""),
     "fenced": (says(content='```json\n{"label": "odd"}\n```'), ""),
+    "fenced longer": (says(content='````json\n{"label": "odd"}\n````'), ""),
+    "fenced at its start": (says(content='```json\n{"label": "odd"}'), ""),
+    "nothing in a fence": (says(content="```json\n```"), "invalid_output"),
     "tokens below zero": (usage(prompt_tokens=-1_000_000), ""),
     "tokens without end": (usage(prompt_tokens=10**30), "unavailable"),
     "tokens in words": (usage(prompt_tokens="many"), "unavailable"),
@@ -225,6 +236,17 @@ def test_what_no_other_question_mends_ends_the_attempt_without_its_key(
         with Scripted(about("event", status, "", error("no"))) as server, pytest.raises(ConfigurationError, match=f"{status}") as raised:
             asked(server, 2, model=model)
         assert "sk-secret" not in str(raised.value) + caplog.text
+
+
+def test_a_key_from_a_file_may_end_its_line_and_one_that_no_header_holds_is_refused(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ModelServer() as server:
+        monkeypatch.setenv("FACTORY_MODEL_API_KEY", " sk-secret-123\n")
+        assert asked(server, 2, model=model).forwarded == 2
+        for key in ("sk-secret\r\nx: y", "sk-secret\x00", "sk-secr\u00e9t"):
+            monkeypatch.setattr("os.environ", {**os.environ, "FACTORY_MODEL_API_KEY": key})
+            with pytest.raises(ConfigurationError, match="FACTORY_MODEL_API_KEY: a key is one line") as raised:
+                asked(server, 2, model=model)
+            assert "secr" not in str(raised.value)
 
 
 def test_a_huge_answer_is_no_huge_dead_letter(model: str) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from factory_agents.contracts import load_contract
+from factory_agents.errors import ConfigurationError
+from factory_agents.inference.prompt import load_prompt
 from factory_agents.inference.structured import classified_fields
 
 STANDARD = """
@@ -23,3 +27,43 @@ schema:
 
 def test_a_contract_of_the_standard() -> None:
     assert classified_fields(load_contract(STANDARD)) == {"mail"}
+
+
+SECRET = {"type": "string", "x-classification": "restricted"}
+NESTED = {
+    "type": "object",
+    "$defs": {"person": {"type": "object", "properties": {"mail": SECRET, "name": {"type": "string"}}}},
+    "properties": {
+        "customer": {"$ref": "#/$defs/person"},
+        "others": {"type": "array", "items": {"$ref": "#/$defs/person"}},
+        "order": {"type": "object", "properties": {"ship": {"anyOf": [{"type": "object", "properties": {"street": SECRET}}]}}},
+        "labels": {"type": "object", "additionalProperties": SECRET},
+        "text": {"type": "string"},
+    },
+}
+
+
+def test_what_is_classified_within_a_field_is_masked_however_the_prompt_names_it() -> None:
+    masked = classified_fields(load_contract({"name": "orders", "id": None, "schema": NESTED}))
+    assert masked == {"customer.mail", "others.mail", "order.ship.street", "labels"}
+    names = ("customer", "customer.mail", "customer.name", "others", "order", "labels.a", "text")
+    prompt = load_prompt({"name": "p@1.md", "text": " ".join(f"{{{{ {name} }}}}" for name in names)})
+    person = {"mail": "secret", "name": "Ann"}
+    event = {
+        "customer": person,
+        "others": [person, person],
+        "order": {"ship": {"street": "secret"}, "id": 1},
+        "labels": {"a": "secret"},
+        "text": "hi",
+    }
+    read = prompt.reader(masked)
+    assert "secret" not in prompt.render(read(event))
+    assert read(event)[2] == "Ann"
+    assert read(event)[4] == {"ship": {"street": "[masked]"}, "id": 1}
+    assert "secret" not in prompt.render(read(event | {"customer": "secret", "order": ["secret"]}))
+    assert event["order"] == {"ship": {"street": "secret"}, "id": 1}
+
+
+def test_classified_fields_without_a_name_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="it classifies fields that it doesn't name"):
+        classified_fields(load_contract({"name": "orders", "id": None, "schema": {"type": "object", "additionalProperties": SECRET}}))

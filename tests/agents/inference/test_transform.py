@@ -290,6 +290,8 @@ def test_where_data_and_keys_go_is_the_authors_alone(runs: Runs, infer_run: Make
         ({"concurrency": 0}, "concurrency: expected more than 0"),
         ({"endpont": "x"}, "endpoint"),
         ({"endpoint": "ftp://x"}, "expected a URL such as"),
+        ({"endpoint": "https://x/v1?api_key=sk-1"}, "endpoint: api_key: a key in a URL stands in every log"),
+        ({"batch": True, "model": "openai:m"}, "batch: expected an endpoint"),
     ],
     ids=str,
 )
