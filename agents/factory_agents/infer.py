@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from factory_agents.errors import ConfigurationError
 from factory_agents.inference.params import read_asking
 from factory_agents.inference.transform import InferTransform, Whose
 from factory_agents.protocol import AgentRun
@@ -15,10 +14,7 @@ __all__ = ["build"]
 
 def build(params: Mapping[str, Any], run: AgentRun | None = None) -> InferTransform:
     """The infer agent for a run, or for a live one (see ``InferParams``). Raises ConfigurationError and ContractError."""
-    asking = read_asking(params, frozenset(run.untrusted) if run is not None else frozenset())
-    if asking.settings.batch and run is None:
-        raise ConfigurationError("agent 'infer': batch: a live agent can't wait for a provider's batch; leave it out")
-    return InferTransform(asking, Whose.of(run))
+    return InferTransform(read_asking(params, frozenset(run.untrusted) if run is not None else frozenset()), Whose.of(run))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from factory_agents.errors import ConfigurationError
 from factory_agents.inference.client import ModelRefusedError, ModelUnavailableError, Reply, one_line, refused
 from factory_agents.inference.http import EndpointClient, read_reply
 
@@ -21,7 +22,7 @@ _MOST_PAGES, _PAGE = 20, 100
 _NAME = "factory_batch"
 """The metadata by which a batch is known: a name that was chosen, and logged, before it was submitted."""
 _BOUNDARY = "factory-batch-boundary"
-_REFUSED = {400, 413, 422}
+_REFUSED, _NO_API = {400, 413, 422}, {404, 405, 501}
 _T = TypeVar("_T")
 
 
@@ -149,9 +150,14 @@ class BatchApi:
         return self._checked(self._call(method, path, body, content))
 
     def _checked(self, answered: _Answered) -> bytes:
-        if not 200 <= answered.status < 300:
-            raise refused(self._model, answered.status, answered.retry_after, answered.body[:10_000].decode(errors="replace"))
-        return answered.body
+        if 200 <= answered.status < 300:
+            return answered.body
+        said = answered.body[:10_000].decode(errors="replace")
+        if answered.status in _NO_API:
+            raise ConfigurationError(
+                f"model {self._model!r}: its endpoint has no batch API ({answered.status}: {one_line(said)}); leave batch out"
+            )
+        raise refused(self._model, answered.status, answered.retry_after, said)
 
     def _call(self, method: str, path: str, body: bytes | None = None, content: str = "application/json") -> _Answered:
         """A connection for each: there are few."""

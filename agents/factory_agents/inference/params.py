@@ -43,8 +43,8 @@ class InferParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     nor internal are masked, but for those in ``unmask``. ``subject`` names the field that says whose data an event is, so that its
     answers can be forgotten. ``repair``: a wrong answer is asked for once more. ``timeout`` is of one call, ``patience`` of an outage that
     a window waits for, in seconds. Limits are of the whole stage. ``prices`` are of a million tokens (``prompt``, ``completion``,
-    ``cached``), ``budget`` is the most that may be spent (``window``, ``day``, ``window_tokens``, ``day_tokens``). ``batch``: questions go
-    to the endpoint's batch API; an attempt waits for their answers as long as ``patience`` says, and a later one takes them.
+    ``cached``), ``budget`` is the most that may be spent (``window``, ``day``, ``window_tokens``, ``day_tokens``). ``batch``: a window's
+    questions go to the endpoint's batch API; an attempt waits for the answers as long as ``patience`` says, and a later one takes them.
     """
 
     prompt: str | dict[str, str]

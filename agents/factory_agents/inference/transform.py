@@ -107,7 +107,7 @@ class InferTransform:
     def __init__(self, asking: Asking, whose: Whose, client: Client | None = None) -> None:
         settings = asking.settings
         self.identity: dict[str, Any] = asking.identity
-        self.at_once = _MOST_IN_BATCH if settings.batch else _PER_CALL * settings.concurrency
+        self.at_once = _MOST_IN_BATCH if settings.batch and not whose.live else _PER_CALL * settings.concurrency
         self.into = settings.into
         self.log = AnswerLog(asking.question, whose.spender, daily=settings.budget.daily)
         self._asking, self._settings, self._whose = asking, settings, whose
@@ -150,7 +150,7 @@ class InferTransform:
         known = self._logged(list(keys.values()))
         missing: _Missing = {key: (events[n], read(events[n])) for n, key in keys.items() if key not in known}
         try:
-            if missing and self._settings.batch:
+            if missing and self._settings.batch and not self._whose.live:
                 self._take_batches(missing, known)
             if missing:
                 self._ask_all(missing, known, keys, events, outputs)

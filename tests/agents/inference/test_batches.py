@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
-from factory_agents.infer import build
 from factory_agents.inference.money import BudgetError
 from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
-from tests.agents.inference.conftest import MakeRun, infer_params
-from tests.support.model_server import BatchServer
+from tests.agents.inference.conftest import MakeRun, asked
+from tests.support.model_server import BatchServer, ModelServer
 from tests.support.runs import Runs
 
 BRIEFLY = {"batch": True, "patience": 0.1}
@@ -94,5 +93,17 @@ def test_a_batch_that_would_cost_more_than_is_left_is_not_submitted(runs: Runs, 
         with pytest.raises(BudgetError, match="the budget for this window's tokens is spent"):
             done(runs, run)
         assert not server.batches
-        with pytest.raises(ConfigurationError, match="a live agent can't wait"):
-            build(infer_params(server, batch=True))
+
+
+def test_an_endpoint_without_a_batch_api_is_told(runs: Runs, infer_run: MakeRun) -> None:
+    window, out = runs.filled(5), runs.topic("out")
+    with ModelServer() as server:
+        with pytest.raises(ConfigurationError, match="its endpoint has no batch API"):
+            done(runs, infer_run(window, out, server, batch=True))
+        assert done(runs, infer_run(window, out, server)).counts.asked == 5, "without it the questions are asked"
+
+
+def test_live_and_over_golden_events_questions_are_asked_directly() -> None:
+    with BatchServer() as server:
+        assert asked(server, 5, live=True, batch=True).forwarded == len(server.requests) == 5
+        assert not server.batches
