@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.sdk.configuration import conf
+from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
 from airflow_provider_factory.version_compat import previous_run
 from factory_agents.errors import ConfigurationError, WindowError
@@ -120,10 +121,12 @@ def instance(context: Mapping[str, Any], given: StageInput | None) -> int:
     """Which of the tasks that are mapped beside each other this is, so that the work of each is its own.
 
     The shards of one plan are one work, in whatever order they are mapped; so are those of each plan, where it is several plans' shards.
+    What one mapped stage wrote, or windows of a topic each, are told apart by their scope: where a task is skipped Airflow moves those
+    after it up, and their works stay what they were.
     Raises ConfigurationError for a task that is mapped over shards first and something else then: no set of shards would come of that.
     """
     index, inherited = _map_index(context), given.window.instance if given is not None else 0
-    if index < 0:
+    if index < 0 or (given is not None and _told_apart_by_scope(context)):
         return inherited
     if given is None or not given.sharded:
         return index
@@ -142,17 +145,38 @@ def instance(context: Mapping[str, Any], given: StageInput | None) -> int:
     return index - given.shard.index
 
 
+def _told_apart_by_scope(context: Mapping[str, Any]) -> bool:
+    """Whether a task is mapped over what one mapped stage wrote, or over windows that were planned for a topic each, and nothing else."""
+    from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+    from airflow_provider_factory.operators.window import WindowOperator
+
+    if _mapped_arguments(context) != ["window"]:
+        return False
+    given = _original(context).expand_input.value["window"]
+    stage = given.operator if isinstance(given, PlainXComArg) else None
+    kind = getattr(stage, "operator_class", None)
+    if not isinstance(kind, type):
+        return False
+    over = getattr(getattr(stage, "expand_input", None), "value", None)
+    return issubclass(kind, KafkaAgentOperator) or (
+        issubclass(kind, WindowOperator) and isinstance(over, Mapping) and list(over) == ["topic"]
+    )
+
+
+def _original(context: Mapping[str, Any]) -> Any:
+    """The task as it stands in the DAG, before it is mapped."""
+    return getattr(context.get("dag"), "task_dict", {}).get(context["task"].task_id)
+
+
 def _mapped_arguments(context: Mapping[str, Any]) -> list[str]:
     """What the task itself is mapped over by ``expand``, as it stands there; nothing for a mapped group's, or ``expand_kwargs``."""
-    original = getattr(context.get("dag"), "task_dict", {}).get(context["task"].task_id)
-    value = getattr(getattr(original, "expand_input", None), "value", None)
+    value = getattr(getattr(_original(context), "expand_input", None), "value", None)
     return list(value) if isinstance(value, Mapping) else []
 
 
 def _mapped_shards(context: Mapping[str, Any]) -> list[tuple[str, int] | None]:
     """Of a task mapped by ``expand_kwargs``, the plan and the place in it that each set of arguments names; nothing for other tasks."""
-    original = getattr(context.get("dag"), "task_dict", {}).get(context["task"].task_id)
-    value = getattr(getattr(original, "expand_input", None), "value", None)
+    value = getattr(getattr(_original(context), "expand_input", None), "value", None)
     resolve = getattr(value, "resolve", None)
     sets = value if resolve is None else resolve(context)
     return [_planned(of_one) for of_one in sets] if isinstance(sets, Sequence) else []

@@ -567,7 +567,7 @@ def _window_of(results: Sequence[AgentResult]) -> Window:
             f"{name}: its results on topic {topics[0]!r} were not written by one codec and one schema; clear the whole stage, and name the "
             f"schema's version if it changes while stages run"
         )
-    first = min(results, key=lambda r: (r.instance, r.origin))
+    first = min(results, key=lambda r: r.instance)  # of several topics the one that stands first: one that is added later changes nothing
     return Window(
         pipeline=first.pipeline,
         topic=manifests[0].topic,

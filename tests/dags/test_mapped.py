@@ -71,6 +71,35 @@ KafkaAgentOperator(task_id="all", {PUBLISH}, window=enriched.output, rerun="<aga
         assert all(r.get("reused", False) for r in ran.results["enrich"]) is (again == "reuse" and _ == 1)
 
 
+def test_a_topic_that_was_skipped_at_first_is_all_that_is_done_later(
+    dag_runner: DagRunner, topic: TopicFactory, two: str, ids: Callable[[], list[int]]
+) -> None:
+    """Airflow counts the results that there are: those after one that is missing move up."""
+    body = f"""
+from airflow.sdk.exceptions import AirflowSkipException
+
+@task
+def choose(topic):
+    if "one" in topic and <skip>:
+        raise AirflowSkipException
+    return topic
+
+chosen = choose.expand(topic={two})
+windows = WindowOperator.partial(task_id="window", trigger_rule="none_failed").expand(topic=chosen)
+enriched = KafkaAgentOperator.partial(task_id="enrich", agent="enrich", output_topic="<out>").expand(window=windows.output)
+KafkaAgentOperator.partial(task_id="publish", {PUBLISH}).expand(window=enriched.output)
+"""
+    out = topic("out", partitions=2)
+    ran = dag_runner.run(text(body, out=out, skip="True"))
+    check(ran, "publish")
+    assert ids() == list(range(10, 20))
+    ran = dag_runner.run(text(body, out=out, skip="False"))
+    check(ran, "publish")
+    for stage in ("enrich", "publish"):
+        assert [r.get("reused", False) for r in ran.results[stage]] == [False, True], stage
+    assert ids() == list(range(20))
+
+
 def test_a_group_over_topics_and_one_over_parameters(
     dag_runner: DagRunner, topic: TopicFactory, two: str, ids: Callable[[], list[int]]
 ) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 import opentelemetry.context
 import pytest
+from airflow.sdk import DAG
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+from airflow_provider_factory.operators.window import WindowOperator
 from airflow_provider_factory.runs import (
     as_bool,
     bundle_root,
@@ -144,6 +147,21 @@ def test_each_mapped_task_is_told_apart_but_the_shards_of_one_plan(index: int, o
 def test_shards_of_several_plans_are_works_of_their_own(over: Any) -> None:
     shards = [shard(i, 3) for i in range(3)] + [shard(i, 2) for i in range(2)]
     assert [instance(mapped_task(i, 5, over), given) for i, given in enumerate(shards)] == [0, 0, 0, 3, 3]
+
+
+def test_results_of_one_mapped_stage_keep_their_works_wherever_they_stand() -> None:
+    with DAG("d") as dag:
+        windows = WindowOperator.partial(task_id="window").expand(topic=["a", "b"])
+        KafkaAgentOperator.partial(task_id="t", agent="enrich", output_topic="out").expand(window=windows.output)
+        planned = WindowOperator.partial(task_id="pauses", topic="a").expand(after_pause=["carry", "leave"])
+        KafkaAgentOperator.partial(task_id="by_index", agent="enrich", output_topic="out").expand(window=planned.output)
+    ti = SimpleNamespace(map_index=1, dag_id="d", task_id="t", run_id="r", get_ti_count=lambda states=(), **_: 0 if states else 2)
+
+    def of(task_id: str, given: StageInput) -> int:
+        return instance(context(ti=ti, dag=dag, task=SimpleNamespace(task_id=task_id, retries=0)), given)
+
+    assert [of("t", given) for given in (whole(), whole(7), shard(0, 2), shard(1, 2, 7))] == [0, 7, 0, 7]
+    assert of("by_index", whole()) == 1, "windows of one topic"
 
 
 @pytest.mark.parametrize("argument", ["window", "shard"])
