@@ -21,6 +21,7 @@ from airflow_provider_factory.runs import optional_interval
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.protocol import Interval
+from factory_agents.text import count
 
 if TYPE_CHECKING:
     from airflow_provider_factory.alerts.facts import Facts
@@ -190,7 +191,8 @@ class _Notice:
                 log.warning("rejected events could not be counted: %s", error)
                 facts = None
             if facts is not None and facts.rejects > self._notifier.dead_letters:
-                found.append(f"{facts.rejects:,} events were rejected, more than {self._notifier.dead_letters:,}")
+                rejected = count(facts.rejects, "event", "was", "were")
+                found.append(f"{rejected} rejected, more than {self._notifier.dead_letters:,}")
         return tuple(found)
 
     def _reports(self) -> list[tuple[str, Mapping[str, Any]]]:

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "one_of", "printable", "seconds_of", "shortened", "unknown"]
+__all__ = ["count", "did_you_mean", "one_of", "printable", "seconds_of", "shortened", "unknown"]
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -20,6 +20,12 @@ def printable(text: str, *, lines: bool = False) -> str:
     With ``lines`` the ends of lines stay.
     """
     return text if text.isprintable() else text.translate(_ESCAPES_IN_LINES if lines else _ESCAPES)
+
+
+def count(n: int, noun: str, one: str = "", more: str = "") -> str:
+    """``1 window``, ``1,234 windows``; with a verb for one and for more: ``1 event waits``."""
+    verb = one if n == 1 else more
+    return f"{n:,} {noun}{'' if n == 1 else 's'}{verb and f' {verb}'}"
 
 
 def shortened(text: str, length: int) -> str:

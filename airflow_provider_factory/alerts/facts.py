@@ -11,6 +11,7 @@ from factory_agents.kafka.ledger import Ledger, LedgerView
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.windows import WindowStatus, windows_of
 from factory_agents.reports import WindowReport, reports_of
+from factory_agents.text import count
 
 __all__ = ["Facts", "facts_of", "read_facts"]
 
@@ -47,9 +48,10 @@ def facts_of(view: LedgerView, window: str) -> Facts:
     if this is None:
         return Facts(waiting=_others(windows))
     reports = [report for report in reports_of(view) if report.window == window]
+    here = f"{'' if this.exact else '≤ '}{count(this.records, 'event', 'waits', 'wait')} in this window"
     return Facts(
         failed=tuple(s.summary for s in this.stages if s.state in ("failed", "stalled")),
-        waiting=(*((f"{this.records_text} events wait in this window",) if this.state != "finished" else ()), *_others(windows, this)),
+        waiting=(*((here,) if this.state != "finished" else ()), *_others(windows, this)),
         rejected=tuple(_rejected(this, reports)),
         rejects=sum(s.counts.rejected for s in this.stages),
     )
@@ -60,8 +62,8 @@ def _others(windows: Sequence[WindowStatus], this: WindowStatus | None = None) -
     if not left:
         return ()
     oldest = min(left, key=lambda w: w.window)
-    count = f"{len(left):,} {'other ' if this else ''}window{'s are' if len(left) > 1 else ' is'}"
-    return (f"{count} not whole since {oldest.when}: {sum(w.records for w in left):,} events wait there",)
+    they = count(len(left), "other window" if this else "window", "is", "are")
+    return (f"{they} not whole since {oldest.when}: {count(sum(w.records for w in left), 'event', 'waits', 'wait')} there",)
 
 
 def _rejected(this: WindowStatus, reports: Iterable[WindowReport]) -> Iterable[str]:
@@ -73,6 +75,6 @@ def _rejected(this: WindowStatus, reports: Iterable[WindowReport]) -> Iterable[s
         report = of.get(stage.stage)
         rules = sorted(((n, rule) for rule, n in report.report["rules"].items() if n), reverse=True) if report else []
         why = ", ".join(f"{rule} ({n:,})" for n, rule in rules[:_MOST])
-        yield f"{stage.stage} rejected {stage.counts.rejected:,} of {stage.counts.consumed:,} events{why and f': {why}'}"
+        yield f"{stage.stage} rejected {stage.counts.rejected:,} of {count(stage.counts.consumed, 'event')}{why and f': {why}'}"
         for sample in report.report["samples"][:_MOST] if report else ():
             yield f"  {sample['topic']}-{sample['partition']}@{sample['offset']}: {sample['reason']}"

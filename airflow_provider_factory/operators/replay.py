@@ -17,6 +17,7 @@ from airflow_provider_factory.lineage import topic_lineage
 from airflow_provider_factory.runs import as_bool, bundle_root, places
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError
+from factory_agents.text import count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,10 +160,12 @@ class ReplayOperator(BaseOperator):
             context["ti"].xcom_push(key="return_value", value=done)
             for reason in refused[:_MOST_REFUSED]:
                 self.log.error("not replayed: %s", reason)
-            raise AirflowFailException(f"{len(refused):,} events were not replayed, {result.replayed:,} were; the first: {refused[0]}")
+            raise AirflowFailException(
+                f"{count(len(refused), 'event')} not replayed, {result.replayed:,} replayed; the first: {refused[0]}"
+            )
         if result.stopped:
             context["ti"].xcom_push(key="return_value", value=done)
-            raise AirflowFailException(f"stopped: {result.stopped}; {result.replayed:,} events were written")
+            raise AirflowFailException(f"stopped: {result.stopped}; {count(result.replayed, 'event')} written")
         return done
 
     def on_kill(self) -> None:

@@ -175,7 +175,8 @@ class ValidationOperator(KafkaAgentOperator, SkipMixin):
         if error is None:
             forget_failure(config, work, start=result.ledger_offset, prefix=prefix)
         else:
-            leave_failure(config, work, error=error, began=time.time(), agent=result.agent, run_id=str(context["run_id"]), prefix=prefix)
+            about = {"agent": result.agent, "run_id": str(context["run_id"]), "judged": result.stage}
+            leave_failure(config, work, error=error, began=time.time(), prefix=prefix, **about)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """See ``KafkaAgentOperator``: what was read, with the contract's figures and checks as facets; a judge alone writes nothing."""

@@ -29,7 +29,7 @@ from airflow_provider_factory.page.views.common import freshness, now
 from airflow_provider_factory.version_compat import ADDRESS_FOLLOWS_FRAMES
 from factory_agents.errors import ConfigurationError
 from factory_agents.reports import html_page
-from factory_agents.text import printable
+from factory_agents.text import count, printable
 
 __all__ = ["create_app"]
 
@@ -191,7 +191,7 @@ class _Page:
             auto_reload=False,
             finalize=_shown,
         )
-        self._templates.globals["mirrored"] = ADDRESS_FOLLOWS_FRAMES
+        self._templates.globals |= {"mirrored": ADDRESS_FOLLOWS_FRAMES, "count": count}
 
     def close(self) -> None:
         self.snapshots.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from heapq import heappush, heappushpop
 from typing import TYPE_CHECKING, cast
 
 from airflow_provider_factory.page.snapshot import Snapshot
@@ -244,26 +245,33 @@ def _last(ranges: Sequence[PartitionRange], most: int) -> list[PartitionRange]:
 
 
 def _collect(topic: LetterTopic, ranges: Sequence[PartitionRange], selection: Selection, text: str, reader: LetterReader) -> LetterPage:
-    kept: list[SeenLetter] = []
-    keep = _WHOLE if selection.positions else _LISTED
+    """The letters that fit, in short, and the newest of them to be read: to decode a value holds up the process, so none that isn't shown
+    is decoded, unless a text is looked for in it.
+    """
+    fitting: list[Letter] = []
+    newest: list[tuple[tuple[datetime, int, int], Letter]] = []
     read = weight = 0
     with closing(cast("Generator[Letter]", topic.read(ranges, patience=_PATIENCE))) as letters:
         try:
             for letter in letters:
                 read += 1
-                weight += len(letter.value or b"")
-                if selection.fits(letter):
-                    value = reader.value(letter)
-                    if not text or text in letter.why.error or (value is not None and text in value.text):
-                        kept.append(_cut(letter, value, reader.key(letter), keep))
+                weight += sum(len(data or b"") for data in (letter.key, letter.value, *(data for _, data in letter.headers)))
+                if selection.fits(letter) and (not text or text in letter.why.error or _holds(reader.value(letter), text)):
+                    fitting.append(replace(letter, key=None, value=None, headers=()))
+                    place = (letter.written, letter.partition, letter.offset)
+                    (heappushpop if len(newest) >= SHOWN else heappush)(newest, (place, letter))
                 if weight > _MOST_BYTES:
                     break
         except DeadlineError:
             if not read:
                 raise
-    newest = sorted(kept, key=lambda seen: (seen.letter.written, seen.letter.partition, seen.letter.offset), reverse=True)
-    groups = group_letters(seen.letter for seen in kept)
-    return LetterPage("ready", tuple(newest[:SHOWN]), tuple(groups[:_MOST_GROUPS]), len(kept), read)
+    keep = _WHOLE if selection.positions else _LISTED
+    shown = [_cut(letter, reader.value(letter), reader.key(letter), keep) for _, letter in sorted(newest, reverse=True)]
+    return LetterPage("ready", tuple(shown), tuple(group_letters(fitting)[:_MOST_GROUPS]), len(fitting), read)
+
+
+def _holds(value: Shown | None, text: str) -> bool:
+    return value is not None and text in value.text
 
 
 def _cut(letter: Letter, value: Shown | None, key: Shown | None, most: int) -> SeenLetter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from fastapi.testclient import TestClient
 from airflow_provider_factory.page.app import create_app
 from airflow_provider_factory.page.letters import LetterPage, Letters, SeenLetter
 from airflow_provider_factory.page.snapshot import Details, Figures, Snapshots
+from factory_agents.contracts import WindowStatistics, load_contract
 from factory_agents.kafka.control import Member
 from factory_agents.kafka.ledger import FailureRecord, PlanRecord, StageRecord, StoredResult
 from factory_agents.kafka.view import LedgerView
@@ -49,6 +51,9 @@ def hourly():
     enrich()
 hourly()
 """
+
+
+_ONE_OF_MANY = re.compile(r"(?<![\d,.@-])1 (more )?(record|window|event|letter|run|interval|shard|row|duplicate)s\b|1 events? wait\b")
 
 
 class PerDagManager(SimpleAuthManager):
@@ -149,6 +154,15 @@ def letter(value: bytes | None = b'{"event_id": 7}', offset: int = 1, headers: A
     return SeenLetter(whole, len(value) if value is not None else -1, None if value is None else plain(value), plain(b"key"))
 
 
+def report(rejected: int = 1) -> dict[str, Any]:
+    """A validation report over three good events and some rejected ones."""
+    statistics = WindowStatistics(load_contract({"name": "orders", "id": None, "schema": {"type": "object"}}))
+    statistics.add_valid([{}] * 3)
+    for i in range(rejected):
+        statistics.add_rejected(["price < 0"], "bad", ("t", 0, i))
+    return statistics.report()
+
+
 class OfHand:
     """The page over figures and letters that a test gives; ``calls`` counts what would have been asked of Kafka."""
 
@@ -172,7 +186,11 @@ class OfHand:
         self.letters.close()
 
     def get(self, path: str, token: str = "") -> Any:
-        return self.client.get(path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        answer = self.client.get(path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        assert not re.search(
+            r"(?<![\d,.@-])1 (more )?(record|window|event|letter|run|interval|shard|row|duplicate)s\b|1 events? wait\b", answer.text
+        )
+        return answer
 
     def ready(self, path: str, token: str) -> str:
         """A page whose letters have been read."""

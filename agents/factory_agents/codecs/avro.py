@@ -115,7 +115,9 @@ class AvroCodec(RegistryCodec):
         event, floats = self._decoded(value, headers)
         try:
             text = _encode(event)
-        except Exception:
+        except Exception as error:
+            if type(event) is not dict:
+                raise Reject(f"it cannot be written as JSON: {error}", rule="decode") from error
             return to_json(event)  # says what it is
         if floats is None:
             if b"null" in text:
@@ -139,7 +141,7 @@ class AvroCodec(RegistryCodec):
             raise Reject(f"not Avro of schema {spoken(key)}: {type(error).__name__}: {error}".rstrip(": "), rule="decode") from error
         if stream.tell() != len(value):
             raise Reject(f"not Avro of schema {spoken(key)}: {len(value) - stream.tell()} bytes are left over", rule="decode")
-        if type(event) is not dict:
+        if type(event) is not dict and self.records_only:
             raise Reject(f"schema {spoken(key)} is no record: expected one, got {type(event).__name__}", rule="decode")
         return event, reader.floats
 

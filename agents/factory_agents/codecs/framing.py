@@ -46,6 +46,8 @@ class RegistryCodec(Codec):
     """The type of its schemas, as the registry calls it."""
     version = "1"
     header_names = frozenset((SCHEMA_HEADER,))
+    records_only = True
+    """Whether what is no record is refused: an event is one, a key that is only looked at may be anything."""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ import msgspec
 
 from factory_agents.contracts.documents import did_you_mean, one_of, show
 from factory_agents.errors import ConfigurationError
+from factory_agents.text import count
 
 __all__ = ["Condition", "Line", "Outcome", "Verdict", "check", "judge", "observed", "parse_condition", "parse_conditions"]
 
@@ -369,11 +370,11 @@ def judge(report: Mapping[str, Any] | None, fail_if: str | Sequence[str] = (), w
 
 def _summary(report: Mapping[str, Any]) -> str:
     contract = report["contract"]
-    figures = [f"{report[name]:,} {name}" for name in ("rows", "valid", "rejected")]
+    figures = [count(report["rows"], "row"), f"{report['valid']:,} valid", f"{report['rejected']:,} rejected"]
     figures[-1] += _per_cent(report["rejected_rate"])
     if report["duplicates"] is not None:
         within = f" (within each of {report['shards']} shards)" if report["shards"] > 1 and not report.get("keyed") else ""
-        figures.append(f"{report['duplicates']:,} duplicates{within}")
+        figures.append(f"{count(report['duplicates'], 'duplicate')}{within}")
     if report["late"]:
         figures.append(f"{report['late']:,} late")
     return f"{contract['name']} version {contract['version']}: {', '.join(figures)}"

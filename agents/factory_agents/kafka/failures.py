@@ -25,9 +25,19 @@ _LONGEST = 1000
 
 
 def leave_failure(
-    config: KafkaConfig, work: Work, *, error: Exception, began: float, agent: str = "", run_id: str = "", prefix: str = "factory"
+    config: KafkaConfig,
+    work: Work,
+    *,
+    error: Exception,
+    began: float,
+    agent: str = "",
+    run_id: str = "",
+    judged: str = "",
+    prefix: str = "factory",
 ) -> None:
     """Say in the ledger why an agent's attempt that began at ``began`` (seconds since 1970) failed; for those who count, that it did.
+
+    ``judged``: the stage whose report failed, for a judgement.
 
     Raises nothing: without a ledger, or a broker that answers soon, nothing is said. Nor is it where a newer attempt has taken over,
     whose word counts.
@@ -38,7 +48,7 @@ def leave_failure(
     retriable = isinstance(error, FactoryError) and error.retriable
     times = (int(began * 1000), int(time.time() * 1000))
     what = (work.pipeline, work.stage, work.window, work.shard, *times, type(error).__name__)
-    failure = FailureRecord(*what, message, retriable, run_id, work.scope)
+    failure = FailureRecord(*what, message, retriable, run_id, work.scope, judged)
     attempt = AttemptRecord(*what, agent, retriable, work.scope)
     with _unheard(), Cluster(config, timeout=_PATIENCE) as cluster:
         ledger = Ledger(config, cluster, prefix=prefix, pipeline=work.pipeline)

@@ -311,7 +311,7 @@ class FailureRecord(_Record, frozen=True, tag="failure"):
     """The last attempt at a stage's shard failed: why, when it began and when it ended (milliseconds).
 
     For whoever looks, no more: what is done or to be resumed is in StageRecords. One of these that began before the shard was
-    finished says nothing any more.
+    finished says nothing any more. ``judged``: the stage whose validation report was judged, where that is what failed.
     """
 
     pipeline: str
@@ -325,6 +325,7 @@ class FailureRecord(_Record, frozen=True, tag="failure"):
     retriable: bool = False
     run_id: str = ""
     scope: str = ""
+    judged: str = ""
 
     def key(self) -> str:
         """The record key."""

@@ -135,5 +135,7 @@ class LetterReader:
             raise Reject(f"it is of type {stored.type}, which is not read here")
         if name not in self._codecs:
             class_, _ = codec_class(CodecRef(name))
-            self._codecs[name] = class_(topic="", pinned={}, version="writer", rules="ignore", registry=self._registry)  # type: ignore[call-arg]
+            codec = class_(topic="", pinned={}, version="writer", rules="ignore", registry=self._registry)  # type: ignore[call-arg]
+            codec.records_only = False  # type: ignore[attr-defined]
+            self._codecs[name] = codec
         return self._codecs[name]

@@ -260,5 +260,6 @@ def _judge(judgement: Judgement) -> None:
             forget_failure(config, work, start=first.ledger_offset, prefix=judgement.prefix)
         return
     error = ValidationFailedError(verdict.failure)
-    leave_failure(config, work, error=error, began=began, agent=first.agent, run_id=judgement.run_id, prefix=judgement.prefix)
+    about = {"agent": first.agent, "run_id": judgement.run_id, "judged": first.stage}
+    leave_failure(config, work, error=error, began=began, prefix=judgement.prefix, **about)
     raise error

@@ -153,7 +153,8 @@
   function read(slider) {
     var n = Number(slider.value);
     var moment = new Date(1000 * Number(slider.dataset.times.split(" ")[n])).toISOString().slice(11, 19);
-    var said = moment + " UTC: " + Number(slider.dataset.values.split(" ")[n]).toLocaleString("en") + " records";
+    var behind = Number(slider.dataset.values.split(" ")[n]);
+    var said = moment + " UTC: " + behind.toLocaleString("en") + (behind === 1 ? " record" : " records");
     var figure = slider.closest("figure");
     var line = figure.querySelector("line.at");
     var x = figure.querySelector("polyline").points.getItem(n).x;

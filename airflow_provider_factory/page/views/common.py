@@ -11,8 +11,9 @@ from urllib.parse import urlencode
 from airflow_provider_factory.page.snapshot import Snapshot, Trend
 from factory_agents.kafka.windows import age_text
 from factory_agents.protocol import Counts
+from factory_agents.text import count
 
-__all__ = ["STATES", "Chart", "Freshness", "Part", "chart", "count", "freshness", "link", "now", "paid", "parts_of"]
+__all__ = ["STATES", "Chart", "Freshness", "Part", "chart", "freshness", "link", "now", "paid", "parts_of"]
 
 STATES = {"finished": "whole", "unfinished": "open", "planned": "waiting", "failed": "failed", "uncovered": "missing"}
 
@@ -33,6 +34,11 @@ class Part:
     count: int
     start: float = 0.0
     width: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """``3 duplicates``, ``1 duplicate``, ``1 rejected``."""
+        return f"{self.count:,} {self.name.removesuffix('s') if self.count == 1 else self.name}"
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,6 @@ def freshness(snapshot: Snapshot, at: datetime) -> Freshness:
     if snapshot.taken_at is None:
         return Freshness("Reading the ledger …", False)
     return Freshness(f"As of {snapshot.age_seconds(at)} s ago", False)
-
-
-def count(n: int, noun: str) -> str:
-    """``1 window``, ``1,234 windows``."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def chart(trend: Trend) -> Chart | None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from airflow_provider_factory.page.snapshot import Details, Snapshot
-from airflow_provider_factory.page.views.common import count
 from airflow_provider_factory.page.views.run import in_order, newest_plan, output_of
 from factory_agents.kafka.records import StageRecord
 from factory_agents.kafka.windows import WindowStatus
+from factory_agents.text import count
 
 __all__ = ["Flow", "Step", "flow"]
 

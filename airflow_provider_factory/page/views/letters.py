@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import msgspec
 
 from airflow_provider_factory.page.letters import LetterPage, LetterQuery, SeenLetter
-from airflow_provider_factory.page.views.common import count, link
+from airflow_provider_factory.page.views.common import link
 from factory_agents.runtime.dead_letters import LetterGroup
 from factory_agents.runtime.letter_values import Shown, plain
-from factory_agents.text import printable, shortened
+from factory_agents.text import count, printable, shortened
 
 __all__ = ["LetterList", "LetterRow", "LetterShown", "letter", "letter_list"]
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from airflow_provider_factory.page.snapshot import Snapshot
-from airflow_provider_factory.page.views.common import Chart, chart, count, link
+from airflow_provider_factory.page.views.common import Chart, chart, link
 from factory_agents.kafka.control import Member
 from factory_agents.kafka.windows import age_text
 from factory_agents.rollouts import LiveGroup, PartitionStatus, Status
-from factory_agents.text import shortened
+from factory_agents.text import count, shortened
 
 __all__ = ["GroupRow", "GroupView", "MemberRow", "PartitionRow", "live_group", "live_groups"]
 

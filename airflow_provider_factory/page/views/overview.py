@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from airflow_provider_factory.page.snapshot import Details, Snapshot
-from airflow_provider_factory.page.views.common import STATES, Chart, Part, chart, count, link, parts_of
+from airflow_provider_factory.page.views.common import STATES, Chart, Part, chart, link, parts_of
 from airflow_provider_factory.page.views.flow import Flow, flow
 from factory_agents.kafka.windows import StageStatus, WindowStatus
-from factory_agents.text import printable, shortened
+from factory_agents.text import count, printable, shortened
 
 __all__ = ["SHOWN", "Pipeline", "StageCell", "WindowRow", "overview", "pipeline", "window_path"]
 
@@ -113,7 +113,10 @@ def _sentence(snapshot: Snapshot, name: str, windows: Sequence[WindowStatus], le
     waiting = sum(w.records for w in left)
     if left:
         oldest = min(left, key=lambda w: w.window)
-        said = [f"{count(len(left), 'window')} not whole since {oldest.when}", f"{count(waiting, 'event')} wait"]
+        said = [
+            f"{count(len(left), 'window')} not whole since {oldest.when}",
+            count(waiting, "event", "waits", "wait"),
+        ]
         failed = sum(w.state == "failed" for w in left)
         said[0] += f" ({failed:,} failed)" if failed else ""
     else:

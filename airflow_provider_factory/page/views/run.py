@@ -16,6 +16,7 @@ from factory_agents.kafka.view import LedgerView
 from factory_agents.kafka.windows import WindowStatus
 from factory_agents.protocol import Counts, Manifest
 from factory_agents.reports import WindowReport, reports_of
+from factory_agents.text import count
 
 __all__ = [
     "Handed",
@@ -70,9 +71,10 @@ class Handed:
 
 @dataclass(frozen=True)
 class Report:
-    """A validation report in short; ``path`` is the whole one's."""
+    """A validation report in short; ``path`` is the whole one's, ``failure`` what a task found by conditions of its own."""
 
     outcome: str
+    failure: str
     contract: str
     checks: tuple[tuple[str, str, str], ...]
     rules: tuple[tuple[str, int], ...]
@@ -156,7 +158,7 @@ def window(
         state=STATES.get(status.state, status.state),
         topic=status.topic,
         topic_href=topic_href.get(status.topic, ""),
-        records=status.records_text,
+        records=("" if status.exact else "≤ ") + count(status.records, "record"),
         ranges=tuple(ranges[:_MOST_RANGES]),
         more_ranges=max(0, len(ranges) - _MOST_RANGES),
         run=base,
@@ -168,8 +170,10 @@ def window(
 
 def report_of(snapshot: Snapshot, name: str, stage: str) -> list[WindowReport]:
     """The validation reports of a stage over all windows, the newest last."""
-    records = (r for (owner, _), of in snapshot.figures.details.items() if owner == name for r in of.stages)
-    return reports_of(LedgerView(records=records), stage)
+    mine = [of for (owner, _), of in snapshot.figures.details.items() if owner == name]
+    view = LedgerView(records=(r for of in mine for r in of.stages))
+    view.add(*(f for of in mine for f in of.failures))
+    return reports_of(view, stage)
 
 
 def _plan_ranges(plan: PlanRecord) -> Iterable[str]:
@@ -203,7 +207,7 @@ def _stages(status: WindowStatus, details: Details, tasks: _Tasks, topic_href: M
                 shards=shards[:_MOST_SHARDS],
                 more_shards=max(0, len(shards) - _MOST_SHARDS),
                 letters=_letters(status, stage.stage, records),
-                report=_report(status, stage.stage, records),
+                report=_report(status, stage.stage, records, details.failures),
                 task=tasks.path(stage.stage, -1),
             )
         )
@@ -326,8 +330,8 @@ def _letters(status: WindowStatus, stage: str, records: Sequence[StageRecord]) -
     return link("letters", topic=topic, window=status.window, stage=stage) if topic else ""
 
 
-def _report(status: WindowStatus, stage: str, records: Sequence[StageRecord]) -> Report | None:
-    found = reports_of(LedgerView(records=records), stage)
+def _report(status: WindowStatus, stage: str, records: Sequence[StageRecord], failures: Sequence[FailureRecord]) -> Report | None:
+    found = reports_of(LedgerView(records=(*records, *failures)), stage)
     if not found:
         return None
     shown = found[-1]
@@ -335,6 +339,7 @@ def _report(status: WindowStatus, stage: str, records: Sequence[StageRecord]) ->
     rules = sorted(((str(rule), int(n)) for rule, n in shown.report["rules"].items() if n), key=lambda x: -x[1])
     return Report(
         outcome=shown.outcome,
+        failure=shown.failure,
         contract=f"{about['name']}, version {about['version']}",
         checks=tuple((f"{c['level']}s if {c['rule']}", str(c["outcome"]), _observed(c)) for c in shown.report["checks"]),
         rules=tuple(rules[:_MOST_RULES]),

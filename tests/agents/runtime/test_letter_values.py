@@ -31,6 +31,9 @@ ANSWERS: dict[str, Any] = {
     "/schemas/ids/2": {"schema": base64.b64encode(PROTO.SerializeToString()).decode(), "schemaType": "PROTOBUF"},
     "/schemas/ids/3": {"schema": "{}", "schemaType": "JSON"},
     "/schemas/ids/4": {"schema": "{}", "schemaType": "XML"},
+    "/schemas/ids/5": {"schema": '"long"'},
+    "/schemas/ids/6": {"schema": '{"type": "bytes"}'},
+    "/schemas/ids/7": {"schema": '["null", "double"]'},
 }
 
 
@@ -64,6 +67,15 @@ def test_each_value_and_key_is_read_by_the_schema_that_it_names() -> None:
             same = (found.text.replace('"7"', "7"), found.form, found.why)
             assert same == (shown.text.replace('"7"', "7"), shown.form, shown.why)
         assert reader.key(letter(None, order, (KEY_SCHEMA_HEADER, b"\0\0\0\0\1"))) == Shown('{"id":7,"city":"Zürich"}', "AVRO, schema id 1")
+        for key, text in (
+            (framed(5, b"\x0e"), "7"),
+            (framed(6, b"\x04\xff\0"), '"/wA="'),
+            (framed(7, b"\0"), "null"),
+            (framed(7, b"\2\0\0\0\0\0\0\xf8\x7f"), None),  # no number
+        ):
+            found = reader.key(letter(None, key))
+            assert found is not None
+            assert (found.form.startswith("AVRO, schema id"), found.text) == (True, text) if text else "a number is nan" in found.why, key
         assert len([path for path, _ in asked if path == "/schemas/ids/1"]) == 1
         data = letter(framed(1, order), b"\xff\0").to_data(reader)
     assert (data["value"], data["value_as"]) == ({"id": 7, "city": "Zürich"}, "AVRO, schema id 1")

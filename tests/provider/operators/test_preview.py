@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from airflow_provider_factory.operators.preview import PreviewOperator, _stage
 from factory_agents.errors import ConfigurationError
-from tests.support.airflow_env import DAGS, DagRunner
+from tests.support.airflow_env import DAGS, HOUR, DagRunner
 from tests.support.commands import ROOT
 from tests.support.pages import into_airflow
 from tests.support.runs import Runs, events
@@ -74,7 +75,7 @@ def pipeline_of(dag_id: str, topic: str) -> Path:
     return path
 
 
-def test_a_stage_is_tried_as_its_dag_has_it_and_nothing_is_written(
+def test_a_stage_as_its_dag_has_it_and_a_contract_are_tried_and_nothing_is_written(
     runs: Runs, dag_runner: DagRunner, admin: AdminClient, monkeypatch: pytest.MonkeyPatch, bootstrap: str
 ) -> None:
     connection = {"conn_type": "kafka", "extra": {"bootstrap.servers": bootstrap}}
@@ -94,6 +95,19 @@ def test_a_stage_is_tried_as_its_dag_has_it_and_nothing_is_written(
     assert (counts["consumed"], counts["forwarded"], counts["rejected"]) == (20, 15, 5)  # 5 is a parameter of the pipeline's own
     assert done.results["preview"]["reasons"]
     assert done.results["preview"]["pipeline"] == dag_runner.dag_id  # the pipeline's own work is not touched
+
+    contract = dag_runner.path.parent / f"{dag_runner.dag_id}.yaml"
+    contract.write_text(
+        "name: numbers\nid: event_id\nschema: {type: object, required: [event_id], properties: {event_id: {type: integer, maximum: 14}}}\n"
+    )
+    done = dag_runner.run(
+        source, HOUR - timedelta(hours=1), conf={"topic": topic, "contract": contract.name, "count": 20, "pipeline": "any"}
+    )
+    assert done.state == "success"
+    counts = done.results["preview"]["counts"]
+    assert (counts["consumed"], counts["rejected"]) == (20, 5)
+    assert done.results["preview"]["reasons"]
+
     made = admin.list_topics(timeout=10).topics.keys() - topics  # other tests make theirs meanwhile
     assert not [name for name in made if name.startswith(topic.partition(".")[0])]
 

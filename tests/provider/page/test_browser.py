@@ -25,8 +25,8 @@ from factory_agents.kafka.ledger import FailureRecord
 from factory_agents.protocol import Counts, Shard
 from factory_agents.runtime.dead_letters import group_letters
 from tests.airflow.test_ui import _QUIET, CHROMIUM
-from tests.provider.page.test_app import report, runs
-from tests.support.pages import HOUR, START, OfHand, PerDagManager, dead, figures, hour, letter, live, plan, stage
+from tests.provider.page.test_app import runs
+from tests.support.pages import HOUR, START, OfHand, PerDagManager, dead, figures, hour, letter, live, plan, report, stage
 from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:

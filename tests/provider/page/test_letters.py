@@ -16,6 +16,8 @@ from factory_agents.codecs.registry import RegistryConfig
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.protocol import AgentResult
 from factory_agents.reject import Reject
+from factory_agents.runtime.dead_letters import Letter
+from factory_agents.runtime.letter_values import LetterReader, Shown
 from tests.support.pages import START
 from tests.support.pages import letter as seen
 from tests.support.registries import Subjects, record
@@ -105,13 +107,29 @@ def snapshot_of(runs: Runs) -> Snapshot:
         reader.close()
 
 
-def test_letters_of_a_window_are_found_counted_and_told_apart(runs: Runs) -> None:
+def test_letters_of_a_window_are_found_counted_and_told_apart_and_those_shown_are_decoded(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = ran(runs)
     assert result.dead_letters is not None
     topic, shot = result.dead_letters.topic, snapshot_of(runs)
     assert shot.letter_topics(runs.prefix) == [topic]
+    decoded: list[int] = []
+
+    class Noting(LetterReader):
+        def value(self, letter: Letter) -> Shown | None:
+            decoded.append(letter.offset)
+            return super().value(letter)
+
+    monkeypatch.setattr(room, "LetterReader", Noting)
     page = look_up(runs.config, LetterQuery(topic, runs.prefix), shot, prefix=runs.prefix)
     assert (page.state, page.found, page.read) == ("ready", 5, 5)
+    monkeypatch.setattr(room, "SHOWN", 2)
+    decoded.clear()
+    newest = look_up(runs.config, LetterQuery(topic, runs.prefix), shot, prefix=runs.prefix)
+    assert (newest.letters, newest.groups, newest.found) == (page.letters[:2], page.groups, 5)
+    assert len(decoded) == 2
+    monkeypatch.setattr(room, "SHOWN", 200)
     assert {s.letter.attempt for s in page.letters} == {"finished"}
     assert [(g.rule, g.count) for g in page.groups] == [("odd", 5)]
     for query, found in (

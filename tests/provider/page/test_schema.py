@@ -17,8 +17,7 @@ from sqlalchemy import select
 
 from airflow_provider_factory.page.snapshot import Live
 from factory_agents.protocol import Counts
-from tests.provider.page.test_app import report
-from tests.support.pages import OfHand, PerDagManager, dead, figures, hour, live, plan, stage
+from tests.support.pages import OfHand, PerDagManager, dead, figures, hour, live, plan, report, stage
 
 _TRIES = 3
 _KNOWN = {"topic": "out.dead", "to": "raw", "key": hour(1).key, "stage": "validate", "name": "factory.enrich.raw"}

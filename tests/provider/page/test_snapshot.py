@@ -142,7 +142,7 @@ def test_without_a_ledger_there_is_nothing(runs: Runs) -> None:
     assert LedgerReader(lambda: runs.config, lambda: runs.prefix)() == Figures()
 
 
-def test_after_an_outage_it_reads_on_with_another_connection(runs: Runs) -> None:
+def test_after_an_outage_it_reads_on_with_another_connection(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     topic = runs.topic("in", partitions=1)
     runs.produce(topic, events(3))
     plan_window(runs.config, pipeline=runs.prefix, topic=topic, interval=None, run_key="first", prefix=runs.prefix)
@@ -151,7 +151,8 @@ def test_after_an_outage_it_reads_on_with_another_connection(runs: Runs) -> None
     assert len(reader().windows) == 1
     reader.close()
     configs.append(KafkaConfig("127.0.0.1:9"))
-    with pytest.raises(UnavailableError):
+    with monkeypatch.context() as patience, pytest.raises(UnavailableError):
+        patience.setattr(snapshot, "_ASK_SECONDS", 1.0)
         reader()
     configs.append(runs.config)
     assert len(reader().windows) == 1

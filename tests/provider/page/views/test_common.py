@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_factory.page.views.common import chart, count, link, paid, parts_of
+from airflow_provider_factory.page.views.common import chart, link, paid, parts_of
 from factory_agents.protocol import Counts
+from factory_agents.text import count
 
 numbers = st.integers(0, 10**12)
 any_counts = st.builds(Counts, **dict.fromkeys(Counts.__struct_fields__, numbers))
@@ -56,6 +57,7 @@ def test_what_no_part_explains_is_said() -> None:
 
 def test_texts() -> None:
     assert (count(1, "window"), count(1200, "window")) == ("1 window", "1,200 windows")
+    assert [p.text for p in parts_of(Counts(consumed=1202, forwarded=1202, written=1201, duplicates=1))] == ["1,201 written", "1 duplicate"]
     assert link("window", key="a/b&c", stage="") == "window?key=a%2Fb%26c"
 
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from airflow_provider_factory.page.runs import Run, Task
 from airflow_provider_factory.page.snapshot import Snapshot
-from airflow_provider_factory.page.views.run import Pod, Window, window
+from airflow_provider_factory.page.views.run import Pod, Window, report_of, window
 from factory_agents.kafka.ledger import FailureRecord, Progress, StageRecord
 from factory_agents.protocol import Counts, Manifest, PartitionRange, Shard
-from tests.support.pages import dead, figures, hour, plan, stage
+from factory_agents.reports import html_page, markdown
+from tests.support.pages import dead, figures, hour, plan, report, stage
 
 WHOLE = Shard()
 RUN = Run("scheduled__1", "failed", hour(1).start, hour(1).end)
@@ -68,6 +69,19 @@ def test_a_shard_has_the_pod_of_its_own_task() -> None:
 def test_a_failure_that_was_mended_since_is_not_told() -> None:
     page = shown(plan("p", 1), stage("p", 1, counts=Counts()), failure(at=5, began=1))
     assert [(s.state, s.error) for s in page.stages[0].shards] == [("done", "")]
+
+
+def test_a_stage_whose_task_failed_by_conditions_of_its_own_says_so_in_the_window_and_in_the_whole_report() -> None:
+    records = [plan("p", 1), stage("p", 1, "validate", counts=Counts(consumed=2, forwarded=2), report=report(0))]
+    for judge, at in (("validate", 2**41), ("judge", 2**41), ("validate", 1)):  # by itself, by a task of its own, and mended since
+        failed = FailureRecord("p", judge, hour(1).key, WHOLE, at, at, "ValidationFailedError", "rows < 9", judged="validate")
+        shot = Snapshot(figures(*records, failed))
+        box = next(s for s in shown(*records, failed).stages if s.name == "validate")
+        assert box.report is not None
+        whole = report_of(shot, "p", "validate")[-1]
+        assert (box.report.outcome, box.report.failure) == (whole.outcome, whole.failure)
+        assert (whole.outcome, whole.failure) == (("fail", "rows < 9") if at > 1 else ("pass", ""))
+        assert ("FAIL" in html_page(whole), "rows &lt; 9" in html_page(whole), "rows &lt; 9" in markdown(whole)) == (at > 1,) * 3
 
 
 def test_shards_of_an_older_plan_are_left_out() -> None:
