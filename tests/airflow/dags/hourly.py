@@ -64,5 +64,5 @@ def make(name: str) -> None:
     pipeline()
 
 
-for pipeline_name in ("forward", "backward", "by_hand", "from_calendar", "tabbed"):
+for pipeline_name in ("forward", "backward", "by_hand", "from_calendar"):
     make(pipeline_name)
