@@ -110,7 +110,7 @@ class LedgerReader:
         self._ledger: Ledger | None = None
         self._lags: Lags | None = None
         self._live: LiveGroups | None = None
-        self._seen: dict[int, int] = {}
+        self._seen: tuple[str, dict[int, int]] | None = None
         self._figures = Figures()
         self._history: dict[str, deque[tuple[float, int]]] = {}
         self._read_at = self._lag_at = -_LAG_SECONDS
@@ -144,7 +144,7 @@ class LedgerReader:
                 behind = self._lags.behind_cuts(_last_cuts(self._view.of(CutRecord)))
                 self._figures = replace(self._figures, lags=tuple(lag_totals(behind)))
         else:
-            self._figures = Figures(live=self._figures.live)
+            self._figures, self._seen = Figures(live=self._figures.live), None
         if is_due and self._live is not None:
             self._figures = replace(self._figures, live=_looked(self._live, self._figures.live))
             self._figures = replace(self._figures, trends=self._trends(time.time()))
@@ -154,10 +154,11 @@ class LedgerReader:
     def _read(self, ledger: Ledger) -> None:
         ledger.follow(self._view, deadline=time.monotonic() + _READ_SECONDS, stable=True)
         now = time.monotonic()
-        if self._view.positions != self._seen or now - self._read_at > _AGES_SECONDS:
+        stands = (self._view.topic_id, dict(self._view.positions))
+        if stands != self._seen or now - self._read_at > _AGES_SECONDS:
             windows = tuple(windows_of(self._view))
             self._figures = replace(self._figures, windows=windows, details=_details(self._view))
-            self._seen, self._read_at = dict(self._view.positions), now
+            self._seen, self._read_at = stands, now
 
     def _trends(self, at: float) -> dict[str, Trend]:
         """The lags of now behind those of before; of readers that are gone nothing is kept."""

@@ -6,6 +6,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from airflow_provider_factory.page import snapshot
 from airflow_provider_factory.page.snapshot import Figures, LedgerReader, Snapshot, Snapshots
@@ -142,7 +143,9 @@ def test_without_a_ledger_there_is_nothing(runs: Runs) -> None:
     assert LedgerReader(lambda: runs.config, lambda: runs.prefix)() == Figures()
 
 
-def test_after_an_outage_it_reads_on_with_another_connection(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_outage_it_reads_on_with_another_connection_and_with_a_ledger_that_was_replaced(
+    runs: Runs, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     topic = runs.topic("in", partitions=1)
     runs.produce(topic, events(3))
     plan_window(runs.config, pipeline=runs.prefix, topic=topic, interval=None, run_key="first", prefix=runs.prefix)
@@ -157,4 +160,10 @@ def test_after_an_outage_it_reads_on_with_another_connection(runs: Runs, monkeyp
             reader()
     configs.append(runs.config)
     assert len(reader().windows) == 1
+    (done,) = admin.delete_topics([f"{runs.prefix}.ledger"]).values()
+    done.result(30)
+    wait_for(lambda: not reader().windows, "the ledger to be gone")
+    plan_window(runs.config, pipeline=runs.prefix, topic=topic, interval=None, run_key="second", prefix=runs.prefix)
+    wait_for(lambda: reader().windows, "what a ledger of the same length holds", 10)
+    assert [w.window for w in reader().windows] == ["second"]
     reader.close()
