@@ -50,7 +50,15 @@ def answers_list(
     console.print_table(
         ["key", "model", "prompt", "for", "answer", "tokens", "cost"],
         [
-            [key, a.model, a.prompt, a.by, (a.fault or a.text)[:60], a.prompt_tokens + a.completion_tokens, f"{a.cost / 1e9:g}"]
+            [
+                key,
+                a.model,
+                a.prompt,
+                a.by,
+                (a.fault or a.text or "none yet")[:60],
+                a.prompt_tokens + a.completion_tokens,
+                f"{a.cost / 1e9:g}",
+            ]
             for key, a in shown
         ],
         right=["tokens", "cost"],

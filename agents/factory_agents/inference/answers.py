@@ -93,9 +93,17 @@ class Said(msgspec.Struct, frozen=True, gc=False):
         return bool(self.text or self.fault)
 
 
-decode_answer = msgspec.json.Decoder(Answer).decode
+_decode_answer = msgspec.json.Decoder(Answer).decode
 decode_said = msgspec.json.Decoder(Said).decode
 _encode_values = msgspec.json.Encoder(order="deterministic").encode
+
+
+def decode_answer(value: bytes) -> Answer:
+    """An answer as it is in the log. A record that is none says nothing, as if the model hadn't answered: the question is asked again."""
+    try:
+        return _decode_answer(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return Answer(0, "", calls=0)
 
 
 def answers_topic(prefix: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -165,7 +166,8 @@ class InferTransform:
         """Answers that are known and count."""
         found = self.log.find(keys)
         if not (self._whose.again or self._settings.repair):
-            return {key: said for key, value in found.items() if (said := decode_said(value)).is_there}
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                return {key: said for key, value in found.items() if (said := decode_said(value)).is_there}
         answers = {key: decode_answer(value) for key, value in found.items()}
         return {key: Said(answer.text, answer.fault) for key, answer in answers.items() if self._counts(answer)}
 

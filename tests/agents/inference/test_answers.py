@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from factory_agents.inference.answers import Answer, answers_topic, partition_of, read_answers
+from factory_agents.inference.answers import Answer, answers_topic, current_answers, partition_of, read_answers
 from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
@@ -51,17 +51,17 @@ def test_every_event_gets_its_answer_in_one_field_and_the_result_tells_what_it_t
     assert sum(a.cost for a in logged(runs)) == counts.nanocost
 
 
-@pytest.mark.parametrize("again", ["redo", "another stage", "another pipeline"])
-def test_done_again_it_takes_the_logged_answers_and_asks_nothing(runs: Runs, infer_run: MakeRun, again: str) -> None:
+def test_done_again_it_takes_the_logged_answers_and_asks_nothing(runs: Runs, infer_run: MakeRun) -> None:
     window = runs.filled(30)
-    more = {"redo": {"rerun": "redo"}, "another stage": {"stage": "again"}, "another pipeline": {"pipeline": f"{runs.prefix}.b"}}[again]
     with ModelServer() as server:
         first = done(runs, infer_run(window, runs.topic("out"), server))
+    events = {r.id: r.event for r in runs.manifest(first.manifest)}
     with ModelServer(lambda _: {"label": "changed its mind"}) as server:  # and nobody would answer
-        second = done(runs, infer_run(window, runs.topic("out"), server, run=more))
-        assert server.requests == []
-    assert second.counts.asked == second.counts.prompt_tokens == second.counts.nanocost == 0
-    assert {r.id: r.event for r in runs.manifest(first.manifest)} == {r.id: r.event for r in runs.manifest(second.manifest)}
+        for more in ({"rerun": "redo"}, {"stage": "again"}, {"pipeline": f"{runs.prefix}.b"}):
+            second = done(runs, infer_run(window, runs.topic("out"), server, run=more))
+            assert server.requests == []
+            assert second.counts.asked == second.counts.prompt_tokens == second.counts.nanocost == 0
+            assert {r.id: r.event for r in runs.manifest(second.manifest)} == events
 
 
 def test_asked_again_by_choice_the_new_answers_count_from_then_on(runs: Runs, infer_run: MakeRun) -> None:
@@ -87,22 +87,21 @@ def test_equal_inputs_are_asked_once_though_the_events_differ(runs: Runs, infer_
     assert (result.counts.forwarded, result.counts.asked) == (60, 3)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"prompt": {"name": "kind@1.md", "text": "Which kind is this? {{ text }}"}},
-        {"revision": "2"},
-        {"parameters": {"temperature": 0.5}},
-        {"output": {"type": "object", "properties": {"label": {"type": "string"}}}},
-    ],
-    ids=lambda changed: next(iter(changed)),
-)
-def test_whatever_decides_an_answer_is_in_its_key(runs: Runs, infer_run: MakeRun, changed: dict[str, object]) -> None:
-    window = runs.filled(8)
+def test_whatever_decides_an_answer_is_in_its_key(runs: Runs, infer_run: MakeRun) -> None:
+    window, out = runs.filled(8), runs.topic("out")
     with ModelServer() as server:
-        done(runs, infer_run(window, runs.topic("out"), server))
-        done(runs, infer_run(window, runs.topic("out"), server, **changed))
-        assert server.calls == 16
+        done(runs, infer_run(window, out, server))
+        for n, changed in enumerate(
+            (
+                {"prompt": {"name": "kind@1.md", "text": "Which kind is this? {{ text }}"}},
+                {"revision": "2"},
+                {"parameters": {"temperature": 0.5}},
+                {"output": {"type": "object", "properties": {"label": {"type": "string"}}}},
+            ),
+            2,
+        ):
+            done(runs, infer_run(window, out, server, **changed))
+            assert server.calls == 8 * n
 
 
 def test_limits_and_the_field_that_takes_the_answer_ask_nothing_again(runs: Runs, infer_run: MakeRun) -> None:
@@ -128,6 +127,18 @@ def test_a_kill_loses_no_answer_that_was_committed(runs: Runs, infer_run: MakeRu
     answers = logged(runs)
     assert len(answers) == 60
     assert result.counts.asked == 60  # each answer that counts is paid for in one result, once
+
+
+def test_a_record_that_is_no_answer_is_asked_about_again(runs: Runs, infer_run: MakeRun) -> None:
+    window, out = runs.filled(5), runs.topic("out")
+    with ModelServer() as server:
+        done(runs, infer_run(window, out, server))
+        first = runs.everything(answers_topic(runs.prefix))[0]
+        runs.produce(answers_topic(runs.prefix), [b"\xff no answer"], partition=first.partition, key=first.key)
+        assert first.key is not None
+        assert current_answers(runs.config, prefix=runs.prefix)[first.key.decode()].text == ""
+        result = done(runs, infer_run(window, out, server, run={"rerun": "redo"}))
+    assert (result.counts.forwarded, result.counts.asked) == (5, 1)
 
 
 def test_an_answer_that_is_no_good_is_logged_too(runs: Runs, infer_run: MakeRun) -> None:

@@ -27,7 +27,7 @@ PARAMS = {
     "prompt": str(ROOT / "include/prompts/kind.md"),
     "output": str(ROOT / "include/contracts/kind.yaml"),
     "parameters": {"temperature": 0, "max_tokens": 50},
-    "concurrency": 2,
+    "concurrency": 4,
 }
 
 
