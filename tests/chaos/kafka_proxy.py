@@ -50,6 +50,7 @@ class KafkaProxy:
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._connections: set[asyncio.Task[None]] = set()
+        self._is_cut = False
         self.bootstrap = ""
         self.requests = 0
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -61,6 +62,15 @@ class KafkaProxy:
         trouble = Trouble(api, fate, nth)
         self._troubles.append(trouble)
         return trouble
+
+    def cut(self) -> None:
+        """Break every connection, and all that come until it is mended."""
+        self._is_cut = True
+        self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in self._connections])
+
+    def mend(self) -> None:
+        """Let connections through again."""
+        self._is_cut = False
 
     def close(self) -> None:
         """Break every connection and end."""
@@ -89,6 +99,9 @@ class KafkaProxy:
         if task is not None:
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
+        if self._is_cut:
+            writer.close()
+            return
         there, to_there = await asyncio.open_connection(self._host, self._port)
         marked: dict[int, Trouble] = {}
         both = (self._requests(reader, to_there, marked), self._answers(there, writer, marked))

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE, _TOLD_AT_ONCE = 50, 5000
 _POLL_SECONDS, _PATIENCE, _CHECK_SECONDS = 0.5, 1.0, 2.0
+_ANSWER_SECONDS = 5.0
 _LONGEST_ID = 200
 _PASSING = (KafkaError._PARTITION_EOF, KafkaError._MAX_POLL_EXCEEDED)
 
@@ -79,8 +80,8 @@ async def run_starter(
     Raises a FactoryError where the topic can't be read, was created again meanwhile, or the server refuses this client; one that doesn't
     answer is waited for.
     """
-    cluster = Cluster(config)
-    id_ = (await asyncio.to_thread(cluster.topic, topic)).id
+    with Cluster(config) as cluster:
+        id_ = (await asyncio.to_thread(cluster.topic, topic)).id
     if collect is None:
         at_once, accept = _AT_ONCE, partial(_start_all, client, spec, id_)
     else:
@@ -89,28 +90,45 @@ async def run_starter(
     try:
         consumer.subscribe([topic])
         log.info("listening", extra=fields(topic=topic, group=group, pipeline=spec.pipeline))
-        checked = time.monotonic()
-        while not stop.is_set():
-            messages = _read(await asyncio.to_thread(consumer.consume, at_once, _POLL_SECONDS), topic)
-            if messages or time.monotonic() > checked + _CHECK_SECONDS:
-                await asyncio.to_thread(_check_topic, cluster, topic, id_)
-                checked = time.monotonic()
-            if messages and await accept(messages, stop):
-                failpoints.hit("starter.before-commit")
-                await asyncio.to_thread(_check_topic, cluster, topic, id_)
-                await asyncio.to_thread(_commit, consumer, messages)
+        with Cluster(config, timeout=_ANSWER_SECONDS) as cluster:
+            same, checked = partial(_is_same, cluster, topic, id_, stop), time.monotonic()
+            while not stop.is_set():
+                messages = _read(await asyncio.to_thread(consumer.consume, at_once, _POLL_SECONDS), topic)
+                if messages or time.monotonic() > checked + _CHECK_SECONDS:
+                    if not await same():
+                        break
+                    checked = time.monotonic()
+                if messages and await accept(messages, stop):
+                    failpoints.hit("starter.before-commit")
+                    if await same():
+                        await asyncio.to_thread(_commit, consumer, messages)
     finally:
         consumer.close()
 
 
-def _check_topic(cluster: Cluster, topic: str, id_: str) -> None:
-    """Where it was created again, a consumer waits at the old one's position; Kafka has forgotten that with the old topic."""
-    try:
-        found = cluster.topic(topic).id
-    except UnavailableError:
-        return  # Kafka is waited for; it takes no position either
+async def _is_same(cluster: Cluster, topic: str, id_: str, stop: asyncio.Event) -> bool:
+    """Whether the topic is the one that is followed; False where it is time to go before Kafka says so. Raises where it is another.
+
+    One that was created again has the old one's places once more, and Kafka has forgotten positions in it: without an answer, no event
+    may be named by its place, and no position committed.
+    """
+    outage = False
+    while True:
+        try:
+            found = (await asyncio.to_thread(cluster.topic, topic)).id
+        except UnavailableError as error:
+            if not outage:
+                log.warning("Kafka does not answer; trying again: %s", error)
+            outage = True
+            if await _stopped(stop):
+                return False
+        else:
+            break
     if found != id_:
         raise UnavailableError(f"topic {topic!r} was deleted and created again while it was followed; start again, with its first event")
+    if outage:
+        log.info("Kafka answers again")
+    return True
 
 
 def _read(found: Sequence[Any], topic: str) -> list[Message]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
-from factory_agents.errors import ConfigurationError, FactoryError
+from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.telemetry import fields
 from factory_agents.temporal.activities import Activities, Runner
 from factory_agents.temporal.client import RefusedError, check_namespace, register_attributes
@@ -86,17 +87,30 @@ async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Run
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with telling_lineage() as lineage, ThreadPoolExecutor(slots, thread_name_prefix="activity") as pool:
-        async with make_worker(client, task_queue=task_queue, slots=slots, runner=runner, grace=grace, pool=pool, lineage=lineage):
-            facts = fields(task_queue=task_queue, slots=slots, runner=runner, server=client.service_client.config.target_host)
-            log.info("working", extra=facts)
-            refused = await _refusal(client, stop)
-            log.info("stopping")
+        try:
+            async with make_worker(client, task_queue=task_queue, slots=slots, runner=runner, grace=grace, pool=pool, lineage=lineage):
+                facts = fields(task_queue=task_queue, slots=slots, runner=runner, server=client.service_client.config.target_host)
+                log.info("working", extra=facts)
+                refused = await _refusal(client, stop)
+                log.info("stopping")
+        except RuntimeError as error:
+            raise _no_tasks(error, task_queue) or error from error
         if refused is not None:
             raise refused
 
 
+def _no_tasks(error: RuntimeError, task_queue: str) -> FactoryError | None:
+    """Why the SDK gave up asking for tasks, which a server refused for a minute; None where that isn't what ended the worker."""
+    found = re.search(r'grpc error when polling: Status \{ code: (\w+), message: "(.*?)"', str(error.__cause__))
+    if found is None:
+        return None
+    code, message = found.groups()
+    kind = RefusedError if code in ("PermissionDenied", "Unauthenticated") else UnavailableError
+    return kind(f"asking for tasks of queue {task_queue!r}: Temporal: {message} ({code})")
+
+
 async def _refusal(client: Client, stop: asyncio.Event, every: float = _LOOK_SECONDS) -> RefusedError | None:
-    """Why the server takes this client no more, or None where it is time to go: the SDK asks for tasks for ever, and tells nobody.
+    """Why the server takes this client no more, or None where it is time to go: of a namespace that is gone the SDK tells nobody.
 
     A namespace that was deleted, a key that was revoked: said three times in a row, as one server of several may be late to know.
     """

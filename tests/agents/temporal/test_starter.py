@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ import pytest
 from temporalio.client import Client
 
 from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Interval
+from factory_agents.temporal.converter import data_converter
 from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec
 from factory_agents.temporal.starter import request_of, run_starter
 from tests.agents.temporal.test_commands import PIPELINE
+from tests.chaos.kafka_proxy import KafkaProxy
 from tests.support.grpc_front import in_front_of
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, own_server, stage
@@ -177,6 +181,61 @@ def test_events_of_a_topic_that_was_created_again_start_workflows_of_their_own(p
     with pytest.raises(UnavailableError, match="was deleted and created again while it was followed"):
         pipelines.ask(lambda client: asyncio.wait_for(follow(client, create_again), 60))
     pipelines.ask(lambda client: follow(client, lambda: None))
+
+
+@pytest.fixture
+def proxy(bootstrap: str) -> Iterator[KafkaProxy]:
+    own = KafkaProxy(bootstrap)
+    yield own
+    own.close()
+
+
+def test_a_starter_waits_for_kafka_and_takes_no_other_topic_for_its_own(
+    pipelines: Pipelines, runs: Runs, proxy: KafkaProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kafka is away while it waits for events, and again once it has started one: then the topic is created again meanwhile."""
+    monkeypatch.setattr("factory_agents.temporal.starter._ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("factory_agents.kafka.topics._DEAF_SECONDS", 0.5)
+    requests, name = runs.topic("requests", partitions=1), pipelines.prefix
+    spec = msgspec.structs.replace(SPEC, pipeline=name)
+    config = KafkaConfig(proxy.bootstrap, {"reconnect.backoff.max.ms": "200"})
+
+    def told(text: str) -> int:
+        return sum(record.message.startswith(text) for record in caplog.records)
+
+    def outage(nth: int, meanwhile: Callable[[], object]) -> None:
+        wait_for(lambda: told("Kafka does not answer") == nth, "the outage to be noticed")
+        meanwhile()
+        proxy.mend()
+
+    def cut(method: str, context: object) -> None:
+        if method.endswith("/StartWorkflowExecution"):
+            proxy.cut()
+
+    def create_again() -> None:
+        recreate(runs.admin, requests, 1)
+        runs.produce(requests, [b'{"event_id": "b"}', b"{}"])
+
+    async def follow(port: int) -> None:
+        client = await Client.connect(f"127.0.0.1:{port}", data_converter=data_converter)
+        listening = asyncio.create_task(run_starter(client, spec, config, topic=requests, group=name, stop=asyncio.Event()))
+
+        def disturb() -> None:
+            wait_for(lambda: told("listening"), "it to listen")
+            proxy.cut()
+            outage(1, lambda: runs.produce(requests, [b'{"event_id": "a"}']))
+            wait_for(lambda: pipelines.exists(f"{name}/a") or listening.done(), "the event's workflow")
+            outage(2, create_again)
+
+        await asyncio.to_thread(disturb)
+        await listening
+
+    created_again = pytest.raises(UnavailableError, match="was deleted and created again while it was followed")
+    with caplog.at_level("INFO"), in_front_of(pipelines.address, cut) as port, created_again:
+        asyncio.run(asyncio.wait_for(follow(port), 90))
+    assert (told("Kafka does not answer"), told("Kafka answers again")) == (2, 1)
+    assert committed(runs, name, requests) == {}, "nothing of the new topic is taken as read"
+    assert not pipelines.exists(f"{name}/b")
 
 
 @pytest.mark.parametrize("status", ["CANCELLED", "PERMISSION_DENIED", "UNAUTHENTICATED"])

@@ -13,10 +13,11 @@ from temporalio.client import Client
 from temporalio.common import VersioningBehavior
 from temporalio.testing import ActivityEnvironment
 
-from factory_agents.errors import ConfigurationError, FactoryError
+from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.temporal.activities import _Pulse
+from factory_agents.temporal.client import RefusedError
 from factory_agents.temporal.converter import data_converter
-from factory_agents.temporal.worker import _deployment, _refusal
+from factory_agents.temporal.worker import _deployment, _no_tasks, _refusal
 from tests.support.grpc_front import in_front_of
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, own_server, stage
@@ -110,6 +111,42 @@ def test_a_worker_that_the_server_takes_no_more_says_so_and_ends_one_without_an_
         "the server does not answer; trying again",
         "the server answers again",
     ]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("status", ["PERMISSION_DENIED", "UNAUTHENTICATED"])
+def test_a_worker_that_gets_no_tasks_says_so_and_ends(pipelines: Pipelines, status: str) -> None:
+    """Its namespace answers, and only what it polls is refused: the SDK gives up after a minute."""
+
+    def refuse(method: str, context: object) -> tuple[grpc.StatusCode, str] | None:
+        return (getattr(grpc.StatusCode, status), "by hand") if "/Poll" in method else None
+
+    with in_front_of(pipelines.address, refuse) as port:
+        done = pipelines.worker(TEMPORAL_ADDRESS=f"127.0.0.1:{port}").wait(150)
+    assert done.code == 1
+    last = json.loads(done.err.splitlines()[-1])
+    assert (last["level"], last["message"].partition(" (")[0]) == (
+        "error",
+        f"asking for tasks of queue {pipelines.prefix!r}: Temporal: by hand",
+    )
+    assert "Traceback" not in last
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "said"),
+    [
+        ("PermissionDenied", "no", RefusedError("asking for tasks of queue 'q': Temporal: no (PermissionDenied)")),
+        ("Internal", "broken", UnavailableError("asking for tasks of queue 'q': Temporal: broken (Internal)")),
+    ],
+)
+def test_what_the_sdk_gave_up_for_is_one_line(code: str, message: str, said: FactoryError) -> None:
+    error = RuntimeError("Workflow worker failed")
+    error.__cause__ = RuntimeError(
+        f'Poll failure: Unhandled grpc error when polling: Status {{ code: {code}, message: "{message}", metadata: MetadataMap {{ }} }}'
+    )
+    found = _no_tasks(error, "q")
+    assert (type(found), str(found)) == (type(said), str(said))
+    assert _no_tasks(RuntimeError("Workflow worker failed"), "q") is None
 
 
 def test_every_line_of_a_workers_log_is_json_the_sdks_own_too(pipelines: Pipelines, tmp_path: Path) -> None:
