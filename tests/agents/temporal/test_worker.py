@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
 import pytest
@@ -20,7 +19,7 @@ from factory_agents.temporal.converter import data_converter
 from factory_agents.temporal.worker import _deployment, _no_tasks, _refusal
 from tests.support.grpc_front import in_front_of
 from tests.support.runs import Runs, events
-from tests.support.temporal import Pipelines, own_server, stage
+from tests.support.temporal import Pipelines, stage
 from tests.support.waiting import wait_for
 
 
@@ -53,21 +52,24 @@ def test_a_pulse_goes_on_after_a_beat_that_the_worker_did_not_take() -> None:
     assert len(beats) == 2
 
 
-def test_what_began_on_a_version_ends_on_it(pipelines: Pipelines, runs: Runs) -> None:
+def test_what_began_on_a_version_ends_on_it(pipelines: Pipelines, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     raw, marked = runs.topic("raw"), runs.topic("marked")
     runs.produce(raw, events(300, seconds=0.01))
     dawdle = stage("mark", "tests.support.agents:dawdle", output=marked)
     long = pipelines.request(raw, dawdle, key="long", timeout=3)
     name = pipelines.prefix
-    pipelines.worker(runner="thread", TEMPORAL_DEPLOYMENT_NAME=name, TEMPORAL_WORKER_BUILD_ID="1")
-    wait_for(lambda: pipelines.make_current(name, "1"), "version 1 to be known")
-    began = pipelines.start(long)
-    wait_for(lambda: pipelines.position(long, "mark"), "the first commit")
-    pipelines.worker(runner="thread", TEMPORAL_DEPLOYMENT_NAME=name, TEMPORAL_WORKER_BUILD_ID="2")
-    wait_for(lambda: pipelines.make_current(name, "2"), "version 2 to be known")
-    later = pipelines.start(pipelines.request(raw, dawdle, key="later", pipeline=f"{name}-2"))
-    pipelines.done(later)
-    pipelines.done(began)
+    monkeypatch.setenv("TEMPORAL_DEPLOYMENT_NAME", name)
+    monkeypatch.setenv("TEMPORAL_WORKER_BUILD_ID", "1")
+    with pipelines.served():
+        wait_for(lambda: pipelines.make_current(name, "1"), "version 1 to be known")
+        began = pipelines.start(long)
+        wait_for(lambda: pipelines.position(long, "mark"), "the first commit")
+        monkeypatch.setenv("TEMPORAL_WORKER_BUILD_ID", "2")
+        with pipelines.served():
+            wait_for(lambda: pipelines.make_current(name, "2"), "version 2 to be known")
+            later = pipelines.start(pipelines.request(raw, stage("mark", output=marked), key="later", pipeline=f"{name}-2"))
+            pipelines.done(later)
+            pipelines.done(began)
     assert (pipelines.version(began), pipelines.version(later)) == ("1", "2")
 
 
@@ -149,14 +151,11 @@ def test_what_the_sdk_gave_up_for_is_one_line(code: str, message: str, said: Fac
     assert _no_tasks(RuntimeError("Workflow worker failed"), "q") is None
 
 
-def test_every_line_of_a_workers_log_is_json_the_sdks_own_too(pipelines: Pipelines, tmp_path: Path) -> None:
+def test_every_line_of_a_workers_log_is_json_the_sdks_own_too(pipelines: Pipelines) -> None:
     """Its core tells of a server that is gone."""
-    with own_server(tmp_path / "server") as server:
-        own = Pipelines(server.address, pipelines.bootstrap, pipelines.prefix, tmp_path)
-        worker = own.worker()
-        server.kill()
-        wait_for(lambda: any("temporalio.core" in line for line in worker.lines), "the core to tell of it", 120)
-        done = worker.stop()
-        own.close()
+    with in_front_of(pipelines.address, lambda method, context: None) as port:
+        worker = pipelines.worker(TEMPORAL_ADDRESS=f"127.0.0.1:{port}")
+    wait_for(lambda: any("temporalio.core" in line for line in worker.lines), "the core to tell of it", 120)
+    done = worker.stop()
     assert done.out == ""
     assert all(json.loads(line)["level"] for line in worker.lines)

@@ -43,14 +43,15 @@ def test_a_window_is_done_once_whoever_starts_it(pipelines: Pipelines, runs: Run
     raw, marked = runs.topic("raw"), runs.topic("marked")
     runs.produce(raw, events(100))
     request = pipelines.request(raw, stage("mark", output=marked))
-    pipelines.worker()
-    first, second = pipelines.start(request), pipelines.start(request)
-    done = pipelines.done(first)
-    assert first == second == f"{pipelines.prefix}/w"
-    assert pipelines.run(request) == done
+    with pipelines.served():
+        first, second = pipelines.start(request), pipelines.start(request)
+        done = pipelines.done(first)
+        assert first == second == f"{pipelines.prefix}/w"
+        assert pipelines.run(request) == done
     assert sorted(r.id for r in runs.everything(marked)) == list(range(100))
 
 
+@pytest.mark.soak
 def test_a_start_that_comes_when_the_server_has_forgotten_the_workflow_finds_the_finished_window(pipelines: Pipelines, runs: Runs) -> None:
     """As a duplicate does that is later than the namespace's retention."""
     raw, marked = runs.topic("raw"), runs.topic("marked")
