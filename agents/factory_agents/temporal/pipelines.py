@@ -16,6 +16,9 @@ from factory_agents.topics_file import declared_codec
 
 __all__ = ["read_pipeline"]
 
+_MOST_BYTES = 1_900_000
+"""Of a pipeline with its contracts: a server takes 2 MiB at once, and a slice's window comes on top. Longer ones the SDK tries for ever."""
+
 
 def read_pipeline(path: str) -> PipelineSpec:
     """The pipeline that a file describes, with the texts of its contracts put in; a contract that isn't here is left to the workers.
@@ -40,7 +43,14 @@ def _pipeline(document: Document) -> PipelineSpec:
     for stage in spec.stages:
         for name, conditions in (("fail_if", stage.fail_if), ("warn_if", stage.warn_if)):
             parse_conditions(conditions, f"{document.name}: stage {stage.name!r}: {name}")
-    return msgspec.structs.replace(spec, stages=tuple(_packed(stage) for stage in spec.stages))
+    packed = msgspec.structs.replace(spec, stages=tuple(_packed(stage) for stage in spec.stages))
+    size = len(msgspec.json.encode(packed))
+    if size > _MOST_BYTES:
+        raise ConfigurationError(
+            f"{document.name}: expected at most {_MOST_BYTES:,} bytes with the texts of its contracts, got {size:,}; a Temporal server "
+            "takes no more at once: shorten the contracts, or keep them where only the workers find them"
+        )
+    return packed
 
 
 def _stage(document: Document, where: tuple[str | int, ...]) -> dict[str, Any]:
