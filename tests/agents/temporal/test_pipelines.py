@@ -41,7 +41,7 @@ def test_defaults_are_few_and_json_is_a_codec_too(tmp_path: Path, monkeypatch: p
 
 
 def test_more_than_a_server_takes_at_once_is_refused_before_it_is_sent(tmp_path: Path) -> None:
-    text = "pipeline: p\ntopic: t\nstages: [{name: a, agent: 'x:y', params: {text: PUT}}]"
+    text = '{"pipeline": "p", "topic": "t", "stages": [{"name": "a", "agent": "x:y", "params": {"text": "PUT"}}]}'
     read(tmp_path, text.replace("PUT", "x" * 1_800_000))
     with pytest.raises(ConfigurationError, match=r"pipeline.yaml: expected at most 1,900,000 bytes .*, got 2,000,\d+; a Temporal server"):
         read(tmp_path, text.replace("PUT", "x" * 2_000_000))
