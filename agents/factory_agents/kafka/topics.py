@@ -393,7 +393,11 @@ class Cluster:
         return found
 
     def create(self, name: str, partitions: int, *, replication: int = -1, settings: Mapping[str, str] | None = None) -> bool:
-        """Create a topic; False where it is there already, whoever created it. Returns when its metadata can be read."""
+        """Create a topic; False where it is there already, whoever created it. Returns when its metadata can be read.
+
+        Of a topic deleted a moment ago, a broker may still show what was: that is waited out, or what is written next goes the way of it.
+        """
+        deleted = self._shown_now(name)
         future = self.admin.create_topics(
             [NewTopic(name, partitions, replication, config=dict(settings or {}))],
             request_timeout=self._timeout,
@@ -406,8 +410,23 @@ class Cluster:
                 needed = f"CREATE on topic {name!r} (or on the cluster)"
                 raise self._failed(error, f"creating topic {name!r}", topic=needed, cluster=needed) from error
             return False
-        self.topic(name)
+        deadline = time.monotonic() + self._timeout
+        while self.topic(name).id == deleted:
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"topic {name!r} was created, but a broker shows the deleted one of that name ({deleted}) after {self._timeout:.0f} s; "
+                    f"is it behind the controller?"
+                )
+            time.sleep(0.02)
         return True
+
+    def _shown_now(self, name: str) -> str:
+        """The id of the topic that a broker shows at this moment; empty where it shows none."""
+        future = self.admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name]
+        try:
+            return _facts(name, self._wait(future)).id
+        except _NO_ANSWER:
+            return ""
 
     def brokers(self) -> int:
         """How many brokers the cluster has now."""
