@@ -579,7 +579,7 @@ def sandbox_up(
         typer.Option(
             "--with",
             help="also: bigquery (needs Python 3.13) or snowflake, emulators; temporal; registry, of schemas; model, a language model; "
-            "observability (Prometheus, Alertmanager and a metrics server); repeatable",
+            "observability (Prometheus, Alertmanager, a metrics server, and Jaeger where it is on the PATH); repeatable",
         ),
     ] = None,
     json: Json = False,
@@ -624,6 +624,8 @@ def sandbox_up(
     if info.prometheus_url is not None:
         console.say(f"Prometheus  {info.prometheus_url} over {info.metrics_url} (without a password too)")
         console.say(f"Alerts      {info.alertmanager_url} (Alertmanager, without a password too; it sends them nowhere)")
+    if info.jaeger_url is not None:
+        console.say(f"Traces      {info.jaeger_url} (Jaeger, without a password too; it forgets them when it ends)")
     console.say('use it in this shell: eval "$(factory sandbox env)"')
 
 

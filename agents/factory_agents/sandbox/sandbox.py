@@ -56,7 +56,7 @@ class Sandbox:
         with_snowflake: the same for a Snowflake emulator, which needs Python 3.11.
         with_registry: whether a schema registry runs beside them. It is fetched the first time.
         with_model: whether a small language model runs beside them, which takes one core while it is asked. It is built the first time.
-        with_observability: whether Prometheus, Alertmanager and a metrics server run beside them; their programs are on the PATH.
+        with_observability: whether Prometheus, Alertmanager, a metrics server and (if there) Jaeger run beside them, from the PATH.
         host: this machine's address to listen at; another than loopback lets its neighbours in, for example a test cluster's pods.
             Temporal is always on loopback.
         tell: receives progress, one line a call; by default written to standard error.
@@ -482,6 +482,8 @@ class Sandbox:
             port=_port_again(self._host, before.port if before else None),
             alerts_port=_port_again(self._host, before.alerts_port if before else None),
             metrics_port=_port_again(self._host, before.metrics_port if before else None),
+            traces_port=_port_again(self._host, before.traces_port if before and before.traces_port else None),
+            otlp_port=_port_again(self._host, before.otlp_port if before and before.otlp_port else None),
         )
         started = observability.start(self._observability_folder, ports, bootstrap, self._tell)
         states.save(self.home, msgspec.structs.replace(self._state(), observability=started))

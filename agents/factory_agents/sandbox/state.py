@@ -85,16 +85,22 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObservabilityState(msgspec.Struct, frozen=True, kw_only=True):
-    """Prometheus' address and process, those of Alertmanager and of the metrics server, and the broker that this one asks."""
+    """Prometheus' address and process, those of Alertmanager, of the metrics server, and of Jaeger; and the broker that they ask.
+
+    Jaeger takes traces at ``otlp_port`` and shows them at ``traces_port``; without a process, there is none.
+    """
 
     port: int
     alerts_port: int
     metrics_port: int
+    traces_port: int = 0
+    otlp_port: int = 0
     host: str = HOST
     bootstrap: str = ""
     process: ProcessRecord | None = None
     alerts: ProcessRecord | None = None
     metrics: ProcessRecord | None = None
+    traces: ProcessRecord | None = None
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +124,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     metadata, in SQLAlchemy's form. The ``sasl_`` fields are None unless the sandbox was started with ``sasl=True``
     (SASL_PLAINTEXT, mechanism PLAIN); ``bigquery_url`` and ``snowflake_url`` are None unless the emulator runs, ``temporal_address`` and
     ``temporal_ui_url`` unless that server does, ``registry_url`` unless the schema registry does, ``model_url`` and ``model_key`` unless
-    the model does, ``prometheus_url``, ``alertmanager_url`` and ``metrics_url`` unless those run.
+    the model does, ``prometheus_url``, ``alertmanager_url`` and ``metrics_url`` unless those run, ``jaeger_url`` and
+    ``otlp_url`` unless Jaeger does.
     """
 
     home: Path
@@ -140,6 +147,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
     prometheus_url: str | None = None
     alertmanager_url: str | None = None
     metrics_url: str | None = None
+    jaeger_url: str | None = None
+    otlp_url: str | None = None
 
     def env(self) -> dict[str, str]:
         """The variables that make any shell, agent or Airflow process use this sandbox."""
@@ -160,6 +169,8 @@ class SandboxInfo(msgspec.Struct, frozen=True, kw_only=True):
             variables["SCHEMA_REGISTRY_URL"] = self.registry_url
         if self.model_url is not None:
             variables |= model_env(self.model_url, self.model_key or "")
+        if self.otlp_url is not None:
+            variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = self.otlp_url
         return variables
 
 
@@ -299,6 +310,8 @@ def info_of(home: Path, state: State) -> SandboxInfo | None:
         prometheus_url=f"http://{seen.host}:{seen.port}" if seen is not None else None,
         alertmanager_url=f"http://{seen.host}:{seen.alerts_port}" if seen is not None else None,
         metrics_url=f"http://{seen.host}:{seen.metrics_port}/metrics" if seen is not None else None,
+        jaeger_url=f"http://{seen.host}:{seen.traces_port}" if seen is not None and seen.traces is not None else None,
+        otlp_url=f"http://{seen.host}:{seen.otlp_port}" if seen is not None and seen.traces is not None else None,
     )
 
 

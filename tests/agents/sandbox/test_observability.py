@@ -12,6 +12,7 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.sandbox import Sandbox, observability
 from factory_agents.sandbox.processes import alive
 from factory_agents.sandbox.state import load
+from tests.support.jaeger import PROGRAM as JAEGER
 from tests.support.prometheus import ALERTMANAGER, PROGRAM, Prometheus
 from tests.support.runs import ROOT
 from tests.support.waiting import wait_for
@@ -22,9 +23,12 @@ installed = pytest.mark.skipif(None in (PROGRAM, ALERTMANAGER), reason="apt-get 
 @installed
 def test_it_watches_the_sandbox_comes_back_and_ends_with_it(own_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    if JAEGER is not None:
+        monkeypatch.setenv("PATH", f"{Path(JAEGER).parent}{os.pathsep}{os.environ['PATH']}")
     watched = Sandbox(own_sandbox.home, with_observability=True)
     info = watched.up()
     assert info.prometheus_url is not None
+    assert (info.jaeger_url is not None) == ("OTEL_EXPORTER_OTLP_ENDPOINT" in info.env()) == (JAEGER is not None)
     prometheus = Prometheus(info.prometheus_url.removeprefix("http://"))
     wait_for(lambda: prometheus.query('factory_metrics_up{part="lag"} == 1'), "figures of the metrics server", 60)
     rules = {rule["name"] for group in prometheus.rules() for rule in group["rules"]}
