@@ -45,15 +45,16 @@ def launcher(cluster: TestCluster, tmp_path: Path) -> Iterator[str]:
     rights = client.RbacAuthorizationV1Api(cluster.api)
     account = client.V1ServiceAccount(metadata=client.V1ObjectMeta(name="airflow"))
     cluster.core.create_namespaced_service_account(cluster.namespace, account)
-    for data in documents(ROOT / "deploy" / "kubernetes" / "rbac.yaml", cluster.namespace):
-        if data["kind"] == "Role":
-            rights.create_namespaced_role(cluster.namespace, data)
-            binding = {
-                "metadata": {"name": data["metadata"]["name"]},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": data["metadata"]["name"]},
-                "subjects": [{"kind": "ServiceAccount", "name": "airflow", "namespace": cluster.namespace}],
-            }
-            rights.create_namespaced_role_binding(cluster.namespace, binding)
+    shipped = documents(ROOT / "deploy" / "kubernetes" / "rbac.yaml", cluster.namespace)
+    roles = {data["metadata"]["name"]: data for data in shipped if data["kind"] == "Role"}
+    for name, data in roles.items():
+        rights.create_namespaced_role(cluster.namespace, data)
+        binding = {
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": "airflow", "namespace": cluster.namespace}],
+        }
+        rights.create_namespaced_role_binding(cluster.namespace, binding)
     request = client.AuthenticationV1TokenRequest(spec=client.V1TokenRequestSpec(audiences=[], expiration_seconds=3600))
     token = cluster.core.create_namespaced_service_account_token("airflow", cluster.namespace, request).status.token
     data = yaml.safe_load(Path(KUBECONFIG).read_text())
@@ -62,7 +63,7 @@ def launcher(cluster: TestCluster, tmp_path: Path) -> Iterator[str]:
     path = tmp_path / "kubeconfig"
     path.write_text(yaml.safe_dump(data))
     yield str(path)
-    for name in ("factory-agent-launcher", "factory-agent-secrets"):
+    for name in roles:
         rights.delete_namespaced_role(name, cluster.namespace)
         with contextlib.suppress(client.ApiException):  # a test took it away
             rights.delete_namespaced_role_binding(name, cluster.namespace)
