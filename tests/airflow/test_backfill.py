@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,7 +10,6 @@ from confluent_kafka.admin import AdminClient
 
 from tests.airflow.pipelines import HOURS, SOAK, Pipeline
 from tests.support.airflow_components import RunningAirflow
-from tests.support.waiting import wait_for
 
 PATIENCE = 7200 if SOAK else 900
 
@@ -33,14 +30,9 @@ def troubles(airflow: RunningAirflow, pipeline: Pipeline) -> Iterator[Callable[[
     """Each after its share of the runs is done: a crash of the scheduler, the triggerer, a worker at work; the soak adds another."""
     yield lambda: airflow.crash("scheduler")
     yield lambda: airflow.crash("triggerer")
-    yield lambda: kill_a_worker(airflow)
+    yield airflow.kill_worker
     if SOAK:
         yield lambda: airflow.crash("scheduler")
-
-
-def kill_a_worker(airflow: RunningAirflow) -> None:
-    wait_for(airflow.workers, "a worker that runs a task", 60)
-    os.kill(airflow.workers()[0], signal.SIGKILL)
 
 
 def test_a_backfill_leaves_what_one_pass_leaves_though_scheduler_triggerer_and_worker_die(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -39,8 +40,6 @@ _QUICK = {
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "45",
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "3",
-    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "60",  # a worker that is killed before its task begins leaves it queued
-    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
@@ -228,11 +227,32 @@ class RunningAirflow:
         wait_for(healthy, "every component of Airflow to be healthy", patience)
 
     def workers(self) -> list[int]:
-        """The process ids of the executor's workers that run a task now."""
+        """The process ids of the executor's workers whose tasks have begun: who kills one before its task begins loses that for good."""
         import psutil
 
-        children = psutil.Process(self.components.pid("scheduler")).children()
-        return [p.pid for p in children if "LocalExecutor" in " ".join(p.cmdline()) and "<idle>" not in " ".join(p.cmdline())]
+        running = self.call("GET", "/dags/~/dagRuns/~/taskInstances", state="running")["task_instances"]
+        begun, found = {ti["pid"] for ti in running}, []
+        for worker in psutil.Process(self.components.pid("scheduler")).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if begun & {child.pid for child in worker.children()}:
+                    found.append(worker.pid)
+        return found
+
+    def kill_worker(self) -> None:
+        """Kill a worker in the middle of its task: an idle one would take the lock of the executor's queue with it."""
+        import psutil
+
+        def killed() -> bool:
+            for pid in self.workers():
+                worker = psutil.Process(pid)
+                worker.suspend()
+                if any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in worker.children()):
+                    worker.kill()
+                    return True
+                worker.resume()
+            return False
+
+        wait_for(killed, "a worker in the middle of a task", 60)
 
 
 @contextmanager
