@@ -93,6 +93,11 @@ async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Run
                 log.info("working", extra=facts)
                 refused = await _refusal(client, stop)
                 log.info("stopping")
+        except asyncio.CancelledError:  # by the SDK, which could not tell a server that is away of the end; the agents have ended
+            if not stop.is_set():
+                raise
+            log.warning("the server does not answer, and was not told that this worker ends")
+            return
         except RuntimeError as error:
             raise _no_tasks(error, task_queue) or error from error
         if refused is not None:
