@@ -411,7 +411,7 @@ class Cluster:
                 raise self._failed(error, f"creating topic {name!r}", topic=needed, cluster=needed) from error
             return False
         deadline = time.monotonic() + self._timeout
-        while self.topic(name).id == deleted:
+        while self.topic(name).id == deleted != "":
             if time.monotonic() > deadline:
                 raise UnavailableError(
                     f"topic {name!r} was created, but a broker shows the deleted one of that name ({deleted}) after {self._timeout:.0f} s; "
