@@ -11,14 +11,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from pathlib import Path
 
-from harness import ROOT, arguments, run_agent, run_process, spread
+import psutil
+from harness import ROOT, Cost, arguments, run_agent, run_process, spread
 from temporalio.client import Client
 
 from factory_agents.kafka.config import KafkaConfig
@@ -31,6 +34,7 @@ from factory_agents.temporal.converter import data_converter
 from factory_agents.temporal.protocol import PipelineDone, PipelineRequest, PipelineSpec, StageSpec
 
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+from airflow_components import COMPONENTS  # noqa: E402
 from airflow_env import PYTHON_BIN  # noqa: E402
 
 from tests.support.airflow_components import RunningAirflow, running_airflow  # noqa: E402
@@ -46,6 +50,17 @@ START = datetime(2025, 1, 6, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 AS_SHIPPED = {"AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "1", "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "5"}
 """Airflow's own defaults of what the tests' Airflow does sooner."""
+_TICK = 0.01  # in which the kernel counts CPU
+
+
+def cpu(pids: list[int]) -> float:
+    """Seconds of CPU that processes took until now, with all that they started and saw the end of."""
+    taken = 0.0
+    for pid in pids:
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # it ends: its parent has its seconds
+                taken += sum(process.cpu_times()[:4])
+    return taken
 
 
 class Bench:
@@ -55,6 +70,7 @@ class Bench:
         self.config, self.client = config, client
         self.name = f"bench-temporal-{uuid.uuid4().hex[:8]}"
         self.hours = 0
+        self.pids: dict[str, int] = {}
         self.cluster = Cluster(config)
         for topic in (self.name, *(self.output(n) for n in range(STAGES))):
             self.cluster.create(topic, PARTITIONS, settings={"retention.ms": "-1"})
@@ -75,39 +91,43 @@ class Bench:
             raise SystemExit("the events could not be produced")
         return Interval(start, start + HOUR)
 
-    async def workflow(self, runner: str, stages: int) -> float:
-        """Seconds from the request to the result."""
+    async def workflow(self, runner: str, stages: int) -> Cost:
+        """From the request to the result; CPU is the worker's and its agents'."""
         specs = tuple(StageSpec(name=f"s{n}", agent=AGENT, output_topic=self.output(n)) for n in range(stages))
         spec = PipelineSpec(
             pipeline=f"{self.name}-{runner}-{stages}", stages=specs, topic=self.name, task_queue=f"{self.name}-{runner}", prefix=self.name
         )
         request = PipelineRequest(spec, self.hour())
-        began = time.monotonic()
+        worker = [self.pids[runner]]
+        began, before = time.monotonic(), cpu(worker)
         done: PipelineDone = await clients.outcome(await clients.start(self.client, request))
-        took = time.monotonic() - began
+        took = Cost(time.monotonic() - began, cpu(worker) - before, 0)
         if [stage.counts.consumed for stage in done.stages] != [FEW] * stages:
             raise SystemExit(f"expected {FEW} events in each stage, got {done.stages}")
         return took
 
-    def dags_test(self, airflow: RunningAirflow, stages: int) -> float:
-        """Seconds of the command."""
+    def dags_test(self, airflow: RunningAirflow, stages: int) -> Cost:
+        """What the command takes."""
         until = self.hour().end.strftime("%Y-%m-%dT%H:%M")
-        return run_process([PYTHON_BIN / "airflow", "dags", "test", f"tested_{stages}", until], airflow.components.environment).wall
+        return run_process([PYTHON_BIN / "airflow", "dags", "test", f"tested_{stages}", until], airflow.components.environment)
 
-    def scheduled(self, airflow: RunningAirflow, stages: int) -> float:
-        """Seconds from the run's being queued until Airflow calls it a success, by its own clock."""
-        dag = f"stages_{stages}"
+    def scheduled(self, airflow: RunningAirflow, stages: int) -> Cost:
+        """From the run's being queued until Airflow calls it a success, by its own clock; CPU is that of all its components meanwhile."""
+        dag, components = f"stages_{stages}", [airflow.components.pid(name) for name in COMPONENTS]
+        before = cpu(components)
         run_id = airflow.trigger(dag, logical_date=self.hour().end.isoformat())
         airflow.wait_run(dag, run_id)
+        used = cpu(components) - before
         run = airflow.call("GET", f"/dags/{dag}/dagRuns/{run_id}")
-        return (datetime.fromisoformat(run["end_date"]) - datetime.fromisoformat(run["queued_at"])).total_seconds()
+        took = datetime.fromisoformat(run["end_date"]) - datetime.fromisoformat(run["queued_at"])
+        return Cost(took.total_seconds(), used, 0)
 
-    def alone(self) -> float:
-        """Seconds of the agent's process without any orchestrator."""
+    def alone(self) -> Cost:
+        """The agent's process without any orchestrator."""
         own = f"{self.name}-{uuid.uuid4().hex[:6]}"
         window = plan_window(self.config, pipeline=own, topic=self.name, interval=self.hour(), run_key="", prefix=self.name)
         run = AgentRun(own, "s0", AgentRef(AGENT), window=window, output_topic=self.output(0), prefix=self.name)
-        return run_agent(self.config, run, PYTHONPATH=str(ROOT))[1].wall
+        return run_agent(self.config, run, PYTHONPATH=str(ROOT))[1]
 
     @contextmanager
     def worker(self, runner: str, address: str) -> Iterator[None]:
@@ -115,23 +135,25 @@ class Bench:
         command = [sys.executable, "-m", "factory_agents.cli", "temporal", "worker", "--task-queue", f"{self.name}-{runner}"]
         own = {**os.environ, **self.config.to_env(), "TEMPORAL_ADDRESS": address, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen([*command, "--runner", runner], env=own, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        self.pids[runner] = process.pid
         try:
             for line in process.stderr or ():
                 if '"working"' in line:
                     break
+            threading.Thread(target=lambda: [*(process.stderr or ())], daemon=True).start()  # a log that nobody reads would stop it
             yield
         finally:
             process.send_signal(signal.SIGTERM)
-            process.communicate()
+            process.wait()
 
 
-Measured = dict[str, list[float]]
+Measured = dict[str, list[Cost]]
 
 
 async def measured(bench: Bench, airflow: RunningAirflow, rounds: int) -> tuple[Measured, Measured]:
-    """Seconds by way: of a plan and one stage, and what each further stage adds."""
+    """The cost by way: of a plan and one stage, and what each further stage adds."""
 
-    async def run(way: str, stages: int) -> float:
+    async def run(way: str, stages: int) -> Cost:
         if way in RUNNERS:
             return await bench.workflow(RUNNERS[way], stages)
         return await asyncio.to_thread(bench.dags_test if way == TEST else bench.scheduled, airflow, stages)
@@ -144,25 +166,32 @@ async def measured(bench: Bench, airflow: RunningAirflow, rounds: int) -> tuple[
         for way in random.Random(n).sample(WAYS, len(WAYS)):
             one, many = await run(way, 1), await run(way, STAGES)
             first.setdefault(way, []).append(one)
-            further.setdefault(way, []).append((many - one) / (STAGES - 1))
-            print(f"  round {n + 1}/{rounds}  {way:<44} {one:6.2f} s, {further[way][-1]:6.2f} s for each further stage", file=sys.stderr)
+            more = Cost((many.wall - one.wall) / (STAGES - 1), (many.cpu - one.cpu) / (STAGES - 1), 0)
+            further.setdefault(way, []).append(more)
+            print(f"  round {n + 1}/{rounds}  {way:<44} {told(one)}; {told(more)} for each further stage", file=sys.stderr)
         first.setdefault("the agent's process alone", []).append(await asyncio.to_thread(bench.alone))
     return first, further
 
 
-def ratios(of: Measured) -> dict[str, dict[str, dict[str, float]]]:
+def told(cost: Cost) -> str:
+    """A cost in words."""
+    return f"{cost.wall:.2f} s, {cost.cpu:.2f} s of CPU"
+
+
+def ratios(of: Measured, by: Callable[[Cost], float]) -> dict[str, dict[str, dict[str, float]]]:
     """Airflow's seconds ÷ a workflow's, round by round."""
     return {
-        theirs: {ours: spread([b / a for a, b in zip(of[ours], of[theirs], strict=True)]) for ours in RUNNERS}
+        theirs: {ours: spread([by(b) / max(by(a), _TICK) for a, b in zip(of[ours], of[theirs], strict=True)]) for ours in RUNNERS}
         for theirs in (TEST, SCHEDULED)
     }
 
 
-def shown(what: str, of: Measured) -> None:
+def shown(what: str, of: Measured, by: Callable[[Cost], float], unit: str) -> None:
     """A table of it."""
-    compared = ratios(of)
-    print(f"\n| {what} | seconds, median | least to greatest | ÷ in the worker's thread | ÷ as processes |\n|---|---|---|---|---|")
-    for way, seconds in of.items():
+    compared = ratios(of, by)
+    print(f"\n| {what} | {unit}, median | least to greatest | ÷ in the worker's thread | ÷ as processes |\n|---|---|---|---|---|")
+    for way, costs in of.items():
+        seconds = [by(cost) for cost in costs]
         beside = [compared[way][ours] if way in compared else None for ours in RUNNERS]
         cells = " | ".join("" if r is None else f"{r['median']:.1f} ({r['min']:.1f} to {r['max']:.1f})" for r in beside)
         print(f"| {way} | {statistics.median(seconds):.2f} | {min(seconds):.2f} to {max(seconds):.2f} | {cells} |")
@@ -192,10 +221,15 @@ def main() -> None:
 
     first, further = asyncio.run(run())
     print(f"\na stage of {FEW} events  ({options.rounds} rounds, {time.strftime('%F', time.gmtime())})")
-    shown("plan and one stage", first)
-    shown("each further stage", further)
+    kinds = {"seconds": attrgetter("wall"), "CPU seconds": attrgetter("cpu")}
+    for unit, by in kinds.items():
+        shown("plan and one stage", first, by, unit)
+        shown("each further stage", further, by, unit)
     found = {
-        name: {"seconds": {way: spread(s) for way, s in of.items()}, "ratios": ratios(of)}
+        name: {
+            unit: {"costs": {way: spread([by(cost) for cost in costs]) for way, costs in of.items()}, "ratios": ratios(of, by)}
+            for unit, by in kinds.items()
+        }
         for name, of in (("first", first), ("further", further))
     }
     print(json.dumps({"benchmark": "a stage as a workflow and as a task", **found}))
