@@ -10,10 +10,9 @@ from typing import Any
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentRef, CodecRef
-from factory_agents.run import BUILT_IN, build_transform
+from factory_agents.run import BUILT_IN, TRANSFORM, build_transform
 from factory_agents.runtime.codecs import OpenCodec, open_codec
 from factory_agents.runtime.replays import Through
-from factory_agents.runtime.window import run_transform
 
 __all__ = ["through_agent"]
 
@@ -36,7 +35,7 @@ def through_agent(
     """
     if stop_above is not None and not 0 <= stop_above <= 100:
         raise ConfigurationError(f"stop above {stop_above} %: expected a share from 0 to 100")
-    if BUILT_IN.get(agent, run_transform) is not run_transform:
+    if BUILT_IN.get(agent, TRANSFORM) != TRANSFORM:
         raise ConfigurationError(f"through {agent!r}: it makes no events of events; name enrich, validate, or your own module:function")
     with ExitStack() as opened:
         transform = opened.enter_context(closing(build_transform(AgentRef(agent), dict(params), None)))

@@ -24,32 +24,31 @@ from factory_agents.errors import ConfigurationError, DeadlineError, FactoryErro
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.failures import leave_failure
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, ErrorInfo, Shard, decode_run, encode
-from factory_agents.replication.runner import run_replication
 from factory_agents.runtime.loading import load_agent_ref, working_directory_first
 from factory_agents.runtime.session import RunContext
-from factory_agents.runtime.sink import run_sink
-from factory_agents.runtime.source import run_source
 from factory_agents.runtime.traced import traced
-from factory_agents.runtime.window import run_transform
 from factory_agents.telemetry import Batch, Commit, Observer, Subject, bound, configure_logging, fields, tracing
 from factory_agents.text import printable
 
-__all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "build_transform", "execute", "failed_result", "main", "quiet_collector"]
+__all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "TRANSFORM", "build_transform", "execute", "failed_result", "main", "quiet_collector"]
 
 log = logging.getLogger("factory_agents.run")  # also where this module is __main__
 
 EXIT_FAILED, EXIT_RETRY = 1, 75
 _TERMINATION_LOG, _TERMINATION_LIMIT = Path("/dev/termination-log"), 4096
 
-BUILT_IN: dict[str, Callable[..., AgentResult]] = {
-    "ingest": run_source,
-    "replicate": run_replication,
-    "enrich": run_transform,
-    "infer": run_transform,
-    "validate": run_transform,
-    "publish": run_sink,
+TRANSFORM = "factory_agents.runtime.window:run_transform"
+"""What runs an agent that reads events and writes events: yours, and the built-in ones of that kind."""
+
+BUILT_IN = {
+    "ingest": "factory_agents.runtime.source:run_source",
+    "replicate": "factory_agents.replication.runner:run_replication",
+    "enrich": TRANSFORM,
+    "infer": TRANSFORM,
+    "validate": TRANSFORM,
+    "publish": "factory_agents.runtime.sink:run_sink",
 }
-"""The built-in agents by name, and what runs each."""
+"""The built-in agents by name, and what runs each, as ``module:function``: a process imports that of its own agent only."""
 
 
 def build_transform(ref: AgentRef, params: dict[str, Any], run: AgentRun | None) -> Any:
@@ -64,7 +63,7 @@ def build_transform(ref: AgentRef, params: dict[str, Any], run: AgentRun | None)
 
 def execute(context: RunContext, run: AgentRun) -> AgentResult:
     """Run it to its end; raises a FactoryError where it cannot, and leaves word of it in the ledger."""
-    runner = BUILT_IN.get(run.agent.name, run_transform) if not run.agent.source else run_transform
+    runner = _runner(run.agent)
     with bound(**_whose(run)) as own:
         began = own["attempt"] / 1000
 
@@ -84,6 +83,12 @@ def execute(context: RunContext, run: AgentRun) -> AgentResult:
         facts = {"reused": result.reused, "resumed": result.resumed, "seconds": result.seconds}
         log.info("done", extra=fields(**facts, counts=result.counts.told()))
     return result
+
+
+def _runner(ref: AgentRef) -> Callable[..., AgentResult]:
+    module, _, name = (TRANSFORM if ref.source else BUILT_IN.get(ref.name, TRANSFORM)).partition(":")
+    runner: Callable[..., AgentResult] = getattr(importlib.import_module(module), name)
+    return runner
 
 
 def _whose(run: AgentRun) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Collection, Mapping
-from importlib.metadata import Distribution, EntryPoint, distributions
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,6 +13,9 @@ from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.runtime.agents import bind_params, source_version
 from factory_agents.runtime.loading import describe, import_member
 from factory_agents.text import did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution, EntryPoint
 
 __all__ = ["SINKS", "SOURCES", "Plugin", "PluginKind", "find_plugin", "installed", "is_class_path"]
 
@@ -42,7 +44,9 @@ def is_class_path(name: str) -> bool:
 
 
 def installed(kind: PluginKind) -> dict[str, list[tuple[Distribution, EntryPoint]]]:
-    """The installed plugins of a kind by name, with the distributions that bring them. Nothing is imported."""
+    """The installed plugins of a kind by name, with the distributions that bring them. Nothing of theirs is imported."""
+    from importlib.metadata import distributions  # not where an agent begins: it loads the parts of e-mail
+
     found: dict[str, list[tuple[Distribution, EntryPoint]]] = {}
     seen: set[str] = set()
     for distribution in distributions():
