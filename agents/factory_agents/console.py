@@ -23,6 +23,7 @@ __all__ = [
     "counting",
     "error_line",
     "guarded",
+    "note",
     "print_json",
     "print_table",
     "progress",
@@ -63,6 +64,13 @@ def say(text: str, style: str = "") -> None:
     from rich.text import Text
 
     console().print(Text(printable(text), style=style))
+
+
+def note(text: str) -> None:
+    """A line for a person on standard error, beside a result."""
+    from rich.text import Text
+
+    console(stderr=True).print(Text(printable(text), style="yellow"))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", right: Sequence[str] = ()) -> None:

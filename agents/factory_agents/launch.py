@@ -14,7 +14,6 @@ import msgspec
 
 from factory_agents.codecs import codec_ref
 from factory_agents.errors import AgentError, ConfigurationError, FactoryError
-from factory_agents.ingest import source_name
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_window_topic, plan_window, preview_window
 from factory_agents.kafka.ledger import Ledger, StageRecord
@@ -35,14 +34,9 @@ from factory_agents.protocol import (
     Shard,
     Window,
 )
-from factory_agents.replicate import log_name
-from factory_agents.replication.runner import LIVE
 from factory_agents.run import BUILT_IN, build_transform, execute
 from factory_agents.runtime.codecs import codec_class
-from factory_agents.runtime.live import LiveSettings, default_group, run_live
-from factory_agents.runtime.live_sink import KEEP_WINDOWS, run_sink_live
 from factory_agents.runtime.session import RunContext
-from factory_agents.runtime.versions import check_unversioned, run_version
 from factory_agents.stage_plan import StageInput, stage_input
 from factory_agents.telemetry import bound, fields
 from factory_agents.text import unknown
@@ -202,11 +196,21 @@ def make_run(agent: str, settings: AgentSettings, given: StageInput | None) -> A
 
 def _name(agent: str) -> str:
     """What names the work of a source without an interval."""
-    return LIVE if agent == "replicate" else WHOLE_SOURCE
+    if agent != "replicate":
+        return WHOLE_SOURCE
+    from factory_agents.replication.runner import LIVE
+
+    return LIVE
 
 
 def _origin(agent: str, settings: AgentSettings) -> str:
-    return (log_name if agent == "replicate" else source_name)(settings.params)
+    if agent == "replicate":
+        from factory_agents.replicate import log_name
+
+        return log_name(settings.params)
+    from factory_agents.ingest import source_name
+
+    return source_name(settings.params)
 
 
 def _codec(settings: AgentSettings, setting: str, topic: str, written: CodecRef | None = None) -> CodecRef | None:
@@ -343,6 +347,8 @@ def _topics_of(result: AgentResult) -> tuple[str, str]:
 
 def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> LiveResult:
     """Run the agent in its consumer group until ``context.stop`` says so. Raises a FactoryError; another start goes on from there."""
+    from factory_agents.runtime.live import default_group
+
     began, attempt = time.monotonic(), int(time.time() * 1000)
     transform: Any = build_transform(AgentRef(agent), settings.params, None)
     if only_windows := getattr(transform, "only_windows", ""):
@@ -368,6 +374,8 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
 
 
 def _run_sink(context: RunContext, sink: Any, group: str, settings: AgentSettings) -> Counts:
+    from factory_agents.runtime.live_sink import KEEP_WINDOWS, run_sink_live
+
     sink.close()
     return run_sink_live(
         context,
@@ -382,6 +390,9 @@ def _run_sink(context: RunContext, sink: Any, group: str, settings: AgentSetting
 
 
 def _run_transform(context: RunContext, transform: Any, group: str, settings: AgentSettings, output_codec: CodecRef | None) -> Counts:
+    from factory_agents.runtime.live import LiveSettings, run_live
+    from factory_agents.runtime.versions import check_unversioned, run_version
+
     live = LiveSettings(
         in_topic=settings.in_topic,
         out_topic=settings.out_topic,

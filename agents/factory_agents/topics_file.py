@@ -10,7 +10,6 @@ import msgspec
 
 from factory_agents.codecs import codec_ref
 from factory_agents.errors import ConfigurationError, ContractError
-from factory_agents.inference.answers import ANSWER_PARTITIONS, ANSWER_SETTINGS, answers_topic
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.control import control_topic
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS, LEDGER_SETTINGS, ledger_topic
@@ -169,6 +168,8 @@ class OwnTopic(msgspec.Struct, frozen=True):
 
 def own_topics(prefix: str, replication: int) -> dict[str, OwnTopic]:
     """The ledger's topic, the answer log's and the live agents' control topic, by name."""
+    from factory_agents.inference.answers import ANSWER_PARTITIONS, ANSWER_SETTINGS, answers_topic
+
     own = (
         OwnTopic(WantedTopic(ledger_topic(prefix), LEDGER_PARTITIONS, replication, LEDGER_SETTINGS), ("compact",), needed=True),
         OwnTopic(WantedTopic(answers_topic(prefix), ANSWER_PARTITIONS, replication, ANSWER_SETTINGS), ("compact", "compact,delete")),

@@ -14,7 +14,7 @@ import msgspec
 from confluent_kafka import KafkaException
 
 from factory_agents import failpoints
-from factory_agents.errors import AccountingError, ConfigurationError, DeadlineError, FencedError, TooManyRejectedError
+from factory_agents.errors import AccountingError, ConfigurationError, DeadlineError, FencedError, StoppedError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import check_names, check_window_topic
 from factory_agents.kafka.failures import forget_failure
@@ -73,6 +73,11 @@ class RunContext:
     sliced: bool = False
     traces: Traces | None = None
     trace: RunTrace | None = None
+
+    def heed_stop(self, stage: str) -> None:
+        """Raise StoppedError where it is time to go."""
+        if self.stop():
+            raise StoppedError(f"stage {stage!r}: asked to stop; what is committed stays, a retry resumes")
 
 
 def _loss_notes(window: Window, lost: Sequence[PartitionRange]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from factory_agents import failpoints
-from factory_agents.errors import AccountingError, AgentError, ConfigurationError, DeadlineError, FactoryError, StoppedError
+from factory_agents.errors import AccountingError, AgentError, ConfigurationError, DeadlineError, FactoryError
 from factory_agents.kafka.cuts import plan_source
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun
@@ -35,7 +35,7 @@ def run_source(context: RunContext, run: AgentRun, make: Callable[[], Source]) -
     thread = AgentThread(run.stage)
     source: Source | None = None
     try:
-        source = thread.call(make)
+        source = thread.call(make, lambda: context.heed_stop(run.stage))
         session = Session(context, run, source.name, source.version, source.identity)
         try:
             done = session.start()
@@ -131,8 +131,7 @@ class _SourceRun:
 
     def _check_time(self) -> None:
         session = self.session
-        if session.context.stop():
-            raise StoppedError(f"stage {session.run.stage!r}: asked to stop; what is committed stays, a retry resumes")
+        session.context.heed_stop(session.run.stage)
         if time.monotonic() > session.deadline:
             raise DeadlineError(f"stage {session.run.stage!r}: out of time; what is committed stays, a retry resumes")
 

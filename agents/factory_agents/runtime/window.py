@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from factory_agents import failpoints
-from factory_agents.errors import AgentCrashedError, AgentError, DeadlineError, FactoryError, StoppedError, WindowError
+from factory_agents.errors import AgentCrashedError, AgentError, DeadlineError, FactoryError, WindowError
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
@@ -42,7 +42,7 @@ def run_transform(context: RunContext, run: AgentRun, make: Callable[[], Transfo
     thread = AgentThread(run.stage)
     transform: Transform | None = None
     try:
-        transform = thread.call(make)
+        transform = thread.call(make, lambda: context.heed_stop(run.stage))
         session = Session(context, run, transform.name, transform.version, transform.identity)
         loop = _TransformRun(session, run.window, thread, transform, make)
         try:
@@ -176,8 +176,7 @@ class _TransformRun:
 
     def _check_time(self) -> None:
         session = self.session
-        if session.context.stop():
-            raise StoppedError(f"stage {session.run.stage!r}: asked to stop; what is committed stays, a retry resumes")
+        session.context.heed_stop(session.run.stage)
         if time.monotonic() > session.deadline:
             raise DeadlineError(f"stage {session.run.stage!r}: out of time; what is committed stays, a retry resumes")
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from temporalio import exceptions
-from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.enums.v1 import IndexedValueType, PendingActivityState, TaskQueueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
 from temporalio.client import (
     Client,
     RPCTimeoutOrCancelledError,
@@ -79,6 +80,8 @@ __all__ = [
     "retry",
     "start",
     "start_backfill",
+    "unserved",
+    "waited_for",
 ]
 
 WORKFLOW, BACKFILL, SCHEDULE, COLLECTOR = "FactoryPipeline", "FactoryBackfill", "FactorySchedule", "FactoryCollector"
@@ -237,6 +240,27 @@ async def outcome(handle: WorkflowHandle[Any, _T]) -> _T:
             return await handle.result()
         except WorkflowFailureError as error:
             raise PipelineFailedError(f"workflow {handle.id}: {_root(error)}", retriable=_may_pass(error)) from error
+
+
+async def unserved(client: Client, queues: Iterable[str]) -> list[str]:
+    """Those of the task queues that no worker has asked for tasks in the last minutes; none where the server won't say."""
+    found = []
+    for queue in sorted(set(queues)):
+        request = DescribeTaskQueueRequest(
+            namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
+        )
+        with suppress(RPCError):
+            if not (await client.workflow_service.describe_task_queue(request)).pollers:
+                found.append(queue)
+    return found
+
+
+async def waited_for(client: Client, id_: str) -> set[str]:
+    """The task queues in which activities of a workflow wait for a worker."""
+    with _rpc_errors(f"asking {id_}"):
+        pending = (await client.get_workflow_handle(id_).describe()).raw_description.pending_activities
+    waiting = PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
+    return {each.activity_options.task_queue.name for each in pending if each.state == waiting and each.activity_options.task_queue.name}
 
 
 def handle_of(client: Client, id_: str) -> WorkflowHandle[Any, PipelineDone]:

@@ -23,6 +23,8 @@ temporal.add_typer(schedules, name="schedule")
 
 _T = TypeVar("_T")
 
+_PATIENCE = 10.0
+
 _Pipeline = Annotated[str, typer.Argument(help="the pipeline's file, YAML or JSON", metavar="FILE", show_default=False)]
 _Id = Annotated[str, typer.Argument(help="the workflow's id: pipeline/window", metavar="ID", show_default=False)]
 _Every = Annotated[str, typer.Option("--every", help="a window's length, such as '1 h'", metavar="TIME", show_default=False)]
@@ -124,7 +126,7 @@ def start(
 
     async def started(client: Any) -> Any:
         handle = await clients.start(client, request, again=again)
-        return handle.id, await clients.outcome(handle) if wait else None
+        return handle.id, await _waited(client, handle, request.spec) if wait else None
 
     id_, done = _served(started, traced=True)
     if console.wants_json(json):
@@ -133,6 +135,18 @@ def start(
         console.say(f"{id_}: see factory temporal progress '{id_}'")
     else:
         _print_stages(id_, done.stages)
+
+
+async def _waited(client: Any, handle: Any, spec: Any) -> Any:
+    """What came of a workflow. One that takes long may wait for a worker that nobody has started: nothing else would tell."""
+    import asyncio
+
+    from factory_agents.temporal import client as clients
+
+    outcome = asyncio.ensure_future(clients.outcome(handle))
+    if not (await asyncio.wait({outcome}, timeout=_PATIENCE))[0]:
+        _name_unserved(await clients.unserved(client, spec.task_queues))
+    return await outcome
 
 
 def _interval(since: str | None, until: str | None, key: str | None) -> Any:
@@ -174,7 +188,7 @@ def backfill(
 
     async def started(client: Any) -> Any:
         handle = await clients.start_backfill(client, request)
-        return handle.id, await clients.outcome(handle) if wait else None
+        return handle.id, await _waited(client, handle, spec) if wait else None
 
     id_, done = _served(started, traced=True)
     if console.wants_json(json):
@@ -355,7 +369,12 @@ def progress(id_: _Id, json: Json = False) -> None:
     _require()
     from factory_agents.temporal import client as clients
 
-    _print_progress(id_, _served(lambda client: clients.progress(client, id_)), json)
+    async def asked(client: Any) -> Any:
+        found = await clients.progress(client, id_)
+        _name_unserved(await clients.unserved(client, await clients.waited_for(client, id_)))
+        return found
+
+    _print_progress(id_, _served(asked), json)
 
 
 @temporal.command("pause")
@@ -413,6 +432,11 @@ def cancel(id_: _Id, wait: Annotated[bool, typer.Option("--wait/--no-wait", help
     from factory_agents.temporal import client as clients
 
     _served(lambda client: clients.cancel(client, id_, wait=wait))
+
+
+def _name_unserved(queues: list[str]) -> None:
+    for queue in queues:
+        console.note(f"no worker takes tasks of queue {queue!r}: is its name right? else run factory temporal worker --task-queue {queue}")
 
 
 def _print_progress(id_: str, found: Any, json: bool) -> None:

@@ -142,6 +142,11 @@ class PipelineSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
     accept_loss: bool = False
     keep_windows: str = "retention"
 
+    @property
+    def task_queues(self) -> set[str]:
+        """Where its tasks wait for workers: its own, and its stages'."""
+        return {self.task_queue, *(stage.task_queue for stage in self.stages if stage.task_queue)}
+
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything does."""
         for problem in self._problems():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +11,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory_agents.errors import AgentError, UnavailableError, WindowError
+from factory_agents.errors import AgentError, StoppedError, UnavailableError, WindowError
 from factory_agents.kafka import reader
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.protocol import AgentRef, AgentRun, Counts, merge_results
+from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Counts, Window, merge_results
 from factory_agents.runtime.outputs import Outputs
 from factory_agents.runtime.session import RunContext
+from factory_agents.runtime.source import run_source
 from factory_agents.runtime.window import BatchSize, finish, process, run_transform
 from tests.support.agents import judge
 from tests.support.runs import Runs, events
+
+
+@pytest.mark.parametrize("run_agent", [run_transform, run_source])
+def test_an_agent_that_takes_for_ever_to_begin_is_left_when_it_is_time_to_go(run_agent: Callable[..., AgentResult]) -> None:
+    making, go = threading.Event(), threading.Event()
+
+    def make() -> Any:
+        making.set()
+        go.wait(60)
+
+    run = AgentRun("p", "s", AgentRef("a"), window=Window("p", "t", "id", (), name="w"), output_topic="out")
+    with pytest.raises(StoppedError, match="asked to stop"):
+        run_agent(RunContext(KafkaConfig("127.0.0.1:1"), stop=making.is_set), run, make)
+    go.set()
 
 
 def sizes(seconds_a_record: float, batches: int) -> list[int]:

@@ -7,10 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from temporalio.client import Client
 
+from factory_agents import console
+from factory_agents.temporal import client as clients
+from factory_agents.temporal import commands
+from factory_agents.temporal.protocol import PipelineDone
 from tests.support.commands import Command
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, stage
+from tests.support.waiting import wait_for
 
 PIPELINE = """
 pipeline: {pipeline}
@@ -98,13 +104,31 @@ def test_the_command_line_begins_without_the_sdk() -> None:
     assert json.loads(done.out.lower()) is False
 
 
-def test_stages_read_by_workers_of_their_own_queue(pipelines: Pipelines, runs: Runs) -> None:
+class NotedError(Exception):
+    """Somebody was told something."""
+
+
+def test_stages_read_by_workers_of_their_own_queue_and_who_waits_for_none_is_told(
+    pipelines: Pipelines, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def note(text: str) -> None:
+        raise NotedError(text)
+
+    async def waited(client: Client) -> PipelineDone:
+        done: PipelineDone = await commands._waited(client, clients.handle_of(client, id_), request.spec)
+        return done
+
+    monkeypatch.setattr(commands, "_PATIENCE", 0.01)
+    monkeypatch.setattr(console, "note", note)
     raw, marked = runs.topic("raw"), runs.topic("marked")
     runs.produce(raw, events(100))
     other = Pipelines(pipelines.address, pipelines.bootstrap, f"{pipelines.prefix}-gpu", pipelines.factory.cwd)
     request = pipelines.request(raw, stage("mark", output=marked, task_queue=other.prefix))
     with pipelines.served():
         id_ = pipelines.start(request)
+        wait_for(lambda: pipelines.ask(lambda client: clients.waited_for(client, id_)) == {other.prefix}, "it to wait for a worker")
+        with pytest.raises(NotedError, match=f"^no worker takes tasks of queue '{other.prefix}'"):
+            pipelines.ask(waited)
         with other.served():
             assert pipelines.done(id_).stages[0].counts.consumed == 100
     queues = {e.activity_task_scheduled_event_attributes.task_queue.name for e in pipelines.history(id_)} - {""}
