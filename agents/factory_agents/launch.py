@@ -15,14 +15,14 @@ import msgspec
 from factory_agents.codecs import codec_ref
 from factory_agents.errors import AgentError, ConfigurationError, FactoryError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.cuts import check_window_topic, plan_window, preview_window
+from factory_agents.kafka.cuts import plan_window, preview_window
 from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.kafka.messages import readable_headers
 from factory_agents.kafka.pruner import RETENTION
 from factory_agents.kafka.reader import WRITER_HEADER, WindowReader
 from factory_agents.kafka.routes import check_version, shadow_group
 from factory_agents.kafka.shadow_group import other_writer
-from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.topics import Cluster, check_window_topic
 from factory_agents.options import AgentSettings, Resolved, flag_of, parse_interval
 from factory_agents.protocol import (
     AgentRef,

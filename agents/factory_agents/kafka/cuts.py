@@ -16,7 +16,7 @@ import msgspec
 from confluent_kafka import KafkaException, Producer
 
 from factory_agents import failpoints
-from factory_agents.errors import ConfigurationError, DeadlineError, FencedError, WindowError
+from factory_agents.errors import DeadlineError, FencedError, WindowError
 from factory_agents.kafka.config import KafkaConfig, connect, kafka_error, unauthorized
 from factory_agents.kafka.ledger import Ledger, LedgerRecord, LedgerView, PlanRecord
 from factory_agents.kafka.plan_view import Lane, PlanView
@@ -35,12 +35,12 @@ from factory_agents.kafka.planning import (
 from factory_agents.kafka.prune_view import origin_of
 from factory_agents.kafka.pruner import RETENTION, keep_seconds, prune_beside, retention_of
 from factory_agents.kafka.pruning import is_due
-from factory_agents.kafka.records import MarkRecord, mark_key
-from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.records import MarkRecord, check_names, mark_key
+from factory_agents.kafka.topics import Cluster, check_window_topic
 from factory_agents.protocol import Interval, Window, Work, transactional_id
 from factory_agents.telemetry import fields
 
-__all__ = ["check_names", "check_window_topic", "partition_passed", "plan_source", "plan_window", "preview_window"]
+__all__ = ["partition_passed", "plan_source", "plan_window", "preview_window"]
 
 log = logging.getLogger(__name__)
 
@@ -48,30 +48,6 @@ _T = TypeVar("_T")
 
 _CLOCK_SKEW_MS = 60 * 1000
 _TRANSACTION_MS = 20_000  # a plan's transaction lasts milliseconds; a killed planner's holds the ledger's readers this long at most
-_WEEK_MS = 7 * 24 * 3600 * 1000
-
-
-def check_names(**names: str) -> None:
-    """Refuse names that cannot stand in ledger keys and transactional ids."""
-    for what, name in names.items():
-        if not name or "|" in name or not name.isprintable():
-            raise ConfigurationError(f"{what.replace('_', ' ')}: expected a printable name without '|', got {name!r}")
-
-
-def check_window_topic(cluster: Cluster, topic: str) -> None:
-    """Refuse a topic whose records may vanish from within a window: compacted before its retention is over."""
-    settings = cluster.settings(topic)
-    policy = {p.strip() for p in settings.get("cleanup.policy", "delete").split(",")} - {""}
-    if "compact" not in policy:
-        return
-    retention = int(settings.get("retention.ms", "-1"))
-    horizon = retention if retention > 0 else _WEEK_MS
-    lag = int(settings.get("min.compaction.lag.ms", "0"))
-    if "delete" not in policy or lag < horizon:
-        raise WindowError(
-            f"topic {topic!r}: cleanup.policy={','.join(sorted(policy))} with min.compaction.lag.ms={lag} may remove records from within "
-            f"a window; use delete, or compact,delete with min.compaction.lag.ms of at least {horizon}"
-        )
 
 
 def plan_window(

@@ -12,7 +12,7 @@ import msgspec
 from factory_agents.errors import DataLossError, UnavailableError, WindowError
 from factory_agents.kafka.ledger import CutRecord, LedgerRecord, LedgerView, PipelineRecord, PlanRecord
 from factory_agents.kafka.plan_view import Lane, PlanView
-from factory_agents.kafka.records import MarkRecord, mark_key
+from factory_agents.kafka.records import MarkRecord, mark_key, pruned
 from factory_agents.kafka.topics import TopicInfo
 from factory_agents.protocol import Interval, PartitionRange, Window, Work
 
@@ -25,7 +25,6 @@ __all__ = [
     "decide",
     "decide_cut",
     "planned",
-    "pruned",
     "relevant",
     "relevant_source",
     "source_plan",
@@ -272,14 +271,6 @@ def check_source(view: LedgerView, plan: PlanRecord, origin: str = "") -> None:
 
 def _overlap(one: Interval | None, other: Interval | None) -> bool:
     return one is None or other is None or (one.start < other.end and other.start < one.end)
-
-
-def pruned(doing: str, window: str) -> WindowError:
-    """The error of work that lies below a mark."""
-    return WindowError(
-        f"{doing}: window {window} was pruned from the ledger, so its results are no longer known, and it isn't done again; "
-        f"use another pipeline name (--pipeline) to do it all the same"
-    )
 
 
 def _check_pruned(view: LedgerView, request: PlanRequest, topic: TopicInfo) -> None:

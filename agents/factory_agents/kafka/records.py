@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.protocol import AgentResult, CodecRef, Counts, Dataset, Interval, Manifest, Order, PartitionRange, Shard, Work
 
 __all__ = [
@@ -31,12 +32,14 @@ __all__ = [
     "StoredResult",
     "StreamRecord",
     "TableCopy",
+    "check_names",
     "decode_record",
     "encode_record",
     "failure_key",
     "kind_of",
     "mark_key",
     "microseconds",
+    "pruned",
     "shards_key",
     "stage_key",
     "stream_key",
@@ -458,3 +461,18 @@ def decode_record(kind: str, value: bytes) -> LedgerRecord:
     if record.version > RECORD_VERSION:
         raise ValueError(f"its version is {record.version}, this release reads up to {RECORD_VERSION}")
     return record
+
+
+def check_names(**names: str) -> None:
+    """Refuse names that cannot stand in ledger keys and transactional ids."""
+    for what, name in names.items():
+        if not name or "|" in name or not name.isprintable():
+            raise ConfigurationError(f"{what.replace('_', ' ')}: expected a printable name without '|', got {name!r}")
+
+
+def pruned(doing: str, window: str) -> WindowError:
+    """The error of work that lies below a mark."""
+    return WindowError(
+        f"{doing}: window {window} was pruned from the ledger, so its results are no longer known, and it isn't done again; "
+        f"use another pipeline name (--pipeline) to do it all the same"
+    )

@@ -31,12 +31,13 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.errors import ConfigurationError, UnavailableError, WindowError
 from factory_agents.kafka.config import KafkaConfig, kafka_error, message_error, unauthorized
 from factory_agents.text import did_you_mean
 
-__all__ = ["Cluster", "GroupInfo", "TopicInfo"]
+__all__ = ["Cluster", "GroupInfo", "TopicInfo", "check_window_topic"]
 
+_WEEK_MS = 7 * 24 * 3600 * 1000
 _TIMEOUT = 15.0
 _COORDINATOR_SECONDS = 3600.0
 """How long librdkafka tries to ask a group's coordinator; we stop waiting before that.
@@ -501,3 +502,19 @@ def _connection_error(config: KafkaConfig) -> KafkaError | None:
         if reason.code() in (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL):
             return reason
     return None
+
+
+def check_window_topic(cluster: Cluster, topic: str) -> None:
+    """Refuse a topic whose records may vanish from within a window: compacted before its retention is over."""
+    settings = cluster.settings(topic)
+    policy = {p.strip() for p in settings.get("cleanup.policy", "delete").split(",")} - {""}
+    if "compact" not in policy:
+        return
+    retention = int(settings.get("retention.ms", "-1"))
+    horizon = retention if retention > 0 else _WEEK_MS
+    lag = int(settings.get("min.compaction.lag.ms", "0"))
+    if "delete" not in policy or lag < horizon:
+        raise WindowError(
+            f"topic {topic!r}: cleanup.policy={','.join(sorted(policy))} with min.compaction.lag.ms={lag} may remove records from within "
+            f"a window; use delete, or compact,delete with min.compaction.lag.ms of at least {horizon}"
+        )

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from factory_agents import failpoints
 from factory_agents.errors import FencedError, StoppedError, UnavailableError, WindowError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.cuts import check_names
 from factory_agents.kafka.group import GroupReader
 from factory_agents.kafka.messages import Message
+from factory_agents.kafka.records import check_names
 from factory_agents.kafka.routes import shadow_group
 from factory_agents.kafka.shadow_group import ShadowReader
 from factory_agents.kafka.topics import Cluster

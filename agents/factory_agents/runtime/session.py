@@ -16,7 +16,6 @@ from confluent_kafka import KafkaException
 from factory_agents import failpoints
 from factory_agents.errors import AccountingError, ConfigurationError, DeadlineError, FencedError, StoppedError, TooManyRejectedError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.cuts import check_names, check_window_topic
 from factory_agents.kafka.failures import forget_failure
 from factory_agents.kafka.ledger import (
     Ledger,
@@ -29,9 +28,8 @@ from factory_agents.kafka.ledger import (
     shards_key,
     stage_key,
 )
-from factory_agents.kafka.planning import pruned
-from factory_agents.kafka.records import failure_key, mark_key
-from factory_agents.kafka.topics import Cluster
+from factory_agents.kafka.records import check_names, failure_key, mark_key, pruned
+from factory_agents.kafka.topics import Cluster, check_window_topic
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import AgentResult, AgentRun, CodecRef, Counts, Manifest, Order, PartitionRange, Window, digest
 from factory_agents.runtime.agents import SideLog

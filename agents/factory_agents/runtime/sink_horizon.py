@@ -9,9 +9,8 @@ import msgspec
 
 from factory_agents.errors import SinkError
 from factory_agents.kafka.plan_view import interval_of
-from factory_agents.kafka.planning import pruned
 from factory_agents.kafka.pruning import merged
-from factory_agents.kafka.records import MarkRecord
+from factory_agents.kafka.records import MarkRecord, pruned
 from factory_agents.protocol import Interval
 from factory_agents.runtime.agents import Claim
 from factory_agents.runtime.sink_ledger import key_text

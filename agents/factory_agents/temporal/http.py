@@ -20,7 +20,7 @@ from starlette.routing import Route
 from temporalio.client import Client
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
-from factory_agents.kafka.cuts import check_names
+from factory_agents.kafka.records import check_names
 from factory_agents.protocol import Interval
 from factory_agents.telemetry import fields
 from factory_agents.telemetry.serving import parse_listen

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from factory_agents.kafka.planning import pruned
 from factory_agents.kafka.pruning import merged
-from factory_agents.kafka.records import MarkRecord
+from factory_agents.kafka.records import MarkRecord, pruned
 from factory_agents.runtime.agents import Claim
 from factory_agents.runtime.sink_horizon import Spans, forgotten_interval, is_below
 from factory_agents.sinks.postgres.names import compose
