@@ -10,9 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
+from airflow.sdk.exceptions import AirflowSkipException
 
+from airflow_provider_factory.assets import topic_name
 from airflow_provider_factory.version_compat import previous_run
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.protocol import Interval, Order
@@ -128,21 +131,36 @@ def instance(context: Mapping[str, Any], given: StageInput | None) -> int:
     index, inherited = _map_index(context), given.window.instance if given is not None else 0
     if index < 0 or (given is not None and _told_apart_by_scope(context)):
         return inherited
+    over = _mapped_over(context)
     if given is None or not given.sharded:
         return index
-    first, again = _first_of_its_set(_mapped_shards(context), index)
-    if mapped(context) <= given.shard.of and not again:
-        return inherited
-    if first is not None:
-        return first
-    names = _mapped_arguments(context)
-    if names and names[-1] not in ("window", "shard"):
-        shards = next((name for name in names if name in ("window", "shard")), "shard")
-        raise ConfigurationError(
-            f"mapped over shards and {names[-1]} at once: the shards have to come last, expand({names[-1]}=…, {shards}=…), or give the "
-            f"whole window, partial(window=….output).expand({names[-1]}=…)"
-        )
-    return index - given.shard.index
+    if isinstance(over, Mapping):
+        return _of_product(over, context, given, index)
+    if over is not None:
+        return _set_of(_inputs(over, context), index, inherited)
+    return inherited if mapped(context) <= given.shard.of else index - given.shard.index
+
+
+_READ = ("shard", "window")
+"""The arguments that say what is read."""
+
+
+def _of_product(over: Mapping[str, Any], context: Mapping[str, Any], given: StageInput, index: int) -> int:
+    """As ``instance``, for a shard in a task mapped by ``expand``: over shards, over something else, or over each of both."""
+    read = [name for name in over if name in _READ]
+    others = [name for name in over if name not in _READ]
+    if not read:
+        return index
+    if others:
+        shards, tasks = len(_resolved(over[read[-1]], context)), mapped(context)
+        if tasks > shards and list(over)[-1] in others:
+            raise ConfigurationError(
+                f"mapped over shards and {others[-1]} at once: the shards have to come last, expand({others[-1]}=…, {read[-1]}=…), or give "
+                f"the whole window, partial(window=….output).expand({others[-1]}=…)"
+            )
+        if given.shard.of >= shards and tasks > shards:
+            return index // shards  # whatever the number of shards
+    return given.window.instance if mapped(context) <= given.shard.of else index - given.shard.index
 
 
 def _told_apart_by_scope(context: Mapping[str, Any]) -> bool:
@@ -150,17 +168,21 @@ def _told_apart_by_scope(context: Mapping[str, Any]) -> bool:
     from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
     from airflow_provider_factory.operators.window import WindowOperator
 
-    if _mapped_arguments(context) != ["window"]:
+    over = _mapped_over(context)
+    if not isinstance(over, Mapping) or list(over) != ["window"]:
         return False
-    given = _original(context).expand_input.value["window"]
-    stage = given.operator if isinstance(given, PlainXComArg) else None
+    given = over["window"]
+    stage = given.operator if isinstance(given, PlainXComArg) and given.key == BaseXCom.XCOM_RETURN_KEY else None
     kind = getattr(stage, "operator_class", None)
     if not isinstance(kind, type):
         return False
-    over = getattr(getattr(stage, "expand_input", None), "value", None)
-    return issubclass(kind, KafkaAgentOperator) or (
-        issubclass(kind, WindowOperator) and isinstance(over, Mapping) and list(over) == ["topic"]
-    )
+    theirs = getattr(getattr(stage, "expand_input", None), "value", None)
+    if issubclass(kind, KafkaAgentOperator):  # one that only judges returns others' results, which may be of one scope
+        return not (isinstance(theirs, Mapping) and "results" in theirs)
+    if not issubclass(kind, WindowOperator) or not isinstance(theirs, Mapping) or list(theirs) != ["topic"]:
+        return False
+    topics = [topic_name(topic) for topic in _resolved(theirs["topic"], context)]
+    return len(set(topics)) == len(topics)
 
 
 def _original(context: Mapping[str, Any]) -> Any:
@@ -168,45 +190,58 @@ def _original(context: Mapping[str, Any]) -> Any:
     return getattr(context.get("dag"), "task_dict", {}).get(context["task"].task_id)
 
 
-def _mapped_arguments(context: Mapping[str, Any]) -> list[str]:
-    """What the task itself is mapped over by ``expand``, as it stands there; nothing for a mapped group's, or ``expand_kwargs``."""
-    value = getattr(getattr(_original(context), "expand_input", None), "value", None)
-    return list(value) if isinstance(value, Mapping) else []
+def _mapped_over(context: Mapping[str, Any]) -> Any:
+    """What the task itself is mapped over: a mapping (``expand``), a list or a reference (``expand_kwargs``); None for a mapped group's."""
+    return getattr(getattr(_original(context), "expand_input", None), "value", None)
 
 
-def _mapped_shards(context: Mapping[str, Any]) -> list[tuple[str, int] | None]:
-    """Of a task mapped by ``expand_kwargs``, the plan and the place in it that each set of arguments names; nothing for other tasks."""
-    value = getattr(getattr(_original(context), "expand_input", None), "value", None)
+def _resolved(value: Any, context: Mapping[str, Any]) -> Sequence[Any]:
+    """What a task is mapped over, as a list or as another task's output that is fetched now."""
     resolve = getattr(value, "resolve", None)
-    sets = value if resolve is None else resolve(context)
-    return [_planned(of_one) for of_one in sets] if isinstance(sets, Sequence) else []
+    found = value if resolve is None else resolve(context)
+    return found if isinstance(found, Sequence) else list(found or ())
 
 
-def _planned(arguments: Any) -> tuple[str, int] | None:
-    for name in ("shard", "window"):
-        value = arguments.get(name) if isinstance(arguments, Mapping) else None
+def _inputs(over: Any, context: Mapping[str, Any]) -> list[tuple[str, int] | None]:
+    """What each set of arguments of ``expand_kwargs`` says to read, as plan and shard; None for one that is skipped."""
+    sets = _resolved(over, context)
+    found: list[tuple[str, int] | None] = []
+    for at in range(len(sets)):
+        try:
+            found.append(_input(sets[at]))
+        except AirflowSkipException:  # of a function given to .map(); its own task is skipped by Airflow
+            found.append(None)
+    return found
+
+
+def _input(arguments: Any) -> tuple[str, int]:
+    given = {name: arguments[name] for name in _READ if name in arguments} if isinstance(arguments, Mapping) else {}
+    for value in given.values():
         if isinstance(value, Mapping) and "plan" in value:
-            return str(value["plan"]), int(value["shard"][0])
-    return None
+            return str(value["plan"]), int(value.get("shard", (0, 1))[0])
+    pair = given.get("shard")
+    index, of = pair if isinstance(pair, Sequence) and len(pair) == 2 and not isinstance(pair, str) else (0, 1)
+    return repr((given.get("window"), of)), int(index)  # it may be another task's output, which isn't fetched yet
 
 
-def _first_of_its_set(shards: Sequence[tuple[str, int] | None], index: int) -> tuple[int | None, bool]:
-    """Where the set of shards begins that the one at ``index`` belongs to, and whether it is another set of the same plan.
+def _set_of(inputs: Sequence[tuple[str, int] | None], index: int, inherited: int) -> int:
+    """Which set of shards the one at ``index`` belongs to: its number, or where it begins if there are several plans.
 
     Of shards that stand there several times, with other arguments each, the first ones are a set, the second ones, and so on: whether
     all shards of the first arguments come first, or the first shard of all arguments.
     """
-    mine = shards[index] if index < len(shards) else None
-    if mine is None:
-        return None, False
-    turn = shards[:index].count(mine)
+    mine = inputs[index]
+    turn = inputs[:index].count(mine)
     seen: Counter[tuple[str, int]] = Counter()
-    for at, shard in enumerate(shards):
-        if shard is not None and shard[0] == mine[0]:
+    first = index
+    for at, shard in enumerate(inputs):
+        if shard is not None and mine is not None and shard[0] == mine[0]:
             if seen[shard] == turn:
-                return at, turn > 0
+                first = min(first, at)
             seen[shard] += 1
-    return None, False
+    if len({shard[0] for shard in inputs if shard is not None}) > 1:
+        return first
+    return turn if any(count > 1 for count in seen.values()) else inherited
 
 
 def mapped(context: Mapping[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import opentelemetry.context
 import pytest
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowSkipException
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from airflow_provider_factory.assets import topic_asset
 from airflow_provider_factory.operators.kafka_agent import KafkaAgentOperator
+from airflow_provider_factory.operators.validation import ValidationOperator
 from airflow_provider_factory.operators.window import WindowOperator
 from airflow_provider_factory.runs import (
     as_bool,
@@ -27,9 +31,9 @@ from airflow_provider_factory.runs import (
     window_policy,
 )
 from factory_agents.errors import ConfigurationError, WindowError
-from factory_agents.protocol import Order
+from factory_agents.protocol import Order, plain
 from factory_agents.stage_plan import StageInput, plan_shards, stage_input
-from tests.support.samples import INTERVAL, context, window
+from tests.support.samples import INTERVAL, context, result, window
 
 
 def test_an_agents_span_is_a_part_of_the_tasks_where_airflow_writes_traces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,27 +145,36 @@ def test_each_mapped_task_is_told_apart_but_the_shards_of_one_plan(index: int, o
     assert instance(mapped_task(index, of), given) == expected
 
 
-@pytest.mark.parametrize(
-    "over", [None, [{}], {"window": []}, {"agent_params": [], "shard": []}], ids=["group", "kwargs", "windows", "product"]
-)
+@pytest.mark.parametrize("over", [None, {"window": []}, {"agent_params": [{}], "shard": [None] * 5}], ids=["group", "windows", "product"])
 def test_shards_of_several_plans_are_works_of_their_own(over: Any) -> None:
     shards = [shard(i, 3) for i in range(3)] + [shard(i, 2) for i in range(2)]
     assert [instance(mapped_task(i, 5, over), given) for i, given in enumerate(shards)] == [0, 0, 0, 3, 3]
 
 
-def test_results_of_one_mapped_stage_keep_their_works_wherever_they_stand() -> None:
+def test_what_one_mapped_stage_wrote_keeps_its_work_wherever_it_stands_if_it_is_told_apart_by_its_scope() -> None:
+    def stage(name: str, kind: Any = KafkaAgentOperator, **more: Any) -> Any:
+        return kind.partial(task_id=name, **({"agent": "enrich", "output_topic": "out"} | more))
+
     with DAG("d") as dag:
         windows = WindowOperator.partial(task_id="window").expand(topic=["a", "b"])
-        KafkaAgentOperator.partial(task_id="t", agent="enrich", output_topic="out").expand(window=windows.output)
-        planned = WindowOperator.partial(task_id="pauses", topic="a").expand(after_pause=["carry", "leave"])
-        KafkaAgentOperator.partial(task_id="by_index", agent="enrich", output_topic="out").expand(window=planned.output)
+        stage("t").expand(window=windows.output)
+        stage("of_stage").expand(window=stage("before").expand_kwargs([{}, {}]).output)
+        one = WindowOperator.partial(task_id="pauses", topic="a").expand(after_pause=["carry", "leave"])
+        stage("windows_of_one_topic").expand(window=one.output)
+        twice = WindowOperator.partial(task_id="twice").expand(topic=["a", topic_asset("a")])
+        stage("one_topic_twice").expand(window=twice.output)
+        judged = stage("judge", ValidationOperator, output_topic=None).expand(results=[[], []])
+        stage("of_a_judge").expand(window=judged.output)
+        stage("a_list").expand(window=[stage("one", KafkaAgentOperator).expand(window=[{}]).output, windows.output])
     ti = SimpleNamespace(map_index=1, dag_id="d", task_id="t", run_id="r", get_ti_count=lambda states=(), **_: 0 if states else 2)
 
     def of(task_id: str, given: StageInput) -> int:
         return instance(context(ti=ti, dag=dag, task=SimpleNamespace(task_id=task_id, retries=0)), given)
 
-    assert [of("t", given) for given in (whole(), whole(7), shard(0, 2), shard(1, 2, 7))] == [0, 7, 0, 7]
-    assert of("by_index", whole()) == 1, "windows of one topic"
+    for name in ("t", "of_stage"):
+        assert [of(name, given) for given in (whole(), whole(7), shard(0, 2), shard(1, 2, 7))] == [0, 7, 0, 7], name
+    for name in ("windows_of_one_topic", "one_topic_twice", "of_a_judge", "a_list"):
+        assert of(name, whole()) == 1, name
 
 
 @pytest.mark.parametrize("argument", ["window", "shard"])
@@ -169,7 +182,7 @@ def test_results_of_one_mapped_stage_keep_their_works_wherever_they_stand() -> N
 @pytest.mark.parametrize(
     ("of", "expected"),
     [
-        ([(0, "a"), (1, "a"), (0, "b"), (1, "b")], [0, 0, 2, 2]),
+        ([(0, "a"), (1, "a"), (0, "b"), (1, "b")], [0, 0, 1, 1]),
         ([(0, "a"), (0, "b"), (1, "a"), (1, "b")], [0, 1, 0, 1]),
         ([(1, "a"), (0, "a")], [0, 0]),
         ([(0, "a"), (0, "b")], [0, 1]),
@@ -184,6 +197,54 @@ def test_sets_of_shards_are_told_apart_in_either_order_of_a_product(
     over = SimpleNamespace(resolve=lambda _: kwargs) if later else kwargs
     shards = [stage_input(plan[i]) for i, _ in of]
     assert [instance(mapped_task(i, len(of), over), given) for i, given in enumerate(shards)] == expected
+
+
+def instances(over: Any, given: Sequence[StageInput]) -> list[int]:
+    return [instance(mapped_task(i, len(given), over), one) for i, one in enumerate(given)]
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_the_sets_of_a_product_are_its_parameters_whatever_the_number_of_shards(shards: int) -> None:
+    plan = plan_shards(window(4), shards)
+    for argument in ("window", "shard"):
+        over = {"agent_params": [{"table": "a"}, {"table": "b"}], argument: plan}
+        assert instances(over, [stage_input(part) for part in plan * 2]) == [0] * shards + [1] * shards
+
+
+def test_parameters_over_one_shard_are_works_of_their_own() -> None:
+    """Two tasks of two shards look like a plan's, but both read the same one."""
+    given = [shard(0, 2), shard(0, 2)]
+    assert instances({"agent_params": [{}, {}]}, given) == [0, 1]
+    assert instances([{"agent_params": {}}, {"agent_params": {}}], given) == [0, 1]
+    assert instances([{"shard": [0, 2], "agent_params": {}}, {"shard": (0, 2), "agent_params": {}}], given) == [0, 1]
+    assert instances({"agent_params": [{}, {}], "shard": [(0, 2)]}, given) == [0, 1]
+    assert instances([{"shard": [0, 2]}, {"shard": [1, 2]}], [shard(0, 2), shard(1, 2)]) == [0, 0]
+
+
+def test_several_plans_by_kwargs_may_be_whole_results_and_outputs_that_are_not_fetched() -> None:
+    results = [plain(result(0, 2)), plain(result(1, 2)), plain(result(plan="p2"))]
+    given = [stage_input(one) for one in results]
+    assert instances([{"window": one} for one in results], given) == [0, 0, 2]
+    with DAG("d"):
+        left, right = (WindowOperator(task_id=name, topic="a").output for name in ("left", "right"))
+    kwargs = [{"window": out, "shard": [i, 2]} for out in (left, right) for i in range(2)]
+    assert instances(kwargs, [shard(0, 2), shard(1, 2)] * 2) == [0, 0, 2, 2]
+
+
+def test_a_task_whose_arguments_a_map_function_skips_skips_no_other() -> None:
+    plan = plan_shards(window(4), 3)
+
+    def no_first(part: Any) -> Any:
+        if part is plan[0]:
+            raise AirflowSkipException
+        return {"window": part}
+
+    class Made(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            return no_first(super().__getitem__(index))
+
+    over = SimpleNamespace(resolve=lambda _: Made(plan))
+    assert [instance(mapped_task(i, 3, over), stage_input(plan[i])) for i in (1, 2)] == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["window", "shard"])
