@@ -12,7 +12,7 @@ from factory_agents.sinks.postgres.types import FoundType
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["FoundColumn", "UniqueIndex", "columns", "relations", "row_triggers", "rules", "unique_indexes"]
+__all__ = ["FoundColumn", "UniqueIndex", "columns", "relations", "row_triggers", "rules", "shape", "unique_indexes"]
 
 
 class FoundColumn(msgspec.Struct, frozen=True):
@@ -139,19 +139,33 @@ def unique_indexes(connection: psycopg.Connection[Any], oid: int) -> list[Unique
     return [UniqueIndex(name, primary, tuple(columns), flaw) for name, primary, columns, flaw in rows]
 
 
+_ROW_TRIGGERS = """
+    EXISTS (
+        SELECT FROM pg_catalog.pg_trigger
+        WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3 AND tgtype & 20 <> 0
+              AND (tgrelid = c.oid OR tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid::regclass)))
+    )
+"""
+
+
 def row_triggers(connection: psycopg.Connection[Any], oid: int) -> bool:
     """Whether triggers of the table, or of its partitions, see rows before they are written, and may drop them."""
-    row = connection.execute(
-        """
-        SELECT EXISTS (
-            SELECT FROM pg_catalog.pg_trigger
-            WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3 AND tgtype & 20 <> 0
-                  AND (tgrelid = %(oid)s OR tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid::regclass)))
-        )
-        """,
-        {"oid": oid},
-    ).fetchone()
+    row = connection.execute(f"SELECT {_ROW_TRIGGERS} FROM pg_catalog.pg_class c WHERE c.oid = %s", [oid]).fetchone()
     return row is not None and bool(row[0])
+
+
+def shape(connection: psycopg.Connection[Any], schema: str, name: str, columns: Sequence[str]) -> tuple[Any, ...] | None:
+    """What rows of these columns go by, to be compared: which table it is, their types, and its row triggers; None where there is none."""
+    return connection.execute(
+        f"""
+        SELECT c.oid::bigint, {_ROW_TRIGGERS}, ARRAY(
+            SELECT format('%%s %%s %%s', a.attname, a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attname = ANY (%s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+        )
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
+        """,
+        [list(columns), schema, name],
+    ).fetchone()
 
 
 def rules(connection: psycopg.Connection[Any], oid: int) -> list[str]:

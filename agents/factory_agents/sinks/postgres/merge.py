@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory_agents import failpoints
-from factory_agents.errors import FencedError
+from factory_agents.errors import FencedError, UnavailableError
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Claim, Reject, SinkOutcome
+from factory_agents.sinks.postgres.catalog import shape
 from factory_agents.sinks.postgres.copy import CHECK_CONSTRAINTS, STAGING, Copy, Direct, Staged, is_of_a_row, may_be_staged
 from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.ledger import Acquired, Ledger, Mine
@@ -102,16 +103,33 @@ class Publication:
         """The error of a claim that was taken over."""
         return self._ledger.fenced()
 
+    def is_altered(self) -> bool:
+        """Whether the table is another one than was claimed, or has other columns or triggers."""
+        return shape(self.connection, *self.table.place) != self.table.shape
+
+    def altered(self) -> UnavailableError:
+        """The error of a table that was altered since the claim."""
+        return UnavailableError(
+            f"table {self.table.text} was altered (a column, its type, a trigger, or the table) while it was published to; nothing was"
+            " published, and a retry goes by what it is now"
+        )
+
     def drop(self) -> None:
         """Let go of a COPY whose connection is closed."""
         if self._copy is not None:
             self._copy.drop()
 
     def apply(self, rejected: int) -> SinkOutcome:
-        """Everything between the last row and the commit. Raises FencedError for a claim that was taken over."""
+        """Everything between the last row and the commit.
+
+        Raises FencedError for a claim that was taken over, UnavailableError where the table was altered since the claim: rows are locked
+        against that only once the first is written.
+        """
         ledger = self._ledger
         mine = ledger.hold(self.fence)
         merged = self._merge() if isinstance(self._copy, Staged) else _Merged(self._rows, self._rows)
+        if self._rows and self.is_altered():
+            raise self.altered()
         removed = self._sweep(mine)
         outcome = SinkOutcome(
             table=self.table.text,

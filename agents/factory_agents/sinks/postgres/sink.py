@@ -36,6 +36,8 @@ _T = TypeVar("_T")
 _TRIES = 6
 _IN_EACH_OTHERS_WAY = ("40001", "40P01")
 _LOCKED = "55P03"
+_MISTAKEN = "42"
+"""What a statement names is not there, or of another type: it was, when the table was claimed."""
 _ON_THE_WAY = 60.0
 """Seconds that an answer may take beyond the server's own limits."""
 _APPLY_IDLE = "60s"
@@ -304,6 +306,8 @@ class PostgresSink:
                 raised = self._locked(doing)
             elif publication is not None and lost(publication.connection, error) and self._was_taken_over(publication):
                 raised = publication.fenced()
+            elif publication is not None and (error.sqlstate or "").startswith(_MISTAKEN) and self._was_altered(publication):
+                raised = publication.altered()
             else:
                 raised = explain(error, f"{doing} ({self._target.database.address})")
             self.close()
@@ -313,6 +317,17 @@ class PostgresSink:
         except BaseException:
             self.close()
             raise
+
+    def _was_altered(self, publication: Publication) -> bool:
+        """Whether the table is not as it was claimed; ends the transaction."""
+        import psycopg
+
+        try:
+            with cut_after(publication.connection, self._patience):
+                publication.connection.rollback()
+                return publication.is_altered()
+        except psycopg.Error:
+            return False
 
     def _was_taken_over(self, publication: Publication) -> bool:
         """Whether a newer claim was made, which may have ended our session."""

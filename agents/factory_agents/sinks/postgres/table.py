@@ -10,7 +10,7 @@ import msgspec
 from factory_agents.contracts import ColumnSpec, ColumnType, TableSpec
 from factory_agents.databases.postgres import usage_grants
 from factory_agents.errors import ConfigurationError, SinkError
-from factory_agents.sinks.postgres.catalog import FoundColumn, UniqueIndex, columns, row_triggers, rules, unique_indexes
+from factory_agents.sinks.postgres.catalog import FoundColumn, UniqueIndex, columns, row_triggers, rules, shape, unique_indexes
 from factory_agents.sinks.postgres.names import TableName, check_name, compose, names
 from factory_agents.sinks.postgres.rows import RowColumn
 from factory_agents.sinks.postgres.types import KEY_BYTES, fits, kind_of, natural_type
@@ -132,6 +132,12 @@ class TargetTable(msgspec.Struct, frozen=True):
     checks_elements: bool = False
     collations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    shape: tuple[Any, ...] | None = None
+
+    @property
+    def place(self) -> tuple[str, str, tuple[str, ...]]:
+        """Schema, name and the columns that are written."""
+        return self.schema, self.name, (*(c.name for c in self.columns), *(OWN_COLUMNS if self.tracked else ()))
 
     @property
     def may_be_copied_to(self) -> bool:
@@ -209,7 +215,7 @@ def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: Tab
             " them; make them triggers, which publish respects"
         )
     table = _fit(schema, name.name, oid, found, unique_indexes(connection, oid), wanted)
-    return msgspec.structs.replace(table, drops_rows=row_triggers(connection, oid))
+    return msgspec.structs.replace(table, drops_rows=row_triggers(connection, oid), shape=shape(connection, *table.place))
 
 
 def _default_schema(connection: psycopg.Connection[Any]) -> str:

@@ -7,7 +7,7 @@ import re
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
@@ -255,3 +255,51 @@ class TestTheDatabaseFails:
     def test_an_unset_variable_is_named(self, bench: Bench) -> None:
         with pytest.raises(ConfigurationError, match="WAREHOUSE_URL is not set"):
             bench.sink(database_url_env="WAREHOUSE_URL")
+
+
+class TestATableThatIsAlteredAfterItWasClaimed:
+    """The claim has ended its transaction, and the rows' own locks nothing until the first is written."""
+
+    DROPS = "BEGIN IF NEW.value = 'drop' THEN RETURN NULL; END IF; RETURN NEW; END"
+    CASES: ClassVar = {
+        "a trigger": (
+            "CREATE FUNCTION f_{n}() RETURNS trigger LANGUAGE plpgsql AS $$ " + DROPS + " $$;"
+            "CREATE TRIGGER t BEFORE INSERT ON {n} FOR EACH ROW EXECUTE FUNCTION f_{n}()"
+        ),
+        "a type": "ALTER TABLE {n} ALTER version TYPE double precision",
+        "no column": "ALTER TABLE {n} DROP COLUMN value",
+        "made again": "CREATE TABLE new_{n} (LIKE {n} INCLUDING ALL); DROP TABLE {n}; ALTER TABLE new_{n} RENAME TO {n}",
+    }
+    AFTER: ClassVar = {
+        "a trigger": None,
+        "a type": r"column 'version': expected bigint, found double precision",
+        "no column": r"column 'value': expected text, found no such column",
+        "made again": None,
+    }
+
+    @pytest.mark.parametrize("merged", [False, True], ids=["straight in", "merged"])
+    @pytest.mark.parametrize("case", CASES)
+    def test_takes_nothing_and_a_retry_goes_by_what_it_is_then(self, bench: Bench, case: str, merged: bool) -> None:
+        bench.publish(at([event("z", "old")]) if merged else [], W1 if merged else W2)
+        rows = at([event("a", "keep"), event("b", "drop")])
+        sink = bench.sink()
+        assert sink.claim(bench.claim(fingerprint="next")) is None
+        bench.admin.execute(self.CASES[case].format(n=bench.name))
+        with pytest.raises(UnavailableError, match=r"table public\.t_\w+ was altered .* while it was published to; nothing was published"):
+            write_and_commit(sink, rows)
+        if (says := self.AFTER[case]) is not None:
+            with pytest.raises(SinkError, match=says):
+                bench.publish(rows)
+            return
+        outcome = bench.publish(rows)
+        dropped = int(case == "a trigger")
+        assert (outcome.written, outcome.dropped, outcome.older) == (2 - dropped, dropped, 0)
+        assert set(bench.rows()) == ({"a"} if dropped else {"a", "b"})
+
+    def test_by_somebody_whose_trigger_is_wrong_is_not_what_failed(self, bench: Bench) -> None:
+        bench.publish([])
+        body = "BEGIN NEW.none := 1; RETURN NEW; END"
+        bench.admin.execute(f"CREATE FUNCTION f_{bench.name}() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$")  # type: ignore[arg-type]
+        bench.admin.execute(f"CREATE TRIGGER t BEFORE INSERT ON {bench.name} FOR EACH ROW EXECUTE FUNCTION f_{bench.name}()")  # type: ignore[arg-type]
+        with pytest.raises(SinkError, match='record "new" has no field "none"'):
+            bench.publish(at([event("a")]))
