@@ -211,7 +211,8 @@ def inline_document(data: Mapping[str, Any], name: str = "inline contract") -> D
 
 def parse_document(text: str, name: str) -> Document:
     """Parse YAML or JSON text; raises ContractError naming the place of what is wrong."""
-    like_json = text.lstrip()[:1] in ("{", "[")
+    first = text.lstrip()[:1]
+    like_json = first in ("{", "[") or (name.endswith(".json") and first in ("/", "#"))
     if len(text) > (_MOST_JSON if like_json else _MOST_YAML):
         most = f"{_MOST_JSON >> 20} MiB of JSON, {_MOST_YAML >> 10} KiB of YAML"
         raise ContractError(f"{name}:1:1: {len(text):,} characters are too many; expected at most {most}")

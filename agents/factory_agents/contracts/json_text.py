@@ -47,7 +47,8 @@ class JsonReader:
         return value
 
     def _fail(self, message: str, index: int) -> Any:
-        raise JsonError(message, self._place(index))
+        comment = "; JSON has no comments" if self._text.startswith(("//", "/*", "#"), index) else ""
+        raise JsonError(message + comment, self._place(index))
 
     def _place(self, index: int) -> _Position:
         line = bisect_right(self._lines, index)

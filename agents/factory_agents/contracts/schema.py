@@ -136,6 +136,15 @@ _KEYWORDS = (
 )
 
 
+_FOREIGN = {
+    "nullable": ("OpenAPI 3.0", "null among the types"),
+    "divisibleBy": ("its draft 3", "multipleOf"),
+    "disallow": ("its draft 3", "not"),
+    "extends": ("its draft 3", "allOf"),
+}
+"""What other notations call what they would restrict: whose word it is, and what stands in its place."""
+
+
 def compile_schema(document: Document, path: KeyPath, folder: Path, texts: Mapping[str, str] | None = None) -> Schema:
     """Compile the schema that stands at ``path`` of a contract whose relative references start at ``folder``.
 
@@ -268,9 +277,13 @@ class _Compiler:
         if "$schema" in data:
             self._check_meta(place)
         for key in data:
-            if key == "nullable":
-                report((*place.path, key), "no keyword of JSON Schema (but of OpenAPI 3.0): expected null among the types", key=True)
-            near = "" if key in _KEYWORDS or key.startswith("x-") else did_you_mean(key, _KEYWORDS, 0.75)
+            if key in _FOREIGN:
+                whose, instead = _FOREIGN[key]
+                report((*place.path, key), f"no keyword of JSON Schema (but of {whose}): expected {instead}", key=True)
+            if key == "x-nullable":
+                where = place.document.where((*place.path, key), key=True)
+                self._notes[f"{where}: 'x-nullable' checks nothing: JSON Schema expects null among the types"] = None
+            near = "" if key in _KEYWORDS or key in _FOREIGN or key.startswith("x-") else did_you_mean(key, _KEYWORDS, 0.75)
             if near:
                 report((*place.path, key), f"not a keyword of JSON Schema{near} (own annotations begin with x-)", key=True)
         patterns = data.get("patternProperties")

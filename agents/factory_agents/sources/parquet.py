@@ -174,16 +174,17 @@ class _Batch:
         column, unit = self._batch.column(options.time_field), options.time_unit
         if pa.types.is_timestamp(column.type):
             column, unit = column.cast(pa.int64()), column.type.unit
-        values = _shared(column)
+        elif pa.types.is_date(column.type):
+            column, unit = _seconds(column), "s"
         try:
-            return list(all_to_micros(values, unit, options.time_format))
-        except ValueError:
-            return [self._time(i, value, unit) for i, value in enumerate(values)]
+            return list(all_to_micros(_shared(column), unit, options.time_format))
+        except _unfit():
+            return [self._time(i, column[i], unit) for i in range(len(column))]
 
     def _time(self, index: int, value: Any, unit: Any) -> int | None:
         try:
-            return to_micros(value, unit, self._options.time_format)
-        except ValueError as error:
+            return to_micros(value.as_py(), unit, self._options.time_format)
+        except _unfit() as error:
             self._rejects[index] = time_reject(self._options.time_field, error)
             return None
 
@@ -236,6 +237,16 @@ def _unfit() -> tuple[type[Exception], ...]:
     import pyarrow as pa
 
     return (ValueError, OverflowError, pa.ArrowException)
+
+
+def _seconds(dates: pa.Array) -> pa.Array:
+    """The beginnings of days since 1970, as Python has no day after the year 9999."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_date64(dates.type):
+        return pc.divide(dates.cast(pa.int64()), 1000)
+    return pc.multiply(dates.cast(pa.int32()).cast(pa.int64()), 86_400)
 
 
 def _shared(column: pa.Array) -> list[Any]:

@@ -281,8 +281,8 @@ def check_field(name: str, what: str, known: Sequence[str], where: str) -> None:
     raise ConfigurationError(f"{where}: {what} {name!r} is not there{one_of(name, known)}")
 
 
-def time_reject(name: str, error: ValueError) -> Reject:
-    """Why a row is rejected whose time ``to_micros`` could not read."""
+def time_reject(name: str, error: Exception) -> Reject:
+    """Why a row is rejected whose time could not be read."""
     return Reject(f"the time {name!r} {error}", rule="time")
 
 

@@ -64,6 +64,12 @@ def test_a_file_that_is_not_text_or_not_readable_is_one_line(tmp_path: Path) -> 
         read_document(tmp_path)
 
 
+def test_a_json_file_that_begins_with_a_comment_is_no_yaml() -> None:
+    for text in ('// a\n{\n\t"a": 1\n}\n', '# a\n{\n\t"a": 1\n}\n'):
+        with pytest.raises(ContractError, match=r"f\.json:1:1: not JSON: expected a value; JSON has no comments"):
+            parse_document(text, "f.json")
+
+
 def test_json_may_be_indented_by_tabs() -> None:
     document = parse_document('{\n\t"a":\t{\n\t\t"b": "x\\ty"\n\t}\n}\n', "f.json")
     assert document.data == {"a": {"b": "x\ty"}}

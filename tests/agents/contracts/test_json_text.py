@@ -43,6 +43,8 @@ def test_keys_and_values_know_their_line_and_column() -> None:
         ("[1e999]", (1, 2), "too large"),
         ("[" * 300, (1, 202), "nested too deeply"),
         ('["a', (1, 2), "Unterminated"),
+        ('// a\n{"a": 1}', (1, 1), "expected a value; JSON has no comments"),
+        ('{\n\t/* a */ "a": 1}', (2, 2), "double quotes; JSON has no comments"),
     ],
 )
 def test_what_is_no_json_is_refused_where_it_stands(text: str, at: tuple[int, int], why: str) -> None:

@@ -32,6 +32,8 @@ def contract(properties: str, more: str = "") -> Contract:
         ("{$schema: 'http://example.org/own'}", "6:18: schema.properties.a.$schema", "unknown dialect"),
         ("[1]", "6:8: schema.properties.a", "not JSON Schema"),
         ("{type: string, nullable: true}", "6:23: schema.properties.a.nullable", "no keyword of JSON Schema (but of OpenAPI 3.0)"),
+        ("{type: number, divisibleBy: 2}", "6:23: schema.properties.a.divisibleBy", "(but of its draft 3): expected multipleOf"),
+        ("{extends: {type: string}}", "6:9: schema.properties.a.extends", "(but of its draft 3): expected allOf"),
         ("{pattern: '(?<=a)b'}", "6:18: schema.properties.a.pattern", "look-around"),
         ("{patternProperties: {'^(?!x)': true}}", "6:29: schema.properties.a.patternProperties.^(?!x)", "look-around"),
         ("{$ref: 'file:///etc/hostname'}", "6:15: schema.properties.a.$ref", "expected a reference to a file, relative to this one"),

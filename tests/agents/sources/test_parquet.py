@@ -87,6 +87,32 @@ class TestParquet:
         (last,) = read(source(path), Interval(datetime(9999, 12, 31, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)))
         assert (last.where, last.reject) == (f"{path}:3", None)
 
+    @pytest.mark.parametrize(
+        ("times", "reason"),
+        [
+            (pa.array([0, 3_000_000, 2_932_896], pa.date32()), "outside of the years 1 to 9999"),
+            (pa.array([0, 10**15, 253_402_214_400_000], pa.int64()).cast(pa.date64()), "outside of the years 1 to 9999"),
+            (pa.array([[1], [2**62], [3]], pa.list_(pa.timestamp("us"))), "date value out of range"),
+        ],
+        ids=["date32", "date64", "no time at all"],
+    )
+    def test_a_time_that_python_has_no_form_for_rejects_its_row(self, tmp_path: Path, times: pa.Array, reason: str) -> None:
+        path = self.write(tmp_path / "f.parquet", t=times)
+        if pa.types.is_list(times.type):
+            with pytest.raises(ConfigurationError, match="none of the first 3 rows has a readable time in 't'"):
+                read(source(path), hour(0))
+            return
+        _, rejected = read(source(path), hour(0))
+        assert rejected.reject is not None
+        assert (rejected.reject.rule, reason in rejected.reject.reason) == ("time", True)
+        (last,) = read(source(path), Interval(datetime(9999, 12, 31, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)))
+        assert (last.where, last.reject) == (f"{path}:3", None)
+
+    def test_a_text_that_is_no_utf8_rejects_its_row(self, tmp_path: Path) -> None:
+        texts = pa.array([b"1970-01-01T00:00:00Z", b"\xff", b"1970-01-01T00:10:00Z"]).view(pa.string())
+        path = self.write(tmp_path / "f.parquet", t=texts)
+        assert [r.reject.rule if r.reject else "" for r in read(source(path), hour(0))] == ["", "time", ""]
+
     def test_what_rows_share_comes_out_as_if_they_did_not(self, tmp_path: Path) -> None:
         """Texts of a dictionary, plain or within lists, structs and maps."""
         texts = pa.array(["a", "b", None, "a"]).dictionary_encode()
