@@ -11,6 +11,7 @@ from airflow.sdk.definitions._internal.mixins import ResolveMixin
 
 from airflow_provider_factory.settings import option
 from airflow_provider_factory.version_compat import AIRFLOW_V_3_3_PLUS
+from factory_agents.databases.statements import table_name
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import AgentResult, plain
 
@@ -56,10 +57,9 @@ def table_asset(table: str, *, database: str | None = None) -> Asset:
 
     ``database`` is the alias in its URI, by default ``[factory] database``.
     """
-    schema, _, name = table.rpartition(".")
-    alias = database or option("database")
-    schema = schema or "public"
-    return Asset(name=f"{schema}.{name}", uri=f"postgres://{alias}:5432/{alias}/{schema}/{name}")
+    *schemas, name = table_name(table)
+    alias, schema = database or option("database"), schemas[0] if schemas else "public"
+    return Asset(name=f"{schema}.{name}", uri=f"postgres://{alias}:5432/{alias}/{quote(schema, safe='')}/{quote(name, safe='')}")
 
 
 def stage_assets(arguments: Mapping[str, Any]) -> list[Asset]:

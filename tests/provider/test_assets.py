@@ -19,6 +19,8 @@ def test_a_table_is_an_asset_by_the_official_scheme() -> None:
     assert table_asset("events").uri == "postgres://main:5432/main/public/events"
     assert table_asset("sales.orders", database="warehouse").uri == "postgres://warehouse:5432/warehouse/sales/orders"
     assert table_asset("sales.orders").name == "sales.orders"
+    mixed = table_asset('sales."Mixed Case.v2"')
+    assert (mixed.name, mixed.uri) == ("sales.Mixed Case.v2", "postgres://main:5432/main/sales/Mixed%20Case.v2")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def pack_prompt(source: str, path: Path) -> dict[str, str]:
 
 def _read(path: Path, source: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"prompt {source!r}: cannot be read: {error}") from None
 
@@ -103,7 +103,7 @@ def _parse(source: str, text: str) -> Prompt:
     if not body:
         raise ConfigurationError(f"{where}: it has no text")
     used = tuple(dict.fromkeys(_FIELD.findall(body)))
-    given = head.get("fields")
+    given = head.get("fields") or None
     if given is not None and (not isinstance(given, list) or not all(isinstance(f, str) for f in given)):
         raise ConfigurationError(f"{where}: fields: expected a list of names, got {given!r}")
     fields = tuple(given) if given is not None else used
@@ -123,7 +123,7 @@ def _front_matter(where: str, text: str) -> tuple[dict[str, Any], str]:
     if found is None:
         return {}, text
     try:
-        head = yaml.safe_load(found[1]) or {}
+        head = yaml.load(found[1], yaml.BaseLoader) or {}  # every value as it is written: a version 1.10, a field called on
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{where}: its front matter is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(head, dict):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from factory_agents.contracts import load_contract
@@ -67,3 +69,11 @@ def test_what_is_classified_within_a_field_is_masked_however_the_prompt_names_it
 def test_classified_fields_without_a_name_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="it classifies fields that it doesn't name"):
         classified_fields(load_contract({"name": "orders", "id": None, "schema": {"type": "object", "additionalProperties": SECRET}}))
+
+
+def test_front_matter_says_what_is_written_there(tmp_path: Path) -> None:
+    """YAML 1.1 would make 1.1 of the version, and false and true of the names."""
+    file = tmp_path / "p.md"
+    file.write_text("---\nname: off\nversion: 1.10\nfields: [no, on]\n---\n{{ no }}", encoding="utf-8-sig")
+    prompt = load_prompt(str(file))
+    assert (prompt.name, prompt.version, prompt.fields) == ("off", "1.10", ("no", "on"))
