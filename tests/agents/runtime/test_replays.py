@@ -28,7 +28,7 @@ from tests.support import raw_records as raw
 from tests.support.commands import Command
 from tests.support.letters import EVERY, fill, letter, put, replayed, select, vouch, write_ledger
 from tests.support.observers import Recorder
-from tests.support.runs import Runs
+from tests.support.runs import Runs, events
 from tests.support.topics import recreate
 
 
@@ -226,6 +226,26 @@ def test_letters_of_two_events_at_one_place_are_both_replayed(runs: Runs) -> Non
     result = replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix)
     assert (result.replayed, result.superseded) == (4, 0)
     assert [r.value for r in replayed(runs, target)] == [b"1", b"2", b"3", b"4"]
+
+
+def test_of_two_mapped_tasks_each_has_its_own_letter_and_the_event_is_replayed_once(runs: Runs) -> None:
+    """Both read it again where it is put back, so that once is enough for both."""
+    source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+    runs.produce(source, [*events(4), b"{broken", *events(4, 4)])
+    window = runs.window(source)
+    results = [runs.transform(runs.run(window, out, origin=source, instance=i, mapped=2)) for i in range(2)]
+    topic = f"{out}.dead"
+    letters = list(select(runs, topic))
+    assert [x.attempt for x in letters] == ["finished"] * 2
+    assert len({x.writer for x in letters}) == 2, "neither counts as the other's"
+    assert [len(runs.manifest(r.dead_letters)) for r in results] == [1, 1]
+    found = replay_letters(runs.config, topic, source, EVERY, prefix=runs.prefix)
+    assert (found.replayed, found.superseded) == (1, 1)
+    assert [r.value for r in runs.everything(source)].count(b"{broken") == 2
+    with pytest.raises(ConfigurationError, match="were replayed before"):
+        replay_letters(runs.config, topic, source, Selection(since=max(x.written for x in letters)), prefix=runs.prefix)
+    purged = purge_letters(LetterTopic(runs.config, topic, prefix=runs.prefix))
+    assert (purged.deleted, purged.kept) == (2, 0)
 
 
 def test_an_event_replayed_once_is_not_replayed_by_a_later_letter_about_it_that_alone_is_meant(runs: Runs) -> None:
