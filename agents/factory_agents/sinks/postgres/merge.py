@@ -27,6 +27,8 @@ __all__ = ["Publication"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MOST_REFUSED = 1000
+"""How many refused rows are looked for at first."""
 
 
 class _Merged(NamedTuple):
@@ -53,7 +55,7 @@ class Publication:
         deletes = table.key if table.deletes else ()
         self._reader = RowReader(table.columns, (_window_start(claim.window), acquired.publication), deletes)
         self._rows = 0
-        self._most_refused = 1000
+        self._most_refused = _MOST_REFUSED
         self._copy: Copy | None = None
         self._ledger = Ledger(connection, table, claim)
         self._sql = _Statements(table)
