@@ -13,7 +13,8 @@ from typing import Any
 from factory_agents.contracts import judge, parse_condition
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.ledger import FailureRecord, Ledger, LedgerView
+from factory_agents.kafka.ledger import Ledger, LedgerView
+from factory_agents.kafka.records import VerdictRecord
 from factory_agents.kafka.topics import Cluster
 from factory_agents.runtime.history import merged_reports
 from factory_agents.text import printable
@@ -29,8 +30,8 @@ _TREND = 48
 class WindowReport:
     """The report of one stage over one window, its shards merged; ``report`` is as ``WindowStatistics.report`` gives it.
 
-    ``scope`` tells the mapped tasks of a stage apart. ``failure`` is what a later judgement by other conditions than the contract's own
-    found, for one that failed.
+    Its checks are those of the contract, and those of tasks by conditions of their own. ``scope`` tells the mapped tasks of a stage apart.
+    ``tolerated``: a task's verdict was ``fail``, and it went on.
     """
 
     pipeline: str
@@ -39,12 +40,17 @@ class WindowReport:
     updated_at: int
     report: Mapping[str, Any]
     scope: str = ""
-    failure: str = ""
+    tolerated: bool = False
 
     @property
     def outcome(self) -> str:
-        """``pass``, ``warn`` or ``fail``: by the contract's own conditions, and by those of a task that failed."""
-        return "fail" if self.failure else judge(self.report).outcome
+        """``pass``, ``warn`` or ``fail``."""
+        return judge(self.report).outcome
+
+    @property
+    def verdict(self) -> str:
+        """The outcome for a person."""
+        return f"{self.outcome.upper()}{', and its task went on' if self.tolerated else ''}"
 
     @property
     def when(self) -> str:
@@ -70,12 +76,14 @@ def read_reports(config: KafkaConfig, pipeline: str, *, stage: str = "", prefix:
 
 def reports_of(view: LedgerView, stage: str = "") -> list[WindowReport]:
     """See ``read_reports``: from what was read of the ledger. A stage some of whose shards have no report yet has none."""
-    judged = {(f.pipeline, f.judged, f.window, f.scope): f for f in view.of(FailureRecord) if f.judged}
+    verdicts: dict[tuple[object, ...], list[VerdictRecord]] = {}
+    for v in view.of(VerdictRecord):
+        verdicts.setdefault((v.pipeline, v.judged, v.window, v.scope, v.generation), []).append(v)
     found = []
-    for first, at, report in merged_reports(view, stage):
-        failed = judged.get((first.pipeline, first.stage, first.window, first.scope))
-        why = failed.message if failed is not None and failed.began > at and judge(report).outcome != "fail" else ""
-        found.append(WindowReport(first.pipeline, first.stage, first.window, at, report, first.scope, why))
+    for r, at, report in merged_reports(view, stage):
+        own = verdicts.get((r.pipeline, r.stage, r.window, r.scope, r.generation), ())
+        judged = {**report, "checks": [*report["checks"], *(check for v in own for check in v.checks)]}
+        found.append(WindowReport(r.pipeline, r.stage, r.window, at, judged, r.scope, any(v.tolerated for v in own)))
     return sorted(found, key=lambda r: (r.window, r.stage, r.scope))
 
 
@@ -104,8 +112,7 @@ def markdown(shown: WindowReport, *, most: int = sys.maxsize) -> str:
     worst = sorted(report["checks"], key=lambda c: ("fail", "warn", "pass").index(c["outcome"])) if most < sys.maxsize else report["checks"]
     conditions = [f"| {c['level']}s if {_cell(c['rule'])} | {c['outcome']} | {_cell(_observed(c))} |" for c in worst]
     parts = [
-        [f"# {_title(shown)}", "", f"**{shown.outcome.upper()}** · {_contract(report)}"],
-        [_cell(shown.failure)] if shown.failure else [],
+        [f"# {_title(shown)}", "", f"**{shown.verdict}** · {_contract(report)}"],
         _rows("| figure | value |\n|---|---|", [f"| {_cell(name)} | {_cell(value)} |" for name, value in _figures(report)], most),
         _rows("| condition | outcome | observed |\n|---|---|---|", conditions, most),
         _rows(
@@ -131,8 +138,7 @@ def html_page(shown: WindowReport, earlier: Iterable[WindowReport] = ()) -> str:
     before = [r for r in earlier if (r.stage, r.scope) == (shown.stage, shown.scope) and r.window < shown.window]
     parts = [
         f"<h1>{_h(_title(shown))}</h1>",
-        f'<p class="{shown.outcome}"><b>{shown.outcome.upper()}</b> {_h(_contract(report))}</p>',
-        f"<p>By its task's conditions: {_h(shown.failure)}</p>" if shown.failure else "",
+        f'<p class="{shown.outcome}"><b>{shown.verdict}</b> {_h(_contract(report))}</p>',
         _table("Figures", ("figure", "value"), [(_h(n), _h(v)) for n, v in _figures(report)], numbers={1}),
         _table(
             "Conditions",

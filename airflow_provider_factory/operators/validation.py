@@ -134,7 +134,7 @@ class ValidationOperator(KafkaAgentOperator, SkipMixin):
         self._log_report(results[0], judged)
         self._tell_assets(context, report, verdict.outcome)
         error = ValidationFailedError(verdict.failure) if verdict.failure and self.on_failure != "warn" else None
-        self._tell_ledger(context, results[0], error)
+        self._tell_ledger(context, results, verdict.checks[len(report["checks"]) :], error, tolerated=bool(verdict.failure) and not error)
         if self.on_failure == "branch":
             self._branch(context, failed=error is not None, told=told)
         elif error is not None:
@@ -164,19 +164,35 @@ class ValidationOperator(KafkaAgentOperator, SkipMixin):
                 event = context["outlet_events"][outlet]
                 event.extra = {**(event.extra or {}), "validation": verdict}
 
-    def _tell_ledger(self, context: Context, result: AgentResult, error: ValidationFailedError | None) -> None:
-        """Word in the ledger of a judgement: the agent itself succeeded. A judge alone also takes older words back, as agents do."""
-        if result.dry_run or (error is None and not self._judges):
-            return
-        from factory_agents.kafka.failures import forget_failure, leave_failure
+    def _tell_ledger(
+        self,
+        context: Context,
+        results: Sequence[AgentResult],
+        own: tuple[Mapping[str, Any], ...],
+        error: ValidationFailedError | None,
+        *,
+        tolerated: bool,
+    ) -> None:
+        """Word in the ledger of a judgement, and of what came of the task's ``own`` conditions: the agent itself succeeded.
 
-        work = Work(self.dag_id, self.task_id, result.key, scope=scope_of(result.origin, result.instance))
+        What a reused result was judged by before is replaced; a judge alone also takes older words of a failure back, as agents do.
+        """
+        first, began = results[0], time.time()
+        if first.dry_run:
+            return
+        from factory_agents.kafka.failures import forget_failure, leave_failure, leave_verdict
+        from factory_agents.kafka.records import VerdictRecord
+
+        work = Work(self.dag_id, self.task_id, first.key, scope=scope_of(first.origin, first.instance))
         config, prefix = self._access.ledger(), option("prefix")
-        if error is None:
-            forget_failure(config, work, start=result.ledger_offset, prefix=prefix)
-        else:
-            about = {"agent": result.agent, "run_id": str(context["run_id"]), "judged": result.stage}
-            leave_failure(config, work, error=error, began=time.time(), prefix=prefix, **about)
+        if own or tolerated or self._judges or first.reused:
+            about = (first.stage, max(result.generation for result in results), int(began * 1000), work.scope)
+            verdict = VerdictRecord(work.pipeline, work.stage, work.window, *about, tuple(map(dict, own)), tolerated)
+            leave_verdict(config, verdict, prefix=prefix)
+        if error is not None:
+            leave_failure(config, work, error=error, began=began, agent=first.agent, run_id=str(context["run_id"]), prefix=prefix)
+        elif self._judges:
+            forget_failure(config, work, start=first.ledger_offset, prefix=prefix)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """See ``KafkaAgentOperator``: what was read, with the contract's figures and checks as facets; a judge alone writes nothing."""

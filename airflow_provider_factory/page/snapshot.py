@@ -15,6 +15,7 @@ from factory_agents.errors import FactoryError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.lag import Lags, LagTotal, lag_totals
 from factory_agents.kafka.ledger import CutRecord, FailureRecord, Ledger, PlanRecord, StageRecord
+from factory_agents.kafka.records import VerdictRecord
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.view import LedgerView
 from factory_agents.kafka.windows import WindowStatus, windows_of
@@ -49,6 +50,7 @@ class Details:
     plans: list[PlanRecord] = field(default_factory=list)
     stages: list[StageRecord] = field(default_factory=list)
     failures: list[FailureRecord] = field(default_factory=list)
+    verdicts: list[VerdictRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ def _details(view: LedgerView) -> dict[tuple[str, str], Details]:
         found.setdefault((stage.pipeline, stage.window), Details()).stages.append(stage)
     for failure in view.of(FailureRecord):
         found.setdefault((failure.pipeline, failure.window), Details()).failures.append(failure)
+    for verdict in view.of(VerdictRecord):
+        found.setdefault((verdict.pipeline, verdict.window), Details()).verdicts.append(verdict)
     return found
 
 

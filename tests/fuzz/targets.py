@@ -31,6 +31,7 @@ from factory_agents.kafka.ledger import (
     ReplayRecord,
     StageRecord,
 )
+from factory_agents.kafka.records import VerdictRecord
 from factory_agents.kafka.windows import windows_of
 from factory_agents.protocol import AgentRef, AgentRun, decode_result, decode_run, decode_window, plain
 from factory_agents.runners.process import log_line
@@ -157,7 +158,7 @@ def a_ledger_record(data: bytes) -> None:
     view = LedgerView()
     view.take(3, key, value or None)
     view.take(4, *(part.encode() for part in (corpora.LEDGER[3][0], json.dumps(corpora.LEDGER[3][1]))))
-    for kind in (PipelineRecord, CutRecord, PlanRecord, StageRecord, FailureRecord, AttemptRecord, ReplayRecord):
+    for kind in (PipelineRecord, CutRecord, PlanRecord, StageRecord, FailureRecord, AttemptRecord, ReplayRecord, VerdictRecord):
         with contextlib.suppress(ConfigurationError):
             for record in view.of(kind):
                 assert record.key()

@@ -22,6 +22,7 @@ from airflow_provider_factory.page.snapshot import Details, Figures, Snapshots
 from factory_agents.contracts import WindowStatistics, load_contract
 from factory_agents.kafka.control import Member
 from factory_agents.kafka.ledger import FailureRecord, PlanRecord, StageRecord, StoredResult
+from factory_agents.kafka.records import VerdictRecord
 from factory_agents.kafka.view import LedgerView
 from factory_agents.kafka.windows import windows_of
 from factory_agents.protocol import Counts, Interval, Manifest, PartitionRange, Shard
@@ -43,7 +44,7 @@ from datetime import datetime, timezone
 from airflow.sdk import CronDataIntervalTimetable, dag, task
 
 @dag(dag_id="DAG_ID", schedule=CronDataIntervalTimetable("@hourly", timezone="UTC"), start_date=datetime(2026, 11, 1, tzinfo=timezone.utc),
-     catchup=False)
+     catchup=False, is_paused_upon_creation=False)
 def hourly():
     @task
     def enrich():
@@ -124,8 +125,8 @@ def figures(*records: Any) -> Figures:
     details: dict[tuple[str, str], Details] = {}
     for r in records:
         of = details.setdefault((r.pipeline, r.window), Details())
-        kept: list[Any] = of.plans if isinstance(r, PlanRecord) else of.failures if isinstance(r, FailureRecord) else of.stages
-        kept.append(r)
+        kept = {PlanRecord: of.plans, FailureRecord: of.failures, VerdictRecord: of.verdicts}
+        kept.get(type(r), of.stages).append(r)
     return Figures(tuple(windows_of(view)), details)
 
 

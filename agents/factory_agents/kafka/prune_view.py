@@ -146,7 +146,7 @@ class PruneView(PlanView):
         self._marks = {mark.origin: mark for mark in marks}
         self._oldest: dict[tuple[str, str], _Oldest] = {}
         self._names: dict[str, str] = {}
-        self._begins = tuple(f"{kind}|{pipeline}|".encode() for kind in ("stage", "failure", "attempt"))
+        self._begins = tuple(f"{kind}|{pipeline}|".encode() for kind in ("stage", "failure", "attempt", "verdict"))
         super().__init__(pipeline)
 
     def limit(self, origin: str, lanes: Iterable[str]) -> int:

@@ -134,7 +134,8 @@ class _Decision:
             origin = done.origin
             rest = self.rest.setdefault((origin, done.window), _Rest())
             rest.last, rest.finished = max(rest.last, done.last), rest.finished and done.finished
-            rest.stages.add(done.stage)
+            if key.startswith(b"stage|"):  # a judge of reports alone leaves no such record, whatever it says
+                rest.stages.add(done.stage)
             self.works.setdefault(origin, {}).setdefault(done.window, []).append(key)
         self.topics: dict[str, dict[str, Lane]] = {}
         for topic_id, topic in view.origins.items():

@@ -32,6 +32,7 @@ __all__ = [
     "StoredResult",
     "StreamRecord",
     "TableCopy",
+    "VerdictRecord",
     "check_names",
     "decode_record",
     "encode_record",
@@ -314,7 +315,7 @@ class FailureRecord(_Record, frozen=True, tag="failure"):
     """The last attempt at a stage's shard failed: why, when it began and when it ended (milliseconds).
 
     For whoever looks, no more: what is done or to be resumed is in StageRecords. One of these that began before the shard was
-    finished says nothing any more. ``judged``: the stage whose validation report was judged, where that is what failed.
+    finished says nothing any more.
     """
 
     pipeline: str
@@ -328,7 +329,6 @@ class FailureRecord(_Record, frozen=True, tag="failure"):
     retriable: bool = False
     run_id: str = ""
     scope: str = ""
-    judged: str = ""
 
     def key(self) -> str:
         """The record key."""
@@ -356,6 +356,29 @@ class AttemptRecord(_Record, frozen=True, tag="attempt"):
         """The record key: its own for each attempt."""
         work = Work(self.pipeline, self.stage, self.window, self.shard, self.scope)
         return f"{_work_key('attempt', work)}{self.shard.key}@{self.began}"
+
+
+class VerdictRecord(_Record, frozen=True, tag="verdict"):
+    """What a task found in a validation report by conditions of its own, which stand in no contract.
+
+    ``judged`` is the stage whose report it is, ``stage`` the task's: the same one, or a judge of its own. ``checks`` are as those of the
+    report (``contracts.check``). It is about the report of the ``generation`` (the newest shard's), and says nothing of a later one.
+    ``tolerated``: the verdict was ``fail``, and the task went on.
+    """
+
+    pipeline: str
+    stage: str
+    window: str
+    judged: str
+    generation: int
+    at: int
+    scope: str = ""
+    checks: tuple[dict[str, Any], ...] = ()
+    tolerated: bool = False
+
+    def key(self) -> str:
+        """The record key."""
+        return _work_key("verdict", Work(self.pipeline, self.stage, self.window, scope=self.scope)) + self.judged
 
 
 class AlertRecord(_Record, frozen=True, tag="alert"):
@@ -423,6 +446,7 @@ LedgerRecord: TypeAlias = (
     | FailureRecord
     | AttemptRecord
     | AlertRecord
+    | VerdictRecord
 )
 _TYPES: dict[str, type[LedgerRecord]] = {
     "pipeline": PipelineRecord,
@@ -435,6 +459,7 @@ _TYPES: dict[str, type[LedgerRecord]] = {
     "failure": FailureRecord,
     "attempt": AttemptRecord,
     "alert": AlertRecord,
+    "verdict": VerdictRecord,
 }
 KINDS = tuple(_TYPES)
 """What a record's key may begin with."""

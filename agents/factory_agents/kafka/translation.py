@@ -27,6 +27,7 @@ from factory_agents.kafka.records import (
     ReplayRecord,
     StageRecord,
     StreamRecord,
+    VerdictRecord,
     decode_record,
     encode_record,
     kind_of,
@@ -206,7 +207,7 @@ def _translated(record: LedgerRecord, move: _Translator) -> LedgerRecord:
             return msgspec.structs.replace(record, topic_id=move.topic(topic, record.topic_id), offsets=replayed)
         case StreamRecord():
             return msgspec.structs.replace(record, topic_id=move.topic(record.topic, record.topic_id))
-        case PipelineRecord() | MarkRecord() | FailureRecord() | AttemptRecord() | AlertRecord():
+        case PipelineRecord() | MarkRecord() | FailureRecord() | AttemptRecord() | AlertRecord() | VerdictRecord():
             return record
 
 

@@ -26,7 +26,7 @@ def everything(_: bytes) -> bool:
 
 def about_plans(key: bytes) -> bool:
     """What planners need: cuts and plans, not what stages did, which are most of a ledger."""
-    return not key.startswith((b"stage|", b"failure|", b"attempt|", b"alert|"))
+    return not key.startswith((b"stage|", b"failure|", b"attempt|", b"alert|", b"verdict|"))
 
 
 class Follower(ABC):

@@ -15,6 +15,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import FailureRecord, Ledger, LedgerView, MarkRecord, PlanRecord, StageRecord
 from factory_agents.kafka.plan_view import interval_of
 from factory_agents.kafka.prune_view import origin_of
+from factory_agents.kafka.records import VerdictRecord
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Counts, Interval
 
@@ -147,7 +148,7 @@ def windows_of(view: LedgerView) -> list[WindowStatus]:
     """See ``read_windows``: from what was read of the ledger."""
     told: dict[tuple[str, str], _Told] = {}
     stages_of: dict[str, dict[str, None]] = {}
-    pruned = _Pruned(view)
+    pruned, judges = _Pruned(view), {(v.pipeline, v.stage) for v in view.of(VerdictRecord) if v.stage != v.judged}
     for plan in view.of(PlanRecord):
         if not plan.topic or plan.former or pruned.plan(plan, view.offset(plan.key()) or 0):
             continue
@@ -161,7 +162,8 @@ def windows_of(view: LedgerView) -> list[WindowStatus]:
         if pruned.work(failure):
             continue
         told.setdefault((failure.pipeline, failure.window), _Told()).failures.setdefault(failure.stage, []).append(failure)
-        stages_of.setdefault(failure.pipeline, {})[failure.stage] = None
+        if (failure.pipeline, failure.stage) not in judges:  # they leave a record where they fail: no other window waits for one
+            stages_of.setdefault(failure.pipeline, {})[failure.stage] = None
     found = [_window(*key, of, stages_of.get(key[0], {})) for key, of in told.items()]
     found += _uncovered(told)
     return sorted(sorted(found, key=lambda w: w.window, reverse=True), key=lambda w: _ORDER[w.state])
@@ -190,7 +192,8 @@ class _Pruned:
 
 def _window(pipeline: str, window: str, told: _Told, stages: Iterable[str]) -> WindowStatus:
     plans = told.plans
-    statuses = tuple(_stage(name, told.records.get(name, ()), told.failures.get(name, ()), plans) for name in stages)
+    names = dict.fromkeys((*stages, *told.failures))
+    statuses = tuple(_stage(name, told.records.get(name, ()), told.failures.get(name, ()), plans) for name in names)
     finished = bool(told.records) and all(s.state == "done" for s in statuses)
     failed = any(s.state == "failed" for s in statuses)
     planned = sum(max(0, r.end - r.start) for plan in plans for r in plan.ranges)

@@ -15,7 +15,7 @@ __all__ = ["earlier_reports", "merged_reports"]
 
 
 def merged_reports(view: LedgerView, stage: str = "") -> Iterator[tuple[StageRecord, int, dict[str, Any]]]:
-    """Each complete report of a stage (of all stages) over a window: a record of it, when it was updated, and the report.
+    """Each complete report of a stage (of all stages) over a window: its newest record, when it was updated, and the report.
 
     Of a window that was planned with several numbers of shards the newest counts. One some of whose shards have no report yet, or reports
     by another contract, has none.
@@ -34,7 +34,8 @@ def merged_reports(view: LedgerView, stage: str = "") -> Iterator[tuple[StageRec
             newest[tuple(work)] = max(newest.get(tuple(work), (at, records)), (at, records), key=lambda found: found[0])
     for at, records in newest.values():
         with suppress(ConfigurationError):  # some shards were done again by a contract that was changed
-            yield records[0], at, merge_reports([r.result.report or {} for r in records if r.result is not None])
+            newest_of = max(records, key=lambda r: r.generation)
+            yield newest_of, at, merge_reports([r.result.report or {} for r in records if r.result is not None])
 
 
 def earlier_reports(view: LedgerView, run: AgentRun) -> list[Mapping[str, Any]]:

@@ -22,8 +22,9 @@ from factory_agents.contracts import judge, merge_reports
 from factory_agents.errors import AgentCrashedError, DeadlineError, FactoryError, StoppedError, ValidationFailedError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.cuts import plan_window
-from factory_agents.kafka.failures import forget_failure, leave_failure
+from factory_agents.kafka.failures import forget_failure, leave_failure, leave_verdict
 from factory_agents.kafka.ledger import read_stage
+from factory_agents.kafka.records import VerdictRecord
 from factory_agents.protocol import AgentResult, AgentRun, Window, Work, scope_of
 from factory_agents.run import execute, failed_result
 from factory_agents.runners.process import COMMAND, AgentProcess, child_environment
@@ -255,11 +256,14 @@ def _judge(judgement: Judgement) -> None:
         log.log(_LEVELS[line.outcome], "%s", line.text)
     work = Work(first.pipeline, first.stage, first.key, scope=scope_of(first.origin, first.instance))
     config = KafkaConfig.from_env()
+    own = verdict.checks[len(report["checks"]) :]
+    if own or first.reused:
+        of = (first.pipeline, first.stage, first.key, first.stage, first.generation, int(began * 1000), work.scope)
+        leave_verdict(config, VerdictRecord(*of, own), prefix=judgement.prefix)
     if not verdict.failure:
         if first.reused or report["shards"] > 1:  # else the agent's own record took back what was said before
             forget_failure(config, work, start=first.ledger_offset, prefix=judgement.prefix)
         return
     error = ValidationFailedError(verdict.failure)
-    about = {"agent": first.agent, "run_id": judgement.run_id, "judged": first.stage}
-    leave_failure(config, work, error=error, began=began, prefix=judgement.prefix, **about)
+    leave_failure(config, work, error=error, began=began, agent=first.agent, run_id=judgement.run_id, prefix=judgement.prefix)
     raise error

@@ -348,7 +348,8 @@ def _whole(results: Sequence[AgentResult]) -> AgentResult:
             type="ContractError",
             non_retryable=True,
         ) from error
-    return msgspec.structs.replace(results[0], report=report, manifest=None, dead_letters=None)
+    newest = max(result.generation for result in results)
+    return msgspec.structs.replace(results[0], report=report, generation=newest, manifest=None, dead_letters=None)
 
 
 def _stage_done(stage: StageSpec, results: Sequence[AgentResult], slices: int) -> StageDone:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from airflow_provider_factory.page.runs import Run, Task
 from airflow_provider_factory.page.snapshot import Details, Snapshot
 from airflow_provider_factory.page.views.common import STATES, Part, link, paid, parts_of
-from factory_agents.kafka.records import FailureRecord, PlanRecord, StageRecord
+from factory_agents.kafka.records import FailureRecord, PlanRecord, StageRecord, VerdictRecord
 from factory_agents.kafka.view import LedgerView
 from factory_agents.kafka.windows import WindowStatus
 from factory_agents.protocol import Counts, Manifest
@@ -71,10 +71,10 @@ class Handed:
 
 @dataclass(frozen=True)
 class Report:
-    """A validation report in short; ``path`` is the whole one's, ``failure`` what a task found by conditions of its own."""
+    """A validation report in short; ``path`` is the whole one's. ``tolerated``: its task's verdict was ``fail``, and it went on."""
 
     outcome: str
-    failure: str
+    tolerated: bool
     contract: str
     checks: tuple[tuple[str, str, str], ...]
     rules: tuple[tuple[str, int], ...]
@@ -172,7 +172,7 @@ def report_of(snapshot: Snapshot, name: str, stage: str) -> list[WindowReport]:
     """The validation reports of a stage over all windows, the newest last."""
     mine = [of for (owner, _), of in snapshot.figures.details.items() if owner == name]
     view = LedgerView(records=(r for of in mine for r in of.stages))
-    view.add(*(f for of in mine for f in of.failures))
+    view.add(*(v for of in mine for v in of.verdicts))
     return reports_of(view, stage)
 
 
@@ -207,7 +207,7 @@ def _stages(status: WindowStatus, details: Details, tasks: _Tasks, topic_href: M
                 shards=shards[:_MOST_SHARDS],
                 more_shards=max(0, len(shards) - _MOST_SHARDS),
                 letters=_letters(status, stage.stage, records),
-                report=_report(status, stage.stage, records, details.failures),
+                report=_report(status, stage.stage, records, details.verdicts),
                 task=tasks.path(stage.stage, -1),
             )
         )
@@ -330,8 +330,8 @@ def _letters(status: WindowStatus, stage: str, records: Sequence[StageRecord]) -
     return link("letters", topic=topic, window=status.window, stage=stage) if topic else ""
 
 
-def _report(status: WindowStatus, stage: str, records: Sequence[StageRecord], failures: Sequence[FailureRecord]) -> Report | None:
-    found = reports_of(LedgerView(records=(*records, *failures)), stage)
+def _report(status: WindowStatus, stage: str, records: Sequence[StageRecord], verdicts: Sequence[VerdictRecord]) -> Report | None:
+    found = reports_of(LedgerView(records=(*records, *verdicts)), stage)
     if not found:
         return None
     shown = found[-1]
@@ -339,7 +339,7 @@ def _report(status: WindowStatus, stage: str, records: Sequence[StageRecord], fa
     rules = sorted(((str(rule), int(n)) for rule, n in shown.report["rules"].items() if n), key=lambda x: -x[1])
     return Report(
         outcome=shown.outcome,
-        failure=shown.failure,
+        tolerated=shown.tolerated,
         contract=f"{about['name']}, version {about['version']}",
         checks=tuple((f"{c['level']}s if {c['rule']}", str(c["outcome"]), _observed(c)) for c in shown.report["checks"]),
         rules=tuple(rules[:_MOST_RULES]),

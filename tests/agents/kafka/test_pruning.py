@@ -18,7 +18,16 @@ from factory_agents.kafka.plan_view import PlanView
 from factory_agents.kafka.planning import LogAnswers, PlanRequest, Policy, relevant, source_plan
 from factory_agents.kafka.prune_view import PruneView
 from factory_agents.kafka.pruning import MOST_SPANS, Horizon, Pruning, decide_pruning, is_due
-from factory_agents.kafka.records import ALWAYS, FailureRecord, LedgerRecord, PipelineRecord, Progress, encode_record, mark_key
+from factory_agents.kafka.records import (
+    ALWAYS,
+    FailureRecord,
+    LedgerRecord,
+    PipelineRecord,
+    Progress,
+    VerdictRecord,
+    encode_record,
+    mark_key,
+)
 from factory_agents.kafka.topics import TopicInfo
 from factory_agents.protocol import Interval, Manifest, PartitionRange, Shard, Window, Work
 from tests.support.planning_model import ModelLedger, ModelLog, check, interval, ms, offsets, outcome, request, since_last
@@ -207,11 +216,16 @@ class TestTheMark:
         assert killed.keys() == whole.keys()
         assert whole.prune(until(8), 10).works == []
 
-    def test_takes_failures_too(self) -> None:
+    def test_takes_failures_and_verdicts_too_and_waits_for_no_judge_who_leaves_no_other_record(self) -> None:
         _, ledger = hourly()
-        record = FailureRecord("p", "stage", interval(1, 2).key, Shard(), ms(2), ms(2), "E", "why", scope="t")
-        ledger.view.take(ledger.view.end, record.key().encode(), encode_record(record))
-        assert record.key().encode() in ledger.prune(until(8), 10).works
+        failure = FailureRecord("p", "judge", interval(1, 2).key, Shard(), ms(2), ms(2), "E", "why", scope="t")
+        verdict = VerdictRecord("p", "judge", interval(1, 2).key, "stage", 1, ms(2), scope="t")
+        for record in (failure, verdict):
+            ledger.view.take(ledger.view.end, record.key().encode(), encode_record(record))
+        pruning = ledger.prune(until(8), 10)
+        assert {failure.key().encode(), verdict.key().encode()} <= set(pruning.works)
+        assert len(pruning.windows) == 8
+        assert pruning.unfinished == []
 
     def test_leaves_records_whose_dead_letters_are_there(self) -> None:
         log, ledger = hourly(works=False)

@@ -22,6 +22,7 @@ from factory_agents.kafka.records import (
     ReplayRecord,
     StageRecord,
     StoredResult,
+    VerdictRecord,
     decode_record,
     encode_record,
     kind_of,
@@ -41,6 +42,7 @@ RECORDS: list[LedgerRecord] = [
     FailureRecord("p", "s", "w", Shard(), 1, 2, "SinkError", "no"),
     AttemptRecord("p", "s", "w", Shard(), 1, 2, "SinkError"),
     AlertRecord("p", "w", "id", "failed", 1),
+    VerdictRecord("p", "judge", "w", "validate", 3, 1, checks=({"rule": "rows < 1", "outcome": "pass"},)),
 ]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from factory_agents.kafka import windows
 from factory_agents.kafka.ledger import FailureRecord, LedgerRecord, LedgerView, PlanRecord, Progress, StageRecord, StoredResult
+from factory_agents.kafka.records import VerdictRecord
 from factory_agents.kafka.windows import read_windows, windows_of
 from factory_agents.protocol import AgentResult, Counts, Interval, Manifest, PartitionRange, Shard
 from tests.support.runs import Runs
@@ -98,6 +99,12 @@ def test_a_failed_window_comes_first_with_the_reason() -> None:
         ("2026-11-01T03", "finished"),
     ]
     assert found[0].stages[0].summary == "enrich: failed, 0 read: SinkError: the table has no column b"
+
+
+def test_no_other_window_waits_for_a_judge_which_leaves_a_record_only_where_it_fails() -> None:
+    verdict = VerdictRecord("p", "judge", at(2).key, "validate", 7, NOW)
+    found = windows_of(view(plan(1), done(1), plan(2), done(2), failed(2, "judge"), verdict))
+    assert [(w.state, [s.state for s in w.stages]) for w in found] == [("failed", ["done", "failed"]), ("finished", ["done"])]
 
 
 def test_the_first_window_of_a_pipeline_is_not_finished_where_its_last_stage_failed_before_it_began() -> None:

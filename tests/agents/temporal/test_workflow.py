@@ -15,6 +15,7 @@ from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.pruner import prune_pipeline
 from factory_agents.kafka.windows import read_windows
 from factory_agents.protocol import Counts, Interval
+from factory_agents.reports import read_reports
 from factory_agents.run import EXIT_RETRY
 from factory_agents.temporal import client as clients
 from factory_agents.temporal.client import PipelineFailedError
@@ -230,10 +231,12 @@ def test_what_is_more_than_the_server_takes_at_once_is_told_it_bit_by_bit(pipeli
     raw, valid = runs.topic("raw"), runs.topic("valid")
     runs.produce(raw, events(40))
     contract = {"name": "c", "description": "x" * 1_200_000, "id": "event_id", "schema": {"type": "object", "required": ["event_id"]}}
-    request = pipelines.request(raw, stage("check", "validate", valid, shards=4, params={"contract": contract}))
+    check = stage("check", "validate", valid, shards=4, params={"contract": contract}, warn_if=("rows > 39",))
     with pipelines.served():
-        done = pipelines.run(request).stages[0]
+        done = pipelines.run(pipelines.request(raw, check)).stages[0]
     assert (done.shards, done.counts.consumed, done.counts.forwarded) == (4, 40, 40)
+    (report,) = read_reports(runs.config, runs.prefix, prefix=runs.prefix)
+    assert report.verdict == "WARN", "by the conditions of the stage"
 
 
 def test_what_failed_for_good_may_be_mended_and_tried_again(pipelines: Pipelines, runs: Runs) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset
@@ -15,6 +17,11 @@ from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.links import report_url
 from airflow_provider_factory.operators.validation import ValidationOperator
 from factory_agents.contracts import WindowStatistics, load_contract
+from factory_agents.protocol import AgentResult
+from factory_agents.reports import chosen, markdown, read_reports
+from factory_agents.run import execute
+from factory_agents.runtime.session import RunContext
+from tests.support.runs import Runs, events
 from tests.support.samples import context, result
 
 CONTRACT = load_contract({"name": "c", "id": None, "schema": {"type": "object"}})
@@ -24,13 +31,13 @@ VALID = Asset("kafka://local/valid")
 class Judged:
     """A task that judges a report with so many of four events rejected, as a dry run: the ledger is not asked."""
 
-    def __init__(self, rejected: int, **arguments: Any) -> None:
+    def __init__(self, rejected: int, given: AgentResult | None = None, **arguments: Any) -> None:
         statistics = WindowStatistics(CONTRACT)
         statistics.add_valid([{}] * (4 - rejected))
         for i in range(rejected):
             statistics.add_rejected(["schema:a"], "bad", ("t", 0, i))
-        self.result = result(report=statistics.report(), dry_run=True)
-        with DAG("clicks", schedule=None):
+        self.result = given or result(report=statistics.report(), dry_run=True)
+        with DAG(self.result.pipeline if given else "clicks", schedule=None):
             self.task = ValidationOperator(task_id="check", outlets=[VALID], **arguments)
             self.task >> [EmptyOperator(task_id=name) for name in ("load", "tell", "quarantine")]
         self.events = {VALID: SimpleNamespace(extra={"window": "w"})}
@@ -138,6 +145,39 @@ def test_the_verdict_is_told_to_lineage_whatever_becomes_of_the_task(rejected: i
     rules = [("schema:a", "a", False, "warn")] if rejected else []
     conditions = [("rejected > 20 %", None, not rejected, "error"), ("rows < 9", None, False, "warn")]
     assert [(t.name, t.column, t.success, t.severity) for t in told] == [*rules, *conditions]
+
+
+def test_the_verdict_stands_wherever_the_report_is_read_until_there_is_another(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", json.dumps({"conn_type": "kafka", "extra": {"bootstrap.servers": runs.bootstrap}}))
+    monkeypatch.setenv("AIRFLOW__FACTORY__PREFIX", runs.prefix)
+    topic = runs.topic("in", partitions=1)
+    runs.produce(topic, [*events(3), b"no json"])
+    run = runs.run(
+        runs.window(topic),
+        runs.topic("out", partitions=1),
+        "validate",
+        params={"contract": {"name": "c", "id": None, "schema": {}}},
+        stage="check",
+    )
+    done = execute(RunContext(runs.config), run)
+
+    def shown(given: AgentResult | None, **arguments: Any) -> str:
+        if given is not None:
+            Judged(0, given, **arguments).run()
+        return markdown(chosen(read_reports(runs.config, runs.prefix, prefix=runs.prefix), runs.prefix)).splitlines()[2].partition(" · ")[0]
+
+    assert shown(done) == "**PASS**"
+    assert shown(done, warn_if="rejected > 0") == "**WARN**"
+    assert shown(done, fail_if="rejected > 0", on_failure="warn") == "**FAIL, and its task went on**"
+    with pytest.raises(AirflowFailException):
+        shown(done, fail_if="rejected > 0")
+    assert shown(None) == "**FAIL**"
+    reused = execute(RunContext(runs.config), run)
+    assert reused.reused
+    assert shown(reused) == "**PASS**", "the conditions were taken away"
+    assert shown(reused, warn_if="rejected > 0") == "**WARN**"
+    execute(RunContext(runs.config), msgspec.structs.replace(run, rerun="redo"))
+    assert shown(None) == "**PASS**", "nobody has judged the new report yet"
 
 
 def test_the_report_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from airflow_provider_factory.page.runs import Run, Task
 from airflow_provider_factory.page.snapshot import Snapshot
 from airflow_provider_factory.page.views.run import Pod, Window, report_of, window
+from factory_agents.contracts import parse_condition
+from factory_agents.contracts.conditions import check
 from factory_agents.kafka.ledger import FailureRecord, Progress, StageRecord
+from factory_agents.kafka.records import VerdictRecord
 from factory_agents.protocol import Counts, Manifest, PartitionRange, Shard
 from factory_agents.reports import html_page, markdown
 from tests.support.pages import dead, figures, hour, plan, report, stage
@@ -71,17 +74,21 @@ def test_a_failure_that_was_mended_since_is_not_told() -> None:
     assert [(s.state, s.error) for s in page.stages[0].shards] == [("done", "")]
 
 
-def test_a_stage_whose_task_failed_by_conditions_of_its_own_says_so_in_the_window_and_in_the_whole_report() -> None:
-    records = [plan("p", 1), stage("p", 1, "validate", counts=Counts(consumed=2, forwarded=2), report=report(0))]
-    for judge, at in (("validate", 2**41), ("judge", 2**41), ("validate", 1)):  # by itself, by a task of its own, and mended since
-        failed = FailureRecord("p", judge, hour(1).key, WHOLE, at, at, "ValidationFailedError", "rows < 9", judged="validate")
-        shot = Snapshot(figures(*records, failed))
-        box = next(s for s in shown(*records, failed).stages if s.name == "validate")
+def test_a_verdict_by_a_tasks_own_conditions_is_the_windows_and_the_whole_reports() -> None:
+    found = report(0)
+    records = [plan("p", 1), stage("p", 1, "validate", counts=Counts(consumed=2, forwarded=2), report=found)]
+    for judge, level, generation, tolerated in (("validate", "fail", 1, True), ("judge", "warn", 1, False), ("validate", "fail", 0, False)):
+        checks = (check(found, parse_condition("rows < 9"), level),)  # type: ignore[arg-type]
+        verdict = VerdictRecord("p", judge, hour(1).key, "validate", generation, 1, checks=checks, tolerated=tolerated)
+        (box,) = shown(*records, verdict).stages
         assert box.report is not None
-        whole = report_of(shot, "p", "validate")[-1]
-        assert (box.report.outcome, box.report.failure) == (whole.outcome, whole.failure)
-        assert (whole.outcome, whole.failure) == (("fail", "rows < 9") if at > 1 else ("pass", ""))
-        assert ("FAIL" in html_page(whole), "rows &lt; 9" in html_page(whole), "rows &lt; 9" in markdown(whole)) == (at > 1,) * 3
+        whole = report_of(Snapshot(figures(*records, verdict)), "p", "validate")[-1]
+        assert (box.report.outcome, box.report.tolerated) == (whole.outcome, whole.tolerated)
+        assert (whole.outcome, whole.tolerated) == ((level if generation else "pass"), tolerated)  # the report was made anew since
+        assert ("rows < 9" in str(box.report.checks)) == (generation > 0)
+        for text in (html_page(whole), markdown(whole)):
+            assert (whole.verdict in text, "rows &lt; 9" in text) == (True, generation > 0)
+        assert ("went on" in whole.verdict) == tolerated
 
 
 def test_shards_of_an_older_plan_are_left_out() -> None:
