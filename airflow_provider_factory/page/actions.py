@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_factory.page.access import PREVIEW_DAG, REPLAY_DAG
-from airflow_provider_factory.page.runs import more_intervals_than, session, unfinished_run
+from airflow_provider_factory.page.runs import more_intervals_than, session, unfinished_run, why_none_begins
 from airflow_provider_factory.page.snapshot import Snapshot
 from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.dead_letters import place_of_letter
@@ -45,6 +45,7 @@ def planned_runs(dag_id: str, chosen: Iterable[datetime]) -> Planned:
     first, last, wanted = _span(chosen)
     from airflow.models.backfill import ReprocessBehavior, _do_dry_run
 
+    _check_begins(dag_id)
     with session() as opened, _told():
         if more_intervals_than(opened, dag_id, first, last, MOST_RUNS):
             raise ConfigurationError(f"more than {MOST_RUNS} intervals lie from {first:%F %H:%M} to {last:%F %H:%M}; choose a shorter time")
@@ -174,6 +175,7 @@ def _start(dag_id: str, conf: dict[str, Any], user: str) -> str:
     from airflow.api.common.trigger_dag import trigger_dag
     from airflow.utils.types import DagRunTriggeredByType
 
+    _check_begins(dag_id)
     try:
         with _told():
             run = trigger_dag(dag_id, triggered_by=DagRunTriggeredByType.UI, triggering_user_name=user, conf=conf)
@@ -182,3 +184,11 @@ def _start(dag_id: str, conf: dict[str, Any], user: str) -> str:
     if run is None:
         raise ConfigurationError(f"Airflow made no run of {dag_id!r}; see the API server's log")
     return str(run.run_id)
+
+
+def _check_begins(dag_id: str) -> None:
+    """Refuse what would wait for somebody to notice it. Raises ConfigurationError."""
+    with session() as opened:
+        why = why_none_begins(opened, dag_id)
+    if why:
+        raise ConfigurationError(f"no run of the DAG {dag_id!r} would begin: {why}")

@@ -29,6 +29,7 @@ __all__ = [
     "session",
     "tasks_of",
     "unfinished_run",
+    "why_none_begins",
 ]
 
 MOST_SPANS = 336
@@ -171,6 +172,17 @@ def unfinished_run(opened: Session, dag_id: str, conf: dict[str, Any]) -> str:
     )
     rows = opened.execute(unfinished.order_by(DagRun.id).limit(_MOST_UNFINISHED))
     return next((str(row[0]) for row in rows if row[1] == conf), "")
+
+
+def why_none_begins(opened: Session, dag_id: str) -> str:
+    """Why a new run of a DAG would not begin, or not as its file has it; empty where it would, or no such DAG is known (one statement)."""
+    from airflow.models.dag import DagModel
+    from sqlalchemy import select
+
+    known = select(DagModel.is_stale, DagModel.has_import_errors, DagModel.is_paused).where(DagModel.dag_id == dag_id)
+    row = opened.execute(known).first()
+    reasons = ("its file is gone, or no longer has it", "its file cannot be imported", "it is paused; unpause it, and ask again")
+    return next((why for why, so in zip(reasons, row or (), strict=False) if so), "")
 
 
 def preview_runs(opened: Session, preview_dag: str, pipeline: str) -> list[PreviewRun]:

@@ -228,6 +228,26 @@ def test_a_replay_is_a_run_of_the_replay_dag_and_stands_in_the_audit_log(page_of
     assert (mistyped.status_code, "expected partition@offset" in mistyped.text) == (409, True)
 
 
+def test_what_would_never_begin_is_refused_with_the_reason(page_of: Make, users: PerDagManager, hourly: str) -> None:
+    from airflow.models.dag import DagModel
+    from airflow.utils.session import create_session
+
+    page, token = page_of(whole(hourly)), users.token(f"editor-of-{hourly}")
+    ids = (hourly, access.REPLAY_DAG, access.PREVIEW_DAG)
+
+    def mark(what: str, value: bool) -> None:
+        with create_session() as session:
+            for dag_id in ids:
+                setattr(session.get(DagModel, dag_id), what, value)
+
+    for what, why in (("is_paused", "it is paused"), ("is_stale", "its file is gone"), ("has_import_errors", "cannot be imported")):
+        mark(what, True)
+        answers = [page.post(url, body, token) for (method, _), (url, body) in requests(page, hourly).items() if method == "POST"]
+        mark(what, False)
+        assert [(a.status_code, why in a.text) for a in answers] == [(409, True)] * 4
+    assert not [run for dag_id in ids for run in runs(dag_id) if hourly in (run.dag_id, (run.conf or {}).get("pipeline"))]
+
+
 def test_of_two_tabs_that_ask_for_the_same_replay_one_starts_it_and_the_other_says_which_run_does(
     page_of: Make, users: PerDagManager, hourly: str
 ) -> None:
