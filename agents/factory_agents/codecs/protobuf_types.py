@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 
 __all__ = [
+    "DECIMAL",
     "WRAPPERS",
     "File",
     "compiled",
@@ -41,7 +42,7 @@ _AS_TEXT = ("google.protobuf.Duration", "google.protobuf.FieldMask")
 WRAPPERS = frozenset(
     f"google.protobuf.{kind}Value" for kind in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
 )
-_DECIMAL = "confluent.type.Decimal"
+DECIMAL = "confluent.type.Decimal"
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # it is written without a zone
 
 
@@ -166,9 +167,12 @@ def _of_known(descriptor: Descriptor) -> _Plain | None:
         return lambda message: message.value
     if name in _AS_JSON:
         return lambda message: MessageToDict(message, preserving_proto_field_name=True)
-    if name == _DECIMAL:
-        return lambda message: Decimal(int.from_bytes(message.value, "big", signed=True)).scaleb(-message.scale)
-    return None
+    return _decimal if name == DECIMAL else None
+
+
+def _decimal(message: Any) -> Decimal:
+    """The number with all its digits; arithmetic would round it to those of a context."""
+    return Decimal(f"{int.from_bytes(message.value, 'big', signed=True)}E{-message.scale}")
 
 
 def _time(message: Any) -> str:

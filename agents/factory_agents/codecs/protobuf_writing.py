@@ -8,9 +8,11 @@ That is refused here before it sees them.
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -18,7 +20,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.json_format import ParseDict, ParseError
 
 from factory_agents.codecs.base import from_json
-from factory_agents.codecs.protobuf_types import WRAPPERS, map_parts
+from factory_agents.codecs.protobuf_types import DECIMAL, WRAPPERS, holds, map_parts
 
 __all__ = ["Parser", "parser"]
 
@@ -55,6 +57,7 @@ def parser(class_: type[Any]) -> Parser:
     descriptor: Descriptor = class_.DESCRIPTOR
     own, convert, left = _plan(descriptor)
     decode = msgspec.json.Decoder(own).decode
+    read = msgspec.json.Decoder(float_hook=_Number).decode if holds(descriptor, _is_decimal) else from_json
 
     def parse(text: bytes) -> Any:
         try:
@@ -70,8 +73,8 @@ def parser(class_: type[Any]) -> Parser:
         except MemoryError:
             raise
         except Exception:  # whatever it is, Protobuf's reader takes it, or words it
-            rest, message = from_json(text), class_()
-        _refuse_guesses(descriptor, rest)
+            rest, message = read(text), class_()
+        _prepare(descriptor, rest)
         return ParseDict(rest, message)
 
     return parse
@@ -144,6 +147,8 @@ def _of_one(field: FieldDescriptor, seen: dict[str, tuple[Any, _Convert | None]]
     name = field.message_type.full_name
     if name == "google.protobuf.Timestamp":
         return str, _timestamp
+    if name == DECIMAL:
+        return Decimal, lambda text: _unscaled(Decimal(text))
     if name in WRAPPERS:
         return _of_one(field.message_type.fields_by_name["value"], seen, within)[0], _wrapped
     if name.startswith("google.protobuf.") or name in within or len(within) > _MOST_DEPTH or field.type == FieldDescriptor.TYPE_GROUP:
@@ -170,11 +175,37 @@ def _timestamp(text: str) -> dict[str, int]:
     return {"seconds": since.days * 86_400 + since.seconds, "nanos": int((found[2] or "").ljust(9, "0"))}
 
 
+# Decimals
+
+
+class _Number(float):
+    """A float that knows the digits that it was written with."""
+
+    def __init__(self, text: str) -> None:
+        if math.isinf(self):
+            raise ValueError("a number is too large")
+        self.text = text
+
+
+def _is_decimal(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.full_name == DECIMAL
+
+
+def _unscaled(number: Decimal) -> dict[str, Any]:
+    """The fields of the message that a decimal is. Raises ValueError for what is no number."""
+    sign, digits, exponent = number.as_tuple()
+    if not isinstance(exponent, int):
+        raise ValueError
+    unscaled = int("".join(map(str, digits))) * (-1 if sign else 1)
+    size = (unscaled if unscaled >= 0 else ~unscaled).bit_length() // 8 + 1
+    return {"value": unscaled.to_bytes(size, "big", signed=True), "precision": len(digits), "scale": -exponent}
+
+
 # Before Protobuf's own reader
 
 
-def _refuse_guesses(descriptor: Descriptor, event: Any) -> None:
-    """Raise ParseError for values that the reader would make others of."""
+def _prepare(descriptor: Descriptor, event: Any) -> None:
+    """Make an event one for the reader: messages of its decimals. Raises ParseError for values that the reader would make others of."""
     if not isinstance(event, dict):
         return
     known = {field.json_name: field for field in descriptor.fields} | dict(descriptor.fields_by_name)
@@ -186,15 +217,28 @@ def _refuse_guesses(descriptor: Descriptor, event: Any) -> None:
         if field.name in given:
             raise ParseError(f"Failed to parse {name} field: it is given twice, as {given[field.name]} and as {name}")
         given[field.name] = name
-        values: Any = [value]
+        holder, places = event, [name]
         if parts := map_parts(field):
-            field = parts[1]
-            values = value.values() if isinstance(value, dict) else ()
+            field, holder, places = parts[1], value, list(value) if isinstance(value, dict) else []
         elif field.is_repeated:
-            values = value if isinstance(value, list) else ()
-        for one in values:
-            if why := _guessed(field, one):
+            holder, places = value, list(range(len(value))) if isinstance(value, list) else []
+        for place in places:
+            if _is_decimal(field) and not isinstance(holder[place], dict):
+                holder[place] = _decimal(name, holder[place])
+            elif why := _guessed(field, holder[place]):
                 raise ParseError(f"Failed to parse {name} field: {why}")
+
+
+def _decimal(name: str, value: Any) -> Any:
+    """The message, as JSON has it, that a number or its text is; what is neither goes on to the reader."""
+    if type(value) not in (int, str, _Number):
+        return value
+    text = value.text if type(value) is _Number else str(value)
+    try:
+        fields = _unscaled(Decimal(text))
+    except (InvalidOperation, ValueError):
+        raise ParseError(f"Failed to parse {name} field: expected a number, got {text[:60]!r}") from None
+    return fields | {"value": base64.b64encode(fields["value"]).decode()}
 
 
 def _guessed(field: FieldDescriptor, value: Any) -> str:
@@ -203,7 +247,7 @@ def _guessed(field: FieldDescriptor, value: Any) -> str:
         field = field.message_type.fields_by_name["value"]
     if field.message_type is not None:
         if not field.message_type.full_name.startswith("google.protobuf."):
-            _refuse_guesses(field.message_type, value)
+            _prepare(field.message_type, value)
     elif field.type == FieldDescriptor.TYPE_BYTES:
         return "" if not isinstance(value, str) or _is_base64(value) else f"expected base64, got {value[:60]!r}"
     elif field.enum_type is not None:

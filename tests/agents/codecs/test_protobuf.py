@@ -147,6 +147,7 @@ def test_a_message_is_found_by_its_place_in_the_schema(subjects: Subjects, prefi
     inner = writing(prefix, message="shop.Event.Inner").encode({"a": 5})
     assert inner == frame + bytes([4, 0, 0]) + b"\x08\x0a"
     assert reading(prefix).decode(inner, []) == {"a": 5}
+    assert writing(prefix, message="shop.Event.CountsEntry").encode({"key": "x"})[5:8] == bytes([4, 0, 2])  # from the outermost on
     assert reading(prefix).decode(frame + b"\2\2\x08\x05", []) == {"x": 5}
     assert reading(prefix, version="writer").decode(frame + b"\2\2\x08\x05", []) == {"x": 5}
     for options in ({}, {"version": "writer"}):

@@ -6,10 +6,14 @@ import base64
 import json
 import math
 import struct
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from confluent_kafka.schema_registry.confluent.type import decimal_pb2
+from confluent_kafka.schema_registry.confluent.type.decimal_utils import from_proto_decimal
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -269,3 +273,43 @@ def test_what_the_plan_does_not_take_goes_on_to_protobufs_reader_as_before() -> 
     with pytest.raises(ParseError, match="oneof"):
         every(b'{"this": 1, "other": {}}')
     assert every(b'{"this": 1, "other": null}').WhichOneof("either") == "this"
+
+
+_DECIMAL_FILE = FileDescriptorProto.FromString(decimal_pb2.DESCRIPTOR.serialized_pb)
+PRICED = class_of(
+    file(
+        message(
+            "Priced",
+            field("price", 1, ".confluent.type.Decimal"),
+            field("prices", 2, ".confluent.type.Decimal", repeated=True),
+            field("by_name", 3, ".shop.Priced.ByNameEntry", repeated=True),
+            field("n", 4, "int64"),
+            nested=[map_entry("ByNameEntry", "string", ".confluent.type.Decimal")],
+        ),
+        imports=[_DECIMAL_FILE.name],
+    ),
+    "shop.Priced",
+    _DECIMAL_FILE,
+)
+priced = parser(PRICED)
+decimals = st.builds(lambda digits, exponent: Decimal(f"{digits}E{exponent}"), st.integers(-(10**40), 10**40), st.integers(-50, 5))
+
+
+@settings(max_examples=examples(40, 1_000))
+@given(st.lists(decimals, min_size=1, max_size=3), st.booleans(), st.booleans())
+def test_a_decimal_keeps_every_digit_both_ways_as_confluents_own(numbers: list[Decimal], as_text: bool, planned: bool) -> None:
+    shown = [f'"{number}"' if as_text else str(number) for number in numbers]
+    n = "5" if planned else '"5"'
+    event = f'{{"price": {shown[0]}, "prices": [{", ".join(shown)}], "by_name": {{"a": {shown[-1]}}}, "n": {n}}}'
+    made = priced(event.encode())
+    assert [from_proto_decimal(one).as_tuple() for one in made.prices] == [number.as_tuple() for number in numbers]
+    read = plain(PRICED.DESCRIPTOR)(PRICED.FromString(made.SerializeToString()))
+    assert [one.as_tuple() for one in read["prices"]] == [number.as_tuple() for number in numbers]
+    assert (read["price"], read["by_name"], read["n"]) == (numbers[0], {"a": numbers[-1]}, 5)
+
+
+@pytest.mark.parametrize("value", ['"x"', '"NaN"', "true", "[1]", '{"value": "!!"}', '{"value": "AA==", "digits": 2}'])
+def test_what_is_no_decimal_is_refused(value: str) -> None:
+    with pytest.raises(ParseError, match=r"(price|value) field"):
+        priced(f'{{"price": {value}}}'.encode())
+    assert priced(b'{"price": {"value": "AQ==", "scale": 1}}').price.scale == 1
