@@ -7,7 +7,7 @@ import re
 from bisect import bisect_right
 from typing import Any, TypeAlias
 
-__all__ = ["JsonError", "JsonReader"]
+__all__ = ["MOST_DEPTH", "JsonError", "JsonReader"]
 
 _Path: TypeAlias = "tuple[str | int, ...]"
 _Position: TypeAlias = "tuple[int, int]"
@@ -16,7 +16,8 @@ _scan_string = json.JSONDecoder().parse_string  # type: ignore[attr-defined]  # 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 _WORDS = {"true": True, "false": False, "null": None}
-_DEPTH = 200
+MOST_DEPTH = 200
+"""How deep values may be nested, here and in YAML."""
 _VALUES = 500_000
 """How many values a text may hold: each takes some 200 bytes with its place."""
 
@@ -60,7 +61,7 @@ class JsonReader:
 
     def _value(self, index: int, path: _Path) -> tuple[Any, int]:
         self.values[path] = self._place(index)
-        if len(path) > _DEPTH:
+        if len(path) > MOST_DEPTH:
             self._fail("nested too deeply", index)
         if len(self.values) > _VALUES:
             self._fail(f"more than {_VALUES:,} values", index)

@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from factory_agents.contracts import documents
 from factory_agents.contracts.documents import parse_document, read_document
 from factory_agents.errors import ContractError
 from tests.support.bounded import cost_of
@@ -32,9 +34,45 @@ def test_json_is_read_with_its_places() -> None:
 
 
 def test_anchors_and_aliases_work() -> None:
-    assert parse_document("a: &x {b: 1}\nc: *x\n", "f").data == {"a": {"b": 1}, "c": {"b": 1}}
+    document = parse_document("a: &x {b: [1]}\n&k c: *x\nd: &x {e: *k}\nf: *x\n&l l: *l\n", "f")
+    assert document.data == {"a": {"b": [1]}, "c": {"b": [1]}, "d": {"e": "c"}, "f": {"e": "c"}, "l": "l"}
+    assert (document.where(("c", "b", 0)), document.where(("c", "b"), key=True)) == ("f:1:12", "f:1:8")
 
 
+SAMPLE = """%YAML 1.2
+--- # a comment
+plain: 1 # another
+"quo\\u00e9ted": 'it''s'
+ünï: [a, {b: c, d: ''}, "e\\n", -1.5e3]
+? explicit
+: - - nested
+    - ! 7
+    - !!str 8
+block: |-
+   text
+    indented
+folded: >
+   one
+   two
+empty:
+list:
+- a: &here {x: 1}
+  b: *here
+- ~
+"""
+
+
+def test_both_of_pyyamls_parsers_give_the_same_values_and_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [SAMPLE, (Path(__file__).parent / "odcs_examples" / "full-example.odcs.yaml").read_text()]
+    found = []
+    for parser in ("CSafeLoader", "SafeLoader"):
+        monkeypatch.setattr(documents, "_Parser", getattr(yaml, parser))
+        found.append([parse_document(text, "f.yaml") for text in texts])
+    assert found[0] == found[1]
+    assert found[0][0].data["explicit"] == [["nested", 7, "8"]]
+
+
+@pytest.mark.parametrize("parser", ["CSafeLoader", "SafeLoader"])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -42,15 +80,21 @@ def test_anchors_and_aliases_work() -> None:
         ("a: 1\n\tb: 2\n", "f.yaml:2:1: not YAML: "),
         ("a: 1\na: 2\n", "f.yaml:2:1: the key 'a' stands here twice"),
         ("a: 1\n2: b\n", "f.yaml:2:1: expected a name as key, got 2; quote it"),
-        ("a: &x [*x]\n", "f.yaml:1:4: an alias that holds itself"),
+        ("a: &x [*x]\n", "f.yaml:1:8: an alias that holds itself"),
         ("a: !!python/object:os.system {}\n", "f.yaml:1:4: expected plain YAML, got the tag"),
         ("a: !secret b\n", "f.yaml:1:4: expected plain YAML, got the tag '!secret'"),
-        ("a: 1\n---\nb: 1\n", "f.yaml:2:1: not YAML: "),
-        ("a: \x07\n", "f.yaml:1:1: not YAML: "),
+        ("a: 1\n---\nb: 1\n", "f.yaml:2:1: not YAML: expected one document"),
+        ("a: \x07\n", "f.yaml:1:4: not YAML: special characters are not allowed (character '\\x07')"),
+        ("a: 1\nb: \ud800\n", "f.yaml:2:4: not YAML: special characters are not allowed"),
+        ("a: [1, *x]\n", "f.yaml:1:8: not YAML: found undefined alias 'x'"),
+        ("a: {b: 1\nc: 2\n", "f.yaml:2:2: not YAML: "),
+        ("a: b: c\n", "f.yaml:1:5: not YAML: "),
         ("# nothing\n", "f.yaml:1:1: expected a contract, got an empty file"),
     ],
 )
-def test_what_cannot_be_read_is_said_with_line_and_column(text: str, message: str) -> None:
+def test_what_cannot_be_read_is_said_with_line_and_column(text: str, message: str, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By both of PyYAML's parsers: the one in C is not everywhere."""
+    monkeypatch.setattr(documents, "_Parser", getattr(yaml, parser))
     with pytest.raises(ContractError) as caught:
         parse_document(text, "f.yaml")
     assert str(caught.value).startswith(message)
