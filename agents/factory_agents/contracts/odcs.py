@@ -146,6 +146,10 @@ def _errors_at(document: Document, path: KeyPath, error: Any, known: frozenset[s
             yield document.error(path, f"expected one of {', '.join(OPERATORS)}, got none")
         elif len(given) == 1:  # of several operators all must hold
             yield document.error((*path, given[0]), f"expected a number, or two for between, got {show(error.instance[given[0]])}")
+    elif "oneOf" in kind and "relationships" in path:
+        what = "a property, as orders.customer_id or schema/orders/properties/customer_id, or a list of them"
+        what = f"to, and from in a schema's own, each {what}" if isinstance(error.instance, dict) else what
+        yield document.error(path, f"expected {what}, got {show(error.instance)}")
     else:
         yield document.error(path, wording(error))
 

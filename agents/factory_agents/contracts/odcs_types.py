@@ -48,6 +48,8 @@ _COUNTS = ("smallint", "integer", "bigint", "numeric")
 _BITS = {"i8": "smallint", "i16": "smallint", "i32": "integer", "i64": "bigint", "u8": "smallint", "u16": "integer", "u32": "bigint"}
 _BITS |= {"u64": "numeric(20,0)", "i128": "numeric(39,0)", "u128": "numeric(39,0)"}
 _TIMES = ("date", "timestamp", "time")
+_NOT_NULL = ("string", "number", "boolean", "object", "array")
+"""What a value may be that is required, where nothing tells its type."""
 _ZONE = r"(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?)"
 _TIME_OF_DAY = rf"^[0-9]{{2}}:[0-9]{{2}}(?::[0-9]{{2}}(?:\.[0-9]+)?)?{_ZONE}?$"
 _LOCAL_TIMESTAMP = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?$"
@@ -192,7 +194,9 @@ class PropertyReader:
             self.draft.origins[*out, "enum"] = (*at, "enum")
         if isinstance(prop.get("classification"), str):
             schema["x-classification"] = prop["classification"]
-        return schema if required else _nullable(schema)
+        if not required:
+            return _nullable(schema)
+        return schema if "type" in schema or "enum" in schema else {**schema, "type": list(_NOT_NULL)}
 
     def _any(self, prop: Any, options: Any, at: KeyPath, out: KeyPath, access: str | None) -> dict[str, Any]:
         return {}

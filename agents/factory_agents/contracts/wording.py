@@ -22,9 +22,15 @@ TOP = {"type", "properties", "required", "additionalProperties", "$defs", "defin
 
 _MISSING_FIELD = "expected a value, got none (the field is missing)"
 
+
+def _one_of(options: Sequence[Any]) -> str:
+    listed = ", ".join(map(show, options[:10])) + (", …" if len(options) > 10 else "")
+    return f"one of {listed}" if len(options) > 1 else listed
+
+
 _EXPECTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "type": lambda f: " or ".join(sorted(f["types"], key=lambda t: (t == "null", t))),
-    "enum": lambda f: "one of " + ", ".join(map(show, f["options"][:10])) + (", …" if len(f["options"]) > 10 else ""),
+    "enum": lambda f: _one_of(f["options"]),
     "constant": lambda f: show(f["expected_value"]),
     "const": lambda f: show(f["expected_value"]),
     "minimum": lambda f: f"at least {f['limit']}",

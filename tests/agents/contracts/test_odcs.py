@@ -73,6 +73,8 @@ def test_there_are_eighteen_of_them() -> None:
         ({"logicalType": "integer", "enum": [{"value": 1}], "required": True}, [1], [2, None]),
         ({"physicalType": "VARCHAR(20)"}, ["x", None], [1]),
         ({"physicalType": "STRUCT<x>"}, ["x", 1, None, []], []),
+        ({"required": True}, ["x", 1, 1.5, {}, []], [None]),
+        ({"primaryKey": True, "description": "no type"}, ["x", 1], [None]),
         ({"items": {"logicalType": "integer"}}, [[1, None]], [["x"]]),
     ],
 )  # fmt: skip
@@ -82,7 +84,7 @@ def test_what_a_property_says_is_what_an_event_is_checked_against(prop: dict[str
     assert [value for value in good if not check({"a": value})] == []
     assert [value for value in bad if check({"a": value})] == []
     assert all(contract.violations({"a": value}) for value in bad)
-    assert check({}) is not bool(prop.get("required"))
+    assert check({}) is not bool(prop.get("required") or prop.get("primaryKey"))
 
 
 @pytest.mark.parametrize(

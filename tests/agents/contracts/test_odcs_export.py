@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory_agents.contracts import Contract, load_contract, pack_contract
+from factory_agents.contracts.diff import diff_contracts
 from factory_agents.contracts.documents import dump_yaml, parse_document
 from factory_agents.contracts.odcs import standard_errors
 from factory_agents.contracts.odcs_export import export_odcs, short_form
@@ -50,9 +51,11 @@ parts = st.recursive(
 conditions = st.lists(
     st.sampled_from(
         ["rows < 1", "rows not between 10 and 20.50", "rejected > 1 %", "rejected(rule) > 0", "nulls(a) > 5", "null_rate(a) > 5 %", "nulls(a) between 1 and 2 %",
-         "missing(a) > 0", "missing(strict) >= 1.5 %", "invalid(a) == 0", "duplicates(a) > 0", "duplicates(a, b) != 3", "duplicates > 0", "valid < 1_000"]
+         "missing(a) > 0", "missing(strict) >= 1.5 %", "invalid(a) == 0", "duplicates(a) > 0", "duplicates(a, b) != 3", "duplicates > 0", "valid < 1_000",
+         "sql(ours) > 0", "sql(standard) not between 1 and 2.5", "keys(a, b) < 3", "most_per(a) > 100", "drift(rows, 24) > 50 %", "drift(null_rate(a), 3) > 20 %",
+         "rejected(schema:a) > 1", "rejected(reference:b) > 0", "rejected(second-one) > 0 %"]
     ),
-    max_size=5,
+    max_size=6,
 )  # fmt: skip
 
 
@@ -71,18 +74,46 @@ def contracts(draw: st.DrawFn) -> dict[str, Any]:
             [{"id": "a"}, {"id": None}, {"id": "a", "key": ["b"]}, {"id": None, "key": ["b", "a"]}, {"id": "b", "key": ["a", "b"]}]
         )
     )
-    times: dict[str, Any] = draw(st.sampled_from([{}, {"time": "b", "time_unit": "ms"}, {"version_field": "b"}, {"deletes": True}]))
+    times: dict[str, Any] = draw(
+        st.sampled_from(
+            [
+                {},
+                {"time": "b", "time_unit": "ms"},
+                {"version_field": "b"},
+                {"deletes": True},
+                {"deletes": {"field": "a", "values": ["d", "x"]}},
+            ]
+        )
+    )
     window = {"fail_if": draw(conditions), "warn_if": draw(conditions)}
     if draw(st.booleans()):
         window["nulls"] = ["a"]
     window |= {
         "missing": {"a": ["", None, 0, True], "strict": {"field": "a", "values": ["x"]}},
         "invalid": {"a": {"values": ["x"], "pattern": "^x"}},
+        "sql": {
+            "ours": "SELECT count(*) FROM events",
+            "standard": {"query": "SELECT max(b) FROM orders.v1", "table": "orders.v1", "required": False},
+        },
     }
+    others: dict[str, Any] = draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "masked": st.sampled_from([["a"], ["b", "a"]]),
+                "duplicate_keys": st.sampled_from(["last", "refuse"]),
+                "description": st.sampled_from(["Orders", "two\nlines: 'quoted'", "no"]),
+                "owner": st.just("team-a"),
+            },
+        )
+    )
     columns: dict[str, Any] = draw(
         st.sampled_from([{}, {"columns": {"b": "numeric(10,2)", "a": None}}, {"columns": {"a": "varchar(3)", "b": None}}])
     )
-    rules = {"rule": "a != 'x'", **draw(st.sampled_from([{}, {"second-one": "b is None or\n  b > 0"}]))}
+    rules = {"rule": "a != 'x'", "second-one": draw(st.sampled_from(["b is None or\n  b > 0", 'a.matches("^x") and  b in [1, 2]']))}
+    references = {
+        "b": draw(st.sampled_from([{"table": "shops", "column": "id"}, {"table": "s.shops", "database_env": "DWH"}, {"file": "shops.csv"}]))
+    }
     return {
         "name": "orders.v1",
         "version": draw(st.sampled_from([1, "1.2.0"])),
@@ -90,8 +121,10 @@ def contracts(draw: st.DrawFn) -> dict[str, Any]:
         **times,
         "schema": schema,
         "rules": rules,
+        "references": references,
         "window": window,
         **columns,
+        **others,
     }
 
 
@@ -106,6 +139,10 @@ def test_a_contract_that_goes_there_and_back_means_the_same(data: dict[str, Any]
     short = load_contract(dump_yaml(short_form(again)))
     assert short.digest == contract.digest
     assert [c.text for c in short.fail_if] == [c.text for c in contract.fail_if]
+    assert (short.rules, short.not_run) == (contract.rules, ())
+    kept = short_form(again)
+    assert [kept.get(remark) for remark in ("description", "owner")] == [data.get(remark) for remark in ("description", "owner")]
+    assert diff_contracts(contract, short) == []
 
 
 values = st.recursive(
