@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import cast
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from factory_agents.errors import DeadlineError
+from factory_agents.errors import DeadlineError, FactoryError
 from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error
 from factory_agents.kafka.messages import Message
 from factory_agents.kafka.topics import Cluster
@@ -16,6 +18,10 @@ from factory_agents.kafka.view import Follower
 
 __all__ = ["FollowedTopic"]
 
+log = logging.getLogger(__name__)
+
+_TELL_SECONDS = 2.0
+"""How long nothing comes before it is said what is waited for."""
 _FRESH_SECONDS = 12 * 3600.0
 """How long a follower may rest: what was deleted meanwhile is told for a day (``delete.retention.ms``), then it isn't there any more."""
 
@@ -57,8 +63,10 @@ class FollowedTopic:
                 consumer.close()
 
     def _drain(self, consumer: Consumer, todo: dict[int, int], follower: Follower, deadline: float) -> None:
+        tell_at = time.monotonic() + _TELL_SECONDS
         while todo:
-            for message in cast("list[Message]", consumer.consume(10_000, 0.02)):
+            got = cast("list[Message]", consumer.consume(10_000, 0.02))
+            for message in got:
                 error, partition, offset = message.error(), message.partition(), message.offset()
                 end = todo.get(partition)
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
@@ -73,8 +81,21 @@ class FollowedTopic:
                 if offset >= (end if error is not None else end - 1):
                     follower.positions[partition] = end
                     del todo[partition]
+            if todo and not got and time.monotonic() > tell_at:
+                tell_at = deadline
+                self._tell(todo)
             if todo and time.monotonic() > deadline:
                 raise DeadlineError(
                     f"{self._kind} {self.topic} could not be read to its end in time: a transaction on partition {next(iter(todo))} is "
                     f"still open, or its broker is down; a transaction ends with its producer or after its timeout; try again then"
                 )
+
+    def _tell(self, todo: Mapping[int, int]) -> None:
+        """Say which open transaction is waited for, if one is."""
+        with suppress(FactoryError):
+            stable = self._cluster.stable_offset(self.topic, todo)
+            for p in (p for p, end in todo.items() if stable[p] < end):
+                why = "of a killed producer it ends after its timeout"
+                where = f"open since offset {stable[p]} of partition {p}"
+                log.info("%s %s: waiting for the transaction to end that is %s; %s", self._kind, self.topic, where, why)
+                return

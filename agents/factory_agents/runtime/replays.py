@@ -32,7 +32,9 @@ from factory_agents.telemetry import Commit, Observer, Subject
 __all__ = ["ReplayResult", "ReplayedBeforeError", "Through", "replay_letters"]
 
 _OFFERED: frozenset[str] = frozenset({"finished", "live"})
-_CHUNK, _CHUNK_BYTES = 10_000, 64 * 1024 * 1024
+_CHUNK, _CHUNK_BYTES = 10_000, 16 << 20
+_TRANSACTION_MS = 20_000
+"""How long what a killed replay leaves open holds up who reads the target or the ledger, at most."""
 _CANARY, _THROUGH_CHUNK = 100, 1_000
 """Letters in the first and in every later chunk that passes an agent: little is done where the agent wasn't mended after all."""
 _TRIES, _PATIENCE = 5, 60.0
@@ -153,7 +155,8 @@ class _Replay:
         self.cluster, self.facts = self.letters.cluster, self.letters.facts
         self.target = self.cluster.topic(to)
         self.ledger = Ledger(config, self.cluster, prefix=prefix, pipeline=f"replay.{topic}")
-        self.writer = TransactionalWriter(config, transactional_id(prefix, "replay", topic), known_topic=topic)
+        lasts = int(config.values.get("transaction.timeout.ms", _TRANSACTION_MS))
+        self.writer = TransactionalWriter(config, transactional_id(prefix, "replay", topic), known_topic=topic, timeout_ms=lasts)
         self.writer.batch_bytes = min(self.writer.batch_bytes, int(self.cluster.settings(to).get("max.message.bytes") or _BIG))
         self.counts = Counts()
         self.refused: list[str] = []

@@ -13,6 +13,7 @@ import pytest
 
 from factory_agents.codecs.registry import RegistryConfig
 from factory_agents.errors import ConfigurationError, StoppedError
+from factory_agents.kafka import followed
 from factory_agents.kafka.ledger import Progress, StageRecord, StoredResult
 from factory_agents.protocol import CodecRef, Manifest, PartitionRange, Shard
 from factory_agents.reject import Reject
@@ -189,14 +190,17 @@ def test_a_rate_that_is_none_is_refused(runs: Runs, rate: float) -> None:
 
 @pytest.mark.parametrize("failpoint", ["chunk.before-commit", "chunk.after-commit"])
 def test_a_replay_that_was_killed_at_its_commit_is_complete_after_the_next_though_a_purge_came_between(
-    runs: Runs, factory: Command, failpoint: str
+    runs: Runs, factory: Command, failpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(followed, "_TELL_SECONDS", 0.2)
+    caplog.set_level("INFO", "factory_agents")
     target = runs.topic("in", partitions=2)
     topic = fill(runs, [(letter(), str(i).encode()) for i in range(5)])
     soon = ("-X", "transaction.timeout.ms=3000")  # a purge waits for what is open
     assert factory("dead-letters", "replay", topic, "--to", target, *soon, FACTORY_FAILPOINTS=f"{failpoint}=kill").code == -9
     purged = purge_letters(LetterTopic(runs.config, topic, prefix=runs.prefix))
     assert purged.deleted == (5 if failpoint == "chunk.after-commit" else 0)
+    assert ("waiting for the transaction to end that is open since offset" in caplog.text) == (failpoint == "chunk.before-commit")
     again = factory("dead-letters", "replay", topic, "--to", target)
     assert again.code == (1 if failpoint == "chunk.after-commit" else 0)
     assert [r.value for r in replayed(runs, target)] == [b"0", b"1", b"2", b"3", b"4"]
