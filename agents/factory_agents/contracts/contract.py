@@ -23,7 +23,7 @@ from factory_agents.contracts.documents import (
     read_document,
     show,
 )
-from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, parse_expression
+from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, compile_each, parse_expression
 from factory_agents.contracts.fast import FastPath, compile_fast
 from factory_agents.contracts.figures import Figure, read_figures
 from factory_agents.contracts.foreign_keys import ForeignKey, pack_data, read_foreign_keys, unpack_data
@@ -107,6 +107,7 @@ class Contract:
     _schema: Schema = field(repr=False)
     _expressions: tuple[Expression, ...] = field(repr=False)
     _all_rules: Callable[[Getter], Any] = field(repr=False)
+    _broken_rules: Callable[[Getter], list[int]] = field(repr=False)
     _read_time: Callable[[Any], int | None] = field(repr=False)
 
     @property
@@ -192,25 +193,18 @@ class Contract:
         if not isinstance(event, dict):
             return tuple(broken) or (Violation("schema", f"the event: expected object, got {show(event)}"),)
         fits = not broken
-        try:
-            self.event_time(event)
-        except ValueError as error:
-            if all(v.rule != f"schema:{self.time}" for v in broken):
+        if self.time is not None and f"schema:{self.time}" not in [v.rule for v in broken]:
+            try:
+                self._read_time(event.get(self.time))
+            except ValueError as error:
                 broken.append(Violation("time", f"{self.time}: {error}"))
-        if self._expressions and not self._keeps_rules(event):
-            for rule, expression in zip(self.rules, self._expressions, strict=True):
-                reason = _why_broken(expression, event, self.masked, undecided_counts=fits)
-                if reason:
-                    broken.append(Violation(rule.name, f"rule {rule.name}: {reason}"))
+        for i in self._broken_rules(event.get):
+            name = self.rules[i].name
+            if reason := _why_broken(self._expressions[i], event, self.masked, undecided_counts=fits):
+                broken.append(Violation(name, f"rule {name}: {reason}"))
         if members:
             broken += self._unknown_values(event, members, {v.rule for v in broken})
         return tuple(map(self._without_values, broken)) if self.masked else tuple(broken)
-
-    def _keeps_rules(self, event: Mapping[str, Any]) -> bool:
-        try:
-            return bool(self._all_rules(event.get))
-        except Exception:  # one can't be decided
-            return False
 
     def _unknown_values(self, event: Mapping[str, Any], members: Members, broken: set[str]) -> Iterator[Violation]:
         for key in self.foreign_keys:
@@ -463,6 +457,7 @@ class _Builder:
             _schema=schema,
             _expressions=expressions,
             _all_rules=compile_all(expressions),
+            _broken_rules=compile_each(expressions),
             _read_time=_time_reader(unit),
         )
 

@@ -116,6 +116,27 @@ def compile_all(
     return compiler.function(bodies[0] if bodies else ast.Constant(True))
 
 
+def compile_each(expressions: Sequence[Expression]) -> Callable[[Getter], list[int]]:
+    """One test that says of an event's ``get`` which rules aren't true, by their places: are false, or can't be decided."""
+    compiler = _Compiler("")
+    lines = ["def broken(get):", " found = []"]
+    for i in range(len(expressions)):
+        lines += [" try:", f"  if not rule_{i}: found.append({i})", f" except _Exception: found.append({i})"]
+    rules = {f"rule_{i}": compiler.visit(e.tree) for i, e in enumerate(expressions)}
+    broken: Callable[[Getter], list[int]] = compiler.named("broken", _Filled(rules).visit(ast.parse("\n".join([*lines, " return found"]))))
+    return broken
+
+
+class _Filled(ast.NodeTransformer):
+    """Puts expressions where their names stand."""
+
+    def __init__(self, expressions: Mapping[str, ast.expr]) -> None:
+        self._expressions = expressions
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:  # ast's own
+        return self._expressions.get(node.id, node)
+
+
 def _parse(text: str) -> ast.expr:
     try:
         return ast.parse(f"({text}\n)", mode="eval").body  # in brackets, lines may break anywhere
@@ -151,6 +172,13 @@ class _Compiler:
         code = compile(tree, "<rule>", "eval")
         test: Callable[[Getter], Any] = eval(code, self._environment)  # every node is ours, and there are no builtins
         return test
+
+    def named(self, name: str, tree: ast.Module) -> Any:
+        """What a module defines under a name."""
+        self._environment["_Exception"] = Exception
+        code = compile(ast.fix_missing_locations(tree), "<rules>", "exec")
+        exec(code, self._environment)  # every node is ours, and there are no builtins
+        return self._environment[name]
 
     def visit(self, node: ast.expr) -> ast.expr:
         visitor = getattr(self, f"_visit_{type(node).__name__.lower()}", None)

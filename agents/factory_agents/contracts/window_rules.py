@@ -22,6 +22,8 @@ __all__ = ["WindowStatistics", "merge_reports"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SAMPLES = 5
+_LAST = "\U0010ffff", 0, 0
+"""Where no record is: after all others."""
 _NOT_RUN = 20
 _REASON = 200
 
@@ -53,6 +55,7 @@ class WindowStatistics:
         self._start = _microseconds(interval.start) if interval else None
         self._end = _microseconds(interval.end) if interval else None
         self._samples: list[dict[str, Any]] = []
+        self._last_sample: tuple[str, int, int] = _LAST
         self._rules: dict[str, int] = dict.fromkeys((r.name for r in contract.rules), 0)
         self._rules |= {key.rule: 0 for key in contract.foreign_keys}
         self._nulls: dict[str, int] = dict.fromkeys(contract.nulls, 0)
@@ -128,11 +131,13 @@ class WindowStatistics:
         self.rejected += 1
         for rule in rules:
             self._rules[rule] = self._rules.get(rule, 0) + 1
-        if len(self._samples) < _SAMPLES or where < _coordinates(self._samples[-1]):
+        if where < self._last_sample:
             shown = printable(reason[: _REASON + 1])  # it quotes names of the event's fields
             short = shown if len(shown) <= _REASON else shown[: _REASON - 1] + "…"
             sample = dict(zip(("topic", "partition", "offset", "rules", "reason"), (*where, list(rules), short), strict=True))
             self._samples = _first_samples([*self._samples, sample])
+            if len(self._samples) == _SAMPLES:
+                self._last_sample = _coordinates(self._samples[-1])
 
     def compare(self, earlier: Sequence[Mapping[str, Any]]) -> None:
         """Take the reports of the windows before this one, the newest last, for conditions on a drift."""
