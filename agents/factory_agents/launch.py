@@ -336,7 +336,7 @@ def _pipeline_that_wrote(config: KafkaConfig, cluster: Cluster, settings: AgentS
     ledger = Ledger(config, cluster, prefix=settings.prefix, pipeline="")
     if cluster.find(ledger.topic) is None:
         return ""
-    view = ledger.read_stable(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
+    view = ledger.read_stable(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=(b"stage|",))
     results = (result for record in view.of(StageRecord) if (result := record.answer()) is not None)
     return next((r.pipeline for r in results if _topics_of(r) == (settings.in_topic, settings.out_topic)), "")
 

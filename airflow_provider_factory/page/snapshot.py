@@ -15,7 +15,7 @@ from factory_agents.errors import FactoryError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.lag import Lags, LagTotal, lag_totals
 from factory_agents.kafka.ledger import CutRecord, FailureRecord, Ledger, PlanRecord, StageRecord
-from factory_agents.kafka.records import VerdictRecord
+from factory_agents.kafka.records import KINDS, VerdictRecord
 from factory_agents.kafka.topics import Cluster
 from factory_agents.kafka.view import LedgerView
 from factory_agents.kafka.windows import WindowStatus, windows_of
@@ -107,7 +107,7 @@ class LedgerReader:
 
     def __init__(self, config: Callable[[], KafkaConfig], prefix: Callable[[], str]) -> None:
         self._config, self._prefix = config, prefix
-        self._view = LedgerView("", lambda key: not key.startswith((b"attempt|", b"replay|", b"pipeline|")))
+        self._view = LedgerView("", tuple(f"{kind}|".encode() for kind in KINDS if kind not in ("attempt", "replay", "pipeline", "alert")))
         self._cluster: Cluster | None = None
         self._ledger: Ledger | None = None
         self._lags: Lags | None = None

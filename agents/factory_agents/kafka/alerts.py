@@ -21,14 +21,16 @@ from factory_agents.kafka.ledger import Ledger, LedgerView
 from factory_agents.kafka.records import AlertRecord, encode_record
 from factory_agents.kafka.topics import Cluster
 
-__all__ = ["AlertLog", "Happening", "Standing", "standing"]
+__all__ = ["ALERTS_KEPT_MS", "AlertLog", "Happening", "Standing", "standing"]
 
 Happening: TypeAlias = Literal["failed", "late", "warned", "whole"]
+
+ALERTS_KEPT_MS = 30 * 24 * 3600 * 1000
+"""For how long it is remembered what people were told of a window that nobody repairs."""
 
 _SECONDS = 30.0
 _LEASE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
-_KEPT_MS = 30 * 24 * 3600 * 1000
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class AlertLog:
 
     def _forget(self, ledger: Ledger, seen: _Seen, record: AlertRecord) -> None:
         """Of a window that is whole everything up to that record, the oldest first; of others what lies there for very long."""
-        old = seen.keys_before(record) if record.what == "whole" else seen.keys_older(record.at - _KEPT_MS)
+        old = seen.keys_before(record) if record.what == "whole" else seen.keys_older(record.at - ALERTS_KEPT_MS)
         if old:
             self._write(ledger, dict.fromkeys(old))
 
@@ -158,7 +160,7 @@ class _Seen:
 
     def __init__(self, ledger: Ledger, window: str) -> None:
         self._ledger, self._window = ledger, window
-        self._view = LedgerView(ledger.pipeline, lambda key: key.startswith(b"alert|"))
+        self._view = LedgerView(ledger.pipeline, (b"alert|",))
         self.more()
 
     def more(self) -> None:

@@ -61,7 +61,7 @@ def forget_failure(config: KafkaConfig, work: Work, *, start: int = 0, prefix: s
     with _unheard(), Cluster(config, timeout=_PATIENCE) as cluster:
         ledger = Ledger(config, cluster, prefix=prefix, pipeline=work.pipeline)
         if cluster.find(ledger.topic) is not None:
-            found = ledger.read(start=start, deadline=time.monotonic() + _PATIENCE, wanted=key.encode().__eq__)
+            found = ledger.read(start=start, deadline=time.monotonic() + _PATIENCE, wanted=(key.encode(),))
             if found.get(key) is not None:
                 _say(config, ledger, {key: None})
 

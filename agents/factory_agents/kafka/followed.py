@@ -25,6 +25,9 @@ _TELL_SECONDS = 2.0
 _FRESH_SECONDS = 12 * 3600.0
 """How long a follower may rest: what was deleted meanwhile is told for a day (``delete.retention.ms``), then it isn't there any more."""
 
+_AT_ONCE = 300
+"""Records asked for at once: many fewer than the allocations at which Python looks for garbage among them."""
+
 
 class FollowedTopic:
     """Some partitions of a topic, for followers of it; errors call it by its ``kind``: the ledger or the control topic."""
@@ -65,23 +68,13 @@ class FollowedTopic:
     def _drain(self, consumer: Consumer, todo: dict[int, int], follower: Follower, deadline: float) -> None:
         tell_at = time.monotonic() + _TELL_SECONDS
         while todo:
-            got = cast("list[Message]", consumer.consume(10_000, 0.02))
-            for message in got:
-                error, partition, offset = message.error(), message.partition(), message.offset()
-                end = todo.get(partition)
-                if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    if not is_transient(error):
-                        raise kafka_error(error, f"reading {self.topic}-{partition}", topic=f"READ on topic {self.topic!r}")
-                    continue
-                if end is None:
-                    continue
-                if error is None and offset < end:
-                    follower.take(offset, message.key() or b"", message.value())
-                    follower.positions[partition] = offset + 1
-                if offset >= (end if error is not None else end - 1):
-                    follower.positions[partition] = end
-                    del todo[partition]
-            if todo and not got and time.monotonic() > tell_at:
+            messages = cast("list[Message]", consumer.consume(_AT_ONCE, 0.02))
+            self._give(messages, todo, follower)
+            last = messages[-1:] if len(self._partitions) == 1 else {m.partition(): m for m in messages}.values()
+            for message in last:
+                if message.error() is None:
+                    self._passed(message.partition(), message.offset() + 1, todo, follower)
+            if todo and not messages and time.monotonic() > tell_at:
                 tell_at = deadline
                 self._tell(todo)
             if todo and time.monotonic() > deadline:
@@ -89,6 +82,28 @@ class FollowedTopic:
                     f"{self._kind} {self.topic} could not be read to its end in time: a transaction on partition {next(iter(todo))} is "
                     f"still open, or its broker is down; a transaction ends with its producer or after its timeout; try again then"
                 )
+
+    def _give(self, messages: Sequence[Message], todo: dict[int, int], follower: Follower) -> None:
+        """Have a follower take what it may need; of all other records nothing but the key is looked at."""
+        begins = follower.begins
+        for message in [m for m in messages if (key := m.key()) is None or key.startswith(begins)]:
+            error, partition, offset, key = message.error(), message.partition(), message.offset(), message.key() or b""
+            if error is None:
+                if offset < todo.get(partition, 0) and key.startswith(begins):
+                    follower.take(offset, key, message.value())
+                    follower.positions[partition] = offset + 1
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._passed(partition, offset, todo, follower)
+            elif not is_transient(error):
+                raise kafka_error(error, f"reading {self.topic}-{partition}", topic=f"READ on topic {self.topic!r}")
+
+    @staticmethod
+    def _passed(partition: int, position: int, todo: dict[int, int], follower: Follower) -> None:
+        """Note how far a follower is in a partition, and whether that is all."""
+        if partition in todo:
+            position = follower.positions[partition] = min(todo[partition], max(position, follower.positions[partition]))
+            if position == todo[partition]:
+                del todo[partition]
 
     def _tell(self, todo: Mapping[int, int]) -> None:
         """Say which open transaction is waited for, if one is."""

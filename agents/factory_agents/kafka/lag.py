@@ -219,13 +219,13 @@ class _LastCuts(Follower):
 
     def __init__(self, pipeline: str) -> None:
         super().__init__()
-        self._prefix = f"cut|{pipeline}|".encode()
+        self.begins = (f"cut|{pipeline}|".encode(),)
         self._last: dict[tuple[str, str], CutRecord] = {}
         self._lock = threading.Lock()
 
     def take(self, offset: int, key: bytes, value: bytes | None) -> None:
         """See ``Follower.take``. One that was deleted was no last one."""
-        if value is None or not key.startswith(self._prefix):
+        if value is None:
             return
         cut = cast("CutRecord", decode_record("cut", value))
         have = self._last.get((cut.topic, cut.topic_id))

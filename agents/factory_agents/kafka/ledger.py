@@ -35,10 +35,11 @@ from factory_agents.kafka.records import (
     stage_key,
 )
 from factory_agents.kafka.topics import Cluster
-from factory_agents.kafka.view import Follower, LedgerView, Wanted, about_plans, everything
+from factory_agents.kafka.view import ABOUT_PLANS, EVERYTHING, Follower, LedgerView, Wanted
 from factory_agents.protocol import AgentResult, Work
 
 __all__ = [
+    "ABOUT_PLANS",
     "LEDGER_PARTITIONS",
     "LEDGER_SETTINGS",
     "AttemptRecord",
@@ -56,7 +57,6 @@ __all__ = [
     "StoredResult",
     "StreamRecord",
     "Wanted",
-    "about_plans",
     "failure_key",
     "ledger_topic",
     "partition_of",
@@ -112,7 +112,7 @@ class Ledger(FollowedTopic):
                 f"and done again; set it (factory topics apply --fix, or kafka-configs)"
             )
 
-    def read(self, *, start: int = 0, deadline: float, wanted: Wanted = everything) -> LedgerView:
+    def read(self, *, start: int = 0, deadline: float, wanted: Wanted = EVERYTHING) -> LedgerView:
         """Everything committed up to the partition's high watermark of now; waits for open transactions below it.
 
         ``deadline`` is a ``time.monotonic()`` value; raises DeadlineError past it.
@@ -121,7 +121,7 @@ class Ledger(FollowedTopic):
         self._read_on(view, start, deadline, stable=False)
         return view
 
-    def read_stable(self, *, deadline: float, wanted: Wanted = everything) -> LedgerView:
+    def read_stable(self, *, deadline: float, wanted: Wanted = EVERYTHING) -> LedgerView:
         """What is committed and to be seen now, waiting for nobody: enough for what never changes once it is there, as plans don't."""
         view = LedgerView(self.pipeline, wanted)
         self._read_on(view, 0, deadline, stable=True)
@@ -145,7 +145,7 @@ def read_stage(config: KafkaConfig, work: Work, *, prefix: str = "factory", star
         if cluster.find(ledger.topic) is None:
             return None
         key = stage_key(work)
-        record = ledger.read(start=start, deadline=time.monotonic() + timeout, wanted=key.encode().__eq__).get(key)
+        record = ledger.read(start=start, deadline=time.monotonic() + timeout, wanted=(key.encode(),)).get(key)
         return record if isinstance(record, StageRecord) else None
 
 

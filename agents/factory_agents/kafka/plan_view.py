@@ -6,10 +6,11 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import TypeAlias, TypeVar
 
-from factory_agents.kafka.records import KINDS, CutRecord, LedgerRecord, PlanRecord
-from factory_agents.kafka.view import LedgerView, about_plans
+from factory_agents.kafka.records import CutRecord, LedgerRecord, PlanRecord
+from factory_agents.kafka.view import ABOUT_PLANS, LedgerView
 from factory_agents.protocol import Interval, to_ms
 
 __all__ = ["Lane", "PlanView", "Span", "interval_of", "lane_of", "times_of"]
@@ -67,13 +68,7 @@ class PlanView(LedgerView):
 
     def __init__(self, pipeline: str, records: Iterable[LedgerRecord] = ()) -> None:
         self._lanes: dict[str, Lane] = {}
-        self._plans = tuple(f"{kind}|{pipeline}".encode() for kind in KINDS if about_plans(f"{kind}|".encode()))
-        super().__init__(pipeline, about_plans, records)
-
-    def take(self, offset: int, key: bytes, value: bytes | None) -> None:
-        """See ``Follower.take``. What stages and other pipelines did is most of a ledger: it is passed over before all else."""
-        if key.startswith(self._plans):
-            super().take(offset, key, value)
+        super().__init__(pipeline, ABOUT_PLANS, records)
 
     def lane(self, topic_id: str) -> Lane:
         """What was planned on one topic id; of a source: on the name that stands for it."""
@@ -124,7 +119,8 @@ class PlanView(LedgerView):
         known = key in self._kinds.get(kind, ())
         super()._put(kind, key, offset, value)
         if kind in ("cut", "plan"):
-            lane = self._lanes.setdefault(lane_of(key), Lane())
+            name = lane_of(key)
+            lane = self._lanes.get(name) or self._lanes.setdefault(name, Lane())
             (_order_cut if kind == "cut" else _order_plan)(lane, key, known=known, there=value is not None)
 
 
@@ -168,9 +164,15 @@ def times_of(window: str) -> tuple[int, int] | None:
     if not slash or not window[0].isdecimal():
         return None
     try:
-        return to_ms(datetime.fromisoformat(start)), to_ms(datetime.fromisoformat(end))
+        return _ms_of(start), _ms_of(end)
     except (ValueError, TypeError):
         return None
+
+
+@lru_cache(4096)
+def _ms_of(moment: str) -> int:
+    """A time as milliseconds; one window's end is mostly the next one's start."""
+    return to_ms(datetime.fromisoformat(moment))
 
 
 def interval_of(window: str) -> Interval | None:

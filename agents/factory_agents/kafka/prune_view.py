@@ -46,7 +46,7 @@ class _Result(msgspec.Struct, frozen=True):
 
 
 class _Work(msgspec.Struct, frozen=True):
-    """The few fields of what was said of a stage's work that a prune needs."""
+    """The few fields that a prune needs of what was said of a stage's work, or of an alert."""
 
     stage: str = ""
     window: str = ""
@@ -134,7 +134,7 @@ class PruneView(PlanView):
     Windows with an interval are in the order of their start, others in that of the ledger. ``room`` is how many records are held of each
     origin. ``marks`` are those that are known already: what lies below them takes no room from the others. ``topics`` are those that the
     pipeline's stages read and wrote, ``scopes`` the stages with their scopes, ``origins`` the topic of each id that something was planned
-    on (empty: it is no topic's).
+    on (empty: it is no topic's), ``alerts`` when what people are told of happened (milliseconds), by its record's key.
     """
 
     def __init__(self, pipeline: str, *, room: int = NO_LIMIT, marks: Iterable[MarkRecord] = ()) -> None:
@@ -147,7 +147,9 @@ class PruneView(PlanView):
         self._oldest: dict[tuple[str, str], _Oldest] = {}
         self._names: dict[str, str] = {}
         self._begins = tuple(f"{kind}|{pipeline}|".encode() for kind in ("stage", "failure", "attempt", "verdict"))
+        self.alerts: dict[bytes, int] = {}
         super().__init__(pipeline)
+        self.begins = (*self.begins, *self._begins, f"alert|{pipeline}|".encode())
 
     def limit(self, origin: str, lanes: Iterable[str]) -> int:
         """The time (microseconds) of which is certain: each window of an origin that begins before it is held whole, and so is each cut."""
@@ -166,7 +168,11 @@ class PruneView(PlanView):
 
     def take(self, offset: int, key: bytes, value: bytes | None) -> None:
         """See ``Follower.take``."""
-        if not key.startswith(self._begins):
+        if key.startswith(b"alert|"):
+            self.alerts.pop(key, None)
+            if value is not None:
+                self.alerts[key] = self._work(offset, key, value).at
+        elif not key.startswith(self._begins):
             super().take(offset, key, value)
         elif value is None:
             done = self.works.pop(key, None)
@@ -250,7 +256,7 @@ class PruneView(PlanView):
                 group.rests = 0
                 super()._put("cut" if key.startswith("cut|") else "plan", key, 0, None)
 
-    def _done(self, offset: int, key: bytes, value: bytes) -> Done:
+    def _work(self, offset: int, key: bytes, value: bytes) -> _Work:
         try:
             work = _DECODER.decode(value)
             if work.version > RECORD_VERSION:
@@ -260,6 +266,10 @@ class PruneView(PlanView):
                 f"ledger record {key.decode(errors='replace')!r} at offset {offset}: not one that this version can read ({error}), so "
                 f"nothing of its pipeline is pruned; was it written by a newer release?"
             ) from error
+        return work
+
+    def _done(self, offset: int, key: bytes, value: bytes) -> Done:
+        work = self._work(offset, key, value)
         result = work.result
         if result is not None:
             manifests = (result.input, result.manifest, result.dead_letters)
@@ -293,6 +303,7 @@ class PruneView(PlanView):
         """See ``Follower.forget``."""
         super().forget()
         self.works.clear()
+        self.alerts.clear()
         self.topics.clear()
         self.scopes.clear()
         self.origins.clear()

@@ -17,6 +17,7 @@ from confluent_kafka import KafkaException, Producer
 
 from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, DeadlineError, FactoryError, FencedError
+from factory_agents.kafka.alerts import ALERTS_KEPT_MS
 from factory_agents.kafka.config import KafkaConfig, connect, kafka_error
 from factory_agents.kafka.ledger import Ledger, ReplayRecord
 from factory_agents.kafka.plan_view import PlanView
@@ -306,16 +307,17 @@ class _Pruner:
                 room *= 2
 
     def _marks(self) -> list[MarkRecord]:
-        begin = mark_key(self.ledger.pipeline, "").encode()
-        return self.ledger.read_stable(deadline=self.deadline, wanted=lambda key: key.startswith(begin)).of(MarkRecord)
+        return self.ledger.read_stable(deadline=self.deadline, wanted=(b"mark|",)).of(MarkRecord)
 
     def _decide(self, view: PruneView, horizon: _HorizonOf) -> Pruning:
         limit = horizon(view)
         if limit is None:
             return Pruning()
         self._done = msgspec.structs.replace(self._done, before=_moment(limit.before))
-        pruning = decide_pruning(view, limit, int(time.time() * 1000), self._letters.there)
+        now = int(time.time() * 1000)
+        pruning = decide_pruning(view, limit, now, self._letters.there)
         pruning.works += self._replays(view)
+        pruning.works += (key for key, at in view.alerts.items() if at < now - ALERTS_KEPT_MS)
         return pruning
 
     def _replays(self, view: PruneView) -> Iterator[bytes]:

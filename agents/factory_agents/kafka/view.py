@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TypeAlias, TypeVar, cast
 
 import msgspec
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.kafka.records import LedgerRecord, decode_record, kind_of
+from factory_agents.kafka.records import KINDS, LedgerRecord, decode_record, kind_of
 
-__all__ = ["Follower", "LedgerView", "Wanted", "about_plans", "everything"]
+__all__ = ["ABOUT_PLANS", "EVERYTHING", "Follower", "LedgerView", "Wanted"]
 
-Wanted: TypeAlias = Callable[[bytes], bool]
-"""Which records a reader needs, by their keys."""
+Wanted: TypeAlias = tuple[bytes, ...]
+"""Which records a reader needs: what their keys begin with."""
+
+EVERYTHING: Wanted = (b"",)
+
+ABOUT_PLANS: Wanted = tuple(f"{kind}|".encode() for kind in KINDS if kind not in ("stage", "failure", "attempt", "alert", "verdict"))
+"""What planners need: cuts and plans, not what stages did, which are most of a ledger."""
 
 _Record = TypeVar("_Record", bound=LedgerRecord)
-
-
-def everything(_: bytes) -> bool:
-    """Every record."""
-    return True
-
-
-def about_plans(key: bytes) -> bool:
-    """What planners need: cuts and plans, not what stages did, which are most of a ledger."""
-    return not key.startswith((b"stage|", b"failure|", b"attempt|", b"alert|", b"verdict|"))
 
 
 class Follower(ABC):
     """Takes a ledger's records one after the other, each once; ``Ledger.read`` goes on where it stands.
 
-    ``positions`` are by partition, of the topic with this id: of another one it begins again.
+    ``positions`` are by partition, of the topic with this id: of another one it begins again. ``begins`` is what the keys begin with of
+    which it may need the records: it need not be given others.
     """
+
+    begins: Wanted = EVERYTHING
 
     def __init__(self) -> None:
         self.topic_id = ""
@@ -62,11 +60,13 @@ class LedgerView(Follower):
     kind that isn't known is passed over.
     """
 
-    def __init__(self, pipeline: str = "", wanted: Wanted = everything, records: Iterable[LedgerRecord] = ()) -> None:
+    def __init__(self, pipeline: str = "", wanted: Wanted = EVERYTHING, records: Iterable[LedgerRecord] = ()) -> None:
         super().__init__()
         self.pipeline = pipeline
         self._name = pipeline.encode()
         self._wanted = wanted
+        kinds = [f"{kind}|" for kind in KINDS if f"{kind}|".encode().startswith(tuple(key[: len(kind) + 1] for key in wanted))]
+        self.begins = tuple(f"{kind}{pipeline}".encode() for kind in kinds)
         self._kinds: dict[str, dict[str, tuple[int, LedgerRecord | bytes]]] = {}
         self.add(*records)
 
@@ -85,7 +85,7 @@ class LedgerView(Follower):
         if kind == "stage" and text.count("|") == 4:  # of the first version, which had no scope
             text = "{}|{}|{}||{}|{}".format(*text.split("|"))
             key = text.encode()
-        if self._wanted(key):
+        if key.startswith(self._wanted):
             self._put(kind, text, offset, value)
 
     def _put(self, kind: str, key: str, offset: int, value: LedgerRecord | bytes | None) -> None:

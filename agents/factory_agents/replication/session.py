@@ -41,12 +41,17 @@ class StreamSession(Session):
         """What was done, of work that has no end."""
         return self._result(self.progress, None)
 
-    def _also_wanted(self) -> Iterable[bytes]:
+    @property
+    def _stream_key(self) -> str:
         work = self.run.work
-        return [stream_key(work.pipeline, work.stage, work.scope).encode()]
+        return stream_key(work.pipeline, work.stage, work.scope)
+
+    def _also_wanted(self) -> Iterable[bytes]:
+        return [self._stream_key.encode()]
 
     def _found(self, view: LedgerView) -> None:
-        self.stream = next(iter(view.of(StreamRecord)), None)
+        found = view.get(self._stream_key)
+        self.stream = found if isinstance(found, StreamRecord) else None
 
     def _beside(self) -> Sequence[LedgerRecord]:
         if self.stream is None:

@@ -54,7 +54,7 @@ def find_streams(config: KafkaConfig, *, prefix: str, pipeline: str = "", stage:
         ledger = Ledger(config, cluster, prefix=prefix, pipeline=pipeline)
         if cluster.find(ledger.topic) is None:
             return []
-        view = ledger.read_stable(deadline=time.monotonic() + _SECONDS, wanted=lambda key: key.startswith(b"stream|"))
+        view = ledger.read_stable(deadline=time.monotonic() + _SECONDS, wanted=(b"stream|",))
     found = [record for record in view.of(StreamRecord) if pipeline in ("", record.pipeline) and stage in ("", record.stage)]
     return sorted(found, key=lambda record: (record.pipeline, record.stage, record.scope))
 

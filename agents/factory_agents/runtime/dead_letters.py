@@ -312,7 +312,7 @@ class LetterTopic:
             return self._known_stages
         if self.cluster.find(self.ledger.topic) is None:
             return []
-        view = self.ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=lambda key: key.startswith(b"stage|"))
+        view = self.ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS, wanted=(b"stage|",))
         return view.of(StageRecord)
 
     def ranges(self, since: datetime | None = None) -> list[PartitionRange]:

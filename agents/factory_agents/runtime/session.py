@@ -297,9 +297,9 @@ class Session:
         failpoints.hit("start.after-init")
         begin = self._ledger_begin
         work, mark = self.run.work, mark_key(self.run.pipeline, self.run.origin)
-        shards, others = shards_key(work).encode(), {mark.encode(), failure_key(work).encode(), *self._also_wanted()}
+        wanted = (shards_key(work).encode(), mark.encode(), failure_key(work).encode(), *self._also_wanted())
         until = min(self.deadline, time.monotonic() + _LEDGER_SECONDS)
-        view = self.ledger.read(start=begin, deadline=until, wanted=lambda key: key.startswith(shards) or key in others)
+        view = self.ledger.read(start=begin, deadline=until, wanted=wanted)
         self._refuse_pruned(view.get(mark))
         self._failed_before = view.get(failure_key(work)) is not None
         self._view_end = view.end
@@ -309,7 +309,7 @@ class Session:
         return found if isinstance(found, StageRecord) else None
 
     def _also_wanted(self) -> Iterable[bytes]:
-        """Keys of more records that the session wants to see whenever it has fenced the others; ``_found`` gets them."""
+        """What the keys begin with of more records that the session wants whenever it has fenced the others; ``_found`` gets them."""
         return ()
 
     def _found(self, view: LedgerView) -> None:
@@ -330,9 +330,7 @@ class Session:
     def read_mark(self) -> MarkRecord | None:
         """The mark of what was pruned of this run's origin, looked for in the whole of the pipeline's ledger."""
         key = mark_key(self.run.pipeline, self.run.origin)
-        wanted = key.encode()
-        view = self.ledger.read_stable(deadline=time.monotonic() + _MARK_SECONDS, wanted=lambda found: found == wanted)
-        mark = view.get(key)
+        mark = self.ledger.read_stable(deadline=time.monotonic() + _MARK_SECONDS, wanted=(key.encode(),)).get(key)
         return mark if isinstance(mark, MarkRecord) else None
 
     def earlier_reports(self) -> list[Mapping[str, Any]]:
@@ -340,7 +338,7 @@ class Session:
         if self.cluster.find(self.ledger.topic) is None:  # a dry run makes none
             return []
         deadline = min(self.deadline, time.monotonic() + _LEDGER_SECONDS)
-        return earlier_reports(self.ledger.read_stable(deadline=deadline, wanted=lambda key: key.startswith(b"stage|")), self.run)
+        return earlier_reports(self.ledger.read_stable(deadline=deadline, wanted=(b"stage|",)), self.run)
 
     def earlier_results(self) -> list[AgentResult]:
         """The results of this stage's shards over this window, of whatever plan."""

@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 from factory_agents.errors import ConfigurationError, DeadlineError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import (
+    ABOUT_PLANS,
     LEDGER_PARTITIONS,
     CutRecord,
     Ledger,
@@ -27,7 +28,6 @@ from factory_agents.kafka.ledger import (
     ReplayRecord,
     StageRecord,
     StoredResult,
-    about_plans,
     read_result,
 )
 from factory_agents.kafka.planning import PlanRequest, planned
@@ -207,7 +207,7 @@ class TestWhatCommit3110607Wrote:
     def test_its_windows_are_planned_already(self, old: Ledgers) -> None:
         plan = next(r["value"] for r in self.RECORDS if r["value"]["kind"] == "plan" and r["value"]["pipeline"] == "hourly")
         interval = msgspec.convert(plan["interval"], Interval)
-        view = old.of("hourly").read_stable(deadline=soon(), wanted=about_plans)
+        view = old.of("hourly").read_stable(deadline=soon(), wanted=ABOUT_PLANS)
         window = planned(view, PlanRequest("hourly", plan["topic"], interval), TopicInfo(plan["topic"], plan["topic_id"], 3))
         assert window is not None
         assert window.ranges == msgspec.convert(plan["ranges"], tuple[PartitionRange, ...])
@@ -278,7 +278,7 @@ def test_a_ledger_that_would_forget_is_refused(bootstrap: str, prefix: str, topi
 def test_passes_over_what_its_reader_does_not_need(ledgers: Ledgers) -> None:
     stage = StageRecord("p", "s", "w", Shard(), "f", 3, result=StoredResult())
     ledgers.write(ledgers.of("p"), PipelineRecord("p", "intervals"), cut("p", 5, 1), stage)
-    planner = ledgers.of("p").read(deadline=soon(), wanted=about_plans)
+    planner = ledgers.of("p").read(deadline=soon(), wanted=ABOUT_PLANS)
     assert set(planner.keys()) == {"pipeline|p", "cut|p|id|5"}
-    assert set(ledgers.of("p").read(deadline=soon(), wanted=stage.key().encode().__eq__).keys()) == {stage.key()}
+    assert set(ledgers.of("p").read(deadline=soon(), wanted=(stage.key().encode(),)).keys()) == {stage.key()}
     assert planner.end >= 3, "what is passed over still counts for the clock"

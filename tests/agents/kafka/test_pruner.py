@@ -18,8 +18,9 @@ import pytest
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.kafka import pruner
 from factory_agents.kafka.cuts import plan_source, plan_window
-from factory_agents.kafka.ledger import CutRecord, Ledger, LedgerView, MarkRecord, PlanRecord, StageRecord
+from factory_agents.kafka.ledger import CutRecord, Ledger, LedgerRecord, LedgerView, MarkRecord, PlanRecord, StageRecord
 from factory_agents.kafka.pruner import Pruned, keep_seconds, pipelines_of, prune_pipeline, retention_of
+from factory_agents.kafka.records import AlertRecord, encode_record
 from factory_agents.kafka.windows import read_windows
 from factory_agents.protocol import AgentRun, Interval, Window, Work
 from tests.support.commands import ROOT, Command
@@ -52,6 +53,11 @@ class Hourly:
     @property
     def ledger(self) -> Ledger:
         return Ledger(self.runs.config, self.runs.cluster, prefix=self.runs.prefix, pipeline=self.runs.prefix)
+
+    def write(self, record: LedgerRecord) -> None:
+        producer = self.runs.config.plain_producer()
+        producer.produce(self.ledger.topic, encode_record(record), record.key().encode(), partition=self.ledger.partition)
+        assert producer.flush(30) == 0
 
     def view(self) -> LedgerView:
         return self.ledger.read(deadline=time.monotonic() + 30)
@@ -99,8 +105,12 @@ def hourly(runs: Runs) -> Hourly:
 class TestAPrune:
     def test_forgets_what_was_planned_and_done_and_leaves_what_the_next_window_needs(self, hourly: Hourly) -> None:
         hourly.done(4)
+        now = int(time.time() * 1000)
+        for at in (now - 31 * 24 * 3600 * 1000, now):  # a window that nobody repaired, of which nothing else was ever told
+            hourly.write(AlertRecord(pipeline=hourly.runs.prefix, window=hour(0).key, id=str(at), what="late", at=at))
         found = hourly.prune(3)
         assert (found.windows, found.first, found.last) == (3, hour(0).key, hour(2).key)
+        assert [alert.at for alert in hourly.view().of(AlertRecord)] == [now]
         assert hourly.left() == ({hour(2).key, hour(3).key}, {hour(3).key}, 3)
         assert [k.window for k in found.kept] == [hour(3).key]
         assert [(r.partition, r.end - r.start) for r in hourly.plan(4).ranges] == [(0, 1), (1, 1)]
