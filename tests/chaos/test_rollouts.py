@@ -93,6 +93,8 @@ class Fleet:
 
         def feed() -> None:
             while not ended.is_set():
+                while len(producer) > 10_000 and not ended.is_set():  # a broker that is busy sets the pace
+                    producer.poll(0.1)
                 for p in range(PARTITIONS):
                     producer.produce(self.source, b'{"event_id": %d}' % self.sent, b"%d" % p, partition=p)
                     self.sent += 1
