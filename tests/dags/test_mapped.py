@@ -100,11 +100,12 @@ KafkaAgentOperator.partial(task_id="publish", {PUBLISH}).expand(window=enriched.
     assert ids() == list(range(20))
 
 
-def test_a_group_over_topics_and_one_over_parameters(
+def test_groups_over_topics_and_parameters_and_sets_of_shards(
     dag_runner: DagRunner, topic: TopicFactory, two: str, ids: Callable[[], list[int]]
 ) -> None:
     body = f"""
 from airflow.sdk import task_group
+from airflow.sdk.exceptions import AirflowSkipException
 
 @task_group
 def chain(topic):
@@ -122,7 +123,17 @@ def part(params):
     picked = pick(window.output, agent_params=params)
     return KafkaAgentOperator(task_id="keep", agent="enrich", window=picked, output_topic="<kept>").output
 
+def odd_alone(part):
+    if part["shard"][0] == 0:
+        raise AirflowSkipException
+    return {{"shard": part, "agent_params": {{"rest": 1}}}}
+
 window = WindowOperator(task_id="window", topic={two}[0])
+sharded = WindowOperator(task_id="sharded", topic={two}[0], shards=2)
+rests = [{{"rest": 0}}, {{"rest": 1}}]
+sets = pick.override(task_id="sets").partial(window=sharded.output).expand(agent_params=rests, shard=sharded.output)
+KafkaAgentOperator(task_id="all_sets", agent="enrich", window=sets, output_topic="<kept>")
+pick.override(task_id="some").partial(window=sharded.output).expand_kwargs(sharded.output.map(odd_alone))
 KafkaAgentOperator(task_id="all", {PUBLISH}, window=chain.expand(topic={two}))
 KafkaAgentOperator(task_id="parts", {PUBLISH}, window=part.expand(params=[{{"rest": 0}}, {{"rest": 1}}]))
 """
@@ -133,6 +144,9 @@ KafkaAgentOperator(task_id="parts", {PUBLISH}, window=part.expand(params=[{{"res
         assert [r["counts"]["consumed"] for r in ran.results["chain.publish"]] == [10, 10]
         assert ran.results["all"]["counts"]["consumed"] == 20
         assert [r["counts"]["forwarded"] for r in ran.results["part.pick"]] == [5, 5]
+        assert [(r.get("instance", 0), r.get("shard", [0, 2])[0]) for r in ran.results["sets"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert ran.results["all_sets"]["counts"]["consumed"] == 10
+        assert ran.states["some"] == ["skipped", "success"]
         assert ran.results["parts"]["counts"]["consumed"] == 10
         assert ids() == list(range(20))
 

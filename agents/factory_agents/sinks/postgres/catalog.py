@@ -155,12 +155,16 @@ def row_triggers(connection: psycopg.Connection[Any], oid: int) -> bool:
 
 
 def shape(connection: psycopg.Connection[Any], schema: str, name: str, columns: Sequence[str]) -> tuple[Any, ...] | None:
-    """What rows of these columns go by, to be compared: which table it is, their types, and its row triggers; None where there is none."""
+    """What rows of these columns go by, to be compared; None where there is no such table.
+
+    Which one it is, its row triggers, and these columns and all that have to be filled, with their types.
+    """
     return connection.execute(
         f"""
         SELECT c.oid::bigint, {_ROW_TRIGGERS}, ARRAY(
-            SELECT format('%%s %%s %%s', a.attname, a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
-            WHERE a.attrelid = c.oid AND a.attname = ANY (%s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+            SELECT format('%%s %%s %%s %%s', a.attname, a.atttypid, a.atttypmod, a.attnotnull) FROM pg_catalog.pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                  AND (a.attname = ANY (%s) OR (a.attnotnull AND NOT a.atthasdef AND a.attidentity = '')) ORDER BY a.attnum
         )
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
         """,

@@ -130,7 +130,7 @@ class Publication:
         ledger = self._ledger
         mine = ledger.hold(self.fence)
         merged = self._merge() if isinstance(self._copy, Staged) else _Merged(self._rows, self._rows)
-        if self._rows and self.is_altered():
+        if self._copy is not None and self.is_altered():
             raise self.altered()
         removed = self._sweep(mine)
         outcome = SinkOutcome(
