@@ -187,6 +187,7 @@ def test_a_record_that_the_broker_refuses_is_dead_lettered_whole(runs: Runs, lim
     assert sorted(r.id for r in runs.manifest(result.manifest)) == [n for n in range(300) if n % 100 != 42]
     assert sorted(r.id for r in dead(runs, result)) == [42, 142, 242]
     assert {r.dead_letter["rule"] for r in dead(runs, result)} == {"refused"}
+    assert all("max.message.bytes is" in r.dead_letter["error"] for r in dead(runs, result)), "the broker's reason"
     assert len(asked) < 1300  # the chunk again, for each that is refused; not halved and halved
 
 

@@ -697,8 +697,8 @@ def _number_time(unit: TimeUnit) -> Callable[[Any], int | None]:
             return value * factor
         if value is None:
             return None
-        if type(value) is float and first <= value <= last:
-            return round(value * factor)
+        if type(value) is float and first <= value < last + 1:
+            return min(round(value * factor), _LAST_US)
         what = "a time between the years 1 and 9999" if type(value) in (int, float) else "a number"
         raise ValueError(f"expected {what}, counted in {unit} since 1970, got {show(value)}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from factory_agents.contracts.documents import show
@@ -11,6 +11,7 @@ from factory_agents.contracts.documents import show
 __all__ = ["iso_time"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_END = r"(?<=[Tt ])24:00(?::00(?:[.,]0+)?)?(?=$|[Zz+-])"
 
 
 def iso_time(value: Any) -> int | None:
@@ -29,7 +30,9 @@ def _parse_iso(value: str) -> datetime:
     try:
         time = datetime.fromisoformat(value)
     except ValueError:
-        if not re.search(r":60(?!\d)|z$", value):
+        if not re.search(r":60(?!\d)|z$|" + _DAY_END, value):
             raise
-        time = datetime.fromisoformat(re.sub(r":60(?!\d)", ":59", value).upper())  # a leap second, a small z: RFC 3339 has both
+        plain = re.sub(r":60(?!\d)", ":59", value).upper()  # a leap second, a small z: RFC 3339 has both; the day's end: ISO 8601
+        ends = re.search(_DAY_END, plain)
+        time = datetime.fromisoformat(re.sub(_DAY_END, "00:00", plain)) + timedelta(days=1 if ends else 0)
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
