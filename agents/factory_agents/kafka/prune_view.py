@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heappop, heappush
@@ -25,7 +25,12 @@ _PAST = 8  # what lies below the marks gets an eighth of the room: it is what a 
 _Key: TypeAlias = bytes | str
 """Of what a stage did, or of a plan or a cut."""
 
-_interval_of = lru_cache(4096)(interval_of)
+
+@lru_cache(4096)
+def _span_of(window: str) -> tuple[int, int] | None:
+    """The interval that a window's key tells, in microseconds since 1970."""
+    interval = interval_of(window)
+    return None if interval is None else (microseconds(interval.start), microseconds(interval.end))
 
 
 @lru_cache(4096)
@@ -94,11 +99,15 @@ class _Oldest:
         self._windows: dict[str, tuple[int, dict[_Key, None]]] = {}
         self._newest: list[tuple[int, str]] = []
 
+    def has_room(self, window: str, order: int) -> bool:
+        """Whether a record of a window is held, which stands there."""
+        return order < self.limit or window in self._windows
+
     def put(self, window: str, order: int, key: _Key) -> bool:
         """Hold a record of a window, which stands where its first record put it; False where there is no room for it."""
         held = self._windows.get(window)
         if held is None:
-            if order >= self.limit:
+            if not self.has_room(window, order):
                 return False
             held = self._windows[window] = (order, {})
             heappush(self._newest, (-order, window))
@@ -133,15 +142,18 @@ class PruneView(PlanView):
 
     Windows with an interval are in the order of their start, others in that of the ledger. ``room`` is how many records are held of each
     origin. ``marks`` are those that are known already: what lies below them takes no room from the others. ``topics`` are those that the
-    pipeline's stages read and wrote, ``scopes`` the stages with their scopes, ``origins`` the topic of each id that something was planned
-    on (empty: it is no topic's), ``alerts`` when what people are told of happened (milliseconds), by its record's key.
+    pipeline's stages read and wrote; where they are given, they are known, and works for which there is no room aren't decoded.
+    ``scopes`` are the stages with their scopes, ``origins`` the topic of each id that something was planned on (empty: it is no topic's),
+    ``alerts`` when what people are told of happened (milliseconds), by its record's key.
     """
 
-    def __init__(self, pipeline: str, *, room: int = NO_LIMIT, marks: Iterable[MarkRecord] = ()) -> None:
+    def __init__(self, pipeline: str, *, room: int = NO_LIMIT, marks: Iterable[MarkRecord] = (), topics: Collection[str] = ()) -> None:
         self.works: dict[bytes, Done] = {}
-        self.topics: set[str] = set()
+        self._known = topics
+        self.topics = set(topics)
         self.scopes: set[tuple[str, str]] = set()
         self.origins: dict[str, str] = {}
+        self._planned: set[str] = set()
         self._room = room
         self._marks = {mark.origin: mark for mark in marks}
         self._oldest: dict[tuple[str, str], _Oldest] = {}
@@ -149,6 +161,7 @@ class PruneView(PlanView):
         self._begins = tuple(f"{kind}|{pipeline}|".encode() for kind in ("stage", "failure", "attempt", "verdict"))
         self.alerts: dict[bytes, int] = {}
         super().__init__(pipeline)
+        self._said = self._begins[1:]
         self.begins = (*self.begins, *self._begins, f"alert|{pipeline}|".encode())
 
     def limit(self, origin: str, lanes: Iterable[str]) -> int:
@@ -177,26 +190,45 @@ class PruneView(PlanView):
         elif value is None:
             done = self.works.pop(key, None)
             if done is not None:
-                self._group(*self._place(done)).drop(done.window, key)
-        else:
-            self._take_work(offset, key, self._done(offset, key, value))
+                self._group(*self._place(done.origin, _span_of(done.window), done.planned_at)).drop(done.window, key)
+        elif not (self._known and self._is_passed(key)):
+            self._take_work(offset, key, self._work(offset, key, value))
 
-    def _take_work(self, offset: int, key: bytes, done: Done) -> None:
-        self.scopes.add((done.stage, done.scope))
-        span = _interval_of(done.window)
-        group = self._group(*self._place(done))
-        if group.put(done.window, offset if span is None else microseconds(span.start), key):
-            self.works[key] = done
-            self._release(group)
-        else:
-            group.rests = min(group.rests, done.last)
+    def _is_passed(self, key: bytes) -> bool:
+        """Whether the key alone says that there is no room for a work, of a topic's window with an interval."""
+        parts = key.decode(errors="replace").split("|")
+        if len(parts) != 6:
+            return False
+        _, _, stage, scope, window, _ = parts
+        span, origin = _span_of(window), origin_of(scope)
+        if span is None or origin not in self._planned or self._group(*self._place(origin, span, 0)).has_room(window, span[0]):
+            return False
+        self.scopes.add((stage, scope))
+        return True
 
-    def _place(self, done: Done) -> tuple[str, str]:
+    def _take_work(self, offset: int, key: bytes, work: _Work) -> None:
+        self.scopes.add((work.stage, work.scope))
+        result, letters = work.result, work.earlier
+        for manifest in letters if result is None else (*letters, result.input, result.manifest, result.dead_letters):
+            if manifest is not None:
+                self.topics.add(manifest.topic)
+        if result is not None and result.dead_letters is not None:
+            letters = (*letters, result.dead_letters)
+        span, origin, planned_at = _span_of(work.window), origin_of(work.scope), result.ledger_offset if result is not None else 0
+        group, last = self._group(*self._place(origin, span, planned_at)), max(work.updated_at, work.at)
+        if not group.put(work.window, offset if span is None else span[0], key):
+            group.rests = min(group.rests, last)
+            return
+        finished, there = result is not None or key.startswith(self._said), tuple(m for m in letters if m.ranges)
+        self.works[key] = Done(self._one(work.stage), self._one(work.window), self._one(work.scope), last, finished, there, planned_at)
+        self._release(group)
+
+    def _place(self, origin: str, span: tuple[int, int] | None, planned_at: int) -> tuple[str, str]:
         """With which windows this one is counted; those below a mark are of no interest to it any more, and stand apart."""
-        mark, span = self._marks.get(done.origin), _interval_of(done.window)
-        if mark is not None and (0 < done.planned_at < mark.offset if span is None else mark.covers(span)):
-            return done.origin, "past works"
-        return done.origin, "runs" if span is None else "intervals"
+        mark = self._marks.get(origin)
+        if mark is not None and (0 < planned_at < mark.offset if span is None else mark.covers_span(*span)):
+            return origin, "past works"
+        return origin, "runs" if span is None else "intervals"
 
     def _put(self, kind: str, key: str, offset: int, value: LedgerRecord | bytes | None) -> None:
         if kind not in ("cut", "plan"):
@@ -207,7 +239,8 @@ class PruneView(PlanView):
             if value is None:
                 return
             record = self._decode(kind, key, offset, value)
-            self.origins[lane] = record.topic if isinstance(record, CutRecord | PlanRecord) else ""
+            topic = self.origins[lane] = record.topic if isinstance(record, CutRecord | PlanRecord) else ""
+            self._planned |= {topic} - {""}
         now, past, order, is_past = self._places(kind, lane, name, offset)
         group, other = (past, now) if is_past else (now, past)
         other.drop(name, key)
@@ -225,7 +258,7 @@ class PruneView(PlanView):
         Of those below the mark the last ones are held: the windows above follow on them, and a prune that was killed left them.
         """
         mark = self._marks.get(self.origins[lane] or origin_of(lane.partition(" ")[2]))
-        span = _interval_of(name) if kind == "plan" else None
+        span = _span_of(name) if kind == "plan" else None
         if kind == "cut" and name.isdecimal():
             low_water = mark.low_water if mark is not None else None
             return (
@@ -237,7 +270,7 @@ class PruneView(PlanView):
         origin = self.origins[lane] or lane
         if span is not None:
             past = self._group(lane, "past intervals")
-            return self._group(origin, "intervals"), past, microseconds(span.start), mark is not None and mark.covers(span)
+            return self._group(origin, "intervals"), past, span[0], mark is not None and mark.covers_span(*span)
         return self._group(origin, "runs"), self._group(lane, "past runs"), offset, mark is not None and offset < mark.offset
 
     def _group(self, origin: str, what: str) -> _Oldest:
@@ -268,24 +301,6 @@ class PruneView(PlanView):
             ) from error
         return work
 
-    def _done(self, offset: int, key: bytes, value: bytes) -> Done:
-        work = self._work(offset, key, value)
-        result = work.result
-        if result is not None:
-            manifests = (result.input, result.manifest, result.dead_letters)
-            self.topics.update(m.topic for m in manifests if m is not None)
-        letters = (*work.earlier, *((result.dead_letters,) if result is not None and result.dead_letters is not None else ()))
-        self.topics.update(m.topic for m in letters)
-        return Done(
-            self._one(work.stage),
-            self._one(work.window),
-            self._one(work.scope),
-            max(work.updated_at, work.at),
-            result is not None or key.startswith(self._begins[1:]),
-            tuple(m for m in letters if m.ranges),
-            result.ledger_offset if result is not None else 0,
-        )
-
     def _one(self, text: str) -> str:
         """The same text as one object: there are many records of few names."""
         if len(self._names) > _MOST_NAMES:
@@ -304,7 +319,8 @@ class PruneView(PlanView):
         super().forget()
         self.works.clear()
         self.alerts.clear()
-        self.topics.clear()
+        self.topics = set(self._known)
         self.scopes.clear()
         self.origins.clear()
+        self._planned.clear()
         self._oldest.clear()

@@ -285,10 +285,10 @@ class _Pruner:
         if self.cluster.find(self.ledger.topic) is None:
             return msgspec.structs.replace(self._done, dry_run=dry_run)
         known = {mark.origin: mark for mark in (self._marks() if marks is None else marks)}
-        room = _ROOM
+        room, topics = _ROOM, set[str]()
         while True:
             began = time.monotonic()
-            view = PruneView(self.ledger.pipeline, room=room, marks=known.values())
+            view = PruneView(self.ledger.pipeline, room=room, marks=known.values(), topics=topics)
             try:
                 self.ledger.follow(view, deadline=self.deadline, stable=True)  # it takes long, and stops no planner
                 pruning = self._decide(view, horizon) if dry_run else self._as_planner(partial(self._write, view, horizon))
@@ -303,6 +303,7 @@ class _Pruner:
             if dry_run or not pruning.more or now + (now - began) > self.until:
                 return msgspec.structs.replace(self._done, more=pruning.more, dry_run=dry_run)
             known |= {mark.origin: mark for mark in pruning.marks}
+            topics = view.topics
             if not (pruning.windows or pruning.works or pruning.plans):  # all that there was room for stays
                 room *= 2
 

@@ -184,7 +184,10 @@ class MarkRecord(_Record, frozen=True, tag="mark"):
 
     def covers(self, interval: Interval) -> bool:
         """Whether windows at this time were pruned."""
-        start, end = microseconds(interval.start), microseconds(interval.end)
+        return self.covers_span(microseconds(interval.start), microseconds(interval.end))
+
+    def covers_span(self, start: int, end: int) -> bool:
+        """The same of a time in microseconds since 1970."""
         return any(first < end and start < last for first, last in self.spans)
 
     @property

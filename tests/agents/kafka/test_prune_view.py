@@ -85,10 +85,12 @@ def test_a_window_with_more_records_than_there_is_room_for_is_held_alone() -> No
 )
 def test_all_is_known_of_each_window_before_the_limit(records: list[tuple[int, int, bool]], room: int, timed: bool) -> None:
     view, whole = PruneView("p", room=room), PruneView("p")
+    knowing = PruneView("p", room=room, topics=("t",))  # it decodes only what there is room for
+    put(knowing, CutRecord("p", "t", "id-1", 0, (1,)))
     first: dict[str, int] = {}
     for n, shard, gone in records:
         window = interval(n, n + 1).key if timed else f"run-{n}"
-        for into in (view, whole):
+        for into in (view, whole, knowing):
             key = work(window, shard).key().encode()
             into.take(into.end, key, None if gone else encode_record(work(window, shard)))
             into.end += 1
@@ -96,6 +98,7 @@ def test_all_is_known_of_each_window_before_the_limit(records: list[tuple[int, i
             first.pop(window, None)
         else:
             first.setdefault(window, whole.end - 1)
+    assert (knowing.works, knowing.scopes) == (view.works, view.scopes)
     limit = view.limit("t", []) if timed else view.run_limit("t")
     orders = {w: (microseconds(interval(int(w[11:13]), 99).start) if timed else at) for w, at in first.items()}
     known = {key: done for key, done in whole.works.items() if orders[done.window] < limit}

@@ -55,7 +55,7 @@ class LoggedView(PruneView):
         super().put(record, offset)
 
     def read(self, room: int, marks: Iterable[MarkRecord]) -> PruneView:
-        view = PruneView("p", room=room, marks=marks)
+        view = PruneView("p", room=room, marks=marks, topics=("t",))  # as in every round but the first
         for offset, key, value in self.log:
             view.take(offset, key, value)
         return view
