@@ -28,13 +28,28 @@ from factory_agents.runtime.loading import load_agent_ref, working_directory_fir
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.traced import traced
 from factory_agents.telemetry import Batch, Commit, Observer, Subject, bound, configure_logging, fields, tracing
-from factory_agents.text import printable
+from factory_agents.text import printable, shortened
 
-__all__ = ["BUILT_IN", "EXIT_FAILED", "EXIT_RETRY", "TRANSFORM", "build_transform", "execute", "failed_result", "main", "quiet_collector"]
+__all__ = [
+    "BUILT_IN",
+    "EXIT_FAILED",
+    "EXIT_RETRY",
+    "LONGEST_MESSAGE",
+    "TRANSFORM",
+    "build_transform",
+    "execute",
+    "failed_result",
+    "main",
+    "quiet_collector",
+]
 
 log = logging.getLogger("factory_agents.run")  # also where this module is __main__
 
 EXIT_FAILED, EXIT_RETRY = 1, 75
+
+LONGEST_MESSAGE = 10_000
+"""Characters of an error: whoever takes a result, or a failure, has a limit, and would tell of that and no longer of the error."""
+
 _TERMINATION_LOG, _TERMINATION_LIMIT = Path("/dev/termination-log"), 4096
 
 TRANSFORM = "factory_agents.runtime.window:run_transform"
@@ -111,7 +126,7 @@ def failed_result(run: AgentRun | None, error: Exception) -> AgentResult:
     passes = isinstance(error, (OSError, MemoryError))  # a disk, a network, the memory of this attempt
     retriable = error.retriable if isinstance(error, FactoryError) else passes
     kind = next((kind for kind in type(error).__mro__ if kind.__name__ in errors.__all__), type(error))
-    info = ErrorInfo(kind.__name__, printable(message), retriable=retriable)
+    info = ErrorInfo(kind.__name__, shortened(printable(message), LONGEST_MESSAGE), retriable=retriable)
     key = "" if run is None or (run.window is None and run.interval is None) else run.key
     return AgentResult(
         pipeline=run.pipeline if run else "",

@@ -26,7 +26,7 @@ from factory_agents.kafka.failures import forget_failure, leave_failure, leave_v
 from factory_agents.kafka.ledger import read_stage
 from factory_agents.kafka.records import VerdictRecord
 from factory_agents.protocol import AgentResult, AgentRun, Window, Work, scope_of
-from factory_agents.run import execute, failed_result
+from factory_agents.run import LONGEST_MESSAGE, execute, failed_result
 from factory_agents.runners.process import COMMAND, AgentProcess, child_environment
 from factory_agents.runners.results import agent_error, check_result
 from factory_agents.runtime.session import RunContext
@@ -245,7 +245,9 @@ def _failures(run: AgentRun | None = None) -> Iterator[None]:
             log.exception("unexpected error; please report it")
         if info is None:
             raise
-        raise ApplicationError(info.message, type=info.type, non_retryable=not info.retriable) from error
+        # The words of a FactoryError are all there is to say: of those of its cause, which would come last, a server takes no more either.
+        cause = None if isinstance(error, FactoryError) or len(str(error)) > LONGEST_MESSAGE else error
+        raise ApplicationError(info.message, type=info.type, non_retryable=not info.retriable) from cause
 
 
 def _judge(judgement: Judgement) -> None:

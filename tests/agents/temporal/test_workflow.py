@@ -131,6 +131,17 @@ def test_what_no_retry_mends_fails_at_once_in_one_line(pipelines: Pipelines, run
         assert pipelines.attempts(id_) == [1, 1]
 
 
+def test_an_error_whose_words_have_no_end_is_told_all_the_same(pipelines: Pipelines, runs: Runs) -> None:
+    """A server that takes no more than so much of a failure would take the worker for dead: an attempt after the other."""
+    source = "raise RuntimeError('x' * 9_000_000)\ndef shout(event):\n    return event"
+    with pipelines.served():
+        id_ = pipelines.start(pipelines.request(runs.topic("raw"), stage("mark", "shout", runs.topic("marked"), source=source)))
+        with pytest.raises(PipelineFailedError, match=r": AgentError: agent 'shout': its source raised RuntimeError: x{100}") as raised:
+            pipelines.done(id_)
+        assert len(str(raised.value)) < 11_000
+        assert pipelines.attempts(id_) == [1, 1]
+
+
 def test_a_failed_window_is_started_again_only_when_asked_to(pipelines: Pipelines, runs: Runs) -> None:
     raw, marked = runs.topic("raw"), runs.topic("marked")
     runs.produce(raw, events(100))
