@@ -143,6 +143,8 @@ def test_a_transaction_that_outlived_its_timeout_is_retried_by_the_orchestrator(
     wait_for(lambda: runs.cluster.stable_offset(out, range(4)) == runs.cluster.high_watermark(out, range(4)), "the transaction to expire")
     attempt.signal(signal.SIGCONT)
     assert attempt.wait() == 75, attempt.log
+    assert attempt.result.error is not None
+    assert "s, longer than transaction.timeout.ms=1000 allows: the broker gave it up" in attempt.result.error.message
     result = runs.finished(run)
     assert result.resumed
     check_once(runs, run, result)

@@ -250,14 +250,26 @@ class TransactionalWriter:
 
     def _fenced(self, cause: KafkaError, doing: str) -> FactoryError:
         failure = kafka_error(cause, doing, **self._needed())
-        if isinstance(failure, FencedError) or unauthorized(cause):
+        if isinstance(failure, FencedError):
+            return self._outlived(failure, doing)
+        if unauthorized(cause):
             return failure
         return FencedError(f"{doing}: {cause.str()} ({cause.name()}): this attempt cannot go on; a retry resumes")
+
+    def _outlived(self, fenced: FencedError, doing: str) -> FencedError:
+        """The same, but of a transaction that was open for so long that the broker gave it up, which looks like a newer producer."""
+        age = self.age
+        if age * 1000 < self.timeout_ms:
+            return fenced
+        return FencedError(
+            f"{doing}: the transaction was open for {age:.0f} s, longer than transaction.timeout.ms={self.timeout_ms} allows: the broker "
+            "gave it up, or a newer attempt took over; this one stops without committing, a retry resumes"
+        )
 
     def _aborted(self, cause: KafkaError, doing: str) -> Exception:
         failure = kafka_error(cause, doing)
         if isinstance(failure, FencedError):
-            return failure
+            return self._outlived(failure, doing)
         if cause.code() in _REFUSED | _CONSEQUENCES:
             self._wait_for_answers()
         self._poll()
