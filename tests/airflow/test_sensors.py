@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
-
 import psutil
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
@@ -68,14 +65,3 @@ def test_many_sensors_wait_with_few_connections_and_survive_the_triggerer(
     commit(admin, topic, groups, 10)
     wait_for(lambda: states("caught_up") == ["success"] * SENSORS, "the sensors to notice", 1200)
     assert connections(airflow, bootstrap) <= FEW
-
-    def again() -> dict[str, Any]:
-        return airflow.task("watchers", cleared, "in_vain")
-
-    cleared = airflow.trigger("watchers")
-    wait_for(lambda: again()["state"] == "deferred", "the sensor to wait", 400)
-    airflow.clear_tasks("watchers", cleared, "in_vain")
-    wait_for(lambda: (again()["try_number"], again()["state"]) == (2, "failed"), "the second try to time out", 400)
-    waited = datetime.fromisoformat(again()["end_date"]) - datetime.fromisoformat(again()["start_date"])
-    assert waited.total_seconds() >= 5, "its own time: the former try's trigger doesn't end it"
-    assert "after 5 s: group" in airflow.log("watchers", cleared, "in_vain", 2)

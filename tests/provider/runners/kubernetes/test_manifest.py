@@ -26,7 +26,7 @@ from airflow_provider_factory.runners.kubernetes.manifest import (
 from factory_agents.contracts import load_contract, pack_contract
 from factory_agents.errors import ConfigurationError
 from factory_agents.inference.params import pack_files, read_asking
-from factory_agents.protocol import AgentRef, AgentRun, Shard, decode_run
+from factory_agents.protocol import AgentRef, AgentRun, Order, Shard, decode_run
 from tests.support.samples import window
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -147,6 +147,8 @@ def test_the_fingerprint_tells_other_code_but_not_another_place_in_the_ledger() 
     moved = msgspec.structs.replace(RUN, window=window(2, ledger_offset=99))
     changed = msgspec.structs.replace(RUN, agent=AgentRef("enrich", version="v2"))
     assert moved.digest == RUN.digest != changed.digest
+    first, cleared = (msgspec.structs.replace(RUN, order=Order("run 1", tries, clears)) for tries, clears in ((2, 0), (3, 1)))
+    assert first.digest != cleared.digest, "a task that is cleared takes over no pod, and no word, from before the clear"
 
 
 @given(st.text(max_size=100))
