@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from factory_agents.databases.statements import one_statement, table_name
 from factory_agents.errors import ConfigurationError
 from factory_agents.params import read_params
 from factory_agents.paths import candidates
@@ -67,14 +68,16 @@ def build(params: Mapping[str, Any], run: AgentRun | None = None) -> Source:
 def source_name(params: Mapping[str, Any]) -> str:
     """Names what these parameters read, so that work over different sources is told apart.
 
-    That is the files, table or query as they are given; of your own source all parameters.
+    That is the files, table or query, however they are written; of your own source all parameters.
     """
     if plugin := _plugin(params):
         return digest([plugin, {name: value for name, value in params.items() if name != "source"}])
     settings = read_params("ingest", params, IngestParams)
     if settings.table or settings.query:
-        return digest([settings.table, settings.query, settings.database_env])
-    return digest(_files(settings))
+        parts = table_name(settings.table) if settings.table else ()
+        table = settings.table if any(set(part) & set('."') for part in parts) else ".".join(parts)
+        return digest([table, one_statement(settings.query) if settings.query else "", settings.database_env])
+    return digest([file if "://" in file else os.path.normpath(file) for file in filter(None, _files(settings))] or [""])
 
 
 def _plugin(params: Mapping[str, Any]) -> str:

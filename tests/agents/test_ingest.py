@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.ingest import build
+from factory_agents.ingest import build, source_name
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.protocol import AgentRef, AgentRun, merge_results
 from factory_agents.run import execute
@@ -94,6 +94,22 @@ def test_an_hour_reaches_a_topic_once_and_enrich_reads_on(bootstrap: str, topic:
     (tmp_path / "events.jsonl").write_text('{"t":1,"event_id":"a"}\n')
     again = execute(context, ingest)
     assert (again.reused, again.counts.consumed) == (False, 1)
+
+
+@pytest.mark.parametrize(
+    ("ways", "other"),
+    [
+        ([{"table": name} for name in ("s.T", 's."T"', '"s"."T"')], {"table": "s.t"}),
+        ([{"table": 'a."b.c"'}], {"table": '"a.b".c'}),
+        ([{"query": "SELECT 1" + end} for end in ("", ";", " -- all\n;")], {"query": "SELECT 2"}),
+        ([{"source": "data/a.csv"}, {"source": ["./data//a.csv"]}], {"source": "s3://data/a.csv"}),
+    ],
+    ids=["tables", "dots", "queries", "files"],
+)
+def test_a_source_is_the_same_one_however_it_is_written(ways: list[dict[str, Any]], other: dict[str, Any]) -> None:
+    """Else intervals of it that overlap would be read twice."""
+    assert len({source_name(way) for way in ways}) == 1
+    assert source_name(other) != source_name(ways[0])
 
 
 def test_its_name_and_version_are_stable() -> None:
