@@ -39,7 +39,12 @@ def topic_argument(topic: Any) -> Any:
 
 
 def topic_asset(topic: str, *, cluster: str | None = None) -> Asset:
-    """The asset of a topic, named as the topic; ``cluster`` is the alias in its URI, by default ``[factory] cluster``."""
+    """The asset of a topic, named as the topic; ``cluster`` is the alias in its URI, by default ``[factory] cluster``.
+
+    Example::
+
+        DAG("alerts", schedule=[topic_asset("valid_events")])
+    """
     return Asset(name=topic, uri=f"kafka://{cluster or option('cluster')}/{topic}")
 
 
@@ -56,6 +61,10 @@ def table_asset(table: str, *, database: str | None = None) -> Asset:
     """The asset of a table (of the schema ``public``, unless named with another), named ``schema.table``.
 
     ``database`` is the alias in its URI, by default ``[factory] database``.
+
+    Example::
+
+        DAG("reports", schedule=[table_asset("public.events")])
     """
     *schemas, name = table_name(table)
     alias, schema = database or option("database"), schemas[0] if schemas else "public"

@@ -50,6 +50,10 @@ class FactoryNotifier(BaseNotifier):
     :param dead_letters: warn when more events than that were rejected in a window; 0: never.
     :param runbook: the address of your page on what to do.
     :param kafka_conn_id: the cluster of the ledger, unless it is the configured one.
+
+    Example::
+
+        DAG("clicks", on_failure_callback=FactoryNotifier("slack_default", dead_letters=1000))
     """
 
     def __init__(
@@ -272,6 +276,10 @@ def late_after(interval: timedelta, **told: Any) -> DeadlineAlert | None:
     ``told`` are arguments of ``FactoryNotifier`` (``slack="slack_default"``), which sends the message; without any it is one line in the
     triggerer's log. None where ``[factory] deadlines`` is off, and in ``airflow dags test``, which fails on any deadline when the run
     succeeds (Airflow #73428).
+
+    Example::
+
+        DAG("hourly", deadline=late_after(timedelta(minutes=45), slack="slack_default"))
     """
     if option("deadlines").lower() not in ("true", "1") or sys.argv[1:3] == ["dags", "test"]:
         return None

@@ -99,7 +99,14 @@ def described(member: Any) -> str:
     lines = [f"### {member.__name__}\n", f"`{member.__module__}.{member.__qualname__}`\n", text, ""]
     if rows:
         lines += ["Parameters:\n", listed(rows)]
+    if code := example(member):
+        lines += [f"```python\n{code}\n```\n"]
     return "\n".join(lines)
+
+
+def example(member: Any) -> str:
+    """The code under ``Example::`` at the end of its own docstring; empty where there is none."""
+    return inspect.cleandoc((member.__doc__ or "").partition("Example::")[2]).strip()
 
 
 def documented(member: Any) -> tuple[str, list[Row]]:
@@ -128,7 +135,7 @@ def _signature(member: Any) -> dict[str, inspect.Parameter]:
 
 def _docstring(text: str) -> tuple[str, dict[str, str]]:
     """What is said in general, and by parameter."""
-    head, *params = re.split(r"^:param ", text, flags=re.MULTILINE)
+    head, *params = re.split(r"^:param ", text.partition("Example::")[0], flags=re.MULTILINE)
     said = {}
     for param in params:
         name, _, what = param.partition(":")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
+from pathlib import Path
 
 import reference
+
+from factory_agents import agent, split
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -24,11 +28,36 @@ def test_every_operator_sensor_and_decorator_that_there_is_stands_in_it() -> Non
         assert decorator["class-name"].rpartition(".")[0] in page
 
 
-def test_every_parameter_of_operators_and_sensors_is_explained() -> None:
-    for title in ("Operators", "Sensors"):
-        for member in reference.members(reference.PROVIDER[title]):
+def test_every_parameter_of_operators_sensors_and_agents_is_explained() -> None:
+    for members in (*(reference.members(reference.PROVIDER[title]) for title in ("Operators", "Sensors")), [agent, split]):
+        for member in members:
             silent = [row.name for row in reference.documented(member)[1] if not row.text]
             assert not silent, f"{member.__name__}: no :param for {', '.join(silent)}"
+
+
+def test_what_dags_and_agents_are_written_with_has_an_example_that_runs(tmp_path: Path) -> None:
+    """Each in a file of its own, as functions travel with their source; what a reader imports is known there."""
+    from airflow.sdk import DAG, Asset, AssetWatcher, task
+
+    from airflow_provider_factory import assets, notifications
+    from airflow_provider_factory.decorators.kafka_agent import kafka_agent_task
+    from airflow_provider_factory.operators.agent_pod import AgentPodOperator
+    from airflow_provider_factory.sensors.base import KafkaSensor
+    from airflow_provider_factory.triggers.topic_ready import TopicReadyTrigger
+    from factory_agents import Dependency
+
+    bases = (AgentPodOperator, KafkaSensor)  # of which users take the subclasses
+    shown = [m for title in ("Operators", "Sensors") for m in reference.members(reference.PROVIDER[title]) if m not in bases]
+    shown += [kafka_agent_task, TopicReadyTrigger, assets.table_asset, assets.topic_asset]
+    shown += [notifications.FactoryNotifier, notifications.late_after, agent, split, Dependency]
+    known = {"DAG": DAG, "Asset": Asset, "AssetWatcher": AssetWatcher, "task": task, "timedelta": timedelta}
+    known |= {member.__name__: member for member in shown}
+    for member in shown:
+        file, code = tmp_path / f"{member.__name__}.py", reference.example(member)
+        assert code, f"{member.__name__}: no example"
+        file.write_text(code)
+        with DAG("examples"):
+            exec(compile(code, file, "exec"), dict(known))
 
 
 def test_every_command_and_option_is_explained() -> None:

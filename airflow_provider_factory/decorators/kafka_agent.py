@@ -222,6 +222,16 @@ def kafka_agent_task(python_callable: Callable[..., Any] | None = None, **argume
     """Make a function an agent's task; usable as ``@task.kafka_agent`` and as ``@task.kafka_agent(output_topic=…)``.
 
     Takes KafkaAgentOperator's arguments but the agent itself. Raises ConfigurationError while the DAG file is parsed.
+
+    Example::
+
+        @task.kafka_agent(output_topic="long_events")
+        def long_only(event: dict, least: int = 100) -> dict | None:
+            return event if len(event["text"]) >= least else None
+
+
+        window = WindowOperator(task_id="texts", topic="raw_events")
+        long_only(window=window.output, agent_params={"least": 200})
     """
     arguments.pop("multiple_outputs", None)
 

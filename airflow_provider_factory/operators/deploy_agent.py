@@ -58,6 +58,16 @@ class DeployAgentOperator(BaseOperator):
     :param kafka_conn_id: Airflow connection of the Kafka cluster, which is asked before a version is ended; by default
         ``[factory] kafka_conn_id``. (templated)
     :param kubernetes_conn_id: Airflow connection of the cluster; without one, the worker's own (in_cluster).
+
+    Example::
+
+        DeployAgentOperator(
+            task_id="deploy",
+            agent="enrich",
+            in_topic="raw_events",
+            out_topic="enriched_events",
+            live_version="v2",
+        )
     """
 
     template_fields: Sequence[str] = (

@@ -101,6 +101,12 @@ class KafkaAgentOperator(AgentPodOperator):
     :param registry_conn_id: Airflow connection of a schema registry (type schema_registry), given as SCHEMA_REGISTRY_URL and
         SCHEMA_REGISTRY_CONFIG. Without it agents whose topics have a codec get ``[factory] registry_conn_id`` if it exists. (templated)
     :param agent_secret: and ``credentials``: see AgentPodOperator.
+
+    Example::
+
+        window = WindowOperator(task_id="window", topic="raw_events", shards=4)
+        enrich = KafkaAgentOperator.partial(task_id="enrich", agent="enrich", output_topic="enriched_events")
+        enrich.expand(window=window.output)
     """
 
     template_fields: Sequence[str] = (

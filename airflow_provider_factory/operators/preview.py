@@ -40,6 +40,10 @@ class PreviewOperator(KafkaAgentOperator):
     :param count: how many records, at least; 100,000 at most. (templated)
     :param of_dag: the DAG that has the stage. (templated)
     :param stage: the task there whose agent is tried; empty: ``agent``. (templated)
+
+    Example::
+
+        PreviewOperator(task_id="preview", topic="raw_events", of_dag="clicks", stage="enrich", count=500)
     """
 
     template_fields: Sequence[str] = (*KafkaAgentOperator.template_fields, "topic", "count", "of_dag", "stage")

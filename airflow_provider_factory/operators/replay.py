@@ -65,6 +65,10 @@ class ReplayOperator(BaseOperator):
     :param again: include letters that were replayed before. (templated)
     :param count_only: write nothing, only say what would be replayed. (templated)
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
+
+    Example::
+
+        ReplayOperator(task_id="replay", topic="enriched_events.dead", to="raw_events", rule="required")
     """
 
     template_fields: Sequence[str] = (

@@ -43,6 +43,16 @@ class RolloutOperator(BaseOperator):
     :param max_rejected: the same for rejected events.
     :param wait: how long to wait until each partition is where it is to be.
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
+
+    Example::
+
+        RolloutOperator(
+            task_id="start",
+            group="factory.enrich.raw_events",
+            version="v2",
+            steps=["1", "25%", "100%"],
+            hold=timedelta(minutes=5),
+        )
     """
 
     template_fields: Sequence[str] = ("group", "version", "steps", "hold", "share", "reason", "kafka_conn_id")

@@ -48,6 +48,17 @@ class ValidationOperator(KafkaAgentOperator, SkipMixin):
         succeeds, and of the tasks right after it only ``failure_tasks`` run), or ``warn`` in the log and go on. The ledger holds the
         failure unless it is only a warning. (templated)
     :param failure_tasks: with ``branch``: the task that runs after a failed validation, or several; after a good one all others do.
+
+    Example::
+
+        window = WindowOperator(task_id="enriched", topic="enriched_events")
+        ValidationOperator(
+            task_id="validate",
+            window=window.output,
+            contract="contracts/events.yaml",
+            output_topic="valid_events",
+            fail_if=["rejected > 1 %", "rows < 1000"],
+        )
     """
 
     template_fields: Sequence[str] = (*KafkaAgentOperator.template_fields, "fail_if", "warn_if", "results", "on_failure", "failure_tasks")

@@ -51,6 +51,10 @@ class WindowOperator(BaseOperator):
     :param accept_loss: continue although records of the window were deleted already, and record the loss. (templated)
     :param timeout: how long to keep trying while others plan windows of the same pipeline.
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
+
+    Example::
+
+        WindowOperator(task_id="window_of_run", topic="raw_events", shards="auto", after_pause="leave")
     """
 
     template_fields: Sequence[str] = ("topic", "shards", "records_per_shard", "accept_loss", "kafka_conn_id")

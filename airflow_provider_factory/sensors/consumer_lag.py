@@ -33,6 +33,10 @@ class ConsumerLagSensor(KafkaSensor):
     :param condition: ``below`` (at most the threshold) or ``above``.
     :param measure: ``total`` over all partitions, or the ``worst`` one.
     :param pipeline: whose windows, where no group is given; by default this DAG. (templated)
+
+    Example::
+
+        ConsumerLagSensor(task_id="caught_up", topics="enriched_events", group="reports", threshold=1000, deferrable=True)
     """
 
     template_fields: Sequence[str] = (*KafkaSensor.template_fields, "topics", "group", "threshold", "pipeline")

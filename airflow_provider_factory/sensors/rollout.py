@@ -23,6 +23,10 @@ class RolloutSensor(KafkaSensor):
 
     :param group: the agent's consumer group. (templated)
     :param version: the version that is meant; by default the one that is being rolled out. (templated)
+
+    Example::
+
+        RolloutSensor(task_id="rolled_out", group="factory.enrich.raw_events", version="v2", deferrable=True)
     """
 
     template_fields: Sequence[str] = (*KafkaSensor.template_fields, "group", "version")

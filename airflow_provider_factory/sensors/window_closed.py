@@ -29,6 +29,10 @@ class WindowClosedSensor(KafkaSensor):
 
     :param topic: the topic's name, or an asset ``kafka://<cluster>/<topic>``. (templated)
     :param grace: how long after the interval's end to wait for quiet partitions.
+
+    Example::
+
+        WindowClosedSensor(task_id="closed", topic="raw_events", grace=timedelta(minutes=5), deferrable=True)
     """
 
     template_fields: Sequence[str] = (*KafkaSensor.template_fields, "topic")

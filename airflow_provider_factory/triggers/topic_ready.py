@@ -41,6 +41,11 @@ class TopicReadyTrigger(BaseEventTrigger):
     :param again: start again if records waiting at the last start are in no window after this time (seconds, or a timedelta).
     :param poll_interval: seconds between two checks.
     :param kafka_conn_id: by default ``[factory] kafka_conn_id``.
+
+    Example::
+
+        ready = TopicReadyTrigger(topic="raw_events", pipeline="clicks", records=10_000, age=timedelta(minutes=10))
+        arrived = Asset("raw_events_ready", watchers=[AssetWatcher(name="raw_events_ready", trigger=ready)])
     """
 
     def __init__(

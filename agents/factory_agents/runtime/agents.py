@@ -414,7 +414,22 @@ def agent(
 ) -> AgentFunction | Callable[[EventFunction], AgentFunction]:
     """Make a plain function an agent.
 
-    ``version`` is part of the fingerprint: a new one makes a re-run redo the work; without one it is a hash of the module's source.
+    :param function: takes an event and its parameters, and returns an event, a list of events or None.
+    :param name: what it is called in logs and metrics; by default the function's name.
+    :param version: part of the fingerprint: a new one makes a re-run redo the work; by default a hash of the module's source.
+    :param batch: True: the function takes a list of events, and returns one answer for each; ``numpy`` or ``arrow``: it takes their
+        fields as columns, and returns columns to add.
+    :param key: the field whose value becomes the output's key; by default the input's key stays.
+    :param id_field: the field that tells the events of a returned list apart.
+    :param concurrency: how many calls are made side by side; those of one input key stay one after the other.
+    :param timeout: seconds that each call of an ``async`` function has.
+    :param load: makes what is slow to make, such as a model, once a process; the function takes it after the event.
+
+    Example::
+
+        @agent(version="1", key="user")
+        def long_only(event: dict, least: int = 100) -> dict | None:
+            return event if len(event["text"]) >= least else None
     """
 
     def make(f: EventFunction) -> AgentFunction:

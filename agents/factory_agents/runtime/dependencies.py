@@ -66,6 +66,16 @@ class Dependency:
     failed try, up to ``longest_open_seconds``. An event for which the service fails, while it answers for others, is a dead letter.
     What is raised of the types in ``busy`` (a limit of its rate, say) is neither a failure nor an answer. ``clock`` and ``chance`` are for
     tests.
+
+    Example::
+
+        prices = Dependency("prices", errors=(ConnectionError, TimeoutError), retries=3)
+
+
+        @agent(concurrency=16)
+        def priced(event: dict) -> dict:
+            with prices:
+                return {**event, "price": price_of(event["item"])}
     """
 
     def __init__(

@@ -49,12 +49,28 @@ class SplitAgent(AgentFunction):
 
 
 def split(name: str, parts: Mapping[str, tuple[Callable[..., Any], float]], *, field: str = "") -> SplitAgent:
-    """Agents side by side, each for a share of the keys in percent: ``split("prices", {"a": (old, 80), "b": (new, 20)})``.
+    """Agents side by side, each for a share of the keys in percent.
 
     The same key always goes to the same part, in every process, as long as ``name`` and shares stay; records without a key are divided by
     their offsets. Outputs keep the order of the inputs, and there is one position. ``field`` names the field in which outputs say which
     part made them. Where a share grows at the cost of its neighbour, only those keys change. Raises ConfigurationError for shares that
     don't add up to 100.
+
+    :param name: what the split is called; another name divides the keys in another way.
+    :param parts: by name, each part's agent and its share.
+    :param field: the field of outputs that says which part made them; empty: none.
+
+    Example::
+
+        def old(event: dict) -> dict:
+            return {**event, "price": 1}
+
+
+        def new(event: dict) -> dict:
+            return {**event, "price": 2}
+
+
+        prices = split("prices", {"a": (old, 80), "b": (new, 20)}, field="variant")
     """
     total, made = 0.0, []
     for part, (function, share) in parts.items():
