@@ -63,7 +63,7 @@ def _others(windows: Sequence[WindowStatus], this: WindowStatus | None = None) -
         return ()
     oldest = min(left, key=lambda w: w.window)
     they = count(len(left), "other window" if this else "window", "is", "are")
-    return (f"{they} not whole since {oldest.when}: {count(sum(w.records for w in left), 'event', 'waits', 'wait')} there",)
+    return (f"{they} not whole since {oldest.since}: {count(sum(w.records for w in left), 'event', 'waits', 'wait')} there",)
 
 
 def _rejected(this: WindowStatus, reports: Iterable[WindowReport]) -> Iterable[str]:

@@ -87,6 +87,11 @@ class WindowStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"{_short(start)} → {_short(end).removeprefix(f'{start:%F} ')}"
 
     @property
+    def since(self) -> str:
+        """When the interval begins, for a person, or the window's name."""
+        return self.when.partition(" → ")[0]
+
+    @property
     def age_text(self) -> str:
         """How long ago something happened to it."""
         return age_text(self.updated)

@@ -114,7 +114,7 @@ def _sentence(snapshot: Snapshot, name: str, windows: Sequence[WindowStatus], le
     if left:
         oldest = min(left, key=lambda w: w.window)
         said = [
-            f"{count(len(left), 'window')} not whole since {oldest.when}",
+            f"{count(len(left), 'window')} not whole since {oldest.since}",
             count(waiting, "event", "waits", "wait"),
         ]
         failed = sum(w.state == "failed" for w in left)

@@ -149,6 +149,7 @@ class PodRunner:
     def error(self, error: Exception | None = None) -> Exception:
         """What a person is told: the agent's word, else Kubernetes', else what KubernetesPodOperator or the API server answered."""
         from kubernetes.client.exceptions import ApiException
+        from kubernetes.config import ConfigException
 
         said = self._said()
         if said is not None:
@@ -162,6 +163,10 @@ class PodRunner:
         trouble = self._trouble or (pod_failure(None, self._operator.base_container_name) if gone else None)
         if trouble is not None:
             return self._crash(trouble)
+        if isinstance(error, ConfigException):
+            return ConfigurationError(
+                f"no way to a Kubernetes API server is configured ({short(error)}): give kubernetes_conn_id, or [factory] runner = process"
+            )
         if isinstance(error, ApiException):
             return AgentCrashedError(f"Kubernetes answered {error.status} {error.reason}: {_api_message(error)}")
         if error is not None and is_outage(error):

@@ -423,6 +423,13 @@ def test_a_pods_result_is_its_termination_message(monkeypatch: pytest.MonkeyPatc
     assert run_context["ti"].pushed["run_info"]["runner"] == "kubernetes"
 
 
+def test_without_a_way_to_kubernetes_it_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "/nowhere")
+    task = operator(runner="kubernetes")
+    with pytest.raises(AirflowFailException, match="no way to a Kubernetes API server is configured"):
+        task.execute(task_context(task))  # type: ignore[arg-type]
+
+
 def test_a_failed_pods_error_is_the_agents_own(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = result(status="failed", error=ErrorInfo("WindowError", "backwards"))
     task, run_context = pod_task(monkeypatch, encode(failed).decode(), "Failed")
