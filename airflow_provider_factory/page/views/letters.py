@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -103,7 +104,8 @@ def _row(seen: SeenLetter) -> LetterRow:
 def letter(seen: SeenLetter) -> LetterShown:
     """One letter, with its value as JSON is read best, or as text."""
     x = seen.letter
-    why = [(name, str(value)) for name, value in msgspec.to_builtins(x.why).items() if value not in ("", -1) and name not in _OWN]
+    told = {name: value for name, value in msgspec.to_builtins(x.why).items() if value not in ("", -1) and name not in _OWN}
+    why = [(name, _moment(value) if name == "timestamp" else str(value)) for name, value in told.items()]
     facts = [("letter", x.position), ("written", f"{x.written:%F %H:%M:%S} UTC"), ("attempt", x.attempt), *why]
     return LetterShown(
         position=x.position,
@@ -116,6 +118,13 @@ def letter(seen: SeenLetter) -> LetterShown:
         note=_note(seen),
         window=x.why.window,
     )
+
+
+def _moment(milliseconds: int) -> str:
+    """A record's time for a person; as it is where no calendar has it."""
+    with suppress(ValueError, OverflowError, OSError):
+        return f"{datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(' ', 'milliseconds').removesuffix('+00:00')} UTC"
+    return str(milliseconds)
 
 
 _OWN = ("error", "rule", "prefix")

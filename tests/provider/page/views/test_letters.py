@@ -72,6 +72,11 @@ def test_a_value_that_a_schema_decodes_says_by_which_and_one_that_none_does_says
     assert left.note == "Not decoded, so it is shown as bytes, with escapes: schema id 7: the registry has none."
 
 
+def test_a_records_time_is_one_for_a_person() -> None:
+    for milliseconds, said in ((1795811091497, "2026-11-27 20:24:51.497 UTC"), (2**62, str(2**62))):
+        assert ("timestamp", said) in letter(seen(b"1", timestamp=milliseconds)).facts
+
+
 def test_an_event_that_did_not_fit_a_letter_says_where_it_is() -> None:
     whole = seen(None)
     why = msgspec.structs.replace(whole.letter.why, size=9_000_000, where="raw-0@7", prefix=b"begins so")
