@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
+
 from factory_agents.codecs.base import from_json, to_json
 from factory_agents.codecs.framing import RegistryCodec, SchemaKey
 from factory_agents.codecs.registry import Registry, StoredSchema
@@ -71,7 +73,10 @@ class JsonSchemaCodec(RegistryCodec):
 
     def encode_json(self, text: bytes) -> bytes:
         """See ``Codec.encode_json``."""
-        event = from_json(text)
+        try:
+            event = from_json(text)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as unreadable:
+            raise Reject(f"not as subject {self._subject!r} says: {unreadable}", rule="encode") from None
         if not self._validator.is_valid(event):
             error = next(iter(self._validator.iter_errors(event)))
             place = "".join(f"[{part!r}]" if isinstance(part, int) else f".{part}" for part in error.instance_path).lstrip(".")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from factory_agents.codecs.base import to_json
 from factory_agents.codecs.framing import SCHEMA_HEADER, RegistryCodec, SchemaKey, key_of_header, spoken
@@ -58,8 +59,7 @@ class ProtobufCodec(RegistryCodec):
         writing: bool = False,
         registry: Registry | None = None,
     ) -> None:
-        if importlib.util.find_spec("google.protobuf") is None:
-            raise ConfigurationError(f"{self}: it needs protobuf: pip install 'factory-agents[registry]'")
+        _refuse_missing(repr(self))
         self._message = message
         self._readers: dict[tuple[SchemaKey, bytes], _Reader] = {}
         self._by_name: dict[str, _Reader] = {}
@@ -191,12 +191,23 @@ class ProtobufCodec(RegistryCodec):
             raise ConfigurationError(f"{self}: it was opened for reading")
         try:
             message = self._parse(text)
-        except (Error, RecursionError) as error:
-            raise Reject(f"not as subject {self._subject!r} says: {error}", rule="encode") from error
+        except (Error, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Reject(f"not as subject {self._subject!r} says: {' '.join(str(error).split())}", rule="encode") from error
         if self._requires and not message.IsInitialized():
             missing = ", ".join(message.FindInitializationErrors())
             raise Reject(f"not as subject {self._subject!r} says: without what it requires: {missing}", rule="encode")
         return self._prefix + bytes(message.SerializeToString())
+
+
+def _refuse_missing(who: str) -> None:
+    """Raise ConfigurationError where protobuf isn't installed, or an older one, whose descriptors say less."""
+    try:
+        from google.protobuf import __version__ as found
+        from google.protobuf.descriptor import FieldDescriptor
+    except ImportError:
+        raise ConfigurationError(f"{who}: it needs protobuf: pip install 'factory-agents[registry]'") from None
+    if not hasattr(FieldDescriptor, "is_repeated"):
+        raise ConfigurationError(f"{who}: it needs protobuf 6.31 or newer, got {found}: pip install 'factory-agents[registry]'")
 
 
 def _usable(make: Callable[[], Any]) -> Any:

@@ -207,7 +207,7 @@ def _unscaled(number: Decimal) -> dict[str, Any]:
 def _prepare(descriptor: Descriptor, event: Any) -> None:
     """Make an event one for the reader: messages of its decimals. Raises ParseError for values that the reader would make others of."""
     if not isinstance(event, dict):
-        return
+        raise ParseError(f"expected an object, got {str(event)[:60]!r}")
     known = {field.json_name: field for field in descriptor.fields} | dict(descriptor.fields_by_name)
     given: dict[str, str] = {}
     for name, value in event.items():
@@ -247,6 +247,8 @@ def _guessed(field: FieldDescriptor, value: Any) -> str:
         field = field.message_type.fields_by_name["value"]
     if field.message_type is not None:
         if not field.message_type.full_name.startswith("google.protobuf."):
+            if not isinstance(value, dict):  # of an empty list, or text, the reader makes an empty message
+                return f"expected an object, got {str(value)[:60]!r}"
             _prepare(field.message_type, value)
     elif field.type == FieldDescriptor.TYPE_BYTES:
         return "" if not isinstance(value, str) or _is_base64(value) else f"expected base64, got {value[:60]!r}"

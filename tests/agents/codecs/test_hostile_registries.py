@@ -247,3 +247,22 @@ def test_ids_that_mean_other_schemas_than_the_cache_knows_are_not_guessed_at(tmp
         with pytest.raises(ConfigurationError, match=r"schema id 1 is another schema now .*empty the schema cache"):
             registry(url, tmp_path).latest("t-value")
         assert registry(url, tmp_path / "other").latest("t-value").text == '"string"'
+
+
+MONEY = {"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2}
+
+
+@pytest.mark.parametrize("version", ["latest", "writer"])
+def test_a_decimal_of_more_digits_than_its_schema_says_is_not_rounded_and_one_without_end_is_refused(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fastavro makes 12350 of 12345.67 here, and hours of work of a megabyte of digits."""
+    schema = {"id": 1, "version": 1, "subject": "t-value", "schema": json.dumps(record(price=MONEY, more=["null", MONEY]))}
+    with answering(dict.fromkeys(["/subjects/t-value/versions/latest", "/schemas/ids/1"], schema)) as (url, _):
+        monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
+        codec = AvroCodec("t", {}, version=version)
+        assert codec.decode_json(b"\0\0\0\0\1\x08" + (1234567).to_bytes(4, "big") + b"\0", []) == b'{"price":12345.67,"more":null}'
+        began = time.process_time()
+        with pytest.raises(Reject, match="not Avro of schema id 1: ValueError: Exceeds the limit"):
+            codec.decode_json(b"\0\0\0\0\1\x80\x89\x7a" + b"\x7f" * 1_000_000 + b"\0", [])
+        assert time.process_time() - began < 5

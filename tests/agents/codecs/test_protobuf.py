@@ -274,6 +274,12 @@ def test_a_schemas_guid_and_the_messages_place_may_be_in_a_header(monkeypatch: p
             reading("t").decode(value, [(SCHEMA_HEADER, b"\1" + uuid.UUID(int=6).bytes + b"\0")])
 
 
+def test_a_protobuf_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("google.protobuf.descriptor.FieldDescriptor", object)  # as it is before 6.31: without is_repeated
+    with pytest.raises(ConfigurationError, match=r"needs protobuf 6\.31 or newer, got \d"):
+        reading("t")
+
+
 def test_a_registry_that_is_away_is_no_bad_record_and_what_is_cached_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     from factory_agents.codecs.registry import registry_of
 

@@ -207,7 +207,7 @@ def outcome(parse: Any, text: bytes) -> Any:
 
 
 every, closed = parser(EVERY), parser(CLOSED)
-GUESSED = ("expected base64", "expected a number", "Invalid enum value", "it is given twice")
+GUESSED = ("expected base64", "expected a number", "expected an object", "Invalid enum value", "it is given twice")
 
 
 @settings(max_examples=examples(100, 3_000))
@@ -248,9 +248,12 @@ def test_what_an_event_becomes_is_what_protobufs_own_reader_makes_of_it_or_refus
         ({"int64": "1_0"}, "expected a number, got '1_0'"),
         ({"double": "inf"}, "expected a number"),
         ({"manyInt64": ["1"], "many_int64": [2]}, "it is given twice, as manyInt64 and as many_int64"),
+        ({"inner": []}, "inner field: expected an object, got '[]'"),
+        ({"inners": [""]}, "inners field: expected an object, got ''"),
+        ([], "expected an object, got '[]'"),
     ],
 )
-def test_what_protobufs_reader_would_guess_is_refused(event: dict[str, Any], says: str) -> None:
+def test_what_protobufs_reader_would_guess_is_refused(event: Any, says: str) -> None:
     ParseDict(event, EVERY())
     with pytest.raises(ParseError) as refused:
         every(json.dumps(event).encode())
