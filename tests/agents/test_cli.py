@@ -142,7 +142,8 @@ def test_help_imports_neither_kafka_nor_anything_that_is_not_needed(offline: Com
     script = (
         "import sys; sys.argv = ['factory', '--help']\nfrom factory_agents.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'confluent_kafka', 'rich', 'jsonschema_rs', 'yaml', 'psycopg', 'pyarrow'} & set(sys.modules)), file=sys.stderr)"
+        "unneeded = {'confluent_kafka', 'rich', 'jsonschema_rs', 'yaml', 'psycopg', 'pyarrow', 'temporalio'}\n"
+        "print(sorted(unneeded & set(sys.modules)), file=sys.stderr)"
     )
     assert offline("-c", script, program=(sys.executable,)).err == "[]\n"
 

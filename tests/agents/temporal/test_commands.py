@@ -1,15 +1,17 @@
-"""``factory temporal`` in processes of their own: what it prints, how it ends, one line for what is wrong."""
+"""``factory temporal``: what it prints, how it ends, one line for what is wrong."""
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from temporalio.client import Client
 
 from factory_agents import console
+from factory_agents.cli import app
+from factory_agents.commands import invoke
 from factory_agents.temporal import client as clients
 from factory_agents.temporal import commands
 from factory_agents.temporal.protocol import PipelineDone
@@ -64,6 +66,23 @@ def test_a_failure_is_its_one_line(pipelines: Pipelines, runs: Runs) -> None:
     assert "no-such-topic" in failed.error
 
 
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What the command says in one line, in this process, where neither broker nor server is to be reached."""
+    (tmp_path / "p.yaml").write_text(PIPELINE.format(pipeline="p", raw="r", prefix="f", queue="q", marked="m"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FACTORY_INCLUDE", str(tmp_path))
+
+    def told(*arguments: str, address: str = "127.0.0.1:1") -> str:
+        monkeypatch.setenv("TEMPORAL_ADDRESS", address)
+        monkeypatch.setattr(sys, "argv", ["factory", "temporal", *arguments])
+        assert invoke(app, "factory") in (1, 75)
+        (line,) = capfd.readouterr().err.splitlines()
+        return line
+
+    return told
+
+
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
@@ -72,36 +91,27 @@ def test_a_failure_is_its_one_line(pipelines: Pipelines, runs: Runs) -> None:
         (("start", "p.yaml", "--since", "2026-11-01"), "expected --since and --until"),
         (("start", "p.yaml", "--key", "w", "--since", "2026-11-01"), "--key names a window without an interval"),
         (("start", "p.yaml", "--since", "2026-11-02", "--until", "2026-11-01"), "not after its start"),
-        (("worker",), "Kafka: no broker named; set KAFKA_BOOTSTRAP"),
         (("progress", "p/w"), "Temporal at 127.0.0.1:1 doesn't answer"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_runs(offline: Command, arguments: tuple[str, ...], wrong: str) -> None:
-    spec = PIPELINE.format(pipeline="p", raw="r", prefix="f", queue="q", marked="m")
-    (offline.cwd / "p.yaml").write_text(spec)
-    environment = {"TEMPORAL_ADDRESS": "127.0.0.1:1"} | ({"KAFKA_BOOTSTRAP": ""} if arguments == ("worker",) else {})
-    failed = offline("temporal", *arguments, **environment)
-    assert failed.code in (1, 75)
-    assert wrong in failed.error
+def test_what_is_wrong_is_said_before_anything_runs(refused: Callable[..., str], arguments: tuple[str, ...], wrong: str) -> None:
+    assert wrong in refused(*arguments)
+
+
+def test_a_worker_without_kafka_says_so(offline: Command) -> None:
+    failed = offline("temporal", "worker", KAFKA_BOOTSTRAP="", TEMPORAL_ADDRESS="127.0.0.1:1")
+    assert failed.code == 1
+    assert failed.error.startswith("Kafka: no broker named; set KAFKA_BOOTSTRAP")
 
 
 @pytest.mark.parametrize("address", ["http://localhost:7233", "x y", "localhost:99999"])
-def test_an_address_that_is_none_is_one_line(offline: Command, address: str) -> None:
-    failed = offline("temporal", "progress", "p/w", TEMPORAL_ADDRESS=address)
-    assert failed.code == 1
-    assert failed.error.startswith("Temporal's address: expected host:port in TEMPORAL_ADDRESS")
+def test_an_address_that_is_none_is_one_line(refused: Callable[..., str], address: str) -> None:
+    assert "Temporal's address: expected host:port in TEMPORAL_ADDRESS" in refused("progress", "p/w", address=address)
 
 
-def test_without_the_extra_it_says_which_one(offline: Command) -> None:
-    (offline.cwd / "temporalio.py").write_text("raise ModuleNotFoundError('no temporalio', name='temporalio')")
-    failed = offline("temporal", "progress", "p/w", PYTHONPATH=str(offline.cwd))
-    assert (failed.code, failed.error) == (1, "factory temporal needs Temporal's SDK: pip install 'factory-agents[temporal]'")
-
-
-def test_the_command_line_begins_without_the_sdk() -> None:
-    code = "import sys, factory_agents.cli; print('temporalio' in sys.modules)"
-    done = Command(Path.cwd(), {})("-c", code, program=(sys.executable,))
-    assert json.loads(done.out.lower()) is False
+def test_without_the_extra_it_says_which_one(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "temporalio", None)
+    assert "factory temporal needs Temporal's SDK: pip install 'factory-agents[temporal]'" in refused("progress", "p/w")
 
 
 class NotedError(Exception):
