@@ -167,8 +167,11 @@ def quality_facets(report: Mapping[str, Any]) -> dict[str, Any]:
     from openlineage.client.facet_v2 import data_quality_metrics_input_dataset as metrics
 
     columns = {name: metrics.ColumnMetrics(nullCount=count) for name, count in report["nulls"].items()}
-    known = {field.name for field in attr.fields(assertions.Assertion)}  # older clients have fewer
-    told = [{key: value for key, value in one.items() if key in known} for one in (*_rule_tests(report), *_condition_tests(report))]
+    tests = [*_rule_tests(report), *_condition_tests(report)]
+    known = {field.name for field in attr.fields(assertions.Assertion)}
+    if "name" not in known:  # in older clients, which have fewer fields, the type has to tell tests of one figure apart
+        tests = [{**one, "assertion": one["name"]} for one in tests]
+    told = [{key: value for key, value in one.items() if key in known} for one in tests]
     return {
         "dataQualityMetrics": metrics.DataQualityMetricsInputDatasetFacet(columnMetrics=columns, rowCount=report["rows"]),
         "dataQualityAssertions": assertions.DataQualityAssertionsDatasetFacet([assertions.Assertion(**one) for one in told]),
