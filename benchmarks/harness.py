@@ -6,16 +6,21 @@ import argparse
 import json
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from factory_agents.errors import UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster
@@ -33,12 +38,14 @@ __all__ = [
     "report",
     "rounds",
     "run_agent",
+    "run_live",
     "run_process",
     "spread",
     "timed",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
+_SCRAPE_SECONDS = 1.0  # Prometheus asks every 15
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,69 @@ def run_agent(config: KafkaConfig, run: AgentRun, **environment: str) -> tuple[A
         command = [sys.executable, "-m", "factory_agents.run", "--run", given, "--result", result]
         cost = run_process(command, {**os.environ, **config.to_env(), "FACTORY_LOG_LEVEL": "ERROR", **environment})
         return decode_result(result.read_bytes()), cost
+
+
+def run_live(
+    cluster: Cluster, agent: str, window: Window, target: str, options: Sequence[str], environment: Mapping[str, str]
+) -> tuple[float, float]:
+    """A live agent over what lies in a window's topic: seconds from its first event to the commit of the last one; CPU of the process.
+
+    The agent notes its first event in the file ``BENCH_STAMP`` of the environment (see ``stamp.py``).
+    """
+    command = [sys.executable, "-m", "factory_agents.cli", "agent", "run", agent, "--in-topic", window.topic, "--out-topic", target]
+    own = {**os.environ, **environment}
+    process = subprocess.Popen(
+        [*command, "--group", target, *options], env=own, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    with _scraped(process):
+        while not _is_handled(cluster, window, target):
+            time.sleep(0.02)
+            if process.poll() is not None:
+                raise SystemExit(f"the live agent ended with {process.returncode}")
+        ended = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return ended - float(Path(environment["BENCH_STAMP"]).read_text()), used.ru_utime + used.ru_stime
+
+
+def _is_handled(cluster: Cluster, window: Window, target: str) -> bool:
+    """Whether the group, which is named as its output is, stands behind the window's last records; their markers don't count."""
+    with suppress(UnavailableError):  # a broker that this load keeps busy says so at the next look
+        if sum(cluster.stable_offset(target, range(cluster.topic(target).partitions)).values()) < window.size:
+            return False  # asked first: it is the cheaper question
+        at = cluster.positions(target, {window.topic: cluster.topic(window.topic).partitions})
+        return all(at.get((window.topic, r.partition), 0) >= r.end - 1 for r in window.ranges)
+    return False
+
+
+@contextmanager
+def _scraped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Ask a live agent for its metrics as Prometheus does, from when its log says where they are; without any, only read its log."""
+    over = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def ask(address: str) -> None:
+        while not over.wait(_SCRAPE_SECONDS):
+            with suppress(OSError), urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+                answer.read()
+
+    def read() -> None:
+        for line in process.stderr or ():
+            if b"serving metrics" in line:
+                threads.append(threading.Thread(target=ask, args=(json.loads(line)["address"],), daemon=True))
+                threads[-1].start()
+
+    threads.append(threading.Thread(target=read, daemon=True))
+    threads[0].start()
+    try:
+        yield
+    finally:
+        over.set()
+        if process.poll() is None:
+            process.kill()
+        for thread in threads:
+            thread.join()
 
 
 def arguments(doc: str, **defaults: int) -> argparse.Namespace:

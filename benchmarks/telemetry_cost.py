@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
-from harness import ROOT, arguments, bench_sandbox, filled_window, report, rounds, run_agent, spread
+from harness import ROOT, arguments, bench_sandbox, filled_window, report, rounds, run_agent, run_live, spread
 
-from factory_agents.errors import UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import AgentRef, AgentRun, Window
 
 PARTITIONS = 4
 AGENT = "benchmarks.stamp:stamp"
-SCRAPE_SECONDS = 1.0  # Prometheus asks every 15
 
 
 class Collector(BaseHTTPRequestHandler):
@@ -95,65 +87,16 @@ class Bench:
 
     def live(self, name: str, of: str, arguments: list[str], environment: Mapping[str, str]) -> Callable[[int], float]:
         """A live agent over what lies in a topic, scraped once a second: from its first event to the last commit."""
-        window = self.windows[of]
 
         def once(n: int) -> float:
-            target = self.target(name, n)
-            command = [sys.executable, "-m", "factory_agents.cli", "agent", "run", AGENT, "--in-topic", window.topic, "--out-topic", target]
-            command += ["--group", target, *arguments]
             with self.stamped(name) as stamp:
-                own = {**os.environ, **self.config.to_env(), **environment, **stamp}
-                process = subprocess.Popen(command, env=own, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-                with scraped(process):
-                    written = 0
-                    while written < window.size:
-                        with suppress(UnavailableError):  # a broker that this load keeps busy says so at the next look
-                            written = self.produced(target)
-                        time.sleep(0.02)
-                        if process.poll() is not None:
-                            raise SystemExit(f"the live agent ended with {process.returncode}")
-                    ended = time.monotonic()
-                    process.send_signal(signal.SIGTERM)
-                    _, status, used = os.wait4(process.pid, 0)
-                    process.returncode = os.waitstatus_to_exitcode(status)
-                first = float(Path(stamp["BENCH_STAMP"]).read_text())
-            self.cpu.setdefault(name, []).append(used.ru_utime + used.ru_stime)
-            return ended - first
+                seconds, cpu = run_live(
+                    self.cluster, AGENT, self.windows[of], self.target(name, n), arguments, {**self.config.to_env(), **environment, **stamp}
+                )
+            self.cpu.setdefault(name, []).append(cpu)
+            return seconds
 
         return once
-
-    def produced(self, topic: str) -> int:
-        """Records in a topic, as far as they are committed; markers count too, so it is a little early."""
-        return sum(self.cluster.stable_offset(topic, range(PARTITIONS)).values())
-
-
-@contextmanager
-def scraped(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Ask a live agent for its metrics as Prometheus does, from when its log says where they are; without any, only read its log."""
-    over = threading.Event()
-    threads: list[threading.Thread] = []
-
-    def ask(address: str) -> None:
-        while not over.wait(SCRAPE_SECONDS):
-            with suppress(OSError), urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
-                answer.read()
-
-    def read() -> None:
-        for line in process.stderr or ():
-            if b"serving metrics" in line:
-                threads.append(threading.Thread(target=ask, args=(json.loads(line)["address"],), daemon=True))
-                threads[-1].start()
-
-    threads.append(threading.Thread(target=read, daemon=True))
-    threads[0].start()
-    try:
-        yield
-    finally:
-        over.set()
-        if process.poll() is None:
-            process.kill()
-        for thread in threads:
-            thread.join()
 
 
 def against(mine: Mapping[str, list[float]], off: str, on: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Quix Streams with ``processing_guarantee="exactly-once"``: read, set a field, write."""
+"""Quix Streams with ``processing_guarantee="exactly-once"``: read, set a field, write. With ``calls``, each event waits for a slow call."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import sys
 import time
 
+from latency import latency
 from quixstreams import Application
 
 bootstrap, source, target, total = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+calls = sys.argv[5:] == ["calls"]
 app = Application(
     broker_address=bootstrap,
     consumer_group=f"bench-{target}",
@@ -26,6 +28,8 @@ def enrich(event: dict) -> dict:
     global done, began
     began = began or time.monotonic()
     done += 1
+    if calls:
+        time.sleep(latency(event["event_id"]))
     event["enriched"] = True
     return event
 
