@@ -117,9 +117,13 @@ class AlertLog:
         )
 
     def _sender(self, seen: _Seen, record: AlertRecord) -> str | None:
-        """Whose message it is; another one's that was not sent within the lease."""
-        until = time.monotonic() + self._lease
-        while (sender := standing(seen.records()).telling.get(record.what)) not in (None, record.id) and time.monotonic() < until:
+        """Whose message it is; another one's that was not sent within the lease, which begins when it takes over from one that died."""
+        waits_for, until = None, 0.0
+        while (sender := standing(seen.records()).telling.get(record.what)) not in (None, record.id):
+            if sender != waits_for:
+                waits_for, until = sender, time.monotonic() + self._lease
+            elif time.monotonic() > until:
+                break
             time.sleep(_POLL_SECONDS)
             seen.more()
         return sender

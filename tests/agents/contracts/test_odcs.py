@@ -452,7 +452,7 @@ schema:
     [
         ("apiVersion: v2.2.2\nkind: DataContract\n", "c.yaml:1:13: apiVersion: expected a version of the standard, one of v3.0.2, v3.1.0, v3.2.0"),
         ("kind: DataContract\n", "c.yaml:1:1: apiVersion: expected a version of the standard, one of v3.0.2, v3.1.0, v3.2.0, got no apiVersion"),
-        ("apiVersion: v3.1.0\nkind: Contract\n", "c.yaml:2:7: kind: expected one of \"DataContract\", got \"Contract\""),
+        ("apiVersion: v3.1.0\nkind: Contract\n", "c.yaml:2:7: kind: expected \"DataContract\", got \"Contract\""),
         ("schema: 5", "c.yaml:6:9: schema: expected array, got 5"),
         ("schema: [{name: a, propertys: []}]", "c.yaml:6:20: schema.0.propertys: v3.1.0 has no such key here; did you mean 'property'?"),
         ("schema: [{properties: []}]", "c.yaml:6:10: schema.0: expected name, got none"),
