@@ -24,6 +24,7 @@ from factory_agents.protocol import Window
 from tests.agents.kafka.test_pruner import Hourly, hour
 from tests.support.commands import ROOT, Command
 from tests.support.runs import Runs
+from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
@@ -225,6 +226,7 @@ class TestTopicsThatMoved:
 
     def test_are_refused_where_one_is_missing(self, move: Move, lines: list[bytes]) -> None:
         move.runs.admin.delete_topics([move.hourly.out])[move.hourly.out].result()
+        wait_for(lambda: move.runs.cluster.find(move.hourly.out) is None, "the topic to be gone")
         with pytest.raises(ConfigurationError, match="it isn't there; copy it first"):
             move.imported(lines, offsets=self.maps(move, lines))
 
