@@ -30,7 +30,7 @@ def produce(bootstrap: str) -> Produce:
         for i, value in enumerate(events):
             at = START + timedelta(seconds=1 + i % 3590)
             producer.produce(topic, json.dumps(value), key=str(i), timestamp=int(at.timestamp() * 1000))
-        assert producer.flush(30) == 0
+        assert producer.flush(120) == 0  # the first record of each of a thousand partitions takes a busy broker more than half a minute
 
     return write
 
