@@ -181,7 +181,7 @@ def _told_apart_by_scope(context: Mapping[str, Any]) -> bool:
         return not (isinstance(theirs, Mapping) and "results" in theirs)
     if not issubclass(kind, WindowOperator) or not isinstance(theirs, Mapping) or list(theirs) != ["topic"]:
         return False
-    topics = [topic_name(topic) for topic in _resolved(theirs["topic"], context)]
+    topics = [topic_name(topic) for topic in _each(theirs["topic"], context) if topic is not None]
     return len(set(topics)) == len(topics)
 
 
@@ -202,16 +202,21 @@ def _resolved(value: Any, context: Mapping[str, Any]) -> Sequence[Any]:
     return found if isinstance(found, Sequence) else list(found or ())
 
 
+def _each(value: Any, context: Mapping[str, Any]) -> list[Any]:
+    """The same, each of it; None where a function given to ``.map()`` skips, whose own task Airflow skips."""
+    found = _resolved(value, context)
+    items: list[Any] = []
+    for at in range(len(found)):
+        try:
+            items.append(found[at])
+        except AirflowSkipException:
+            items.append(None)
+    return items
+
+
 def _inputs(over: Any, context: Mapping[str, Any]) -> list[tuple[str, int] | None]:
     """What each set of arguments of ``expand_kwargs`` says to read, as plan and shard; None for one that is skipped."""
-    sets = _resolved(over, context)
-    found: list[tuple[str, int] | None] = []
-    for at in range(len(sets)):
-        try:
-            found.append(_input(sets[at]))
-        except AirflowSkipException:  # of a function given to .map(); its own task is skipped by Airflow
-            found.append(None)
-    return found
+    return [None if arguments is None else _input(arguments) for arguments in _each(over, context)]
 
 
 def _input(arguments: Any) -> tuple[str, int]:

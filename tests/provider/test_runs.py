@@ -247,6 +247,25 @@ def test_a_task_whose_arguments_a_map_function_skips_skips_no_other() -> None:
     assert [instance(mapped_task(i, 3, over), stage_input(plan[i])) for i in (1, 2)] == [0, 0]
 
 
+def test_a_topic_that_a_map_function_skips_skips_no_stage_of_another() -> None:
+    class Made(Sequence[str]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: Any) -> Any:
+            if index == 0:
+                raise AirflowSkipException
+            return "abc"[index]
+
+    with DAG("d") as dag:
+        windows = WindowOperator.partial(task_id="window").expand(topic=["a", "b", "c"])
+        KafkaAgentOperator.partial(task_id="t", agent="enrich", output_topic="out").expand(window=windows.output)
+    over: Any = dag.task_dict["window"]
+    over.expand_input.value["topic"] = SimpleNamespace(resolve=lambda _: Made())
+    ti = SimpleNamespace(map_index=1, dag_id="d", task_id="t", run_id="r", get_ti_count=lambda states=(), **_: 0 if states else 2)
+    assert instance(context(ti=ti, dag=dag, task=SimpleNamespace(task_id="t", retries=0)), whole()) == 0
+
+
 @pytest.mark.parametrize("name", ["window", "shard"])
 def test_shards_before_parameters_are_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"the shards have to come last, expand\(agent_params=…, {name}=…\)"):

@@ -84,7 +84,7 @@ def test_a_verdict_by_a_tasks_own_conditions_is_the_windows_and_the_whole_report
         assert box.report is not None
         whole = report_of(Snapshot(figures(*records, verdict)), "p", "validate")[-1]
         assert (box.report.outcome, box.report.tolerated) == (whole.outcome, whole.tolerated)
-        assert (whole.outcome, whole.tolerated) == ((level if generation else "pass"), tolerated)  # the report was made anew since
+        assert (whole.outcome, whole.tolerated) == ((level if generation else "pass"), tolerated)  # the report was made again since
         assert ("rows < 9" in str(box.report.checks)) == (generation > 0)
         for text in (html_page(whole), markdown(whole)):
             assert (whole.verdict in text, "rows &lt; 9" in text) == (True, generation > 0)
