@@ -18,7 +18,7 @@ from factory_agents.metrics.part import Part
 from factory_agents.metrics.positions import Positions
 from factory_agents.metrics.tally import LedgerTally, Told
 from factory_agents.telemetry import fields
-from factory_agents.telemetry.metrics import Values, encoder
+from factory_agents.telemetry.metrics import Values, encoder, require_encoder
 from factory_agents.telemetry.serving import Answer, Asked, SmallServer, text
 from factory_agents.telemetry.shown import Shown
 
@@ -53,7 +53,7 @@ class MetricsServer:
         every: float = 15.0,
         lag: LagChoice | None = None,
     ) -> None:
-        encoder("")
+        require_encoder()
         self._config, self._prefix, self._every, self._choice = config, prefix, every, lag or LagChoice()
         self._told = Told()
         self._shown = Shown(self._told)

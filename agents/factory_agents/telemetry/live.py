@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Set
 
 from factory_agents.telemetry.logs import fields
-from factory_agents.telemetry.metrics import Series, Snapshot, Totals, Values, encoder
+from factory_agents.telemetry.metrics import Series, Snapshot, Totals, Values, encoder, require_encoder
 from factory_agents.telemetry.observer import Batch, Commit, Observer, Subject
 from factory_agents.telemetry.serving import Answer, Asked, SmallServer, text
 from factory_agents.telemetry.shown import Shown
@@ -33,7 +33,7 @@ class LiveTelemetry(Observer):
     """
 
     def __init__(self, listen: str, *, where: str = "--metrics-listen") -> None:
-        encoder("")
+        require_encoder()
         self._lock = threading.Lock()
         self._totals, self._gauges = Totals(), dict[Series, tuple[float, ...]]()
         self._number = 0

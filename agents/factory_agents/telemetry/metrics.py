@@ -6,6 +6,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from factory_agents.errors import ConfigurationError
@@ -13,7 +14,7 @@ from factory_agents.errors import ConfigurationError
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-__all__ = ["FAMILIES", "Example", "Examples", "Family", "Series", "Snapshot", "Totals", "Values", "encoder", "family"]
+__all__ = ["FAMILIES", "Example", "Examples", "Family", "Series", "Snapshot", "Totals", "Values", "encoder", "family", "require_encoder"]
 
 
 @dataclass(frozen=True)
@@ -231,15 +232,16 @@ class Snapshot:
     gauges: Values = field(default_factory=dict)
 
 
-def encoder(accept: str, examples: Examples | None = None) -> tuple[Callable[[Values], bytes], str]:
-    """What makes a text of values, in the format that a scraper accepts, and that text's content type. Only OpenMetrics shows examples.
+def require_encoder() -> None:
+    """Raises ConfigurationError where prometheus-client isn't installed. It is imported at the first scrape: it is a third of a start."""
+    if find_spec("prometheus_client") is None:
+        raise ConfigurationError("metrics need prometheus-client, which is not installed: pip install 'factory-agents[metrics]'")
 
-    Raises ConfigurationError where prometheus-client isn't installed.
-    """
-    try:
-        from prometheus_client import exposition
-    except ImportError:
-        raise ConfigurationError("metrics need prometheus-client, which is not installed: pip install 'factory-agents[metrics]'") from None
+
+def encoder(accept: str, examples: Examples | None = None) -> tuple[Callable[[Values], bytes], str]:
+    """What makes a text of values, in the format that a scraper accepts, and that text's content type. Only OpenMetrics shows examples."""
+    from prometheus_client import exposition
+
     try:
         encode, content_type = exposition.choose_encoder(accept)
     except (TypeError, ValueError):  # a version that is none
