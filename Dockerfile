@@ -46,7 +46,10 @@ FROM ${PYTHON_IMAGE} AS airflow
 ENV PATH=/opt/factory/bin:$PATH PYTHONUNBUFFERED=1 AIRFLOW_HOME=/opt/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False HOME=/opt/airflow
 COPY --from=airflow-venv /opt/factory /opt/factory
 WORKDIR /opt/airflow
-RUN mkdir logs /run/factory && chown 50000:0 . logs /run/factory && chmod 775 . logs
+# As in the official image, whose chart calls /entrypoint: `bash -c …` and the like as they are, all else as a command of Airflow.
+RUN mkdir logs /run/factory && chown 50000:0 . logs /run/factory && chmod 775 . logs \
+    && printf '%s\n' '#!/bin/sh' 'case $1 in airflow | bash | python | sh) exec "$@" ;; esac' 'exec airflow "$@"' >/entrypoint \
+    && chmod 755 /entrypoint
 USER 50000:0
-ENTRYPOINT ["airflow"]
+ENTRYPOINT ["/entrypoint"]
 CMD ["version"]

@@ -31,6 +31,8 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: str = ""
     wait: tuple[str, str] | None = None
     """An object and what it is waited for, once Helm is done: what an operator makes of a chart."""
+    secrets: dict[str, list[str]] = {}
+    """Secrets that its user makes first, in its namespace, with their keys: without them its pods would wait until Helm gives up."""
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +67,22 @@ def commands(release: Release, program: str = "helm") -> Iterator[list[str]]:
         yield ["kubectl", "--namespace", release.namespace, "wait", release.wait[0], f"--for={release.wait[1]}", "--timeout=15m"]
 
 
+def missing(release: Release) -> Iterator[str]:
+    """What the cluster lacks that the release needs, and how to make it. Raises ConfigurationError where the cluster can't be asked."""
+    for name, keys in release.secrets.items():
+        of = ["--namespace", release.namespace]
+        ask = ["kubectl", "get", "secret", name, *of, "--ignore-not-found", "--output", "go-template={{range $key, $_ := .data}}{{$key}} {{end}}"]
+        try:
+            done = subprocess.run(ask, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            raise ConfigurationError("kubectl is not installed") from error
+        if done.returncode:
+            raise ConfigurationError(f"kubectl could not ask the cluster: {done.stderr.strip().splitlines()[-1]}")
+        if absent := set(keys) - set(done.stdout.split()):
+            make = shlex.join(["kubectl", "create", "secret", "generic", name, *of]) + "".join(f" --from-literal={key}=…" for key in keys)
+            yield f"{release.name} needs {', '.join(sorted(absent))} in the Secret {name} of the namespace {release.namespace}: {make}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Install all, or those that are named; return the exit status."""
     every = releases()
@@ -73,9 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show the commands, and run none")
     parser.add_argument("--only", action="append", choices=names, metavar="RELEASE", help=f"one of {', '.join(names)}; repeatable")
     given = parser.parse_args(arguments)
+    chosen = [release for release in every if not given.only or release.name in given.only]
     program = "helm" if given.dry_run else helm()
-    for release in every:
-        for command in commands(release, program) if not given.only or release.name in given.only else ():
+    lacks = [] if given.dry_run else [what for release in chosen for what in missing(release)]
+    for what in lacks:
+        print(f"error: {what}", file=sys.stderr)
+    if lacks:
+        return 1
+    for release in chosen:
+        for command in commands(release, program):
             print(shlex.join(command), flush=True)
             if not given.dry_run and subprocess.run(command, check=False).returncode:
                 print(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,9 @@ import yaml
 from cluster_install import VALUES, commands, main, releases
 from lint_deploy import CHARTS, Combination, breaches, render
 
+from factory_agents.errors import ConfigurationError
+
+ROOT = CHARTS.parents[1]
 HELM = os.environ.get("FACTORY_HELM") or shutil.which("helm")
 
 
@@ -44,17 +51,77 @@ def test_a_release_that_is_not_listed_is_refused() -> None:
     assert ended.value.code == 2
 
 
-def test_a_failure_ends_it_and_says_how_to_go_on(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    helm = tmp_path / "helm"
-    helm.write_text("#!/bin/sh\nexit 1\n")
-    helm.chmod(0o755)
-    monkeypatch.setenv("FACTORY_HELM", str(helm))
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a program in the place of helm or kubectl."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("FACTORY_HELM", str(tmp_path / "helm"))
+
+    def put(name: str, script: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+
+    return put
+
+
+def test_a_failure_ends_it_and_says_how_to_go_on(programs: Callable[[str, str], None], capfd: pytest.CaptureFixture[str]) -> None:
+    programs("helm", "exit 1")
+    programs("kubectl", f"echo {' '.join(key for release in releases() for keys in release.secrets.values() for key in keys)}")
     assert main([]) == 1
     said = capfd.readouterr()
     assert said.err == "error: strimzi could not be installed; correct it and run this again, which goes on from here\n"
     assert len(said.out.splitlines()) == 1
+
+
+def test_a_secret_that_is_missing_is_named_before_anything_is_installed(
+    programs: Callable[[str, str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    programs("helm", "exit 1")
+    programs("kubectl", "case $3 in grafana-admin) echo user ;; esac")
+    assert main(["--only", "kube-prometheus-stack", "--only", "temporal"]) == 1
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "error: kube-prometheus-stack needs password in the Secret grafana-admin of the namespace monitoring: "
+        "kubectl create secret generic grafana-admin --namespace monitoring --from-literal=user=… --from-literal=password=…",
+        "error: temporal needs password in the Secret temporal-postgres of the namespace temporal: "
+        "kubectl create secret generic temporal-postgres --namespace temporal --from-literal=password=…",
+    ]
+    programs("kubectl", "echo 'connection refused' >&2; exit 1")
+    with pytest.raises(ConfigurationError, match="kubectl could not ask the cluster: connection refused"):
+        main(["--only", "temporal"])
+
+
+def test_the_secrets_are_those_that_the_values_name() -> None:
+    for release in releases():
+        text = (VALUES / release.values).read_text()
+        assert all(name in text for name in release.secrets), release
+    named = {name for release in releases() for name in release.secrets}
+    assert {"grafana-admin", "temporal-postgres", "airflow-metadata", "airflow-factory", "factory-agent"} == named
+
+
+def test_airflows_release_fits_the_image() -> None:
+    """What the official chart takes for granted is of the official image: its entry point, its auth manager, its programs."""
+    values = yaml.safe_load((VALUES / "airflow.yaml").read_text())
+    assert f"\napache-airflow=={values['airflowVersion']} " in (ROOT / "requirements/airflow.txt").read_text()
+    module, _, name = values["config"]["core"]["auth_manager"].rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+    assert "apache-airflow-providers-fab" in (ROOT / "requirements/airflow.txt").read_text() or not values["createUserJob"]["enabled"]
+    assert values["migrateDatabaseJob"]["useHelmHooks"] is False  # `helm --wait` runs hooks after what waits for the migration is ready
+
+
+def test_the_images_entry_point_runs_commands_as_the_official_one_does(tmp_path: Path) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text().partition("AS airflow\n")[2]
+    (made,) = re.findall(r"(printf .* >)/entrypoint", dockerfile)
+    entrypoint = tmp_path / "entrypoint"
+    subprocess.run(["sh", "-c", f"{made}{entrypoint}"], check=True)
+    entrypoint.chmod(0o755)
+    (tmp_path / "airflow").write_text("#!/bin/sh\necho airflow $*\n")
+    (tmp_path / "airflow").chmod(0o755)
+    asked = {"scheduler": "airflow scheduler", "bash -c 'exec airflow db migrate'": "airflow db migrate", "airflow jobs check": "airflow jobs check"}
+    for given, said in asked.items():
+        done = subprocess.run([entrypoint, *shlex.split(given)], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == said
 
 
 @pytest.mark.skipif(HELM is None, reason="Helm is not installed (FACTORY_HELM)")
