@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ FOLDER = ROOT / ".github/workflows"
 FILES = sorted(FOLDER.glob("*.yml"))
 RELEASE: dict[str, Any] = yaml.safe_load((FOLDER / "release.yml").read_text())
 JOBS: dict[str, dict[str, Any]] = RELEASE["jobs"]
-ACTIONLINT = find_tool("actionlint")
+ACTIONLINT, COSIGN = find_tool("actionlint"), find_tool("cosign")
 HELM = os.environ.get("FACTORY_HELM") or find_tool("helm")
 
 
@@ -112,29 +113,86 @@ def test_images_come_with_provenance_and_components_and_are_signed_by_digest() -
     assert all(re.search(r'cosign sign --yes "\$\w+@\$\w+"', run, re.IGNORECASE) for run in signed)
 
 
-@pytest.mark.skipif(CRANE is None or HELM is None, reason="crane and Helm are not installed")
-def test_the_step_that_publishes_charts_pushes_and_signs_what_it_pushed(tmp_path: Path) -> None:
-    """The script itself, with Helm and a registry on loopback; what it would have signed is noted."""
-    (step,) = (s["run"] for s in JOBS["charts"]["steps"] if "helm push" in s.get("run", ""))
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "helm").write_text(f'#!/bin/sh\n[ "$1" = push ] && exec {HELM} "$@" --plain-http\nexec {HELM} "$@"\n')
-    (programs / "cosign").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/signed\n')
-    for program in programs.iterdir():
-        program.chmod(0o755)
-    charts = sorted(path.parent.name for path in ROOT.glob("deploy/helm/*/Chart.yaml"))
-    shutil.copytree(ROOT / "deploy/helm", tmp_path / "deploy/helm")
-    with image_registry(tmp_path) as address:
-        environment = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(tmp_path), "REGISTRY": f"{address}/ours"}
-        done = subprocess.run(["bash", "-e", "-c", step], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+class Publishing:
+    """The scripts of the workflow that publish, with Helm and a registry on loopback, and a cosign that notes what it is asked."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self._folder, self.address, self._bin = folder, address, folder / "bin"
+        self._bin.mkdir()
+        self._put("helm", f'[ "$1" = push ] && exec {HELM} "$@" --plain-http\nexec {HELM} "$@"')
+        self.sign("true")
+        shutil.copytree(ROOT / "deploy/helm", folder / "deploy/helm")
+        self.charts = sorted(path.parent.name for path in ROOT.glob("deploy/helm/*/Chart.yaml"))
+
+    def _put(self, name: str, script: str) -> None:
+        (self._bin / name).write_text(f"#!/bin/sh\n{script}\n")
+        (self._bin / name).chmod(0o755)
+
+    def sign(self, command: str) -> None:
+        """What cosign does once it has noted what it is asked."""
+        self._put("cosign", f'echo "$@" >> {self._folder}/signed\n{command}')
+
+    def run(self, job: str, what: str, **environment: str) -> list[list[str]]:
+        """Run the step of a job whose script has these words; what cosign was asked."""
+        (step,) = (s["run"] for s in JOBS[job]["steps"] if what in s.get("run", ""))
+        (self._folder / "signed").unlink(missing_ok=True)
+        environment |= {"PATH": f"{self._bin}:/usr/bin:/bin", "HOME": str(self._folder)}
+        done = subprocess.run(["bash", "-e", "-c", step], cwd=self._folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        signed = [line.split() for line in (tmp_path / "signed").read_text().splitlines()]
-        assert [command for *command, _ in signed] == [["sign", "--yes"]] * len(charts)
-        for name, (*_, what) in zip(charts, signed, strict=True):
-            version = re.findall(r"^version: (\S+)", (ROOT / f"deploy/helm/{name}/Chart.yaml").read_text(), re.MULTILINE)[0]
-            asked = [str(CRANE), "digest", f"{address}/ours/charts/{name}:{version}"]
-            digest = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-            assert what == f"{address}/ours/charts/{name}@{digest}"
+        return [line.split() for line in (self._folder / "signed").read_text().splitlines()]
+
+    def publish_charts(self) -> list[list[str]]:
+        return self.run("charts", "helm push", REGISTRY=f"{self.address}/ours")
+
+    def push_image(self, name: str) -> tuple[str, str]:
+        """An image of one layer: its name and its digest."""
+        (self._folder / "layer.tar").write_bytes(name.encode().ljust(10240, b"\0"))
+        image = f"{self.address}/ours/{name}"
+        crane("append", "--oci-empty-base", "-f", str(self._folder / "layer.tar"), "-t", f"{image}:1.0")
+        return image, crane("digest", f"{image}:1.0")
+
+
+def crane(*arguments: str) -> str:
+    return subprocess.run([str(CRANE), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def publishing(tmp_path: Path) -> Iterator[Publishing]:
+    if CRANE is None or HELM is None:
+        pytest.skip("crane and Helm are not installed")
+    with image_registry(tmp_path) as address:
+        yield Publishing(tmp_path, address)
+
+
+def test_the_step_that_publishes_charts_pushes_and_signs_what_it_pushed(publishing: Publishing) -> None:
+    signed = publishing.publish_charts()
+    assert [command for *command, _ in signed] == [["sign", "--yes"]] * len(publishing.charts)
+    for name, (*_, what) in zip(publishing.charts, signed, strict=True):
+        version = re.findall(r"^version: (\S+)", (ROOT / f"deploy/helm/{name}/Chart.yaml").read_text(), re.MULTILINE)[0]
+        chart = f"{publishing.address}/ours/charts/{name}"
+        assert what == f"{chart}@{crane('digest', f'{chart}:{version}')}"
+
+
+@pytest.mark.skipif(COSIGN is None, reason="cosign is not installed: go install github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3")
+def test_images_and_charts_that_were_signed_are_verified_and_no_others(publishing: Publishing, tmp_path: Path) -> None:
+    """With a key pair in the place of the workflow's identity, and without the public log."""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "COSIGN_PASSWORD": "of this test"}
+
+    def cosign(*arguments: str) -> int:
+        return subprocess.run([str(COSIGN), *arguments], cwd=tmp_path, env=environment, capture_output=True, check=False).returncode
+
+    def verified(what: str, key: str = "ours") -> bool:
+        return cosign("verify", "--key", f"{key}.pub", "--insecure-ignore-tlog", "--allow-http-registry", what) == 0
+
+    assert {cosign("generate-key-pair", "--output-key-prefix", key) for key in ("ours", "other")} == {0}
+    offline = "--tlog-upload=false --use-signing-config=false --allow-http-registry"
+    publishing.sign(f'COSIGN_PASSWORD="of this test" exec {COSIGN} "$@" --key {tmp_path}/ours.key {offline}')
+    image, digest = publishing.push_image("factory-agents")
+    signed = [what for *_, what in (*publishing.run("images", "cosign sign", IMAGE=image, DIGEST=digest), *publishing.publish_charts())]
+    assert len(signed) == 1 + len(publishing.charts)
+    assert [what for what in signed if not verified(what)] == []
+    assert not verified(signed[0], key="other")
+    assert not verified("@".join(publishing.push_image("another")))
 
 
 def test_expressions_are_not_pasted_into_scripts() -> None:

@@ -121,6 +121,14 @@ def test_no_environment_holds_a_secret_nor_a_default_for_one(loaded: dict[str, A
     assert set(re.findall(r"\$\{([^}]*)\}", text)) == {"OTEL_EXPORTER_OTLP_ENDPOINT:-"}
 
 
+def test_no_secret_can_get_into_an_images_history() -> None:
+    """No argument but the base, no secret in an environment, and nothing copied that the repository doesn't name."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert re.findall(r"^ARG (\w+)", dockerfile, re.MULTILINE) == ["PYTHON_IMAGE"]
+    assert not re.search("PASSWORD|SECRET|TOKEN|API_KEY|CREDENTIAL", dockerfile)
+    assert (ROOT / ".dockerignore").read_text().split("\n")[1] == "*"
+
+
 def test_what_it_mounts_is_in_the_repository() -> None:
     missing = [m for m in _mounts() if m.startswith("./") and not (ROOT / m).exists()]
     assert missing == []

@@ -30,6 +30,8 @@ TOFU = find_tool("tofu", "terraform")
 KEEPS = {"kafka_topic", "aws_msk_cluster"}
 """Kinds of resources with which data would go."""
 
+PASSWORD = "planted-secret"
+
 needs_tofu = pytest.mark.skipif(TOFU is None, reason="neither OpenTofu nor Terraform is installed")
 
 
@@ -111,7 +113,8 @@ class Tofu:
         given = {"source": str(FOLDER / "modules/topics"), "topics_file": str(topics_file), **settings}
         root = {
             "terraform": {"required_providers": {"kafka": {"source": "mongey/kafka"}}},
-            "provider": {"kafka": {"bootstrap_servers": [self.environment["BOOTSTRAP"]]}},
+            "variable": {"password": {"type": "string", "sensitive": True}},
+            "provider": {"kafka": {"bootstrap_servers": [self.environment["BOOTSTRAP"]], "sasl_password": "${var.password}"}},
             "module": {"topics": given},
         }
         (self.folder / "main.tf.json").write_text(json.dumps(root))
@@ -143,6 +146,7 @@ def tofu(tmp_path: Path, sandbox_info: SandboxInfo) -> Tofu:
             "TF_CLI_CONFIG_FILE": str(settings),
             "CHECKPOINT_DISABLE": "1",
             "BOOTSTRAP": sandbox_info.bootstrap,
+            "TF_VAR_password": PASSWORD,
         },
     )
 
@@ -170,7 +174,8 @@ def topics_file(folder: Path, prefix: str, partitions: int = 3) -> Path:
 def test_it_makes_the_topics_that_the_command_line_makes(tofu: Tofu, prefix: str, tmp_path: Path, sandbox_info: SandboxInfo) -> None:
     path = topics_file(tmp_path, prefix)
     tofu.write(path, prefix=prefix, dead_letters=[f"{prefix}.own"])
-    tofu.ok("apply", "-auto-approve", "-input=false")
+    said = tofu.ok("apply", "-auto-approve", "-input=false")
+    assert PASSWORD not in said + tofu.ok("show") + (tofu.folder / "terraform.tfstate").read_text()
     command = [str(Path(sys.executable).with_name("factory")), "topics", "apply", str(path), "--check", "--prefix", prefix]
     checked = subprocess.run([*command, "-b", sandbox_info.bootstrap], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr

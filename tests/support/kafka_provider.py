@@ -35,7 +35,7 @@ class StringMap(TfType):
 
 
 class Kafka(Provider):
-    """The provider: only where the cluster is."""
+    """The provider: only where the cluster is; a password is taken and not used."""
 
     def __init__(self) -> None:
         self.admin: AdminClient | None = None
@@ -47,7 +47,8 @@ class Kafka(Provider):
         return "registry.terraform.io/mongey/kafka"
 
     def get_provider_schema(self, diags: Any) -> Schema:
-        return Schema(version=1, attributes=[Attribute("bootstrap_servers", List(String()), required=True)])
+        login = [Attribute(name, String(), optional=True) for name in ("sasl_username", "sasl_password")]
+        return Schema(version=1, attributes=[Attribute("bootstrap_servers", List(String()), required=True), *login])
 
     def validate_config(self, diags: Any, config: dict[str, Any]) -> None:
         """Anything may be unknown still."""

@@ -8,9 +8,9 @@ from tests.support.waiting import wait_for
 
 
 def create_topic(admin: AdminClient, name: str, partitions: int, **config: object) -> None:
-    """Create a topic and wait until the broker leads all of its partitions."""
+    """Create a topic with the broker's own number of replicas, and wait until all of its partitions are led."""
     settings = {key.replace("_", "."): str(value) for key, value in config.items()}
-    admin.create_topics([NewTopic(name, partitions, 1, config=settings)])[name].result()
+    admin.create_topics([NewTopic(name, partitions, -1, config=settings)])[name].result()
     wait_for(lambda: _led(admin, name) == partitions, f"the topic {name}")
 
 

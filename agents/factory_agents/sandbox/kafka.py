@@ -49,11 +49,12 @@ logger.config.level = WARN
 
 
 def start(
-    folder: Path, state: KafkaState, password: str, tell: Callable[[str], None], *, more: Mapping[str, str] | None = None
+    folder: Path, state: KafkaState, password: str, tell: Callable[[str], None], *, more: Mapping[str, str] | None = None, cluster: str = ""
 ) -> ProcessRecord:
     """Begin to start the broker whose files are in ``folder``, fetching its jars and formatting its storage if need be.
 
-    ``more`` are settings of the broker in place of, or beside, those of a sandbox.
+    ``more`` are settings of the broker in place of, or beside, those of a sandbox; ``cluster`` is the id of a cluster that it shares with
+    others, see ``cluster_id``.
 
     Raises:
         ConfigurationError: the ``sandbox`` extra isn't installed.
@@ -69,7 +70,7 @@ def start(
     program = str(java_home() / "bin" / "java")
     java = [*_JVM, f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}", "-cp", os.pathsep.join(map(str, jars))]
     if not (folder / "data" / "meta.properties").exists():
-        _format([program, *java], settings)
+        _format([program, *java], settings, cluster or cluster_id())
     private.write(log_of(folder), b"")
     kept = _class_cache_file(jars)
     (folder / _RECORDING).unlink(missing_ok=True)
@@ -161,8 +162,12 @@ def _settings(folder: Path, state: KafkaState, password: str) -> dict[str, str]:
     }
 
 
-def _format(java: list[str], settings: Path) -> None:
-    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+def cluster_id() -> str:
+    """An id for a new cluster of brokers."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
+def _format(java: list[str], settings: Path, cluster: str) -> None:
     done = subprocess.run(
         [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", f"--config={settings}"],
         capture_output=True,
