@@ -1,5 +1,12 @@
-# A kind cluster on this machine: every release of the platform, one broker. Kafka's chart makes the topics (Strimzi).
-#   kind create cluster --name factory && tofu init && tofu apply
+# A kind cluster on this machine: one broker, live agents, a worker for Temporal's development server, Prometheus, Grafana, Loki. Airflow
+# and Temporal's own chart need a PostgreSQL server. Kafka's chart makes the topics (Strimzi). First, at the root of the repository:
+#   kind create cluster --name factory
+#   docker build --target agent --tag factory-agents:0.1.0 . && kind load docker-image factory-agents:0.1.0 --name factory
+#   kubectl apply --filename deploy/kind/temporal.yaml
+#   kubectl create namespace monitoring && kubectl create namespace agents
+#   kubectl create secret generic grafana-admin --namespace monitoring --from-literal=user=admin --from-literal=password=…
+#   kubectl create secret generic factory-agent --namespace agents --from-literal=KAFKA_BOOTSTRAP=factory-kafka-bootstrap.kafka.svc:9092
+# Then, in this folder: tofu init && tofu apply
 terraform {
   required_providers {
     helm = {
@@ -23,8 +30,10 @@ provider "helm" {
 }
 
 module "platform" {
-  source = "../../modules/platform"
+  source  = "../../modules/platform"
+  without = ["temporal", "airflow"]
   values = {
-    kafka = [yamlencode({ brokers = { replicas = 1 }, controllers = { replicas = 1 } })]
+    kafka   = [yamlencode({ brokers = { replicas = 1 }, controllers = { replicas = 1 } })]
+    factory = [yamlencode({ temporal = { address = "temporal.temporal.svc:7233" }, dagPods = { enabled = false } })]
   }
 }

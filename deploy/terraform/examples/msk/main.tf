@@ -1,4 +1,5 @@
 # Amazon MSK: a cluster with SASL/SCRAM, the topics and rights, and the platform on an existing EKS cluster without its own Kafka.
+# The platform's Secrets and databases come first: docs/kubernetes.md.
 terraform {
   required_providers {
     aws = {
