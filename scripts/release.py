@@ -47,6 +47,8 @@ _NAMED = (
     ("airflow_provider_factory/get_provider_info.py", r"factory-agents:([\w.]+)"),
     ("docker-compose.yaml", r"image: (?:airflow-factory|factory-agents):(\S+)"),
     ("Dockerfile", r"(?:airflow-factory|factory-agents):(\d\S*?)[ ,\n]"),
+    ("deploy/helm/values/airflow.yaml", r"(?:tag: |factory-agents:)(\d[\w.]*\d)"),
+    ("deploy/terraform/examples/kind/main.tf", r"factory-agents:(\d[\w.]*\d)"),
     ("docs/kubernetes.md", r"factory-agents:(\d[\w.]*\d)"),
 )
 """Where the version is written. Charts have their own version, and name this one as appVersion."""
