@@ -18,6 +18,7 @@ from lint_deploy import CHARTS, helm
 from factory_agents.errors import ConfigurationError
 
 VALUES = CHARTS / "values"
+_KEYS = "go-template={{range $key, $_ := .data}}{{$key}} {{end}}"
 
 
 class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +72,7 @@ def missing(release: Release) -> Iterator[str]:
     """What the cluster lacks that the release needs, and how to make it. Raises ConfigurationError where the cluster can't be asked."""
     for name, keys in release.secrets.items():
         of = ["--namespace", release.namespace]
-        ask = ["kubectl", "get", "secret", name, *of, "--ignore-not-found", "--output", "go-template={{range $key, $_ := .data}}{{$key}} {{end}}"]
+        ask = ["kubectl", "get", "secret", name, *of, "--ignore-not-found", "--output", _KEYS]
         try:
             done = subprocess.run(ask, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
