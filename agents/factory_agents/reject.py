@@ -12,7 +12,7 @@ class Reject(Exception):  # noqa: N818  # what a user raises reads as an order
     """
 
     def __init__(self, reason: str, *, rule: str = "rejected") -> None:
-        super().__init__(reason)
+        Exception.__init__(self, reason)  # super() takes as long as all the rest, and these may be many
         self.reason = reason
         self.rule = rule
 

@@ -163,8 +163,7 @@ class ValidateTransform:
             try:
                 event = decode(outputs[i])  # type: ignore[arg-type]
                 if passed_over:
-                    broken = explain(event, members)
-                    valid = not broken
+                    valid = type(event) is dict and not (broken := explain(event, members))
                 else:
                     valid = type(event) is dict and check(event)
                 if valid and time is not None:
@@ -187,12 +186,14 @@ class ValidateTransform:
     def _reject(self, message: Message, event: Any, broken: Sequence[Violation]) -> Reject:
         """Say why; slower, for the few. ``event`` is None where it couldn't be decoded, ``broken`` empty where it isn't known yet."""
         try:
-            if type(event) is not dict:
-                event = decode_event(message.value())
-            if self._refuses_doubled_keys and (name := doubled_key(message.value() or b"")) is not None:
-                raise Reject(f"the key {show(name)} stands twice in one object", rule="decode")
-            rules, reason = _worded(broken or self.contract.violations(event, self._members))
-            reject = Reject(reason, rule=",".join(rules))
+            if not broken:
+                if type(event) is not dict:
+                    event = decode_event(message.value())
+                if self._refuses_doubled_keys and (name := doubled_key(message.value() or b"")) is not None:
+                    raise Reject(f"the key {show(name)} stands twice in one object", rule="decode")
+                broken = self.contract.violations(event, self._members)
+            rules, reason = _worded(broken)
+            reject = Reject(reason, rule=rules[0] if len(rules) == 1 else ",".join(rules))
         except Reject as undecodable:
             rules, reject = [undecodable.rule], undecodable
         except (ValueError, TypeError, RecursionError) as error:

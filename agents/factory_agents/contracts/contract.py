@@ -193,14 +193,21 @@ class Contract:
         if not isinstance(event, dict):
             return tuple(broken) or (Violation("schema", f"the event: expected object, got {show(event)}"),)
         fits = not broken
-        if self.time is not None and f"schema:{self.time}" not in [v.rule for v in broken]:
-            try:
-                self._read_time(event.get(self.time))
-            except ValueError as error:
-                broken.append(Violation("time", f"{self.time}: {error}"))
+        if self.time is not None:
+            told = f"schema:{self.time}"
+            for violation in broken:
+                if violation.rule == told:
+                    break
+            else:
+                try:
+                    self._read_time(event.get(self.time))
+                except ValueError as error:
+                    broken.append(Violation("time", f"{self.time}: {error}"))
         for i in self._broken_rules(event.get):
-            name = self.rules[i].name
-            if reason := _why_broken(self._expressions[i], event, self.masked, undecided_counts=fits):
+            if i >= 0 or fits:  # one that can't be decided because the schema is broken already adds nothing
+                rule = i if i >= 0 else ~i
+                name = self.rules[rule].name
+                reason = _why_broken(self._expressions[rule], event, self.masked, decided=i >= 0)
                 broken.append(Violation(name, f"rule {name}: {reason}"))
         if members:
             broken += self._unknown_values(event, members, {v.rule for v in broken})
@@ -222,16 +229,14 @@ class Contract:
         return broken
 
 
-def _why_broken(expression: Expression, event: dict[str, Any], masked: frozenset[str], *, undecided_counts: bool) -> str:
-    """Why a rule doesn't hold; a rule that can't be decided because the schema is broken already adds nothing."""
+def _why_broken(expression: Expression, event: dict[str, Any], masked: frozenset[str], *, decided: bool) -> str:
+    """Why a rule doesn't hold."""
     undecided: Exception | None = None
-    try:
-        if expression.test(event.get):
-            return ""
-    except Exception as error:
-        if not undecided_counts:
-            return ""
-        undecided = error
+    if not decided:
+        try:
+            expression.test(event.get)
+        except Exception as error:
+            undecided = error
     names = dict.fromkeys(name for name, _, _ in expression.fields)
     verb = "expected"
     if undecided is not None:

@@ -117,11 +117,11 @@ def compile_all(
 
 
 def compile_each(expressions: Sequence[Expression]) -> Callable[[Getter], list[int]]:
-    """One test that says of an event's ``get`` which rules aren't true, by their places: are false, or can't be decided."""
+    """One test that says of an event's ``get`` which rules aren't true: the place of one that is false, ``~place`` of one undecided."""
     compiler = _Compiler("")
     lines = ["def broken(get):", " found = []"]
     for i in range(len(expressions)):
-        lines += [" try:", f"  if not rule_{i}: found.append({i})", f" except _Exception: found.append({i})"]
+        lines += [" try:", f"  if not rule_{i}: found.append({i})", f" except _Exception: found.append({~i})"]
     rules = {f"rule_{i}": compiler.visit(e.tree) for i, e in enumerate(expressions)}
     broken: Callable[[Getter], list[int]] = compiler.named("broken", _Filled(rules).visit(ast.parse("\n".join([*lines, " return found"]))))
     return broken

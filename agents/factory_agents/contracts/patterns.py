@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["PatternError", "bounded", "check_pattern", "compile_search", "engine"]
+__all__ = ["PatternError", "bounded", "check_pattern", "compile_plain", "compile_search", "engine"]
 
 _TOKEN = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\])*\]|[()|]|[^\\\[()|]+|.", re.DOTALL)
 
@@ -74,6 +74,14 @@ def compile_search(pattern: str) -> Callable[[Any], bool]:
         return is_valid(value)
 
     return search
+
+
+def compile_plain(pattern: str) -> Callable[[str], bool]:
+    """The same of texts alone, for an expression that ``bounded`` leaves as it is."""
+    import jsonschema_rs
+
+    is_valid: Callable[[str], bool] = jsonschema_rs.validator_for({"pattern": pattern}, pattern_options=engine()).is_valid
+    return is_valid
 
 
 def bounded(pattern: str) -> dict[str, Any]:

@@ -12,16 +12,9 @@ from urllib.parse import urldefrag
 from factory_agents.contracts.documents import Document, KeyPath, did_you_mean, one_of, show
 from factory_agents.contracts.patterns import PatternError, bounded, check_pattern, engine
 from factory_agents.contracts.references import Place, References
-from factory_agents.contracts.wording import Explain, single_fault, wording
+from factory_agents.contracts.wording import Explain, Violation, single_fault, wording
 
 __all__ = ["FieldType", "Schema", "Violation", "compile_schema"]
-
-
-class Violation(NamedTuple):
-    """One broken rule of one event: its name for counting, and one line for a person."""
-
-    rule: str
-    reason: str
 
 
 class FieldType(NamedTuple):
@@ -59,8 +52,7 @@ class Schema:
         """Everything that breaks the schema: path, what was expected, what came. Of an event of very many values, only whether it does."""
         try:
             if self._single_fault is not None and (found := self._single_fault(event)) is not None:
-                name, why = found
-                return [Violation(f"schema:{name}", f"{name}: {why}")]
+                return [found]
             if _is_large(event):
                 why = f"breaks the schema; it holds more than {_MOST_VALUES:,} values, too many to say of each what is wrong"
                 return [] if self.is_valid(event) else [Violation("schema", f"the event: {why}")]

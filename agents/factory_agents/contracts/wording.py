@@ -5,16 +5,24 @@ An error of the validator's costs several times as much as its verdict, and most
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from factory_agents.contracts.documents import show
-from factory_agents.contracts.patterns import compile_search
+from factory_agents.contracts.patterns import compile_plain
 
-__all__ = ["REMARKS", "TOP", "Explain", "single_fault", "wording"]
+__all__ = ["REMARKS", "TOP", "Explain", "Violation", "single_fault", "wording"]
 
-Explain: TypeAlias = Callable[[Any], "tuple[str, str] | None"]
-"""The one field that is wrong, and why; None where the validator has to say."""
+
+class Violation(NamedTuple):
+    """One broken rule of one event: its name for counting, and one line for a person."""
+
+    rule: str
+    reason: str
+
+
+Explain: TypeAlias = Callable[[Any], "Violation | None"]
+"""The one thing that is wrong; None where the validator has to say."""
 
 REMARKS = {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id"}
 TOP = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", *REMARKS}
@@ -82,7 +90,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "object": (dict,),
 }
 _EVERY = frozenset(kind for kinds in _KINDS.values() for kind in kinds)
-_PLAIN = (str, int, float, bool, type(None))
+_PLAIN = frozenset((str, int, float, bool, type(None)))
 _TESTS: dict[str, tuple[frozenset[type], str]] = {
     "minLength": (frozenset({str}), "len(v) >= {0}"),
     "maxLength": (frozenset({str}), "len(v) <= {0}"),
@@ -95,15 +103,17 @@ _TESTS: dict[str, tuple[frozenset[type], str]] = {
 }
 """What a keyword asks of a value ``v`` of some types, by what it says (``{0}``): Python's own text, in which nothing of a schema stands."""
 _EXACT = 2**53
+_NONE, _SEVERAL = -1, -2
 
 
 class _Field(NamedTuple):
-    """What a schema says of one field: the types of its values, and tests, each of values of some types, with what it expects.
+    """What a schema says of one field: its rule, the types of its values, and tests, each of values of some types, with what it expects.
 
     No tests where the schema says more of it.
     """
 
     name: str
+    rule: str
     types: frozenset[type]
     tests: Sequence[tuple[frozenset[type], _Test, str]] | None
 
@@ -121,46 +131,56 @@ def single_fault(schema: Any, part: Callable[[Sequence[str]], _Test]) -> Explain
     needed, declared = frozenset(schema.get("required", ())), properties.keys()
     closed = schema.get("additionalProperties", True) is False
     finder = _Finder()
-    fields = [finder.add(name, said, part) for name, said in properties.items()]
-    find = finder.made()
+    fields = [finder.add(name, said, part, needed=name in needed) for name, said in properties.items()]
+    find = finder.made(needed - declared)
+    missing = [Violation(field.rule, f"{field.name}: {_MISSING_FIELD}") for field in fields]
 
-    def explain(event: Any) -> tuple[str, str] | None:
+    def explain(event: Any) -> Violation | None:
         if type(event) is not dict or (closed and not event.keys() <= declared):
             return None
-        wrong = find(event.get)
-        if event.keys() >= needed:
-            if len(wrong) != 1:
-                return None
-            name, why = fields[wrong[0]].name, _why(fields[wrong[0]], event[fields[wrong[0]].name])
-            return None if why is None else (name, why)
-        missing = needed - event.keys()
-        return None if wrong or len(missing) != 1 or not missing <= declared else (*missing, _MISSING_FIELD)
+        at = find(event)
+        if at < 0:
+            return None
+        field = fields[at >> 1]
+        return missing[at >> 1] if at & 1 else _why(field, event[field.name])
 
     return explain
 
 
-def _why(field: _Field, value: Any) -> str | None:
+def _why(field: _Field, value: Any) -> Violation | None:
     """What is wrong with a value, where it is plain and one thing is."""
-    if field.tests is None or type(value) not in _PLAIN or (type(value) is float and int in field.types and float not in field.types):
+    kind = type(value)
+    if field.tests is None or kind not in _PLAIN or (kind is float and int in field.types and float not in field.types):
         return None  # some dialects call 1.0 an integer
-    expected = [what for of, test, what in field.tests if type(value) in of and not test(value)]
-    return f"expected {expected[0]}, got {show(value)}" if len(expected) == 1 else None
+    expected = ""
+    for of, test, what in field.tests:
+        if kind in of and not test(value):
+            if expected:
+                return None
+            expected = what
+    return Violation(field.rule, f"{expected}{show(value)}") if expected else None
 
 
 class _Finder:
-    """Makes one function of the tests of all fields: the places of those whose values are wrong, of an event's ``get``."""
+    """Makes one function of the tests of all fields: which of an event's is wrong (twice its place, and one more where it is missing).
+
+    It gives ``_NONE`` or ``_SEVERAL`` for others than one.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[str, Any] = {"missing": object()}
-        self._lines = ["def find(get):", " wrong = []"]
+        self._known: dict[str, Any] = {}
+        self._lines = ["def find(event):", f" wrong = {_NONE}"]
         self._count = 0
 
-    def made(self) -> Callable[[Callable[..., Any]], list[int]]:
+    def made(self, undeclared: Iterable[str]) -> Callable[[dict[str, Any]], int]:
+        """The function; ``undeclared`` fields must be there, too."""
+        for name in undeclared:
+            self._lines += [f" if {self._name(name)} not in event:", f"  return {_SEVERAL}"]
         exec("\n".join([*self._lines, " return wrong"]), self._known)  # of names made here
-        find: Callable[[Callable[..., Any]], list[int]] = self._known["find"]
+        find: Callable[[dict[str, Any]], int] = self._known["find"]
         return find
 
-    def add(self, name: str, schema: Any, part: Callable[[Sequence[str]], _Test]) -> _Field:
+    def add(self, name: str, schema: Any, part: Callable[[Sequence[str]], _Test], *, needed: bool) -> _Field:
         types: frozenset[type] = frozenset()
         tests: list[tuple[frozenset[type], str, str]] | None = None
         if isinstance(schema, dict):
@@ -168,18 +188,32 @@ class _Finder:
             given = said.pop("type", [])
             kinds = [given] if isinstance(given, str) else given
             types = frozenset(kind for name in kinds for kind in _KINDS[name]) or _EVERY
-            tests = [] if types == _EVERY else [(_EVERY, f"type(v) in {self._name(types)}", _EXPECTED["type"]({"types": kinds}))]
+            tests = [] if types == _EVERY else [(_EVERY, self._of(types), _EXPECTED["type"]({"types": kinds}))]
             for key, limit in said.items():
                 test = self._test(key, limit, types)
                 tests = None if test is None or tests is None else [*tests, test]
         condition = f"{self._name(part(('properties', name)))}(v)" if tests is None else " and ".join(f"({test})" for _, test, _ in tests)
-        if condition:
-            self._lines += [f" v = get({self._name(name)}, missing)", f" if v is not missing and not ({condition}):"]
-            self._lines.append(f"  wrong.append({self._count})")
+        key = self._name(name)
+        self._lines += [f" if {key} not in event:", *(self._found("  ", 1) if needed else ["  pass"]), " else:", f"  v = event[{key}]"]
+        self._lines += [f"  if not ({condition}):", *self._found("   ", 0)] if condition else []
         self._count += 1
+        rule = f"schema:{name}"
         if tests is None:
-            return _Field(name, types, None)
-        return _Field(name, types, [(of, eval(f"lambda v: {test}", self._known), what) for of, test, what in tests])
+            return _Field(name, rule, types, None)
+        return _Field(
+            name,
+            rule,
+            types,
+            [(of, eval(f"lambda v: {test}", self._known), f"{name}: expected {what}, got ") for of, test, what in tests],
+        )
+
+    def _found(self, indent: str, how: int) -> list[str]:
+        """What is done where a field is wrong."""
+        return [f"{indent}if wrong != {_NONE}: return {_SEVERAL}", f"{indent}wrong = {2 * self._count + how}"]
+
+    def _of(self, types: frozenset[type]) -> str:
+        """That a value is of one of these types."""
+        return f"type(v) {'is' if len(types) == 1 else 'in'} {self._name(next(iter(types)) if len(types) == 1 else types)}"
 
     def _name(self, value: Any) -> str:
         """What a value is called in the function."""
@@ -193,7 +227,7 @@ class _Finder:
         if key == "enum" and limit and all(type(option) is str for option in limit):
             value = frozenset(limit)
         elif key == "pattern" and type(limit) is str:
-            value = compile_search(limit)
+            value = compile_plain(limit)
         elif key not in _TESTS or type(limit) not in ((int,) if key.endswith("Length") else (int, float)) or abs(limit) >= _EXACT:
             return None
         of, test = _TESTS[key]

@@ -70,5 +70,8 @@ def test_the_usual_faults_need_no_error_of_the_validators(wrong: dict[str, Any],
     assert schema._single_fault is not None
     assert [v.reason for v in schema.violations(event | wrong)] == [why]
     assert (schema._single_fault(event | wrong) is None) == ("at" in wrong)
-    assert schema._single_fault({"at": event["at"]}) == ("id", "expected a value, got none (the field is missing)")
+    assert schema._single_fault({"at": event["at"]}) == (
+        "schema:id",
+        "id: expected a value, got none (the field is missing)",
+    )
     assert schema._single_fault(event) is schema._single_fault({"id": 1, "kind": 1}) is None
