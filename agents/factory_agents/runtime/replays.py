@@ -159,6 +159,8 @@ class _Replay:
         self.writer = TransactionalWriter(config, transactional_id(prefix, "replay", topic), known_topic=topic, timeout_ms=lasts)
         self.writer.batch_bytes = min(self.writer.batch_bytes, int(self.cluster.settings(to).get("max.message.bytes") or _BIG))
         self.counts = Counts()
+        self.start = 0
+        self.notes: set[str] = set()
         self.refused: list[str] = []
         self.passed = self.returned = 0
         self.reasons: Counter[str] = Counter()
@@ -167,6 +169,7 @@ class _Replay:
         if not dry_run:
             self.ledger.ensure()
             self.writer.open(time.monotonic() + _PATIENCE)
+            self.start = self.cluster.high_watermark(self.ledger.topic, [self.ledger.partition])[self.ledger.partition]
         ranges = self.letters.ranges()
         chosen = self._choose(ranges, selection)
         if not chosen.places and not self.refused:
@@ -338,13 +341,20 @@ class _Replay:
                 self.counts.consumed += len(events)
                 return
             except ChunkAbortedError as aborted:
-                self.writer.abort()
-                self.writer.open(time.monotonic() + _PATIENCE)
+                self._reopen()
                 if aborted.refused:
                     self._halve(events, aborted.cause)
                     return
                 if attempt == _TRIES:
                     raise UnavailableError(f"replay into {self.target.name!r}: {aborted.cause}") from None
+
+    def _reopen(self) -> None:
+        """A new producer. Raises FencedError where another replay wrote something since this one chose its letters: maybe the same ones."""
+        self.writer.abort()
+        self.writer.open(time.monotonic() + _PATIENCE)
+        notes = self.ledger.read(start=self.start, deadline=time.monotonic() + _PATIENCE).of(ReplayRecord)
+        if any(note.topic_id == self.facts.id and note.key() not in self.notes for note in notes):
+            raise FencedError(f"{self.facts.name}: another replay of these letters ran meanwhile; repeat this one for those that are left")
 
     def _halve(self, events: Sequence[_Event], cause: Exception) -> None:
         if len(events) == 1:
@@ -371,6 +381,7 @@ class _Replay:
         self.ledger.produce(self.writer.producer, [record])
         self.writer.flush(deadline)
         self.writer.commit(deadline)
+        self.notes.add(record.key())
 
     def _partition(self, letter: Letter, key: bytes | None) -> int:
         own = key == letter.key and letter.why.topic == self.target.name and 0 <= letter.why.partition < self.target.partitions

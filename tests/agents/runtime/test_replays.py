@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from factory_agents.codecs.registry import RegistryConfig
-from factory_agents.errors import ConfigurationError, StoppedError
+from factory_agents.errors import ConfigurationError, FencedError, StoppedError
 from factory_agents.kafka import followed
 from factory_agents.kafka.ledger import Progress, StageRecord, StoredResult
 from factory_agents.protocol import CodecRef, Manifest, PartitionRange, Shard
@@ -92,6 +92,30 @@ def test_two_replays_at_once_bring_each_event_once(runs: Runs, factory: Command)
     rest = factory("dead-letters", "replay", topic, "--to", target)
     assert rest.code in (0, 1)
     assert Counter(r.value for r in runs.everything(target)) == {b"%d" % n: 1 for n in range(2_000)}
+
+
+def test_a_replay_that_was_fenced_and_begins_again_writes_nothing_that_the_other_one_wrote(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client refuses an event before the broker is asked, so it doesn't hear that it was fenced."""
+    target = runs.topic("in", partitions=2)
+    topic = fill(runs, [(letter(), os.urandom(3_000)), (letter(), b"2"), (letter(), b"3")], partitions=1)
+    read, reads, other = LetterTopic.read, [0], [0]
+
+    def counted(self: LetterTopic, *arguments: Any) -> Any:
+        reads[0] += 1
+        return read(self, *arguments)
+
+    def meanwhile() -> bool:
+        if reads[0] == 2:  # the letters are chosen, none is written yet
+            other[0] += replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix).replayed
+        return False
+
+    monkeypatch.setattr(LetterTopic, "read", counted)
+    with pytest.raises(FencedError, match="another replay of these letters ran meanwhile"):
+        replay_letters(runs.configured(message_max_bytes=2_000), topic, target, EVERY, prefix=runs.prefix, stop=meanwhile)
+    assert other == [3]
+    assert len(runs.everything(target)) == 3
 
 
 def test_a_purge_beside_a_replay_deletes_nothing_that_was_not_written(runs: Runs, factory: Command) -> None:
