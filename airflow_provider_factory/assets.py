@@ -19,7 +19,10 @@ __all__ = ["asset_topic", "event_extra", "result_partition", "stage_assets", "ta
 
 
 def topic_name(topic: Any) -> str:
-    """The name of a topic given as a name or as an asset with a ``kafka://`` URI; raises ConfigurationError for anything else."""
+    """The name of a topic given as a name or as an asset with a ``kafka://`` URI; raises ConfigurationError for anything else.
+
+    :param topic: a name, an asset, or None for no topic.
+    """
     if topic is None:
         return ""
     if isinstance(topic, Asset):
@@ -34,12 +37,18 @@ def topic_name(topic: Any) -> str:
 
 
 def topic_argument(topic: Any) -> Any:
-    """A topic argument as an operator keeps it: a name, or what will be one when it is rendered (another task's output, a parameter)."""
+    """A topic argument as an operator keeps it: a name, or what will be one when it is rendered (another task's output, a parameter).
+
+    :param topic: a name, an asset, or what is rendered later.
+    """
     return topic if isinstance(topic, ResolveMixin) else topic_name(topic)
 
 
 def topic_asset(topic: str, *, cluster: str | None = None) -> Asset:
     """The asset of a topic, named as the topic; ``cluster`` is the alias in its URI, by default ``[factory] cluster``.
+
+    :param topic: the topic's name.
+    :param cluster: its cluster's alias in the URI.
 
     Example::
 
@@ -49,7 +58,10 @@ def topic_asset(topic: str, *, cluster: str | None = None) -> Asset:
 
 
 def asset_topic(topic: Any) -> Asset | None:
-    """The asset to report for a topic argument; None where there is none, or where its name is only known when templates are rendered."""
+    """The asset to report for a topic argument; None where there is none, or where its name is only known when templates are rendered.
+
+    :param topic: as an operator keeps it.
+    """
     if isinstance(topic, Asset):
         return topic
     if not isinstance(topic, str) or not topic or "{" in topic:
@@ -62,6 +74,9 @@ def table_asset(table: str, *, database: str | None = None) -> Asset:
 
     ``database`` is the alias in its URI, by default ``[factory] database``.
 
+    :param table: ``table`` or ``schema.table``, quoted as in SQL.
+    :param database: the database's alias in the URI.
+
     Example::
 
         DAG("reports", schedule=[table_asset("public.events")])
@@ -72,7 +87,10 @@ def table_asset(table: str, *, database: str | None = None) -> Asset:
 
 
 def stage_assets(arguments: Mapping[str, Any]) -> list[Asset]:
-    """What a stage writes to, by its operator's arguments: the output topic and the table of ``publish``, unless templates name them."""
+    """What a stage writes to, by its operator's arguments: the output topic and the table of ``publish``, unless templates name them.
+
+    :param arguments: the operator's, by name.
+    """
     found = [asset_topic(arguments.get("output_topic"))]
     given = arguments.get("agent_params")
     params = given if arguments.get("agent") == "publish" and isinstance(given, Mapping) else {}
@@ -112,6 +130,8 @@ def result_partition(result: AgentResult) -> str | None:
 
     They are asked for by ``[factory] asset_partitions``, since Airflow starts no DAG by an event with a key unless its schedule is about
     partitions; Airflow has them from 3.3 on.
+
+    :param result: of a finished task.
     """
     if result.interval is None or not AIRFLOW_V_3_3_PLUS or option("asset_partitions").lower() not in ("true", "1"):
         return None
@@ -119,7 +139,10 @@ def result_partition(result: AgentResult) -> str | None:
 
 
 def event_extra(result: AgentResult) -> dict[str, Any]:
-    """What an asset event says of a result: whose it is, which window, the counts, and the ranges written."""
+    """What an asset event says of a result: whose it is, which window, the counts, and the ranges written.
+
+    :param result: of a finished task.
+    """
     extra: dict[str, Any] = {
         "pipeline": result.pipeline,
         "stage": result.stage,

@@ -277,6 +277,9 @@ def late_after(interval: timedelta, **told: Any) -> DeadlineAlert | None:
     triggerer's log. None where ``[factory] deadlines`` is off, and in ``airflow dags test``, which fails on any deadline when the run
     succeeds (Airflow #73428).
 
+    :param interval: how long a run may take.
+    :param told: ``FactoryNotifier``'s arguments.
+
     Example::
 
         DAG("hourly", deadline=late_after(timedelta(minutes=45), slack="slack_default"))
@@ -288,6 +291,9 @@ def late_after(interval: timedelta, **told: Any) -> DeadlineAlert | None:
 
 
 async def deadline_missed(context: dict[str, Any] | None = None, **kwargs: Any) -> None:
-    """Log which run missed its deadline, as an error that log-based alerts can match; ``kwargs`` are those given to the callback."""
+    """Log which run missed its deadline, as an error that log-based alerts can match; ``kwargs`` are those given to the callback.
+
+    :param context: of the run, as Airflow gives it.
+    """
     run = run_facts(context or {})
     log.error("deadline missed: dag %s run %s %s", run["dag_id"], run["run_id"], kwargs or "")

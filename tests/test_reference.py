@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 
 import reference
@@ -28,11 +29,11 @@ def test_every_operator_sensor_and_decorator_that_there_is_stands_in_it() -> Non
         assert decorator["class-name"].rpartition(".")[0] in page
 
 
-def test_every_parameter_of_operators_sensors_and_agents_is_explained() -> None:
-    for members in (*(reference.members(reference.PROVIDER[title]) for title in ("Operators", "Sensors")), [agent, split]):
-        for member in members:
-            silent = [row.name for row in reference.documented(member)[1] if not row.text]
-            assert not silent, f"{member.__name__}: no :param for {', '.join(silent)}"
+def test_every_parameter_is_explained() -> None:
+    python = [member for name in reference.PYTHON for member in reference.public(import_module(name))]
+    for member in (*python, *(member for name in reference.PROVIDER.values() for member in reference.members(name))):
+        silent = [row.name for row in reference.documented(member)[1] if not row.text]
+        assert not silent, f"{member.__name__}: no :param for {', '.join(silent)}"
 
 
 def test_what_dags_and_agents_are_written_with_has_an_example_that_runs(tmp_path: Path) -> None:
@@ -41,15 +42,18 @@ def test_what_dags_and_agents_are_written_with_has_an_example_that_runs(tmp_path
 
     from airflow_provider_factory import assets, notifications
     from airflow_provider_factory.decorators.kafka_agent import kafka_agent_task
+    from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
+    from airflow_provider_factory.hooks.schema_registry import SchemaRegistryHook
     from airflow_provider_factory.operators.agent_pod import AgentPodOperator
     from airflow_provider_factory.sensors.base import KafkaSensor
     from airflow_provider_factory.triggers.topic_ready import TopicReadyTrigger
-    from factory_agents import Dependency
+    from factory_agents import Codec, Deleted, Dependency, Reject, SinkBackpressureError
 
     bases = (AgentPodOperator, KafkaSensor)  # of which users take the subclasses
     shown = [m for title in ("Operators", "Sensors") for m in reference.members(reference.PROVIDER[title]) if m not in bases]
     shown += [kafka_agent_task, TopicReadyTrigger, assets.table_asset, assets.topic_asset]
-    shown += [notifications.FactoryNotifier, notifications.late_after, agent, split, Dependency]
+    shown += [notifications.FactoryNotifier, notifications.late_after, FactoryKafkaHook, SchemaRegistryHook]
+    shown += [agent, split, Dependency, Reject, Codec, Deleted, SinkBackpressureError]
     known = {"DAG": DAG, "Asset": Asset, "AssetWatcher": AssetWatcher, "task": task, "timedelta": timedelta}
     known |= {member.__name__: member for member in shown}
     for member in shown:

@@ -120,7 +120,18 @@ class UnavailableError(FactoryError, ConnectionError):
 
 
 class SinkBackpressureError(UnavailableError):
-    """A sink can take no more for now, and has kept nothing of what it was given: it is given that again after ``retry_after`` seconds."""
+    """A sink can take no more for now, and has kept nothing of what it was given: it is given that again after ``retry_after`` seconds.
+
+    :param message: one line for a person.
+    :param retry_after: seconds.
+
+    Example::
+
+        def stage(self, part, rows):  # of a LedgerSink
+            answer = self.client.post(f"/staged/{part.name}", rows.rows)
+            if answer.status == 429:
+                raise SinkBackpressureError(retry_after=float(answer.headers["Retry-After"]))
+    """
 
     def __init__(self, message: str = "the sink can take no more for now", *, retry_after: float = 1.0) -> None:
         super().__init__(message)

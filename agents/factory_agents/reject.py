@@ -9,6 +9,17 @@ class Reject(Exception):  # noqa: N818  # what a user raises reads as an order
     """Raise (or, in a batch agent, return) this to send the event to the dead-letter topic with a reason.
 
     ``rule`` names what was broken, for counting; ``reason`` is one line for a person.
+
+    :param reason: one line for a person.
+    :param rule: what was broken, in a word.
+
+    Example::
+
+        @agent
+        def priced(event: dict) -> dict:
+            if event["price"] < 0:
+                raise Reject(f"price {event['price']} is below zero", rule="price")
+            return event
     """
 
     def __init__(self, reason: str, *, rule: str = "rejected") -> None:

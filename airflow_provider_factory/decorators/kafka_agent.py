@@ -30,7 +30,11 @@ _OWN = ("agent", "agent_source", "agent_version")
 
 
 class FunctionSource:
-    """A function's own source text, complete in itself, and a version that is its hash."""
+    """A function's own source text, complete in itself, and a version that is its hash.
+
+    :param name: the function's name.
+    :param text: its source, without decorators and margin.
+    """
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
@@ -43,6 +47,8 @@ def function_source(function: Callable[..., Any]) -> FunctionSource:
 
     Raises ConfigurationError, with file and line, for what has no source of its own (a lambda, a method, a coroutine), for a
     function that another one wraps, and for names that the function uses but doesn't define: what it needs it has to import in its body.
+
+    :param function: a plain function, as it is written in the DAG file.
     """
     where = _where(function)
     if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
@@ -157,6 +163,9 @@ class AgentTask(_TaskDecorator[..., Any, KafkaAgentOperator]):  # so that @task.
 
     It takes KafkaAgentOperator's arguments (``window``, ``shard``, ``agent_params`` …); the function itself takes the event and its
     parameters.
+
+    :param function: the decorated function.
+    :param arguments: KafkaAgentOperator's, but the agent.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
@@ -222,6 +231,9 @@ def kafka_agent_task(python_callable: Callable[..., Any] | None = None, **argume
     """Make a function an agent's task; usable as ``@task.kafka_agent`` and as ``@task.kafka_agent(output_topic=…)``.
 
     Takes KafkaAgentOperator's arguments but the agent itself. Raises ConfigurationError while the DAG file is parsed.
+
+    :param python_callable: the function that is decorated.
+    :param arguments: KafkaAgentOperator's, but the agent.
 
     Example::
 

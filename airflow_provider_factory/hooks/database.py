@@ -38,6 +38,8 @@ def database_url(connection: Any) -> str:
     """A libpq URL from a connection's parts and extra: the session that the official hook opens, several hosts and IAM tokens included.
 
     Raises ConfigurationError for a connection of another type, for an extra that libpq can't take, and if no token can be obtained.
+
+    :param connection: an Airflow connection of type ``postgres``.
     """
     if connection.conn_type not in ("postgres", "postgresql"):
         raise ConfigurationError(f"connection {connection.conn_id!r}: expected the type postgres, got {connection.conn_type!r}")
@@ -91,6 +93,9 @@ def database_environment(conn_id: str, *, required: bool) -> dict[str, str]:
 
     A google, a snowflake or an iceberg connection gives what BigQuery's, Snowflake's or Iceberg's client needs instead. Raises
     ConfigurationError where a required one is missing.
+
+    :param conn_id: the connection's name.
+    :param required: whether a connection that is missing is an error.
     """
     try:
         connection = BaseHook.get_connection(conn_id)

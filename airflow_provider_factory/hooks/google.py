@@ -24,6 +24,8 @@ def google_environment(connection: Any) -> dict[str, str]:
 
     A key's file, or a workload identity's configuration, is read here: it need not be in the agent's image. A connection without any of
     them means the credentials of the machine that the agent runs on. Raises ConfigurationError for unusable extras, without secrets.
+
+    :param connection: an Airflow connection of type ``google_cloud_platform`` or ``gcpbigquery``.
     """
     where = f"connection {connection.conn_id!r}"
     extra = {name.removeprefix(_PREFIX): value for name, value in (connection.extra_dejson or {}).items() if value not in (None, "")}

@@ -21,6 +21,8 @@ def iceberg_environment(connection: Any) -> dict[str, str]:
 
     A host is the URL of a REST catalog, login and password are its client's id and secret; extras are pyiceberg's own properties, and go
     before those. Raises ConfigurationError for a connection that says nothing of a catalog.
+
+    :param connection: an Airflow connection of type ``iceberg``.
     """
     found = {name: value for name, value in (connection.extra_dejson or {}).items() if value not in (None, "")}
     if connection.host and "uri" not in found:

@@ -44,6 +44,13 @@ class FactoryKafkaHook(KafkaBaseHook):
 
     Settings in its extra of consumer groups, which windows have none of, and of producers' delivery, which transactions decide, are left
     out.
+
+    :param kafka_config_id: the connection's name.
+
+    Example::
+
+        def brokers() -> str:
+            return FactoryKafkaHook("kafka_default").config().bootstrap
     """
 
     def __init__(self, kafka_config_id: str = KafkaBaseHook.default_conn_name) -> None:
@@ -81,6 +88,9 @@ def kafka_config(extra: Mapping[str, Any], name: str) -> KafkaConfig:
 
     As for the official hooks, a value of null leaves its key unset, and ``oauth_cb`` names a function only where
     ``[apache_kafka] callback_allowlist`` has it.
+
+    :param extra: the connection's extra: librdkafka's keys.
+    :param name: the connection's name.
     """
     values = {key: value for key, value in extra.items() if value is not None and key not in _DROPPED}
     if CALLBACK in values:

@@ -15,6 +15,8 @@ def model_environment(conn_id: str) -> dict[str, str]:
     """Key, address and model, as far as the connection has them; the key is masked in logs.
 
     Raises ConfigurationError where there is no such connection.
+
+    :param conn_id: the connection's name.
     """
     try:
         connection = BaseHook.get_connection(conn_id)

@@ -23,6 +23,11 @@ class SchemaRegistryHook(BaseHook):
     holds keys of Confluent's client: ``ssl.ca.location``, ``bearer.auth.token``, ``timeout``.
 
     :param registry_conn_id: the connection's name.
+
+    Example::
+
+        def subjects() -> list[str]:
+            return SchemaRegistryHook("schema_registry_default").get_conn().get_subjects()
     """
 
     conn_name_attr = "registry_conn_id"
@@ -92,6 +97,9 @@ def registry_environment(conn_id: str, *, required: bool) -> dict[str, str]:
     """The variables that agents read a registry from; they hold secrets. None for a connection that isn't there and isn't ``required``.
 
     Raises ConfigurationError as ``SchemaRegistryHook.config``.
+
+    :param conn_id: the connection's name.
+    :param required: whether a connection that is missing is an error.
     """
     if not required:
         try:

@@ -30,6 +30,8 @@ def snowflake_environment(connection: Any) -> dict[str, str]:
 
     A key's file is read here: it need not be in the agent's image. Every variable is set, empty if the connection doesn't have it, so that
     none of the worker's reaches the agent. Raises ConfigurationError for what cannot be taken, without showing secrets.
+
+    :param connection: an Airflow connection of type ``snowflake``.
     """
     where = f"connection {connection.conn_id!r}"
     extra = {name.removeprefix(_PREFIX): value for name, value in (connection.extra_dejson or {}).items() if value not in (None, "")}

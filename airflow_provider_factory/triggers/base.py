@@ -30,6 +30,9 @@ class KafkaTrigger(BaseTrigger):
 
     It waits for a broker that doesn't answer. All triggers of a cluster share one client and few threads (``clusters``).
 
+    :param kafka_conn_id: the cluster's connection.
+    :param question: what is asked, as plain data.
+    :param poll_interval: seconds between two questions.
     :param deadline: seconds since 1970 UTC, so that it holds over a restart of the triggerer.
     """
 

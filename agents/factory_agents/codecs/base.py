@@ -30,6 +30,15 @@ Make: TypeAlias = "Callable[[CodecRef, Mapping[str, Any]], tuple[Codec, list[Any
 class Deleted(msgspec.Struct, frozen=True):
     """In place of an event: a row is gone. ``key`` names it as text or JSON (an object's fields are the key's columns); without one the
     record's own key does.
+
+    :param key: the row's key; None: the record's own.
+
+    Example::
+
+        class Changes(Codec):  # JSON, of which {"gone": "k1"} deletes the row of k1
+            def decode(self, value, headers):
+                event = json.loads(value)
+                return Deleted(event["gone"].encode()) if "gone" in event else event
     """
 
     key: bytes | None = None
@@ -45,6 +54,15 @@ class Codec:
     ``version`` and ``identity`` enter the fingerprint of the work: by default a hash of the module's source, and the options. ``pinned`` is
     what it found out for good when it was made, such as the schema that was the latest: it is given to every later attempt at the same
     work. ``headers`` go with every record that is written; an event's own headers of these names, and of ``header_names``, are dropped.
+
+    Example::
+
+        class Pairs(Codec):  # name=value;name=value
+            def decode(self, value, headers):
+                return dict(pair.split("=", 1) for pair in value.decode().split(";"))
+
+            def encode(self, event):
+                return ";".join(f"{name}={value}" for name, value in event.items()).encode()
     """
 
     version: ClassVar[str] = ""

@@ -125,7 +125,13 @@ class SideLog(Protocol):
 
 
 class SourceRecord(msgspec.Struct, frozen=True):
-    """One row of a source: ``value`` as it goes to the topic, or why it was rejected; ``where`` for a person (``file:line``)."""
+    """One row of a source: ``value`` as it goes to the topic, or why it was rejected; ``where`` for a person (``file:line``).
+
+    :param key: the record's key.
+    :param value: the event as JSON text, or the row's text where it is rejected.
+    :param where: its place in the source, for a person.
+    :param reject: why it goes to the dead letters.
+    """
 
     key: bytes | None
     value: bytes

@@ -64,8 +64,19 @@ class Dependency:
     ``retries`` times at most, after pauses that grow. Its breaker opens when more than ``failure_rate`` of the last ``calls`` calls failed
     or took ``slow_seconds`` or longer: nothing is called then, and a live agent waits, first ``open_seconds``, twice as long after each
     failed try, up to ``longest_open_seconds``. An event for which the service fails, while it answers for others, is a dead letter.
-    What is raised of the types in ``busy`` (a limit of its rate, say) is neither a failure nor an answer. ``clock`` and ``chance`` are for
-    tests.
+    What is raised of the types in ``busy`` (a limit of its rate, say) is neither a failure nor an answer.
+
+    :param name: for messages, metrics and breakers.
+    :param errors: exceptions that say that the service failed.
+    :param busy: exceptions that are neither a failure nor an answer.
+    :param retries: further tries of one event.
+    :param failure_rate: the share of calls above which the breaker opens, 0 to 1.
+    :param calls: how many calls that share is of.
+    :param slow_seconds: a call that takes as long counts as failed.
+    :param open_seconds: how long nothing is called at first.
+    :param longest_open_seconds: how long at most.
+    :param clock: seconds, for tests.
+    :param chance: a number from 0 to 1, for tests.
 
     Example::
 

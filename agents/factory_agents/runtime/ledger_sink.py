@@ -27,6 +27,11 @@ class Rows(msgspec.Struct, frozen=True):
     Values are of Python's own types: str, int, float, bool, bytes, ``datetime`` (with UTC, for timestamptz), ``date``, ``time``,
     ``Decimal``, ``UUID``, lists of them, and None. ``json``, ``interval`` and ``inet`` are texts. ``deleted`` are keys of records without
     a value, for a sink with ``deletes``: the key's columns, and the place of the record, which is what the rank of a row ends with.
+
+    :param columns: the contract's, then ``RANK``.
+    :param rows: a tuple of values for each record.
+    :param nbytes: bytes of the records that they were read from.
+    :param deleted: keys of rows to delete.
     """
 
     columns: tuple[str, ...]
@@ -36,7 +41,11 @@ class Rows(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """Some of the rows that are to land together: part ``number`` (from 0) of a publication. No two publications have one number."""
+    """Some of the rows that are to land together: part ``number`` (from 0) of a publication. No two publications have one number.
+
+    :param publication: whose part it is.
+    :param number: its number, from 0.
+    """
 
     publication: int
     number: int
@@ -59,6 +68,15 @@ class Landing(msgspec.Struct, frozen=True):
     none after it. Of the parts' deletes of a key the last one counts, unless a later one is remembered. It removes such rows from the
     parts and from the table, where those of ``past`` go whatever their place. It is remembered with ``publication``, and does the same to
     rows that land later, unless their landing has its publication among ``past``. Deletes of the publications ``stale`` are forgotten.
+
+    :param key: the ledger's entry.
+    :param old: what it has to be.
+    :param publication: the number that the rows bear.
+    :param window: the window's name, for a column or a partition.
+    :param parts: what was staged.
+    :param past: publications that this one replaces or knows.
+    :param stale: publications whose rows go.
+    :param entry: what the entry becomes, by what was done.
     """
 
     key: str

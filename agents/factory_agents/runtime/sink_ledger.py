@@ -36,6 +36,11 @@ class Figures(msgspec.Struct, frozen=True):
     """What a landing did: keys among its rows and deletes, those of them that were written, rows of earlier landings that it removed.
 
     ``deleted``: keys of which only the delete is left, in the parts and in the table.
+
+    :param distinct: keys among the rows and deletes.
+    :param written: of them those that were written.
+    :param removed: rows of earlier landings that are gone.
+    :param deleted: keys of which only the delete is left.
     """
 
     distinct: int
