@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 from typing import Any
 
-from factory_agents.runtime.agents import Reject
+from factory_agents.runtime.agents import Reject, agent
 from factory_agents.runtime.split import split
 
 
@@ -23,6 +25,13 @@ def enrich(event: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]] | Non
 def dies(event: dict[str, Any]) -> None:
     """Ends its process without a word."""
     os._exit(1)
+
+
+@agent(version="1", concurrency=32)
+async def asks(event: dict[str, Any]) -> dict[str, Any]:
+    """Takes a while, another one each time."""
+    await asyncio.sleep(random.expovariate(30))
+    return event
 
 
 def left(event: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,13 @@ from tests.support.runs import ROOT, Runs
 from tests.support.waiting import wait_for
 
 PARTITIONS = 8
-PROGRAMS = {"enrich": ["factory_agents.enrich"], "split": ["factory_agents.cli", "agent", "run", "tests.chaos.agents:halves"]}
+_KEYS = 8 * PARTITIONS
+_AGENT = ["factory_agents.cli", "agent", "run"]
+PROGRAMS = {
+    "enrich": ["factory_agents.enrich"],
+    "split": [*_AGENT, "tests.chaos.agents:halves"],
+    "calls": [*_AGENT, "tests.chaos.agents:asks"],
+}
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,18 @@ class Fleet:
     started: list[warm.Process] = field(default_factory=list)
     sent: int = 0
     transaction_ms: int = 6000
+    programs: dict[str, str] = field(default_factory=dict)
+    """By version, where they are not ``enrich``."""
 
     @property
     def group(self) -> str:
         return f"{self.runs.prefix}.group"
 
-    def start(self, version: str, agent: str = "", failpoints: str = "", program: str = "enrich") -> warm.Process:
+    def start(self, version: str, agent: str = "", failpoints: str = "", program: str = "") -> warm.Process:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))}
         environment |= self.runs.configured(session_timeout_ms=6000, transaction_timeout_ms=self.transaction_ms).to_env()
         environment["FACTORY_FAILPOINTS"] = failpoints
+        program = program or self.programs.get(version, "enrich")
         command = [sys.executable, "-m", *PROGRAMS[program], "--in-topic", self.source, "--out-topic", self.out]
         command += ["--group", self.group, "--prefix", self.runs.prefix, "--live-version", version]
         command += ["--function", agent] if agent else []
@@ -97,7 +106,7 @@ class Fleet:
                 while len(producer) > 10_000 and not ended.is_set():  # a broker that is busy sets the pace
                     producer.poll(0.1)
                 for p in range(PARTITIONS):
-                    producer.produce(self.source, b'{"event_id": %d}' % self.sent, b"%d" % p, partition=p)
+                    producer.produce(self.source, b'{"event_id": %d}' % self.sent, b"%d" % (self.sent % _KEYS), partition=p)
                     self.sent += 1
                 producer.poll(0)
                 ended.wait(pause)
@@ -171,7 +180,7 @@ def test_versions_that_are_flipped_and_killed_lose_double_and_reorder_nothing(
     rnd = random.Random(f"{flips}")
     source = runs.topic("in", partitions=PARTITIONS)
     out = runs.topic("out", partitions=PARTITIONS, message_timestamp_type="LogAppendTime")
-    fleet = Fleet(runs, source, out)
+    fleet = Fleet(runs, source, out, programs={"v2": "calls"})  # with calls in flight at each flip, kill and commit
     orders: list[tuple[float, Route, Route]] = []
     control = Control(runs.config, runs.cluster, prefix=runs.prefix, group=fleet.group)
     try:

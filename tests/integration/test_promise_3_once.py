@@ -82,7 +82,9 @@ def test_many_attempts_killed_at_random(runs: Runs, seed: int) -> None:
 
 
 def hammer(runs: Runs, rng: random.Random, rounds: int) -> None:
-    run = runs.run(runs.filled(EVENTS), runs.topic("out"), chunk_records=rng.choice([7, 50, 100, 1000]))
+    chunk = rng.choice([7, 50, 100, 1000])
+    name = rng.choice(["mark_by_calls", "mark"])  # one by one, or with calls in flight beyond each commit
+    run = runs.run(runs.filled(EVENTS), runs.topic("out"), f"tests.support.agents:{name}", chunk_records=chunk)
     points = sorted({p.partition("@")[0] for p in KILL_POINTS})
     for _ in range(rounds):
         attempt = runs.attempt(run, f"{rng.choice(points)}=kill@{rng.randint(1, 5)}")

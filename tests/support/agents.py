@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
+import random
 import time
 from typing import Any
 
@@ -13,6 +15,13 @@ from factory_agents.runtime.agents import Reject, agent
 def mark(event: dict[str, Any]) -> dict[str, Any]:
     """The plainest agent."""
     return event | {"seen": True}
+
+
+@agent(version="1", concurrency=32)
+async def mark_by_calls(event: dict[str, Any]) -> dict[str, Any]:
+    """As ``mark``, after a while, another one each time."""
+    await asyncio.sleep(random.expovariate(100))
+    return mark(event)
 
 
 def judge(event: dict[str, Any]) -> dict[str, Any] | list[dict[str, Any]] | None:

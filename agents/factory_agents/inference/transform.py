@@ -221,15 +221,14 @@ class InferTransform:
         """
         values: list[Any] = [None] * len(self._asking.prompt.fields)
         key = answer_key(self._question, values)
-        outcome = self._side_by_side([(key, ({}, values))])[0]
+        (outcome,) = self._side_by_side([(key, ({}, values))])
         return outcome.error if isinstance(outcome, Failure) else None
 
     def _ask_once(self, missing: _Missing, known: _Known) -> DependencyError | None:
         """Ask every question, and what failed a few times more; the outage that left some without an answer."""
         questions = list(missing.items())
         outage = None
-        for n, outcome in self._side_by_side(questions).items():
-            key = questions[n][0]
+        for (key, _), outcome in zip(questions, self._side_by_side(questions), strict=True):
             if isinstance(outcome, (Said, Reject)):
                 known[key] = outcome
             elif isinstance(outcome, Failure):
@@ -240,12 +239,11 @@ class InferTransform:
                     outage = outcome.error
         return outage
 
-    def _side_by_side(self, questions: Sequence[tuple[bytes, tuple[dict[str, Any], list[Any]]]]) -> dict[int, Any]:
-        """What became of each question, by its number."""
+    def _side_by_side(self, questions: Sequence[tuple[bytes, tuple[dict[str, Any], list[Any]]]]) -> list[Any]:
+        """What became of each question."""
         if self._lanes is None:
             self._lanes = Coroutines(self._settings.concurrency, None, self._dependency)
-        numbers = range(len(questions))
-        return self._lanes.run(numbers, [None] * len(questions), lambda n: self._answer(questions[n][0], *questions[n][1]))
+        return self._lanes.run(len(questions), lambda n: self._answer(questions[n][0], *questions[n][1]))
 
     def _wait(self, outage: DependencyError, seconds: float) -> None:
         away = time.monotonic() - self._answered_at
@@ -499,7 +497,7 @@ class InferTransform:
         """See ``Transform.close``."""
         if self._lanes is not None:
             if (client := self._client) is not None:
-                self._lanes.run([0], [None], lambda _: client.close())
+                self._lanes.run(1, lambda _: client.close())
             self._lanes.close()
         self.log.close()
 

@@ -194,6 +194,13 @@ class WindowReader:
                 )
         return []
 
+    def look(self, size: int) -> list[Message]:
+        """Up to ``size`` of the window's next records that have come already."""
+        if self._consumer is None:
+            raise WindowError("seek() comes before look()")
+        got = self._consumer.take(size, 0.0) if self._todo else []
+        return self._take(got) if got else []
+
     def _longest_transaction(self) -> float:
         if self._longest is None:
             self._longest = int(self._cluster.broker_setting("transaction.max.timeout.ms", "900000")) / 1000

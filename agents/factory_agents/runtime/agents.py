@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import sys
@@ -24,8 +25,8 @@ from factory_agents.protocol import AgentRun, Counts, Interval, Shard
 from factory_agents.reject import Reject
 from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError, complete, tried
 from factory_agents.runtime.models import loaded, with_columns
-from factory_agents.runtime.numbers import Digits
-from factory_agents.runtime.side_by_side import Coroutines, Failure, Outcome, Skipped, Suspects, Threads
+from factory_agents.runtime.numbers import Digits, Kept
+from factory_agents.runtime.side_by_side import PER_LANE, SideBySide, Tasks, Threads
 from factory_agents.text import unknown
 
 __all__ = [
@@ -478,8 +479,7 @@ def decode_event(value: bytes | None, decode: Callable[[Any], Any] = _decode) ->
     return event
 
 
-_PER_LANE = 16
-"""Events given at once for each call that is made side by side: the last calls of a batch wait for the slowest."""
+_WAIT_SECONDS = 1.0
 
 Prepare: TypeAlias = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any] | Reject]]
 """What is done to events before the agent sees them: each changed or not, or rejected, in order."""
@@ -521,8 +521,8 @@ class FunctionTransform:
         self.mark: dict[str, Any] = {}
         self._digits = Digits()
         self._unnamed = Dependency("a service that the agent calls")
-        self._lanes: Threads | Coroutines | None = None
-        self.at_once = 1 if agent_function.concurrency == 1 else _PER_LANE * agent_function.concurrency
+        self._calls: SideBySide | None = None
+        self.at_once = 1 if agent_function.concurrency == 1 else PER_LANE * agent_function.concurrency
 
     @property
     def writes_nothing(self) -> bool:
@@ -540,8 +540,8 @@ class FunctionTransform:
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``."""
         self.load()
-        if self._prepare is None and (self._agent.concurrency > 1 or self._agent.is_async):
-            return self._process_side_by_side(messages)
+        if (calls := self.side_by_side) is not None:
+            return _finished_together(calls, messages)
         if self._agent.batch or self._prepare is not None:
             return self._process_whole(messages)
         call, params, finish = self._agent.function, self._params, self._finish
@@ -560,7 +560,7 @@ class FunctionTransform:
             except Reject as reject:
                 append(reject)
             except OUTAGES:
-                return complete(outputs, len(messages), lambda n: self._attempt(messages[n]), self._refused, self._unnamed)
+                return complete(outputs, len(messages), lambda n: self._attempt(messages[n]), self.refused, self._unnamed)
             except Exception as error:
                 append(self._failed(error, message))
         return outputs
@@ -575,7 +575,8 @@ class FunctionTransform:
             result = self._call(event)
         return self._finish_or_reject(result, message)
 
-    def _refused(self, error: Exception, dependency: Dependency) -> Reject:
+    def refused(self, error: Exception, dependency: Dependency) -> Reject:
+        """See ``Handles``."""
         return Reject(f"{error} (while {dependency.name} answered for other events)", rule="unavailable")
 
     def _process_whole(self, messages: Sequence[Message]) -> list[Output]:
@@ -592,52 +593,24 @@ class FunctionTransform:
             raise InterruptedBatchError(str(error), [], error.dependency.wait_seconds) from error
         return outputs
 
-    def _process_side_by_side(self, messages: Sequence[Message]) -> list[Output]:
-        """Calls side by side, outputs in the order of the events."""
-        self._digits.kept.clear()
-        outputs: list[Output] = [None] * len(messages)
-        events: dict[int, Any] = {}
-        for n, message in enumerate(messages):
-            try:
-                events[n] = decode_event(message.value(), self._digits.decode)
-            except Reject as reject:
-                outputs[n] = reject
-        left, keys, suspects = list(events), [message.key() for message in messages], Suspects()
-        answered = -1
-        while left:
-            outcomes = self._called(left, keys, events)
-            skipped = [n for n, outcome in outcomes.items() if outcome is Skipped]
-            failures = {n: outcome for n, outcome in outcomes.items() if isinstance(outcome, Failure)}
-            for n in outcomes.keys() - failures.keys() - set(skipped):
-                outputs[n] = self._finish_or_reject(outcomes[n], messages[n])
-                answered = max(answered, n)
-            if answered >= 0 and any(suspects.doubt(n, f) for n, f in failures.items() if f.error.dependency is not self._unnamed):
-                self._called(
-                    [answered], keys, events
-                )  # for what the service says to it, nothing else: no later event of its key was called
-            again = []
-            for n, failure in failures.items():
-                dependency = failure.error.dependency
-                verdict = "outage" if dependency is self._unnamed else suspects.judge(n, failure)
-                if verdict == "outage":
-                    dependency.trip()
-                    first = min([*skipped, *failures])
-                    raise InterruptedBatchError(str(failure.error), outputs[:first], dependency.wait_seconds) from failure.error
-                if verdict == "again":
-                    again.append(n)
-                else:
-                    outputs[n] = self._refused(failure.error, dependency)
-            left = sorted([*again, *skipped])
-        return outputs
+    @property
+    def side_by_side(self) -> SideBySide | None:
+        """Its calls, if they are made side by side; who takes their outputs from there, and not from ``process``, waits for none alone."""
+        made = self._agent
+        if self._calls is None and self._prepare is None and (made.concurrency > 1 or made.is_async):
+            name, most = f"agent {self.name}", made.concurrency
+            pool = Tasks(name, most, made.timeout, self._unnamed, self._await) if made.is_async else Threads(name, most, self._guarded)
+            self._calls = SideBySide(pool, most, self, self._unnamed)
+        return self._calls
 
-    def _called(self, numbers: Sequence[int], keys: Sequence[Any], events: Mapping[int, Any]) -> dict[int, Outcome]:
-        if self._agent.is_async:
-            if not isinstance(self._lanes, Coroutines):
-                self._lanes = Coroutines(self._agent.concurrency, self._agent.timeout, self._unnamed)
-            return self._lanes.run(numbers, keys, lambda n: self._await(events[n]))
-        if not isinstance(self._lanes, Threads):
-            self._lanes = Threads(f"agent {self.name}", self._agent.concurrency)
-        return self._lanes.run(numbers, keys, lambda n: self._guarded(events[n]))
+    def decoded(self, message: Message) -> tuple[Any, Kept]:
+        """See ``Handles``: an event, and the numbers whose digits are kept."""
+        return decode_event(message.value(), self._digits.decode), self._digits.taken()
+
+    def finished(self, result: Any, message: Message, kept: Kept) -> Output:
+        """See ``Handles``."""
+        self._digits.kept = kept
+        return self._finish_or_reject(result, message)
 
     def _guarded(self, event: Any) -> Any:
         with self._unnamed:
@@ -653,6 +626,11 @@ class FunctionTransform:
                 raise
             except Exception as error:
                 return self._raised(error)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                return self._raised(error)  # of something that it waited for
 
     def _failed(self, error: Exception, message: Message) -> Reject:
         if isinstance(error, (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)):
@@ -662,7 +640,7 @@ class FunctionTransform:
                 return reject
         return self._raised(error)
 
-    def _raised(self, error: Exception) -> Reject:
+    def _raised(self, error: BaseException) -> Reject:
         if isinstance(error, MemoryError):  # the process's, and not the event's
             raise error
         try:
@@ -777,5 +755,17 @@ class FunctionTransform:
 
     def close(self) -> None:
         """See ``Transform.close``."""
-        if self._lanes is not None:
-            self._lanes.close()
+        if self._calls is not None:
+            self._calls.close()
+
+
+def _finished_together(calls: SideBySide, messages: Sequence[Message]) -> list[Output]:
+    piece = calls.put(0, messages)
+    try:
+        while piece.left:
+            calls.wait(_WAIT_SECONDS)
+    except InterruptedBatchError as interrupted:
+        raise InterruptedBatchError(str(interrupted), piece.begun, interrupted.seconds) from interrupted
+    finally:
+        calls.keep(())
+    return piece.outputs

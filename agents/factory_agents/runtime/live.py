@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from factory_agents import failpoints
 from factory_agents.errors import FencedError, StoppedError, UnavailableError, WindowError
@@ -26,14 +27,17 @@ from factory_agents.runtime.backpressure import Downstream
 from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.codecs import OpenCodec, open_codec
 from factory_agents.runtime.dependencies import InterruptedBatchError, breakers
-from factory_agents.runtime.outputs import Origin, Outputs
+from factory_agents.runtime.outputs import Origin, Outputs, reject_large
 from factory_agents.runtime.session import RunContext
-from factory_agents.runtime.window import SIDE_SECONDS, BatchSize, process
+from factory_agents.runtime.side_by_side import SideBySide
+from factory_agents.runtime.window import SIDE_SECONDS, BatchSize, failing_agent, process
 from factory_agents.telemetry import Batch, Observers, Subject, fields
 
 __all__ = ["LiveAgent", "LiveSettings", "check_live", "default_group", "run_live"]
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _POLL, _COMMIT_SECONDS = 0.1, 0.2
 _LARGEST_CHUNK, _MOST_ABORTS = 100_000, 10
@@ -41,6 +45,8 @@ _PATIENCE = 60.0
 _LAG_SECONDS = 1.0
 _AGAIN_SECONDS = 1.0
 _BUSY_SECONDS = 1.0  # at one call: from then on the group is answered meanwhile
+_TURN_SECONDS = 0.03  # while calls are under way, until it is looked for more records
+_LEAVE_SECONDS = 10.0  # that calls have to end when the agent is stopped
 _AFTER_OUTAGE = 4  # records: several, since one may be bad by itself
 _SIDE_PATIENCE = 900.0
 _TIMEOUT_MS = 15_000
@@ -159,6 +165,13 @@ class LiveAgent:
         self.gone: set[int] = set()
         self.downstream: Downstream | None = None
         self.thread = AgentThread(transform.name)
+        self.calls: SideBySide | None = getattr(transform, "side_by_side", None)
+        self.read_at = self.told_at = 0.0
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the oldest call of the agent has lasted that is under way."""
+        return self.thread.busy_seconds if self.calls is None else self.calls.busy_seconds
 
     def run_until_stopped(self) -> Counts:
         """Open what it reads and writes with, run, and close it all."""
@@ -213,6 +226,7 @@ class LiveAgent:
             except StoppedError:
                 break
         try:
+            self._end_calls()
             self._commit()
         except (ChunkAbortedError, FencedError, StoppedError) as error:
             log.warning("the last records are not committed; the next start reads them again", extra=fields(reason=str(error)))
@@ -250,14 +264,93 @@ class LiveAgent:
             return
         if self.reader.waiting:
             self._commit()  # what is handled is not read again
+        is_idle = self._next_batch(room) if self.calls is None else self._move_on(self.calls, room)
+        if is_idle or self.chunk.age > _COMMIT_SECONDS or self.chunk.is_full or self.chunk.side_age > SIDE_SECONDS:
+            self._commit()
+        self._tell_lag()
+        self.observer.turn(self.subject, joined=self.reader.joined)
+
+    def _next_batch(self, room: int) -> bool:
+        """Handle what has come; whether nothing has."""
         messages = self.reader.batch(min(self.batch.records, self.chunk.room, room), self.poll)
         if messages:
             self._handle(messages)
         self.positions |= self.reader.passed(self.positions)  # so that the lag is none when all is read
-        if not messages or self.chunk.age > _COMMIT_SECONDS or self.chunk.is_full or self.chunk.side_age > SIDE_SECONDS:
-            self._commit()
-        self._tell_lag()
-        self.observer.turn(self.subject, joined=self.reader.joined)
+        return not messages
+
+    def _move_on(self, calls: SideBySide, room: int) -> bool:
+        """Read what there is a place for beside the calls under way, and take what is finished; whether there is nothing of either."""
+        calls.keep(self.reader.reading)  # what is read again, here or by another member, is not waited for
+        if not calls.unfinished:
+            self.told_at = time.monotonic()
+        places, has_read = min(calls.room, room), False
+        try:
+            if places > 0:
+                has_read = self._read_on(calls, places)
+            elif time.monotonic() - self.read_at > _BUSY_SECONDS:
+                self.reader.serve()
+                calls.keep(self.reader.reading)
+            with failing_agent(f"agent {self.transform.name!r}"):
+                calls.wait(min(self.poll, _TURN_SECONDS))
+        except InterruptedBatchError as interrupted:
+            self._take(calls)
+            self._wait([], interrupted)
+            return False
+        self._take(calls)
+        self._watch()
+        return not has_read and not calls.unfinished
+
+    def _read_on(self, calls: SideBySide, places: int) -> bool:
+        """Put what has come beside what is under way; whether anything has."""
+        messages = self.reader.batch(places, 0.0 if calls.unfinished else self.poll)
+        self.read_at = time.monotonic()
+        calls.keep(self.reader.reading)
+        read: Sequence[Message] = messages
+        if messages and (codec := self.input_codec) is not None:
+            read = self.thread.call(lambda: _awaiting(lambda: codec.read(messages)), self._meanwhile)
+        large = reject_large(messages)
+        for message, as_read in zip(messages, read, strict=True):
+            partition, after = message.partition(), message.offset() + 1
+            if partition not in self.reader.reading:
+                continue
+            if large is not None:
+                calls.put_rejected(partition, message, large, after=after)
+            else:
+                calls.put(partition, [message], [as_read], after=after)
+        for partition, end in self.reader.passed(self.positions).items():
+            if not calls.extend(partition, end):
+                self.positions[partition] = end
+        return bool(messages)
+
+    def _take(self, calls: SideBySide) -> None:
+        """Put what is finished into the chunk: of each partition what comes next."""
+        taken = calls.take(self.chunk.room)
+        if not taken:
+            return
+        self.gone = set()  # nothing of theirs is taken
+        messages = [message for _, piece in taken for message in piece.messages]
+        now = time.monotonic()
+        self.observer.batch(self.subject, Batch(len(messages), now - self.told_at))
+        self.told_at = now
+        self._put(messages, [output for _, piece in taken for output in piece.outputs])
+        self.positions |= {partition: piece.after for partition, piece in taken}
+
+    def _end_calls(self) -> None:
+        """Calls that are under way have a while to end, and none is begun."""
+        calls = self.calls
+        if calls is None:
+            return
+        calls.end()
+        until = time.monotonic() + _LEAVE_SECONDS
+        with contextlib.suppress(InterruptedBatchError):
+            while not calls.is_resting and time.monotonic() < until:
+                calls.wait(self.poll)
+                self.reader.serve()
+                calls.keep(self.reader.reading)
+                self._take(calls)
+                self._watch()
+                if self.chunk.age > _COMMIT_SECONDS:
+                    self._commit()
 
     def _room(self) -> int:
         """How many records the readers of the output can take; for none, what is done is committed, and more is read later."""
@@ -265,7 +358,10 @@ class LiveAgent:
         if downstream is None:
             return _LARGEST_CHUNK
         share = len(self.reader.assigned) / self.reader.topic.partitions  # of what all members write together
-        room = downstream.room(self.uncommitted.produced, share)
+        waiting = self.calls.unfinished if self.calls is not None else 0
+        room = downstream.room(self.uncommitted.produced + waiting, share)
+        if room == 0 and waiting:
+            return 0
         if room == 0 and share and time.monotonic() >= self.again_at:
             self._commit()
             downstream.look(self.poll)
@@ -289,12 +385,7 @@ class LiveAgent:
         self._put(messages, outputs)
 
     def _process(self, messages: Sequence[Message]) -> list[Output]:
-        try:
-            return process(self.transform, messages, self.input_codec)
-        except InterruptedBatchError:
-            raise
-        except UnavailableError as error:  # of what reads the events, such as a registry
-            raise InterruptedBatchError(str(error), [], _AGAIN_SECONDS) from error
+        return _awaiting(lambda: process(self.transform, messages, self.input_codec))
 
     def _put(self, messages: Sequence[Message], outputs: Sequence[Output]) -> None:
         if self.gone:  # partitions that went meanwhile: whoever has them handles these records
@@ -324,9 +415,13 @@ class LiveAgent:
             if states := breakers():
                 self.observer.breakers(self.subject, states)
 
+    def _watch(self) -> None:
+        """Tell how long the agent has been busy."""
+        self.observer.busy(self.subject, self.busy_seconds)
+
     def _meanwhile(self) -> None:
         """While the agent is busy: commit what is handled, and leave what it has in hand to the next start when asked to stop."""
-        self.observer.busy(self.subject, self.thread.busy_seconds)
+        self._watch()
         self._tell_lag()
         if self.thread.busy_seconds > _BUSY_SECONDS:
             self.reader.serve()
@@ -406,3 +501,13 @@ class LiveAgent:
         self.gone |= partitions
         self._drop("partitions were taken without asking")
         self.observer.rebalanced(self.subject, self.reader.assigned - partitions)
+
+
+def _awaiting(work: Callable[[], _T]) -> _T:
+    """Its value; what isn't there for it, such as a registry that the events are read by, is waited for."""
+    try:
+        return work()
+    except InterruptedBatchError:
+        raise
+    except UnavailableError as error:
+        raise InterruptedBatchError(str(error), [], _AGAIN_SECONDS) from error

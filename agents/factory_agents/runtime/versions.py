@@ -307,21 +307,25 @@ class VersionedAgent(LiveAgent):
         self.watch.waited(interrupted.seconds)
         super()._wait(messages, interrupted)
 
-    def _meanwhile(self) -> None:
-        super()._meanwhile()
+    def _watch(self) -> None:
+        super()._watch()
         self._tail()
         self._beat()
-        busy, route = self.thread.busy_seconds, self.route
-        if route is None:
-            return
-        if self.is_on_trial and not self.refused:
+        busy, route = self.busy_seconds, self.route
+        if route is not None and self.is_on_trial and not self.refused:
             if busy > _BEAT_SECONDS and self._hangs_too(route.base, busy):
                 self.watch.excuse(busy)
             elif busy > route.limits.hang:
                 self.refused = f"it has been at one call for {busy:.0f} s"
             elif busy > _APART_SECONDS:
                 self.refused = self._verdict(self.watch.chunk(self.chunk.records, self.outputs.figures().rejected, busy))
-        if self.refused or (self.tokens.to_give and (route.back or busy > _LEAVE_SECONDS)):
+
+    def _meanwhile(self) -> None:
+        super()._meanwhile()
+        route = self.route
+        if route is None:
+            return
+        if self.refused or (self.tokens.to_give and (route.back or self.thread.busy_seconds > _LEAVE_SECONDS)):
             raise _HandOverError
 
     def _hangs_too(self, base: str, busy: float) -> bool:
@@ -350,7 +354,7 @@ class VersionedAgent(LiveAgent):
                 code=self.code,
                 held=tuple(sorted(self.tokens.held)) if route is not None else (),
                 lag=sum(self.reader.lag().values()),
-                busy=round(busy, 1) if (busy := self.thread.busy_seconds) > _BUSY_SECONDS else 0.0,
+                busy=round(busy, 1) if (busy := self.busy_seconds) > _BUSY_SECONDS else 0.0,
                 breakers={name: state for name, state in breakers().items() if state != "closed"},
                 host=_HOST,
                 **figures._asdict(),

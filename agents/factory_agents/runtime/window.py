@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,14 +19,17 @@ from factory_agents.protocol import AgentResult, AgentRun, Counts, PartitionRang
 from factory_agents.runtime.agent_thread import AgentThread
 from factory_agents.runtime.agents import Output, SideLog, Transform
 from factory_agents.runtime.codecs import OpenCodec
+from factory_agents.runtime.dependencies import InterruptedBatchError
 from factory_agents.runtime.outputs import reject_large
 from factory_agents.runtime.session import RunContext, Session
+from factory_agents.runtime.side_by_side import PER_LANE, SideBySide
 from factory_agents.telemetry import Batch
 
 __all__ = ["SIDE_SECONDS", "BatchSize", "process", "run_transform"]
 
 _BATCH_SECONDS = 0.5
 _LARGEST_BATCH = 10_000
+_TURN_SECONDS = 0.1  # while calls are under way side by side, until it is looked whether it is time to commit, or to go
 SIDE_SECONDS = 1.0
 """How long what goes beside the outputs waits for its commit, at most: a kill loses no more than that."""
 
@@ -82,18 +87,25 @@ class BatchSize:
 def process(transform: Transform, messages: Sequence[Message], codec: OpenCodec | None = None) -> list[Output]:
     """What the transform makes of a batch, read by the topic's codec; AgentError, with where it was, for what it must not do."""
     where = f"agent {transform.name!r}, {len(messages)} records from {messages[0].topic()}-{messages[0].partition()}@{messages[0].offset()}"
-    try:
+    with failing_agent(where):
         outputs = transform.process(messages if codec is None else codec.read(messages))
+    if len(outputs) != len(messages):
+        raise AgentError(f"{where}: gave {len(outputs)} outputs, expected one each")
+    large = reject_large(messages)
+    return outputs if large is None else [large]
+
+
+@contextmanager
+def failing_agent(where: str) -> Iterator[None]:
+    """What the agent raises inside, and must not, says where."""
+    try:
+        yield
     except FactoryError:
         raise
     except MemoryError as error:
         raise AgentCrashedError(f"{where}: out of memory; give it more, or smaller chunks (chunk_records); a retry resumes") from error
     except Exception as error:
         raise AgentError(f"{where}: raised {type(error).__name__}: {error}") from error
-    if len(outputs) != len(messages):
-        raise AgentError(f"{where}: gave {len(outputs)} outputs, expected one each")
-    large = reject_large(messages)
-    return outputs if large is None else [large]
 
 
 def finish(transform: Transform, counts: Counts) -> dict[str, Any] | None:
@@ -106,10 +118,23 @@ def finish(transform: Transform, counts: Counts) -> dict[str, Any] | None:
         raise AgentError(f"agent {transform.name!r}: its report of the window raised {type(error).__name__}: {error}") from error
 
 
+@dataclass(frozen=True)
+class _ReadSoFar:
+    """Where a reader stands, with its late and skipped records since it was asked before."""
+
+    late: int
+    skipped: int
+    lost_records: int
+    positions: dict[int, int]
+    read: dict[int, int]
+    lost: tuple[PartitionRange, ...]
+
+
 class _TransformRun:
     """The read → handle → write loop of one attempt.
 
-    What is ``handled`` (and may be committed) lags behind what the reader has read by the batch that the agent has in hand.
+    What is ``handled`` (and may be committed) lags behind what the reader has read by the batch that the agent has in hand, or by all that
+    came since the first of its ``calls`` that has no answer yet.
     """
 
     def __init__(self, session: Session, window: Window, thread: AgentThread, transform: Transform, make: Callable[[], Transform]) -> None:
@@ -122,6 +147,8 @@ class _TransformRun:
         self.batch = BatchSize(least=transform.at_once)
         self.chunk = session.chunk
         self.handled = session.progress
+        self.calls: SideBySide | None = getattr(transform, "side_by_side", None)
+        self.told_at = 0.0
         session.outputs.trace = session.trace
 
     def open_side(self) -> None:
@@ -133,6 +160,9 @@ class _TransformRun:
     def to_end(self) -> AgentResult:
         """Chunk after chunk until the window is done."""
         self.reader.check_topic()
+        load: Callable[[], None] | None = getattr(self.transform, "load", None)
+        if self.calls is not None and load is not None:
+            self.thread.call(load, self._meanwhile)
         self._position()
         while True:
             try:
@@ -146,6 +176,8 @@ class _TransformRun:
 
     def _position(self) -> None:
         """Begin behind what is committed."""
+        if self.calls is not None:
+            self.calls.keep(())
         self.handled = progress = self.session.progress
         self.reader.seek(progress.positions, progress.read, progress.lost)
         if self.transform.stateful:
@@ -195,24 +227,89 @@ class _TransformRun:
 
     def _chunk(self) -> AgentResult | None:
         """One transaction: as many records as fit by count and time, then the commit. The result, when the window is done."""
+        calls = self.calls
+        if calls is None:
+            self._fill()
+        else:
+            self._fill_from(calls)
+        if calls is None or not calls.unfinished:
+            self._mark_handled(self._read_so_far())
+            if self.reader.done:
+                return self._finish()
+        if self.chunk.is_begun:
+            self._commit_handled()
+        self._check_time()
+        return None
+
+    def _fill(self) -> None:
+        """Batch after batch."""
         reader = self.reader
         took = 0.0
         while not reader.done and not self.chunk.is_full and not self._is_old():
             size = min(self.batch.records, self.chunk.room)
-            messages = reader.batch(size, self.session.deadline, lambda: self.session.context.stop() or self._is_old())
+            messages = reader.batch(size, self.session.deadline, self._is_time)
             if not messages:
                 break
             failpoints.hit("chunk.after-read")
             took = self._handle(messages)
             if self.session.writer.age + took > self.session.chunk_seconds:
                 break
-        self._mark_handled()
-        if reader.done:
-            return self._finish()
-        if self.chunk.is_begun:
-            self._commit_handled()
-        self._check_time()
-        return None
+
+    def _is_time(self) -> bool:
+        """Whether to wait for no more records."""
+        return self.session.context.stop() or self._is_old()
+
+    def _fill_from(self, calls: SideBySide) -> None:
+        """What the calls have come to, of the records that come next; the others stay under way beyond the commit."""
+        session = self.session
+        while (calls.unfinished or not self.reader.done) and not self.chunk.is_full and not self._is_time():
+            if time.monotonic() > session.deadline:
+                return
+            while (places := min(calls.room, PER_LANE, self.chunk.size)) > 0 and self._read_on(calls, places):
+                pass
+            try:
+                with failing_agent(f"agent {self.transform.name!r}"):
+                    calls.wait(_TURN_SECONDS)
+            except InterruptedBatchError:
+                self._take(calls)
+                if self.chunk.is_begun:
+                    self._commit_handled()
+                raise
+            self._take(calls)
+            session.observer.busy(session.subject, calls.busy_seconds)
+
+    def _read_on(self, calls: SideBySide, places: int) -> bool:
+        """Put the next records, if there are any, in one piece: of a part of it, nobody could say what was late, or skipped."""
+        reader = self.reader
+        if calls.unfinished:
+            messages = reader.look(places)
+        else:
+            messages = reader.batch(places, self.session.deadline, self._is_time)
+            self.told_at = time.monotonic()
+        if not messages:
+            return False
+        failpoints.hit("chunk.after-read")
+        codec = self.session.input_codec
+        read = messages if codec is None else self.thread.call(lambda: codec.read(messages), self._meanwhile)
+        large, so_far = reject_large(messages), self._read_so_far()
+        if large is not None:
+            calls.put_rejected(0, messages[0], large, after=so_far)
+        else:
+            calls.put(0, messages, read, after=so_far)
+        return True
+
+    def _take(self, calls: SideBySide) -> None:
+        """Put what is finished into the chunk."""
+        records = 0
+        for _, piece in calls.take(self.chunk.room):
+            self.chunk.put(piece.messages, piece.outputs, self.session.counts)
+            self._mark_handled(piece.after)
+            failpoints.hit("chunk.after-produce")
+            records += len(piece.messages)
+        if records:
+            now = time.monotonic()
+            self.session.observer.batch(self.session.subject, Batch(records, now - self.told_at))
+            self.told_at = now
 
     def _handle(self, messages: Sequence[Message]) -> float:
         """Process one batch and put its outputs into the chunk; the seconds that processing took."""
@@ -222,7 +319,7 @@ class _TransformRun:
         self.batch.took(took)
         self.session.observer.batch(self.session.subject, Batch(len(messages), took))
         self.chunk.put(messages, outputs, self.session.counts, carriers=self.reader.carriers)
-        self._mark_handled()
+        self._mark_handled(self._read_so_far())
         failpoints.hit("chunk.after-produce")
         return took
 
@@ -234,16 +331,18 @@ class _TransformRun:
                 self._commit_handled()
             raise
 
-    def _mark_handled(self) -> None:
-        """All that was read so far is in the chunk."""
-        reader, counts = self.reader, self.session.counts
+    def _read_so_far(self) -> _ReadSoFar:
+        reader = self.reader
         late, skipped = reader.take_figures()
-        counts.late += late
-        counts.skipped += skipped
-        counts.lost = reader.lost_records
-        self.handled = msgspec.structs.replace(
-            self.handled, positions=dict(reader.positions), read=dict(reader.read), lost=tuple(reader.lost)
-        )
+        return _ReadSoFar(late, skipped, reader.lost_records, dict(reader.positions), dict(reader.read), tuple(reader.lost))
+
+    def _mark_handled(self, so_far: _ReadSoFar) -> None:
+        """All that was read so far is in the chunk."""
+        counts = self.session.counts
+        counts.late += so_far.late
+        counts.skipped += so_far.skipped
+        counts.lost = so_far.lost_records
+        self.handled = msgspec.structs.replace(self.handled, positions=so_far.positions, read=so_far.read, lost=so_far.lost)
 
     def _commit_handled(self) -> None:
         done = self.handled

@@ -6,7 +6,8 @@ import asyncio
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.agents import Reject, agent
 from factory_agents.runtime.dependencies import Dependency, InterruptedBatchError
+from factory_agents.runtime.side_by_side import PER_LANE, SideBySide
 from factory_agents.runtime.window import BatchSize
-from tests.agents.runtime.test_live import live, wait_written
+from tests.agents.runtime.test_live import live, wait_written, written
 from tests.support.runs import Runs, events
 from tests.support.soak import examples
+from tests.support.waiting import wait_for
 
 
 class Record:
@@ -274,15 +277,173 @@ def test_a_batch_is_never_smaller_than_what_keeps_all_calls_busy() -> None:
     assert size.records == 64
 
 
-@pytest.mark.parametrize("name", ["thread", "coroutine"])
-def test_live_each_event_comes_out_once_in_the_order_of_its_key(runs: Runs, name: str) -> None:
-    source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
-    kind = plainly if name == "thread" else asynchronously
-    runs.produce(source, events(300))
-    with live(runs, source, out, agent(version="1", concurrency=8)(kind(lambda _: None))) as running:
-        wait_written(runs, out, 300)
-        assert running.end().forwarded == 300
-    for partition in range(2):
-        ids = [r.id for r in runs.everything(out) if r.partition == partition]
-        assert ids == sorted(ids)
-    assert sorted(r.id for r in runs.everything(out)) == list(range(300))
+class Held:
+    """An agent whose calls wait until they are let go, all of them or one by one."""
+
+    def __init__(self, kind: str) -> None:
+        self.begun: list[int] = []
+        self.ended: list[int] = []
+        self._free: set[int] = set()
+        self._all = False
+        self._turn = threading.Condition()
+        function = self._plain if kind == "thread" else self._coroutine
+        self.agent = agent(version="1", concurrency=4)(function)
+
+    def _is_free(self, n: int) -> bool:
+        return self._all or n in self._free
+
+    def _plain(self, event: dict[str, Any]) -> dict[str, Any]:
+        n = event["event_id"]
+        self.begun.append(n)
+        with self._turn:
+            assert self._turn.wait_for(lambda: self._is_free(n), 60)
+        self.ended.append(n)
+        return event
+
+    async def _coroutine(self, event: dict[str, Any]) -> dict[str, Any]:
+        return await asyncio.to_thread(self._plain, event)
+
+    def free(self, *numbers: int) -> None:
+        """Let these calls go; without any, all."""
+        with self._turn:
+            self._free |= set(numbers)
+            self._all |= not numbers
+            self._turn.notify_all()
+
+
+@pytest.fixture(params=["thread", "coroutine"])
+def held(request: pytest.FixtureRequest) -> Iterator[Held]:
+    made = Held(request.param)
+    yield made
+    made.free()
+
+
+@contextmanager
+def window(held: Held) -> Iterator[SideBySide]:
+    transform = held.agent.bind({})
+    calls = transform.side_by_side  # type: ignore[attr-defined]
+    try:
+        yield calls
+    finally:
+        transform.close()
+
+
+def put(calls: SideBySide, line: int, *numbers: int, key: bytes | None = None) -> None:
+    records: list[Any] = [Record(n, key) for n in numbers]
+    for record in records:
+        calls.put(line, [record], after=record.offset() + 1)
+
+
+def until(calls: SideBySide, is_so: Callable[[], bool]) -> None:
+    wait_for(lambda: calls.wait(0.01) or is_so(), "the calls")
+
+
+def taken(calls: SideBySide, most: int = 1000) -> dict[int, int]:
+    """Where each line is handled to."""
+    return {line: piece.after for line, piece in calls.take(most)}
+
+
+def test_later_records_are_called_while_one_takes_long_and_what_lies_before_it_is_taken(held: Held) -> None:
+    with window(held) as calls:
+        put(calls, 0, *range(10))
+        put(calls, 1, *range(10, 20))
+        assert calls.unfinished == 20
+        held.free(*range(3), *range(4, 20))
+        until(calls, lambda: len(held.ended) == 19 and len(calls._under_way) == 1)
+        assert taken(calls) == {0: 3, 1: 20}
+        assert calls.unfinished == 7
+        assert not calls.extend(1, 25), "nothing of that line is left: it is handled to there"
+        assert calls.extend(0, 15)
+        put(calls, 0, *range(20, 200))
+        assert calls.room == 0, "there is a bound"
+        held.free()
+        until(calls, lambda: calls.is_resting)
+        assert taken(calls, 5) == {0: 8}
+        assert [p.after for _, p in calls.take(1000)][:3] == [9, 15, 21]
+        assert calls.unfinished == 0
+        assert calls.room == 4 * PER_LANE
+
+
+def test_what_is_forgotten_ends_for_nothing_and_its_key_waits_for_that(held: Held) -> None:
+    with window(held) as calls:
+        put(calls, 0, 0, 1, key=b"k")
+        put(calls, 1, 2)
+        wait_for(lambda: sorted(held.begun) == [0, 2], "two calls")
+        calls.keep({1})
+        assert calls.unfinished == 1
+        put(calls, 0, 0, 1, key=b"k")  # as if they were read again
+        held.free(1, 2)
+        until(calls, lambda: taken(calls) == {1: 3})
+        assert held.begun.count(0) == 1, "of one key, one call at a time"
+        held.free()
+        until(calls, lambda: taken(calls) == {0: 2})
+        assert held.ended in ([2, 0, 0, 1], [0, 2, 0, 1])
+        calls.end()
+        put(calls, 0, 5)
+        calls.wait(0.0)
+        assert calls.is_resting
+        assert calls.room < 4 * PER_LANE
+
+
+@KINDS
+def test_one_that_fails_alone_does_not_hold_the_window_up(kind: Callable[..., Any]) -> None:
+    crm = Dependency("crm", retries=0)
+
+    def handle(n: int) -> None:
+        with crm:
+            if n == 3:
+                raise ConnectionError("for this one")
+
+    transform = agent(version="1", concurrency=4)(kind(handle)).bind({})
+    calls = transform.side_by_side  # type: ignore[attr-defined]
+    try:
+        put(calls, 0, *range(40))
+        until(calls, lambda: calls.is_resting)
+        outputs = [piece.outputs[0] for _, piece in calls.take(1000)]
+    finally:
+        transform.close()
+    assert [n for n, output in enumerate(outputs) if isinstance(output, Reject)] == [3]
+    assert len(outputs) == 40
+
+
+class TestLive:
+    """Calls in flight beyond what is committed."""
+
+    def test_the_prefix_of_each_partition_is_committed_and_a_stop_waits_for_what_is_under_way_and_begins_nothing(
+        self, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        held = Held("coroutine")
+        ending, end = threading.Event(), SideBySide.end
+        monkeypatch.setattr(SideBySide, "end", lambda calls: end(calls) or ending.set())
+        source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+        runs.produce(source, events(100))
+        with live(runs, source, out, held.agent) as running:
+            held.free(*range(10), *range(11, 100))
+            wait_for(lambda: len(held.ended) == 99, "all but one")  # they were called while 10 was under way
+            wait_written(runs, out, 55)
+            assert [r.id for r in runs.everything(out) if r.partition == 0] == list(range(0, 10, 2)), "up to the one that takes long"
+            runs.produce(source, events(20, 100))
+            wait_for(lambda: len(held.begun) == 103, "as many as may be under way")
+            running.stop.set()
+            assert ending.wait(30)
+            held.free()
+            counts = running.end()
+        assert len(held.begun) == 103, "nothing new"
+        assert counts.consumed == 103
+        assert written(runs, out) == sorted(held.begun)
+        for partition in range(2):
+            ids = [r.id for r in runs.everything(out) if r.partition == partition]
+            assert ids == sorted(ids)
+
+    def test_what_is_under_way_of_partitions_that_go_is_left_to_their_new_owner(self, runs: Runs) -> None:
+        held = Held("thread")
+        source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
+        runs.produce(source, events(4))
+        with live(runs, source, out, held.agent) as one:
+            wait_for(lambda: len(held.begun) == 4, "the calls")
+            with live(runs, source, out, lambda event: event) as other:
+                wait_written(runs, out, 2)  # of the partition that it has now
+                held.free()
+                wait_written(runs, out, 4)
+                assert other.end().consumed == one.end().consumed == 2
+        assert written(runs, out) == [0, 1, 2, 3]
