@@ -18,6 +18,8 @@ from factory_agents.errors import UnavailableError
 from factory_agents.sandbox import private
 
 _POLL = 0.01  # seconds
+_SLOWEST_POLL = 0.5
+_SHARE = 20  # of the time waited so far, the next pause is this part: a long wait is noticed a twentieth late, and asks seldom
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -78,11 +80,12 @@ def stop(process: ProcessRecord | None, *signals: tuple[signal.Signals, float]) 
 
 def wait_until(condition: Callable[[], bool], patience: float) -> bool:
     """Whether ``condition`` came true within ``patience`` seconds."""
-    deadline = time.monotonic() + patience
+    began = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > patience:
             return False
-        time.sleep(_POLL)
+        time.sleep(min(max(_POLL, waited / _SHARE), _SLOWEST_POLL))
     return True
 
 
