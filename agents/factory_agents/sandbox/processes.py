@@ -19,7 +19,7 @@ from factory_agents.sandbox import private
 
 _POLL = 0.01  # seconds
 _SLOWEST_POLL = 0.5
-_SHARE = 20  # of the time waited so far, the next pause is this part: a long wait is noticed a twentieth late, and asks seldom
+_SHARE = 20
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -79,13 +79,17 @@ def stop(process: ProcessRecord | None, *signals: tuple[signal.Signals, float]) 
 
 
 def wait_until(condition: Callable[[], bool], patience: float) -> bool:
-    """Whether ``condition`` came true within ``patience`` seconds."""
-    began = time.monotonic()
+    """Whether ``condition`` came true within ``patience`` seconds.
+
+    It is asked after as long as the last question took, and after a twentieth of the time waited so far: a long wait asks seldom.
+    """
+    began = asked = time.monotonic()
     while not condition():
-        waited = time.monotonic() - began
-        if waited > patience:
+        now = time.monotonic()
+        if now - began > patience:
             return False
-        time.sleep(min(max(_POLL, waited / _SHARE), _SLOWEST_POLL))
+        time.sleep(min(max(_POLL, now - asked, (now - began) / _SHARE), _SLOWEST_POLL))
+        asked = time.monotonic()
     return True
 
 
