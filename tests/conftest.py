@@ -44,15 +44,25 @@ class TopicFactory(Protocol):
     def __call__(self, name: str = "t", partitions: int = 4, **config: object) -> str: ...
 
 
+_TOGETHER = (
+    "tests/agents/sandbox/test_sandbox.py",
+    "tests/dags/",
+    "tests/integration/test_least_rights.py",
+    "tests/integration/test_promise_3_broker.py",
+    "tests/provider/page/test_browser.py",
+)
+"""Files whose tests share what is dear to start: a broker of their own, a browser, topics."""
+
+
 class _OneAirflow(LoadScopeScheduling):  # type: ignore[misc]  # xdist is untyped
-    """Tests one by one to whoever is free, but those on a whole Airflow to one worker, so that there is one of it; and those of one of the
-    repository's DAGs, whose topics they share.
+    """Tests one by one to whoever is free, but those on a whole Airflow to one worker, so that there is one of it, and so those of a file
+    that share something else.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/airflow/"):
             return "tests/airflow"
-        return nodeid.partition("::")[0] if nodeid.startswith("tests/dags/") else nodeid
+        return nodeid.partition("::")[0] if nodeid.startswith(_TOGETHER) else nodeid
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
