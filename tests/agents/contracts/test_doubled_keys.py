@@ -16,6 +16,7 @@ from factory_agents.errors import ContractError
 from factory_agents.runtime.agents import Reject
 from factory_agents.validate import ValidateTransform, build
 from tests.agents.test_validate import CONTRACT, RUN, message
+from tests.support.soak import examples
 
 NAMES = st.sampled_from(["a", "b", "\u00e9", 'a"', '":', "\\", " :", ""])
 SPACES = st.sampled_from(["", " ", "\n\t"])
@@ -53,7 +54,7 @@ def values(draw: st.DrawFn, depth: int) -> tuple[str, bool]:
     return "[" + ",".join(text for text, _ in inner) + "]", any(twice for _, twice in inner)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(150, 1500), deadline=None)
 @given(objects())
 def test_a_key_is_found_if_and_only_if_it_stands_twice(given: tuple[str, bool]) -> None:
     text, twice = given

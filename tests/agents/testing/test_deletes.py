@@ -11,11 +11,14 @@ import pytest
 from factory_agents.testing import DeletesConformance
 from factory_agents.testing.conformance import Publishers
 from tests.support.duck import Duck
+from tests.support.soak import examples as tried
 
 MODULE, NAME = "duck_sink_with_deletes", "DuckSinkWithDeletes"
 
 
 class TestDuckDBWithDeletes(DeletesConformance):
+    DELETE_HISTORIES = tried(5, 20)
+
     @pytest.fixture
     def target(self, examples: Path, tmp_path: Path) -> Duck:
         return Duck(tmp_path / "events.duckdb", MODULE, NAME)

@@ -12,6 +12,7 @@ from factory_agents.runtime.agents import Sink
 from factory_agents.sinks.postgres.deletes import memory_of
 from factory_agents.testing import DeletesConformance, SinkConformance, SinkTarget
 from tests.support.sink_bench import Bench
+from tests.support.soak import examples
 
 
 class Table(SinkTarget):
@@ -39,6 +40,8 @@ class Table(SinkTarget):
 
 
 class TestPostgres(SinkConformance, DeletesConformance):
+    HISTORIES = DELETE_HISTORIES = examples(7, 20)
+
     @pytest.fixture
     def target(self, bench: Bench) -> Table:
         return Table(bench)
