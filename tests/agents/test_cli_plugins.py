@@ -9,7 +9,7 @@ import pytest
 
 from tests.agents.test_cli import last_hour
 from tests.conftest import TopicFactory
-from tests.support.commands import Command
+from tests.support.commands import IMPATIENT, Command
 from tests.support.plugin_wheel import install_plugins
 from tests.support.runs import Runs
 from tests.support.sqlite_sink import CONTRACT, published
@@ -40,7 +40,7 @@ def test_a_source_and_a_sink_of_a_user(factory: Command, topic: TopicFactory, tm
 
 @pytest.mark.slow
 def test_the_doctor_names_what_is_installed_and_what_is_broken(offline: Command, tmp_path: Path) -> None:
-    done = offline("doctor", "--json", PYTHONPATH=str(install_plugins(tmp_path / "wheel")))
+    done = offline("doctor", "--json", program=IMPATIENT, PYTHONPATH=str(install_plugins(tmp_path / "wheel")))
     found = [(f["part"], f["state"], f["text"]) for f in done.data if f["part"] in ("sources", "sinks")]
     assert found[0] == ("sources", "ok", "installed: acme-numbers (acme-factory 1.2)")
     assert found[1][:2] == ("sinks", "fail")
