@@ -648,18 +648,23 @@ def test_an_outage_that_shows_after_a_long_call_is_waited_out_too(runs: Runs) ->
 
 def test_a_member_that_joins_while_another_is_busy_is_served_soon(runs: Runs) -> None:
     source, out = runs.topic("in", partitions=2), runs.topic("out", partitions=2)
-    calls: list[int] = []
+    at_work, go_on = threading.Event(), threading.Event()
     mine: list[int] = []
+
+    def handle(event: dict[str, Any]) -> Any:
+        at_work.set()
+        go_on.wait(60)
+        return event
+
     runs.produce(source, events(1))
-    with live(runs, source, out, slow(10, calls)) as busy:
-        wait_for(lambda: calls, "the first to be at work")
-        began = time.monotonic()
+    with live(runs, source, out, handle) as busy:
+        assert at_work.wait(30)
         with live(runs, source, out, slow(0, mine)) as other:
             wait_for(lambda: any(other.observed.of("rebalanced")), "the other to have a partition")
-            assert time.monotonic() - began < 10
             for partition in range(2):
                 runs.produce(source, events(1, 10 + partition), partition=partition)
             wait_for(lambda: len(mine) >= 1, "the other to handle what is its own")
+            go_on.set()
             wait_written(runs, out, 3)
             other.end()
         busy.end()
