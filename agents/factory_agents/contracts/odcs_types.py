@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from factory_agents.contracts.documents import KeyPath, show
@@ -190,6 +190,7 @@ class PropertyReader:
             schema = reader(prop, options, at, out, access)
         values = [entry["value"] for entry in prop.get("enum") or ()]
         if values:
+            self._refuse_doubled(values, at)
             schema["enum"] = values
             self.draft.origins[*out, "enum"] = (*at, "enum")
         if isinstance(prop.get("classification"), str):
@@ -197,6 +198,15 @@ class PropertyReader:
         if not required:
             return _nullable(schema)
         return schema if "type" in schema or "enum" in schema else {**schema, "type": list(_NOT_NULL)}
+
+    def _refuse_doubled(self, values: Sequence[Any], at: KeyPath) -> None:
+        """Report a value that stands twice: with two labels each of them would be somebody's."""
+        seen: set[str] = set()
+        for i, value in enumerate(values):
+            text = show(value, 1_000_000)
+            if text in seen:
+                self.document.report((*at, "enum", i, "value"), f"{show(value)} stands here twice")
+            seen.add(text)
 
     def _any(self, prop: Any, options: Any, at: KeyPath, out: KeyPath, access: str | None) -> dict[str, Any]:
         return {}
@@ -235,6 +245,8 @@ class PropertyReader:
         return schema
 
     def _vector(self, prop: Any, options: Mapping[str, Any], at: KeyPath, out: KeyPath, access: str | None) -> dict[str, Any]:
+        if "dimensions" not in options:
+            self.document.report(at, "expected logicalTypeOptions with dimensions, the length of the vector, such as 384")
         whole = options.get("elementType") in ("int8", "uint8", "binary")
         size = {"minItems": options["dimensions"], "maxItems": options["dimensions"]} if "dimensions" in options else {}
         return {"type": "array", **size, "items": {"type": "integer" if whole else "number"}}

@@ -21,6 +21,9 @@ class Violation(NamedTuple):
     reason: str
 
 
+_violation = tuple.__new__
+"""Makes a named tuple without a call of Python's."""
+
 Explain: TypeAlias = Callable[[Any], "Violation | None"]
 """The one thing that is wrong; None where the validator has to say."""
 
@@ -141,24 +144,26 @@ def single_fault(schema: Any, part: Callable[[Sequence[str]], _Test]) -> Explain
         at = find(event)
         if at < 0:
             return None
+        if at & 1:
+            return missing[at >> 1]
         field = fields[at >> 1]
-        return missing[at >> 1] if at & 1 else _why(field, event[field.name])
+        return _why(field, event[field.name])
 
     return explain
 
 
 def _why(field: _Field, value: Any) -> Violation | None:
     """What is wrong with a value, where it is plain and one thing is."""
-    kind = type(value)
-    if field.tests is None or kind not in _PLAIN or (kind is float and int in field.types and float not in field.types):
+    _, rule, types, tests = field
+    kind, expected = type(value), ""
+    if tests is None or kind not in _PLAIN or (kind is float and int in types and float not in types):
         return None  # some dialects call 1.0 an integer
-    expected = ""
-    for of, test, what in field.tests:
+    for of, test, what in tests:
         if kind in of and not test(value):
             if expected:
                 return None
             expected = what
-    return Violation(field.rule, f"{expected}{show(value)}") if expected else None
+    return _violation(Violation, (rule, expected + show(value))) if expected else None
 
 
 class _Finder:

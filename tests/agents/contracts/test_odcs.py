@@ -464,6 +464,8 @@ schema:
         ("schema: [{name: a, properties: [{name: b, quality: [{metric: nullCount, mustBe: 0}]}]}]", "c.yaml:6:62: schema.0.properties.0.quality.0.metric: expected one of"),
         ("schema: [{name: a, properties: [{name: b, quality: [{metric: nullValues}]}]}]", "c.yaml:6:53: schema.0.properties.0.quality.0: expected one of mustBe,"),
         ("schema: [{name: a, properties: [{name: b, logicalType: timestamp, logicalTypeOptions: {maximum: never}}]}]", "c.yaml:6:97: schema.0.properties.0.logicalTypeOptions.maximum: expected an ISO-8601 time"),
+        ("schema: [{name: a, properties: [{name: b, enum: [{value: x, label: one}, {value: x, label: two}]}]}]", "c.yaml:6:82: schema.0.properties.0.enum.1.value: \"x\" stands here twice"),
+        ("schema: [{name: a, properties: [{name: b, logicalType: vector}]}]", "c.yaml:6:33: schema.0.properties.0: expected logicalTypeOptions with dimensions"),
         ("schema: [{name: a, properties: [{name: b}], customProperties: [{property: factory, value: {tiem: b}}]}]", "c.yaml:6:92: schema.0.customProperties.0.value.tiem: unknown key; did you mean 'time'?"),
         ("schema: [{name: a, properties: [{name: b}], customProperties: [{property: factory, value: {time: bb}}]}]", "c.yaml:6:98: schema.0.customProperties.0.value.time: the schema declares no field 'bb'; did you mean 'b'?"),
         ("schema: [{name: a, properties: [{name: b}], quality: [{metric: duplicateValues, mustBe: 0, arguments: {properties: [c]}}]}]", "c.yaml:6:116: schema.0.quality.0.arguments.properties: there is no property 'c'"),
