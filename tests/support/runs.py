@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,29 +245,30 @@ class Runs:
     def everything(self, topic: str) -> list[Rec]:
         """Every committed record of a topic, waiting for open transactions."""
         ends = self.cluster.high_watermark(topic, range(self.cluster.topic(topic).partitions))
-        return [r for p, end in ends.items() for r in self.read(topic, p, 0, end)]
+        return read_ranges(self.bootstrap, topic, {p: (0, end) for p, end in ends.items()})
 
-    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Rec]:
-        """See ``read_range``."""
-        return read_range(self.bootstrap, topic, partition, start, end)
+    def read(self, topic: str, partition: int, start: int, end: int) -> list[Rec]:
+        """The committed records of an offset range; see ``read_ranges``."""
+        return read_ranges(self.bootstrap, topic, {partition: (start, end)})
 
 
 def read_manifest(bootstrap: str, manifest: Manifest | None) -> list[Rec]:
     """The committed records that a manifest names, and no others; fails unless they are as many as it says."""
     assert manifest is not None
-    found = [
-        r
-        for part in manifest.ranges
-        for r in read_range(bootstrap, manifest.topic, part.partition, part.start, part.end)
-        if r.headers.get("factory-writer") == manifest.writer.encode()
-    ]
+    ranges = {part.partition: (part.start, part.end) for part in manifest.ranges}
+    read = read_ranges(bootstrap, manifest.topic, ranges)
+    found = [r for r in read if r.headers.get("factory-writer") == manifest.writer.encode()]
     counts = {part.partition: sum(r.partition == part.partition for r in found) for part in manifest.ranges}
     assert counts == {part.partition: part.count for part in manifest.ranges}, f"{manifest.topic} holds {counts}, not {manifest.ranges}"
     return found
 
 
-def read_range(bootstrap: str, topic: str, partition: int, start: int, end: int) -> Iterator[Rec]:
-    """The committed records of an offset range."""
+def read_ranges(bootstrap: str, topic: str, ranges: Mapping[int, tuple[int, int]]) -> list[Rec]:
+    """The committed records of an offset range of each partition, in their order: by one client, since each is a burden to the broker."""
+    positions = {p: start for p, (start, end) in ranges.items() if start < end}
+    found: dict[int, list[Rec]] = {p: [] for p in sorted(positions)}
+    if not positions:
+        return []
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -281,21 +282,21 @@ def read_range(bootstrap: str, topic: str, partition: int, start: int, end: int)
         }
     )
     try:
-        consumer.assign([TopicPartition(topic, partition, start)])
-        position = start
-        while position < end:
+        consumer.assign([TopicPartition(topic, p, position) for p, position in positions.items()])
+        while any(position < ranges[p][1] for p, position in positions.items()):
             message = consumer.poll(30)
-            assert message is not None, f"{topic}-{partition} stands at {position} of {end}"
-            error = message.error()
+            assert message is not None, f"{topic} stands at {positions} of {dict(ranges)}"
+            p, error = message.partition() or 0, message.error()
             if error is not None:
                 assert error.code() == KafkaError._PARTITION_EOF, error
-                position = max(position, message.offset() or 0)
+                positions[p] = max(positions[p], message.offset() or 0)
                 continue
-            position = (message.offset() or 0) + 1
-            if position <= end:
-                yield _rec(message)
+            positions[p] = (message.offset() or 0) + 1
+            if positions[p] <= ranges[p][1]:
+                found[p].append(_rec(message))
     finally:
         consumer.close()
+    return [r for of_partition in found.values() for r in of_partition]
 
 
 def _rec(message: Message) -> Rec:
