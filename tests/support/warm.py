@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.support.warm_server import PROGRAMS
+from tests.support.warm_server import PROGRAMS, TEMPORAL
 
 _SERVER = Path(__file__).with_name("warm_server.py")
 _LOCK = threading.Lock()
@@ -85,11 +85,12 @@ Process = subprocess.Popen[bytes] | Forked
 
 
 @functools.cache
-def _server() -> socket.socket:
+def _server(*more: str) -> socket.socket:
+    """The process that has imported the usual modules, and ``more``."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, _SERVER, str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=_SERVER.parents[2], env=_OURS
+            [sys.executable, _SERVER, str(theirs.fileno()), *more], pass_fds=[theirs.fileno()], cwd=_SERVER.parents[2], env=_OURS
         )
     atexit.register(lambda: (ours.close(), process.wait()))
     return ours
@@ -141,7 +142,7 @@ def start(
     status, told = os.pipe()
     told_what = {"program": list(command[1:]), "environment": dict(env), "cwd": str(cwd), "session": start_new_session}
     with _LOCK:
-        socket.send_fds(_server(), [json.dumps(told_what).encode()], [*theirs, told])
+        socket.send_fds(_server(*(TEMPORAL if "temporal" in command else ())), [json.dumps(told_what).encode()], [*theirs, told])
     for fd in (*theirs, told):
         os.close(fd)
     pid = int(os.read(status, 16))

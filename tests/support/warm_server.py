@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 PROGRAMS = ("factory_agents.cli", "factory_agents.run", "factory_agents.enrich")
 USUAL = (
@@ -32,9 +33,6 @@ USUAL = (
     "factory_agents.runtime.replays",
     "factory_agents.runtime.window",
     "factory_agents.telemetry.spans",
-    "factory_agents.temporal.http",
-    "factory_agents.temporal.starter",
-    "factory_agents.temporal.worker",
     "factory_agents.validate",
     "jsonschema",
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
@@ -44,16 +42,18 @@ USUAL = (
     "typer",
     "typer._adapters",
 )
-"""Some of it takes longer than all that a command does: two seconds for Temporal's client, one for the registry's."""
+"""Some of it takes longer than all that a command does: a second for the registry's client."""
+TEMPORAL = ("factory_agents.temporal.http", "factory_agents.temporal.starter", "factory_agents.temporal.worker")
+"""For its own commands alone, whose processes end in another way: three seconds."""
 
 
-def preload() -> None:
-    """Import what most programs do, as if nothing of it had run."""
-    for name in (*PROGRAMS, *USUAL):
+def preload(*more: str) -> None:
+    """Import what most programs do, and ``more``, as if nothing of it had run."""
+    for name in (*PROGRAMS, *USUAL, *more):
         importlib.import_module(name)
     for name in PROGRAMS:  # run as __main__, they are imported again by whoever imports them
         del sys.modules[name]
-    assert len(os.listdir("/proc/self/task")) == 1, "a thread, of whatever kind, is not there after a fork"
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread, of whatever kind, is not there after a fork"
     gc.freeze()
 
 
@@ -140,5 +140,5 @@ def finish() -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # the tests' own modules have names of others
-    preload()
+    preload(*sys.argv[2:])
     serve(socket.socket(fileno=int(sys.argv[1])))
