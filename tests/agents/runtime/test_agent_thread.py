@@ -71,7 +71,7 @@ def test_closing_cleans_up_there_and_does_not_wait_for_a_busy_agent() -> None:
         thread.call(lambda: go.wait(10), impatient)
     began = time.monotonic()
     thread.close(cleaned.set)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 8  # and not the ten seconds that it is busy
     assert not cleaned.is_set()
     go.set()
     assert cleaned.wait(10)
