@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from factory_agents import failpoints
-from factory_agents.errors import DeadlineError, FactoryError, FencedError, StoppedError
+from factory_agents.errors import DeadlineError, FactoryError, FencedError, StoppedError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig, connect, kafka_error, unauthorized
 from factory_agents.kafka.topics import Cluster
 
@@ -30,6 +31,7 @@ _CONSEQUENCES = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError
 _TIMEOUT_MS = 60_000
 _BATCH_BYTES = 1_000_000
 _OPEN_SECONDS = 60.0
+_OFFSETS_SECONDS = 30.0
 _LONGEST_WAIT = 900.0  # the longest transaction that brokers allow by default: after that no answer can still mean success
 _STOP_SECONDS = 10.0
 _ANSWERS_SECONDS = 1.0  # after the first error: what is on its way is answered within that
@@ -170,9 +172,30 @@ class TransactionalWriter:
             raise self._aborted(self._errors[0][0], "writing")
 
     def send_offsets(self, offsets: Sequence[TopicPartition], group: str, membership: Any) -> None:
-        """Put a consumer group's positions into the transaction."""
+        """Put a consumer group's positions into the transaction.
+
+        The client may wait for ever for a group's coordinator that has died (librdkafka #5456, #5511), whatever time-out it is given. So a
+        thread asks it, which is left behind with its producer after half the time that the transaction has.
+        """
+        producer, patience = self.producer, min(_OFFSETS_SECONDS, self.timeout_ms / 2000)
+        failed: list[BaseException] = []
+
+        def send() -> None:
+            try:
+                producer.send_offsets_to_transaction(list(offsets), membership, patience)
+            except BaseException as error:
+                failed.append(error)
+
+        asking = threading.Thread(target=send, name="offsets", daemon=True)
+        asking.start()
+        asking.join(patience + 1)
+        if asking.is_alive():
+            self.close()  # its answer comes too late for this transaction, which the next producer of this id ends
+            cause = UnavailableError(f"committing positions: the coordinator of group {group!r} has not answered for {patience + 1:.0f} s")
+            raise ChunkAbortedError(cause, refused=False)
         try:
-            self.producer.send_offsets_to_transaction(list(offsets), membership, 30)
+            if failed:
+                raise failed[0]
         except KafkaException as error:
             if unauthorized(error):
                 topics = " and ".join(sorted({repr(tp.topic) for tp in offsets}))

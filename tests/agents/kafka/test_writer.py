@@ -60,6 +60,22 @@ def soon() -> float:
     return time.monotonic() + 30
 
 
+def test_a_coordinator_that_never_answers_is_not_waited_for_longer_than_the_transaction_lasts() -> None:
+    """As librdkafka does where the group's coordinator has died: it ignores the time-out. The next producer begins anew."""
+    answered = threading.Event()
+    client = Client()
+    client.send_offsets_to_transaction = lambda *_: answered.wait(60)  # type: ignore[attr-defined]
+    stuck = writer(client)
+    stuck.timeout_ms = 100
+    with pytest.raises(ChunkAbortedError, match="the coordinator of group 'g' has not answered") as aborted:
+        stuck.send_offsets([], "g", None)
+    assert not aborted.value.refused
+    assert not stuck.is_open
+    stuck.abort()
+    assert client.calls == []  # what is stuck is not asked anything more
+    answered.set()
+
+
 def test_a_commit_is_asked_for_again_while_the_answer_is_retriable() -> None:
     client = Client(commit_transaction=[RETRIABLE] * 5)
     made = writer(client)
