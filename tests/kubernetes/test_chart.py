@@ -38,6 +38,7 @@ CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "factory"
 CRDS = os.environ.get("FACTORY_CRDS", "")
 PARTITIONS = 12
 SMALL = {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
+LIVE = {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}  # with less, a busy machine hardly lets it run
 CHECK = """
 def check(event):
     from factory_agents import Reject
@@ -70,7 +71,7 @@ class Site:
         return {
             "image": {"repository": repository, "tag": tag},
             "prefix": self.runs.prefix,
-            "agents": {"enrich": {"inTopic": raw, "outTopic": enriched, "resources": SMALL}},
+            "agents": {"enrich": {"inTopic": raw, "outTopic": enriched, "resources": LIVE}},
             "metrics": {"enabled": False},
         }
 
