@@ -240,19 +240,20 @@ class Cluster:
         deadline = time.monotonic() + self._timeout
         found: dict[int, tuple[int, int]] = {}
         while request:
-            deaf = False
+            stale = False
             futures = self.admin.list_offsets(request, isolation_level=isolation, request_timeout=self._timeout)
             for tp, future in futures.items():
                 if time.monotonic() < deadline and _moving(future, self._timeout + 5):
+                    stale = stale or _code(future) in _STALE
                     continue
                 if time.monotonic() < deadline and _code(future) == KafkaError._NOENT:
-                    deaf = True
+                    stale = True
                     continue
                 info = self._result(future, f"offsets of {topic}-{tp.partition}", topic=f"DESCRIBE on topic {topic!r}")
                 found[tp.partition] = (info.offset, info.timestamp)
                 del request[tp]
-            if deaf:
-                self.close()  # a client that asked for a topic before it was there may not look for its leaders any more
+            if stale:
+                self.close()  # asked before the topic was there, or while its broker started, a client may not look for leaders again
             if request:
                 time.sleep(0.02)
         return found
@@ -467,6 +468,10 @@ def _facts(name: str, described: Any) -> TopicInfo:
     return TopicInfo(name, str(described.topic_id), len(partitions), min((len(p.replicas) for p in partitions), default=0))
 
 
+_STALE = (KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH)
+"""What a broker answers to a client that knows an older leader; the client may ask as before for minutes."""
+
+
 def _moving(future: Any, patience: float) -> bool:
     """Whether a partition has no leader just now, as it is shortly after a topic was created or a broker restarted."""
     try:
@@ -477,8 +482,7 @@ def _moving(future: Any, patience: float) -> bool:
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.UNKNOWN_LEADER_EPOCH,
-        KafkaError.FENCED_LEADER_EPOCH,
+        *_STALE,
     )
 
 

@@ -6,11 +6,13 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
@@ -50,6 +52,29 @@ def test_a_topic_that_was_looked_for_before_it_was_there_has_offsets_once_it_is(
     wait_for(lambda: cluster.find(name) is not None, "the topic to be there")
     assert cluster.high_watermark(name, range(2)) == {0: 0, 1: 0}
     cluster.admin.delete_topics([name])[name].result()
+
+
+def test_a_client_that_knows_an_older_leader_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one may for minutes that looked for its leaders while their broker was starting: no broker does it when it is told to."""
+    made: list[AdminClient] = []
+
+    class Client:
+        def list_offsets(self, request: dict[TopicPartition, OffsetSpec], **_: Any) -> dict[TopicPartition, Future[Any]]:
+            futures: dict[TopicPartition, Future[Any]] = {place: Future() for place in request}
+            for future in futures.values():
+                if len(made) == 1:
+                    future.set_exception(KafkaException(KafkaError(KafkaError.FENCED_LEADER_EPOCH)))
+                else:
+                    future.set_result(SimpleNamespace(offset=7, timestamp=1))
+            return futures
+
+    def admin(self: KafkaConfig, **_: Any) -> Any:
+        made.append(Client())  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(KafkaConfig, "admin", admin)
+    assert Cluster(KafkaConfig("nowhere:1")).high_watermark("t", [0, 1]) == {0: 7, 1: 7}
+    assert len(made) == 2
 
 
 class FirstUsers:
