@@ -16,13 +16,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka.admin import AdminClient
 
 from factory_agents.errors import DeadlineError, FactoryError
 from tests.integration.test_promise_3_once import check_once
 from tests.support import closing
-from tests.support.runs import Runs
-from tests.support.topics import create_topic
+from tests.support.runs import Runs, own_runs
 from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -35,16 +33,8 @@ EVENTS = 2000
 
 @pytest.fixture
 def runs(own_sandbox: Sandbox, prefix: str) -> Iterator[Runs]:
-    bootstrap = own_sandbox.info().bootstrap
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
-
-    def topic(name: str = "t", partitions: int = 4, **config: object) -> str:
-        create_topic(admin, f"{prefix}.{name}", partitions, **config)
-        return f"{prefix}.{name}"
-
-    own = Runs(bootstrap, prefix, topic, admin)
-    yield own
-    own.close()
+    with own_runs(own_sandbox.info().bootstrap, prefix) as own:
+        yield own
 
 
 def killed(sandbox: Sandbox) -> None:

@@ -28,6 +28,7 @@ from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.window import run_transform
 from tests.support import warm
 from tests.support.agents import mark
+from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +119,20 @@ class Attempt:
         if self.process.stderr is not None:
             self.process.stderr.close()
         self._folder.cleanup()
+
+
+@contextlib.contextmanager
+def own_runs(bootstrap: str, prefix: str) -> Iterator[Runs]:
+    """Runs on a broker that isn't the shared one."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+
+    def topic(name: str = "t", partitions: int = 4, **config: object) -> str:
+        create_topic(admin, f"{prefix}.{name}", partitions, **config)
+        return f"{prefix}.{name}"
+
+    own = Runs(bootstrap, prefix, topic, admin)
+    yield own
+    own.close()
 
 
 class Runs:
