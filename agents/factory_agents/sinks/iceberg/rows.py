@@ -88,7 +88,7 @@ def _plain(values: Sequence[Any], type_: pa.DataType) -> Sequence[Any]:
     """Values as Arrow takes them: a UUID as text."""
     import pyarrow as pa
 
-    if not pa.types.is_large_string(type_) or all(type(value) in (str, type(None)) for value in values):
+    if not pa.types.is_large_string(type_) or set(map(type, values)) <= {str, type(None)}:
         return values
     return [value if value is None else str(value) for value in values]
 
