@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from heapq import heappop, heappush
 from typing import TypeAlias
@@ -77,6 +77,7 @@ class Done:
     finished: bool
     letters: tuple[Manifest, ...]
     planned_at: int
+    group: _Oldest = field(compare=False, repr=False)
 
     @property
     def origin(self) -> str:
@@ -190,7 +191,7 @@ class PruneView(PlanView):
         elif value is None:
             done = self.works.pop(key, None)
             if done is not None:
-                self._group(*self._place(done.origin, _span_of(done.window), done.planned_at)).drop(done.window, key)
+                done.group.drop(done.window, key)
         elif not (self._known and self._is_passed(key)):
             self._take_work(offset, key, self._work(offset, key, value))
 
@@ -215,18 +216,25 @@ class PruneView(PlanView):
         if result is not None and result.dead_letters is not None:
             letters = (*letters, result.dead_letters)
         span, origin, planned_at = _span_of(work.window), origin_of(work.scope), result.ledger_offset if result is not None else 0
-        group, last = self._group(*self._place(origin, span, planned_at)), max(work.updated_at, work.at)
+        group, last = self._group(*self._place(origin, span, planned_at or offset)), max(work.updated_at, work.at)
+        before = self.works.get(key)
+        if before is not None and before.group is not group:
+            self.works.pop(key).group.drop(before.window, key)
         if not group.put(work.window, offset if span is None else span[0], key):
             group.rests = min(group.rests, last)
             return
         finished, there = result is not None or key.startswith(self._said), tuple(m for m in letters if m.ranges)
-        self.works[key] = Done(self._one(work.stage), self._one(work.window), self._one(work.scope), last, finished, there, planned_at)
+        stage, window, scope = (self._one(name) for name in (work.stage, work.window, work.scope))
+        self.works[key] = Done(stage, window, scope, last, finished, there, planned_at, group)
         self._release(group)
 
-    def _place(self, origin: str, span: tuple[int, int] | None, planned_at: int) -> tuple[str, str]:
-        """With which windows this one is counted; those below a mark are of no interest to it any more, and stand apart."""
+    def _place(self, origin: str, span: tuple[int, int] | None, offset: int) -> tuple[str, str]:
+        """With which windows this one is counted; those below a mark are of no interest to it any more, and stand apart.
+
+        ``offset`` is where its plan lies, or where a record of it does, which comes after that.
+        """
         mark = self._marks.get(origin)
-        if mark is not None and (0 < planned_at < mark.offset if span is None else mark.covers_span(*span)):
+        if mark is not None and (offset < mark.offset if span is None else mark.covers_span(*span)):
             return origin, "past works"
         return origin, "runs" if span is None else "intervals"
 

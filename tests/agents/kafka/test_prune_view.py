@@ -68,6 +68,25 @@ def test_what_lies_below_a_known_mark_takes_no_room_from_the_others() -> None:
     assert [at for at, _ in cuts] == [ms(hour) for hour in range(18, 28)]
 
 
+def test_works_that_name_no_plan_are_below_the_mark_before_which_they_lie() -> None:
+    view = PruneView("p", room=8, marks=[MarkRecord("p", "t", offset=40)])
+    for n in range(40):
+        put(view, plan(f"run-{n}"))
+        put(view, work(f"run-{n}"))
+    assert {done.window for done in view.works.values()} == {f"run-{n}" for n in (*range(2), *range(20, 24))}
+    assert view.run_limit("t") == 48
+
+
+def test_a_work_that_turns_out_to_be_below_the_mark_is_counted_there_alone() -> None:
+    view = PruneView("p", room=4, marks=[MarkRecord("p", "t", offset=10)])
+    view.end = 20
+    for n in range(9):
+        put(view, work(f"run-{n}"))
+        put(view, work(f"run-{n}", offset=5))
+    assert {done.window for done in view.works.values()} == {"run-0"}
+    assert view.run_limit("t") == NO_LIMIT
+
+
 def test_a_window_with_more_records_than_there_is_room_for_is_held_alone() -> None:
     view = PruneView("p", room=4)
     for hour in (1, 0):
