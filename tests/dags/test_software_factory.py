@@ -34,6 +34,8 @@ pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900)]
 
 STAGES = ["ingest_events", "enrich_events", "validate_events", "publish_results"]
 NEXT_HOUR = "2018-06-05T10:00"
+ONCE_AND_AGAIN = pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["once", "again"])
+"""That what is done again replaces what it left is shown of the DAG by PostgreSQL's table, and of each sink by its own tests."""
 
 
 def test_a_worker_that_is_told_of_a_collector_traces_its_stages_and_events_through_them(
@@ -73,30 +75,33 @@ def test_an_hour_lands_once_however_often_it_runs(repository: Repository) -> Non
     assert repository.rows("events", "event_id, xmin, ctid") != unchanged, "reprocess did nothing"
 
 
-def test_a_param_lands_the_hour_in_bigquery(repository: Repository, emulator: Emulator) -> None:
+@ONCE_AND_AGAIN
+def test_a_param_lands_the_hour_in_bigquery(repository: Repository, emulator: Emulator, again: bool) -> None:
     repository.environment.update(bigquery_env(emulator.url))
     table = f"{emulator.dataset}.events"
-    for conf in ({}, {"reprocess": True}):
+    for conf in ({}, {"reprocess": True})[: 1 + again]:
         state, printed = repository.run({"sink": "bigquery", "table": table} | conf)
         assert state == "success", printed
         assert emulator.query("SELECT COUNT(*), COUNT(DISTINCT event_id) FROM {d}.events") == [(137, 137)], printed
     assert repository.rows("events") == []
 
 
-def test_a_param_lands_the_hour_in_snowflake(repository: Repository, snowflake: SnowflakeSchema) -> None:
+@ONCE_AND_AGAIN
+def test_a_param_lands_the_hour_in_snowflake(repository: Repository, snowflake: SnowflakeSchema, again: bool) -> None:
     repository.environment.update(snowflake.environment)
     table = f"local.{snowflake.name}.events"
-    for conf in ({}, {"reprocess": True}):
+    for conf in ({}, {"reprocess": True})[: 1 + again]:
         state, printed = repository.run({"sink": "snowflake", "table": table} | conf)
         assert state == "success", printed
         assert snowflake.query("SELECT COUNT(*), COUNT(DISTINCT EVENT_ID) FROM EVENTS") == [(137, 137)], printed
     assert repository.rows("events") == []
 
 
-def test_a_param_lands_the_hour_in_iceberg(repository: Repository, tmp_path: Path) -> None:
+@ONCE_AND_AGAIN
+def test_a_param_lands_the_hour_in_iceberg(repository: Repository, tmp_path: Path, again: bool) -> None:
     bench = Bench({"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}/warehouse"})
     repository.environment["AIRFLOW_CONN_ICEBERG_DEFAULT"] = json.dumps({"conn_type": "iceberg", "extra": bench.properties})
-    for conf in ({}, {"reprocess": True}):
+    for conf in ({}, {"reprocess": True})[: 1 + again]:
         state, printed = repository.run({"sink": "iceberg", "table": bench.table} | conf)
         assert state == "success", printed
         ids = bench.rows("event_id")

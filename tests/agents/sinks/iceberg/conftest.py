@@ -13,6 +13,17 @@ import pytest
 from tests.support.iceberg import Bench
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the deaths at each step of a publication with deletes every fifth: those of one without are all tried, and real kills too."""
+    for item in items:
+        if (
+            item.name.startswith("test_a_publisher_of_deletes_that_dies_at_any_step")
+            and "iceberg" in item.path.parts
+            and "[0]" not in item.name
+        ):
+            item.add_marker(pytest.mark.soak)
+
+
 def _bench(properties: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setenv("ICEBERG_CATALOG", json.dumps(properties))
     return Bench(properties)
