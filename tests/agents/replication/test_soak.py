@@ -127,10 +127,9 @@ def test_a_million_changes_outlive_ten_readers_and_both_servers(
                     )
                     finished(runs, run, secrets=secrets)
             with psycopg.connect(url, autocommit=True) as connection:
-                own.connection = connection
                 wanted = connection.execute(f"SELECT id, a, b FROM {own.table} ORDER BY id".encode()).fetchall()
                 assert connection.execute(b"SELECT id, a, b FROM copy ORDER BY id").fetchall() == wanted
-                own.end()
+            own.connection = psycopg.connect(url, autocommit=True)
             copied = lake.load().scan(selected_fields=("id", "a", "b")).to_arrow().select(["id", "a", "b"]).sort_by("id")
             assert _digest(zip(*(column.to_pylist() for column in copied.columns), strict=True)) == _digest(wanted)
             assert sum(result.counts.consumed for result in results) >= CHANGES
