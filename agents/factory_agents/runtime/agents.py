@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from factory_agents.reject import Reject
 from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyError, InterruptedBatchError, complete, tried
 from factory_agents.runtime.models import loaded, with_columns
 from factory_agents.runtime.numbers import Digits, Kept
-from factory_agents.runtime.side_by_side import PER_LANE, SideBySide, Tasks, Threads
+from factory_agents.runtime.side_by_side import PER_LANE, Pace, SideBySide, Tasks, Threads
 from factory_agents.text import unknown
 
 __all__ = [
@@ -263,6 +264,9 @@ class PrunedSink(Protocol):
 
 EventFunction: TypeAlias = Callable[..., Any]
 
+_KEY_NAME = "idempotency_key"
+"""The parameter by which a function asks for a key of each record."""
+
 Batch: TypeAlias = bool | Literal["numpy", "arrow"]
 """Whether an agent takes many events at once: as a list, or as columns."""
 
@@ -277,7 +281,9 @@ class AgentFunction:
     function needs and is slow to make, a model say: it is called once a process, and the function takes it after the event. With
     ``batch="numpy"`` or ``"arrow"`` it takes the events' fields as columns and returns columns to add.
     Up to ``concurrency``
-    calls are made side by side, those of one input key one after the other; an ``async`` function has ``timeout`` seconds for each.
+    calls are made side by side, those of one input key one after the other; an ``async`` function has ``timeout`` seconds for each. All
+    members of a live group, or all shards of a window, together make at most ``calls_per_second``. A function with a parameter
+    ``idempotency_key`` gets a text there that is another one for each record, and the same whenever that record is tried again.
     """
 
     function: EventFunction
@@ -289,9 +295,15 @@ class AgentFunction:
     concurrency: int = 1
     timeout: float | None = None
     load: Callable[[], Any] | None = None
+    calls_per_second: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
+        if self.calls_per_second is not None and not 0 < self.calls_per_second < math.inf:
+            raise ConfigurationError(f"agent {self.name!r}: calls_per_second={self.calls_per_second}: expected a number above 0")
+        if self.batch and (self.calls_per_second is not None or self.takes_key):
+            what = f"a parameter {_KEY_NAME}" if self.takes_key else "calls_per_second"
+            raise ConfigurationError(f"agent {self.name!r}: batch takes all events in one call: {what} is for agents that take one event")
         if self.concurrency < 1:
             raise ConfigurationError(f"agent {self.name!r}: concurrency={self.concurrency}: expected at least 1")
         if self.batch and (self.concurrency > 1 or self.is_async):
@@ -306,6 +318,11 @@ class AgentFunction:
         """Whether it is a coroutine function."""
         return inspect.iscoroutinefunction(self.function)
 
+    @property
+    def takes_key(self) -> bool:
+        """Whether it wants an idempotency key with each event."""
+        return _KEY_NAME in inspect.signature(self.function).parameters
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the plain function, as a unit test does."""
         return self.function(*args, **kwargs)
@@ -315,15 +332,17 @@ class AgentFunction:
 
         ``run`` is whose it is; a live agent has none. Raises ConfigurationError naming the parameter.
         """
-        return FunctionTransform(self, bind_params(self.function, params, f"agent {self.name!r}", skip=1 if self.load is None else 2))
+        given = 1 if self.load is None else 2
+        return FunctionTransform(self, bind_params(self.function, params, f"agent {self.name!r}", skip=given, without=_KEY_NAME))
 
 
-def bind_params(function: Callable[..., Any], params: Mapping[str, Any], where: str, *, skip: int = 0) -> dict[str, Any]:
-    """Keywords for a function or class: every parameter after the first ``skip``, as it is annotated, or its default.
+def bind_params(function: Callable[..., Any], params: Mapping[str, Any], where: str, *, skip: int = 0, without: str = "") -> dict[str, Any]:
+    """Keywords for a function or class: every parameter after the first ``skip``, but ``without``, as it is annotated, or its default.
 
     Raises ConfigurationError, which begins with ``where``, naming the parameter.
     """
-    declared = [p for p in list(inspect.signature(function).parameters.values())[skip:] if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    all_ = list(inspect.signature(function).parameters.values())[skip:]
+    declared = [p for p in all_ if p.kind is not inspect.Parameter.VAR_POSITIONAL and p.name != without]
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in declared):
         return dict(params)
     names = {p.name for p in declared}
@@ -405,6 +424,7 @@ def agent(
     concurrency: int = 1,
     timeout: float | None = None,
     load: Callable[[], Any] | None = None,
+    calls_per_second: float | None = None,
 ) -> Callable[[EventFunction], AgentFunction]: ...
 def agent(
     function: EventFunction | None = None,
@@ -418,10 +438,12 @@ def agent(
     concurrency: int = 1,
     timeout: float | None = None,
     load: Callable[[], Any] | None = None,
+    calls_per_second: float | None = None,
 ) -> AgentFunction | Callable[[EventFunction], AgentFunction]:
     """Make a plain function an agent.
 
-    :param function: takes an event and its parameters, and returns an event, a list of events or None.
+    :param function: takes an event and its parameters, and returns an event, a list of events or None. A parameter ``idempotency_key``
+        is given a text: another one for each record, the same whenever that record is tried again.
     :param name: what it is called in logs and metrics; by default the function's name.
     :param version: part of the fingerprint: a new one makes a re-run redo the work; by default a hash of the module's source.
     :param batch: True: the function takes a list of events, and returns one answer for each; ``numpy`` or ``arrow``: it takes their
@@ -431,6 +453,7 @@ def agent(
     :param concurrency: how many calls are made side by side; those of one input key stay one after the other.
     :param timeout: seconds that each call of an ``async`` function has.
     :param load: makes what is slow to make, such as a model, once a process; the function takes it after the event.
+    :param calls_per_second: how many calls all members of a live group, or all shards of a window, make together at most.
 
     Example::
 
@@ -440,7 +463,8 @@ def agent(
     """
 
     def make(f: EventFunction) -> AgentFunction:
-        return AgentFunction(f, name or f.__name__, version or source_version(f), batch, key, id_field, concurrency, timeout, load)
+        named = (name or f.__name__, version or source_version(f))
+        return AgentFunction(f, *named, batch, key, id_field, concurrency, timeout, load, calls_per_second)
 
     return make if function is None else make(function)
 
@@ -480,6 +504,7 @@ def decode_event(value: bytes | None, decode: Callable[[Any], Any] = _decode) ->
 
 
 _WAIT_SECONDS = 1.0
+_NOTHING: Mapping[str, Any] = {}
 
 Prepare: TypeAlias = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any] | Reject]]
 """What is done to events before the agent sees them: each changed or not, or rejected, in order."""
@@ -522,6 +547,12 @@ class FunctionTransform:
         self._digits = Digits()
         self._unnamed = Dependency("a service that the agent calls")
         self._calls: SideBySide | None = None
+        self._pace = None if agent_function.calls_per_second is None else Pace(agent_function.calls_per_second)
+        self._takes_key = agent_function.takes_key
+        if prepare is not None and (self._pace is not None or self._takes_key):
+            raise ConfigurationError(
+                f"agent {self.name!r}: calls_per_second and {_KEY_NAME} do not go with lookups: join them in a stage of its own"
+            )
         self.at_once = 1 if agent_function.concurrency == 1 else PER_LANE * agent_function.concurrency
 
     @property
@@ -536,6 +567,11 @@ class FunctionTransform:
         """Have there what the agent loads once a process; a live one does so before it joins its group. Raises AgentError."""
         if self._load is not None:
             loaded(self._load)  # what goes wrong there is no event's fault
+
+    def share(self, of: float) -> None:
+        """How much of the work this process does, 0 to 1: so much of ``calls_per_second`` is its own."""
+        if self._pace is not None:
+            self._pace.share = of
 
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``."""
@@ -594,32 +630,47 @@ class FunctionTransform:
         return outputs
 
     @property
+    def _guides_calls(self) -> bool:
+        """Whether its calls are more than one after the other, as fast as they go, of an event alone."""
+        return self._agent.concurrency > 1 or self._agent.is_async or self._pace is not None or self._takes_key
+
+    @property
     def side_by_side(self) -> SideBySide | None:
         """Its calls, if they are made side by side; who takes their outputs from there, and not from ``process``, waits for none alone."""
         made = self._agent
-        if self._calls is None and self._prepare is None and (made.concurrency > 1 or made.is_async):
+        if self._calls is None and self._prepare is None and self._guides_calls:
             name, most = f"agent {self.name}", made.concurrency
             pool = Tasks(name, most, made.timeout, self._unnamed, self._await) if made.is_async else Threads(name, most, self._guarded)
-            self._calls = SideBySide(pool, most, self, self._unnamed)
+            self._calls = SideBySide(pool, most, self, self._unnamed, self._pace)
         return self._calls
 
     def decoded(self, message: Message) -> tuple[Any, Kept]:
-        """See ``Handles``: an event, and the numbers whose digits are kept."""
-        return decode_event(message.value(), self._digits.decode), self._digits.taken()
+        """See ``Handles``: an event with what the function takes beside it, and the numbers whose digits are kept."""
+        event = decode_event(message.value(), self._digits.decode)
+        more = {_KEY_NAME: self._key_of(message)} if self._takes_key else {}
+        return (event, more), self._digits.taken()
+
+    def _key_of(self, message: Message) -> str:
+        """A new version asks anew, and so does the first record at the same place of a topic that was made again."""
+        place = (self._agent.name, self._agent.version, message.topic(), message.partition(), message.offset(), message.timestamp())
+        made = hashlib.sha256(repr(place).encode())
+        made.update(message.value() or b"")
+        return made.hexdigest()[:32]
 
     def finished(self, result: Any, message: Message, kept: Kept) -> Output:
         """See ``Handles``."""
         self._digits.kept = kept
         return self._finish_or_reject(result, message)
 
-    def _guarded(self, event: Any) -> Any:
+    def _guarded(self, given: tuple[Any, Mapping[str, Any]]) -> Any:
         with self._unnamed:
-            return self._call(event)
+            return self._call(*given)
 
-    async def _await(self, event: Any) -> Any:
+    async def _await(self, given: tuple[Any, Mapping[str, Any]]) -> Any:
+        event, more = given
         with self._unnamed:
             try:
-                return await self._agent.function(event, **self._params)
+                return await self._agent.function(event, **self._params, **more)
             except Reject as reject:
                 return reject
             except OUTAGES:
@@ -716,9 +767,9 @@ class FunctionTransform:
         except Exception as error:
             return self._raised(error)
 
-    def _call(self, event: dict[str, Any]) -> Any:
+    def _call(self, event: dict[str, Any], more: Mapping[str, Any] = _NOTHING) -> Any:
         try:
-            return self._agent.function(event, **self._params)
+            return self._agent.function(event, **self._params, **more)
         except Reject as reject:
             return reject
         except OUTAGES:

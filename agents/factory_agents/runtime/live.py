@@ -166,6 +166,7 @@ class LiveAgent:
         self.downstream: Downstream | None = None
         self.thread = AgentThread(transform.name)
         self.calls: SideBySide | None = getattr(transform, "side_by_side", None)
+        self.share: Callable[[float], None] = getattr(transform, "share", lambda of: None)
         self.read_at = self.told_at = 0.0
 
     @property
@@ -264,6 +265,7 @@ class LiveAgent:
             return
         if self.reader.waiting:
             self._commit()  # what is handled is not read again
+        self.share(len(self.reader.reading) / self.reader.topic.partitions)
         is_idle = self._next_batch(room) if self.calls is None else self._move_on(self.calls, room)
         if is_idle or self.chunk.age > _COMMIT_SECONDS or self.chunk.is_full or self.chunk.side_age > SIDE_SECONDS:
             self._commit()

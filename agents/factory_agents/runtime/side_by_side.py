@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import math
 import threading
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from factory_agents.kafka.messages import Message
 from factory_agents.reject import Reject
 from factory_agents.runtime.dependencies import Dependency, DependencyError, InterruptedBatchError, awaited, tried
 
-__all__ = ["PER_LANE", "Coroutines", "Failure", "Outcome", "Piece", "Pool", "SideBySide", "Suspects", "Tasks", "Threads"]
+__all__ = ["PER_LANE", "Coroutines", "Failure", "Outcome", "Pace", "Piece", "Pool", "SideBySide", "Suspects", "Tasks", "Threads"]
 
 PER_LANE = 16
 """Records in the window for each call at a time: while one call is slow, that many others end behind it before places stay empty."""
@@ -28,6 +29,9 @@ _AHEAD = 2
 """Calls that the pool has, for each that it may make at a time: it goes on while whoever takes their outputs commits."""
 _MOST_BYTES = 64 * 1024 * 1024
 _CLOSE_SECONDS = 2.0
+_CAUGHT_UP_SECONDS = 0.1
+"""Calls that were not begun in their time may be begun at once, as far as that was not longer ago: whoever begins them looks up seldom."""
+_NO_SHARE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,27 @@ class Suspects:
     def _is_bad(self, event: Hashable, failure: Failure) -> bool:
         before = self._failed.get(event)
         return before is not None and failure.error.answers_before > before
+
+
+class Pace:
+    """So many calls a second, made by several processes together: by this one, as many as its ``share`` (0 to 1) of them."""
+
+    def __init__(self, a_second: float) -> None:
+        self._a_second = a_second
+        self._next = 0.0
+        self.share = 1.0
+
+    @property
+    def seconds(self) -> float:
+        """How long it is until the next call may begin."""
+        return _NO_SHARE_SECONDS if self.share <= 0 else max(0.0, self._next - time.monotonic())
+
+    def begin(self) -> bool:
+        """Whether a call may begin now; if so it is counted."""
+        if self.seconds:
+            return False
+        self._next = max(self._next, time.monotonic() - _CAUGHT_UP_SECONDS) + 1 / (self._a_second * self.share)
+        return True
 
 
 Outcome: TypeAlias = Any
@@ -294,10 +319,13 @@ class SideBySide:
 
     Where a service fails for an event, no more calls are begun until it has answered for another one (then the event is called once more,
     and is bad if the service fails for it again) or all that is under way has ended: then it is an outage (InterruptedBatchError).
+
+    With a ``pace``, calls begin no faster than it says.
     """
 
-    def __init__(self, pool: Pool, most: int, agent: Handles, unnamed: Dependency) -> None:
-        self._pool, self._most, self._agent, self._unnamed = pool, most, agent, unnamed
+    def __init__(self, pool: Pool, most: int, agent: Handles, unnamed: Dependency, pace: Pace | None = None) -> None:
+        self._pool, self._most, self._agent, self._unnamed, self._pace = pool, most, agent, unnamed, pace
+        self._ahead = _AHEAD if pace is None else 1  # what the pool has already begins when there is a place for it
         self._window = PER_LANE * most
         self._lines: dict[Hashable, deque[Piece]] = {}
         self._keys: dict[bytes, deque[_Call]] = {}
@@ -427,20 +455,28 @@ class SideBySide:
                 self._rest()
             if not self.unfinished or not (self._under_way or self._ready):
                 return
-            try:
-                self._end(*self._pool.ended.get(timeout=max(0.0, until - time.monotonic())))
+            with contextlib.suppress(Empty):
+                self._end(*self._pool.ended.get(timeout=max(0.0, min(until - time.monotonic(), self._pause))))
                 while not self._pool.ended.empty():
                     self._end(*self._pool.ended.get())
-            except Empty:
-                return
             self._judge()
             self._start()
             if (not self._ready and self.room and len(self._under_way) < self._most) or time.monotonic() >= until:
                 return
 
+    @property
+    def _may_start(self) -> bool:
+        """Whether there is a call to begin and a place for it."""
+        return bool(self._ready) and len(self._under_way) < self._ahead * self._most and not self._failed and not self._is_ending
+
+    @property
+    def _pause(self) -> float:
+        """Seconds until a call may begin for which nothing has to end before."""
+        return math.inf if self._pace is None or not self._may_start else self._pace.seconds
+
     def _start(self) -> None:
         begun: list[_Call] = []
-        while self._ready and len(self._under_way) < _AHEAD * self._most and not self._failed and not self._is_ending:
+        while self._may_start and (self._pace is None or self._pace.begin()):
             call = self._ready.popleft()
             call.began = 0.0
             self._under_way.add(call)

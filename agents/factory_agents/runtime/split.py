@@ -118,6 +118,11 @@ class SplitTransform:
         for transform in self._transforms:
             transform.load()
 
+    def share(self, of: float) -> None:
+        """See ``FunctionTransform.share``."""
+        for transform in self._transforms:
+            transform.share(of)
+
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """See ``Transform.process``. In an outage of one part, what stands before its first event is kept."""
         places: list[list[int]] = [[] for _ in self._transforms]

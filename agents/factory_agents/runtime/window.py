@@ -148,6 +148,9 @@ class _TransformRun:
         self.chunk = session.chunk
         self.handled = session.progress
         self.calls: SideBySide | None = getattr(transform, "side_by_side", None)
+        share: Callable[[float], None] | None = getattr(transform, "share", None)
+        if share is not None:
+            share(1 / session.run.shard.of)
         self.told_at = 0.0
         session.outputs.trace = session.trace
 

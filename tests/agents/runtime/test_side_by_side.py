@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory_agents.errors import ConfigurationError
-from factory_agents.runtime.agents import Reject, agent
+from factory_agents.protocol import Shard, shard_window
+from factory_agents.runtime.agents import FunctionTransform, Reject, agent
 from factory_agents.runtime.dependencies import Dependency, InterruptedBatchError
-from factory_agents.runtime.side_by_side import PER_LANE, SideBySide
+from factory_agents.runtime.side_by_side import PER_LANE, Pace, SideBySide
 from factory_agents.runtime.window import BatchSize
 from tests.agents.runtime.test_live import live, wait_written, written
 from tests.support.runs import Runs, events
@@ -43,6 +45,9 @@ class Record:
 
     def offset(self) -> int:
         return self._n
+
+    def timestamp(self) -> tuple[int, int]:
+        return (1, 0)
 
 
 def process(function: Callable[..., Any], records: list[Any], **more: Any) -> list[Any]:
@@ -264,6 +269,8 @@ def test_a_service_that_went_away_after_its_last_answer_is_an_outage(kind: Calla
         ({"concurrency": 0}, "expected at least 1"),
         ({"concurrency": 2, "batch": True}, "leave concurrency and async out"),
         ({"timeout": 3}, "a plain function cannot be ended"),
+        ({"calls_per_second": 0}, "expected a number above 0"),
+        ({"calls_per_second": 9, "batch": True}, "calls_per_second is for agents that take one event"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: dict[str, Any], said: str) -> None:
@@ -275,6 +282,67 @@ def test_a_batch_is_never_smaller_than_what_keeps_all_calls_busy() -> None:
     size = BatchSize(least=64)
     size.took(60)
     assert size.records == 64
+
+
+@KINDS
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_calls_begin_no_faster_than_this_process_has_a_share_of(kind: Callable[..., Any], concurrency: int) -> None:
+    transform = agent(version="1", concurrency=concurrency, calls_per_second=100)(kind(lambda n: None)).bind({})
+    transform.share(0.5)  # type: ignore[attr-defined]
+    records: list[Any] = [Record(n) for n in range(20)]
+    began = time.monotonic()
+    try:
+        assert len(transform.process(records)) == 20
+    finally:
+        transform.close()
+    assert time.monotonic() - began > 13 / 50, "but for those of the first tenth of a second"
+
+
+def test_who_has_no_share_makes_no_calls() -> None:
+    pace = Pace(1000)
+    pace.share = 0
+    assert not pace.begin()
+    pace.share = 0.1
+    assert pace.begin()
+
+
+def test_a_shard_and_a_member_make_their_share_of_the_calls(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    paced = agent(version="1", calls_per_second=100)(lambda event: event)
+    shard, out = shard_window(runs.filled(80, partitions=2), 2)[0], runs.topic("out")
+    began = time.monotonic()
+    done = runs.transform(runs.run(shard, out, shard=Shard(0, 2)), paced.bind({}))
+    assert time.monotonic() - began > 30 / 50, "with another shard it makes 100"
+    assert done.counts.produced == shard.size == 40
+    source, seen = runs.topic("in", partitions=2), runs.topic("seen")
+    runs.produce(source, events(60))
+    shares, share = deque[float](maxlen=20), FunctionTransform.share
+    monkeypatch.setattr(FunctionTransform, "share", lambda self, of: (shares.append(of), share(self, of)))
+    with live(runs, source, seen, paced) as first, live(runs, source, seen, paced) as second:
+        wait_for(lambda: list(shares) == 20 * [0.5], "each to have its half")
+        wait_written(runs, seen, 60)
+        assert first.end().consumed + second.end().consumed == 60
+
+
+@KINDS
+def test_a_record_has_one_idempotency_key_whatever_happens(kind: Callable[..., Any]) -> None:
+    def plain(event: dict[str, Any], idempotency_key: str, *, more: int = 0) -> dict[str, Any]:
+        return {"event_id": idempotency_key}
+
+    async def coroutine(event: dict[str, Any], idempotency_key: str, *, more: int = 0) -> dict[str, Any]:
+        return {"event_id": idempotency_key}
+
+    function = plain if kind is plainly else coroutine
+    records = [Record(n) for n in range(3)]
+    keys = process(function, records)
+    assert len(set(keys)) == 3
+    assert process(function, records[1:]) == keys[1:], "the same when it is tried again"
+    assert process(function, records, concurrency=8) == keys
+    assert not set(process(function, records, name="other")) & set(keys)
+    assert process(function, [Record(0, value=b'{"event_id": 9}')]) != keys[:1], "a topic that was made again has another record there"
+    with pytest.raises(ConfigurationError, match="unknown parameter 'idempotency_key'"):
+        agent(version="1")(function).bind({"idempotency_key": "x"})
+    with pytest.raises(ConfigurationError, match="idempotency_key is for agents that take one event"):
+        agent(version="1", batch=True)(plain)
 
 
 class Held:
