@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,7 @@ When it gives up by itself and the coordinator answers after all, an assertion i
 _DEAF_SECONDS = 5.0
 _KEPT_ONLOOKERS = 8  # groups whose consumer is kept
 _SPREAD_SECONDS = 2.0
+_SHOWN_SECONDS = 10.0  # at most, until a broker shows settings that were altered
 """How long a topic that no broker asked has heard of is looked for, where the controller may not be asked."""
 _Answer = TypeVar("_Answer")
 
@@ -447,11 +449,15 @@ class Cluster:
             self._result(future, f"deleting records of topic {name!r}", topic=f"DELETE on topic {name!r}")
 
     def alter(self, name: str, settings: Mapping[str, str]) -> None:
-        """Set some of a topic's settings and leave the others."""
+        """Set some of a topic's settings and leave the others. Who asks afterwards is told of them: a broker may be a moment behind."""
         entries = [ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in settings.items()]
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
         future = self.admin.incremental_alter_configs([resource], request_timeout=self._timeout)[resource]
         self._result(future, f"altering topic {name!r}", topic=f"ALTER_CONFIGS on topic {name!r}")
+        until = time.monotonic() + _SHOWN_SECONDS
+        with contextlib.suppress(ConfigurationError):  # whoever may alter settings need not be one who may read them
+            while not settings.items() <= self.settings(name).items() and time.monotonic() < until:
+                time.sleep(0.05)
 
 
 def _note_refusal(refused: list[KafkaError], error: KafkaError) -> None:

@@ -75,7 +75,7 @@ def test_events_become_few_windows_that_hold_each_once_though_the_starter_dies(p
         dying = pipelines.factory.start(*listen, FACTORY_FAILPOINTS="starter.before-commit=kill@1", **soon)
         assert dying.wait(90).code == -signal.SIGKILL, dying.lines
         living = pipelines.factory.start(*listen, **soon)
-        wait_for(lambda: pipelines.progress(collector).windows >= 1, "the first window")
+        wait_for(lambda: len(runs.everything(marked)) >= 500, "the first window")  # it holds what is there when it is planned
         living.wait_logged("listening")
         runs.produce(raw, events(100, 500))  # fewer than a window's, but they don't wait for ever
         wait_for(lambda: len(runs.everything(marked)) >= 600, "all events")
