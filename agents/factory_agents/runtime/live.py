@@ -310,16 +310,17 @@ class LiveAgent:
         read: Sequence[Message] = messages
         if messages and (codec := self.input_codec) is not None:
             read = self.thread.call(lambda: _awaiting(lambda: codec.read(messages)), self._meanwhile)
-        large = reject_large(messages)
+        large, came = reject_large(messages), dict[int, int]()
         for message, as_read in zip(messages, read, strict=True):
             partition, after = message.partition(), message.offset() + 1
             if partition not in self.reader.reading:
                 continue
+            came[partition] = after
             if large is not None:
                 calls.put_rejected(partition, message, large, after=after)
             else:
                 calls.put(partition, [message], [as_read], after=after)
-        for partition, end in self.reader.passed(self.positions).items():
+        for partition, end in self.reader.passed(self.positions | came).items():  # an end may have been seen before some of these came
             if not calls.extend(partition, end):
                 self.positions[partition] = end
         return bool(messages)

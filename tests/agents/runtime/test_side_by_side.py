@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.group import GroupReader
 from factory_agents.protocol import Shard, shard_window
 from factory_agents.runtime.agents import FunctionTransform, Reject, agent
 from factory_agents.runtime.dependencies import Dependency, InterruptedBatchError
@@ -515,3 +516,30 @@ class TestLive:
                 wait_written(runs, out, 4)
                 assert other.end().consumed == one.end().consumed == 2
         assert written(runs, out) == [0, 1, 2, 3]
+
+    def test_an_end_that_was_seen_before_more_came_takes_nothing_back(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One batch holds a record, the partition's end behind it, and a record that came after it."""
+        source, out, batch = runs.topic("in", partitions=1), runs.topic("out", partitions=1), GroupReader.batch
+        calls = agent(version="1", concurrency=2)(lambda event: event)
+
+        def around_an_end(reader: GroupReader, size: int, timeout: float) -> list[Any]:
+            got = batch(reader, size, timeout)
+            while got and not reader.ends:
+                got += batch(reader, size, 0.1)
+            if got:
+                monkeypatch.setattr(GroupReader, "batch", batch)
+                ends = reader.ends
+                runs.produce(source, events(1, 1))
+                wait_for(lambda: got.extend(batch(reader, 1, 0.1)) or reader.ends not in ({}, ends), "one more, and its end")
+                reader.ends = ends  # of which nothing is heard before the agent ends
+            return got
+
+        monkeypatch.setattr(GroupReader, "batch", around_an_end)
+        runs.produce(source, events(1))
+        with live(runs, source, out, calls) as first:
+            wait_written(runs, out, 2)
+            assert first.end().consumed == 2
+        runs.produce(source, events(1, 2))
+        with live(runs, source, out, calls):
+            wait_written(runs, out, 3)
+        assert written(runs, out) == [0, 1, 2]
