@@ -106,7 +106,6 @@ class VersionedAgent(LiveAgent):
             part=version,
             member=self.me,
         )
-        self.calls = None  # a batch is done as a whole: calls in flight over a commit were once written twice where versions change and die
         self.control = Control(context.config, cluster, prefix=of.prefix, group=of.group)
         self.code = digest([transform.name, transform.version, transform.identity])[:16]
         self.refused = ""

@@ -119,6 +119,31 @@ def test_partitions_go_to_a_new_version_and_back_and_each_event_is_handled_once(
     assert (letter.value, letter.attempt) == (b"no event", "live")
 
 
+def test_partitions_with_calls_in_flight_go_at_once_and_their_outputs_here_are_dropped(runs: Runs) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    runs.produce(source, events(80))
+    begun, go_on = list[int](), threading.Event()
+
+    @agent(version="1", concurrency=16)
+    def one_hangs(event: dict[str, Any]) -> dict[str, Any]:
+        begun.append(event["event_id"])
+        if event["event_id"] == 40:  # in the middle of a partition
+            go_on.wait(60)
+        return event | {"by": "v1"}
+
+    with version(runs, source, out, "v1", one_hangs) as one:
+        wait_for(lambda: len(runs.everything(out)) == 70, "all but one, and those behind it")
+        assert len(begun) == 80
+        with version(runs, source, out, "v2"):
+            wait_members(runs, "v2")
+            rollouts(runs).start("v2")
+            wait_for(lambda: len(runs.everything(out)) == 80, "the rest, by the new version")
+            go_on.set()
+            assert one.end().consumed == 70
+    assert by_version(runs, out) == {"v1": 70, "v2": 10}
+    assert sorted(r.id for r in runs.everything(out)) == list(range(80))
+
+
 def rollouts(runs: Runs) -> Rollouts:
     return Rollouts(runs.config, f"{runs.prefix}.group", prefix=runs.prefix)
 
