@@ -651,7 +651,7 @@ class FunctionTransform:
         return (event, more), self._digits.taken()
 
     def _key_of(self, message: Message) -> str:
-        """A new version asks anew, and so does the first record at the same place of a topic that was made again."""
+        """Each record has its own, and each version of the agent another one; so has what lies at that place in a recreated topic."""
         place = (self._agent.name, self._agent.version, message.topic(), message.partition(), message.offset(), message.timestamp())
         made = hashlib.sha256(repr(place).encode())
         made.update(message.value() or b"")

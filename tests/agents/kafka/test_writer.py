@@ -61,7 +61,7 @@ def soon() -> float:
 
 
 def test_a_coordinator_that_never_answers_is_not_waited_for_longer_than_the_transaction_lasts() -> None:
-    """As librdkafka does where the group's coordinator has died: it ignores the time-out. The next producer begins anew."""
+    """As librdkafka does where the group's coordinator has died: it ignores the time-out. The next producer works."""
     answered = threading.Event()
     client = Client()
     client.send_offsets_to_transaction = lambda *_: answered.wait(60)  # type: ignore[attr-defined]
