@@ -47,6 +47,7 @@ ENV PATH=/opt/factory/bin:$PATH PYTHONUNBUFFERED=1 AIRFLOW_HOME=/opt/airflow AIR
 COPY --from=airflow-venv /opt/factory /opt/factory
 WORKDIR /opt/airflow
 # As in the official image, whose chart calls /entrypoint: `bash -c …` and the like as they are, all else as a command of Airflow.
+# hadolint ignore=SC2016
 RUN mkdir logs /run/factory && chown 50000:0 . logs /run/factory && chmod 775 . logs \
     && printf '%s\n' '#!/bin/sh' 'case $1 in airflow | bash | python | sh) exec "$@" ;; esac' 'exec airflow "$@"' >/entrypoint \
     && chmod 755 /entrypoint
