@@ -487,7 +487,7 @@ class _Builder:
         value = self._data.get("version", 1)
         if isinstance(value, bool) or not isinstance(value, (int, float, str)) or value == "":
             self._fail(("version",), f"expected a number or text, such as 1 or '1.2.0', got {show(value)}")
-        return str(value)
+        return (self._document.written(("version",)) if isinstance(value, float) else None) or str(value)
 
     def _schema(self) -> Schema:
         value = self._data.get("schema", {"type": "object"})

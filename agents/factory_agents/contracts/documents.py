@@ -26,6 +26,8 @@ _Position: TypeAlias = "tuple[int, int]"
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """In C, where PyYAML was built with it: six times as fast, and it says the same."""
 _TAG = "tag:yaml.org,2002:"
+_PLAIN = re.compile(r"""(?:[&!]\S*\s+)*([^\s,\]}#"'|>]+)""")
+"""A scalar in no quotes, after its anchor and tag."""
 
 _MOST_YAML = 256 << 10
 _MOST_JSON = 16 << 20
@@ -120,6 +122,15 @@ class Document:
                 position = (first + line - 1, start + column)
         where = self.name if position is None else f"{self.name}:{position[0]}:{position[1]}"
         raise ContractError(f"{where}: {'.'.join(map(str, path))}: {message}")
+
+    def written(self, path: KeyPath) -> str | None:
+        """A plain scalar's characters as they stand in the text (1.10, which as a number is 1.1); None where there is no text of it."""
+        position = self.values.get(self.origin(path))
+        if position is None:
+            return None
+        line, column = position
+        found = _PLAIN.match(self.text.split("\n")[line - 1], column - 1)
+        return found[1] if found else None
 
     def _text_start(self, position: _Position) -> _Position:
         """The line (from 1) and column (from 0) where the characters of a scalar begin; column -1 where lines are folded."""

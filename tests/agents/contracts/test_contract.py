@@ -97,6 +97,21 @@ def test_the_least_contract_is_a_name() -> None:
     assert not least.checker()([])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("version: 1.10  # not 1.1", "1.10"),
+        ("version: 2", "2"),
+        ("version: '1.10'", "1.10"),
+        ("version: &v 1.20", "1.20"),
+        ("version: !!float 1.30", "1.30"),
+    ],
+)
+def test_a_version_is_what_is_written(text: str, version: str) -> None:
+    assert load_contract(f"name: e\n{text}\n").version == version
+    assert load_contract('{"name": "e", "version": 1.10}').version == "1.10"
+
+
 def test_an_event_may_have_no_id() -> None:
     assert load_contract(BASE + "id: null\n").key == ()
 
