@@ -305,12 +305,13 @@ def test_without_traces_log_lines_carry_those_of_whoever_started_the_run(traced:
 
 def test_a_collector_that_is_away_costs_two_seconds_and_a_warning_and_nothing_else(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")  # for as long it would be waited for
     run = traced.runs.run(traced.runs.filled(1000), traced.runs.topic("out"))
     attempt = traced.runs.attempt(run)
     wait_for(lambda: '"done"' in attempt.log, "the end of the work")
     done = time.monotonic()
     assert attempt.wait() == 0, attempt.log
-    assert time.monotonic() - done < 6  # 1.7 s, Python's own end, and a busy machine
+    assert time.monotonic() - done < 20  # 1.7 s, and Python's own end
     warnings = [line for line in map(json.loads, attempt.lines) if line["level"] != "info"]
     assert [line["message"].partition(":")[0] for line in warnings] == ["traces do not reach http"]
     assert attempt.result.counts.forwarded == 1000

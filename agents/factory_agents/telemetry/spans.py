@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 Headers: TypeAlias = "list[tuple[str, bytes | None]]"
 
 _EXIT_SECONDS = 1.7
+_LOAD_SECONDS = 10.0
+"""For the SDK's exporter, where it is still being loaded at the end: a pod with a tenth of a core takes some seconds for that."""
 _SDK = "opentelemetry.sdk"
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 _MOST_LINKS = 16
@@ -75,6 +77,8 @@ class Traces:
             span.set_attribute("error.type", type(error).__name__)
             raise
         finally:
+            if span.is_recording():
+                self.prepare()
             span.end()
 
     def live(self, subject: Subject, topic: str) -> RunTrace:
@@ -101,7 +105,8 @@ class Traces:
         self._exporter.load()
 
     def close(self) -> None:
-        """Send what is left, for a moment; a collector that doesn't answer keeps nobody."""
+        """Send what is left, for a moment once there is something to send it with; a collector that doesn't answer keeps nobody."""
+        self._exporter.loaded(_LOAD_SECONDS)
         sender = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         sender.start()
         sender.join(_EXIT_SECONDS)
@@ -306,6 +311,11 @@ class _WarnsOnce(SpanExporter):
                 self._loading = threading.Thread(target=self._load, name="traces", daemon=True)
                 self._loading.start()
             return self._loading
+
+    def loaded(self, patience: float) -> None:
+        """Wait until what ``load`` began is done, if it did."""
+        if self._loading is not None:
+            self._loading.join(patience)
 
     def _load(self) -> None:
         try:

@@ -49,7 +49,8 @@ def test_a_run_asked_for_over_http_is_one_trace_down_to_the_agents_process(pipel
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         pipelines.done(json.loads(answer.read())["id"])
-    wait_for(lambda: collector.named("StartWorkflow:FactoryPipeline") and collector.named("RunActivity:run_slice"), "the spans")
+    wanted = ("StartWorkflow:FactoryPipeline", "RunActivity:run_slice", "mark")
+    wait_for(lambda: all(map(collector.named, wanted)), "the spans")
     start = collector.one("StartWorkflow:FactoryPipeline")
     assert (start.trace_id, start.parent_id) == (TRACE, SPAN)
     (run,) = [span for span in collector.spans if span.name == "mark"]
@@ -91,7 +92,7 @@ def test_an_event_is_one_trace_through_the_four_stages_of_a_workflow(
     pipelines.run(PipelineRequest(spec, key="all"))
     with psycopg.connect(database_url) as connection:
         assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (200,)
-    wait_for(lambda: collector.named("publish"), "the last stage's span")
+    wait_for(lambda: collector.named("publish") and len(collector.named("RunActivity:run_slice")) == 4, "the last stage's spans")
     root = collector.named("ingest event")[0]
     spans = {str(span.attributes["factory.stage"]): span for span in collector.spans if span.trace_id == root.trace_id}
     names = [stage.name for stage in stages]
