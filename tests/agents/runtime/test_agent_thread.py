@@ -68,10 +68,10 @@ def test_closing_cleans_up_there_and_does_not_wait_for_a_busy_agent() -> None:
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        thread.call(lambda: go.wait(10), impatient)
+        thread.call(lambda: go.wait(30), impatient)
     began = time.monotonic()
     thread.close(cleaned.set)
-    assert time.monotonic() - began < 8  # and not the ten seconds that it is busy
+    assert time.monotonic() - began < 20  # and not the thirty seconds that it is busy
     assert not cleaned.is_set()
     go.set()
-    assert cleaned.wait(10)
+    assert cleaned.wait(30)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -44,9 +43,7 @@ def test_a_request_never_waits_and_the_answer_is_there_the_next_time(made: list[
 
     made.append(letters := Letters(read))
     query = LetterQuery("t", "p")
-    began = time.monotonic()
-    assert letters.page(query, Snapshot()).state == "pending"
-    assert time.monotonic() - began < 5
+    assert letters.page(query, Snapshot()).state == "pending", "said while nothing can be read"
     go.set()
     wait_for(lambda: letters.page(query, Snapshot()) == READY, "the letters")
 
