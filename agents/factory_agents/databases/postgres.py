@@ -226,7 +226,8 @@ def usage_grants(connection: psycopg.Connection[Any]) -> str:
 def _is_of_the_connection(error: psycopg.Error) -> bool:
     import psycopg
 
-    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    # a result without a code is of no subclass: libpq made it where the server went away in the middle of an answer
+    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) or type(error) is psycopg.DatabaseError
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 from factory_agents.databases.postgres import Database
-from factory_agents.errors import ConfigurationError, UnavailableError
-from factory_agents.replication.slot import asking, lsn_text, session
+from factory_agents.errors import ConfigurationError
+from factory_agents.replication.slot import DatabaseGoneError, asking, lsn_text, session
 
 __all__ = ["LogReader"]
 
@@ -25,7 +25,7 @@ _keepalive = struct.Struct("!QqB").unpack_from
 class LogReader:
     """Reads one slot from a place on. ``confirmed`` is what the server was told to be safe; it may forget what lies before.
 
-    ``seen`` is how far the server says that it has sent all there is for us. Raises UnavailableError where the connection is lost.
+    ``seen`` is how far the server says that it has sent all there is for us. Raises DatabaseGoneError where the connection is lost.
     """
 
     def __init__(self, database: Database, slot: str, publication: str, start: int) -> None:
@@ -43,7 +43,7 @@ class LogReader:
         except ConfigurationError as error:
             self.close()
             if "is active for PID" in str(error):
-                raise UnavailableError(f"reading {self._what}: another process reads it; try again") from error
+                raise DatabaseGoneError(f"reading {self._what}: another process reads it; try again") from error
             raise
         except BaseException:
             self.close()
@@ -97,14 +97,14 @@ class LogReader:
         except psycopg.Error as error:
             raise self._lost(str(error)) from error
 
-    def _lost(self, said: object) -> UnavailableError:
+    def _lost(self, said: object) -> DatabaseGoneError:
         text = " ".join((said.decode(errors="replace") if isinstance(said, bytes) else str(said)).split())
-        return UnavailableError(f"reading {self._what}: the connection was lost: {text or 'the server closed it'}")
+        return DatabaseGoneError(f"reading {self._what}: the connection was lost: {text or 'the server closed it'}")
 
     def finish(self) -> None:
         """Disconnect once the server has taken what was confirmed, or after some seconds."""
         until = time.monotonic() + _FINISH_SECONDS
-        with suppress(UnavailableError):  # it has ended
+        with suppress(DatabaseGoneError):  # it has ended
             self._pg.put_copy_end()
             self._pg.flush()
             while time.monotonic() < until:

@@ -28,7 +28,7 @@ from factory_agents.replication.envelope import Envelopes, Pair, Place, Table, f
 from factory_agents.replication.log import LogReader
 from factory_agents.replication.pgoutput import UNCHANGED, Begin, Change, Column, Commit, Described, Truncate, parse
 from factory_agents.replication.session import StreamSession
-from factory_agents.replication.slot import Server, SourceTable, lost, lsn_text
+from factory_agents.replication.slot import DatabaseGoneError, Server, SourceTable, lost, lsn_text
 from factory_agents.runtime.session import RunContext
 from factory_agents.telemetry import Batch, fields
 
@@ -96,10 +96,6 @@ class _WindowEnds(Exception):  # noqa: N818  # nothing failed
         self.note = note
 
 
-class _UnfinishedError(UnavailableError):
-    """An earlier window comes first: not for this attempt to wait for."""
-
-
 class _Reading:
     """The loop of one attempt: copy the table if that isn't done, then read the log to the window's end."""
 
@@ -117,7 +113,6 @@ class _Reading:
         self.changes = 0
         self.skip = 0
         self.notes: list[str] = []
-        self._committing = False
         self._looked = 0.0
         self._advanced = time.monotonic()
         self._down_since = 0.0
@@ -165,9 +160,9 @@ class _Reading:
                 self._close_log()
                 self.session.retry_chunk(aborted)
                 self.rows = self.session.progress.rows
-            except UnavailableError as error:
+            except DatabaseGoneError as error:
                 self._close_log()
-                if self._committing or isinstance(error, _UnfinishedError) or not self._may_wait():
+                if not self._may_wait():
                     raise
                 log.warning("the database is gone, trying again", extra=fields(reason=str(error)))
                 self._settle()
@@ -188,7 +183,8 @@ class _Reading:
     def _settle(self) -> None:
         """Commit what is read before the log is read on: whoever was fenced meanwhile must not take the slot back."""
         if self.session.stream is not None:
-            self._commit()
+            self._set_place()
+            self._seal()
 
     def _close_log(self) -> None:
         if self.log is not None:
@@ -237,7 +233,7 @@ class _Reading:
         if stream.end > microseconds(run.interval.start):
             return False
         if stream.window and stream.open:
-            raise _UnfinishedError(
+            raise UnavailableError(
                 f"stage {run.stage!r}: window {stream.window} is begun and not finished, and its changes come first; run it to its end "
                 f"(clear its task), one window at a time (max_active_runs=1)"
             )
@@ -343,15 +339,19 @@ class _Reading:
         self.envelopes.begin(Begin(stream.lsn, time.time_ns() // 1000, 0), table, snapshot=True)
         key_at = [self.table.columns.index(name) for name in self.table.key]
         began = time.monotonic()
-        for row in self.server.read_rows(self.table, copying.after):
-            self._put([self.envelopes.row(table, row, stream.lsn)])
-            copying = TableCopy(copying.horizon, tuple(str(row[i]) for i in key_at), copying.rows + 1)
-            if copying.rows % _COPY_BATCH == 0:
-                self.session.observer.batch(self.session.subject, Batch(_COPY_BATCH, time.monotonic() - began))
-                self._set(copying=copying)
-                self._commit_if_due()
-                self._check_leaving()
-                began = time.monotonic()
+        try:
+            for row in self.server.read_rows(self.table, copying.after):
+                self._put([self.envelopes.row(table, row, stream.lsn)])
+                copying = TableCopy(copying.horizon, tuple(str(row[i]) for i in key_at), copying.rows + 1)
+                if copying.rows % _COPY_BATCH == 0:
+                    self.session.observer.batch(self.session.subject, Batch(_COPY_BATCH, time.monotonic() - began))
+                    self._set(copying=copying)
+                    self._commit_if_due()
+                    self._check_leaving()
+                    began = time.monotonic()
+        except DatabaseGoneError:
+            self._set(copying=copying)  # what is put is committed before it is gone on with
+            raise
         self._set(copying=None, until=self.server.flush(), timed=False)
         self._commit()
         log.info("the table is copied", extra=fields(table=self.table.text, rows=copying.rows))
@@ -502,23 +502,28 @@ class _Reading:
         self.rows += 1
 
     def _commit_within(self) -> None:
-        """Commit in the middle of a transaction: an attempt that follows skips as many of its changes."""
+        """Commit, maybe in the middle of a transaction: an attempt that follows skips as many of its changes."""
+        self._set_place()
+        self._commit()
+
+    def _set_place(self) -> None:
         if self.begin is not None and self.changes:
             self._set(transaction=self.begin.lsn, done=max(self.changes, self.skip))
-        self._commit()
 
     def _commit_if_due(self) -> None:
         chunk = self.session.chunk
         limit = 1.0 if self.live else self.session.chunk_seconds
         if chunk.is_full or chunk.age > limit:
-            self._commit_within() if self.begin is not None else self._commit()
+            self._commit_within()
 
     def _commit(self, *, finished: bool = False, **more: Any) -> AgentResult | None:
         """Commit the chunk and the place in the log; only then is it confirmed to the server."""
         self._look()
-        self._committing = True
+        return self._seal(finished=finished, **more)
+
+    def _seal(self, *, finished: bool = False, **more: Any) -> AgentResult | None:
+        """The same without a look at the database."""
         result = self.session.commit({}, {}, rows=self.rows, finished=finished, **more)
-        self._committing = False
         self._advanced = time.monotonic()
         failpoints.hit("replicate.committed")
         if self.log is not None:
@@ -545,7 +550,7 @@ class _Reading:
         """When it is time to go: commit what there is first."""
         session = self.session
         if session.context.stop() or time.monotonic() > session.deadline:
-            self._commit_within() if self.begin is not None else self._commit()
+            self._commit_within()
             self._check_time()
 
     def _finish(self, note: str) -> AgentResult:

@@ -11,7 +11,7 @@ import msgspec
 
 from factory_agents.databases.postgres import Database, explain
 from factory_agents.databases.statements import table_name
-from factory_agents.errors import ConfigurationError, DataLossError
+from factory_agents.errors import ConfigurationError, DataLossError, UnavailableError
 from factory_agents.replication.values import SETTINGS, converters, known, own_types
 from factory_agents.telemetry import fields
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from factory_agents.replication.values import Convert
 
-__all__ = ["Server", "Slot", "SourceTable", "asking", "lost", "lsn_text", "session"]
+__all__ = ["DatabaseGoneError", "Server", "Slot", "SourceTable", "asking", "lost", "lsn_text", "session"]
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +33,20 @@ def lsn_text(lsn: int) -> str:
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
 
 
+class DatabaseGoneError(UnavailableError):
+    """The database, not the broker, doesn't answer: a reader waits for it, and goes on by itself."""
+
+
 @contextmanager
 def asking(what: str) -> Iterator[None]:
-    """Turn psycopg's errors into ours."""
+    """Turn psycopg's errors into ours; DatabaseGoneError where a retry may help."""
     import psycopg
 
     try:
         yield
     except psycopg.Error as error:
-        raise explain(error, what, ConfigurationError, right="SELECT") from error
+        told = explain(error, what, ConfigurationError, right="SELECT")
+        raise DatabaseGoneError(str(told)) if isinstance(told, UnavailableError) else told from error
 
 
 def session(database: Database, *, replication: bool = False) -> psycopg.Connection[Any]:
@@ -51,7 +56,10 @@ def session(database: Database, *, replication: bool = False) -> psycopg.Connect
     parameters = database.parameters | {"options": own, "client_encoding": "UTF8"}
     if replication:
         parameters["replication"] = "database"
-    connection = msgspec.structs.replace(database, parameters=parameters).connect("factory-replicate")
+    try:
+        connection = msgspec.structs.replace(database, parameters=parameters).connect("factory-replicate")
+    except UnavailableError as error:
+        raise DatabaseGoneError(str(error)) from error
     connection.autocommit = True
     return connection
 

@@ -143,6 +143,7 @@ def test_sessions_have_the_urls_own_name_or_ours(database_url: str, variable: Ca
         (psycopg.errors.ReadOnlySqlTransaction("cannot execute"), UnavailableError, "read-only"),
         (psycopg.errors.AdminShutdown("terminating"), UnavailableError, "lost"),
         (psycopg.OperationalError("server closed the connection"), UnavailableError, "lost"),
+        (psycopg.DatabaseError("server closed the connection unexpectedly"), UnavailableError, "lost"),  # a result without a code
         (psycopg.InterfaceError("the connection is closed"), UnavailableError, "lost"),
         (psycopg.errors.InsufficientPrivilege("permission denied for table x"), ConfigurationError, "permission denied for table x"),
         (psycopg.errors.CheckViolation("violates check constraint"), SinkError, "violates check"),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.kafka.writer import TransactionalWriter
 from factory_agents.protocol import AgentResult
 from tests.support.replication import Source
 from tests.support.waiting import wait_for
@@ -120,6 +121,49 @@ def test_that_loses_its_connection_goes_on_by_itself(replicated: Source) -> None
     assert attempt.wait() == 0, attempt.log
     assert "the database is gone, trying again" in attempt.log
     assert replayed(replicated, done, attempt.result) == table_now(replicated)
+
+
+def cut_off(replicated: Source, at: int) -> AgentResult:
+    """A window whose reader loses its connections after so many changes, with most of them still at the server."""
+    attempt = replicated.runs.attempt(replicated.window(chunk_records=200), f"replicate.put=stop@{at}")
+    attempt.wait_stopped()
+    replicated.connection.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'factory-replicate'"
+    )
+    attempt.signal(signal.SIGCONT)
+    assert attempt.wait() == 0, attempt.log
+    assert "the database is gone, trying again" in attempt.log
+    return attempt.result
+
+
+@pytest.mark.soak
+def test_that_loses_its_connection_amid_a_copy_or_a_transaction_goes_on_where_it_was(replicated: Source) -> None:
+    """Of more than the connection's buffers hold: what they hold is read after the loss."""
+    replicated.run("INSERT INTO {} SELECT g, g, repeat('x', 20000) FROM generate_series(2001, 3200) g")
+    copied = cut_off(replicated, 300)
+    with replicated.connection.transaction():
+        replicated.run("UPDATE {} SET a = a + 1")
+        replicated.run("DELETE FROM {} WHERE id % 7 = 0")
+    changed = cut_off(replicated, 300)
+    assert replayed(replicated, copied, changed) == table_now(replicated)
+    assert copied.counts.produced == len(replicated.records(copied))
+
+
+def test_an_outage_of_the_broker_is_told_as_one_and_not_waited_for_as_the_databases(
+    replicated: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replicated.run("INSERT INTO {} VALUES (1, 1, 'x')")
+
+    def refuse(*_: object) -> None:
+        raise UnavailableError("writing to changes-0: no broker answers")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TransactionalWriter, "send", refuse)
+        with pytest.raises(UnavailableError, match="no broker answers"):
+            replicated.replicate(run := replicated.window())
+    assert "the database is gone" not in caplog.text
+    assert replicated.replicate(run).counts.consumed == 1
 
 
 class TestLive:
