@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,13 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_factory.operators.replay import ReplayOperator
+from factory_agents.errors import FencedError
 from factory_agents.reject import Reject
 from tests.support.airflow_env import DagRunner
 from tests.support.pages import ROOT
 from tests.support.runs import Runs
 from tests.support.samples import context
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +124,22 @@ def test_a_task_that_was_killed_half_way_is_finished_by_its_retry(runs: Runs, le
     done = replay(letters)
     assert done["replayed"] == (4 if failpoint == "chunk.after-commit" else 6)
     assert ids(runs, letters[1]) == list(range(6))
+
+
+def test_two_tasks_at_once_bring_each_letter_once_with_the_retry_of_the_one_that_was_fenced(runs: Runs, letters: tuple[str, str]) -> None:
+    source = runs.topic("more", partitions=2)
+    runs.produce(source, [b'{"event_id": %d}' % i for i in range(6, 60)])
+    more = runs.run(runs.window(source), runs.topic("none", partitions=2), max_rejected="100 %", dead_letter_topic=letters[0])
+    runs.transform(more, refuse)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(replay, letters, rate=5)
+        wait_for(lambda: runs.everything(letters[1]), "its first events")
+        second = replay(letters)
+        with pytest.raises(FencedError):
+            first.result()
+    assert 0 < second["replayed"] < 60
+    assert replay(letters)["replayed"] == 0
+    assert ids(runs, letters[1]) == list(range(60))
 
 
 def test_a_task_that_is_ended_stops_between_transactions_and_the_rest_stays(runs: Runs, letters: tuple[str, str]) -> None:
