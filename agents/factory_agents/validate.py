@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -123,20 +123,21 @@ class ValidateTransform:
         self._statistics.add_times(times)
         return outputs
 
-    def _keys(self, messages: Sequence[Message], others: Sequence[int]) -> list[bytes | None] | None:
+    def _keys(self, messages: Sequence[Message], others: Iterable[int]) -> list[bytes | None] | None:
         """The keys of the records but those at the ``others``, where they matter."""
         if not self._keyed:
             return None
         passed = set(others)
         return [m.key() for i, m in enumerate(messages) if i not in passed]
 
-    def _take_fast(self, fast: FastPath, messages: Sequence[Message], values: Sequence[Any], times: list[int | None]) -> Sequence[int]:
-        """Count what the fast path knows to be valid; where the others are."""
+    def _take_fast(self, fast: FastPath, messages: Sequence[Message], outputs: list[Any], times: list[int | None]) -> Sequence[int]:
+        """Count what the fast path knows to be valid, reject what it knows to be wrong in one field; where the others are."""
         decode, check, read_time, time = fast.decode, fast.check, self._read_time, self.contract.time
         get_time = None if time is None else attrgetter(fast.names[time])
         events: list[Any] = []
         others: list[int] = []
-        for i, value in enumerate(values):
+        rejected: list[int] = []
+        for i, value in enumerate(outputs):
             try:
                 event = decode(value)
                 if check is None or check(event):
@@ -144,12 +145,31 @@ class ValidateTransform:
                         times.append(read_time(get_time(event)))
                     events.append(event)
                     continue
+            except msgspec.ValidationError as error:
+                fault = self._lone_fault(fast, value, error)
+                if fault is not None:
+                    outputs[i] = self._rejected(messages[i], [fault.rule], Reject(fault.reason, rule=fault.rule))
+                    rejected.append(i)
+                    continue
             except Exception:  # whatever it is, the other path finds it, and words it
-                others.append(i)
-                continue
+                pass
             others.append(i)
-        self._statistics.add_valid(events, lambda name: attrgetter(fast.names[name]), self._keys(messages, others))
+        self._statistics.add_valid(events, lambda name: attrgetter(fast.names[name]), self._keys(messages, [*others, *rejected]))
         return others
+
+    def _lone_fault(self, fast: FastPath, value: bytes, error: Exception) -> Violation | None:
+        """What alone is wrong with an event that the fast path didn't take; None where the other path decides, and words it."""
+        found = fast.lone_fault(value, error)
+        if found is None or self.contract.masked:
+            return None
+        name, fault, event = found
+        time = self.contract.time
+        if time is not None and time != name:
+            try:
+                self._read_time(getattr(event, fast.names[time]))
+            except Exception:
+                return None
+        return fault
 
     def _take_plain(self, places: Sequence[int], messages: Sequence[Message], outputs: list[Output], times: list[int | None]) -> None:
         decode, check, read_time, time = self._decode, self._check, self._read_time, self.contract.time
@@ -198,6 +218,9 @@ class ValidateTransform:
             rules, reject = [undecodable.rule], undecodable
         except (ValueError, TypeError, RecursionError) as error:
             rules, reject = ["schema"], Reject(f"the event cannot be checked: {error}", rule="schema")
+        return self._rejected(message, rules, reject)
+
+    def _rejected(self, message: Message, rules: Sequence[str], reject: Reject) -> Reject:
         self._statistics.add_rejected(rules, reject.reason, (message.topic(), message.partition(), message.offset()))
         return reject
 

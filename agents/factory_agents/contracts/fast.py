@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from factory_agents.contracts.expressions import Expression, compile_all
+from factory_agents.contracts.expressions import Expression, compile_all, compile_each
 from factory_agents.contracts.schema import Schema
-from factory_agents.contracts.wording import REMARKS, TOP
+from factory_agents.contracts.wording import REMARKS, TOP, Violation
 
 __all__ = ["FastPath", "NotFast", "compile_fast"]
 
@@ -29,11 +30,16 @@ class NotFast(Exception):  # noqa: N818  # a reason, not an error
 @dataclass(frozen=True)
 class FastPath:
     """``decode``: the event as a struct, or ValidationError where the validator has to decide; ``check``: whether rules (and what of the
-    schema its type cannot say) hold, raising where a rule cannot be decided; ``names``: the struct's attribute of each field."""
+    schema its type cannot say) hold, raising where a rule cannot be decided; ``names``: the struct's attribute of each field.
+
+    ``lone_fault`` takes what ``decode`` didn't, and its error: what is wrong with the one field that is, and the event without that; None
+    where the validator has to say.
+    """
 
     decode: Callable[[bytes], Any]
     check: Callable[[Any], Any] | None
     names: Mapping[str, str]
+    lone_fault: Callable[[bytes, Exception], tuple[str, Violation, Any] | None]
 
 
 _OBJECT = {"type", "properties", "required", "additionalProperties", *REMARKS}
@@ -73,7 +79,53 @@ def compile_fast(
     except (TypeError, ValueError) as error:
         raise NotFast(str(error).splitlines()[0]) from error
     check = compile_all(expressions, attributes=names, checks=checks) if expressions or checks else None
-    return FastPath(decode, check, names)
+    return FastPath(decode, check, names, _lone_fault(schema, types, fields, names, checks, compile_each(expressions, names)))
+
+
+def _lone_fault(
+    schema: Schema,
+    types: _Types,
+    fields: Sequence[Any],
+    names: Mapping[str, str],
+    checks: Sequence[tuple[str, Validator]],
+    broken: Callable[[Any], list[int]],
+) -> Callable[[bytes, Exception], tuple[str, Violation, Any] | None]:
+    """See ``FastPath``: the event is decoded by a type that takes anything in the field that the decoder complains of."""
+
+    @cache
+    def without(name: str) -> tuple[Callable[[bytes], Any], Callable[[Any], Any]]:
+        attribute = names[name]
+        relaxed = [(attribute, Any, msgspec.UNSET) if field[0] == attribute else field for field in fields]
+        others = [check for check in checks if check[0] != attribute]
+        return msgspec.json.Decoder(types.struct(relaxed, names)).decode, compile_all((), attributes=names, checks=others)
+
+    faults = schema.faults
+
+    def find(value: bytes, error: Exception) -> tuple[str, Violation, Any] | None:
+        name = _complained_of(str(error))
+        if faults is None or name not in names:
+            return None
+        decode, others_hold = without(name)
+        try:
+            event = decode(value)
+            attribute = names[name]
+            fault = faults.in_field(name, found := getattr(event, attribute))
+            if fault is None or not others_hold(event):
+                return None
+            if found is msgspec.UNSET:
+                setattr(event, attribute, None)
+            # A rule that can't be decided because of the field adds nothing; another one that is broken is for the validator's way.
+            return None if any(i >= 0 for i in broken(event)) else (name, fault, event)
+        except Exception:  # whatever it is, the other path finds it, and words it
+            return None
+
+    return find
+
+
+def _complained_of(error: str) -> str:
+    """The field that an error of the decoder's names, most likely; nothing hangs on it."""
+    _, at, path = error.rpartition(" - at `$.")
+    return path[:-1] if at else error.rpartition(" field `")[2][:-1]
 
 
 class _Types:
