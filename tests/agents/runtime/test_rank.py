@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from factory_agents.contracts import load_contract
 from factory_agents.errors import ConfigurationError
-from factory_agents.runtime.rank import rank_of, ranker, window_start
+from factory_agents.runtime.rank import Ranker, rank_of, window_start
 from tests.support.sink_bench import W1, W2
 
 NUMBERS = st.decimals(allow_nan=False, allow_infinity=False, places=None) | st.integers(-(10**40), 10**40).map(Decimal)
@@ -65,7 +65,7 @@ def test_version_time_window_and_record_in_this_order() -> None:
         (W2, ("x", 1, later), -1, 0, 0),
         (W1, ("x", 2, None), 0, 0, 0),
     ]
-    ranks = [ranker(table, window)(values, *record) for window, values, *record in rows]  # type: ignore[call-arg]
+    ranks = [Ranker(table, window).one(values, *record) for window, values, *record in rows]  # type: ignore[call-arg]
     assert ranks == sorted(ranks)
     assert len(set(ranks)) == len(ranks)
 
@@ -84,4 +84,4 @@ def test_no_value_is_the_beginning_of_another(value: Any) -> None:
 def test_what_has_no_order_here_is_named() -> None:
     table = load_contract({"name": "n", "id": "id", "version_field": "v", "columns": {"id": "text", "v": "text[]"}}).table()
     with pytest.raises(ConfigurationError, match=r"column 'v': rows are compared by it; expected one of bigint, .* got text\[\]"):
-        ranker(table, W1)
+        Ranker(table, W1)

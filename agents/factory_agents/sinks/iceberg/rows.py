@@ -142,11 +142,11 @@ def newest(keys: Keys) -> pa.Array | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pc.count_distinct(keys.keys).as_py() == len(keys):
+        return None
     order = pc.sort_indices(pa.table({"key": keys.keys, "rank": keys.ranks}), sort_keys=[("key", "ascending"), ("rank", "descending")])
     ordered = keys.keys.take(order)
     first = pc.not_equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0)))
-    if pc.all(first, min_count=0).as_py():
-        return None
     chosen = order.filter(pa.concat_arrays([pa.array([True]), first]))
     return chosen.take(pc.sort_indices(chosen))
 
