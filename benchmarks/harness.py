@@ -170,9 +170,10 @@ def arguments(doc: str, **defaults: int) -> argparse.Namespace:
     return options
 
 
-def bench_sandbox(*, with_registry: bool = False) -> Sandbox:
-    """A sandbox of the benchmarks' own, in ``.factory/bench``."""
-    sandbox = Sandbox(ROOT / ".factory" / "bench", with_registry=with_registry)
+def bench_sandbox(*, with_registry: bool = False, with_warehouses: bool = False) -> Sandbox:
+    """A sandbox of the benchmarks' own, in ``.factory/bench``; ``with_warehouses``: the emulators of BigQuery and Snowflake, too."""
+    home = ROOT / ".factory" / "bench"
+    sandbox = Sandbox(home, with_registry=with_registry, with_bigquery=with_warehouses, with_snowflake=with_warehouses)
     sandbox.up()
     return sandbox
 

@@ -1,8 +1,12 @@
-"""Publishing to Iceberg, beside a bare append of the same Arrow table and beside what a person writes."""
+"""Iceberg beside a bare append of the same Arrow table, and the memory of a publish; with ``--emulators 1`` BigQuery and Snowflake, too.
+
+With ``FACTORY_QUIX_PYTHON``, the Python of an environment that has quixstreams and pyiceberg, beside Quix Streams' Iceberg sink.
+"""
 
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import tempfile
@@ -13,15 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from confluent_kafka import Message
-from harness import arguments, report, timed
-from publish_throughput import BATCH, CONTRACT, WINDOW, make_files
+from harness import ROOT, arguments, bench_sandbox, filled_window, report, rounds, run_agent, run_process, timed
+from publish_throughput import BATCH, COLUMNS, CONTRACT, WINDOW, make_files
 from pyiceberg.catalog import load_catalog
 from pyiceberg.table import Table
 
-from factory_agents.protocol import Shard
+from factory_agents.kafka.config import KafkaConfig
+from factory_agents.protocol import AgentRef, AgentRun, Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim
+from factory_agents.runtime.ledger_sink import Part
+from factory_agents.sandbox import Sandbox
+from factory_agents.sandbox.state import BIGQUERY_PROJECT, bigquery_env, snowflake_env
+from factory_agents.sinks.bigquery import account_from_env
+from factory_agents.sinks.snowflake import account_from_env as snowflake_account
 
 
 def records(lines: Path) -> list[Any]:
@@ -119,16 +130,132 @@ def race_iceberg(lines: Path, folder: Path, count: int, rows: int) -> None:
         "bare append of the same Arrow": lambda _: lake.appended(same),
         "decode, then append, by hand": lambda _: lake.by_hand(lines),
     }
+    if python := os.environ.get("FACTORY_QUIX_PYTHON"):
+        contestants["Quix Streams"] = lambda n: quix(python, lines, folder, n)
     seconds, cpu = timed(count, contestants, "factory")
     report("publish to Iceberg", seconds, "factory", rows, "rows", {"cpu_ratios": cpu})
 
 
+def quix(python: str, lines: Path, folder: Path, n: int) -> tuple[float, float]:
+    """Quix Streams' sink, in its own environment."""
+    cost = run_process([python, ROOT / "benchmarks" / "peers" / "quix_iceberg.py", str(lines), str(folder), f"quix{n}"])
+    told = json.loads(cost.output.strip().splitlines()[-1])
+    return float(told["seconds"]), float(told["cpu"])
+
+
+def staged(lines: Path, params: Mapping[str, Any]) -> Callable[[int], float]:
+    """Seconds in which rows that are made already are staged, each time in a publication of its own."""
+    given = records(lines)
+
+    def run(n: int) -> float:
+        sink = build({"contract": CONTRACT, "table": f"{params['table']}_{n}", **{k: v for k, v in params.items() if k != "table"}})
+        sink.claim(claim_of(params["table"]))
+        publication, own = sink._publication, sink._sink
+        batches, _ = publication._reader.read(given)
+        rows = publication._reader.join(batches)
+        began = time.monotonic()
+        own.stage(Part(publication._number, 0), rows)
+        if hasattr(own, "_finish_load"):
+            own._finish_load()
+        took = time.monotonic() - began
+        sink.close()
+        return took
+
+    return run
+
+
+def race_staging(sandbox: Sandbox, lines: Path, count: int, rows: int) -> None:
+    """Parts of a window on their way into the emulators, beside a plain load of the same rows by the client."""
+    info = sandbox.info()
+    with lines.open("rb") as file:
+        arrow = pa.Table.from_pylist([json.loads(line) for line in file])
+    name = f"bench_{uuid.uuid4().hex[:8]}"
+    if info.bigquery_url:
+        from google.cloud import bigquery
+
+        os.environ.update(bigquery_env(info.bigquery_url))
+        client = account_from_env().client()
+        client.create_dataset(name)
+
+        def load(n: int) -> float:
+            began = time.monotonic()
+            data = io.BytesIO()
+            pq.write_table(arrow, data)
+            data.seek(0)
+            config = bigquery.LoadJobConfig(source_format="PARQUET")
+            client.load_table_from_file(data, f"{BIGQUERY_PROJECT}.{name}.plain_{n}", job_config=config).result()
+            return time.monotonic() - began
+
+        run = staged(lines, {"sink": "bigquery", "table": f"{name}.ours"})
+        report("staging in BigQuery (emulator)", rounds(count, {"factory": run, "plain load": load}), "factory", rows, "rows")
+        client.delete_dataset(name, delete_contents=True)
+    if info.snowflake_url:
+        import snowflake.connector
+
+        os.environ.update(snowflake_env(info.snowflake_url))
+        account = snowflake_account()
+        connection = snowflake.connector.connect(**account.place, **account.secrets, database=account.database, schema=account.schema)
+
+        def put(n: int) -> float:
+            with connection.cursor() as cursor:
+                cursor.execute(f"CREATE TABLE {name}_plain_{n} (event_id TEXT, user INT, payload TEXT, amount FLOAT, kind TEXT)")
+                began = time.monotonic()
+                data = io.BytesIO()
+                pq.write_table(arrow, data)
+                data.seek(0)
+                cursor.execute(f"PUT file://p.parquet @%{name}_plain_{n} AUTO_COMPRESS = FALSE OVERWRITE = TRUE", file_stream=data)
+                columns = ", ".join(f"$1:{column}" for column in COLUMNS)
+                cursor.execute(
+                    f"COPY INTO {name}_plain_{n} FROM (SELECT {columns} FROM @%{name}_plain_{n}/p.parquet) FILE_FORMAT = (TYPE = PARQUET)"
+                )
+                return time.monotonic() - began
+
+        run = staged(lines, {"sink": "snowflake", "table": f"{name}_ours"})
+        report("staging in Snowflake (emulator)", rounds(count, {"factory": run, "plain PUT and COPY": put}), "factory", rows, "rows")
+        connection.close()
+
+
+def memory(sandbox: Sandbox, folder: Path, rows: int) -> None:
+    """The most that a publish of so many events takes, by sink."""
+    info = sandbox.info()
+    config = KafkaConfig(info.bootstrap)
+    name = f"bench-memory-{uuid.uuid4().hex[:8]}"
+    window = filled_window(config, name, rows, 4)
+    sinks: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+        "postgres": ({"table": name.replace("-", "_")}, {"DATABASE_URL": info.database_url}),
+    }
+    catalog = {"ICEBERG_CATALOG": json.dumps(Lake(folder).properties)}
+    for mode in ("append", "upsert"):
+        sinks[f"iceberg, {mode}"] = ({"sink": "iceberg", "table": f"bench.{mode}", "mode": mode}, catalog)
+    if info.bigquery_url:
+        sinks["bigquery"] = ({"sink": "bigquery", "table": "local.memory"}, bigquery_env(info.bigquery_url))
+    if info.snowflake_url:
+        sinks["snowflake"] = ({"sink": "snowflake", "table": "memory"}, snowflake_env(info.snowflake_url))
+    found: dict[str, dict[str, float]] = {}
+    print(f"\n| sink | seconds | CPU seconds | peak MB | ({rows:,} events)\n|---|---|---|---|")
+    for sink, (params, environment) in sinks.items():
+        run = AgentRun(
+            window.pipeline, f"publish-{uuid.uuid4().hex[:4]}", AgentRef("publish"), window=window, params={"contract": CONTRACT, **params}
+        )
+        done, cost = run_agent(config, run, **environment)
+        if done.counts.written != rows:
+            raise SystemExit(f"{sink}: {done.counts}")
+        found[sink] = {"seconds": done.seconds, "cpu": round(cost.cpu, 2), "peak": round(cost.peak)}
+        print(f"| {sink} | {done.seconds:.1f} | {cost.cpu:.1f} | {cost.peak:.0f} |", flush=True)
+    print(json.dumps({"benchmark": "memory of publish", "rows": rows, "sinks": found}))
+
+
 def main() -> None:
-    """Make the rows, race, report."""
-    options = arguments(__doc__ or "", rows=1_000_000)
-    rows = 5_000 if options.smoke else options.rows
+    """Make the rows, race, report; then memory."""
+    options = arguments(__doc__ or "", rows=1_000_000, staged=200_000, emulators=0)
+    rows, part = (20_000, 5_000) if options.smoke else (options.rows, options.staged)
+    sandbox = bench_sandbox(with_warehouses=bool(options.emulators))
     with tempfile.TemporaryDirectory() as folder:
-        race_iceberg(make_files(Path(folder), rows, ordered=False)[0], Path(folder), options.rounds, rows)
+        for place in ("race", "memory"):
+            (Path(folder) / place).mkdir()
+        race_iceberg(make_files(Path(folder), rows, ordered=False)[0], Path(folder) / "race", options.rounds, rows)
+        race_staging(sandbox, make_files(Path(folder), part, ordered=False)[0], options.rounds, part)
+        memory(sandbox, Path(folder) / "memory", rows)
 
 
 if __name__ == "__main__":
