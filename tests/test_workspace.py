@@ -41,6 +41,7 @@ TESTED_WITH = {
         "replication/streams",
         "replication/values",
     ),
+    "tests/agents/runtime/test_live.py": ("kafka/predecessors",),
     "tests/agents/runtime/test_exact_sink.py": ("runtime/ledger_sink", "runtime/sink"),
     "tests/agents/runtime/test_shadow.py": ("kafka/shadow_group",),
     "tests/agents/runtime/test_versions.py": ("kafka/control", "kafka/presence", "kafka/version_group"),

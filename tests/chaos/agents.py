@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 from factory_agents.runtime.agents import Reject, agent
+from factory_agents.runtime.dependencies import Dependency
 from factory_agents.runtime.split import split
 
 
@@ -31,6 +32,20 @@ def dies(event: dict[str, Any]) -> None:
 async def asks(event: dict[str, Any]) -> dict[str, Any]:
     """Takes a while, another one each time."""
     await asyncio.sleep(random.expovariate(30))
+    return event
+
+
+crm = Dependency("crm")
+
+
+def depends(event: dict[str, Any]) -> dict[str, Any]:
+    """Calls a service, which is there while the file is that ``SERVICE`` names; the calls that it doesn't answer are counted beside it."""
+    service = os.environ["SERVICE"]
+    with crm:
+        if event.get("poison") or not os.path.exists(service):
+            with open(f"{service}.refused", "ab") as calls:
+                calls.write(b".")
+            raise ConnectionError("connection refused")
     return event
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ PROGRAMS = {
     "enrich": ["factory_agents.enrich"],
     "split": [*_AGENT, "tests.chaos.agents:halves"],
     "calls": [*_AGENT, "tests.chaos.agents:asks"],
+    "depends": [*_AGENT, "tests.chaos.agents:depends"],
 }
 
 
@@ -47,6 +48,10 @@ class Written:
     version: str
 
 
+def _value(number: int) -> bytes:
+    return b'{"event_id": %d}' % number
+
+
 @dataclass
 class Fleet:
     """Members of versions in processes of their own, and a producer that goes on."""
@@ -57,23 +62,29 @@ class Fleet:
     members: list[tuple[str, warm.Process]] = field(default_factory=list)
     started: list[warm.Process] = field(default_factory=list)
     sent: int = 0
+    sent_at: list[float] = field(default_factory=list)
+    """When, by number."""
     transaction_ms: int = 6000
     programs: dict[str, str] = field(default_factory=dict)
     """By version, where they are not ``enrich``."""
+    log: Path = Path(os.devnull)
+    """What they all say."""
 
     @property
     def group(self) -> str:
         return f"{self.runs.prefix}.group"
 
-    def start(self, version: str, agent: str = "", failpoints: str = "", program: str = "") -> warm.Process:
+    def start(self, version: str, agent: str = "", failpoints: str = "", program: str = "", **variables: str) -> warm.Process:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))}
         environment |= self.runs.configured(session_timeout_ms=6000, transaction_timeout_ms=self.transaction_ms).to_env()
-        environment["FACTORY_FAILPOINTS"] = failpoints
+        environment |= {"FACTORY_FAILPOINTS": failpoints, **variables}
         program = program or self.programs.get(version, "enrich")
         command = [sys.executable, "-m", *PROGRAMS[program], "--in-topic", self.source, "--out-topic", self.out]
-        command += ["--group", self.group, "--prefix", self.runs.prefix, "--live-version", version]
+        command += ["--group", self.group, "--prefix", self.runs.prefix]
+        command += ["--live-version", version] if version else []
         command += ["--function", agent] if agent else []
-        process = warm.start(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with self.log.open("ab") as log:
+            process = warm.start(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log)
         self.members.append((version, process))
         self.started.append(process)
         return process
@@ -96,7 +107,7 @@ class Fleet:
             process.wait(30)
 
     @contextmanager
-    def feeding(self, pause: float) -> Iterator[None]:
+    def feeding(self, pause: float, value: Callable[[int], bytes] = _value) -> Iterator[None]:
         """Events with growing numbers to every partition, all the time."""
         ended = threading.Event()
         producer = Producer({"bootstrap.servers": self.runs.bootstrap, "linger.ms": 5, "enable.idempotence": True, "log_level": 0})
@@ -106,7 +117,8 @@ class Fleet:
                 while len(producer) > 10_000 and not ended.is_set():  # a broker that is busy sets the pace
                     producer.poll(0.1)
                 for p in range(PARTITIONS):
-                    producer.produce(self.source, b'{"event_id": %d}' % self.sent, b"%d" % (self.sent % _KEYS), partition=p)
+                    producer.produce(self.source, value(self.sent), b"%d" % (self.sent % _KEYS), partition=p)
+                    self.sent_at.append(time.monotonic())
                     self.sent += 1
                 producer.poll(0)
                 ended.wait(pause)

@@ -15,6 +15,7 @@ from factory_agents.errors import DataLossError, FactoryError, UnavailableError,
 from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error, unauthorized
 from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer
 from factory_agents.kafka.messages import Message
+from factory_agents.kafka.predecessors import signature
 from factory_agents.kafka.reader import TOPIC_CHANGED
 from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.writer import ChunkAbortedError
@@ -102,6 +103,8 @@ class GroupReader:
         self.reading: set[int] = set()
         self.ends: dict[int, int] = {}
         self.lost = 0
+        self.writer = ""
+        """Names who commits, beside each position."""
         self._committed: dict[int, int] = {}
         self._fetched: set[int] = set()
         self._out_of_range: set[int] = set()
@@ -333,8 +336,9 @@ class GroupReader:
         return {p: end for p, end in self.ends.items() if p in reading and end > max(self._committed.get(p, -1), positions.get(p, -1), 0)}
 
     def offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
-        """Positions as they are committed: each with the id of the topic that it is about."""
-        return [TopicPartition(self.topic.name, p, offset, self._tag) for p, offset in positions.items()]
+        """Positions as they are committed: each with the id of the topic that it is about, and who commits it."""
+        tag = self._tag + (signature(self.writer, self._consumer.memberid() or "") if self.writer else "")
+        return [TopicPartition(self.topic.name, p, offset, tag) for p, offset in positions.items()]
 
     @property
     def _tag(self) -> str:
@@ -343,6 +347,11 @@ class GroupReader:
     def committed(self, positions: Mapping[int, int]) -> None:
         """Take note of what was committed."""
         self._committed |= positions
+
+    @property
+    def group(self) -> str:
+        """The group that it is a member of."""
+        return self._group
 
     @property
     def membership(self) -> object:

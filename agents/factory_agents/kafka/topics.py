@@ -77,12 +77,13 @@ class TopicInfo:
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """A consumer group's name, how many members it has now, what they are assigned, and their client ids."""
+    """A consumer group's name, how many members it has now, what they are assigned, and their clients' and their own ids."""
 
     name: str
     members: int
     assigned: frozenset[tuple[str, int]]
     clients: frozenset[str] = frozenset()
+    member_ids: frozenset[str] = frozenset()
 
 
 class Cluster:
@@ -306,7 +307,8 @@ class Cluster:
         )
         if described.state == ConsumerGroupState.DEAD and not described.members:
             return None
-        return GroupInfo(name, len(described.members), assigned, frozenset(m.client_id for m in described.members))
+        members = described.members
+        return GroupInfo(name, len(members), assigned, frozenset(m.client_id for m in members), frozenset(m.member_id for m in members))
 
     def groups(self) -> list[str]:
         """The names of all consumer groups."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 import uuid
@@ -15,6 +16,7 @@ from factory_agents.errors import FencedError, StoppedError, UnavailableError, W
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.group import GroupReader
 from factory_agents.kafka.messages import Message
+from factory_agents.kafka.predecessors import Predecessors
 from factory_agents.kafka.records import check_names
 from factory_agents.kafka.routes import shadow_group
 from factory_agents.kafka.shadow_group import ShadowReader
@@ -129,9 +131,12 @@ class LiveAgent:
         if settings.shadow:
             group = shadow_group(group, settings.shadow)
         self.group, self.prefix = group, settings.prefix
+        self.reader.writer = me = member or uuid.uuid4().hex
+        id_of = functools.partial(transactional_id, settings.prefix, "live", group)
+        self.predecessors = Predecessors(context.config, self.cluster, self.reader.group, id_of=id_of, me=me)
         self.writer = TransactionalWriter(
             context.config,
-            transactional_id(settings.prefix, "live", group, member or uuid.uuid4().hex),
+            id_of(me),
             known_topic=in_topic,
             timeout_ms=int(context.config.values.get("transaction.timeout.ms", _TIMEOUT_MS)),
             stop=context.stop,
@@ -197,6 +202,7 @@ class LiveAgent:
             self.chunk.side.leave()
         self._drop("the agent ends")
         self.reader.close()
+        self.predecessors.close()
         self.thread.close(self.transform.close)
         for codec in filter(None, (self.input_codec, self.outputs.codec)):
             codec.close()
@@ -484,6 +490,8 @@ class LiveAgent:
 
     def _on_assign(self, partitions: set[int]) -> None:
         log.info("partitions assigned", extra=fields(group=self.group, partitions=sorted(partitions)))
+        if partitions:
+            self.predecessors.look(self.reader.topic.name, partitions)
         self.observer.rebalanced(self.subject, frozenset(self.reader.assigned))
 
     def _on_revoke(self, partitions: set[int]) -> None:
