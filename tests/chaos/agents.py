@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from pathlib import Path
 from typing import Any
 
 from factory_agents.runtime.agents import Reject, agent
@@ -40,10 +41,10 @@ crm = Dependency("crm")
 
 def depends(event: dict[str, Any]) -> dict[str, Any]:
     """Calls a service, which is there while the file is that ``SERVICE`` names; the calls that it doesn't answer are counted beside it."""
-    service = os.environ["SERVICE"]
+    service = Path(os.environ["SERVICE"])
     with crm:
-        if event.get("poison") or not os.path.exists(service):
-            with open(f"{service}.refused", "ab") as calls:
+        if event.get("poison") or not service.exists():
+            with service.with_suffix(".refused").open("ab") as calls:
                 calls.write(b".")
             raise ConnectionError("connection refused")
     return event

@@ -60,8 +60,7 @@ class Group:
     def stands(self, group: str = "", partition: int = 0) -> int:
         asking = self.runs.config.consumer(group_id=group or self.name)
         try:
-            offset = asking.committed([self.place(partition)], timeout=10)[0].offset
-            return -1 if offset is None or offset < 0 else offset
+            return max(-1, asking.committed([self.place(partition)], timeout=10)[0].offset)
         finally:
             asking.close()
 
