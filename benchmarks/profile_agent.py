@@ -55,7 +55,7 @@ class Sampler:
         while frame is not None and "factory_agents" not in frame.f_code.co_filename:
             frame = frame.f_back
         if frame is not None:
-            self.lines[frame.f_code.co_filename, frame.f_lineno] += 1
+            self.lines[frame.f_code.co_filename, frame.f_lineno or 0] += 1  # some bytecode is of no line
 
 
 def _names(frame: FrameType | None) -> list[str]:
