@@ -40,7 +40,6 @@ USUAL = (
     "rich.console",
     "rich.table",
     "typer",
-    "typer._adapters",
 )
 """Some of it takes longer than all that a command does: a second for the registry's client."""
 TEMPORAL = ("factory_agents.temporal.http", "factory_agents.temporal.starter", "factory_agents.temporal.worker")
