@@ -32,7 +32,8 @@ class TemporalPipelineOperator(BaseOperator):
     """Starts the workflow of the run's interval, or finds the one that runs or has run, and returns what its stages did.
 
     Where the server is, Temporal's own variables say (``TEMPORAL_ADDRESS`` and its like), in the environment of workers and triggerers. A
-    workflow that failed is started again by a retry or a clear, and goes on where it ended. Assets in ``outlets`` get an event at its end,
+    workflow that failed is started again by a retry or a clear, and goes on where it ended; so is one that was found running, and is
+    cancelled then. Assets in ``outlets`` get an event at its end,
     with the workflow's id, the window and the counts. Where Airflow writes traces, the workflow is a part of the task's span. It needs the
     extra ``temporal``.
 
@@ -70,6 +71,7 @@ class TemporalPipelineOperator(BaseOperator):
         self.profile = profile
         self.deferrable = deferrable
         self._workflow_id = ""
+        self._first_run = ""
         self._done: PipelineDone | None = None
 
     def execute(self, context: Context) -> Any:  # noqa: RET503  # defer never returns
@@ -84,13 +86,16 @@ class TemporalPipelineOperator(BaseOperator):
         if done is not None:
             return self._finish(context, done)
         self.defer(
-            trigger=TemporalPipelineTrigger(workflow_id=self._workflow_id, profile=self.profile),
+            trigger=TemporalPipelineTrigger(workflow_id=self._workflow_id, first_run=self._first_run, profile=self.profile),
             method_name="execute_complete",
             timeout=self.execution_timeout,
         )
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """What the trigger saw: the result, or an error with its reason."""
+        if event.get("again"):  # the attempt before this one was cleared, which cancelled the workflow that this one found
+            self.log.info("%s; it is started again", event["reason"])
+            return self.execute(context)
         from factory_agents.temporal.client import PipelineFailedError
         from factory_agents.temporal.protocol import PipelineDone
 
@@ -104,7 +109,7 @@ class TemporalPipelineOperator(BaseOperator):
         from factory_agents.temporal.client import cancel, connect
 
         async def cancelled() -> None:
-            await cancel(await connect(self.profile), self._workflow_id, wait=False)
+            await cancel(await connect(self.profile), self._workflow_id, first_run=self._first_run, wait=False)
 
         if self._workflow_id:  # in a thread: this one may be in an event loop, from which a signal called us
             thread = threading.Thread(target=asyncio.run, args=(cancelled(),), daemon=True)
@@ -123,15 +128,23 @@ class TemporalPipelineOperator(BaseOperator):
 
     async def _started(self, request: PipelineRequest, parent: str = "") -> PipelineDone | None:
         from factory_agents.telemetry import tracing
-        from factory_agents.temporal.client import connect, outcome, start
+        from factory_agents.temporal.client import PipelineFailedError, connect, outcome, start
         from factory_agents.temporal.traces import within
 
         with tracing("airflow", None if parent else {}) as traces:
             client = await connect(self.profile, traces=traces)
             with within(client, parent):
                 handle = await start(client, request, again=True)
-        self._workflow_id = handle.id
-        return None if self.deferrable else await outcome(handle)
+        self._workflow_id, self._first_run = handle.id, handle.first_execution_run_id or ""
+        if self.deferrable:
+            return None
+        try:
+            return await outcome(handle)
+        except PipelineFailedError as error:
+            if self._first_run or not error.cancelled:
+                raise
+            self.log.info("%s; it is started again", error)
+            return await self._started(request, parent)
 
     def _tell(self, context: Context, request: PipelineRequest) -> None:
         self.log.info("Workflow %s", self._workflow_id)

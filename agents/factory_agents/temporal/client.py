@@ -109,12 +109,13 @@ _REFUSED = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED)
 class PipelineFailedError(FactoryError):
     """A workflow ended without its pipeline's result; the message begins with the error's class in the agent.
 
-    ``retriable``: whether another workflow over the window may succeed with nothing changed.
+    ``retriable``: whether another workflow over the window may succeed with nothing changed; ``cancelled``: whether somebody ended it.
     """
 
-    def __init__(self, message: str, *, retriable: bool = False) -> None:
+    def __init__(self, message: str, *, retriable: bool = False, cancelled: bool = False) -> None:
         super().__init__(message)
         self.retriable = retriable
+        self.cancelled = cancelled
 
 
 class NotFoundError(ConfigurationError):
@@ -170,14 +171,16 @@ async def check_namespace(client: Client) -> None:
 async def start(client: Client, request: PipelineRequest, *, again: bool = False) -> WorkflowHandle[Any, PipelineDone]:
     """Start a pipeline over a window, or give the workflow that runs it or has run it; raises ConfigurationError where that one failed.
 
-    ``again``: start another after one that failed, which goes on where that ended. A request to redo the work always starts another.
+    ``again``: start another after one that failed, which goes on where that ended; the handle of one that was there before has no
+    ``first_execution_run_id`` then. A request to redo the work always starts another.
     """
     reuse = WorkflowIDReusePolicy.REJECT_DUPLICATE
     if again:
         reuse = WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
     if request.rerun == "redo":
         reuse = WorkflowIDReusePolicy.ALLOW_DUPLICATE
-    conflict = WorkflowIDConflictPolicy.FAIL if request.rerun == "redo" else WorkflowIDConflictPolicy.USE_EXISTING
+    told = again or request.rerun == "redo"
+    conflict = WorkflowIDConflictPolicy.FAIL if told else WorkflowIDConflictPolicy.USE_EXISTING
     spec, id_ = request.spec, request.workflow_id
     with _rpc_errors(f"starting {id_}", missing=RefusedError):  # its namespace
         try:
@@ -239,7 +242,8 @@ async def outcome(handle: WorkflowHandle[Any, _T]) -> _T:
         try:
             return await handle.result()
         except WorkflowFailureError as error:
-            raise PipelineFailedError(f"workflow {handle.id}: {_root(error)}", retriable=_may_pass(error)) from error
+            cancelled = isinstance(_causes(error)[-1], CancelledError)
+            raise PipelineFailedError(f"workflow {handle.id}: {_root(error)}", retriable=_may_pass(error), cancelled=cancelled) from error
 
 
 async def unserved(client: Client, queues: Iterable[str]) -> list[str]:
@@ -263,9 +267,9 @@ async def waited_for(client: Client, id_: str) -> set[str]:
     return {each.activity_options.task_queue.name for each in pending if each.state == waiting and each.activity_options.task_queue.name}
 
 
-def handle_of(client: Client, id_: str) -> WorkflowHandle[Any, PipelineDone]:
-    """A pipeline's workflow by its id."""
-    return client.get_workflow_handle(id_, result_type=PipelineDone)
+def handle_of(client: Client, id_: str, first_run: str = "") -> WorkflowHandle[Any, PipelineDone]:
+    """A pipeline's workflow by its id; with ``first_run`` only the one that began with that run is cancelled by it."""
+    return client.get_workflow_handle(id_, result_type=PipelineDone, first_execution_run_id=first_run or None)
 
 
 async def start_backfill(client: Client, request: BackfillRequest) -> WorkflowHandle[Any, BackfillDone]:
@@ -432,9 +436,12 @@ async def retry(client: Client, id_: str) -> Progress:
             raise ConfigurationError(f"workflow {id_}: {_root(error)}") from error
 
 
-async def cancel(client: Client, id_: str, *, wait: bool = True) -> None:
-    """Cancel a workflow: its agents commit what they have in hand and end; by default wait until they have."""
-    handle = handle_of(client, id_)
+async def cancel(client: Client, id_: str, *, first_run: str = "", wait: bool = True) -> None:
+    """Cancel a workflow: its agents commit what they have in hand and end; by default wait until they have.
+
+    ``first_run``: only the one that began with that run, and none that was started over the same window after it.
+    """
+    handle = handle_of(client, id_, first_run)
     with _rpc_errors(f"cancelling {id_}"):
         await handle.cancel()
         if not wait:

@@ -136,13 +136,37 @@ def test_a_failure_is_told_and_a_retry_goes_on(pipelines: Pipelines, runs: Runs,
         assert cleared.operator.execute(cleared.context)["stages"][0]["counts"]["consumed"] == 50
 
 
-def test_a_killed_wait_cancels_the_workflow(pipelines: Pipelines, raw: str) -> None:
-    task = Task(deferrable=True)
-    trigger = task.deferred()  # no worker runs
-    asyncio.run(trigger.on_kill())
+def test_a_killed_wait_cancels_its_workflow_and_a_cleared_task_starts_another(pipelines: Pipelines, runs: Runs, raw: str) -> None:
+    """A cleared task is there again before the one that it was is gone."""
+    runs.topic("marked")
+    first, cleared, waiting = Task(deferrable=True).deferred(), Task(deferrable=True), Task(deferrable=False)
+    second = cleared.deferred()  # no worker runs
+    asyncio.run(first.on_kill())
     with pipelines.served():
-        wait_for(lambda: pipelines.is_over(trigger.workflow_id), "the workflow to be cancelled")
-        assert "cancelled" in fire(trigger)["reason"]
+        event = fire(first)
+        assert "cancelled" in event["reason"]
+        with pytest.raises(AirflowFailException, match="cancelled"):
+            Task().operator.execute_complete(cleared.context, event)
+        with pytest.raises(TaskDeferred) as raised:
+            cleared.operator.execute_complete(cleared.context, fire(second))
+        asyncio.run(first.on_kill())  # of the one that is over
+        done = cleared.operator.execute_complete(cleared.context, fire(raised.value.trigger))
+        assert [(s["stage"], s["counts"]["consumed"]) for s in done["stages"]] == [("mark", 50)]
+        assert waiting.operator.execute(waiting.context) == done
+
+
+def test_a_task_that_waits_in_its_worker_starts_what_is_cancelled_again(pipelines: Pipelines, runs: Runs, raw: str) -> None:
+    runs.topic("marked")
+    first, cleared = Task(deferrable=True).deferred(), Task(deferrable=False).operator
+
+    async def killed() -> Any:
+        waiting = asyncio.create_task(cleared._started(cleared._request(Task().context)))
+        await asyncio.to_thread(wait_for, lambda: cleared._workflow_id, "the workflow to be found")
+        await first.on_kill()
+        with pipelines.served():
+            return await waiting
+
+    assert asyncio.run(killed()).stages[0].counts.consumed == 50
 
 
 def test_a_task_that_is_killed_in_its_worker_cancels_the_workflow(pipelines: Pipelines, raw: str) -> None:
