@@ -247,15 +247,15 @@ def memory(sandbox: Sandbox, folder: Path, rows: int) -> None:
 
 def main() -> None:
     """Make the rows, race, report; then memory."""
-    options = arguments(__doc__ or "", rows=1_000_000, staged=200_000, emulators=0)
-    rows, part = (20_000, 5_000) if options.smoke else (options.rows, options.staged)
+    options = arguments(__doc__ or "", rows=200_000, events=1_000_000, emulators=0)
+    rows, events = (5_000, 5_000) if options.smoke else (options.rows, options.events)
     sandbox = bench_sandbox(with_warehouses=bool(options.emulators))
     with tempfile.TemporaryDirectory() as folder:
         for place in ("race", "memory"):
             (Path(folder) / place).mkdir()
         race_iceberg(make_files(Path(folder), rows, ordered=False)[0], Path(folder) / "race", options.rounds, rows)
-        race_staging(sandbox, make_files(Path(folder), part, ordered=False)[0], options.rounds, part)
-        memory(sandbox, Path(folder) / "memory", rows)
+        race_staging(sandbox, make_files(Path(folder), rows, ordered=False)[0], options.rounds, rows)
+        memory(sandbox, Path(folder) / "memory", events)
 
 
 if __name__ == "__main__":

@@ -146,9 +146,8 @@ class ValidateTransform:
                     events.append(event)
                     continue
             except msgspec.ValidationError as error:
-                fault = self._lone_fault(fast, value, error)
-                if fault is not None:
-                    outputs[i] = self._rejected(messages[i], [fault.rule], Reject(fault.reason, rule=fault.rule))
+                if broken := self._explained(fast, value, error):
+                    outputs[i] = self._rejected(messages[i], *_worded(broken))
                     rejected.append(i)
                     continue
             except Exception:  # whatever it is, the other path finds it, and words it
@@ -157,19 +156,19 @@ class ValidateTransform:
         self._statistics.add_valid(events, lambda name: attrgetter(fast.names[name]), self._keys(messages, [*others, *rejected]))
         return others
 
-    def _lone_fault(self, fast: FastPath, value: bytes, error: Exception) -> Violation | None:
-        """What alone is wrong with an event that the fast path didn't take; None where the other path decides, and words it."""
+    def _explained(self, fast: FastPath, value: bytes, error: Exception) -> Sequence[Violation]:
+        """All that an event breaks which the fast path didn't take; empty where the other path has to say."""
         found = fast.lone_fault(value, error)
         if found is None or self.contract.masked:
-            return None
-        name, fault, event = found
+            return ()
+        name, fault, event, rules = found
         time = self.contract.time
-        if time is not None and time != name:
-            try:
+        try:
+            if time is not None and time != name:
                 self._read_time(getattr(event, fast.names[time]))
-            except Exception:
-                return None
-        return fault
+            return [fault, *self.contract.worded_rules(self._decode(value), rules, fits=False)] if rules else [fault]
+        except Exception:
+            return ()
 
     def _take_plain(self, places: Sequence[int], messages: Sequence[Message], outputs: list[Output], times: list[int | None]) -> None:
         decode, check, read_time, time = self._decode, self._check, self._read_time, self.contract.time
@@ -212,8 +211,7 @@ class ValidateTransform:
                 if self._refuses_doubled_keys and (name := doubled_key(message.value() or b"")) is not None:
                     raise Reject(f"the key {show(name)} stands twice in one object", rule="decode")
                 broken = self.contract.violations(event, self._members)
-            rules, reason = _worded(broken)
-            reject = Reject(reason, rule=rules[0] if len(rules) == 1 else ",".join(rules))
+            rules, reject = _worded(broken)
         except Reject as undecodable:
             rules, reject = [undecodable.rule], undecodable
         except (ValueError, TypeError, RecursionError) as error:
@@ -246,14 +244,15 @@ class ValidateTransform:
         self._statistics.close()
 
 
-def _worded(violations: Sequence[Violation]) -> tuple[list[str], str]:
-    """The rules that are broken, and the reason in one line."""
+def _worded(violations: Sequence[Violation]) -> tuple[list[str], Reject]:
+    """The rules that are broken, and the rejection with the reasons in one line."""
     if len(violations) == 1:
-        return [violations[0].rule], violations[0].reason
+        ((rule, reason),) = violations
+        return [rule], Reject(reason, rule=rule)
     rules = list(dict.fromkeys(v.rule for v in violations)) or ["schema"]
     reasons = [v.reason for v in violations[:_REASONS]] or ["the event cannot be checked"]
     more = len(violations) - len(reasons)
-    return rules, "; ".join(reasons) + (f"; and {more} more" if more > 0 else "")
+    return rules, Reject("; ".join(reasons) + (f"; and {more} more" if more > 0 else ""), rule=",".join(rules))
 
 
 if __name__ == "__main__":

@@ -27,19 +27,22 @@ class NotFast(Exception):  # noqa: N818  # a reason, not an error
     """Why a schema has no fast path."""
 
 
+LoneFault: TypeAlias = "tuple[str, Violation, Any, list[int]]"
+
+
 @dataclass(frozen=True)
 class FastPath:
     """``decode``: the event as a struct, or ValidationError where the validator has to decide; ``check``: whether rules (and what of the
     schema its type cannot say) hold, raising where a rule cannot be decided; ``names``: the struct's attribute of each field.
 
-    ``lone_fault`` takes what ``decode`` didn't, and its error: what is wrong with the one field that is, and the event without that; None
-    where the validator has to say.
+    ``lone_fault`` takes what ``decode`` didn't, and its error: the only field that breaks the schema, how it does, the event with whatever
+    is in that, and the places of the rules that are false; None where the validator has to say.
     """
 
     decode: Callable[[bytes], Any]
     check: Callable[[Any], Any] | None
     names: Mapping[str, str]
-    lone_fault: Callable[[bytes, Exception], tuple[str, Violation, Any] | None]
+    lone_fault: Callable[[bytes, Exception], LoneFault | None]
 
 
 _OBJECT = {"type", "properties", "required", "additionalProperties", *REMARKS}
@@ -89,7 +92,7 @@ def _lone_fault(
     names: Mapping[str, str],
     checks: Sequence[tuple[str, Validator]],
     broken: Callable[[Any], list[int]],
-) -> Callable[[bytes, Exception], tuple[str, Violation, Any] | None]:
+) -> Callable[[bytes, Exception], LoneFault | None]:
     """See ``FastPath``: the event is decoded by a type that takes anything in the field that the decoder complains of."""
 
     @cache
@@ -101,7 +104,7 @@ def _lone_fault(
 
     faults = schema.faults
 
-    def find(value: bytes, error: Exception) -> tuple[str, Violation, Any] | None:
+    def find(value: bytes, error: Exception) -> LoneFault | None:
         name = _complained_of(str(error))
         if faults is None or name not in names:
             return None
@@ -114,8 +117,8 @@ def _lone_fault(
                 return None
             if found is msgspec.UNSET:
                 setattr(event, attribute, None)
-            # A rule that can't be decided because of the field adds nothing; another one that is broken is for the validator's way.
-            return None if any(i >= 0 for i in broken(event)) else (name, fault, event)
+            # One that can't be decided, most likely because of the field, adds nothing.
+            return name, fault, event, [i for i in broken(event) if i >= 0]
         except Exception:  # whatever it is, the other path finds it, and words it
             return None
 

@@ -246,7 +246,10 @@ def test_the_usual_fields_are_taken_by_it() -> None:
         ({"kind": "c", "price": "1"}, None),
         ({"kind": "c", "other": 1}, None),
         ({"kind": "c", "commit": "x"}, None),  # its pattern is no part of the type
-        ({"kind": "c", "price": 7}, None),  # which breaks the rule
+        (
+            {"kind": "c", "price": 7},
+            'kind: expected one of "a", "b", got "c"; rule cheap: expected price is None or price < 5, got price = 7',
+        ),
         ({"price": "1", "at": "yesterday"}, None),
         ({"tags": [1]}, None),
         ({"at": "yesterday"}, None),
