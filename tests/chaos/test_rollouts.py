@@ -208,6 +208,7 @@ def test_versions_that_are_flipped_and_killed_lose_double_and_reorder_nothing(
                     fleet.disturb(rnd)
                 wait_for(lambda began=began, seen=seen: time.monotonic() > began + 1.0 and fleet.sent > seen, "a second's events")
         wait_for(lambda: fleet.count() >= fleet.sent, f"all of {fleet.sent} events", 90)
+        assert not [(version, process.pid) for version, process in fleet.members if process.poll() is not None], "ended by themselves"
         written = fleet.written()
     finally:
         control.close()

@@ -19,6 +19,8 @@ __all__ = ["VersionReader", "official_tokens"]
 
 _WAIT_SECONDS, _LOOK_SECONDS = 0.5, 5.0
 """A token that is to come is looked for so often, and any other one: usually a word in the control topic says when."""
+_BACKOFF_MS = 10
+"""A position is hidden until the transaction that moved it is through, which takes some milliseconds: then it is asked for again."""
 
 
 class VersionReader(GroupReader):
@@ -44,7 +46,7 @@ class VersionReader(GroupReader):
         super().__init__(config, cluster, topic, version_group(group, version), accept_loss=accept_loss, writes=writes)
         self.version = version
         self._official_group = group
-        self._official: Consumer = config.consumer(group_id=group)  # it never subscribes
+        self._official: Consumer = config.consumer(group_id=group, retry_backoff_ms=_BACKOFF_MS)  # it never subscribes
         self._handles = handles
         self._route: Route | None = None
         self._tokens: dict[int, Token] = {}
@@ -134,7 +136,9 @@ class VersionReader(GroupReader):
         if route is None:
             return []
         mine = []
-        for tp in stands_of(self._official, self._named(partitions)):
+        # Those that others are to have are asked for when none is waited for: what their holders commit just then would hide all of them.
+        asked = [p for p in partitions if route.owner(p) == self.version] or partitions
+        for tp in stands_of(self._official, self._named(asked)):
             p, metadata = tp.partition, tp.metadata or ""
             token = read_token(metadata)
             who = holder(route, p, token)

@@ -260,9 +260,13 @@ class LiveAgent:
             self.thread.call(lambda: side.open(self.context.config, self.cluster, self.prefix, self.counts, until, self.context.stop))
             self.chunk.side = side
 
-    def _step(self) -> None:
+    def _open(self) -> None:
+        """Have a producer in place of one that was given up with its transaction."""
         if not self.writer.is_open:
             self.writer.open(time.monotonic() + _PATIENCE)
+
+    def _step(self) -> None:
+        self._open()
         room = self._room()
         if time.monotonic() < self.again_at:
             self.reader.idle(self.poll)

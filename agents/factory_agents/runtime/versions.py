@@ -261,6 +261,7 @@ class VersionedAgent(LiveAgent):
         elif self.positions and not self._approved():
             return
         if give:
+            self._open()
             failpoints.hit("give.begun")
             self.passing = give
             try:
@@ -282,6 +283,7 @@ class VersionedAgent(LiveAgent):
 
     def _keep(self) -> None:
         if time.monotonic() - self.kept_at > _KEEP_SECONDS and not self.positions:
+            self._open()
             self.positions = self.tokens.standing
             self.kept_at = time.monotonic()
             self._commit()

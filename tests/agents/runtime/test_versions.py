@@ -144,6 +144,26 @@ def test_partitions_with_calls_in_flight_go_at_once_and_their_outputs_here_are_d
     assert sorted(r.id for r in runs.everything(out)) == list(range(80))
 
 
+def test_a_rollback_drops_what_is_not_committed_and_ends_no_member(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    with version(runs, source, out, "v1") as one, control_of(runs) as control:
+        with feeding(runs, source, 0.002) as sent:  # there is always something that isn't committed
+            wait_for(lambda: runs.everything(out), "the first events")
+            with version(runs, source, out, "v2") as two:
+                wait_members(runs, "v2")
+                for _ in range(3):
+                    seen = by_version(runs, out).get("v2", 0)
+                    control.order(lambda r: started(r, "v2", (1.0,), hold=0, limits=Limits()) if r else r)
+                    wait_for(lambda seen=seen: by_version(runs, out).get("v2", 0) > seen, "the new version's")
+                    control.order(lambda r: rolled_back(r, "as a test") if r else r)
+                    rollouts(runs).wait(30, until=lambda s: s.is_settled)
+                two.end()
+        wait_for(lambda: len(runs.everything(out)) >= len(sent), "all events")
+        one.end()
+    assert sorted(r.id for r in runs.everything(out)) == sent
+    assert "chunk aborted" not in caplog.text
+
+
 def rollouts(runs: Runs) -> Rollouts:
     return Rollouts(runs.config, f"{runs.prefix}.group", prefix=runs.prefix)
 
