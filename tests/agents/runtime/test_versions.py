@@ -147,7 +147,7 @@ def test_partitions_with_calls_in_flight_go_at_once_and_their_outputs_here_are_d
 def test_a_rollback_drops_what_is_not_committed_and_ends_no_member(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
     source, out = runs.topic("in"), runs.topic("out")
     with version(runs, source, out, "v1") as one, control_of(runs) as control:
-        with feeding(runs, source, 0.002) as sent:  # there is always something that isn't committed
+        with feeding(runs, source) as sent:  # there is always something that isn't committed
             wait_for(lambda: runs.everything(out), "the first events")
             with version(runs, source, out, "v2") as two:
                 wait_members(runs, "v2")
