@@ -31,6 +31,7 @@ class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     without one an existing table's own columns and primary key do, and what is published last wins. ``create_table``: create it from the
     contract if absent. ``database_url_env`` names the environment variable that holds the database's URL. ``statement_timeout`` (0:
     none) and ``lock_timeout`` are seconds. ``deletes``: a record without a value removes its key's row (by default as the contract has it).
+    ``live``: a live publish takes what arrives in ``windows`` of some seconds, or as ``records``, within a fraction of a second.
     """
 
     table: str
@@ -41,6 +42,7 @@ class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     statement_timeout: float = 900.0
     lock_timeout: float = 60.0
     deletes: bool | None = None
+    live: Literal["windows", "records"] = "windows"
 
 
 class BigQueryParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,7 +148,7 @@ def _postgres(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
         lock_timeout=settings.lock_timeout,
     )
     identity = {"table": settings.table, "contract": contract.digest if contract is not None else "", "database": database.address}
-    return PostgresSink(target, identity | ({"deletes": True} if deletes else {}))
+    return PostgresSink(target, identity | ({"deletes": True} if deletes else {}), by_record=settings.live == "records")
 
 
 def _bigquery(params: Mapping[str, Any], run: AgentRun | None) -> Sink:

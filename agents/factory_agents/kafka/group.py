@@ -348,6 +348,10 @@ class GroupReader:
         """Take note of what was committed."""
         self._committed |= positions
 
+    def stands_at(self, partition: int) -> int:
+        """Where the group stands on a partition that is read, by what was committed of this topic; -1: nothing was."""
+        return self._committed.get(partition, -1)
+
     @property
     def group(self) -> str:
         """The group that it is a member of."""

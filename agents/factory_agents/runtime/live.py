@@ -277,10 +277,14 @@ class LiveAgent:
             self._commit()  # what is handled is not read again
         self.share(len(self.reader.reading) / self.reader.topic.partitions)
         is_idle = self._next_batch(room) if self.calls is None else self._move_on(self.calls, room)
-        if is_idle or self.chunk.age > _COMMIT_SECONDS or self.chunk.is_full or self.chunk.side_age > SIDE_SECONDS:
+        if self._is_due(is_idle=is_idle) or self.chunk.is_full or self.chunk.side_age > SIDE_SECONDS:
             self._commit()
         self._tell_lag()
         self.observer.turn(self.subject, joined=self.reader.joined)
+
+    def _is_due(self, *, is_idle: bool) -> bool:
+        """Whether it is time to commit."""
+        return is_idle or self.chunk.age > _COMMIT_SECONDS
 
     def _next_batch(self, room: int) -> bool:
         """Handle what has come; whether nothing has."""

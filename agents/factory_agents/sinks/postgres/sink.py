@@ -64,19 +64,21 @@ class PostgresSink:
     ``commit`` ends. While the window's keys are new, and nobody is in the way, they go straight into the table. Else they go into a
     temporary one, in a new session that takes over what was copied so far: there duplicates are removed by key, and the rest is merged in
     key order (so that publishers don't deadlock). At last what the window no longer produces is deleted, and the ledger row is written.
-    ``identity`` enters the fingerprint. The database is not spoken to before ``claim``.
+    ``identity`` enters the fingerprint. The database is not spoken to before ``claim``. ``by_record``: what arrives is published live
+    without windows (see ``PostgresLive``).
     """
 
     name = "publish"
     version = "1"
     system = "postgres"
 
-    def __init__(self, target: PostgresTarget, identity: dict[str, Any]) -> None:
+    def __init__(self, target: PostgresTarget, identity: dict[str, Any], *, by_record: bool = False) -> None:
         check_wanted(target.wanted)
+        self.by_record = by_record
         self._deletes = DeletesReader(target.wanted)
         self.identity = identity
         self.address = target.database.address
-        self._target = target
+        self.target = target
         self._connection: psycopg.Connection[Any] | None = None
         self._publication: Publication | None = None
         self._claimed_last: tuple[TargetTable, Claim] | None = None
@@ -86,7 +88,7 @@ class PostgresSink:
 
         Raises as ``claim`` does.
         """
-        target = self._target
+        target = self.target
         connection = self._connect("factory check")
         with self._explained(f"checking table {target.table.name}"):
             self._open_transaction(connection)
@@ -116,7 +118,7 @@ class PostgresSink:
         """
         self.close()
         connection = self._connect(_application(claim))
-        target = self._target
+        target = self.target
         with self._explained(f"claiming shard {claim.shard.key} of window {claim.window}"):
             self._open_transaction(connection)
             table = self._retried(connection, lambda: open_table(connection, target.table, target.wanted, create=target.create_table))
@@ -151,7 +153,7 @@ class PostgresSink:
             self._begin(publication)
             self._send(publication, publication.finish)
             connection = publication.connection
-            self._limit(connection, self._target.statement_timeout, _APPLY_IDLE)
+            self._limit(connection, self.target.statement_timeout, _APPLY_IDLE)
             failpoints.hit("postgres.before-merge")
             outcome = self._apply(publication, rejected)
             failpoints.hit("postgres.before-commit")
@@ -213,16 +215,16 @@ class PostgresSink:
         return self._publication
 
     def _connect(self, application: str) -> psycopg.Connection[Any]:
-        connection = self._target.database.connect(application)
+        connection = self.target.database.connect(application)
         self._connection = connection
         encoding = connection.info.parameter_status("server_encoding")
         if encoding not in (None, "UTF8"):
-            raise SinkError(f"the database {self._target.database.address} is encoded in {encoding}; events need one in UTF8")
+            raise SinkError(f"the database {self.target.database.address} is encoded in {encoding}; events need one in UTF8")
         return connection
 
-    def _open_transaction(self, connection: psycopg.Connection[Any]) -> None:
+    def _open_transaction(self, connection: psycopg.Connection[Any], idle: str = "0") -> None:
         """Begin a transaction with settings of its own (a connection pooler would lend a session's to others)."""
-        self._limit(connection, self._target.statement_timeout, "0")
+        self._limit(connection, self.target.statement_timeout, idle)
         connection.execute(
             "SELECT set_config('timezone', 'UTC', true),"
             # A commit that the machine's end may undo would leave Kafka's ledger ahead of the table.
@@ -234,7 +236,7 @@ class PostgresSink:
             compose(
                 "SELECT set_config('lock_timeout', {lock}, true), set_config('statement_timeout', {statement}, true),"
                 " set_config('idle_in_transaction_session_timeout', {idle}, true)",
-                lock=f"{max(1, round(self._target.lock_timeout * 1000))}ms",
+                lock=f"{max(1, round(self.target.lock_timeout * 1000))}ms",
                 statement=f"{round(statement * 1000)}ms",
                 idle=idle,
             )
@@ -290,7 +292,7 @@ class PostgresSink:
     @property
     def _patience(self) -> float:
         """How long the answers of one step may take: some statements' time, and more for the way (0: no limit)."""
-        return self._target.statement_timeout * 4 + _ON_THE_WAY if self._target.statement_timeout else 0
+        return self.target.statement_timeout * 4 + _ON_THE_WAY if self.target.statement_timeout else 0
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
@@ -309,7 +311,7 @@ class PostgresSink:
             elif publication is not None and (error.sqlstate or "").startswith(_MISTAKEN) and self._was_altered(publication):
                 raised = publication.altered()
             else:
-                raised = explain(error, f"{doing} ({self._target.database.address})")
+                raised = explain(error, f"{doing} ({self.target.database.address})")
             self.close()
             raise raised from error
         except RowsRefused:
@@ -337,7 +339,7 @@ class PostgresSink:
         try:
             connection = self._connect(_application(publication.claim))
             self._open_transaction(connection)
-            with cut_after(connection, self._target.lock_timeout + _ON_THE_WAY):
+            with cut_after(connection, self.target.lock_timeout + _ON_THE_WAY):
                 return Ledger(connection, publication.table, publication.claim).was_taken_over(publication.fence)
         except (psycopg.Error, UnavailableError):
             return False
@@ -352,13 +354,13 @@ class PostgresSink:
         if self._connection is not None:
             try:
                 self._connection.rollback()
-                holders = _holders(self._connection, [self._target.table.name, LEDGER])
+                holders = _holders(self._connection, [self.target.table.name, LEDGER])
             except psycopg.Error:
                 holders = ""
-        name = self._target.table.name
+        name = self.target.table.name
         return UnavailableError(
-            f"{doing} ({self._target.database.address}): table {name!r} or rows of it stayed locked for"
-            f" {self._target.lock_timeout:g} s{holders}; retry when it is free"
+            f"{doing} ({self.target.database.address}): table {name!r} or rows of it stayed locked for"
+            f" {self.target.lock_timeout:g} s{holders}; retry when it is free"
         )
 
     def _end(self, publication: Publication, doing: str) -> None:
@@ -366,7 +368,7 @@ class PostgresSink:
         import psycopg
 
         connection = publication.connection
-        address = self._target.database.address
+        address = self.target.database.address
         try:
             with cut_after(connection, self._patience):
                 connection.commit()
@@ -390,14 +392,14 @@ class PostgresSink:
             try:
                 connection = self._connect(_application(publication.claim))
                 self._open_transaction(connection)
-                with cut_after(connection, self._target.lock_timeout + _ON_THE_WAY):
+                with cut_after(connection, self.target.lock_timeout + _ON_THE_WAY):
                     return Ledger(connection, publication.table, publication.claim).committed(publication.fence)
             except (psycopg.Error, UnavailableError) as error:
                 failure = error
             finally:
                 self.close()
         raise UnavailableError(
-            f"{doing} ({self._target.database.address}): the connection was lost at the commit, and the database cannot be asked whether"
+            f"{doing} ({self.target.database.address}): the connection was lost at the commit, and the database cannot be asked whether"
             " it was made; a retry finds out"
         ) from failure
 

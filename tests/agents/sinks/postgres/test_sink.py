@@ -229,7 +229,7 @@ class TestTheDatabaseFails:
         with pytest.raises(ConfigurationError, match="refuses") as caught:
             bench.sink().claim(bench.claim())
         assert "hunter2" not in str(caught.value) + repr(caught.value.__cause__)
-        assert "hunter2" not in repr(bench.sink()._target)
+        assert "hunter2" not in repr(bench.sink().target)
 
     def test_an_unreachable_database_is_named_without_credentials(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", "postgresql://someone:hunter2-secret@127.0.0.1:1/sales")

@@ -1,0 +1,248 @@
+"""Publishing record by record: rows and positions move together, whoever is fenced, refused or away; and soon."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from factory_agents.errors import UnavailableError
+from factory_agents.kafka.messages import Message
+from factory_agents.launch import run_agent_live
+from factory_agents.options import AgentSettings
+from factory_agents.protocol import Counts
+from factory_agents.publish import build
+from factory_agents.runtime.agents import Output, Reject
+from factory_agents.runtime.live import LiveAgent
+from factory_agents.runtime.session import RunContext
+from factory_agents.sinks.postgres import PostgresSink
+from factory_agents.sinks.postgres.live import PostgresLive
+from tests.support.runs import Runs, events
+from tests.support.waiting import wait_for
+
+CONTRACT = {
+    "name": "events",
+    "id": "event_id",
+    "schema": {
+        "type": "object",
+        "required": ["event_id"],
+        "properties": {"event_id": {"type": "integer"}, "text": {"type": "string"}, "sent": {"type": "number"}},
+    },
+}
+
+
+class Publisher:
+    """A live publish in a thread of its own, as the command runs it."""
+
+    def __init__(self, runs: Runs, source: str, params: dict[str, Any]) -> None:
+        self.stop = threading.Event()
+        self.counts = Counts()
+        self.error: BaseException | None = None
+        settings = AgentSettings(in_topic=source, group=f"{runs.prefix}.group", prefix=runs.prefix, params=params)
+
+        def work() -> None:
+            try:
+                context = RunContext(runs.configured(session_timeout_ms=6000), stop=self.stop.is_set)
+                self.counts = run_agent_live(context, "publish", settings).counts
+            except BaseException as error:
+                self.error = error
+
+        self._thread = threading.Thread(target=work)
+        self._thread.start()
+
+    def wait(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def end(self) -> Counts:
+        self.stop.set()
+        self.wait()
+        if self.error is not None:
+            raise self.error
+        return self.counts
+
+
+class Table:
+    """The table of one test, and publishers to it."""
+
+    def __init__(self, runs: Runs, url: str) -> None:
+        self.runs, self.url = runs, url
+        self.name = f"t_{runs.prefix.replace('-', '_')}"
+        self.connection = psycopg.connect(url, autocommit=True)
+
+        self.params = {"table": self.name, "contract": CONTRACT, "live": "records"}
+
+    def member(self) -> PostgresLive:
+        sink = build(self.params)
+        assert isinstance(sink, PostgresSink)
+        return PostgresLive(sink.target, {}, "g", "t")
+
+    @contextmanager
+    def publisher(self, source: str) -> Iterator[Publisher]:
+        running = Publisher(self.runs, source, self.params)
+        try:
+            yield running
+        finally:
+            running.stop.set()
+            running.wait()
+
+    def query(self, query: str) -> list[Any]:
+        return self.connection.execute(query.replace("{t}", self.name).encode()).fetchall()
+
+    def ids(self) -> list[int]:
+        return [row[0] for row in self.query("SELECT event_id FROM {t} ORDER BY 1")] if self.is_there() else []
+
+    def is_there(self) -> bool:
+        return self.connection.execute("SELECT to_regclass(%s)", [self.name]).fetchone() != (None,)
+
+
+@pytest.fixture
+def table(runs: Runs, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    own = Table(runs, database_url)
+    yield own
+    own.connection.close()
+
+
+def test_rows_and_dead_letters_are_there_once_wherever_a_member_ends_and_another_goes_on(
+    runs: Runs, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended between the database's commit and Kafka's, the positions differ: what was rejected there is a dead letter all the same."""
+    source, ended = runs.topic("in", partitions=2), threading.Event()
+    send = LiveAgent._send_offsets
+
+    def end(agent: LiveAgent) -> None:
+        if not ended.is_set() and table.ids() and table.ids()[-1] >= 30:
+            ended.set()
+            raise UnavailableError("the broker is away")
+        send(agent)
+
+    monkeypatch.setattr(LiveAgent, "_send_offsets", end)
+    with table.publisher(source) as first:
+        runs.produce(source, events(10))
+        wait_for(lambda: table.ids() == list(range(10)), "the first rows")
+        table.connection.execute(f"ALTER TABLE {table.name} ADD CHECK (event_id <> 23)".encode())
+        runs.produce(source, [*events(20, 10), b'{"event_id": "no number"}', *events(10, 31)])
+        first.wait()
+        with pytest.raises(UnavailableError, match="the broker is away"):
+            first.end()
+    written = [n for n in range(41) if n not in (23, 30)]
+    with table.publisher(source) as second:
+        wait_for(lambda: table.ids() == written and len(runs.everything(f"{source}.dead")) == 2, "the rest")
+        runs.produce(source, events(5, 41))
+        wait_for(lambda: len(table.ids()) == len(written) + 5, "what came since")
+        counts = second.end()
+    letters = runs.everything(f"{source}.dead")
+    assert sorted(str(r.id) for r in letters) == ["23", "no number"]
+    assert counts.forwarded + counts.rejected == counts.consumed
+    assert counts.written >= 5
+
+
+class Rec(tuple[int, bytes]):
+    """A record of one partition."""
+
+    def __new__(cls, offset: int, value: bytes) -> Rec:
+        return super().__new__(cls, (offset, value))
+
+    def __len__(self) -> int:
+        return 1
+
+    def value(self) -> bytes:
+        return self[1]
+
+    def key(self) -> None:
+        return None
+
+    def topic(self) -> str:
+        return "t"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self[0]
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, self[0]
+
+
+def test_one_that_was_away_writes_nothing_that_others_have_published_since(table: Table) -> None:
+    """Nor what they would write next a second time: it goes on exactly where they stand."""
+    members = [table.member() for _ in range(2)]
+    records: list[Message] = [Rec(n, b'{"event_id": 1, "text": "%d"}' % n) for n in range(10)]
+
+    def published() -> Any:
+        return table.query("SELECT text, _factory_offset FROM {t}") + table.query(
+            "SELECT position FROM factory_positions WHERE table_name = '{t}'"
+        )
+
+    away, other = members
+    outputs: list[Output] = away.process(records[:2])
+    assert outputs == [[], []]
+    assert other.process(records[1:8]) == [[]] * 7
+    assert published() == [("7", 7), (8,)]
+    table.connection.execute(f"UPDATE {table.name} SET text = 'changed'".encode())
+    assert away.process(records[2:6]) == [[]] * 4
+    assert published() == [("changed", 7), (8,)], "nothing was written"
+    assert away.process(records[6:9]) == [[]] * 3
+    assert published() == [("8", 8), (9,)]
+    (refused,) = other.process([Rec(9, b"no json")])
+    assert isinstance(refused, Reject)
+    assert isinstance(away.process([Rec(9, b"no json")])[0], Reject), "its dead letter may not be out"
+    assert published() == [("8", 8), (10,)]
+    for member in members:
+        member.close()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("rate", [100, 1000])
+def test_half_of_the_rows_are_there_within_three_tenths_of_a_second(runs: Runs, table: Table, rate: int) -> None:
+    source, ended, seen = runs.topic("in"), threading.Event(), dict[int, float]()
+    with table.publisher(source):
+        runs.produce(source, events(1))
+        wait_for(lambda: table.ids() == [0], "the first row")
+
+        def look() -> None:
+            with psycopg.connect(table.url, autocommit=True) as connection:
+                at = -1
+                while not ended.wait(0.005):
+                    rows = connection.execute(f"SELECT event_id FROM {table.name} WHERE event_id > {at}".encode()).fetchall()
+                    now = time.time()
+                    for (n,) in rows:
+                        seen.setdefault(n, now)
+                    while at + 1 in seen:
+                        at += 1
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        sent = feed(runs, source, rate, 10.0)
+        wait_for(lambda: len(seen) > len(sent), "all rows")
+        ended.set()
+        watcher.join()
+    delays = sorted(seen[n] - at for n, at in sent.items())
+    p50, p99 = statistics.median(delays), delays[int(len(delays) * 0.99)]
+    print(f"{rate}/s: p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f}, max {1000 * delays[-1]:.0f}")
+    assert p50 <= 0.3
+
+
+def feed(runs: Runs, source: str, rate: int, seconds: float) -> dict[int, float]:
+    """When each event was written."""
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": runs.bootstrap, "linger.ms": 20, "log_level": 0})
+    sent: dict[int, float] = {}
+    began = time.time()
+    while (now := time.time()) < began + seconds:
+        while len(sent) < (now - began) * rate:
+            n = len(sent) + 1
+            producer.produce(source, b'{"event_id": %d}' % n, partition=n % 4)
+            sent[n] = time.time()
+        producer.poll(0.002)
+    producer.flush(30)
+    return sent
