@@ -36,6 +36,13 @@ async def asks(event: dict[str, Any]) -> dict[str, Any]:
     return event
 
 
+@agent(version="1", concurrency=8)
+async def slow(event: dict[str, Any]) -> dict[str, Any]:
+    """Takes so long that a machine has time for several of them."""
+    await asyncio.sleep(0.02)
+    return event
+
+
 crm = Dependency("crm")
 
 

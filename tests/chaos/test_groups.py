@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -110,3 +112,93 @@ def test_a_member_that_is_killed_delays_nothing_for_longer_than_its_session_and_
     worst, at = watch.worst(since)
     print(f"{program}: {worst:.2f} s at {at:.1f} s; {fleet.sent} events")
     assert worst <= 6 + 2
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("how", ["come and go", "die, freeze and go"])
+def test_a_member_that_joins_or_leaves_each_second_for_three_minutes_costs_less_than_half_the_throughput(fleet: Fleet, how: str) -> None:
+    seconds, rnd = 180, random.Random(how)
+    for _ in range(4):
+        fleet.start("", program="slow")
+    wait_for_members(fleet, 4)
+    fill(fleet, 300_000)
+    wait_for(lambda: fleet.count() > 0, "the first record")
+    steady = rate(fleet, 20)
+    before, began = written(fleet), time.monotonic()
+    for n in range(seconds):
+        if n % 2:
+            fleet.start("", program="slow")
+        else:
+            _, member = fleet.members.pop(rnd.randrange(len(fleet.members)))
+            leave(member, rnd.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]) if how != "come and go" else signal.SIGTERM)
+        wait_for(lambda n=n: time.monotonic() >= began + n + 1, "a second")  # type: ignore[misc]
+    disturbed = (written(fleet) - before) / (time.monotonic() - began)
+    print(f"{how}: {disturbed:.0f} a second, {steady:.0f} before: {disturbed / steady:.2f}; {len(fleet.started)} members in all")
+    for _ in range(2):
+        fleet.start("", program="slow")
+    wait_for(lambda: written(fleet) >= fleet.sent, "all to be handled", 600)
+    check_exact(fleet)
+    if how == "come and go":
+        assert disturbed >= steady / 2
+
+
+def leave(member: warm.Process, how: int) -> None:
+    member.send_signal(how)
+    if how == signal.SIGSTOP:  # it comes back as a zombie
+        threading.Timer(8.0, lambda: member.send_signal(signal.SIGCONT)).start()
+
+
+def fill(fleet: Fleet, events: int) -> None:
+    with fleet.feeding(0):
+        wait_for(lambda: fleet.sent >= events, "the events", 120)
+
+
+def written(fleet: Fleet) -> int:
+    """How many records the output has, the ends of transactions among them."""
+    return sum(fleet.runs.cluster.stable_offset(fleet.out, range(PARTITIONS)).values())
+
+
+def rate(fleet: Fleet, seconds: float) -> float:
+    before, began = written(fleet), time.monotonic()
+    wait_for(lambda: time.monotonic() > began + seconds, "a while", seconds + 30)
+    return (written(fleet) - before) / (time.monotonic() - began)
+
+
+@pytest.mark.timeout(900)
+def test_a_service_that_is_down_for_five_minutes_costs_no_event_no_rebalance_and_no_memory(fleet: Fleet, tmp_path: Path) -> None:
+    service, poison, down = tmp_path / "service", 60_000, 300.0
+    service.touch()
+    members = start(fleet, 2, program="depends", SERVICE=str(service))
+    dead = fleet.runs.topic("out.dead", partitions=1)
+
+    def value(number: int) -> bytes:
+        return b'{"event_id": %d%s}' % (number, b', "poison": true' if number == poison else b"")
+
+    with fleet.feeding(0.008, value):  # a thousand a second
+        fleet.wait_for_more(5000)
+        wait_for(lambda: fleet.count() > 0, "the first record")
+        memory, assigned = resident(members), fleet.log.read_text().count("partitions assigned")
+        service.unlink()
+        began = time.monotonic()
+        wait_for(lambda: time.monotonic() > began + down, "the outage", down + 30)
+        grown = [after - before for before, after in zip(memory, resident(members), strict=True)]
+        stood, back = written(fleet), time.monotonic()
+        calls = service.with_suffix(".refused").stat().st_size
+        assert fleet.sent > poison
+        service.touch()
+        wait_for(lambda: written(fleet) > stood + 1000, "it to flow", 60)
+        flowing = time.monotonic() - back
+    wait_for(lambda: written(fleet) >= fleet.sent - 1, "all to be handled", 120)
+    assert fleet.log.read_text().count("partitions assigned") == assigned
+    numbers = [w.number for records in fleet.written().values() for w in records]
+    print(f"{fleet.sent} events; flowing after {flowing:.1f} s; {calls} calls refused; grown by {[g >> 20 for g in grown]} MB")
+    assert sorted(numbers) == [n for n in range(fleet.sent) if n != poison]
+    assert [r.id for r in fleet.runs.everything(dead)] == [poison]
+    assert flowing <= 30 + 2
+    assert max(grown) <= 20 * 1024 * 1024
+    assert calls < 200
+
+
+def resident(members: list[warm.Process]) -> list[int]:
+    """Bytes of memory that each has."""
+    return [int(Path(f"/proc/{m.pid}/statm").read_text().split()[1]) * 4096 for m in members]

@@ -35,6 +35,7 @@ PROGRAMS = {
     "enrich": ["factory_agents.enrich"],
     "split": [*_AGENT, "tests.chaos.agents:halves"],
     "calls": [*_AGENT, "tests.chaos.agents:asks"],
+    "slow": [*_AGENT, "tests.chaos.agents:slow"],
     "depends": [*_AGENT, "tests.chaos.agents:depends"],
 }
 

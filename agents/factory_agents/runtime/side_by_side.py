@@ -25,8 +25,10 @@ __all__ = ["PER_LANE", "Coroutines", "Failure", "Outcome", "Pace", "Piece", "Poo
 
 PER_LANE = 16
 """Records in the window for each call at a time: while one call is slow, that many others end behind it before places stay empty."""
-_AHEAD = 2
-"""Calls that the pool has, for each that it may make at a time: it goes on while whoever takes their outputs commits."""
+_AHEAD, _LEAST_AHEAD = 2, 64
+"""Calls that the pool has, for each that it may make at a time, and at least: it goes on while whoever takes their outputs commits, and
+isn't waited for after each call.
+"""
 _MOST_BYTES = 64 * 1024 * 1024
 _CLOSE_SECONDS = 2.0
 _CAUGHT_UP_SECONDS = 0.1
@@ -325,8 +327,9 @@ class SideBySide:
 
     def __init__(self, pool: Pool, most: int, agent: Handles, unnamed: Dependency, pace: Pace | None = None) -> None:
         self._pool, self._most, self._agent, self._unnamed, self._pace = pool, most, agent, unnamed, pace
-        self._ahead = _AHEAD if pace is None else 1  # what the pool has already begins when there is a place for it
-        self._window = PER_LANE * most
+        # with a pace, what the pool has already begins when there is a place for it
+        self._most_ahead = max(_LEAST_AHEAD, _AHEAD * most) if pace is None else most
+        self._window = max(PER_LANE * most, _LEAST_AHEAD)
         self._lines: dict[Hashable, deque[Piece]] = {}
         self._keys: dict[bytes, deque[_Call]] = {}
         """By key, those that wait for the one before them."""
@@ -467,7 +470,7 @@ class SideBySide:
     @property
     def _may_start(self) -> bool:
         """Whether there is a call to begin and a place for it."""
-        return bool(self._ready) and len(self._under_way) < self._ahead * self._most and not self._failed and not self._is_ending
+        return bool(self._ready) and len(self._under_way) < self._most_ahead and not self._failed and not self._is_ending
 
     @property
     def _pause(self) -> float:
