@@ -9,18 +9,19 @@ from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fastavro
 import pytest
 from confluent_kafka import Producer
 
 from factory_agents.kafka.windows import read_windows
-from factory_agents.sandbox import Sandbox
 from tests.conftest import TopicFactory
 from tests.dags.test_clicks import START, connections
 from tests.dags.test_shapes import text
 from tests.provider.conftest import runs
 from tests.support.airflow_env import HOUR, DagOutcome, DagRunner
+from tests.support.proxy import Proxy
 from tests.support.registries import Subjects, record, with_guids
 from tests.support.runs import Runs
 
@@ -178,13 +179,15 @@ cold(window.output)
 def test_while_the_registry_is_stopped_a_warm_cache_serves_and_a_cold_one_fails_the_task_until_it_is_back(
     dag_runner: DagRunner,
     runs: Runs,
-    own_registry: Sandbox,
+    registry_url: str,
     topic: TopicFactory,
     bootstrap: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    url = own_registry.info().registry_url or ""
+    registry = urlsplit(registry_url)
+    proxy = Proxy(registry.hostname or "", registry.port or 80)
+    url = f"http://127.0.0.1:{proxy.port}{registry.path}"
     extra = json.dumps({"max.retries": 0, "timeout": 5})
     connection = {"conn_type": "schema_registry", "host": url, "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_SCHEMA_REGISTRY_DEFAULT", json.dumps(connection))
@@ -194,14 +197,15 @@ def test_while_the_registry_is_stopped_a_warm_cache_serves_and_a_cold_one_fails_
     subjects.client.close()
     source = text(OUTAGE, **names, cache=str(tmp_path / "cache"))
     assert dag_runner.run(source.replace("cold(window.output)", "")).state == "success"
-    own_registry.stop_registry()
+    proxy.cut()
     again = dag_runner.run(source, logical_date=HOUR + timedelta(minutes=10), conf={"reprocess": True})
     assert (again.states["warm"], again.states["cold"]) == (["success"], ["failed"])
     said = failures(again, runs)["cold"]
     assert said.startswith("UnavailableError: the registry http://127.0.0.1:"), said
     assert (len(runs.everything(names["warm"])), runs.everything(names["cold"])) == (2, [])
     assert {t for t in runs.admin.list_topics(timeout=10).topics if t.startswith(names["cold"])} == {names["cold"]}
-    own_registry.start_registry()
+    proxy.mend()
     back = dag_runner.run(source, logical_date=HOUR + timedelta(minutes=20))
     assert back.state == "success", back.states
     assert events(runs, names["cold"]) == [OLD_EVENT]
+    proxy.close()

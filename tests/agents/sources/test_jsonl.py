@@ -83,12 +83,12 @@ class TestJsonLines:
         assert [r.reject.rule if r.reject else "" for r in records] == ["", "length"]
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", ["f.jsonl", "f.csv", "f.jsonl.gz"])
-    def test_a_line_of_one_and_a_half_gigabytes_takes_no_memory(self, tmp_path: Path, name: str) -> None:
+    @pytest.mark.parametrize(("name", "mebibytes"), [("f.jsonl", 1500), ("f.csv", 400), ("f.jsonl.gz", 400)])
+    def test_a_line_of_a_gigabyte_and_a_half_takes_no_memory(self, tmp_path: Path, name: str, mebibytes: int) -> None:
         path = tmp_path / name
         with gzip.open(path, "wb", compresslevel=1) if name.endswith("gz") else path.open("wb") as file:
             file.write(b'{"t":1}\n')
-            for _ in range(1500):
+            for _ in range(mebibytes):
                 file.write(bytes(1 << 20))
             file.write(b'\n{"t":2}\n')
         code = (
