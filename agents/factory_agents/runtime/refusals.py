@@ -12,6 +12,8 @@ __all__ = ["NOWHERE", "Place", "Refusals", "place_of"]
 Place: TypeAlias = "tuple[int, int]"
 """Where an event came from: partition and offset of the record that was read, or -1 and the row's number in a source."""
 
+_PIECE = 1 << 16
+
 NOWHERE: Place = (-1, -1)
 
 
@@ -106,4 +108,9 @@ def _exceeds(key: bytes | None, value: bytes | None, limit: int) -> bool:
         import lzma
     except ImportError:  # a Python that was built without it
         return False
-    return len(lzma.compress(record, preset=1)) > limit
+    compressor, size = lzma.LZMACompressor(preset=1), 0
+    for start in range(0, len(record), _PIECE):  # of a second for some megabytes, as little as shows it
+        size += len(compressor.compress(record[start : start + _PIECE]))
+        if size > limit:
+            return True
+    return size + len(compressor.flush()) > limit
