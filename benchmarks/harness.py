@@ -221,7 +221,7 @@ def fill(
                 break
             except BufferError:
                 producer.poll(0.1)
-        if i % 500_000 == 499_999:
+        if i % 100_000 == 99_999:  # a transaction has a minute
             producer.commit_transaction()
             producer.begin_transaction()
     producer.commit_transaction()

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import Message
-from harness import ROOT, arguments, bench_sandbox, filled_window, report, rounds, run_agent, run_process, timed
+from harness import ROOT, arguments, bench_sandbox, filled_window, report, run_agent, run_process, timed
 from publish_throughput import BATCH, COLUMNS, CONTRACT, WINDOW, make_files
 from pyiceberg.catalog import load_catalog
 from pyiceberg.table import Table
@@ -143,23 +143,22 @@ def quix(python: str, lines: Path, folder: Path, n: int) -> tuple[float, float]:
     return float(told["seconds"]), float(told["cpu"])
 
 
-def staged(lines: Path, params: Mapping[str, Any]) -> Callable[[int], float]:
-    """Seconds in which rows that are made already are staged, each time in a publication of its own."""
+def staged(lines: Path, params: Mapping[str, Any]) -> Callable[[int], tuple[float, float]]:
+    """Seconds, and those of CPU, in which rows that are made already are staged, each time in a publication of its own."""
     given = records(lines)
 
-    def run(n: int) -> float:
+    def run(n: int) -> tuple[float, float]:
         sink = build({"contract": CONTRACT, "table": f"{params['table']}_{n}", **{k: v for k, v in params.items() if k != "table"}})
         sink.claim(claim_of(params["table"]))
         publication, own = sink._publication, sink._sink
         batches, _ = publication._reader.read(given)
         rows = publication._reader.join(batches)
-        began = time.monotonic()
-        own.stage(Part(publication._number, 0), rows)
-        if hasattr(own, "_finish_load"):
-            own._finish_load()
-        took = time.monotonic() - began
+        with Clock() as clock:
+            own.stage(Part(publication._number, 0), rows)
+            if hasattr(own, "_finish_load"):
+                own._finish_load()
         sink.close()
-        return took
+        return clock.took
 
     return run
 
@@ -177,17 +176,18 @@ def race_staging(sandbox: Sandbox, lines: Path, count: int, rows: int) -> None:
         client = account_from_env().client()
         client.create_dataset(name)
 
-        def load(n: int) -> float:
-            began = time.monotonic()
-            data = io.BytesIO()
-            pq.write_table(arrow, data)
-            data.seek(0)
-            config = bigquery.LoadJobConfig(source_format="PARQUET")
-            client.load_table_from_file(data, f"{BIGQUERY_PROJECT}.{name}.plain_{n}", job_config=config).result()
-            return time.monotonic() - began
+        def load(n: int) -> tuple[float, float]:
+            with Clock() as clock:
+                data = io.BytesIO()
+                pq.write_table(arrow, data)
+                data.seek(0)
+                config = bigquery.LoadJobConfig(source_format="PARQUET")
+                client.load_table_from_file(data, f"{BIGQUERY_PROJECT}.{name}.plain_{n}", job_config=config).result()
+            return clock.took
 
         run = staged(lines, {"sink": "bigquery", "table": f"{name}.ours"})
-        report("staging in BigQuery (emulator)", rounds(count, {"factory": run, "plain load": load}), "factory", rows, "rows")
+        seconds, cpu = timed(count, {"factory": run, "plain load": load}, "factory")
+        report("staging in BigQuery (emulator)", seconds, "factory", rows, "rows", {"cpu_ratios": cpu})
         client.delete_dataset(name, delete_contents=True)
     if info.snowflake_url:
         import snowflake.connector
@@ -196,22 +196,24 @@ def race_staging(sandbox: Sandbox, lines: Path, count: int, rows: int) -> None:
         account = snowflake_account()
         connection = snowflake.connector.connect(**account.place, **account.secrets, database=account.database, schema=account.schema)
 
-        def put(n: int) -> float:
+        def put(n: int) -> tuple[float, float]:
             with connection.cursor() as cursor:
                 cursor.execute(f"CREATE TABLE {name}_plain_{n} (event_id TEXT, user INT, payload TEXT, amount FLOAT, kind TEXT)")
-                began = time.monotonic()
-                data = io.BytesIO()
-                pq.write_table(arrow, data)
-                data.seek(0)
-                cursor.execute(f"PUT file://p.parquet @%{name}_plain_{n} AUTO_COMPRESS = FALSE OVERWRITE = TRUE", file_stream=data)
                 columns = ", ".join(f"$1:{column}" for column in COLUMNS)
-                cursor.execute(
-                    f"COPY INTO {name}_plain_{n} FROM (SELECT {columns} FROM @%{name}_plain_{n}/p.parquet) FILE_FORMAT = (TYPE = PARQUET)"
-                )
-                return time.monotonic() - began
+                with Clock() as clock:
+                    data = io.BytesIO()
+                    pq.write_table(arrow, data)
+                    data.seek(0)
+                    cursor.execute(f"PUT file://p.parquet @%{name}_plain_{n} AUTO_COMPRESS = FALSE OVERWRITE = TRUE", file_stream=data)
+                    cursor.execute(
+                        f"COPY INTO {name}_plain_{n} FROM (SELECT {columns} FROM @%{name}_plain_{n}/p.parquet)"
+                        " FILE_FORMAT = (TYPE = PARQUET)"
+                    )
+                return clock.took
 
         run = staged(lines, {"sink": "snowflake", "table": f"{name}_ours"})
-        report("staging in Snowflake (emulator)", rounds(count, {"factory": run, "plain PUT and COPY": put}), "factory", rows, "rows")
+        seconds, cpu = timed(count, {"factory": run, "plain PUT and COPY": put}, "factory")
+        report("staging in Snowflake (emulator)", seconds, "factory", rows, "rows", {"cpu_ratios": cpu})
         connection.close()
 
 
