@@ -96,10 +96,11 @@ class Source:
         return self.connection.execute(sql.SQL(CHECKSUM).format(sql.Identifier(table or self.table))).fetchone()
 
     def end(self) -> None:
-        self.connection.execute(
-            "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE database = current_database() AND active_pid > 0"
-        )
-        self.connection.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()")
+        """Drop its slots, by a connection of its own: the other one's server may have died since."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            ours = "FROM pg_replication_slots WHERE database = current_database()"
+            connection.execute(f"SELECT pg_terminate_backend(active_pid, 5000) {ours} AND active_pid > 0".encode())
+            connection.execute(f"SELECT pg_drop_replication_slot(slot_name) {ours}".encode())
 
 
 @contextmanager
