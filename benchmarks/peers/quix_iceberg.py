@@ -27,7 +27,7 @@ sink.data_catalog = catalog  # it knows Glue's alone
 sink.setup()
 with lines.open("rb") as file:
     for offset, line in enumerate(file):
-        sink.add(value=loads(line), key=None, timestamp=0, headers=[], topic="bench", partition=0, offset=offset)
+        sink.add(value=loads(line), key="k", timestamp=0, headers=[], topic="bench", partition=0, offset=offset)
         if offset % 10_000 == 9_999:
             sink.flush()
 sink.flush()

@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_COMPARED = 100_000
+
+
 class Keys(msgspec.Struct, frozen=True):
     """Keys (each as one value), the first column of each, and ranks of rows, one beside the other."""
 
@@ -133,8 +136,12 @@ def has_twice(parts: Sequence[Keys]) -> bool:
     import pyarrow.compute as pc
 
     keys = pa.concat_arrays([part.keys for part in parts])
-    ordered = keys.take(pc.sort_indices(keys))
-    return bool(pc.any(pc.equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0)))).as_py())
+    order = pc.sort_indices(keys)
+    for start in range(0, len(order), _COMPARED):  # no copy of all of them is made
+        ordered = keys.take(order.slice(start, _COMPARED + 1))
+        if pc.any(pc.equal(ordered.slice(1), ordered.slice(0, len(ordered) - 1))).as_py():
+            return True
+    return False
 
 
 def newest(keys: Keys) -> pa.Array | None:
@@ -142,7 +149,7 @@ def newest(keys: Keys) -> pa.Array | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pc.count_distinct(keys.keys).as_py() == len(keys):
+    if not has_twice([keys]):
         return None
     order = pc.sort_indices(pa.table({"key": keys.keys, "rank": keys.ranks}), sort_keys=[("key", "ascending"), ("rank", "descending")])
     ordered = keys.keys.take(order)

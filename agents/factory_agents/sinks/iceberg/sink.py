@@ -159,6 +159,8 @@ class IcebergSink(LedgerSink):
 
     def stage(self, part: Part, rows: Rows) -> None:
         """See ``LedgerSink.stage``: the newest row of each key is written to files that no snapshot names yet."""
+        import pyarrow as pa
+
         table, key = self._load(), self._spec.key
         with explained(f"table {self.table}"):
             data = arrow_table(rows, table.schema().as_arrow(), part.publication)
@@ -170,6 +172,8 @@ class IcebergSink(LedgerSink):
                 Rows((*key, RANK), rows.deleted, 0), table.schema().select(*key, RANK, PUBLICATION).as_arrow(), part.publication
             )
             self._staged[part.number] = _Staged(keys, self._write(table, data), table.spec().spec_id, deleted)
+            del data
+            pa.default_memory_pool().release_unused()
 
     def _write(self, table: Table, data: pa.Table) -> tuple[DataFile, ...]:
         files = write_rows(table, data)
@@ -215,7 +219,8 @@ class IcebergSink(LedgerSink):
         deletes, remembered = self._deletes_of(table, landing)
         if deletes.left is not None:
             staged = self._only(table, staged, deletes.left)
-        new = self._keys_of(table, staged)
+        only_adds = self._target.mode == "append" and not (landing.past or landing.stale or self._spec.deletes)
+        new = self._keys_of(table, [] if only_adds else staged)
         rows, removed, blocked, standing = _Files(), 0, set[int](), set[int]()
         for task in self._touched(table, landing, joined([new, deletes.keys])):
             seen = read_rows(table, task, (*self._spec.key, RANK, PUBLICATION))
@@ -232,7 +237,8 @@ class IcebergSink(LedgerSink):
             staged = self._only(table, staged, [i for i in range(len(new)) if i not in blocked])
         rows.added += [file for part in staged for file in part.files]
         standing.update(places_among(deletes.keys, new))
-        figures = Figures(deletes.distinct, len(new) - len(blocked), removed, len(deletes.keys) - len(standing))
+        written = sum(len(part.keys) for part in staged)
+        figures = Figures(deletes.distinct, written, removed, len(deletes.keys) - len(standing))
         self._commit(table, {MAIN: rows, DELETES: remembered}, {_LEDGER + landing.key: landing.entry(figures)})
         return figures
 
