@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import signal
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +29,8 @@ from factory_agents.runtime.live import LiveAgent
 from factory_agents.runtime.session import RunContext
 from factory_agents.sinks.postgres import PostgresSink
 from factory_agents.sinks.postgres.live import PostgresLive
-from tests.support.runs import Runs, events
+from tests.support import warm
+from tests.support.runs import ROOT, Runs, events
 from tests.support.waiting import wait_for
 
 CONTRACT = {
@@ -198,6 +205,58 @@ def test_one_that_was_away_writes_nothing_that_others_have_published_since(table
     assert published() == [("8", 8), (10,)]
     for member in members:
         member.close()
+
+
+@pytest.mark.soak
+def test_rows_and_dead_letters_are_exact_whoever_is_killed_or_frozen(runs: Runs, table: Table) -> None:
+    source, group, rnd, ended = runs.topic("in"), f"{runs.prefix}.group", random.Random(1), threading.Event()
+    runs.topic("in.dead")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))} | {"DATABASE_URL": table.url}
+    environment |= runs.configured(session_timeout_ms=6000, transaction_timeout_ms=6000).to_env()
+    command = [sys.executable, "-m", "factory_agents.publish", "--in-topic", source, "--group", group, "--prefix", runs.prefix]
+    command += ["--param", f"table={table.name}", "--param", f"contract={json.dumps(CONTRACT)}", "--param", "live=records"]
+
+    def start() -> warm.Process:
+        return warm.start(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    sent = 0
+
+    def feed() -> None:
+        nonlocal sent
+        while not ended.wait(0.05):
+            runs.produce(source, [*events(19, sent), b'{"event_id": "%d"}' % (sent + 19)])
+            sent += 20
+
+    members, feeder = [start() for _ in range(3)], threading.Thread(target=feed)
+    started = list(members)
+    try:
+        wait_for(lambda: table.is_there() and runs.cluster.group(group), "the members", 60)
+        table.connection.execute(f"ALTER TABLE {table.name} ADD CHECK (event_id % 20 <> 7)".encode())
+        feeder.start()
+        for _ in range(20):
+            at = sent
+            wait_for(lambda at=at: sent > at + 300, "more events")  # type: ignore[misc]
+            how, member = rnd.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]), members.pop(0)
+            member.send_signal(how)
+            if how == signal.SIGSTOP:  # it comes back as a zombie
+                threading.Timer(8.0, member.send_signal, [signal.SIGCONT]).start()
+            members.append(start())
+            started.append(members[-1])
+    finally:
+        ended.set()
+        feeder.join()
+    expected = [n for n in range(sent) if n % 20 not in (7, 19)]
+    try:
+        wait_for(lambda: len(table.ids()) >= len(expected), "all rows", 90)
+        wait_for(lambda: len(runs.everything(f"{source}.dead")) >= sent // 10, "all dead letters", 60)
+    finally:
+        for member in started:
+            member.send_signal(signal.SIGCONT)
+            member.terminate()
+            member.wait(60)
+    assert table.ids() == expected
+    assert sorted(int(r.id) for r in runs.everything(f"{source}.dead")) == [n for n in range(sent) if n % 20 in (7, 19)]
+    print(f"{sent} events, {len(started)} members")
 
 
 @pytest.mark.soak
