@@ -126,7 +126,7 @@ def test_a_member_that_joins_or_leaves_each_second_for_three_minutes_costs_less_
     steady = rate(fleet, 20)
     before, began = written(fleet), time.monotonic()
     for n in range(seconds):
-        if n % 2:
+        if n % 2 == 0:  # four members, or five
             fleet.start("", program="slow")
         else:
             _, member = fleet.members.pop(rnd.randrange(len(fleet.members)))
