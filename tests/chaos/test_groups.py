@@ -138,6 +138,7 @@ def test_a_member_that_joins_or_leaves_each_second_for_three_minutes_costs_less_
         fleet.start("", program="slow")
     wait_for(lambda: written(fleet) >= fleet.sent, "all to be handled", 600)
     check_exact(fleet)
+    print("exact")
     if how == "come and go":
         assert disturbed >= steady / 2
 
