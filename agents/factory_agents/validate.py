@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -123,21 +123,20 @@ class ValidateTransform:
         self._statistics.add_times(times)
         return outputs
 
-    def _keys(self, messages: Sequence[Message], others: Iterable[int]) -> list[bytes | None] | None:
+    def _keys(self, messages: Sequence[Message], others: Sequence[int]) -> list[bytes | None] | None:
         """The keys of the records but those at the ``others``, where they matter."""
         if not self._keyed:
             return None
         passed = set(others)
         return [m.key() for i, m in enumerate(messages) if i not in passed]
 
-    def _take_fast(self, fast: FastPath, messages: Sequence[Message], outputs: list[Any], times: list[int | None]) -> Sequence[int]:
-        """Count what the fast path knows to be valid, reject what it knows to be wrong in one field; where the others are."""
+    def _take_fast(self, fast: FastPath, messages: Sequence[Message], values: Sequence[Any], times: list[int | None]) -> Sequence[int]:
+        """Count what the fast path knows to be valid; where the others are."""
         decode, check, read_time, time = fast.decode, fast.check, self._read_time, self.contract.time
         get_time = None if time is None else attrgetter(fast.names[time])
         events: list[Any] = []
         others: list[int] = []
-        rejected: list[int] = []
-        for i, value in enumerate(outputs):
+        for i, value in enumerate(values):
             try:
                 event = decode(value)
                 if check is None or check(event):
@@ -145,30 +144,12 @@ class ValidateTransform:
                         times.append(read_time(get_time(event)))
                     events.append(event)
                     continue
-            except msgspec.ValidationError as error:
-                if broken := self._explained(fast, value, error):
-                    outputs[i] = self._rejected(messages[i], *_worded(broken))
-                    rejected.append(i)
-                    continue
             except Exception:  # whatever it is, the other path finds it, and words it
-                pass
+                others.append(i)
+                continue
             others.append(i)
-        self._statistics.add_valid(events, lambda name: attrgetter(fast.names[name]), self._keys(messages, [*others, *rejected]))
+        self._statistics.add_valid(events, lambda name: attrgetter(fast.names[name]), self._keys(messages, others))
         return others
-
-    def _explained(self, fast: FastPath, value: bytes, error: Exception) -> Sequence[Violation]:
-        """All that an event breaks which the fast path didn't take; empty where the other path has to say."""
-        found = fast.lone_fault(value, error)
-        if found is None or self.contract.masked:
-            return ()
-        name, fault, event, rules = found
-        time = self.contract.time
-        try:
-            if time is not None and time != name:
-                self._read_time(getattr(event, fast.names[time]))
-            return [fault, *self.contract.worded_rules(self._decode(value), rules, fits=False)] if rules else [fault]
-        except Exception:
-            return ()
 
     def _take_plain(self, places: Sequence[int], messages: Sequence[Message], outputs: list[Output], times: list[int | None]) -> None:
         decode, check, read_time, time = self._decode, self._check, self._read_time, self.contract.time
@@ -211,14 +192,12 @@ class ValidateTransform:
                 if self._refuses_doubled_keys and (name := doubled_key(message.value() or b"")) is not None:
                     raise Reject(f"the key {show(name)} stands twice in one object", rule="decode")
                 broken = self.contract.violations(event, self._members)
-            rules, reject = _worded(broken)
+            rules, reason = _worded(broken)
+            reject = Reject(reason, rule=rules[0] if len(rules) == 1 else ",".join(rules))
         except Reject as undecodable:
             rules, reject = [undecodable.rule], undecodable
         except (ValueError, TypeError, RecursionError) as error:
             rules, reject = ["schema"], Reject(f"the event cannot be checked: {error}", rule="schema")
-        return self._rejected(message, rules, reject)
-
-    def _rejected(self, message: Message, rules: Sequence[str], reject: Reject) -> Reject:
         self._statistics.add_rejected(rules, reject.reason, (message.topic(), message.partition(), message.offset()))
         return reject
 
@@ -244,15 +223,14 @@ class ValidateTransform:
         self._statistics.close()
 
 
-def _worded(violations: Sequence[Violation]) -> tuple[list[str], Reject]:
-    """The rules that are broken, and the rejection with the reasons in one line."""
+def _worded(violations: Sequence[Violation]) -> tuple[list[str], str]:
+    """The rules that are broken, and the reason in one line."""
     if len(violations) == 1:
-        ((rule, reason),) = violations
-        return [rule], Reject(reason, rule=rule)
+        return [violations[0].rule], violations[0].reason
     rules = list(dict.fromkeys(v.rule for v in violations)) or ["schema"]
     reasons = [v.reason for v in violations[:_REASONS]] or ["the event cannot be checked"]
     more = len(violations) - len(reasons)
-    return rules, Reject("; ".join(reasons) + (f"; and {more} more" if more > 0 else ""), rule=",".join(rules))
+    return rules, "; ".join(reasons) + (f"; and {more} more" if more > 0 else "")
 
 
 if __name__ == "__main__":

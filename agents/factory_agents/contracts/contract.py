@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -203,22 +203,15 @@ class Contract:
                     self._read_time(event.get(self.time))
                 except ValueError as error:
                     broken.append(Violation("time", f"{self.time}: {error}"))
-        broken += self.worded_rules(event, self._broken_rules(event.get), fits=fits)
-        if members:
-            broken += self._unknown_values(event, members, {v.rule for v in broken})
-        return tuple(map(self._without_values, broken)) if self.masked else tuple(broken)
-
-    def worded_rules(self, event: dict[str, Any], places: Iterable[int], *, fits: bool) -> Iterator[Violation]:
-        """What is said of rules that aren't true (see ``compile_each``); ``fits``: the event keeps the schema.
-
-        One that can't be decided because the schema is broken already adds nothing.
-        """
-        for i in places:
-            if i >= 0 or fits:
+        for i in self._broken_rules(event.get):
+            if i >= 0 or fits:  # one that can't be decided because the schema is broken already adds nothing
                 rule = i if i >= 0 else ~i
                 name = self.rules[rule].name
                 reason = _why_broken(self._expressions[rule], event, self.masked, decided=i >= 0)
-                yield Violation(name, f"rule {name}: {reason}")
+                broken.append(Violation(name, f"rule {name}: {reason}"))
+        if members:
+            broken += self._unknown_values(event, members, {v.rule for v in broken})
+        return tuple(map(self._without_values, broken)) if self.masked else tuple(broken)
 
     def _unknown_values(self, event: Mapping[str, Any], members: Members, broken: set[str]) -> Iterator[Violation]:
         for key in self.foreign_keys:

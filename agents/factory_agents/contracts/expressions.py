@@ -116,12 +116,9 @@ def compile_all(
     return compiler.function(bodies[0] if bodies else ast.Constant(True))
 
 
-def compile_each(expressions: Sequence[Expression], attributes: Mapping[str, str] | None = None) -> Callable[[Any], list[int]]:
-    """One test that says which rules aren't true: the place of one that is false, ``~place`` of one undecided.
-
-    It takes an event's ``get``, or with ``attributes`` (by field) an object that has the fields as these.
-    """
-    compiler = _Compiler("", attributes)
+def compile_each(expressions: Sequence[Expression]) -> Callable[[Getter], list[int]]:
+    """One test that says of an event's ``get`` which rules aren't true: the place of one that is false, ``~place`` of one undecided."""
+    compiler = _Compiler("")
     lines = ["def broken(get):", " found = []"]
     for i in range(len(expressions)):
         lines += [" try:", f"  if not rule_{i}: found.append({i})", f" except _Exception: found.append({~i})"]

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from factory_agents.contracts.expressions import Expression, compile_all, compile_each
+from factory_agents.contracts.expressions import Expression, compile_all
 from factory_agents.contracts.schema import Schema
-from factory_agents.contracts.wording import REMARKS, TOP, Violation
+from factory_agents.contracts.wording import REMARKS, TOP
 
 __all__ = ["FastPath", "NotFast", "compile_fast"]
 
@@ -27,22 +26,14 @@ class NotFast(Exception):  # noqa: N818  # a reason, not an error
     """Why a schema has no fast path."""
 
 
-LoneFault: TypeAlias = "tuple[str, Violation, Any, list[int]]"
-
-
 @dataclass(frozen=True)
 class FastPath:
     """``decode``: the event as a struct, or ValidationError where the validator has to decide; ``check``: whether rules (and what of the
-    schema its type cannot say) hold, raising where a rule cannot be decided; ``names``: the struct's attribute of each field.
-
-    ``lone_fault`` takes what ``decode`` didn't, and its error: the only field that breaks the schema, how it does, the event with whatever
-    is in that, and the places of the rules that are false; None where the validator has to say.
-    """
+    schema its type cannot say) hold, raising where a rule cannot be decided; ``names``: the struct's attribute of each field."""
 
     decode: Callable[[bytes], Any]
     check: Callable[[Any], Any] | None
     names: Mapping[str, str]
-    lone_fault: Callable[[bytes, Exception], LoneFault | None]
 
 
 _OBJECT = {"type", "properties", "required", "additionalProperties", *REMARKS}
@@ -82,53 +73,7 @@ def compile_fast(
     except (TypeError, ValueError) as error:
         raise NotFast(str(error).splitlines()[0]) from error
     check = compile_all(expressions, attributes=names, checks=checks) if expressions or checks else None
-    return FastPath(decode, check, names, _lone_fault(schema, types, fields, names, checks, compile_each(expressions, names)))
-
-
-def _lone_fault(
-    schema: Schema,
-    types: _Types,
-    fields: Sequence[Any],
-    names: Mapping[str, str],
-    checks: Sequence[tuple[str, Validator]],
-    broken: Callable[[Any], list[int]],
-) -> Callable[[bytes, Exception], LoneFault | None]:
-    """See ``FastPath``: the event is decoded by a type that takes anything in the field that the decoder complains of."""
-
-    @cache
-    def without(name: str) -> tuple[Callable[[bytes], Any], Callable[[Any], Any]]:
-        attribute = names[name]
-        relaxed = [(attribute, Any, msgspec.UNSET) if field[0] == attribute else field for field in fields]
-        others = [check for check in checks if check[0] != attribute]
-        return msgspec.json.Decoder(types.struct(relaxed, names)).decode, compile_all((), attributes=names, checks=others)
-
-    faults = schema.faults
-
-    def find(value: bytes, error: Exception) -> LoneFault | None:
-        name = _complained_of(str(error))
-        if faults is None or name not in names:
-            return None
-        decode, others_hold = without(name)
-        try:
-            event = decode(value)
-            attribute = names[name]
-            fault = faults.in_field(name, found := getattr(event, attribute))
-            if fault is None or not others_hold(event):
-                return None
-            if found is msgspec.UNSET:
-                setattr(event, attribute, None)
-            # One that can't be decided, most likely because of the field, adds nothing.
-            return name, fault, event, [i for i in broken(event) if i >= 0]
-        except Exception:  # whatever it is, the other path finds it, and words it
-            return None
-
-    return find
-
-
-def _complained_of(error: str) -> str:
-    """The field that an error of the decoder's names, most likely; nothing hangs on it."""
-    _, at, path = error.rpartition(" - at `$.")
-    return path[:-1] if at else error.rpartition(" field `")[2][:-1]
+    return FastPath(decode, check, names)
 
 
 class _Types:

@@ -12,7 +12,7 @@ from urllib.parse import urldefrag
 from factory_agents.contracts.documents import Document, KeyPath, did_you_mean, one_of, show
 from factory_agents.contracts.patterns import PatternError, bounded, check_pattern, engine
 from factory_agents.contracts.references import Place, References
-from factory_agents.contracts.wording import Faults, Violation, single_fault, wording
+from factory_agents.contracts.wording import Explain, Violation, single_fault, wording
 
 __all__ = ["FieldType", "Schema", "Violation", "compile_schema"]
 
@@ -35,8 +35,7 @@ class Schema:
     """A compiled schema: ``is_valid`` for the many, ``violations`` for the few, ``fields`` in the order of their declaration.
 
     ``texts`` are the files that it refers to, by their names relative to its folder; ``notes`` what it says that is not checked.
-    ``plain`` is what the validator was given, ``part`` the validator of what stands at a path of it. ``faults`` says of most events what
-    is wrong, faster than the validator.
+    ``plain`` is what the validator was given, ``part`` the validator of what stands at a path of it.
     """
 
     is_valid: Callable[[Any], bool]
@@ -47,12 +46,12 @@ class Schema:
     plain: Any = field(repr=False)
     part: Callable[[Sequence[str]], Callable[[Any], bool]] = field(repr=False)
     _errors: Callable[[Any], Iterator[Any]] = field(repr=False)
-    faults: Faults | None = field(repr=False, default=None)
+    _single_fault: Explain | None = field(repr=False, default=None)
 
     def violations(self, event: Any) -> list[Violation]:
         """Everything that breaks the schema: path, what was expected, what came. Of an event of very many values, only whether it does."""
         try:
-            if self.faults is not None and (found := self.faults.in_event(event)) is not None:
+            if self._single_fault is not None and (found := self._single_fault(event)) is not None:
                 return [found]
             if _is_large(event):
                 why = f"breaks the schema; it holds more than {_MOST_VALUES:,} values, too many to say of each what is wrong"

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from msgspec import UNSET
-
 from factory_agents.contracts.documents import show
 from factory_agents.contracts.patterns import compile_plain
 
-__all__ = ["REMARKS", "TOP", "Faults", "Violation", "single_fault", "wording"]
+__all__ = ["REMARKS", "TOP", "Explain", "Violation", "single_fault", "wording"]
 
 
 class Violation(NamedTuple):
@@ -26,16 +24,8 @@ class Violation(NamedTuple):
 _violation = tuple.__new__
 """Makes a named tuple without a call of Python's."""
 
-
-class Faults(NamedTuple):
-    """The one thing that is wrong ``in_event``, or ``in_field`` (its name, and its value or ``msgspec.UNSET``) where that alone is wrong.
-
-    None where the validator has to say.
-    """
-
-    in_event: Callable[[Any], Violation | None]
-    in_field: Callable[[str, Any], Violation | None]
-
+Explain: TypeAlias = Callable[[Any], "Violation | None"]
+"""The one thing that is wrong; None where the validator has to say."""
 
 REMARKS = {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id"}
 TOP = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", *REMARKS}
@@ -131,7 +121,7 @@ class _Field(NamedTuple):
     tests: Sequence[tuple[frozenset[type], _Test, str]] | None
 
 
-def single_fault(schema: Any, part: Callable[[Sequence[str]], _Test]) -> Faults | None:
+def single_fault(schema: Any, part: Callable[[Sequence[str]], _Test]) -> Explain | None:
     """What finds the one thing that is wrong with an event, by a schema as the validator has it; ``part`` checks what is at a path.
 
     None for a schema that isn't of each field for itself.
@@ -147,9 +137,8 @@ def single_fault(schema: Any, part: Callable[[Sequence[str]], _Test]) -> Faults 
     fields = [finder.add(name, said, part, needed=name in needed) for name, said in properties.items()]
     find = finder.made(needed - declared)
     missing = [Violation(field.rule, f"{field.name}: {_MISSING_FIELD}") for field in fields]
-    places = {field.name: at for at, field in enumerate(fields)}
 
-    def in_event(event: Any) -> Violation | None:
+    def explain(event: Any) -> Violation | None:
         if type(event) is not dict or (closed and not event.keys() <= declared):
             return None
         at = find(event)
@@ -160,15 +149,7 @@ def single_fault(schema: Any, part: Callable[[Sequence[str]], _Test]) -> Faults 
         field = fields[at >> 1]
         return _why(field, event[field.name])
 
-    def in_field(name: str, value: Any) -> Violation | None:
-        at = places.get(name)
-        if at is None:
-            return None
-        if value is UNSET:
-            return missing[at] if name in needed else None
-        return _why(fields[at], value)
-
-    return Faults(in_event, in_field)
+    return explain
 
 
 def _why(field: _Field, value: Any) -> Violation | None:

@@ -235,52 +235,6 @@ def test_the_usual_fields_are_taken_by_it() -> None:
             fast.decode(bad)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "why"),
-    [
-        ({"id": ""}, 'id: expected at least 1 characters, got ""'),
-        ({"id": None}, "id: expected string, got null"),
-        ({"id": msgspec.UNSET}, "id: expected a value, got none (the field is missing)"),
-        ({"price": "1"}, 'price: expected number or null, got "1"'),
-        ({"kind": "c"}, 'kind: expected one of "a", "b", got "c"'),
-        ({"kind": "c", "price": "1"}, None),
-        ({"kind": "c", "other": 1}, None),
-        ({"kind": "c", "commit": "x"}, None),  # its pattern is no part of the type
-        (
-            {"kind": "c", "price": 7},
-            'kind: expected one of "a", "b", got "c"; rule cheap: expected price is None or price < 5, got price = 7',
-        ),
-        ({"price": "1", "at": "yesterday"}, None),
-        ({"tags": [1]}, None),
-        ({"at": "yesterday"}, None),
-    ],
-)
-def test_one_wrong_field_is_found_by_the_fast_path_and_all_else_is_left_to_the_other(wrong: dict[str, Any], why: str | None) -> None:
-    """Both say the same; which of them it was would be seen by nobody else."""
-    properties = {
-        "id": {"type": "string", "minLength": 1},
-        "commit": {"type": "string", "pattern": "^[0-9a-f]+$"},
-        "price": {"type": ["number", "null"]},
-        "kind": {"enum": ["a", "b"]},
-        "tags": {"type": "array", "items": {"type": "string"}},
-        "at": {"type": "string"},
-    }
-    contract = contract_of(properties, required=["id"]) | {
-        "time": "at",
-        "time_unit": "iso",
-        "rules": {"cheap": "price is None or price < 5"},
-    }
-    event = {"id": "x", "commit": "ab", "price": 1, "kind": "a", "tags": ["t"], "at": "2026-11-01T04:00:00Z"} | wrong
-    value = msgspec.json.encode({name: value for name, value in event.items() if value is not msgspec.UNSET})
-    agent = ValidateTransform(load_contract(contract), None)
-    taken: list[Any] = []
-    agent._take_plain = lambda places, *_: taken.extend(places)  # type: ignore[method-assign]
-    (output,) = agent.process([Record(value, 0)])  # type: ignore[list-item]
-    assert taken == ([0] if why is None else [])
-    assert why is None or (isinstance(output, Reject) and output.reason == why)
-    assert outcome(contract, [value] * 3, fast=True) == outcome(contract, [value] * 3, fast=False)
-
-
 def test_events_with_other_fields_are_not_tried_twice_for_ever_and_one_of_them_decides_nothing() -> None:
     agent = ValidateTransform(load_contract(contract_of({"a": {"type": "integer"}})), None)
     odd: Any = Record(b'{"a":1,"other":2}', 0)
