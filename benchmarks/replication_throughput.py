@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import select
 import struct
 import sys
 import time
 import uuid
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -72,7 +74,8 @@ class Source:
     def loop(self) -> float:
         """Seconds of a loop that takes every message, splits its columns, and answers at the end."""
         began = time.monotonic()
-        with psycopg.connect(self.url, autocommit=True) as plain, psycopg.connect(self.url, replication="database", autocommit=True) as log:
+        log = psycopg.connect(self.url, replication="database", autocommit=True)
+        with psycopg.connect(self.url, autocommit=True) as plain, closing(log):
             end = plain.execute("SELECT pg_current_wal_lsn() - '0/0'").fetchone()[0]  # type: ignore[index]
             options = f"(proto_version '1', publication_names '{self.slot}')"
             log.execute(f"START_REPLICATION SLOT {self.bare} LOGICAL 0/0 {options}".encode())
@@ -122,6 +125,7 @@ def main() -> None:
     options = arguments(__doc__ or "", changes=1_000_000)
     changes = 20_000 if options.smoke else options.changes
     info = bench_sandbox().info()
+    os.environ["DATABASE_URL"] = info.database_url
     source = Source(info.database_url, KafkaConfig(info.bootstrap))
 
     def ours(_: int) -> float:
