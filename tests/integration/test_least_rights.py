@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from follow_docs import blocks
 
 from factory_agents.errors import ConfigurationError
@@ -331,6 +331,26 @@ def test_who_may_not_read_an_empty_control_topic_is_told_at_once(broker: Guarded
         look()
     broker.allow_only([Acl("Read", "topic", control)])
     assert look() is None
+
+
+def test_a_group_that_may_not_be_seen_hides_no_other_ones_lag(factory: Factory, broker: GuardedBroker) -> None:
+    for group in ("lagging-seen", "lagging-hidden"):
+        reader = factory.administrator.consumer(group_id=group)
+        reader.commit(offsets=[TopicPartition(RAW, 0, 0)], asynchronous=False)
+        reader.close()
+    factory.produce(RAW)
+    sees = [Acl("Describe", "cluster", "kafka-cluster"), Acl("Describe", "topic", RAW), Acl("Read", "topic", RAW)]
+    broker.allow_only([*sees, Acl("Describe", "group", "lagging-seen")])
+    server = MetricsServer(broker.config, listen="0", lag=LagChoice(groups="lagging-.*", topics=RAW))
+    server.start()
+    try:
+        wait_for(lambda: server._lag.said, "the lag")
+        scraped = scrape(server.address)
+    finally:
+        server.close()
+    assert "lagging-hidden" in server._lag.said
+    assert figure(scraped, "kafka_consumer_lag", topic=RAW, group="lagging-seen", partition="0") > 0
+    assert not [series for series in scraped if "lagging-hidden" in str(series)]
 
 
 def test_a_topic_that_is_not_there_and_may_not_be_created_is_no_topic_that_is_unknown(factory: Factory, broker: GuardedBroker) -> None:

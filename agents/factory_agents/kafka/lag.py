@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import CutRecord, Ledger
 from factory_agents.kafka.records import decode_record
@@ -159,16 +159,31 @@ class Lags:
         committed = {(t, p): o for (t, topic_id), offsets in cuts.items() if ids.get(t) == topic_id for p, o in enumerate(offsets)}
         return self._lags(names, committed)
 
-    def of_groups(self, group: Callable[[str], bool], topic: Callable[[str], bool]) -> dict[str, list[PartitionLag]]:
+    def of_groups(
+        self, group: Callable[[str], bool], topic: Callable[[str], bool], failed: list[FactoryError] | None = None
+    ) -> dict[str, list[PartitionLag]]:
         """By group, the lag of all groups with fitting names on the topics with fitting names that they have committed offsets for.
 
-        Each topic is looked at once, however many groups read it, and one question goes to each group's coordinator.
+        Each topic is looked at once, however many groups read it, and one question goes to each group's coordinator. A group that cannot be
+        asked is left out, and ``failed`` says why; without it, or where no group can be, that is raised.
         """
         sizes = {name: partitions for name, partitions in self._cluster.sizes().items() if topic(name)}
         groups = [name for name in without_versions(self._cluster.groups()) if group(name)]
+
+        def ask(name: str) -> dict[tuple[str, int], int] | FactoryError:
+            try:
+                return self._cluster.positions(name, sizes)
+            except FactoryError as error:
+                return error
+
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            stands = list(pool.map(lambda name: self._cluster.positions(name, sizes), groups))
-        return self.of_readers(dict(zip(groups, stands, strict=True)))
+            answers = dict(zip(groups, pool.map(ask, groups), strict=True))
+        errors = [answer for answer in answers.values() if isinstance(answer, FactoryError)]
+        if errors and (failed is None or len(errors) == len(groups)):
+            raise errors[0]
+        if failed is not None:
+            failed += errors
+        return self.of_readers({name: answer for name, answer in answers.items() if not isinstance(answer, FactoryError)})
 
     def behind_cuts(self, cuts: Mapping[tuple[str, str, str], Sequence[int]]) -> dict[str, list[PartitionLag]]:
         """By pipeline, what has arrived since its last cuts (offsets by pipeline, topic and topic id), without topics that are gone."""

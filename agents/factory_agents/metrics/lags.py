@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.kafka.ages import FirstUnread, Place
 from factory_agents.kafka.lag import Lags, PartitionLag
 from factory_agents.telemetry.metrics import Series, Values
@@ -28,15 +28,17 @@ class LagChoice:
         _matching(self.groups, "--groups")
         _matching(self.topics, "--topics")
 
-    def values(self, lags: Lags, unread: FirstUnread, cuts: Mapping[tuple[str, str, str], tuple[int, ...]]) -> Values:
-        """The lag now; ``cuts`` as in ``Told``. Raises a FactoryError."""
+    def values(
+        self, lags: Lags, unread: FirstUnread, cuts: Mapping[tuple[str, str, str], tuple[int, ...]], failed: list[FactoryError]
+    ) -> Values:
+        """The lag now; ``cuts`` as in ``Told``, ``failed`` as for ``Lags.of_groups``. Raises a FactoryError."""
         topic = _matching(self.topics, "--topics")
         found: dict[Series, float] = {}
 
         def add(name: str, labels: tuple[str, ...], lag: int) -> None:
             found[name, labels] = found.get((name, labels), 0.0) + lag
 
-        groups = lags.of_groups(_matching(self.groups, "--groups"), topic)
+        groups = lags.of_groups(_matching(self.groups, "--groups"), topic, failed)
         times = unread.times(_place(row) for rows in groups.values() for row in rows if row.lag)
         now = time.time()
         for group, rows in groups.items():

@@ -147,7 +147,11 @@ class MetricsServer:
         lags, unread = Lags(self._config, cluster), FirstUnread(self._config)
 
         def look() -> None:
-            self._lags = self._choice.values(lags, unread, self._told.cuts)
+            failed: list[FactoryError] = []
+            self._lags = self._choice.values(lags, unread, self._told.cuts, failed)
+            if failed:
+                self._lag.taken_at = time.monotonic()  # of all other groups it is known
+                raise failed[0]
 
         self._repeat(self._lag, self._every, look)
         cluster.close()

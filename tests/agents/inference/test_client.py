@@ -70,7 +70,7 @@ def test_it_is_told_the_schema_and_the_parameters_and_what_it_took_is_counted(mo
 
 def test_faults_lose_nothing(runs: Runs, infer_run: MakeRun, model: str) -> None:
     with ModelServer(limited=0.1, failed=0.05, cut=0.05, hung=0.01) as server:
-        run = infer_run(runs.filled(100), runs.topic("out"), server, model=model, repair=True, timeout=0.5, concurrency=16)
+        run = infer_run(runs.filled(100), runs.topic("out"), server, model=model, repair=True, timeout=4, concurrency=16)
         result = execute(RunContext(runs.config), run)
         assert server.cut > 0
         assert (result.counts.forwarded, result.counts.rejected, result.counts.asked) == (100, 0, server.calls)
