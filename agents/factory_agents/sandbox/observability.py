@@ -44,7 +44,8 @@ def start(folder: Path, at: ObservabilityState, bootstrap: str, tell: Callable[[
     environment = {k: v for k, v in os.environ.items() if not k.startswith("KAFKA_")} | {"KAFKA_BOOTSTRAP": bootstrap}
     alerting = [f"--config.file={folder}/alertmanager.json", f"--storage.path={folder}/alerts", "--cluster.listen-address="]
     watching = [f"--config.file={folder}/prometheus.json", f"--storage.tsdb.path={folder}/series"]
-    private.write(folder / "jaeger.json", msgspec.json.encode(jaeger_settings(at)))
+    if jaeger:
+        private.write(folder / "jaeger.json", msgspec.json.encode(jaeger_settings(at)))
     return msgspec.structs.replace(
         at,
         traces=spawn([jaeger, f"--config=file:{folder}/jaeger.json"], log=_log(folder, "jaeger")) if jaeger else None,

@@ -28,7 +28,8 @@ def test_it_watches_the_sandbox_comes_back_and_ends_with_it(own_sandbox: Sandbox
     watched = Sandbox(own_sandbox.home, with_observability=True)
     info = watched.up()
     assert info.prometheus_url is not None
-    assert (info.jaeger_url is not None) == ("OTEL_EXPORTER_OTLP_ENDPOINT" in info.env()) == (JAEGER is not None)
+    told = (info.jaeger_url is not None, "OTEL_EXPORTER_OTLP_ENDPOINT" in info.env(), bool([*own_sandbox.home.rglob("jaeger.json")]))
+    assert told == (JAEGER is not None,) * 3
     prometheus = Prometheus(info.prometheus_url.removeprefix("http://"))
     wait_for(lambda: prometheus.query('factory_metrics_up{part="lag"} == 1'), "figures of the metrics server", 60)
     rules = {rule["name"] for group in prometheus.rules() for rule in group["rules"]}
