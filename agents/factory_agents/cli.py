@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -709,6 +710,8 @@ def main() -> None:
 
 def program() -> None:
     """The console script, after which nothing else runs in the process."""
+    if os.getpid() == 1:  # of a container: the kernel drops what it has no handler for, and it would work on until it is killed
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # until the command has a way of its own to stop
     try:
         main()
     except SystemExit as end:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import socket
+import sys
 
 import grpc  # type: ignore[import-untyped]
 import pytest
@@ -86,6 +89,16 @@ def test_an_agents_process_is_told_nothing_of_the_server(pipelines: Pipelines, r
 def test_a_namespace_that_is_not_there_is_one_line_before_it_works(pipelines: Pipelines) -> None:
     failed = pipelines.factory("temporal", "worker", "--task-queue", pipelines.prefix, TEMPORAL_NAMESPACE="defualt")
     assert (failed.code, failed.error) == (1, "namespace 'defualt': Temporal: Namespace defualt is not found.")
+
+
+def test_a_container_that_is_stopped_before_it_works_ends(pipelines: Pipelines) -> None:
+    """Here it waits for a server. A process 1 without a handler is given no SIGTERM: it would take tasks until it is killed."""
+    first = (sys.executable, "-c", "import os; os.getpid = lambda: 1\nfrom factory_agents.cli import program; program()")
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        deaf.settimeout(60)
+        live = pipelines.factory.start("temporal", "worker", program=first, TEMPORAL_ADDRESS=f"127.0.0.1:{deaf.getsockname()[1]}")
+        with deaf.accept()[0]:
+            assert live.stop().code == 128 + signal.SIGTERM, live.lines
 
 
 def test_a_worker_that_the_server_takes_no_more_says_so_and_ends_one_without_an_answer_waits(
