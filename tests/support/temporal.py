@@ -218,7 +218,7 @@ class Pipelines:
 
     def wait_working(self, live: Live) -> None:
         """Until it takes tasks, or has ended, which fails the test."""
-        wait_for(lambda: live.process.poll() is not None or any('"working"' in line for line in live.lines), "the worker to work", 60)
+        wait_for(lambda: live.process.poll() is not None or any('"working"' in line for line in live.lines), "the worker to work", 180)
         assert live.process.poll() is None, "\n".join(live.lines)
 
     def make_current(self, deployment: str, build: str) -> bool:

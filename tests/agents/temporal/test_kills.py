@@ -54,7 +54,7 @@ class Window:
 
     def wait_for_more(self, than: int) -> None:
         id_ = self.request.workflow_id
-        wait_for(lambda: self.done > than or self.done == self.events or self.pipelines.is_over(id_), "a further commit, or the end", 60)
+        wait_for(lambda: self.done > than or self.done == self.events or self.pipelines.is_over(id_), "a further commit, or the end", 180)
 
     def wait_for_each_shard(self) -> None:
         """Until each shard has committed more than it has now, or all."""
@@ -64,7 +64,7 @@ class Window:
             now = [self.pipelines.position(self.request, "mark", shard) for shard in SHARDS]
             return sum(now) == self.events or all(a > b for a, b in zip(now, before, strict=True))
 
-        wait_for(further, "each shard's next commit", 60)
+        wait_for(further, "each shard's next commit", 180)
 
     def check(self) -> None:
         """Each event once, by the manifests; whatever else is in the topic counts for nobody."""

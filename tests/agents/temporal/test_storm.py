@@ -44,8 +44,8 @@ EACH = 500
 class Storm:
     """Two workers, two starters and a server, of which one is hit at a time; whatever died is replaced at once."""
 
-    def __init__(self, pipelines: Pipelines, server: Server, runs: Runs, chance: random.Random) -> None:
-        self.pipelines, self.server, self.runs, self.chance = pipelines, server, runs, chance
+    def __init__(self, pipelines: Pipelines, server: Server, runs: Runs, runner: str, chance: random.Random) -> None:
+        self.pipelines, self.server, self.runs, self.runner, self.chance = pipelines, server, runs, runner, chance
         self.raw, self.marked = runs.topic("raw", retention_ms=-1), runs.topic("marked")
         self.requests = runs.topic("requests")
         text = PIPELINE.format(name=pipelines.prefix, raw=self.raw, marked=self.marked)
@@ -59,7 +59,7 @@ class Storm:
         self.windows: list[PipelineRequest] = []
 
     def _worker(self) -> Live:
-        return self.pipelines.worker(runner=self.chance.choice(["process", "thread"]), wait=False)
+        return self.pipelines.worker(runner=self.runner, wait=False)
 
     def _starter(self) -> Live:
         soon = json.dumps({"session.timeout.ms": 6000})  # the group lets a dead member go
@@ -170,11 +170,14 @@ class Storm:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_each_event_starts_a_window_that_is_done_once_whoever_is_hit(pipelines: Pipelines, runs: Runs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runner", ["process", "thread"])
+def test_each_event_starts_a_window_that_is_done_once_whoever_is_hit(
+    pipelines: Pipelines, runs: Runs, tmp_path: Path, runner: str
+) -> None:
     seed, hits = int(os.environ.get("SOAK_SEED", "7")), int(os.environ.get("SOAK_KILLS", "50"))
     with own_server(tmp_path / "server") as server:
         own = Pipelines(server.address, pipelines.bootstrap, pipelines.prefix, tmp_path)
-        storm = Storm(own, server, runs, random.Random(seed))
+        storm = Storm(own, server, runs, runner, random.Random(seed))
         try:
             while len(storm.hits) < hits:
                 storm.ride(hits)
