@@ -171,9 +171,7 @@ class Storm:
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("runner", ["process", "thread"])
-def test_each_event_starts_a_window_that_is_done_once_whoever_is_hit(
-    pipelines: Pipelines, runs: Runs, tmp_path: Path, runner: str
-) -> None:
+def test_each_event_starts_a_window_that_is_done_once_whoever_is_hit(pipelines: Pipelines, runs: Runs, tmp_path: Path, runner: str) -> None:
     seed, hits = int(os.environ.get("SOAK_SEED", "7")), int(os.environ.get("SOAK_KILLS", "50"))
     with own_server(tmp_path / "server") as server:
         own = Pipelines(server.address, pipelines.bootstrap, pipelines.prefix, tmp_path)
