@@ -353,6 +353,32 @@ def test_a_group_that_may_not_be_seen_hides_no_other_ones_lag(factory: Factory, 
     assert not [series for series in scraped if "lagging-hidden" in str(series)]
 
 
+@pytest.mark.parametrize("reader", ["a group", "a pipeline"])
+def test_a_topic_that_may_not_be_read_hides_no_other_ones_lag(factory: Factory, broker: GuardedBroker, reader: str) -> None:
+    for topic in (RAW, ENRICHED):
+        factory.produce(topic)
+        if reader == "a group":
+            onlooker = factory.administrator.consumer(group_id="lagging")
+            onlooker.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)
+            onlooker.close()
+        else:
+            factory.window(factory.administrator, topic)
+        factory.produce(topic)
+    sees = [Acl("Describe", "cluster", "kafka-cluster"), Acl("Describe", "group", "lagging"), *SAID["metrics"]]
+    broker.allow_only([*sees, Acl("Read", "topic", RAW), Acl("Describe", "topic", ENRICHED)])
+    server = MetricsServer(broker.config, listen="0", lag=LagChoice("lagging" if reader == "a group" else "none", f"{RAW}|{ENRICHED}"))
+    server.start()
+    try:
+        wait_for(lambda: server._lag.said, "the lag")
+        scraped = scrape(server.address)
+    finally:
+        server.close()
+    assert f"READ on topic {ENRICHED!r}" in server._lag.said
+    metric = "kafka_consumer_lag" if reader == "a group" else "factory_pipeline_lag"
+    assert figure(scraped, metric, topic=RAW) > 0
+    assert figure(scraped, metric, topic=ENRICHED) is None
+
+
 def test_a_topic_that_is_not_there_and_may_not_be_created_is_no_topic_that_is_unknown(factory: Factory, broker: GuardedBroker) -> None:
     broker.admin.delete_topics([DEAD])[DEAD].result()
     wait_for(lambda: DEAD not in broker.admin.list_topics(timeout=10).topics, "the topic to be gone")

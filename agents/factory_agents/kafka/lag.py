@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 from factory_agents.errors import ConfigurationError, FactoryError
 from factory_agents.kafka.config import KafkaConfig
@@ -22,6 +22,8 @@ __all__ = ["LagTotal", "Lags", "PartitionLag", "group_lag", "lag_of", "lag_total
 
 _LEDGER_SECONDS = 60.0
 _AT_ONCE = 8  # groups asked for at the same time
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -164,45 +166,48 @@ class Lags:
     ) -> dict[str, list[PartitionLag]]:
         """By group, the lag of all groups with fitting names on the topics with fitting names that they have committed offsets for.
 
-        Each topic is looked at once, however many groups read it, and one question goes to each group's coordinator. A group that cannot be
-        asked is left out, and ``failed`` says why; without it, or where no group can be, that is raised.
+        Each topic is looked at once, however many groups read it, and one question goes to each group's coordinator. A group or a topic that
+        cannot be asked is left out, and ``failed`` says why; without it, that is raised.
         """
         sizes = {name: partitions for name, partitions in self._cluster.sizes().items() if topic(name)}
         groups = [name for name in without_versions(self._cluster.groups()) if group(name)]
-
-        def ask(name: str) -> dict[tuple[str, int], int] | FactoryError:
-            try:
-                return self._cluster.positions(name, sizes)
-            except FactoryError as error:
-                return error
-
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            answers = dict(zip(groups, pool.map(ask, groups), strict=True))
-        errors = [answer for answer in answers.values() if isinstance(answer, FactoryError)]
-        if errors and (failed is None or len(errors) == len(groups)):
-            raise errors[0]
-        if failed is not None:
-            failed += errors
-        return self.of_readers({name: answer for name, answer in answers.items() if not isinstance(answer, FactoryError)})
+            asked = {name: pool.submit(self._cluster.positions, name, sizes) for name in groups}
+            stands = _of_each(groups, lambda name: asked[name].result(), failed)
+        return self.of_readers(stands, failed)
 
-    def behind_cuts(self, cuts: Mapping[tuple[str, str, str], Sequence[int]]) -> dict[str, list[PartitionLag]]:
-        """By pipeline, what has arrived since its last cuts (offsets by pipeline, topic and topic id), without topics that are gone."""
-        ids = {name: facts.id for name in {topic for _, topic, _ in cuts} if (facts := self._cluster.find(name)) is not None}
+    def behind_cuts(
+        self, cuts: Mapping[tuple[str, str, str], Sequence[int]], failed: list[FactoryError] | None = None
+    ) -> dict[str, list[PartitionLag]]:
+        """By pipeline, what has arrived since its last cuts (offsets by pipeline, topic and topic id), without topics that are gone.
+
+        ``failed`` as for ``of_groups``.
+        """
+        topics = _of_each({topic for _, topic, _ in cuts}, self._cluster.find, failed)
+        ids = {name: facts.id for name, facts in topics.items() if facts is not None}
         stands: dict[str, dict[tuple[str, int], int]] = {}
         for (pipeline, topic, topic_id), offsets in cuts.items():
             if ids.get(topic) == topic_id:
                 stands.setdefault(pipeline, {}).update(((topic, p), offset) for p, offset in enumerate(offsets))
-        return self.of_readers(stands)
+        return self.of_readers(stands, failed)
 
-    def of_readers(self, stands: Mapping[str, Mapping[tuple[str, int], int]]) -> dict[str, list[PartitionLag]]:
-        """By reader, the lag from where it stands (offsets by topic and partition); a topic that is gone is left out."""
-        found: dict[str, list[PartitionLag]] = {reader: [] for reader in stands}
-        for name in sorted({topic for stand in stands.values() for topic, _ in stand}):
+    def of_readers(
+        self, stands: Mapping[str, Mapping[tuple[str, int], int]], failed: list[FactoryError] | None = None
+    ) -> dict[str, list[PartitionLag]]:
+        """By reader, the lag from where it stands (offsets by topic and partition); a topic that is gone is left out.
+
+        ``failed`` as for ``of_groups``.
+        """
+
+        def ask(name: str) -> dict[str, list[PartitionLag]]:
             facts = self._cluster.find(name)
-            if facts is not None:
-                of_topic = {reader: stand for reader, stand in stands.items() if any(topic == name for topic, _ in stand)}
-                for reader, rows in self._on_topic(facts, of_topic).items():
-                    found[reader] += rows
+            of_topic = {reader: stand for reader, stand in stands.items() if any(topic == name for topic, _ in stand)}
+            return self._on_topic(facts, of_topic) if facts is not None else {}
+
+        found: dict[str, list[PartitionLag]] = {reader: [] for reader in stands}
+        for of_topic in _of_each(sorted({topic for stand in stands.values() for topic, _ in stand}), ask, failed).values():
+            for reader, rows in of_topic.items():
+                found[reader] += rows
         return found
 
     def _last_cuts(self, pipeline: str, prefix: str) -> dict[tuple[str, str], tuple[int, ...]]:
@@ -227,6 +232,19 @@ class Lags:
             ]
             for reader, begin in begins.items()
         }
+
+
+def _of_each(names: Iterable[str], ask: Callable[[str], _Found], failed: list[FactoryError] | None) -> dict[str, _Found]:
+    """What is found out about each name, without those of which ``failed`` says why nothing could be; without it, that is raised."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = ask(name)
+        except FactoryError as error:
+            if failed is None:
+                raise
+            failed.append(error)
+    return found
 
 
 class _LastCuts(Follower):

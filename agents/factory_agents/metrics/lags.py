@@ -31,7 +31,7 @@ class LagChoice:
     def values(
         self, lags: Lags, unread: FirstUnread, cuts: Mapping[tuple[str, str, str], tuple[int, ...]], failed: list[FactoryError]
     ) -> Values:
-        """The lag now; ``cuts`` as in ``Told``, ``failed`` as for ``Lags.of_groups``. Raises a FactoryError."""
+        """The lag now; ``cuts`` as in ``Told``, ``failed`` as for ``Lags.of_groups``. Raises a FactoryError, one of these where there is no lag."""
         topic = _matching(self.topics, "--topics")
         found: dict[Series, float] = {}
 
@@ -49,9 +49,11 @@ class LagChoice:
                 if at is not None:
                     age = ("kafka_consumer_lag_seconds", labels)
                     found[age] = max(found.get(age, 0.0), now - at / 1000)
-        for pipeline, rows in lags.behind_cuts({key: offsets for key, offsets in cuts.items() if topic(key[1])}).items():
+        for pipeline, rows in lags.behind_cuts({key: offsets for key, offsets in cuts.items() if topic(key[1])}, failed).items():
             for row in rows:
                 add("factory_pipeline_lag", (pipeline, row.topic), row.lag)
+        if failed and not found:
+            raise failed[0]
         return {series: (lag,) for series, lag in found.items()}
 
 

@@ -150,7 +150,7 @@ class MetricsServer:
             failed: list[FactoryError] = []
             self._lags = self._choice.values(lags, unread, self._told.cuts, failed)
             if failed:
-                self._lag.taken_at = time.monotonic()  # of all other groups it is known
+                self._lag.taken_at = time.monotonic()  # of all other groups and topics it is known
                 raise failed[0]
 
         self._repeat(self._lag, self._every, look)

@@ -153,6 +153,7 @@ def judge(runs: Runs, scraped: Scraped) -> None:
     assert len([name for name, _ in scraped.seen.last if name == "agent_success_total"]) == 1, "a series for an agent, not for each process"
     failed = sum(r.key is not None and r.key.startswith(b"attempt|") for r in runs.everything(ledger_topic(runs.prefix)))
     assert scraped.seen.of("agent_failure_total") >= failed > 0
+    print(f"{finished} runs of {counts['consumed']} events in the ledger, {found:g} counted; kills may double {scraped.doubled:g}")
 
 
 def test_increments_over_kills_are_what_the_ledger_holds(runs: Runs, factory: Command) -> None:
