@@ -171,15 +171,15 @@ def test_an_alert_goes_through_alertmanager_and_the_receiver_to_slack_and_so_doe
             for sign, state, offset in (("🔴", "firing", 0), ("🟢", "resolved", records)):
                 commit(runs, f"{runs.prefix}.g", topic, offset)
 
-                def said(sign: str = sign, state: str = state) -> bool:
+                def came(sign: str = sign, state: str = state) -> bool:
                     page = any(body["status"] == state and topic in json.dumps(body) for body in server.bodies("/on-call"))
                     return page and any(text.startswith(f"*{sign}") and topic in text for text in server.texts())
 
-                wait_for(said, f"{state} at the pager and in Slack", 60)
+                wait_for(came, f"{state} at the pager and in Slack", 60)
     first, *_, last = [text for text in server.texts() if topic in text]
     title, behind, links = first.splitlines()
     assert title == f"*🔴 KafkaConsumerLagHigh fires: {runs.prefix}.g, {topic}*"
-    assert behind == f"{runs.prefix}.g is {told_as} records behind on {topic}"
+    assert behind == f"{runs.prefix}.g is {said} records behind on {topic}"
     assert links.startswith("<https://wiki/runbooks#kafkaconsumerlaghigh|Runbook> · <http://")
     assert last.splitlines()[0] == f"*🟢 KafkaConsumerLagHigh is over: {runs.prefix}.g, {topic}*"
     assert not [text for text in server.texts() if "FactoryMetrics" in text], "nothing else is wrong"

@@ -166,8 +166,8 @@ class Lags:
     ) -> dict[str, list[PartitionLag]]:
         """By group, the lag of all groups with fitting names on the topics with fitting names that they have committed offsets for.
 
-        Each topic is looked at once, however many groups read it, and one question goes to each group's coordinator. A group or a topic that
-        cannot be asked is left out, and ``failed`` says why; without it, that is raised.
+        Each topic is looked at once, however many groups read it, and one question goes to each group's coordinator. A group or a topic
+        that cannot be asked is left out, and ``failed`` says why; without it, that is raised.
         """
         sizes = {name: partitions for name, partitions in self._cluster.sizes().items() if topic(name)}
         groups = [name for name in without_versions(self._cluster.groups()) if group(name)]

@@ -31,7 +31,7 @@ class LagChoice:
     def values(
         self, lags: Lags, unread: FirstUnread, cuts: Mapping[tuple[str, str, str], tuple[int, ...]], failed: list[FactoryError]
     ) -> Values:
-        """The lag now; ``cuts`` as in ``Told``, ``failed`` as for ``Lags.of_groups``. Raises a FactoryError, one of these where there is no lag."""
+        """The lag now; ``cuts`` as in ``Told``, ``failed`` as for ``Lags.of_groups``. Raises a FactoryError, the first of these without any lag."""
         topic = _matching(self.topics, "--topics")
         found: dict[Series, float] = {}
 
