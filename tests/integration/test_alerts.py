@@ -179,7 +179,7 @@ def test_an_alert_goes_through_alertmanager_and_the_receiver_to_slack_and_so_doe
     first, *_, last = [text for text in server.texts() if topic in text]
     title, behind, links = first.splitlines()
     assert title == f"*🔴 KafkaConsumerLagHigh fires: {runs.prefix}.g, {topic}*"
-    assert behind == f"{runs.prefix}.g is {said} records behind on {topic}"
+    assert behind == f"{runs.prefix}.g is {told_as} records behind on {topic}"
     assert links.startswith("<https://wiki/runbooks#kafkaconsumerlaghigh|Runbook> · <http://")
     assert last.splitlines()[0] == f"*🟢 KafkaConsumerLagHigh is over: {runs.prefix}.g, {topic}*"
     assert not [text for text in server.texts() if "FactoryMetrics" in text], "nothing else is wrong"

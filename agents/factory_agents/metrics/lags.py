@@ -31,7 +31,10 @@ class LagChoice:
     def values(
         self, lags: Lags, unread: FirstUnread, cuts: Mapping[tuple[str, str, str], tuple[int, ...]], failed: list[FactoryError]
     ) -> Values:
-        """The lag now; ``cuts`` as in ``Told``, ``failed`` as for ``Lags.of_groups``. Raises a FactoryError, the first of these without any lag."""
+        """The lag now; ``cuts`` as in ``Told``, ``failed`` as for ``Lags.of_groups``.
+
+        Raises a FactoryError; the first that failed where all did.
+        """
         topic = _matching(self.topics, "--topics")
         found: dict[Series, float] = {}
 
