@@ -81,12 +81,12 @@ def test_a_rolling_update_of_four_delays_no_event_for_longer_than_two_seconds(fl
         wait_for(lambda: fleet.count() > 0, "the first record")
         watch, since = Watch(fleet), time.monotonic()
         for old in members:
+            fleet.wait_for_more(1200)  # three seconds, as the Deployments' minReadySeconds have it
             old.terminate()
             old.wait(30)
             fleet.start("", program=program)
             wait_for_members(fleet, 4)
-            fleet.wait_for_more(400)
-        fleet.wait_for_more(400)
+        fleet.wait_for_more(1200)
     check_exact(fleet)
     wait_for(lambda: len(watch.seen) == fleet.sent, "all to be read")
     watch.end()

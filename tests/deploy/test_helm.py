@@ -192,6 +192,7 @@ def test_live_agents_are_as_the_design_has_them() -> None:
     deployment = one(rendered(FACTORY, "enrich"), "Deployment", "release-enrich")
     assert deployment["spec"]["replicas"] == 4
     assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert deployment["spec"]["minReadySeconds"] == 3
     run = "agent run enrich --in-topic raw_events --group factory.enrich.raw_events --out-topic enriched_events"
     assert container(deployment)["args"] == run.split()
     assert container(deployment)["envFrom"] == [{"secretRef": {"name": "factory-agent"}}]

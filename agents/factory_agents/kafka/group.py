@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 0.3
 _CHECK_SECONDS = 5.0
+_LEAVE_SECONDS = 5.0
 SESSION_MS = 10_000
 _OWN = {"session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": 500, "topic.metadata.refresh.interval.ms": 5_000}
 """A member that was killed holds its partitions up for a session, a rebalance is heard of at a heartbeat, and partitions that are added
@@ -111,6 +112,7 @@ class GroupReader:
         self._replaced = self._topic_gone = False
         self._begin_at = 0.0
         self._check_at = time.monotonic() + _CHECK_SECONDS
+        self._classic = config.values.get("group.protocol", "classic") == "classic"
         own = {name.replace(".", "_"): value for name, value in _OWN.items() if name not in config.values}
         self._fetch = BoundedConsumer(config, cluster, topic, group_id=group, partition_assignment_strategy="cooperative-sticky", **own)
         self._consumer: Consumer = self._fetch.client
@@ -377,7 +379,16 @@ class GroupReader:
         return behind
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group.
+
+        A client that closes between two steps of joining sends no word of it, and the group waits for it for a session before anybody
+        gets partitions: so one that has none leaves before it closes.
+        """
+        if self._classic and self.joined and not self.assigned:
+            self._consumer.unsubscribe()
+            until = time.monotonic() + _LEAVE_SECONDS
+            while self._consumer.memberid() and time.monotonic() < until:
+                self._consumer.poll(0.05)
         self._fetch.close()
 
 

@@ -17,6 +17,8 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 _NAME_LIMIT = 52  # a pod's name ends in eleven characters more
 _GRACE_SECONDS = 60
 _PROGRESS_SECONDS = 300
+_SETTLE_SECONDS = 3
+"""A client joins its group once a second at most: the next pod goes when the group has formed again."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def live_deployment(spec: LiveAgentSpec) -> dict[str, Any]:
         "spec": {
             "replicas": spec.replicas,
             "progressDeadlineSeconds": _PROGRESS_SECONDS,
+            "minReadySeconds": _SETTLE_SECONDS,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
             "selector": {"matchLabels": spec.selector},
             "template": {"metadata": {"labels": _labels(spec)}, "spec": pod},

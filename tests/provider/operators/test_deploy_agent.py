@@ -156,6 +156,7 @@ def test_what_it_applies_is_valid_and_within_the_policies_of_the_charts(monkeypa
     ]
     assert {"name": "MODEL", "value": "v2"} in container["env"]
     assert documents[0]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert documents[0]["spec"]["minReadySeconds"] == 3
 
 
 def test_it_is_applied_once_and_changed_only_by_what_changes(api: Api) -> None:
