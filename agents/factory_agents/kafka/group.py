@@ -21,7 +21,18 @@ from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.telemetry import fields
 
-__all__ = ["SESSION_MS", "TOPIC_TAG", "GroupReader", "OnPartitions", "Start", "decide_start", "stands_of", "topic_id_of", "writes_of"]
+__all__ = [
+    "SESSION_MS",
+    "TOPIC_TAG",
+    "GroupReader",
+    "OnPartitions",
+    "Start",
+    "decide_start",
+    "stands_of",
+    "tag_of",
+    "topic_id_of",
+    "writes_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +74,11 @@ def topic_id_of(metadata: str) -> str:
 def writes_of(metadata: str) -> str:
     """The topic that a position's group writes to; empty where it isn't said."""
     return metadata.partition("|")[0].partition(_WRITES_TAG)[2] if metadata.startswith(TOPIC_TAG) else ""
+
+
+def tag_of(topic_id: str, writes: str = "") -> str:
+    """The metadata of a position: the topic that it is about, and what its group writes to."""
+    return f"{TOPIC_TAG}{topic_id}" + (f"{_WRITES_TAG}{writes}" if writes else "")
 
 
 def decide_start(offset: int, metadata: str, topic_id: str, log_start: int, *, end: int | None = None, replaced: bool = False) -> Start:
@@ -304,17 +320,11 @@ class GroupReader:
         first = self._cluster.log_start(self.topic.name, partitions)
         beyond = self._out_of_range & set(partitions)
         ends = self._cluster.high_watermark(self.topic.name, beyond) if beyond else {}
-        return {
-            tp.partition: decide_start(
-                tp.offset,
-                tp.metadata or "",
-                self.topic.id,
-                first[tp.partition],
-                end=ends.get(tp.partition),
-                replaced=self._replaced,
-            )
-            for tp in stands
-        }
+        return {tp.partition: self._start(tp, first[tp.partition], ends.get(tp.partition)) for tp in stands}
+
+    def _start(self, tp: TopicPartition, log_start: int, end: int | None) -> Start:
+        """Where a partition is to be read from whose group stands there."""
+        return decide_start(tp.offset, tp.metadata or "", self.topic.id, log_start, end=end, replaced=self._replaced)
 
     def _stands(self, partitions: list[int]) -> list[TopicPartition]:
         """Where the group stands on those of the partitions that may be read now. Raises KafkaException as ``_starts`` does."""
@@ -339,12 +349,15 @@ class GroupReader:
 
     def offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
         """Positions as they are committed: each with the id of the topic that it is about, and who commits it."""
-        tag = self._tag + (signature(self.writer, self._consumer.memberid() or "") if self.writer else "")
-        return [TopicPartition(self.topic.name, p, offset, tag) for p, offset in positions.items()]
+        by = signature(self.writer, self._consumer.memberid() or "") if self.writer else ""
+        return [TopicPartition(self.topic.name, p, offset, self._tag_of(p) + by) for p, offset in positions.items()]
 
     @property
     def _tag(self) -> str:
-        return f"{TOPIC_TAG}{self.topic.id}" + (f"{_WRITES_TAG}{self._writes}" if self._writes else "")
+        return tag_of(self.topic.id, self._writes)
+
+    def _tag_of(self, _: int) -> str:
+        return self._tag
 
     def committed(self, positions: Mapping[int, int]) -> None:
         """Take note of what was committed."""

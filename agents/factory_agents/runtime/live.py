@@ -35,7 +35,7 @@ from factory_agents.runtime.side_by_side import SideBySide
 from factory_agents.runtime.window import SIDE_SECONDS, BatchSize, failing_agent, process
 from factory_agents.telemetry import Batch, Observers, Subject, fields
 
-__all__ = ["LiveAgent", "LiveSettings", "check_live", "default_group", "run_live"]
+__all__ = ["LiveAgent", "LiveSettings", "awaiting", "check_live", "default_group", "run_live"]
 
 log = logging.getLogger(__name__)
 
@@ -323,7 +323,7 @@ class LiveAgent:
         calls.keep(self.reader.reading)
         read: Sequence[Message] = messages
         if messages and (codec := self.input_codec) is not None:
-            read = self.thread.call(lambda: _awaiting(lambda: codec.read(messages)), self._meanwhile)
+            read = self.thread.call(lambda: awaiting(lambda: codec.read(messages)), self._meanwhile)
         large, came = reject_large(messages), dict[int, int]()
         for message, as_read in zip(messages, read, strict=True):
             partition, after = message.partition(), message.offset() + 1
@@ -402,7 +402,7 @@ class LiveAgent:
         self._put(messages, outputs)
 
     def _process(self, messages: Sequence[Message]) -> list[Output]:
-        return _awaiting(lambda: process(self.transform, messages, self.input_codec))
+        return awaiting(lambda: process(self.transform, messages, self.input_codec))
 
     def _put(self, messages: Sequence[Message], outputs: Sequence[Output]) -> None:
         if self.gone:  # partitions that went meanwhile: whoever has them handles these records
@@ -522,7 +522,7 @@ class LiveAgent:
         self.observer.rebalanced(self.subject, self.reader.assigned - partitions)
 
 
-def _awaiting(work: Callable[[], _T]) -> _T:
+def awaiting(work: Callable[[], _T]) -> _T:
     """Its value; what isn't there for it, such as a registry that the events are read by, is waited for."""
     try:
         return work()

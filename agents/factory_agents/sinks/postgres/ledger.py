@@ -16,7 +16,7 @@ from factory_agents.sinks.postgres.table import TargetTable
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["Acquired", "Ledger", "Mine"]
+__all__ = ["RELATIONS", "Acquired", "Ledger", "Mine"]
 
 _THIS_WINDOW = "table_name = {table} AND pipeline = {pipeline} AND stage = {stage} AND window_key = {window}"
 _THIS_SHARD = _THIS_WINDOW + " AND shard = {shard} AND shards = {shards}"
@@ -24,7 +24,7 @@ _THIS_PLAN = "(claimed_plan IS NOT DISTINCT FROM {plan} AND shards = {shards})"
 
 # What holds the table's rows: each relation (a partition, where it has some) with its file. A table that was dropped and created again,
 # restored, renamed or truncated has others; a partition that was detached is missing.
-_RELATIONS = """
+RELATIONS = """
     ARRAY(SELECT format('%s/%s', r.oid, pg_relation_filenode(r.oid))
           FROM (SELECT {oid}::oid AS oid UNION SELECT relid FROM pg_catalog.pg_partition_tree({oid}::oid::regclass)) AS r
           WHERE pg_relation_filenode(r.oid) IS NOT NULL)
@@ -99,7 +99,7 @@ class Ledger:
             "this_window": _THIS_WINDOW,
             "this_shard": _THIS_SHARD,
             "this_plan": _THIS_PLAN,
-            "relations": _RELATIONS,
+            "relations": RELATIONS,
             "same_table": _SAME_TABLE,
         }
         for name, condition in conditions.items():

@@ -6,60 +6,45 @@ it, writes what lies past it, and moves it: one that was away, and comes back wi
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from factory_agents import failpoints
+from factory_agents.databases.postgres import cut_after
+from factory_agents.errors import UnavailableError
 from factory_agents.kafka.messages import Message
+from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Counts, Shard
 from factory_agents.runtime.agents import Claim, Output, Reject, RowsRefused, SinkOutcome, Undecoded
-from factory_agents.runtime.live import LiveAgent, LiveSettings, check_live
+from factory_agents.runtime.dependencies import InterruptedBatchError
+from factory_agents.runtime.live import LiveAgent, LiveSettings, awaiting, check_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.ledger import Acquired
 from factory_agents.sinks.postgres.merge import Publication
 from factory_agents.sinks.postgres.names import compose
+from factory_agents.sinks.postgres.positions import POSITIONS, Positions, Stand, TableReader
 from factory_agents.sinks.postgres.rights import check_rights
 from factory_agents.sinks.postgres.sink import PostgresSink, PostgresTarget
-from factory_agents.sinks.postgres.table import TargetTable, begin_creation, find_table, open_table
+from factory_agents.sinks.postgres.table import TargetTable, find_table, open_table
+from factory_agents.telemetry import fields
 
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["POSITIONS", "PostgresLive", "run_by_record"]
+log = logging.getLogger(__name__)
 
-POSITIONS = "factory_positions"
-"""Beside the table: up to where each partition of a topic is published, by table and consumer group."""
+__all__ = ["PostgresLive", "run_by_record"]
 
-_COLUMNS = """
-    table_name text COLLATE "C" NOT NULL,
-    consumer_group text COLLATE "C" NOT NULL,
-    topic text COLLATE "C" NOT NULL,
-    partition integer NOT NULL,
-    topic_id text NOT NULL,
-    position bigint NOT NULL,
-    refused jsonb NOT NULL,
-    PRIMARY KEY (table_name, consumer_group, topic, partition)
-"""
-_MINE = "table_name = {table_name} AND consumer_group = {group} AND topic = {topic}"
 _WINDOW = "live"
 """Rows that are published like this are of no window of an interval, so that the newer record of a key wins."""
 
-_POLL, _COMMIT_SECONDS = 0.03, 1.0
+_POLL, _COMMIT_SECONDS, _LOOK_SECONDS = 0.03, 1.0, 5.0
 _IDLE = "10s"
 """A publisher that stops dead in the middle holds the positions no longer than this."""
-
-
-class _Stand(msgspec.Struct):
-    """Up to where a partition is published. ``refused``: what the database refused before that, by offset, as dead letters' rules and
-    reasons, until these are known to be out.
-    """
-
-    position: int
-    refused: dict[str, tuple[str, str]]
 
 
 class _Batch(Publication):
@@ -102,7 +87,8 @@ class PostgresLive(PostgresSink):
 
     Positions of the consumer group follow those in the database, with the dead letters that lie before them. Where the former were not
     committed any more, records come again: their rows are there, and their dead letters are made again. ``topic_id`` tells the topic that
-    is read now, ``committed`` where the group stands on a partition. ``totals`` say what became of the rows.
+    is read now, ``committed`` where the group stands on a partition. ``seen`` is up to where each partition was published when it was last
+    looked at, ``totals`` say what became of the rows.
     """
 
     stateful = False
@@ -114,7 +100,7 @@ class PostgresLive(PostgresSink):
         self._claim = Claim(group, _WINDOW, _WINDOW, Shard(0, 1), "", "", 0, 0)
         self._table: TargetTable | None = None
         self._number = 0
-        self._known: set[int] = set()
+        self.seen: dict[int, int] = {}
         self.topic_id: Callable[[], str] = lambda: ""
         self.committed: Callable[[int], int] = lambda _: -1
         self.totals = Counts()
@@ -123,6 +109,11 @@ class PostgresLive(PostgresSink):
         """Open the table, or create it. Raises as ``claim`` does."""
         with self._explained(f"opening table {self.target.table.name}"):
             self._open()
+
+    @property
+    def table(self) -> str:
+        """The table's schema and name; empty while it isn't open."""
+        return self._table.text if self._table is not None else ""
 
     def compare(self, earlier: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
         """See ``Transform.compare``."""
@@ -136,36 +127,90 @@ class PostgresLive(PostgresSink):
         super().close()
         self._table = None
 
+    def stands(self, partitions: Collection[int]) -> dict[int, Stand]:
+        """Up to where these partitions are published, as far as they are. Raises as ``process`` does."""
+        with self._publishing() as (connection, publication):
+            found = self._look(publication, partitions)
+            connection.commit()
+        now = self.topic_id()
+        self.seen |= {p: s.position if (s := found.get(p)) is not None and s.topic_id == now and s.same else 0 for p in partitions}
+        return found
+
+    def look(self, partitions: Collection[int]) -> None:
+        """Whether these partitions are published up to where they were. Raises UnavailableError where they are not, and as ``process``."""
+        with self._publishing() as (connection, publication):
+            self._compare(publication, partitions, self._look(publication, partitions))
+            connection.commit()
+
     def process(self, messages: Sequence[Message]) -> list[Output]:
-        """Write the rows; see ``Transform.process``. Raises UnavailableError where the database isn't there: nothing is written then."""
-        doing, outcome = f"publishing to {self.target.table.name}", None
-        with self._explained(doing):
-            connection, table = self._open()
-            self._open_transaction(connection, _IDLE)
-            stands = self._hold(connection, {m.partition() for m in messages})
-            publication = self._publication = _Batch(connection, table, self._claim, Acquired(0, self._number, False))
-        new = [n for n, m in enumerate(messages) if m.offset() >= stands[m.partition()].position]
-        with self._explained(doing):
+        """Write the rows; see ``Transform.process``. Raises UnavailableError where the database isn't there, or the table or its positions
+        are not as they were: nothing is written then.
+        """
+        outcome, rejects = None, dict[int, Reject]()
+        with self._publishing() as (connection, publication):
+            positions, partitions = self._positions(publication), {m.partition() for m in messages}
+            stands = positions.hold(partitions)
+            self._compare(publication, partitions, stands)
+            now = self.topic_id()
+            stands = {p: s if s.same and s.topic_id == now else Stand(now, 0, {}) for p, s in stands.items()}
+            new = [n for n, m in enumerate(messages) if m.offset() >= stands[m.partition()].position]
             rejects = self._read(publication, messages, new)
             if new:
                 self._send(publication, publication.finish)
                 outcome = self._merge(publication, stands)
-                self._move(connection, stands, [messages[n] for n in new])
+                self._move(publication, stands, [messages[n] for n in new])
             failpoints.hit("postgres.before-commit")
             connection.commit()
             failpoints.hit("postgres.committed")
+        self.seen |= {p: stand.position for p, stand in stands.items()}
         for n, message in enumerate(messages):
             if refused := stands[message.partition()].refused.get(str(message.offset())):
                 rejects[n] = Reject(refused[1], rule=refused[0])
-        self._publication = None
         if outcome is not None:
             for name in ("written", "duplicates", "older", "deleted", "dropped"):
                 setattr(self.totals, name, getattr(self.totals, name) + getattr(outcome, name))
         return [rejects.get(n, []) for n in range(len(messages))]
 
+    @contextmanager
+    def _publishing(self) -> Iterator[tuple[psycopg.Connection[Any], _Batch]]:
+        """The open table's connection, in a transaction, and what to publish with."""
+        with self._explained(f"publishing to {self.target.table.name}"):
+            connection, table = self._open()
+            publication = self._publication = _Batch(connection, table, self._claim, Acquired(0, self._number, False))
+            with cut_after(connection, self._patience):
+                self._open_transaction(connection, _IDLE)
+                yield connection, publication
+        self._publication = None
+
+    def _look(self, publication: _Batch, partitions: Collection[int]) -> dict[int, Stand]:
+        positions = self._positions(publication)
+        if not positions.are_kept():
+            raise publication.altered()
+        return positions.look(partitions)
+
+    def _positions(self, publication: _Batch) -> Positions:
+        return Positions(publication.connection, publication.table, self._group, self._topic)
+
+    def _compare(self, publication: _Batch, partitions: Collection[int], stands: Mapping[int, Stand]) -> None:
+        """Raise UnavailableError where a partition is published less far than it was: what lies between is read again."""
+        now = self.topic_id()
+        for p in partitions:
+            stand = stands.get(p)
+            at = stand.position if stand is not None and stand.same and stand.topic_id == now else 0
+            if at < self.seen.get(p, 0):
+                raise UnavailableError(
+                    f"table {publication.table.text}: {self._topic}-{p} was published up to offset {self.seen[p]}, and is up to {at} now:"
+                    " the table was restored or replaced, or its position was changed, and is published again from there"
+                )
+
     def _was_taken_over(self, publication: Publication) -> bool:
         """Nobody claims what is published like this."""
         return False
+
+    def _was_altered(self, publication: Publication) -> bool:
+        """Whether the table is not as it was opened, or its positions are gone; ends the transaction."""
+        table = publication.table
+        return super()._was_altered(publication) or find_table(publication.connection, table.schema, POSITIONS) is None
 
     def _open(self) -> tuple[psycopg.Connection[Any], TargetTable]:
         connection, target = self._connection or self._connect(f"factory {self._group}/live"), self.target
@@ -174,14 +219,17 @@ class PostgresLive(PostgresSink):
             table = self._retried(connection, lambda: open_table(connection, target.table, target.wanted, create=target.create_table))
             if table.deletes:
                 self._retried(connection, Deletes(connection, table).open)
-            check_rights(connection, table)
-            if find_table(connection, table.schema, POSITIONS) is None:
-                begin_creation(connection, table.schema, POSITIONS)
-                create = "CREATE TABLE IF NOT EXISTS {table} (" + _COLUMNS + ")"
-                connection.execute(compose(create, table=table.beside(POSITIONS)))
+            positions = Positions(connection, table, self._group, self._topic)
+            positions.create()
+            check_rights(connection, table, [POSITIONS])
             self._number = self._publication_number(connection, table)
+            if not positions.keep_up(self._number):
+                log.warning(
+                    "the table was emptied or replaced: it is published again from the earliest records",
+                    extra=fields(table=table.text, group=self._group),
+                )
             connection.commit()
-            self._table, self._known = table, set()
+            self._table = table
         return connection, self._table
 
     def _publication_number(self, connection: psycopg.Connection[Any], table: TargetTable) -> int:
@@ -205,41 +253,7 @@ class PostgresLive(PostgresSink):
             ).fetchone()
         return int(row[0]) if row is not None else 0
 
-    def _run(self, connection: psycopg.Connection[Any], query: str, **more: Any) -> psycopg.Cursor[Any]:
-        table = self._table
-        if table is None:
-            raise ValueError("the table is not open")
-        mine = {"positions": table.beside(POSITIONS), "table_name": table.name, "group": self._group, "topic": self._topic}
-        return connection.execute(compose(query, **mine, **more))
-
-    def _hold(self, connection: psycopg.Connection[Any], partitions: set[int]) -> dict[int, _Stand]:
-        """Up to where each partition is published, which nobody else changes until the transaction's end; what was refused before it."""
-        if missing := partitions - self._known:
-            self._run(
-                connection,
-                "INSERT INTO {positions} (table_name, consumer_group, topic, partition, topic_id, position, refused)"
-                " SELECT {table_name}, {group}, {topic}, p, {id}, 0, '{{}}' FROM unnest({missing}::integer[]) AS p ORDER BY p"
-                " ON CONFLICT DO NOTHING",
-                id=self.topic_id(),
-                missing=sorted(missing),
-            )
-        rows = self._run(
-            connection,
-            "SELECT partition, topic_id, position, refused FROM {positions} WHERE "
-            + _MINE
-            + " AND partition = ANY ({partitions}) ORDER BY partition FOR UPDATE",
-            partitions=sorted(partitions),
-        ).fetchall()
-        self._known |= partitions
-        now = self.topic_id()
-        return {p: _Stand(at, self._waiting(p, refused)) if id_ == now else _Stand(0, {}) for p, id_, at, refused in rows}
-
-    def _waiting(self, partition: int, refused: dict[str, Any]) -> dict[str, tuple[str, str]]:
-        """Refused records whose dead letters may not be out."""
-        committed = self.committed(partition)
-        return {offset: (rule, reason) for offset, (rule, reason) in refused.items() if int(offset) >= committed}
-
-    def _merge(self, publication: _Batch, stands: Mapping[int, _Stand]) -> SinkOutcome:
+    def _merge(self, publication: _Batch, stands: Mapping[int, Stand]) -> SinkOutcome:
         """Merge the rows but those that the database refuses."""
         while True:
             try:
@@ -248,18 +262,16 @@ class PostgresLive(PostgresSink):
                 for (partition, offset), reject in refused.rows.items():
                     stands[partition].refused[str(offset)] = (reject.rule, reject.reason)
 
-    def _move(self, connection: psycopg.Connection[Any], stands: Mapping[int, _Stand], messages: Sequence[Message]) -> None:
-        ends = {m.partition(): m.offset() + 1 for m in messages}
-        self._run(
-            connection,
-            "UPDATE {positions} AS t SET topic_id = {id}, position = n.position, refused = n.refused::jsonb"
-            " FROM unnest({partitions}::integer[], {ends}::bigint[], {refused}::text[]) AS n(partition, position, refused)"
-            " WHERE " + _MINE + " AND t.partition = n.partition",
-            id=self.topic_id(),
-            partitions=list(ends),
-            ends=list(ends.values()),
-            refused=[msgspec.json.encode(stands[p].refused).decode() for p in ends],
-        )
+    def _move(self, publication: _Batch, stands: Mapping[int, Stand], messages: Sequence[Message]) -> None:
+        """Put the positions past these records, with the refused ones whose dead letters may not be out."""
+        moved = {m.partition(): stands[m.partition()] for m in messages}
+        for message in messages:
+            moved[message.partition()].position = message.offset() + 1
+        for partition, stand in moved.items():
+            committed = self.committed(partition)
+            stand.refused = {offset: why for offset, why in stand.refused.items() if int(offset) >= committed}
+        if not self._positions(publication).move(moved):
+            raise publication.altered()
 
     def _read(self, publication: _Batch, messages: Sequence[Message], new: Sequence[int]) -> dict[int, Reject]:
         """Take the new records' rows; what is rejected of all records, by index."""
@@ -277,6 +289,35 @@ class _Agent(LiveAgent):
     poll = _POLL
     committed_at = 0.0
 
+    def __init__(self, context: RunContext, transform: PostgresLive, settings: LiveSettings) -> None:
+        cluster = Cluster(context.config)
+        reader = TableReader(context.config, cluster, settings.in_topic, settings.group, accept_loss=settings.accept_loss)
+        super().__init__(context, transform, settings, cluster=cluster, reader=reader)
+        transform.topic_id = lambda: reader.topic.id
+        transform.committed = reader.stands_at
+        reader.seen = transform.seen
+        reader.ask = self._ask
+        self._rows, self._table = transform, reader
+        self._look_at = 0.0
+
+    def _ask(self, partitions: Collection[int]) -> Mapping[int, Stand]:
+        """Up to where these are published; the group is answered meanwhile."""
+        stands = self.thread.call(lambda: self._rows.stands(partitions), self._meanwhile)
+        self._table.table = self._rows.table
+        return stands
+
+    def _next_batch(self, room: int) -> bool:
+        """Handle what has come; now and then see to the table, of which nothing would tell otherwise where nothing comes."""
+        is_idle = super()._next_batch(room)
+        if is_idle and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            reading = set(self._table.reading)
+            try:
+                self.thread.call(lambda: awaiting(lambda: self._rows.look(reading)), self._meanwhile)
+            except InterruptedBatchError as interrupted:
+                self._wait([], interrupted)
+        return is_idle
+
     def _is_due(self, *, is_idle: bool) -> bool:
         return time.monotonic() - self.committed_at > _COMMIT_SECONDS
 
@@ -286,16 +327,13 @@ class _Agent(LiveAgent):
 
 
 def run_by_record(context: RunContext, sink: PostgresSink, settings: LiveSettings) -> Counts:
-    """Publish what arrives as a member of a consumer group, from where the group stands, until ``context.stop`` says so.
+    """Publish what arrives as a member of a consumer group, from where the table stands, until ``context.stop`` says so.
 
     Rows become visible some milliseconds after their records were read; dead letters and the group's positions follow in transactions of
     Kafka's. Raises as ``run_live`` does.
     """
     transform = PostgresLive(sink.target, sink.identity, settings.group, settings.in_topic)
     check_live(transform, settings)
-    agent = _Agent(context, transform, settings)
-    transform.topic_id = lambda: agent.reader.topic.id
-    transform.committed = agent.reader.stands_at
-    counts = agent.run_until_stopped()
+    counts = _Agent(context, transform, settings).run_until_stopped()
     counts.add(transform.totals)
     return counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from factory_agents.errors import ConfigurationError
@@ -41,12 +42,12 @@ _HIDDEN = """
 """
 
 
-def check_rights(connection: psycopg.Connection[Any], table: TargetTable) -> None:
+def check_rights(connection: psycopg.Connection[Any], table: TargetTable, written: Sequence[str] = ()) -> None:
     """Raise ConfigurationError for rights that the session's role lacks, and for rows that may be hidden from it.
 
-    On the table itself the rights on the columns written suffice.
+    On the table itself the rights on the columns written suffice. ``written``: more tables of the sink's own.
     """
-    own = {LEDGER: _ALL, PUBLICATIONS: _ALL, HORIZONS: _WRITE}
+    own = {LEDGER: _ALL, PUBLICATIONS: _ALL, HORIZONS: _WRITE, **dict.fromkeys(written, _WRITE)}
     needed = {table.name: _ALL if table.tracked or table.deletes else _WRITE, **own}
     if table.deletes:
         needed[memory_of(table.name)] = _ALL

@@ -299,10 +299,10 @@ class PostgresSink:
         """Turn psycopg's errors into ours; after any of them nothing of the transaction, nor of the claim, is left."""
         import psycopg
 
-        publication = self._publication
         try:
             yield
         except psycopg.Error as error:
+            publication = self._publication
             raised: FactoryError
             if error.sqlstate == _LOCKED:
                 raised = self._locked(doing)

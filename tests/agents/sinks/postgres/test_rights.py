@@ -13,6 +13,7 @@ import pytest
 from follow_docs import blocks
 
 from factory_agents.errors import ConfigurationError
+from factory_agents.sinks.postgres.live import PostgresLive
 from factory_agents.sources.lookups import Lookup, LookupJoin
 from factory_agents.sources.rows import ReadOptions
 from factory_agents.sources.table import TableSource
@@ -103,6 +104,18 @@ class TestAPublisher:
             assert grant, said
             rights.owner.execute(grant[1])  # type: ignore[arg-type]  # what it asks for is enough
             assert orders.publish(at(ROWS)).written == 4
+
+    @pytest.mark.parametrize("right", grants("positions"))
+    def test_says_which_right_it_lacks_before_it_publishes_live(self, rights: Rights, orders: Bench, right: str) -> None:
+        rights.say(SAID["positions"])
+        live = PostgresLive(orders.sink().target, {}, "g", "t")
+        rights.say(f"REVOKE {right} FROM publisher")
+        with pytest.raises(ConfigurationError, match=right.partition(" ON ")[0]):
+            live.load()
+        rights.say(f"GRANT {right} TO publisher")
+        live.load()
+        assert live.process(at(ROWS)) == [[]] * 4
+        live.close()
 
     @pytest.mark.parametrize("hidden", ["orders", "factory_publishes"])
     def test_is_refused_where_row_level_security_may_hide_rows_from_it(self, rights: Rights, orders: Bench, hidden: str) -> None:
