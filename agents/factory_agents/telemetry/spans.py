@@ -300,14 +300,14 @@ class _WarnsOnce(SpanExporter):
         self._level = self._sdk.level
         self._lock = threading.Lock()
         self._warned = False
-        logging.getLogger(_EXPORTER).addFilter(self._reason)
-        self._sdk.setLevel(logging.CRITICAL)  # it tells of a full queue span by span
         self._loading: threading.Thread | None = None
 
     def load(self) -> threading.Thread:
         """Begin to load the SDK's exporter, unless somebody has: the thread that does."""
         with self._lock:
             if self._loading is None:
+                logging.getLogger(_EXPORTER).addFilter(self._reason)
+                self._sdk.setLevel(logging.CRITICAL)  # it tells of a full queue span by span; of its settings it has told by now
                 self._loading = threading.Thread(target=self._load, name="traces", daemon=True)
                 self._loading.start()
             return self._loading

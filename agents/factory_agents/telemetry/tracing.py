@@ -55,7 +55,12 @@ def _spoken(environ: Mapping[str, str]) -> bool:
     protocol = next(filter(None, map(environ.get, _PROTOCOLS)), "http/protobuf")
     if protocol != "http/protobuf":
         log.warning("no traces: they are sent by http/protobuf (port 4318 of a collector), and OTEL_EXPORTER_OTLP_PROTOCOL is %r", protocol)
-    return protocol == "http/protobuf"
+        return False
+    endpoint = next(filter(environ.get, _ENDPOINTS), None)
+    if endpoint is not None and not environ[endpoint].lower().startswith(("http://", "https://")):
+        log.warning("no traces: %s: expected http:// or https:// at the beginning, as in http://localhost:4318", endpoint)
+        return False
+    return True
 
 
 @contextmanager
@@ -77,11 +82,11 @@ def tracing(service: str, environ: Mapping[str, str] | None = None) -> Iterator[
 def _open(service: str, environ: Mapping[str, str]) -> Traces | None:
     try:
         from factory_agents.telemetry.spans import Traces
+
+        return Traces(service, _rate(environ))
     except ImportError:
         log.warning("no traces: OpenTelemetry is not installed: pip install 'factory-agents[tracing]'")
         return None
-    try:
-        return Traces(service, _rate(environ))
     except Exception as error:  # a setting that the SDK doesn't take: no reason to do no work
         log.warning("no traces: OpenTelemetry's settings (OTEL_…) can't be used: %s: %s", type(error).__name__, error)
         return None

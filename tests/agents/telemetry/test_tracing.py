@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -24,8 +25,6 @@ NOWHERE = "http://127.0.0.1:1"
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in list(os.environ):
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
@@ -57,6 +56,8 @@ def test_the_variables_of_opentelemetry_say_whether_there_are_traces(
     [
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: expected otlp or none, got 'zipkin'"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http/protobuf"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "user:secret@localhost:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: expected http:// or https://"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "grpc://h:4317"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: expected http:// or https://"),
     ],
 )
 def test_what_cannot_be_done_is_one_warning_and_no_failure(environ: dict[str, str], says: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -64,6 +65,33 @@ def test_what_cannot_be_done_is_one_warning_and_no_failure(environ: dict[str, st
         assert traces is None
     (record,) = caplog.records
     assert says in record.getMessage()
+    assert "secret" not in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "no traces: OpenTelemetry's settings (OTEL_…) can't be used: ValueError: OTEL_SPAN_ATTRIBUTE"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "no traces: OpenTelemetry's settings (OTEL_…) can't be used: ValueError: max_export_batch_size"),
+        ("OTEL_TRACES_SAMPLER", "Couldn't recognize sampler 99999"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "Invalid key value resource attribute pair 99999"),
+    ],
+)
+def test_a_setting_that_opentelemetry_does_not_take_is_told_and_the_work_goes_on(variable: str, says: str) -> None:
+    """In a process of its own: some are read when the SDK is imported."""
+    code = (
+        "import logging; logging.basicConfig(format='%(message)s')\n"
+        "from factory_agents.telemetry import tracing\n"
+        "with tracing('x'): pass\n"
+        "logging.getLogger('opentelemetry.sdk.other').warning('still heard')"
+    )
+    environ = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, variable: "99999"}
+    if "COUNT_LIMIT" in variable:
+        environ[variable] = "many"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ)
+    told, heard = done.stderr.splitlines()
+    assert told.startswith(says)
+    assert heard == "still heard"
 
 
 @pytest.mark.parametrize("rate", ["fast", "-1", "nan", "inf"])
