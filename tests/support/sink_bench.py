@@ -31,6 +31,7 @@ __all__ = [
     "W3",
     "WHOLE",
     "Bench",
+    "CuttingProxy",
     "SmallDisk",
     "at",
     "event",
@@ -114,6 +115,61 @@ def holding_proxy(url: str) -> Iterator[tuple[str, threading.Event]]:
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
     opened.close()
+
+
+class CuttingProxy:
+    """A way to the database that ends a connection at one of the things that clients send: before it is there, or before its answer is.
+
+    ``sent`` is how many things came so far.
+    """
+
+    def __init__(self, url: str, at: int, *, before_it: bool) -> None:
+        parts = urlsplit(url)
+        self._target, self._at, self._before_it = (parts.hostname, parts.port), at, before_it
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._opened: list[socket.socket] = []
+        self.url = url.replace(f":{parts.port}/", f":{self._listener.getsockname()[1]}/")
+        self.sent = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        for each in (self._listener, *self._opened):
+            _shut(each)
+            each.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                self._opened += [client, server]
+                answers = threading.Event()
+                threading.Thread(target=self._ask, args=(client, server, answers), daemon=True).start()
+                threading.Thread(target=self._answer, args=(client, server, answers), daemon=True).start()
+
+    def _ask(self, client: socket.socket, server: socket.socket, unanswered: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                self.sent += 1
+                if self.sent == self._at and self._before_it:
+                    break
+                if self.sent == self._at:
+                    unanswered.set()
+                server.sendall(data)
+        _shut(server)
+        _shut(client)
+
+    def _answer(self, client: socket.socket, server: socket.socket, unanswered: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while (data := server.recv(65536)) and not unanswered.is_set():
+                client.sendall(data)
+        _shut(client)
+        _shut(server)
+
+
+def _shut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class Bench:

@@ -17,7 +17,7 @@ from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError
 from factory_agents.protocol import Shard
 from factory_agents.runtime.agents import RowsRefused
-from tests.support.sink_bench import W1, W2, Bench, SmallDisk, at, event, holding_proxy, write_and_commit
+from tests.support.sink_bench import W1, W2, Bench, CuttingProxy, SmallDisk, at, event, holding_proxy, write_and_commit
 from tests.support.waiting import wait_for
 
 
@@ -107,6 +107,28 @@ class TestTheDatabaseFails:
         monkeypatch.setenv("DATABASE_URL", bench.url)
         assert bench.publish(at([event("a"), event("b")])).written == 2
         assert set(bench.rows()) == {"a", "b", "before"}
+
+    @pytest.mark.parametrize("before_it", [True, False], ids=["not sent", "not answered"])
+    def test_a_connection_lost_at_anything_that_is_sent_is_made_good_by_the_next_attempt(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, before_it: bool
+    ) -> None:
+        bench.publish(at([event("k", "old"), event("stale")]))
+        place, lost = 0, True
+        while lost:
+            place += 1
+            rows = at([event("k", str(place)), event(f"only {place}"), event("k", "last")])
+            same: dict[str, Any] = {"fingerprint": f"place {place}", "input_generation": 2 + place}
+            proxy = CuttingProxy(bench.url, place, before_it=before_it)
+            monkeypatch.setenv("DATABASE_URL", proxy.url)
+            with contextlib.suppress(UnavailableError):
+                bench.publish(rows, **same)
+            lost = proxy.sent >= place
+            proxy.close()
+            monkeypatch.setenv("DATABASE_URL", bench.url)
+            outcome = bench.publish(rows, **same)
+            assert (outcome.rows, outcome.written, outcome.duplicates, outcome.removed) == (3, 2, 1, 1), place
+            assert bench.rows() == {"k": "last", f"only {place}": "x"}, place
+        assert place > 30
 
     @pytest.mark.parametrize("made", [True, False])
     def test_a_lost_answer_to_the_commit_is_asked_of_the_ledger(self, bench: Bench, monkeypatch: pytest.MonkeyPatch, made: bool) -> None:
