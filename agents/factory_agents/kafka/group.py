@@ -281,7 +281,7 @@ class GroupReader:
             self.check_topic()
             starts = self._starts(sorted(p for p in self._due() if p < self.topic.partitions))
         except UnavailableError as error:
-            log.info("the group's positions cannot be read now", extra=fields(group=self._group, reason=str(error)))
+            log.info("it cannot be told now where the group stands", extra=fields(group=self._group, reason=str(error)))
             return
         except KafkaException as error:
             if unauthorized(error) or not is_transient(error.args[0]):

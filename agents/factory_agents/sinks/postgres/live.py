@@ -309,7 +309,7 @@ class _Agent(LiveAgent):
     def _next_batch(self, room: int) -> bool:
         """Handle what has come; now and then see to the table, of which nothing would tell otherwise where nothing comes."""
         is_idle = super()._next_batch(room)
-        if is_idle and time.monotonic() >= self._look_at:
+        if is_idle and not self.reader.waiting and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _LOOK_SECONDS
             reading = set(self._table.reading)
             try:

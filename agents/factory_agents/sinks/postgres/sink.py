@@ -163,7 +163,9 @@ class PostgresSink:
         return outcome
 
     def _apply(self, publication: Publication, rejected: int) -> SinkOutcome:
-        """Raises RowsRefused where single rows can't be merged: they are not among the rows to be merged any more."""
+        """Raises RowsRefused where single rows can't be merged: they are not among the rows to be merged any more. UnavailableError where
+        the table was altered since it was opened.
+        """
         import psycopg
 
         connection = publication.connection
@@ -176,6 +178,8 @@ class PostgresSink:
             refused = self._retried(connection, publication.take_out_refused)
             if not refused:
                 raise
+            if publication.is_altered():  # it may not take any row as it is now, which opening it says
+                raise publication.altered() from error
         raise RowsRefused(refused)
 
     def prune(self, mark: Callable[[], MarkRecord | None]) -> int:

@@ -207,6 +207,69 @@ def test_one_that_was_away_writes_nothing_that_others_have_published_since(table
         member.close()
 
 
+_RAISES = (
+    "CREATE FUNCTION {t}_f() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN IF NEW.event_id % 2 = 0 THEN {does}; END IF; RETURN NEW; END$$;"
+    "CREATE TRIGGER odd BEFORE INSERT ON {t} FOR EACH ROW EXECUTE FUNCTION {t}_f()"
+)
+
+ALTERED: dict[str, tuple[str, set[int], set[int]]] = {
+    "another column": ("ALTER TABLE {t} ADD COLUMN more text DEFAULT 'x'", set(range(30, 40)), set()),
+    "a wider type": ("ALTER TABLE {t} ALTER COLUMN event_id TYPE numeric", set(range(30, 40)), set()),
+    "a trigger that drops": (_RAISES.replace("{does}", "RETURN NULL"), set(range(31, 40, 2)), set()),
+    "a trigger that raises": (_RAISES.replace("{does}", "RAISE 'no'"), set(range(31, 40, 2)), set(range(30, 40, 2))),
+    "a check": ("ALTER TABLE {t} ADD CHECK (event_id <> 33)", set(range(30, 40)) - {33}, {33}),
+    "a unique text": (
+        "ALTER TABLE {t} ADD UNIQUE (text); UPDATE {t} SET text = 'event 33' WHERE event_id = 5",
+        set(range(30, 40)) - {33},
+        {33},
+    ),
+    "partitions": (
+        (
+            "ALTER TABLE {t} RENAME TO {t}_1; CREATE TABLE {t} (LIKE {t}_1 INCLUDING ALL) PARTITION BY RANGE (event_id);"
+            "ALTER TABLE {t} ATTACH PARTITION {t}_1 FOR VALUES FROM (0) TO (35)"
+        ),
+        set(range(30, 35)),
+        set(range(35, 40)),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ALTERED)
+def test_a_table_that_is_altered_while_live_is_published_to_as_it_is_now(runs: Runs, table: Table, how: str) -> None:
+    """What it refuses from then on is dead-lettered, row by row."""
+    said, rows, letters = ALTERED[how]
+    source = runs.topic("in", partitions=2)
+    runs.topic("in.dead")
+    runs.produce(source, events(30))
+    with table.publisher(source) as publisher:
+        wait_for(lambda: len(table.ids()) == 30, "the first rows")
+        table.connection.execute(said.replace("{t}", table.name).encode())
+        runs.produce(source, events(10, 30))
+        wait_for(lambda: set(table.ids()) == set(range(30)) | rows, "the rows")
+        wait_for(lambda: {r.id for r in runs.everything(f"{source}.dead")} == letters, "the dead letters")
+        publisher.end()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("ADD COLUMN more text NOT NULL DEFAULT 'x', ALTER COLUMN more DROP DEFAULT", "'more': NOT NULL without a default"),
+        ("DROP COLUMN text", "'text': expected text, found no such column"),
+    ],
+)
+def test_a_table_that_no_event_fits_any_more_ends_it_and_no_record_is_a_dead_letter(runs: Runs, table: Table, said: str, why: str) -> None:
+    source = runs.topic("in", partitions=2)
+    runs.topic("in.dead")
+    runs.produce(source, events(30))
+    with table.publisher(source) as publisher:
+        wait_for(lambda: len(table.ids()) == 30, "the first rows")
+        table.connection.execute("; ".join(f"ALTER TABLE {table.name} {part}" for part in said.split(", ")).encode())
+        runs.produce(source, events(10, 30))
+        publisher.wait()
+        assert why in str(publisher.error)
+    assert runs.everything(f"{source}.dead") == []
+
+
 @pytest.mark.soak
 def test_rows_and_dead_letters_are_exact_whoever_is_killed_or_frozen(runs: Runs, table: Table) -> None:
     source, group, rnd, ended = runs.topic("in"), f"{runs.prefix}.group", random.Random(1), threading.Event()
