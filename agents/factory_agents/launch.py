@@ -374,11 +374,22 @@ def run_agent_live(context: RunContext, agent: str, settings: AgentSettings) -> 
 
 
 def _run_sink(context: RunContext, sink: Any, group: str, settings: AgentSettings) -> Counts:
+    from factory_agents.runtime.agents import LiveSink
+    from factory_agents.runtime.live import LiveSettings
     from factory_agents.runtime.live_sink import KEEP_WINDOWS, run_sink_live
 
     sink.close()
-    if getattr(sink, "by_record", False):
-        return _run_by_record(context, sink, group, settings)
+    if isinstance(sink, LiveSink):
+        live = LiveSettings(
+            in_topic=settings.in_topic,
+            out_topic="",
+            group=group,
+            dead_letter_topic=settings.dead_letter_topic,
+            prefix=settings.prefix,
+            accept_loss=settings.accept_loss,
+            input_codec=_codec(settings, "input_codec", settings.in_topic),
+        )
+        return sink.run_live(context, live)
     return run_sink_live(
         context,
         lambda window: make_run("publish", settings, stage_input(window, settings.shard)),
@@ -389,22 +400,6 @@ def _run_sink(context: RunContext, sink: Any, group: str, settings: AgentSetting
         accept_loss=settings.accept_loss,
         keep=KEEP_WINDOWS if settings.keep_windows == RETENTION else settings.keep_windows,
     )
-
-
-def _run_by_record(context: RunContext, sink: Any, group: str, settings: AgentSettings) -> Counts:
-    from factory_agents.runtime.live import LiveSettings
-    from factory_agents.sinks.postgres.live import run_by_record
-
-    live = LiveSettings(
-        in_topic=settings.in_topic,
-        out_topic="",
-        group=group,
-        dead_letter_topic=settings.dead_letter_topic,
-        prefix=settings.prefix,
-        accept_loss=settings.accept_loss,
-        input_codec=_codec(settings, "input_codec", settings.in_topic),
-    )
-    return run_by_record(context, sink, live)
 
 
 def _run_transform(context: RunContext, transform: Any, group: str, settings: AgentSettings, output_codec: CodecRef | None) -> Counts:

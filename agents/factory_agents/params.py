@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -27,6 +27,9 @@ def read_params(agent: str, params: Mapping[str, Any], type_: type[_S], *, requi
     for name, what in (required or {}).items():
         if not params.get(name):
             raise ConfigurationError(f"agent {agent!r}: parameter {name!r} is required: {what}")
+    for name, hint in get_type_hints(type_).items():
+        if get_origin(hint) is Literal and name in params and params[name] not in (values := get_args(hint)):
+            raise ConfigurationError(f"agent {agent!r}: {name}: expected one of: {', '.join(values)}; found {params[name]!r}")
     try:
         return msgspec.convert(dict(params), type_, strict=False)
     except msgspec.ValidationError as error:

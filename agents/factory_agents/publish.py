@@ -135,6 +135,10 @@ def _postgres(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
     settings = read_params("publish", params, PublishParams, required={"table": f"{_TABLE} events or analytics.events"})
     if settings.statement_timeout < 0 or settings.lock_timeout <= 0:
         raise ConfigurationError("agent 'publish': statement_timeout must be at least 0 and lock_timeout more than 0 seconds")
+    if run is not None and settings.live == "records":
+        raise ConfigurationError(
+            "agent 'publish': 'live': 'records' is for a live publish; the rows of a window land together: leave it out"
+        )
     contract = _contract(settings.contract, run)
     database = database_from_env(settings.database_url_env)
     deletes = settings.deletes if settings.deletes is not None else contract is not None and contract.deletes
@@ -147,8 +151,15 @@ def _postgres(params: Mapping[str, Any], run: AgentRun | None) -> Sink:
         statement_timeout=settings.statement_timeout,
         lock_timeout=settings.lock_timeout,
     )
-    identity = {"table": settings.table, "contract": contract.digest if contract is not None else "", "database": database.address}
-    return PostgresSink(target, identity | ({"deletes": True} if deletes else {}), by_record=settings.live == "records")
+    digest = contract.digest if contract is not None else ""
+    identity: dict[str, Any] = {"table": settings.table, "contract": digest, "database": database.address}
+    if deletes:
+        identity["deletes"] = True
+    if settings.live == "records":
+        from factory_agents.sinks.postgres.live import PostgresRecords
+
+        return PostgresRecords(target, identity)
+    return PostgresSink(target, identity)
 
 
 def _bigquery(params: Mapping[str, Any], run: AgentRun | None) -> Sink:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePath
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -30,10 +30,15 @@ from factory_agents.runtime.numbers import Digits, Kept
 from factory_agents.runtime.side_by_side import PER_LANE, Pace, SideBySide, Tasks, Threads
 from factory_agents.text import unknown
 
+if TYPE_CHECKING:
+    from factory_agents.runtime.live import LiveSettings
+    from factory_agents.runtime.session import RunContext
+
 __all__ = [
     "AgentFunction",
     "Claim",
     "FunctionTransform",
+    "LiveSink",
     "Output",
     "PrunedSink",
     "Reject",
@@ -246,6 +251,15 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Roll back what is not committed and disconnect."""
+        ...
+
+
+@runtime_checkable
+class LiveSink(Protocol):
+    """A ``Sink`` that publishes live record by record, without windows."""
+
+    def run_live(self, context: RunContext, settings: LiveSettings) -> Counts:
+        """Publish what arrives as a member of a consumer group until ``context.stop`` says so; the counts. Raises as ``run_live`` does."""
         ...
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["PostgresLive", "run_by_record"]
+__all__ = ["PostgresLive", "PostgresRecords"]
 
 _WINDOW = "live"
 """Rows that are published like this are of no window of an interval, so that the newer record of a key wins."""
@@ -326,14 +326,13 @@ class _Agent(LiveAgent):
         self.committed_at = time.monotonic()
 
 
-def run_by_record(context: RunContext, sink: PostgresSink, settings: LiveSettings) -> Counts:
-    """Publish what arrives as a member of a consumer group, from where the table stands, until ``context.stop`` says so.
+class PostgresRecords(PostgresSink):
+    """A ``PostgresSink`` that publishes live record by record; see ``LiveSink``."""
 
-    Rows become visible some milliseconds after their records were read; dead letters and the group's positions follow in transactions of
-    Kafka's. Raises as ``run_live`` does.
-    """
-    transform = PostgresLive(sink.target, sink.identity, settings.group, settings.in_topic)
-    check_live(transform, settings)
-    counts = _Agent(context, transform, settings).run_until_stopped()
-    counts.add(transform.totals)
-    return counts
+    def run_live(self, context: RunContext, settings: LiveSettings) -> Counts:
+        """See ``LiveSink.run_live``: from where the table stands. Dead letters and the group's positions follow in Kafka's transactions."""
+        transform = PostgresLive(self.target, self.identity, settings.group, settings.in_topic)
+        check_live(transform, settings)
+        counts = _Agent(context, transform, settings).run_until_stopped()
+        counts.add(transform.totals)
+        return counts

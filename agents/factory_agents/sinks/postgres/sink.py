@@ -64,17 +64,15 @@ class PostgresSink:
     ``commit`` ends. While the window's keys are new, and nobody is in the way, they go straight into the table. Else they go into a
     temporary one, in a new session that takes over what was copied so far: there duplicates are removed by key, and the rest is merged in
     key order (so that publishers don't deadlock). At last what the window no longer produces is deleted, and the ledger row is written.
-    ``identity`` enters the fingerprint. The database is not spoken to before ``claim``. ``by_record``: what arrives is published live
-    without windows (see ``PostgresLive``).
+    ``identity`` enters the fingerprint. The database is not spoken to before ``claim``.
     """
 
     name = "publish"
     version = "1"
     system = "postgres"
 
-    def __init__(self, target: PostgresTarget, identity: dict[str, Any], *, by_record: bool = False) -> None:
+    def __init__(self, target: PostgresTarget, identity: dict[str, Any]) -> None:
         check_wanted(target.wanted)
-        self.by_record = by_record
         self._deletes = DeletesReader(target.wanted)
         self.identity = identity
         self.address = target.database.address

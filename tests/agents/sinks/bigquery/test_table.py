@@ -287,7 +287,7 @@ def test_what_is_no_tables_name(text: str) -> None:
     [
         ({"sink": "bigqery"}, "sink 'bigqery': there is no such sink; did you mean 'bigquery'?"),
         ({"sink": "bigquery", "table": "d.t", "lock_timeout": 3}, "unknown parameter 'lock_timeout'"),
-        ({"sink": "bigquery", "table": "d.t", "partition_unit": "week"}, "Invalid enum value 'week'"),
+        ({"sink": "bigquery", "table": "d.t", "partition_unit": "week"}, "one of: hour, day, month, year; found 'week'"),
         ({"sink": "bigquery", "table": "d.t", "timeout": 0}, "timeout must be more than 0 seconds"),
         ({"sink": "bigquery"}, "parameter 'table' is required: the table to publish to, such as analytics.events"),
         ({"table": "d.t", "add_columns": True}, "unknown parameter 'add_columns'"),

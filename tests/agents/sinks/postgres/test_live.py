@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +31,7 @@ from factory_agents.runtime.session import RunContext
 from factory_agents.sinks.postgres import PostgresSink
 from factory_agents.sinks.postgres.live import PostgresLive
 from tests.support import warm
+from tests.support.databases import own_database
 from tests.support.runs import ROOT, Runs, events
 from tests.support.waiting import wait_for
 
@@ -270,18 +272,33 @@ def test_a_table_that_no_event_fits_any_more_ends_it_and_no_record_is_a_dead_let
     assert runs.everything(f"{source}.dead") == []
 
 
-@pytest.mark.soak
-def test_rows_and_dead_letters_are_exact_whoever_is_killed_or_frozen(runs: Runs, table: Table) -> None:
-    source, group, rnd, ended = runs.topic("in"), f"{runs.prefix}.group", random.Random(1), threading.Event()
-    runs.topic("in.dead")
+def start_member(runs: Runs, table: Table, source: str) -> warm.Process:
+    """A live publish in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAFKA_", "FACTORY_"))} | {"DATABASE_URL": table.url}
     environment |= runs.configured(session_timeout_ms=6000, transaction_timeout_ms=6000).to_env()
-    command = [sys.executable, "-m", "factory_agents.publish", "--in-topic", source, "--group", group, "--prefix", runs.prefix]
-    command += ["--param", f"table={table.name}", "--param", f"contract={json.dumps(CONTRACT)}", "--param", "live=records"]
+    command = [sys.executable, "-m", "factory_agents.publish", "--in-topic", source, "--group", f"{runs.prefix}.group"]
+    command += ["--prefix", runs.prefix, "--param", f"table={table.name}", "--param", f"contract={json.dumps(CONTRACT)}"]
+    command += ["--param", "live=records"]
+    return warm.start(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def start() -> warm.Process:
-        return warm.start(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
+def disturb(how: signal.Signals, member: warm.Process) -> None:
+    member.send_signal(how)
+    if how == signal.SIGSTOP:  # it comes back as a zombie
+        threading.Timer(8.0, member.send_signal, [signal.SIGCONT]).start()
+
+
+def end_members(members: Sequence[warm.Process]) -> None:
+    for member in members:
+        member.send_signal(signal.SIGCONT)
+        member.terminate()
+        member.wait(60)
+
+
+@pytest.mark.soak
+def test_rows_and_dead_letters_are_exact_whoever_is_killed_or_frozen(runs: Runs, table: Table) -> None:
+    source, rnd, ended = runs.topic("in"), random.Random(1), threading.Event()
+    runs.topic("in.dead")
     sent = 0
 
     def feed() -> None:
@@ -290,20 +307,17 @@ def test_rows_and_dead_letters_are_exact_whoever_is_killed_or_frozen(runs: Runs,
             runs.produce(source, [*events(19, sent), b'{"event_id": "%d"}' % (sent + 19)])
             sent += 20
 
-    members, feeder = [start() for _ in range(3)], threading.Thread(target=feed)
+    members, feeder = [start_member(runs, table, source) for _ in range(3)], threading.Thread(target=feed)
     started = list(members)
     try:
-        wait_for(lambda: table.is_there() and runs.cluster.group(group), "the members", 60)
+        wait_for(table.is_there, "the members", 60)
         table.connection.execute(f"ALTER TABLE {table.name} ADD CHECK (event_id % 20 <> 7)".encode())
         feeder.start()
         for _ in range(20):
             at = sent
             wait_for(lambda at=at: sent > at + 300, "more events")  # type: ignore[misc]
-            how, member = rnd.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]), members.pop(0)
-            member.send_signal(how)
-            if how == signal.SIGSTOP:  # it comes back as a zombie
-                threading.Timer(8.0, member.send_signal, [signal.SIGCONT]).start()
-            members.append(start())
+            disturb(rnd.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]), members.pop(0))
+            members.append(start_member(runs, table, source))
             started.append(members[-1])
     finally:
         ended.set()
@@ -313,13 +327,74 @@ def test_rows_and_dead_letters_are_exact_whoever_is_killed_or_frozen(runs: Runs,
         wait_for(lambda: len(table.ids()) >= len(expected), "all rows", 90)
         wait_for(lambda: len(runs.everything(f"{source}.dead")) >= sent // 10, "all dead letters", 60)
     finally:
-        for member in started:
-            member.send_signal(signal.SIGCONT)
-            member.terminate()
-            member.wait(60)
+        end_members(started)
     assert table.ids() == expected
     assert sorted(int(r.id) for r in runs.everything(f"{source}.dead")) == [n for n in range(sent) if n % 20 in (7, 19)]
     print(f"{sent} events, {len(started)} members")
+
+
+DISTURBED = {
+    "dropped": "DROP TABLE IF EXISTS {t}",
+    "truncated": "TRUNCATE {t}",
+    "saved": (
+        "LOCK TABLE {t} IN SHARE MODE; DROP TABLE IF EXISTS saved, saved_positions; CREATE TABLE saved AS SELECT * FROM {t};"
+        "CREATE TABLE saved_positions AS SELECT * FROM factory_positions"
+    ),
+    "restored": (
+        "LOCK TABLE {t}, factory_positions; DELETE FROM {t}; INSERT INTO {t} SELECT * FROM saved; DELETE FROM factory_positions;"
+        "INSERT INTO factory_positions SELECT * FROM saved_positions"
+    ),
+    "its sessions ended": (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'factory%'"
+    ),
+    "a position deleted": "DELETE FROM factory_positions WHERE partition = 1",
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_no_row_is_lost_whatever_becomes_of_the_table_and_of_members(
+    runs: Runs, database_url: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    source, rnd, ended, sent, said = runs.topic("in"), random.Random(seed), threading.Event(), 0, Counter[str]()
+
+    def feed() -> None:
+        nonlocal sent
+        while not ended.wait(0.05):
+            runs.produce(source, events(20, sent))
+            sent += 20
+
+    with own_database(database_url, "disturbed") as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        table, feeder = Table(runs, url), threading.Thread(target=feed)
+        members = [start_member(runs, table, source) for _ in range(3)]
+        started = list(members)
+        try:
+            wait_for(table.is_there, "the members", 60)
+            feeder.start()
+            for n in range(24):
+                at = sent
+                wait_for(lambda at=at: sent > at + 200, "more events", 60)  # type: ignore[misc]
+                how = rnd.choice(list(DISTURBED))
+                try:
+                    table.connection.execute(f"BEGIN; {DISTURBED[how]}; COMMIT".replace("{t}", table.name).encode())
+                    said[how] += 1
+                except psycopg.Error:  # there is no table just now, nothing is saved, or members were in the way
+                    table.connection.rollback()
+                if n % 3 == 0:
+                    disturb(rnd.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP, signal.SIGSTOP]), members.pop(0))
+                    members.append(start_member(runs, table, source))
+                    started.append(members[-1])
+        finally:
+            ended.set()
+            feeder.join()
+        try:
+            wait_for(lambda: len(table.ids()) >= sent, "all rows", 90)
+        finally:
+            end_members(started)
+        assert table.ids() == list(range(sent))
+        table.connection.close()
+    print(f"{sent} events, {len(started)} members, {dict(said)}")
 
 
 @pytest.mark.soak
