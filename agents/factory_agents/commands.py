@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -183,6 +183,7 @@ class _Run:
                 stop.watching_signals(),
                 surroundings(self.settings),
                 quiet_collector(),
+                console.nothing_printed() if self.as_json else nullcontext(),
             ):
                 configure_logging(json=not terminal, level=os.environ.get("FACTORY_LOG_LEVEL") or ("WARNING" if terminal else "INFO"))
                 with tracing("factory-agent") as traces:

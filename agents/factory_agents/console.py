@@ -24,6 +24,7 @@ __all__ = [
     "error_line",
     "guarded",
     "note",
+    "nothing_printed",
     "print_json",
     "print_table",
     "progress",
@@ -47,6 +48,20 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def nothing_printed() -> Iterator[None]:
+    """Standard output is kept for a result: what is printed within, by a child or a library too, goes to standard error."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(own, 1)
+        os.close(own)
 
 
 def print_json(value: Any) -> None:

@@ -180,6 +180,15 @@ def test_a_result_is_the_next_stages_window(factory: Command, runs: Runs) -> Non
     assert piped.data["reused"] is True
 
 
+@pytest.mark.parametrize("printed", ["print('words')", "os.write(1, b'words')", "subprocess.run(['echo', 'words'], check=True)"])
+def test_a_result_is_alone_on_standard_output_whatever_an_agent_prints(factory: Command, runs: Runs, printed: str) -> None:
+    (factory.cwd / "talks.py").write_text(f"import os, subprocess\n\ndef talk(event):\n    {printed}\n    return event\n")
+    source, target = filled(runs)
+    done = factory.ok("agent", "run", "talks:talk", "--in-topic", source, "--out-topic", target, *last_hour())
+    assert done.data["counts"]["forwarded"] == 10
+    assert "words" in done.err
+
+
 def test_shards_together_are_the_window(factory: Command, runs: Runs) -> None:
     source, target = filled(runs)
     end = runs.topic("end", partitions=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,8 @@ import msgspec
 from factory_agents.text import printable
 
 __all__ = ["CONTEXT", "bound", "configure_logging", "fields", "logs_json"]
+
+log = logging.getLogger(__name__)
 
 _KEY = "factory_fields"
 
@@ -62,7 +65,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": printable(record.getMessage()),
+            "message": printable(_message(record)),
             "service": self._service,
         }
         for values in (_BOUND.get() or {}, getattr(record, _KEY, {})):
@@ -72,14 +75,34 @@ class JsonFormatter(logging.Formatter):
         return printable(msgspec.json.encode(line, enc_hook=str).decode())
 
 
+def _message(record: logging.LogRecord) -> str:
+    """What was logged; where its values don't fit its text, the one beside the others."""
+    try:
+        return record.getMessage()
+    except Exception:  # of whoever's values these are
+        return f"{record.msg} {record.args!r}"
+
+
 class TextFormatter(logging.Formatter):
     """Time, level and message, then the call's own fields as ``key=value``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See ``logging.Formatter.format``."""
         values = "".join(f" {k}={v}" for k, v in getattr(record, _KEY, {}).items())
-        text = f"{datetime.fromtimestamp(record.created, UTC):%H:%M:%S} {record.levelname.lower():<7} {record.getMessage()}{values}"
+        text = f"{datetime.fromtimestamp(record.created, UTC):%H:%M:%S} {record.levelname.lower():<7} {_message(record)}{values}"
         return printable(text) + ("\n" + printable(self.formatException(record.exc_info), lines=True) if record.exc_info else "")
+
+
+def _failed_thread(failed: threading.ExceptHookArgs) -> None:
+    """An error that ends a thread is logged, as Python's own hook would print it."""
+    if failed.exc_value is not None and not isinstance(failed.exc_value, SystemExit):
+        name = failed.thread.name if failed.thread is not None else ""
+        log.error("thread %r failed", name, exc_info=failed.exc_value)
+
+
+def _ignored(failed: sys.UnraisableHookArgs) -> None:
+    """So is one that nobody can catch, such as a destructor's."""
+    log.error("%s: %r", failed.err_msg or "Exception ignored in", failed.object, exc_info=failed.exc_value)
 
 
 def logs_json() -> bool:
@@ -99,6 +122,8 @@ def configure_logging(*, json: bool, level: str = "INFO", service: str = "factor
     if not others.handlers:
         others.addHandler(handler)
         logging.captureWarnings(True)
+        threading.excepthook = _failed_thread
+        sys.unraisablehook = _ignored
     root = logging.getLogger("factory_agents")
     root.handlers[:] = [handler]
     root.propagate = False

@@ -69,6 +69,37 @@ def test_every_line_of_a_run_is_json_and_says_whose_it_is(runs: Runs, talkative:
     assert (done["reused"], done["resumed"]) == (False, False)
 
 
+def test_what_goes_wrong_outside_of_an_agents_calls_is_json_too(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "careless_agent.py").write_text(
+        textwrap.dedent("""
+        import logging, threading
+
+        def fail():
+            raise RuntimeError("beside it")
+
+        class Left:
+            def __del__(self):
+                raise RuntimeError("behind it")
+
+        def careless(event):
+            logging.getLogger("careless").warning("%d of %s", "many", "them")
+            thread = threading.Thread(target=fail, name="beside")
+            thread.start()
+            thread.join()
+            Left()
+            return event
+        """)
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run = msgspec.structs.replace(runs.run(runs.filled(1), runs.topic("out")), agent=AgentRef("careless_agent:careless"))
+    attempt = runs.attempt(run)
+    assert attempt.wait() == 0, attempt.log
+    told = {line["message"].partition(" at 0x")[0]: line for line in lines(attempt)}
+    assert told["%d of %s ('many', 'them')"]["stage"] == "stage"
+    assert told["thread 'beside' failed"]["exception"].endswith("RuntimeError: beside it")
+    assert told["Exception ignored in: <function Left.__del__"]["exception"].endswith("RuntimeError: behind it")
+
+
 def test_a_failure_says_whose_it_is_too(runs: Runs) -> None:
     attempt = runs.attempt(msgspec.structs.replace(runs.run(runs.filled(2), runs.topic("out")), params={"no": "such"}))
     assert attempt.wait() == 1
