@@ -106,26 +106,9 @@ def test_hung_and_overtaken_it_neither_writes_nor_confirms_anything_more(replica
     assert replicated.replicate().counts.consumed == 1
 
 
-def test_that_loses_its_connection_goes_on_by_itself(replicated: Source) -> None:
-    replicated.run("INSERT INTO {} SELECT g, g, 'old' FROM generate_series(1, 60) g")
-    done = replicated.replicate()
-    change(replicated)
-    run = replicated.window(chunk_records=CHUNK)
-    attempt = replicated.runs.attempt(run, "replicate.put=stop@40")
-    attempt.wait_stopped()
-    replicated.connection.execute(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND application_name = 'factory-replicate'"
-    )
-    attempt.signal(signal.SIGCONT)
-    assert attempt.wait() == 0, attempt.log
-    assert "the database is gone, trying again" in attempt.log
-    assert replayed(replicated, done, attempt.result) == table_now(replicated)
-
-
-def cut_off(replicated: Source, at: int) -> AgentResult:
-    """A window whose reader loses its connections after so many changes, with most of them still at the server."""
-    attempt = replicated.runs.attempt(replicated.window(chunk_records=200), f"replicate.put=stop@{at}")
+def cut_off(replicated: Source, at: int, chunk: int) -> AgentResult:
+    """A window whose reader loses its connections after so many changes."""
+    attempt = replicated.runs.attempt(replicated.window(chunk_records=chunk), f"replicate.put=stop@{at}")
     attempt.wait_stopped()
     replicated.connection.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
@@ -137,15 +120,23 @@ def cut_off(replicated: Source, at: int) -> AgentResult:
     return attempt.result
 
 
+def test_that_loses_its_connection_goes_on_by_itself(replicated: Source) -> None:
+    replicated.run("INSERT INTO {} SELECT g, g, 'old' FROM generate_series(1, 60) g")
+    done = replicated.replicate()
+    change(replicated)
+    changed = cut_off(replicated, 40, CHUNK)
+    assert replayed(replicated, done, changed) == table_now(replicated)
+
+
 @pytest.mark.soak
 def test_that_loses_its_connection_amid_a_copy_or_a_transaction_goes_on_where_it_was(replicated: Source) -> None:
     """Of more than the connection's buffers hold: what they hold is read after the loss."""
     replicated.run("INSERT INTO {} SELECT g, g, repeat('x', 20000) FROM generate_series(2001, 3200) g")
-    copied = cut_off(replicated, 300)
+    copied = cut_off(replicated, 300, 200)
     with replicated.connection.transaction():
         replicated.run("UPDATE {} SET a = a + 1")
         replicated.run("DELETE FROM {} WHERE id % 7 = 0")
-    changed = cut_off(replicated, 300)
+    changed = cut_off(replicated, 300, 200)
     assert replayed(replicated, copied, changed) == table_now(replicated)
     assert copied.counts.produced == len(replicated.records(copied))
 

@@ -23,6 +23,7 @@ from factory_agents.runtime.agents import AgentFunction, agent
 from factory_agents.runtime.live import LiveAgent, LiveSettings, default_group, run_live
 from factory_agents.runtime.session import RunContext
 from tests.support.agents import mark
+from tests.support.live_work import LiveWork, ending
 from tests.support.observers import Recorder
 from tests.support.raw_records import Raw, batch, put
 from tests.support.runs import Runs, events
@@ -30,56 +31,26 @@ from tests.support.topics import recreate
 from tests.support.waiting import wait_for
 
 
-class Live:
+class Live(LiveWork):
     """A live agent in a thread of its own."""
 
     def __init__(self, runs: Runs, source: str, out: str, function: Callable[..., Any], config: KafkaConfig | None, **more: Any) -> None:
-        self.stop = threading.Event()
-        self.counts: Counts | None = None
-        self.error: BaseException | None = None
         self.observed = Recorder()
-        context = RunContext(config or runs.config, stop=self.stop.is_set, observer=self.observed)
-        self._work = lambda: run_live(
-            context,
-            (function if isinstance(function, AgentFunction) else agent(version="1")(function)).bind({}),
-            LiveSettings(source, out, **{"group": f"{runs.prefix}.group", "prefix": runs.prefix} | more),
-        )
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+        transform = (function if isinstance(function, AgentFunction) else agent(version="1")(function)).bind({})
+        settings = LiveSettings(source, out, **{"group": f"{runs.prefix}.group", "prefix": runs.prefix} | more)
+        super().__init__(lambda stop: run_live(RunContext(config or runs.config, stop=stop, observer=self.observed), transform, settings))
 
     @property
     def commits(self) -> list[int]:
         return self.observed.commits
-
-    def _run(self) -> None:
-        try:
-            self.counts = self._work()
-        except BaseException as error:
-            self.error = error
-
-    def end(self) -> Counts:
-        self.stop.set()
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-        if self.error is not None:
-            raise self.error
-        assert self.counts is not None
-        return self.counts
-
-    def wait(self) -> None:
-        self._thread.join(30)
 
 
 @contextmanager
 def live(
     runs: Runs, source: str, out: str, function: Callable[..., Any] = mark, config: KafkaConfig | None = None, **more: Any
 ) -> Iterator[Live]:
-    running = Live(runs, source, out, function, config, **more)
-    try:
+    with ending(Live(runs, source, out, function, config, **more)) as running:
         yield running
-    finally:
-        running.stop.set()
-        running.wait()
 
 
 def written(runs: Runs, out: str) -> list[Any]:

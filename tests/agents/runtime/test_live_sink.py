@@ -19,6 +19,7 @@ from factory_agents.protocol import AgentRef, AgentRun, Counts, Window
 from factory_agents.publish import build
 from factory_agents.runtime.live_sink import run_sink_live
 from factory_agents.runtime.session import RunContext
+from tests.support.live_work import LiveWork, ending
 from tests.support.proxy import Proxy
 from tests.support.runs import Runs, events
 from tests.support.sqlite_sink import CONTRACT, SqliteSink
@@ -27,59 +28,30 @@ from tests.support.topics import recreate
 from tests.support.waiting import wait_for
 
 
-class Publisher:
-    """A member in a thread of its own."""
-
-    def __init__(self, runs: Runs, source: str, database: Path, make: Callable[[Path], Any], *, accept_loss: bool) -> None:
-        self.stop = threading.Event()
-        self.counts: Counts | None = None
-        self.error: BaseException | None = None
-        pipeline = f"{runs.prefix}.publish"
-
-        def make_run(window: Window) -> AgentRun:
-            return AgentRun(pipeline, "publish", AgentRef("publish"), window=window, prefix=runs.prefix, accept_loss=accept_loss)
-
-        def work() -> None:
-            try:
-                self.counts = run_sink_live(
-                    RunContext(runs.configured(session_timeout_ms=6000), stop=self.stop.is_set),
-                    make_run,
-                    lambda: make(database),
-                    pipeline=pipeline,
-                    in_topic=source,
-                    prefix=runs.prefix,
-                    every=0.3,
-                    accept_loss=accept_loss,
-                )
-            except BaseException as error:
-                self.error = error
-
-        self._thread = threading.Thread(target=work)
-        self._thread.start()
-
-    def wait(self) -> None:
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-
-    def end(self) -> Counts:
-        self.stop.set()
-        self.wait()
-        if self.error is not None:
-            raise self.error
-        assert self.counts is not None
-        return self.counts
-
-
 @contextmanager
 def publisher(
     runs: Runs, source: str, database: Path, make: Callable[[Path], Any] = SqliteSink, *, accept_loss: bool = False
-) -> Iterator[Publisher]:
-    running = Publisher(runs, source, database, make, accept_loss=accept_loss)
-    try:
+) -> Iterator[LiveWork]:
+    """A member in a thread of its own."""
+    pipeline = f"{runs.prefix}.publish"
+
+    def make_run(window: Window) -> AgentRun:
+        return AgentRun(pipeline, "publish", AgentRef("publish"), window=window, prefix=runs.prefix, accept_loss=accept_loss)
+
+    def publish(stop: Callable[[], bool]) -> Counts:
+        return run_sink_live(
+            RunContext(runs.configured(session_timeout_ms=6000), stop=stop),
+            make_run,
+            lambda: make(database),
+            pipeline=pipeline,
+            in_topic=source,
+            prefix=runs.prefix,
+            every=0.3,
+            accept_loss=accept_loss,
+        )
+
+    with ending(LiveWork(publish)) as running:
         yield running
-    finally:
-        running.stop.set()
-        running.wait()
 
 
 def wait_rows(database: Path, expected: list[int]) -> None:

@@ -20,7 +20,6 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.control import Control, Member
 from factory_agents.kafka.lag import topic_lag
 from factory_agents.kafka.routes import Limits, rolled_back, shifted, started
-from factory_agents.protocol import Counts
 from factory_agents.rollouts import Rollouts
 from factory_agents.runtime.agents import AgentFunction, agent
 from factory_agents.runtime.dead_letters import LetterTopic, Selection
@@ -30,55 +29,25 @@ from factory_agents.runtime.live import LiveSettings
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
 from factory_agents.runtime.versions import check_unversioned, run_version
+from tests.support.live_work import LiveWork, ending
 from tests.support.runs import Runs, events
 from tests.support.sqlite_sink import DocumentedSink
 from tests.support.topics import recreate
 from tests.support.waiting import wait_for
 
 
-class Version:
+@contextmanager
+def version(runs: Runs, source: str, out: str, name: str, function: Callable[..., Any] | None = None, **more: Any) -> Iterator[LiveWork]:
     """A member of one version, in a thread of its own."""
 
-    def __init__(self, runs: Runs, source: str, out: str, version: str, function: Callable[..., Any], **more: Any) -> None:
-        self.stop = threading.Event()
-        self.counts: Counts | None = None
-        self.error: BaseException | None = None
-        self._work = lambda: run_version(
-            RunContext(runs.config, stop=self.stop.is_set),
-            (function if isinstance(function, AgentFunction) else agent(version="1")(function)).bind({}),
-            version,
-            LiveSettings(source, out, group=f"{runs.prefix}.group", prefix=runs.prefix, **more),
-        )
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.counts = self._work()
-        except BaseException as error:
-            self.error = error
-
-    def end(self) -> Counts:
-        self.stop.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-        if self.error is not None:
-            raise self.error
-        assert self.counts is not None
-        return self.counts
-
-
-@contextmanager
-def version(runs: Runs, source: str, out: str, name: str, function: Callable[..., Any] | None = None, **more: Any) -> Iterator[Version]:
     def handle(event: dict[str, Any]) -> dict[str, Any]:
         return event | {"by": name}
 
-    running = Version(runs, source, out, name, function or handle, **more)
-    try:
+    function = function or handle
+    transform = (function if isinstance(function, AgentFunction) else agent(version="1")(function)).bind({})
+    settings = LiveSettings(source, out, group=f"{runs.prefix}.group", prefix=runs.prefix, **more)
+    with ending(LiveWork(lambda stop: run_version(RunContext(runs.config, stop=stop), transform, name, settings))) as running:
         yield running
-    finally:
-        running.stop.set()
-        running._thread.join(60)
 
 
 @contextmanager
@@ -354,8 +323,8 @@ def test_what_nobody_has_started_is_not_rolled_out(runs: Runs) -> None:
         def other(event: dict[str, Any]) -> dict[str, Any]:
             return event
 
-        twin = Version(runs, source, out, "v1", agent(version="9")(other))
-        twin._thread.join(30)
+        with version(runs, source, out, "v1", agent(version="9")(other)) as twin:
+            twin.wait()
         assert isinstance(twin.error, ConfigurationError)
         assert "runs with other code" in str(twin.error)
 
