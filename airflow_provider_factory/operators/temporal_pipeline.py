@@ -33,9 +33,9 @@ class TemporalPipelineOperator(BaseOperator):
 
     Where the server is, Temporal's own variables say (``TEMPORAL_ADDRESS`` and its like), in the environment of workers and triggerers. A
     workflow that failed is started again by a retry or a clear, and goes on where it ended; so is one that was found running, and is
-    cancelled then. Assets in ``outlets`` get an event at its end,
-    with the workflow's id, the window and the counts. Where Airflow writes traces, the workflow is a part of the task's span. It needs the
-    extra ``temporal``.
+    cancelled then. With ``redo``, one that is found running is waited for, and then the window is done again. Assets in ``outlets`` get an
+    event at its end, with the workflow's id, the window and the counts. Where Airflow writes traces, the workflow is a part of the task's
+    span. It needs the extra ``temporal``.
 
     :param pipeline: the pipeline's file, YAML or JSON: under ``FACTORY_INCLUDE``, in the repository's ``include`` folder, or in it.
     :param no_interval: what a run without a data interval does: ``error``, or ``since_last``, which reads from the pipeline's last window
@@ -72,6 +72,7 @@ class TemporalPipelineOperator(BaseOperator):
         self.deferrable = deferrable
         self._workflow_id = ""
         self._first_run = ""
+        self._before = False
         self._done: PipelineDone | None = None
 
     def execute(self, context: Context) -> Any:  # noqa: RET503  # defer never returns
@@ -86,14 +87,16 @@ class TemporalPipelineOperator(BaseOperator):
         if done is not None:
             return self._finish(context, done)
         self.defer(
-            trigger=TemporalPipelineTrigger(workflow_id=self._workflow_id, first_run=self._first_run, profile=self.profile),
+            trigger=TemporalPipelineTrigger(
+                workflow_id=self._workflow_id, first_run=self._first_run, before=self._before, profile=self.profile
+            ),
             method_name="execute_complete",
             timeout=self.execution_timeout,
         )
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
         """What the trigger saw: the result, or an error with its reason."""
-        if event.get("again"):  # the attempt before this one was cleared, which cancelled the workflow that this one found
+        if event.get("again"):  # the workflow that this task found has ended: cancelled by a clear, or before the window is redone
             self.log.info("%s; it is started again", event["reason"])
             return self.execute(context)
         from factory_agents.temporal.client import PipelineFailedError
@@ -128,23 +131,29 @@ class TemporalPipelineOperator(BaseOperator):
 
     async def _started(self, request: PipelineRequest, parent: str = "") -> PipelineDone | None:
         from factory_agents.telemetry import tracing
-        from factory_agents.temporal.client import PipelineFailedError, connect, outcome, start
+        from factory_agents.temporal.client import PipelineFailedError, RunningError, connect, handle_of, outcome, start
         from factory_agents.temporal.traces import within
 
         with tracing("airflow", None if parent else {}) as traces:
             client = await connect(self.profile, traces=traces)
             with within(client, parent):
-                handle = await start(client, request, again=True)
+                try:
+                    handle, self._before = await start(client, request, again=True), False
+                except RunningError:
+                    handle, self._before = handle_of(client, request.workflow_id), True
+                    self.log.info("Workflow %s is running; the window is done again after its end", handle.id)
         self._workflow_id, self._first_run = handle.id, handle.first_execution_run_id or ""
         if self.deferrable:
             return None
         try:
-            return await outcome(handle)
+            done = await outcome(handle)
+            if not self._before:
+                return done
         except PipelineFailedError as error:
-            if self._first_run or not error.cancelled:
+            if not self._before and (self._first_run or not error.cancelled):
                 raise
             self.log.info("%s; it is started again", error)
-            return await self._started(request, parent)
+        return await self._started(request, parent)
 
     def _tell(self, context: Context, request: PipelineRequest) -> None:
         self.log.info("Workflow %s", self._workflow_id)

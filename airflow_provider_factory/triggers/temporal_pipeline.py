@@ -27,24 +27,26 @@ class TemporalPipelineTrigger(BaseTrigger):
     """Fires one event: ``done`` with the pipeline's result, or ``failed`` with the reason and whether a retry may help.
 
     It waits for a server that doesn't answer. From Airflow 3.3 on, the workflow of a task that is marked or cleared meanwhile is cancelled.
-    A cleared task may find it before it has ended, or before it is cancelled: ``again`` in the event says that a workflow which the task
-    had not started was cancelled.
+    A cleared task may find it before it has ended, or before it is cancelled: ``again`` in the event says that the task is to start its
+    own, as a workflow which it had not started was cancelled, or (``before``) has ended in whatever way.
 
     :param workflow_id: ``pipeline/window``.
     :param first_run: the first run's id of the workflow that the task started; empty where it found one.
+    :param before: whether the task only waits for it before it does the window again.
     :param profile: of the file that ``TEMPORAL_CONFIG_FILE`` names, in the triggerer's environment; empty: the default one.
     """
 
-    def __init__(self, *, workflow_id: str, first_run: str = "", profile: str = "") -> None:
+    def __init__(self, *, workflow_id: str, first_run: str = "", before: bool = False, profile: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's has no types
         self.workflow_id = workflow_id
         self.first_run = first_run
+        self.before = before
         self.profile = profile
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """See ``BaseTrigger.serialize``."""
         path = f"{type(self).__module__}.{type(self).__qualname__}"
-        return path, {"workflow_id": self.workflow_id, "first_run": self.first_run, "profile": self.profile}
+        return path, {"workflow_id": self.workflow_id, "first_run": self.first_run, "before": self.before, "profile": self.profile}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """See ``BaseTrigger.run``; one event."""
@@ -67,9 +69,11 @@ class TemporalPipelineTrigger(BaseTrigger):
                 log.info("%s", error)
                 await asyncio.sleep(_PATIENCE)
             except FactoryError as error:
-                again = not self.first_run and isinstance(error, PipelineFailedError) and error.cancelled
+                again = isinstance(error, PipelineFailedError) and (self.before or (not self.first_run and error.cancelled))
                 return {"status": "failed", "reason": str(error), "retriable": error.retriable, "again": again}
             else:
+                if self.before:
+                    return {"status": "done", "reason": f"workflow {self.workflow_id} has ended", "again": True}
                 return {"status": "done", "result": msgspec.to_builtins(done)}
 
     async def _client(self) -> Client:

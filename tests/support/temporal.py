@@ -164,7 +164,7 @@ class Pipelines:
             yield
 
     @contextmanager
-    def served_slowly(self) -> Iterator[Gate]:
+    def served_slowly(self, slots: int = 2) -> Iterator[Gate]:
         """A worker whose slices end well once the gate is opened, and heed no cancellation: as one that has committed its last chunk."""
         gate = Gate()
 
@@ -179,7 +179,7 @@ class Pipelines:
             workflows = [FactoryPipeline, FactoryCollector]
             return Worker(client, task_queue=self.prefix, workflows=workflows, activities=[run_slice], activity_executor=pool)
 
-        with self._serving(make, 2):
+        with self._serving(make, slots):
             try:
                 yield gate
             finally:

@@ -18,6 +18,7 @@ import msgspec
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, CancelledError
 
+from factory_agents import failpoints
 from factory_agents.contracts import judge, merge_reports
 from factory_agents.errors import AgentCrashedError, DeadlineError, FactoryError, StoppedError, ValidationFailedError
 from factory_agents.kafka.config import KafkaConfig
@@ -76,7 +77,7 @@ class Activities:
     @activity.defn(name="plan_window", no_thread_cancel_exception=True)
     def plan_window(self, planning: Planning) -> Window:
         """The window that the pipeline reads: planned now if nobody has planned it before."""
-        with _failures():
+        with _failures(), _Pulse():
             return plan_window(
                 KafkaConfig.from_env(),
                 pipeline=planning.pipeline,
@@ -117,20 +118,23 @@ class Activities:
     @activity.defn(name="read_position", no_thread_cancel_exception=True)
     def read_position(self, request: Slice) -> SliceOutcome:
         """How far the ledger says the work is."""
-        with _failures(request.run):
+        with _failures(request.run), _Pulse():
             return _position(request.run)
 
     @activity.defn(name="judge_stage", no_thread_cancel_exception=True)
     def judge_stage(self, judgement: Judgement) -> None:
         """Judge the merged report of a validate stage; bad data fails for good, and the ledger says so."""
-        with _failures():
+        with _failures(), _Pulse():
             _judge(judgement)
 
 
 class _Pulse:
-    """Beats while a slice runs, and learns when it is to go: cancelled, the worker stopping, or its time over."""
+    """Beats while an activity runs, so that one whose worker dies is soon tried again by another.
 
-    def __init__(self, seconds: float) -> None:
+    It learns when a slice is to go: cancelled, the worker stopping, or its time over.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
         self.leaving = threading.Event()
         self._left = self._cancelled = math.inf
         self._ends = time.monotonic() + seconds
@@ -140,6 +144,7 @@ class _Pulse:
 
     def __enter__(self) -> _Pulse:
         self._thread.start()
+        failpoints.hit("activity.begun")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from temporalio import exceptions
-from temporalio.api.enums.v1 import IndexedValueType, PendingActivityState, TaskQueueType
+from temporalio.api.enums.v1 import IndexedValueType, PendingActivityState, PendingWorkflowTaskState, TaskQueueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
@@ -34,7 +34,7 @@ from temporalio.client import (
 )
 from temporalio.common import SearchAttributeIndexedValueType, TypedSearchAttributes, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.envconfig import ClientConfig
-from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, WorkflowAlreadyStartedError
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -65,6 +65,7 @@ __all__ = [
     "NotFoundError",
     "PipelineFailedError",
     "RefusedError",
+    "RunningError",
     "announce",
     "apply_schedule",
     "cancel",
@@ -102,6 +103,11 @@ _WRONG = (
     RPCStatusCode.UNIMPLEMENTED,
 )
 """Answers about what was asked. All others may pass: a server that dies in the middle of an answer makes an INTERNAL or UNKNOWN of it."""
+_KINDS = {
+    SearchAttributeIndexedValueType.KEYWORD: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+    SearchAttributeIndexedValueType.DATETIME: IndexedValueType.INDEXED_VALUE_TYPE_DATETIME,
+}
+_WANTED = {key.name: _KINDS[key.indexed_value_type] for key in ATTRIBUTES}
 _TOLD_ENOUGH = "limit for signal"  # 10,000 for one workflow, by default
 _REFUSED = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED)
 
@@ -120,6 +126,10 @@ class PipelineFailedError(FactoryError):
 
 class NotFoundError(ConfigurationError):
     """There is no workflow of this id."""
+
+
+class RunningError(ConfigurationError):
+    """The window is to be done again, and a workflow of it still runs."""
 
 
 class RefusedError(ConfigurationError):
@@ -184,7 +194,7 @@ async def start(client: Client, request: PipelineRequest, *, again: bool = False
     spec, id_ = request.spec, request.workflow_id
     with _rpc_errors(f"starting {id_}", missing=RefusedError):  # its namespace
         try:
-            return await _with_attributes(
+            started = await _with_attributes(
                 attributes_of(spec, request.interval),
                 lambda attributes: client.start_workflow(
                     WORKFLOW,
@@ -200,8 +210,9 @@ async def start(client: Client, request: PipelineRequest, *, again: bool = False
             )
         except WorkflowAlreadyStartedError:
             if request.rerun == "redo":
-                raise ConfigurationError(f"workflow {id_} is running: wait for its end, or cancel it, before the work is redone") from None
+                raise RunningError(f"workflow {id_} is running: wait for its end, or cancel it, before the work is redone") from None
             return handle_of(client, id_)
+    return handle_of(client, id_, started.first_execution_run_id or "")
 
 
 async def _with_attributes(attributes: TypedSearchAttributes, start: Callable[[TypedSearchAttributes | None], Awaitable[_T]]) -> _T:
@@ -216,14 +227,16 @@ async def _with_attributes(attributes: TypedSearchAttributes, start: Callable[[T
 
 async def register_attributes(client: Client) -> None:
     """Let the server know the attributes that pipelines are found by, if it doesn't; raises a FactoryError where it won't have them."""
-    kinds = {SearchAttributeIndexedValueType.KEYWORD: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD}
-    wanted = {key.name: kinds.get(key.indexed_value_type, IndexedValueType.INDEXED_VALUE_TYPE_DATETIME) for key in ATTRIBUTES}
     with _rpc_errors("registering search attributes"):
-        lacking = wanted.keys() - await _registered(client)
+        known = await _registered(client)
+        others = sorted(name for name, kind in _WANTED.items() if known.get(name, kind) != kind)
+        if others:
+            raise ConfigurationError(f"the server has search attributes of these names with other types: {', '.join(others)}")
+        lacking = _WANTED.keys() - known
         if not lacking:
             return
         request = AddSearchAttributesRequest(namespace=client.namespace)
-        request.search_attributes.update({name: wanted[name] for name in lacking})
+        request.search_attributes.update({name: _WANTED[name] for name in lacking})
         try:
             await client.operator_service.add_search_attributes(request)
         except RPCError as error:
@@ -231,19 +244,27 @@ async def register_attributes(client: Client) -> None:
                 raise
 
 
-async def _registered(client: Client) -> set[str]:
+async def _registered(client: Client) -> dict[str, IndexedValueType.ValueType]:
     found = await client.operator_service.list_search_attributes(ListSearchAttributesRequest(namespace=client.namespace))
-    return set(found.custom_attributes)
+    return dict(found.custom_attributes)
 
 
 async def outcome(handle: WorkflowHandle[Any, _T]) -> _T:
-    """Wait for the end; raises PipelineFailedError where that isn't success."""
+    """Wait for the end; raises PipelineFailedError where that isn't success.
+
+    A workflow that is terminated while another goes on under its id isn't over: whoever resets one does that.
+    """
     with _rpc_errors(f"waiting for {handle.id}"):
-        try:
-            return await handle.result()
-        except WorkflowFailureError as error:
-            cancelled = isinstance(_causes(error)[-1], CancelledError)
-            raise PipelineFailedError(f"workflow {handle.id}: {_root(error)}", retriable=_may_pass(error), cancelled=cancelled) from error
+        while True:
+            try:
+                return await handle.result()
+            except WorkflowFailureError as error:
+                if isinstance(error.cause, TerminatedError) and (await handle.describe()).close_time is None:
+                    continue
+                cancelled = isinstance(_causes(error)[-1], CancelledError)
+                raise PipelineFailedError(
+                    f"workflow {handle.id}: {_root(error)}", retriable=_may_pass(error), cancelled=cancelled
+                ) from error
 
 
 async def unserved(client: Client, queues: Iterable[str]) -> list[str]:
@@ -260,11 +281,14 @@ async def unserved(client: Client, queues: Iterable[str]) -> list[str]:
 
 
 async def waited_for(client: Client, id_: str) -> set[str]:
-    """The task queues in which activities of a workflow wait for a worker."""
+    """The task queues in which tasks of a workflow, its own or an activity's, wait for a worker."""
     with _rpc_errors(f"asking {id_}"):
-        pending = (await client.get_workflow_handle(id_).describe()).raw_description.pending_activities
-    waiting = PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
-    return {each.activity_options.task_queue.name for each in pending if each.state == waiting and each.activity_options.task_queue.name}
+        found = await client.get_workflow_handle(id_).describe()
+    pending, waiting = found.raw_description.pending_activities, PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
+    queues = {each.activity_options.task_queue.name for each in pending if each.state == waiting}
+    if found.raw_description.pending_workflow_task.state == PendingWorkflowTaskState.PENDING_WORKFLOW_TASK_STATE_SCHEDULED:
+        queues.add(found.task_queue)
+    return queues - {""}
 
 
 def handle_of(client: Client, id_: str, first_run: str = "") -> WorkflowHandle[Any, PipelineDone]:
@@ -349,8 +373,8 @@ async def _known_attributes(client: Client, spec: PipelineSpec) -> TypedSearchAt
     try:
         known = await _registered(client)
     except RPCError:
-        known = set()
-    return attributes_of(spec) if known.issuperset(key.name for key in ATTRIBUTES) else TypedSearchAttributes.empty
+        known = {}
+    return attributes_of(spec) if known.items() >= _WANTED.items() else TypedSearchAttributes.empty
 
 
 def _changed(found: ScheduleUpdateInput, schedule: Schedule) -> ScheduleUpdate:

@@ -138,15 +138,26 @@ def start(
 
 
 async def _waited(client: Any, handle: Any, spec: Any) -> Any:
-    """What came of a workflow. One that takes long may wait for a worker that nobody has started: nothing else would tell."""
+    """What came of a workflow."""
+    from factory_agents.temporal import client as clients
+
+    async def queues() -> set[str]:
+        found: set[str] = spec.task_queues
+        return found
+
+    return await _patiently(client, clients.outcome(handle), queues)
+
+
+async def _patiently(client: Any, end: Awaitable[_T], queues: Callable[[], Awaitable[set[str]]]) -> _T:
+    """Wait for an end. What takes long may wait for a worker of ``queues`` that nobody has started: nothing else would tell."""
     import asyncio
 
     from factory_agents.temporal import client as clients
 
-    outcome = asyncio.ensure_future(clients.outcome(handle))
-    if not (await asyncio.wait({outcome}, timeout=_PATIENCE))[0]:
-        _name_unserved(await clients.unserved(client, spec.task_queues))
-    return await outcome
+    ending = asyncio.ensure_future(end)
+    if not (await asyncio.wait({ending}, timeout=_PATIENCE))[0]:
+        _name_unserved(await clients.unserved(client, await queues()))
+    return await ending
 
 
 def _interval(since: str | None, until: str | None, key: str | None) -> Any:
@@ -431,7 +442,10 @@ def cancel(id_: _Id, wait: Annotated[bool, typer.Option("--wait/--no-wait", help
     _require()
     from factory_agents.temporal import client as clients
 
-    _served(lambda client: clients.cancel(client, id_, wait=wait))
+    async def cancelled(client: Any) -> None:
+        await _patiently(client, clients.cancel(client, id_, wait=wait), lambda: clients.waited_for(client, id_))
+
+    _served(cancelled)
 
 
 def _name_unserved(queues: list[str]) -> None:

@@ -20,7 +20,6 @@ from starlette.routing import Route
 from temporalio.client import Client
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
-from factory_agents.kafka.records import check_names
 from factory_agents.protocol import Interval
 from factory_agents.telemetry import fields
 from factory_agents.telemetry.serving import parse_listen
@@ -75,8 +74,6 @@ def make_app(client: Client, pipelines: Mapping[str, PipelineSpec], *, token: st
         spec = pipelines.get(asked.pipeline)
         if spec is None:
             raise _Refused(404, f"unknown pipeline {asked.pipeline!r}{one_of(asked.pipeline, sorted(pipelines))}")
-        if asked.key:
-            check_names(key=asked.key)
         wanted = PipelineRequest(spec, asked.window, asked.key, "redo" if asked.redo else "reuse")
         with within(client, request.headers.get(TRACEPARENT)):
             handle = await start(client, wanted, again=asked.again)

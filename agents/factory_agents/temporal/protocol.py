@@ -5,6 +5,7 @@ Each struct has a required field and refuses fields that it doesn't know: a payl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.records import check_names
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, CodecRef, Counts, Interval, Window
 
 __all__ = [
@@ -39,6 +41,9 @@ __all__ = [
 INGEST, VALIDATE = "ingest", "validate"
 _LONGEST = 365 * 24 * 3600.0
 _LONGEST_QUEUE = 255
+_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
+_TAKEN = re.compile(rf"{_TIME}/{_TIME}|backfill/{_TIME}/{_TIME}|schedule(-{_TIME})?|collector")
+"""Keys that would give a window the id of another workflow: of an interval, or of the pipeline's backfill, schedule or collector."""
 _QUEUES = f"expected at most {_LONGEST_QUEUE} bytes that can be printed, not beginning with /_sys/"
 
 
@@ -204,6 +209,10 @@ class PipelineRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
         """Refuse a request for no window, or for two."""
         if (self.interval is None) == (not self.key):
             raise ConfigurationError("expected an interval, or the name of a window without one")
+        if self.key:
+            check_names(key=self.key)
+            if _TAKEN.fullmatch(self.key):
+                raise ConfigurationError(f"key: {self.key!r} is the name of another workflow of the pipeline's: name the window otherwise")
 
     @property
     def window(self) -> str:

@@ -1,7 +1,7 @@
 """What Temporal can list workflows by: their pipeline, the stage that runs, the window's start.
 
-A server refuses attributes that it doesn't know. So a start that is refused for them is made without, and a workflow sets its stage only
-where its starter could set the others.
+A server refuses attributes that it doesn't know, or knows with another type. So a start that is refused for them is made without, and a
+workflow sets its stage only where its starter could set all that it will.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ATTRIBUTES = (PIPELINE, STAGE, WINDOW_START)
 
 
 def attributes_of(spec: PipelineSpec, interval: Interval | None = None) -> TypedSearchAttributes:
-    """What a workflow is found by: its pipeline, and where its window starts."""
-    pairs: list[SearchAttributePair[Any]] = [SearchAttributePair(PIPELINE, spec.pipeline)]
+    """What a workflow is found by: its pipeline, and where its window starts; its stage is empty until it has begun one."""
+    pairs: list[SearchAttributePair[Any]] = [SearchAttributePair(PIPELINE, spec.pipeline), SearchAttributePair(STAGE, "")]
     if interval is not None:
         pairs.append(SearchAttributePair(WINDOW_START, interval.start))
     return TypedSearchAttributes(pairs)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -59,8 +60,10 @@ def request_of(spec: PipelineSpec, message: Message, topic_id: str = "") -> Pipe
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"window: expected its start and end: {error}") from None
     id_ = str(event.event_id) if isinstance(event.event_id, str | int) and not isinstance(event.event_id, bool) else ""
-    usable = 0 < len(id_) <= _LONGEST_ID and id_.isprintable() and "|" not in id_
-    return PipelineRequest(spec, key=id_ if usable else name)
+    if 0 < len(id_) <= _LONGEST_ID:
+        with suppress(ConfigurationError):  # it can name no window
+            return PipelineRequest(spec, key=id_)
+    return PipelineRequest(spec, key=name)
 
 
 async def run_starter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey, WorkflowIDReusePolicy
@@ -27,6 +27,7 @@ __all__ = ["FactoryBackfill", "FactorySchedule", "run_window"]
 
 _SCHEDULED = SearchAttributeKey.for_datetime("TemporalScheduledStartTime")
 _MOST_FAILED = 100
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def run_window(request: PipelineRequest) -> PipelineDone | None:
@@ -49,14 +50,19 @@ async def run_window(request: PipelineRequest) -> PipelineDone | None:
 
 @workflow.defn(name="FactorySchedule", failure_exception_types=FAILURES)
 class FactorySchedule:
-    """What a schedule starts: the pipeline over the window that ends ``delay`` before the scheduled time, late or not."""
+    """What a schedule starts: the pipeline over the last window that had ended ``delay`` before the scheduled time, late or not.
+
+    So one that is triggered by hand, or a few seconds late by a jitter, does a whole window and reads nothing twice.
+    """
 
     @workflow.run
     async def run(self, request: ScheduledRequest) -> PipelineDone | None:
         """Run it to its end."""
         scheduled: datetime = workflow.info().typed_search_attributes.get(_SCHEDULED) or workflow.info().start_time
-        end = scheduled - timedelta(seconds=request.delay)
-        return await run_window(PipelineRequest(request.spec, Interval(end - timedelta(seconds=request.every), end)))
+        end, every = scheduled - timedelta(seconds=request.delay), timedelta(seconds=request.every)
+        if workflow.patched("whole-windows"):
+            end -= (end - _EPOCH) % every
+        return await run_window(PipelineRequest(request.spec, Interval(end - every, end)))
 
 
 @workflow.defn(name="FactoryBackfill", failure_exception_types=FAILURES)

@@ -321,7 +321,13 @@ class FactoryPipeline:
 
     async def _short(self, name: str, argument: object, result_type: type[_T] | None, summary: str) -> _T:
         value: _T = await workflow.execute_activity(
-            name, argument, result_type=result_type, start_to_close_timeout=_SHORT, retry_policy=self._retry, summary=summary
+            name,
+            argument,
+            result_type=result_type,
+            start_to_close_timeout=_SHORT,
+            heartbeat_timeout=timedelta(seconds=self._request.spec.heartbeat_timeout),
+            retry_policy=self._retry,
+            summary=summary,
         )
         return value
 

@@ -91,6 +91,9 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (("start", "p.yaml", "--since", "2026-11-01"), "expected --since and --until"),
         (("start", "p.yaml", "--key", "w", "--since", "2026-11-01"), "--key names a window without an interval"),
         (("start", "p.yaml", "--since", "2026-11-02", "--until", "2026-11-01"), "not after its start"),
+        (("start", "p.yaml", "--key", "a|b"), "key: expected a printable name without '|', got 'a|b'"),
+        (("start", "p.yaml", "--key", "\udcff"), "key: expected a printable name"),
+        (("start", "p.yaml", "--key", "collector"), "key: 'collector' is the name of another workflow"),
         (("progress", "p/w"), "Temporal at 127.0.0.1:1 doesn't answer"),
     ],
 )
@@ -143,3 +146,17 @@ def test_stages_read_by_workers_of_their_own_queue_and_who_waits_for_none_is_tol
             assert pipelines.done(id_).stages[0].counts.consumed == 100
     queues = {e.activity_task_scheduled_event_attributes.task_queue.name for e in pipelines.history(id_)} - {""}
     assert queues == {pipelines.prefix, other.prefix}
+
+
+def test_a_cancellation_that_no_worker_takes_names_the_queue(pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(text: str) -> None:
+        raise NotedError(text)
+
+    monkeypatch.setattr(commands, "_PATIENCE", 0.5)
+    monkeypatch.setattr(console, "note", note)
+    monkeypatch.setenv("TEMPORAL_ADDRESS", pipelines.address)
+    id_ = pipelines.start(pipelines.request("raw", stage("mark")))
+    with pytest.raises(NotedError, match=f"^no worker takes tasks of queue '{pipelines.prefix}'"):
+        commands.cancel(id_)
+    with pipelines.served():
+        wait_for(lambda: pipelines.is_over(id_), "it to be cancelled")

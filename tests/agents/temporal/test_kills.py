@@ -153,6 +153,20 @@ def test_a_cancelled_workflow_leaves_no_agent_and_what_it_has_done(pipelines: Pi
     assert pipelines.position(request, "mark") >= 50
 
 
+def test_a_worker_that_dies_while_it_plans_costs_moments(pipelines: Pipelines, runs: Runs) -> None:
+    """As one that dies in the middle of a slice: not the five minutes that planning may take."""
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    runs.produce(raw, events(10))
+    request = pipelines.request(raw, stage("mark", output=marked), heartbeat_timeout=2, retry_interval=0.5)
+    dying = pipelines.worker(FACTORY_FAILPOINTS="activity.begun=kill@1")
+    id_ = pipelines.start(request)
+    assert dying.wait(60).code == -signal.SIGKILL
+    with pipelines.served():
+        assert pipelines.done(id_).stages[0].counts.consumed == 10
+    asked, planned = (pipelines.time_of(id_, kind) for kind in ("activity_task_scheduled", "activity_task_completed"))
+    assert planned - asked < timedelta(minutes=2)
+
+
 def test_a_server_that_is_killed_goes_on_from_its_file(pipelines: Pipelines, runs: Runs, tmp_path: Path) -> None:
     with own_server(tmp_path / "server") as server:
         own = Pipelines(server.address, pipelines.bootstrap, pipelines.prefix, tmp_path)

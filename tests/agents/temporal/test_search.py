@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError
 
+from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import Interval
 from factory_agents.temporal import client as clients
 from factory_agents.temporal.protocol import BackfillDone, BackfillRequest, PipelineRequest
 from tests.support.runs import Runs
-from tests.support.temporal import Pipelines, stage
+from tests.support.temporal import Pipelines, own_server, stage
 from tests.support.waiting import wait_for
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -78,3 +80,18 @@ def test_a_server_that_does_not_know_them_runs_windows_all_the_same(
         id_ = pipelines.start(pipelines.request(raw, stage("mark", output=marked)))
         assert pipelines.done(id_).stages[0].stage == "mark"
     assert not any(e.HasField("upsert_workflow_search_attributes_event_attributes") for e in pipelines.history(id_))
+
+
+def test_a_server_that_knows_one_of_them_as_something_else_runs_windows_all_the_same(
+    pipelines: Pipelines, runs: Runs, tmp_path: Path
+) -> None:
+    raw, marked = runs.topic("raw"), runs.topic("marked")
+    theirs = ("FactoryPipeline=Keyword", "FactoryStage=Int", "FactoryWindowStart=Datetime")
+    with own_server(tmp_path / "server", *(word for one in theirs for word in ("--search-attribute", one))) as server:
+        own = Pipelines(server.address, pipelines.bootstrap, pipelines.prefix, tmp_path)
+        request = own.request(raw, stage("mark", output=marked))
+        with pytest.raises(ConfigurationError, match="search attributes of these names with other types: FactoryStage"):
+            own.ask(clients.register_attributes)
+        assert not own.ask(lambda client: clients._known_attributes(client, request.spec)).search_attributes
+        with own.served():
+            assert own.run(request).stages[0].stage == "mark"

@@ -74,6 +74,11 @@ def asked(value: bytes | None, topic_id: str = "") -> PipelineRequest:
         (json.dumps({"event_id": "x" * 201}).encode(), "orders-2-7"),
         (b'{"event_id": 1.5}', "orders-2-7"),
         (b'{"event_id": true}', "orders-2-7"),
+        (b'{"event_id": "collector"}', "orders-2-7"),  # names of other workflows
+        (b'{"event_id": "schedule-2026-11-28T09:00:53Z"}', "orders-2-7"),
+        (b'{"event_id": "2026-11-01T00:00:00.000Z/2026-11-01T01:00:00.000Z"}', "orders-2-7"),
+        (b'{"event_id": "backfill/2026-11-01T00:00:00.000Z/2026-11-01T01:00:00.000Z"}', "orders-2-7"),
+        (b'{"event_id": "schedule-a/b"}', "schedule-a/b"),
     ],
 )
 def test_an_events_id_names_its_window_else_its_place_does(value: bytes | None, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -97,6 +98,27 @@ def test_a_schedule_does_the_window_that_ended_however_late_it_comes(pipelines: 
         finally:
             pipelines.ask(lambda client: clients.delete_schedule(client, request.spec.pipeline))
     assert sorted(r.id for r in runs.everything(marked)) == list(range(30))
+
+
+def test_a_schedule_that_is_triggered_by_hand_does_the_last_whole_window(pipelines: Pipelines, runs: Runs) -> None:
+    request, _ = hours(pipelines, runs, 1)
+    name = request.spec.pipeline
+
+    async def triggered(client: Client) -> None:
+        await clients.apply_schedule(client, ScheduledRequest(request.spec, every=3600, delay=120), catch_up=3600)
+        await client.get_schedule_handle(name).trigger()
+
+    async def listed(client: Client) -> list[str]:
+        return [w.id async for w in client.list_workflows(f"WorkflowId STARTS_WITH '{name}/2' AND ExecutionStatus = 'Completed'")]
+
+    with pipelines.served():
+        pipelines.ask(triggered)
+        try:
+            wait_for(lambda: pipelines.ask(listed), "its window to be done")
+            (id_,) = pipelines.ask(listed)
+        finally:
+            pipelines.ask(lambda client: clients.delete_schedule(client, name))
+    assert re.fullmatch(rf"{name}/[-0-9]+T\d\d:00:00.000Z/[-0-9]+T\d\d:00:00.000Z", id_)
 
 
 def test_a_cancelled_backfill_cancels_its_windows(pipelines: Pipelines, runs: Runs) -> None:

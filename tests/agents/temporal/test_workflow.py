@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 
 import msgspec
 import pytest
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
 from temporalio.client import Client
 
 from factory_agents.errors import ConfigurationError
@@ -19,7 +20,7 @@ from factory_agents.reports import read_reports
 from factory_agents.run import EXIT_RETRY
 from factory_agents.temporal import client as clients
 from factory_agents.temporal.client import PipelineFailedError
-from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec, Progress, StageDone
+from factory_agents.temporal.protocol import PipelineDone, PipelineRequest, PipelineSpec, Progress, StageDone
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines, stage
 from tests.support.waiting import wait_for
@@ -294,6 +295,39 @@ def test_a_cancellation_that_comes_as_a_stage_ends_well_begins_no_other_stage(pi
         with pytest.raises(PipelineFailedError, match="cancelled"):
             pipelines.done(id_)
     assert gate.began == ["first"]
+
+
+def test_who_waits_for_a_workflow_that_is_reset_gets_what_comes_of_it(pipelines: Pipelines) -> None:
+    """To the server the one that it replaces was terminated. It can be cancelled as the one that was started."""
+    spec = PipelineSpec(pipeline=pipelines.prefix, task_queue=pipelines.prefix, stages=(stage("first", "ingest", "a"),))
+    first, second = (PipelineRequest(spec, key=key) for key in ("w", "x"))
+
+    async def reset(client: Client, id_: str) -> None:
+        execution = WorkflowExecution(workflow_id=id_, run_id=(await client.get_workflow_handle(id_).describe()).run_id)
+        await client.workflow_service.reset_workflow_execution(
+            ResetWorkflowExecutionRequest(
+                namespace="default", workflow_execution=execution, reason="by hand", workflow_task_finish_event_id=4, request_id=id_
+            )
+        )
+
+    async def waited(client: Client) -> tuple[PipelineDone, bool]:
+        handles = [await clients.start(client, request) for request in (first, second)]
+        waiting = asyncio.ensure_future(clients.outcome(handles[0]))
+        await asyncio.to_thread(wait_for, lambda: len(gate.began) == 2, "both to begin")
+        for handle in handles:
+            await reset(client, handle.id)
+        await asyncio.to_thread(wait_for, lambda: len(gate.began) == 4, "both to begin again")
+        await clients.cancel(client, second.workflow_id, first_run=handles[1].first_execution_run_id or "", wait=False)
+        await asyncio.to_thread(wait_for, lambda: pipelines.cancel_asked(second.workflow_id), "the server to know")
+        gate.opened.set()
+        with pytest.raises(PipelineFailedError) as raised:
+            await clients.outcome(handles[1])
+        return await waiting, raised.value.cancelled
+
+    with pipelines.served_slowly(slots=4) as gate:
+        done, cancelled = pipelines.ask(waited)
+    assert done.stages[0].stage == "first"
+    assert cancelled
 
 
 def test_progress_is_told_in_lines_for_the_ui() -> None:

@@ -155,6 +155,33 @@ def test_a_killed_wait_cancels_its_workflow_and_a_cleared_task_starts_another(pi
         assert waiting.operator.execute(waiting.context) == done
 
 
+def test_a_redo_that_finds_a_workflow_waits_for_its_end_and_does_the_window_again(pipelines: Pipelines, runs: Runs, raw: str) -> None:
+    """As a task that is cleared while its workflow runs, whether the clear cancels that (Airflow 3.3 and newer) or not."""
+    runs.topic("marked")
+    first, cleared = Task(deferrable=True, redo=True).deferred(), Task(deferrable=True, redo=True)
+    second = cleared.deferred()  # no worker runs
+    with pipelines.served():
+        assert fire(first)["status"] == "done"
+        with pytest.raises(TaskDeferred) as raised:
+            cleared.operator.execute_complete(cleared.context, fire(second))
+        own = raised.value.trigger
+        assert own.first_run not in ("", first.first_run)
+        done = cleared.operator.execute_complete(cleared.context, fire(own))
+        assert done["stages"][0]["counts"]["consumed"] == 50
+    assert pipelines.runs_of(id_of(pipelines)) == 2
+    third, cleared = Task(deferrable=True, redo=True).deferred(), Task(deferrable=False, redo=True)
+
+    async def waited() -> Any:
+        waiting = asyncio.create_task(cleared.operator._started(cleared.operator._request(cleared.context)))
+        await asyncio.to_thread(wait_for, lambda: cleared.operator._workflow_id, "the workflow to be found")
+        await third.on_kill()
+        with pipelines.served():
+            return await waiting
+
+    assert asyncio.run(waited()).stages[0].reused == 0
+    assert len(runs.everything(f"{pipelines.prefix}.marked")) == 150, "each of three did it anew"
+
+
 def test_a_task_that_waits_in_its_worker_starts_what_is_cancelled_again(pipelines: Pipelines, runs: Runs, raw: str) -> None:
     runs.topic("marked")
     first, cleared = Task(deferrable=True).deferred(), Task(deferrable=False).operator
