@@ -15,6 +15,7 @@ from factory_agents.kafka.ledger import AttemptRecord, FailureRecord, Ledger, fa
 from factory_agents.kafka.records import VerdictRecord, encode_record
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import Work
+from factory_agents.text import printable
 
 __all__ = ["forget_failure", "leave_failure", "leave_verdict"]
 
@@ -41,7 +42,7 @@ def leave_failure(
     """
     if isinstance(error, FencedError):
         return
-    message = str(error).partition("\n")[0][:_LONGEST]
+    message = printable(str(error).partition("\n")[0])[:_LONGEST]
     retriable = isinstance(error, FactoryError) and error.retriable
     times = (int(began * 1000), int(time.time() * 1000))
     what = (work.pipeline, work.stage, work.window, work.shard, *times, type(error).__name__)

@@ -14,7 +14,7 @@ from factory_agents.kafka.failures import forget_failure, leave_failure
 from factory_agents.kafka.ledger import AttemptRecord, FailureRecord, Ledger
 from factory_agents.kafka.prune_view import PruneView
 from factory_agents.kafka.windows import WindowStatus, read_windows
-from factory_agents.protocol import Work
+from factory_agents.protocol import AgentRef, Work
 from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
 from tests.support.runs import Runs
@@ -37,6 +37,15 @@ def test_an_attempt_that_fails_says_why_and_the_next_one_that_succeeds_takes_it_
     assert window.stages[0].error == f"{type(error.value).__name__}: {error.value}"
     assert execute(RunContext(runs.config), msgspec.structs.replace(good, rerun=rerun)).reused == (rerun == "reuse")
     assert only_window(runs).state == "finished"
+
+
+def test_a_failure_whose_words_are_no_text_is_told_with_their_codes(runs: Runs) -> None:
+    """As a path's that is not UTF-8: no JSON has half of a character."""
+    source = "raise RuntimeError('no such file: \\udcff')\ndef mark(event):\n    return event"
+    execute(RunContext(runs.config), good := runs.run(runs.filled(20), runs.topic("out")))
+    with pytest.raises(FactoryError, match="no such file"):
+        execute(RunContext(runs.config), msgspec.structs.replace(good, agent=AgentRef("mark", "", source, "mark")))
+    assert "no such file: \\udcff" in only_window(runs).stages[0].error
 
 
 def test_too_many_rejected_is_a_failure_with_its_figures(runs: Runs) -> None:

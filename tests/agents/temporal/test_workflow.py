@@ -22,7 +22,7 @@ from factory_agents.temporal import client as clients
 from factory_agents.temporal.client import PipelineFailedError
 from factory_agents.temporal.protocol import PipelineDone, PipelineRequest, PipelineSpec, Progress, StageDone
 from tests.support.runs import Runs, events
-from tests.support.temporal import Pipelines, stage
+from tests.support.temporal import Pipelines, of_spec, stage
 from tests.support.waiting import wait_for
 
 
@@ -231,10 +231,13 @@ def test_an_empty_topic_is_a_window_like_any_other(pipelines: Pipelines, runs: R
 
 
 def test_a_name_that_no_ledger_takes_is_refused_at_once(pipelines: Pipelines, runs: Runs) -> None:
-    raw, marked = runs.topic("raw"), runs.topic("marked")
+    request = pipelines.request(runs.topic("raw"), stage("mark", output=runs.topic("marked")))
+    for key in ("a|b", "a\nb", "\udcff", "collector", "schedule"):
+        with pytest.raises(ConfigurationError, match="key: "):
+            PipelineRequest(request.spec, key=key)
     with pipelines.served():
-        id_ = pipelines.start(pipelines.request(raw, stage("mark", output=marked), key="a|b"))
-        with pytest.raises(PipelineFailedError, match=r"ConfigurationError: run key: expected a printable name without '\|', got 'a\|b'"):
+        id_ = pipelines.start(of_spec(request, prefix="a|b"))
+        with pytest.raises(PipelineFailedError, match=r"ConfigurationError: prefix: expected a printable name without '\|', got 'a\|b'"):
             pipelines.done(id_)
 
 
