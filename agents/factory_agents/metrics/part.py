@@ -39,5 +39,5 @@ class Part:
     def failed(self, error: Exception) -> None:
         """It did not: that is said once for each reason."""
         if str(error) != self.said:
-            log.warning("this part fails; its last figures stay", extra=fields(part=self.name, reason=str(error)))
+            log.warning("this part fails; its figures are old, or some are missing", extra=fields(part=self.name, reason=str(error)))
         self.up, self.said = False, str(error)
