@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+import zlib
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
@@ -23,13 +24,15 @@ _SESSION_MS = 10_000
 class Presence:
     """This process among its peers. A peer that dies is missed after its session's timeout (10 s, or ``session.timeout.ms``).
 
-    A member reads nothing: a thread of its own keeps it in the group, however long the work takes.
+    A member reads nothing: a thread of its own keeps it in the group, however long the work takes. ``work`` is what all of them are to do:
+    ``is_of_another`` tells peers who do something else.
     """
 
-    def __init__(self, config: KafkaConfig, cluster: Cluster, *, group: str, topic: str) -> None:
+    def __init__(self, config: KafkaConfig, cluster: Cluster, *, group: str, topic: str, work: str = "") -> None:
         self._cluster = cluster
         self._group = group
-        self.me = uuid.uuid4().hex[:12]
+        self._work = f"{zlib.crc32(work.encode()):08x}"
+        self.me = uuid.uuid4().hex[:12] + self._work
         session = {} if "session.timeout.ms" in config.values else {"session_timeout_ms": _SESSION_MS}
         self._consumer: Consumer = config.consumer(group_id=group, client_id=self.me, **session)
         self._topic = topic
@@ -63,6 +66,10 @@ class Presence:
             log.info("the group's members cannot be listed now", extra=fields(group=self._group, reason=str(error)))
             return []
         return sorted(found.clients) if found is not None and self.me in found.clients else []
+
+    def is_of_another(self, peer: str) -> bool:
+        """Whether a peer is there for another work."""
+        return not peer.endswith(self._work)
 
     def leave(self) -> None:
         """Be missed at once."""

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from factory_agents.errors import FencedError, StoppedError, UnavailableError
+from factory_agents.errors import ConfigurationError, FencedError, StoppedError, UnavailableError
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.kafka.ledger import Ledger, MarkRecord, PlanRecord, StageRecord
 from factory_agents.kafka.plan_view import PlanView
@@ -83,7 +83,10 @@ class _Live:
         self.subject = Subject(pipeline, "live")
         self.ledger = Ledger(context.config, self.cluster, prefix=prefix, pipeline=pipeline)
         self.ledger.ensure()
-        self.presence = Presence(context.config, self.cluster, group=f"{pipeline}.members", topic=in_topic)
+        sink = make()
+        self.table = str(sink.identity.get("table", ""))
+        sink.close()
+        self.presence = Presence(context.config, self.cluster, group=f"{pipeline}.members", topic=in_topic, work=self.table)
         self.plans = PlanView(pipeline)
         self.read_to = 0
         self.unfinished: dict[str, Window] = {}
@@ -117,12 +120,21 @@ class _Live:
         """Publish what nobody else will, and what is new, where it is time to look."""
         now = time.monotonic()
         if now - self.inherited >= every and (peers := self.presence.peers()):
+            self.refuse_other(peers)
             for window in self.abandoned(peers):
                 self.publish(window)
             self.inherited, self.looked = now, True
         if self.looked and now - self.published >= every and self.has_new():
             self.published = now
             self.publish(self.plan())
+
+    def refuse_other(self, peers: list[str]) -> None:
+        """Each window is published once: of two tables each would get a part of them. Who has not published yet gives way."""
+        if not self.has_published and any(map(self.presence.is_of_another, peers)):
+            raise ConfigurationError(
+                f"group {self.pipeline!r} has members that publish to another table than {self.table!r}, and would share its records with"
+                " them; give each table a group of its own (--group)"
+            )
 
     def wait(self, seconds: float) -> None:
         """A while, or until asked to stop."""

@@ -295,7 +295,7 @@ class _Agent(LiveAgent):
         super().__init__(context, transform, settings, cluster=cluster, reader=reader)
         transform.topic_id = lambda: reader.topic.id
         transform.committed = reader.stands_at
-        reader.seen = transform.seen
+        reader.seen, reader.address = transform.seen, transform.address
         reader.ask = self._ask
         self._rows, self._table = transform, reader
         self._look_at = 0.0

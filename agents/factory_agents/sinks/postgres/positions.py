@@ -191,10 +191,13 @@ def _position_of(metadata: str) -> int:
     return int(position) if found else sys.maxsize
 
 
-def _table_of(metadata: str) -> str:
-    """The table that a group publishes to; empty where its offset says of none."""
-    place, _, _ = writes_of(metadata).rpartition(_AT)
-    return unquote(place.removeprefix(_PLACE)) if place.startswith(_PLACE) else ""
+def _target_of(metadata: str) -> tuple[str, str]:
+    """What a group writes to, and the database's address if that is a table; empty where its offset doesn't say."""
+    writes = writes_of(metadata)
+    if not writes.startswith(_PLACE):
+        return writes, ""
+    table, _, address = writes.removeprefix(_PLACE).rpartition(_AT)[0].partition(":")
+    return unquote(table), unquote(address)
 
 
 class TableReader(GroupReader):
@@ -203,7 +206,7 @@ class TableReader(GroupReader):
     def __init__(self, config: KafkaConfig, cluster: Cluster, topic: str, group: str, *, accept_loss: bool = False) -> None:
         super().__init__(config, cluster, topic, group, accept_loss=accept_loss)
         self.ask: Callable[[Collection[int]], Mapping[int, Stand]] = lambda _: {}
-        self.table = ""
+        self.table = self.address = ""
         self.seen: Mapping[int, int] = {}
         """Up to where each partition was published when it was last looked at."""
         self._published: Mapping[int, Stand] = {}
@@ -216,12 +219,21 @@ class TableReader(GroupReader):
             self._begin_at = time.monotonic() + _LATER
             raise
         for tp in stands:
-            if (other := _table_of(tp.metadata or "")) and other != self.table:
-                raise ConfigurationError(
-                    f"group {self.group!r} publishes to table {other!r}, and would share its records with table {self.table!r}; give each"
-                    " table a group of its own (--group)"
-                )
+            self._refuse_other(tp)
         return [tp for tp in stands if tp.partition in self.assigned]  # some may have gone meanwhile
+
+    def _refuse_other(self, tp: TopicPartition) -> None:
+        """Two that publish in one group share its records, so that each of two tables would get a part of them.
+
+        A table that came to another database with its positions is the same one.
+        """
+        target, address = _target_of(tp.metadata or "")
+        moved = address != self.address and tp.partition in self._published
+        if target and (target != self.table or not (address == self.address or moved)):
+            raise ConfigurationError(
+                f"group {self.group!r} writes to {target!r}{f' in {address}' if address else ''}, and would share its records with table"
+                f" {self.table!r} in {self.address}; give each its own group (--group)"
+            )
 
     def _start(self, tp: TopicPartition, log_start: int, end: int | None) -> Start:
         stand = self._published.get(tp.partition)
@@ -239,4 +251,6 @@ class TableReader(GroupReader):
         return start
 
     def _tag_of(self, partition: int) -> str:
-        return tag_of(self.topic.id, f"{_PLACE}{quote(self.table, safe='.')}{_AT}{self.seen.get(partition, 0)}")
+        return tag_of(
+            self.topic.id, f"{_PLACE}{quote(self.table, safe='.')}:{quote(self.address, safe='')}{_AT}{self.seen.get(partition, 0)}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
@@ -11,7 +12,7 @@ from confluent_kafka.admin import NewPartitions
 from factory_agents.errors import ConfigurationError, DataLossError
 from factory_agents.kafka.group import tag_of
 from factory_agents.sinks.postgres.positions import Stand, decide_table_start
-from tests.agents.sinks.postgres.test_live import CONTRACT, Table
+from tests.agents.sinks.postgres.test_live import Table
 from tests.support.databases import own_database
 from tests.support.runs import Runs, events
 from tests.support.topics import create_topic
@@ -20,12 +21,12 @@ from tests.support.waiting import wait_for
 _LOST = "DELETE FROM {t} WHERE event_id >= 10; UPDATE factory_positions SET position = 5 WHERE table_name = '{t}'"
 """Table and positions as they were after ten events in two partitions: restored from a dump of that time."""
 
-_NOW = tag_of("id", "postgres:public.t@10")
+_NOW = tag_of("id", "postgres:public.t:h%3A5432%2Fd@10")
 
 STARTS = {
     "a new group": (-1, "", None, 3, 3, ""),
     "set by somebody before anything is published": (7, "", None, 3, 7, ""),
-    "nothing published, past a marker": (7, tag_of("id", "postgres:public.t@0"), None, 7, 7, ""),
+    "nothing published, past a marker": (7, tag_of("id", "postgres:public.t:h%3A5432%2Fd@0"), None, 7, 7, ""),
     "the positions are gone": (11, _NOW, None, 3, 3, ""),
     "the positions are gone, and records": (11, _NOW, None, 12, 12, "11 to 12"),
     "the group follows": (8, _NOW, Stand("id", 10, {}), 3, 8, ""),
@@ -224,20 +225,47 @@ def test_partitions_that_are_added_while_live_are_published_too(runs: Runs, tabl
         publisher.end()
 
 
-def test_one_group_publishes_to_one_table(runs: Runs, table: Table) -> None:
-    """Two publishers of one group share the partitions: each of two tables would get half of the rows."""
+@pytest.mark.parametrize("live", ["records", "windows"])
+def test_one_group_publishes_to_one_table(runs: Runs, table: Table, live: str) -> None:
+    """Two publishers of one group share what arrives: each of two tables would get a part of the rows."""
     source = runs.topic("in", partitions=2)
     runs.produce(source, events(30))
     other = Table(runs, table.url)
     other.name = f"{table.name}_other"
-    other.params = {"table": other.name, "contract": CONTRACT, "live": "records"}
+    table.params["live"] = live
+    other.params = table.params | {"table": other.name}
     with table.publisher(source) as first:
         wait_for(all_of(table, 30), "the first rows")
         error = start_to_fail(other, source)
         assert isinstance(error, ConfigurationError)
-        assert f"publishes to table 'public.{table.name}'" in str(error)
+        assert "--group" in str(error)
         first.end()
     other.connection.close()
+
+
+def test_one_group_publishes_to_one_database_unless_the_positions_move_with_the_table(
+    runs: Runs, table: Table, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = runs.topic("in", partitions=2)
+    runs.produce(source, events(30))
+    with table.publisher(source) as first, own_database(database_url, "other") as url:
+        wait_for(all_of(table, 30), "the first rows")
+        other = Table(runs, url)
+        monkeypatch.setenv("DATABASE_URL", url)
+        error = start_to_fail(other, source)
+        assert isinstance(error, ConfigurationError)
+        assert f"in {urlsplit(url).path.removeprefix('/')}" in str(error).replace(f"{urlsplit(url).hostname}:{urlsplit(url).port}/", "")
+        first.end()
+        positions = table.query("SELECT partition, topic_id, position FROM factory_positions")
+        for partition, topic_id, position in positions:
+            other.connection.execute(
+                "INSERT INTO factory_positions VALUES (%s, %s, %s, %s, %s, %s, '{}')",
+                [other.name, f"{runs.prefix}.group", source, partition, topic_id, position],
+            )
+        with other.publisher(source) as second:
+            wait_for(all_of(other, 30), "all rows")
+            second.end()
+        other.connection.close()
 
 
 def test_what_ends_at_a_transactions_marker_is_not_lost_when_retention_takes_it(runs: Runs, table: Table) -> None:
