@@ -143,7 +143,7 @@ class LedgerReader:
         if self._ledger is not None and self._lags is not None and self._cluster.find(self._ledger.topic) is not None:
             self._read(self._ledger)
             if is_due:
-                behind = self._lags.behind_cuts(_last_cuts(self._view.of(CutRecord)))
+                behind = self._lags.behind_cuts(_last_cuts(self._view.of(CutRecord)), failed=[])  # shown is what may be seen
                 self._figures = replace(self._figures, lags=tuple(lag_totals(behind)))
         else:
             self._figures, self._seen = Figures(live=self._figures.live), None

@@ -16,6 +16,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from follow_docs import blocks
 
+from airflow_provider_factory.page.snapshot import LedgerReader
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.control import Control
@@ -377,6 +378,22 @@ def test_a_topic_that_may_not_be_read_hides_no_other_ones_lag(factory: Factory, 
     metric = "kafka_consumer_lag" if reader == "a group" else "factory_pipeline_lag"
     assert figure(scraped, metric, topic=RAW) > 0
     assert figure(scraped, metric, topic=ENRICHED) is None
+
+
+def test_a_topic_that_may_not_be_read_takes_no_windows_from_the_page_and_no_other_ones_lag(factory: Factory, broker: GuardedBroker) -> None:
+    for topic in (RAW, ENRICHED):
+        factory.window(factory.administrator, topic)
+        factory.produce(topic)
+    broker.allow_only([Acl("Read", "topic", LEDGER), Acl("Read", "topic", RAW), Acl("Describe", "topic", ENRICHED)])
+    read = LedgerReader(lambda: broker.config, lambda: "factory")
+    try:
+        figures = read()
+    finally:
+        read.close()
+    assert {f"orders-{RAW}", f"orders-{ENRICHED}"} <= {window.pipeline for window in figures.windows}
+    lags = {total.topic: total.lag for total in figures.lags if total.reader in (f"orders-{RAW}", f"orders-{ENRICHED}")}
+    assert lags.keys() == {RAW}
+    assert lags[RAW] > 0
 
 
 def test_a_topic_that_is_not_there_and_may_not_be_created_is_no_topic_that_is_unknown(factory: Factory, broker: GuardedBroker) -> None:
