@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+from temporalio import activity
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
@@ -73,6 +75,17 @@ def _deployment(environ: Mapping[str, str]) -> WorkerDeploymentConfig | None:
     return WorkerDeploymentConfig(WorkerDeploymentVersion(name, build), True, default_versioning_behavior=VersioningBehavior.PINNED)
 
 
+class _InOneLine(logging.Filter):
+    """The SDK's word of an activity that failed, without a traceback of what is a message: of an unexpected error another line has it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ApplicationError):
+            record.exc_info = None
+            record.msg = f"{record.msg}: {error.type}: {error.message}"
+        return True
+
+
 async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Runner, grace: float) -> None:
     """Work until SIGTERM or SIGINT: agents then commit what they have in hand and go, and other workers go on with their windows.
 
@@ -83,6 +96,7 @@ async def run_worker(client: Client, *, task_queue: str, slots: int, runner: Run
         await register_attributes(client)
     except FactoryError as error:
         log.info("workflows can't be listed by pipeline, stage and window: %s", error)
+    activity.logger.base_logger.addFilter(_InOneLine())
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -83,6 +83,8 @@ class FactoryPipeline:
     def retry(self) -> Progress:
         """Try again what failed for good and is held; refused where nothing is."""
         self._retries += 1
+        self._held.clear()  # here, so that the answer says so
+        self._tell(held=())
         return self._progress
 
     @retry.validator
@@ -207,7 +209,8 @@ class FactoryPipeline:
         except TimeoutError:
             raise error from None
         finally:
-            self._held.remove(failure)
+            if failure in self._held:
+                self._held.remove(failure)
             self._tell(held=tuple(self._held))
 
     def _runs(self, stage: StageSpec, window: Window | None, rerun: Rerun) -> list[AgentRun]:

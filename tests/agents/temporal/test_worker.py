@@ -172,3 +172,16 @@ def test_every_line_of_a_workers_log_is_json_the_sdks_own_too(pipelines: Pipelin
     done = worker.stop()
     assert done.out == ""
     assert all(json.loads(line)["level"] for line in worker.lines)
+
+
+def test_an_activity_that_fails_is_a_line_of_the_workers_log_and_no_traceback(pipelines: Pipelines, runs: Runs) -> None:
+    raw = runs.topic("raw")
+    runs.produce(raw, events(10))
+    worker = pipelines.worker()
+    id_ = pipelines.start(pipelines.request(raw, stage("mark", output="no-such-topic")))
+    wait_for(lambda: pipelines.is_over(id_), "it to fail", 120)
+    worker.stop()
+    told = [json.loads(line) for line in worker.lines]
+    (failed,) = [line for line in told if line["logger"] == "temporalio.activity"]
+    assert ": ConfigurationError: topic 'no-such-topic': " in failed["message"]
+    assert not [line for line in told if "exception" in line]

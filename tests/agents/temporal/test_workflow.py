@@ -267,7 +267,7 @@ def test_what_failed_for_good_may_be_mended_and_tried_again(pipelines: Pipelines
         pipelines.retry(id_)  # nobody mended it
         wait_for(lambda: len(pipelines.progress(id_).held) == 2, "both shards to fail again")
         assert runs.topic("kept") == kept
-        pipelines.retry(id_)
+        assert pipelines.retry(id_).held == ()
         done = pipelines.done(id_)
         assert pipelines.progress(id_).held == ()
     assert [(s.stage, s.reused, s.counts.consumed) for s in done.stages] == [("mark", 0, 100), ("keep", 0, 100)]
