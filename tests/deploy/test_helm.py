@@ -129,6 +129,11 @@ REFUSED = {
     "temporal.controller.rollout.strategy=Slow": "strategy",
     "agents.enrich.replicas=4": "agents.enrich.inTopic: which topic to read",
     "temporal.workers.default.replicas=1": "temporal.address: host:port of the server's frontend",
+    "temporal=null": "missing property 'temporal'",  # a heading whose lines are all comments
+    "networkPolicy=null": "missing property 'networkPolicy'",  # and not: no policy
+    "agentDefaults.replicas=null": "missing property 'replicas'",
+    "agents.enrich.env=null": "env",
+    "secret=My_Secret": "secret",
 }
 
 
@@ -138,6 +143,84 @@ def test_a_wrong_value_is_refused_and_named(given: str) -> None:
     assert done.returncode != 0
     assert REFUSED[given] in complaint(done.stderr)
     assert "nil pointer" not in done.stderr
+
+
+@pytest.mark.parametrize("key", ["agents", "env", "prefix", "imagePullSecrets", "agentDefaults.args", "metrics.args", "temporal.workers"])
+def test_an_empty_heading_is_the_empty_default(key: str) -> None:
+    done = run_helm("template", "release", FACTORY, "--set", f"agentDefaults.inTopic=a,agents.enrich.replicas=1,{key}=null")
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_that_yaml_takes_for_something_else_stay_names(tmp_path: Path) -> None:
+    """1e3, on and null are names of agents, Secrets and namespaces like any other."""
+    written = tmp_path / "values.yaml"
+    agents = {name: {"inTopic": name, "secret": name, "scaling": {"by": "keda"}} for name in ("123", "1e3", "on", "null", "007")}
+    starters = {"0x1f": {"topic": "1e3", "pipeline": {"pipeline": "on", "stages": []}}}
+    connected = {"namespace": "123", "workers": {"on": {"taskQueue": "1"}}, "starters": starters, "controller": {"connection": "123"}}
+    values = {
+        "agents": agents,
+        "secret": "123",
+        "imagePullSecrets": [{"name": "123"}],
+        "temporal": {"address": "[::1]:7233", "secret": "456", **connected},
+        "dagPods": {"enabled": True, "serviceAccounts": [{"name": "123", "namespace": "456"}]},
+        "networkPolicy": {"monitoringNamespace": "789"},
+        "monitoring": {"enabled": True},
+    }
+    written.write_text(json.dumps(values))
+    documents = render(Combination(FACTORY, written))
+    assert [what for document in documents for what in invalid(document, definitions(CRDS))] == []
+    for release in ("on", "null", "y"):
+        done = run_helm("template", release, FACTORY, "--values", written)
+        found = [document for document in yaml.safe_load_all(done.stdout) if document]
+        assert [what for document in found for what in invalid(document, definitions(CRDS))] == []
+
+    user = {"acls": [{"resource": {"type": "topic", "name": "1e3"}, "operations": ["Read"]}]}
+    brokers = {"rackLabel": "on", "storage": {"class": "123"}}
+    written.write_text(json.dumps({"cluster": "123", "brokers": brokers, "users": {"enabled": True, "each": {"123": user}}}))
+    assert [what for document in render(Combination(KAFKA, written)) for what in invalid(document, definitions(CRDS))] == []
+
+
+def test_what_a_label_may_not_hold_is_replaced(tmp_path: Path) -> None:
+    """The + of a build's version."""
+    assert run_helm("package", FACTORY, "--version", "0.2.0+build.5", "--app-version", "0.2.0+5", "--destination", tmp_path).returncode == 0
+    (package,) = tmp_path.glob("*.tgz")
+    done = run_helm("template", "release", package, "--set", "agents.enrich.inTopic=a")
+    documents = [document for document in yaml.safe_load_all(done.stdout) if document]
+    assert not [value for d in documents for value in d["metadata"]["labels"].values() if not re.fullmatch(r"[\w.-]{0,63}", value)]
+    assert container(one(documents, "Deployment", "release-enrich"))["image"] == "factory-agents:0.2.0_5"
+
+
+def test_agents_that_would_share_a_group_by_accident_are_refused(tmp_path: Path) -> None:
+    """Each would get a part of the events. Versions of an agent share a group on purpose, and so do pools of the same agent."""
+    written = tmp_path / "values.yaml"
+
+    def says(**agents: dict[str, object]) -> str:
+        written.write_text(json.dumps({"agents": {name: {"inTopic": "raw", "outTopic": name, **agent} for name, agent in agents.items()}}))
+        done = run_helm("template", "release", FACTORY, "--values", written)
+        return complaint(done.stderr) if done.returncode else "taken"
+
+    shared = "agents clicks and orders are members of the group factory.enrich.raw"
+    assert shared in says(orders={"agent": "orders:enrich"}, clicks={"agent": "clicks:enrich"})
+    assert shared in says(orders={"agent": "enrich", "version": "v1"}, clicks={"agent": "enrich", "version": "v1"})
+    assert says(orders={"agent": "enrich", "version": "v1"}, clicks={"agent": "enrich", "version": "v2"}) == "taken"
+    assert says(orders={"agent": "enrich", "group": "orders"}, clicks={"agent": "enrich"}) == "taken"
+    same = {"agent": "enrich", "outTopic": "enriched"}
+    assert says(near=same, far={**same, "nodeSelector": {"zone": "b"}}) == "taken"
+
+
+def test_every_pod_may_be_told_where_to_run_and_gets_the_environment_of_all(tmp_path: Path) -> None:
+    written = tmp_path / "values.yaml"
+    place = {"nodeSelector": {"pool": "streams"}, "tolerations": [{"key": "streams", "operator": "Exists"}]}
+    starter = {"topic": "t", "pipeline": {"pipeline": "p", "stages": []}}
+    temporal = {"address": "t:7233", "workers": {"default": {}}, "workerDefaults": place, "starters": {"s": starter}}
+    values = {"agents": {"enrich": {"inTopic": "a"}}, "agentDefaults": place, "metrics": place, "temporal": temporal}
+    written.write_text(json.dumps({**values, "env": {"KAFKA_BOOTSTRAP": "kafka:9092"}, "prefix": "mine"}))
+    pods = [pod for document in render(Combination(FACTORY, written)) if (pod := lint_deploy.pod_of(document)) is not None]
+    assert len(pods) == 5  # the agent, the metrics server, the worker, the starter, helm test
+    for pod in pods:
+        assert place.items() <= pod.items()
+        named = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
+        assert named.items() >= {"KAFKA_BOOTSTRAP": "kafka:9092", "FACTORY_PREFIX": "mine"}.items()
 
 
 def test_a_worker_of_temporals_controller_is_told_by_it_where_the_server_is() -> None:
@@ -159,6 +242,33 @@ def test_names_that_kubernetes_would_not_take_or_confuse_are_refused() -> None:
     assert "has 69 characters, of 63 that Kubernetes takes" in complaint(long.stderr)
     twins = run_helm("template", "release", KAFKA, "--set", "topics.more.raw-events.partitions=3")
     assert "topics raw-events and raw_events are both called raw-events as resources" in complaint(twins.stderr)
+
+
+@pytest.mark.parametrize("release", ["123", "1factory", "a.b"])
+def test_a_releases_name_that_no_service_may_have_is_refused(release: str) -> None:
+    done = run_helm("template", release, FACTORY)
+    assert f"the release's name {release}: expected a letter" in complaint(done.stderr)
+
+
+def test_a_topic_of_any_name_has_a_resource(tmp_path: Path) -> None:
+    written = tmp_path / "values.yaml"
+    names = {"_schemas": "schemas", "Orders_": "orders", "a_.B": "a.b", "live_events": "live-events"}
+    written.write_text(json.dumps({"topics": {"more": {name: {} for name in names}}}))
+    found = {d["spec"]["topicName"]: d["metadata"]["name"] for d in render(Combination(KAFKA, written)) if d["kind"] == "KafkaTopic"}
+    assert {name: found[name] for name in names} == names
+    none = run_helm("template", "release", KAFKA, "--set", "topics.more.__.partitions=1")
+    assert "topic __: its name has no letter and no digit" in complaint(none.stderr)
+
+
+def test_settings_of_kafka_are_what_was_given_last(tmp_path: Path) -> None:
+    """Nought and false among them, and a setting that the chart has a default for is there once."""
+    written = tmp_path / "values.yaml"
+    config = {"min.insync.replicas": 1, "group.initial.rebalance.delay.ms": 3000, "auto.create.topics.enable": True, "x": ""}
+    topic = {"config": {"retention.ms": 0, "message.timestamp.type": ""}}
+    written.write_text(json.dumps({"config": config, "topics": {"more": {"live_events": topic}}}))
+    documents = render(Combination(KAFKA, written))
+    assert config.items() <= one(documents, "Kafka")["spec"]["kafka"]["config"].items()
+    assert topic["config"].items() <= one(documents, "KafkaTopic", "live-events")["spec"]["config"].items()
 
 
 def test_bounds_of_scaling_that_cross_are_refused() -> None:

@@ -1,5 +1,8 @@
 {{/* What a part is called: release and part. Arguments: root, part. */}}
 {{- define "factory.name" -}}
+{{- if not (regexMatch "^[a-z][-a-z0-9]*$" .root.Release.Name) -}}
+{{- fail (printf "the release's name %s: expected a letter, then letters, digits and hyphens, as Kubernetes wants of a Service's" .root.Release.Name) -}}
+{{- end -}}
 {{- $name := printf "%s-%s" .root.Release.Name .part -}}
 {{- if gt (len $name) 63 -}}
 {{- fail (printf "the name %s has %d characters, of 63 that Kubernetes takes: shorten the release's or the part's" $name (len $name)) -}}
@@ -10,19 +13,19 @@
 {{/* The labels by which a part's pods are found. Arguments: root, part, component. */}}
 {{- define "factory.selector" -}}
 app.kubernetes.io/name: factory
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- if .part }}
-factory-agents/part: {{ .part }}
+factory-agents/part: {{ .part | quote }}
 {{- end }}
 {{- end -}}
 
 {{/* The labels of everything. Arguments: root, part, component. */}}
 {{- define "factory.labels" -}}
 {{ include "factory.selector" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | replace "+" "_" | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "factory.image" -}}
@@ -30,7 +33,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- if .digest -}}
 {{ .repository }}@{{ .digest }}
 {{- else -}}
-{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
+{{ .repository }}:{{ .tag | default $.Chart.AppVersion | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -72,16 +75,8 @@ spec:
     {{- range .command }}
     - {{ . | quote }}
     {{- end }}
-    {{- $env := mergeOverwrite (deepCopy .root.Values.env) (default dict .settings.env) .env }}
-    {{- with .root.Values.prefix }}
-    {{- $_ := set $env "FACTORY_PREFIX" . }}
-    {{- end }}
-    {{- with $env }}
-    env:
-    {{- range $name, $value := . }}
-    - name: {{ $name | quote }}
-      value: {{ include "factory.text" $value | quote }}
-    {{- end }}
+    {{- with include "factory.env" . }}
+    {{- . | nindent 4 }}
     {{- end }}
     envFrom:
     {{- range .secrets }}
@@ -125,8 +120,23 @@ spec:
   {{- end }}
 {{- end -}}
 
+{{/* A container's variables: everyone's, the part's, and those that it needs. Arguments: root, settings, env. */}}
+{{- define "factory.env" -}}
+{{- $env := mergeOverwrite dict (default dict .root.Values.env) (default dict .settings.env) .env -}}
+{{- with .root.Values.prefix -}}
+{{- $_ := set $env "FACTORY_PREFIX" . -}}
+{{- end -}}
+{{- with $env -}}
+env:
+{{- range $name, $value := . }}
+- name: {{ $name | quote }}
+  value: {{ include "factory.text" $value | quote }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
 {{- define "factory.podSecurity" -}}
-serviceAccountName: {{ .Release.Name }}
+serviceAccountName: {{ .Release.Name | quote }}
 automountServiceAccountToken: false
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
@@ -153,7 +163,7 @@ capabilities:
 apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
-  name: {{ include "factory.name" . }}
+  name: {{ include "factory.name" . | quote }}
   labels:
     {{- include "factory.labels" . | nindent 4 }}
 spec:
