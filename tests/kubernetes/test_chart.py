@@ -352,6 +352,31 @@ def test_an_eviction_beyond_the_budget_is_refused(site: Site, live: tuple[Releas
     assert second in site.pods("live")
 
 
+def test_scaling_takes_the_number_of_replicas_over_and_leaves_it(site: Site) -> None:
+    """No upgrade sets it back, the one least of all that turns scaling on, for which Kubernetes would leave one replica."""
+    release, raw = site.release("scaled"), site.topic("scaled")
+    values = site.values(raw, site.topic("scaled-out"))
+    enrich = {**values["agents"]["enrich"], "replicas": 2}
+    scaled = [{**enrich, "scaling": {"by": "hpa", "minReplicas": least}} for least in (1, 3)]
+
+    def replicas() -> int:
+        deployment = client.AppsV1Api(site.cluster.api).read_namespaced_deployment("scaled-enrich", site.cluster.namespace)
+        return int(deployment.spec.replicas)
+
+    for agent in (enrich, scaled[0]):
+        release.upgrade({**values, "agents": {"enrich": agent}})
+        assert replicas() == 2
+    release.upgrade({**values, "agents": {"enrich": scaled[1]}})
+    wait_for(lambda: replicas() == 3, "the scaler to go up to its least", 120)
+    release.upgrade({**values, "agents": {"enrich": scaled[1]}, "env": {"RELEASE": "two"}})
+    assert replicas() == 3
+    with pytest.raises(AssertionError, match=r"conflict with .kube-controller-manager. with subresource .scale."):
+        release.upgrade({**values, "agents": {"enrich": enrich}})
+    release.upgrade({**values, "agents": {"enrich": enrich}}, "--force-conflicts")
+    assert replicas() == 2
+    release.uninstall()
+
+
 @pytest.fixture(scope="module")
 def rendered(site: Site) -> Iterator[list[dict[str, Any]]]:
     """All that the charts render; for as long as the module takes, the cluster has the operators' definitions of it."""

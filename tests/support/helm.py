@@ -22,10 +22,10 @@ class Release:
         self.name, self.namespace = name, namespace
         self._chart, self._values = chart, folder / f"{name}.yaml"
 
-    def upgrade(self, values: dict[str, Any]) -> None:
-        """Install it, or upgrade it, and wait until all of it is ready."""
+    def upgrade(self, values: dict[str, Any], *more: str) -> None:
+        """Install it, or upgrade it, and wait until all of it is ready; ``more`` options of Helm."""
         self._values.write_text(yaml.safe_dump(values))
-        self.helm("upgrade", "--install", self.name, str(self._chart), "--values", str(self._values), "--wait", "--timeout", "4m")
+        self.helm("upgrade", "--install", self.name, str(self._chart), "--values", str(self._values), "--wait", "--timeout", "4m", *more)
 
     def render(self, values: dict[str, Any]) -> list[dict[str, Any]]:
         """What it would consist of."""
