@@ -14,10 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from confluent_kafka import Message as KafkaMessage
 
 from factory_agents.errors import UnavailableError
 from factory_agents.kafka.messages import Message
@@ -32,7 +35,10 @@ from factory_agents.sinks.postgres import PostgresSink
 from factory_agents.sinks.postgres.live import PostgresLive
 from tests.support import warm
 from tests.support.databases import own_database
+from tests.support.pooler import PROGRAM, pooler
+from tests.support.proxy import Proxy
 from tests.support.runs import ROOT, Runs, events
+from tests.support.sink_bench import ALL_TYPES, Bench, at
 from tests.support.waiting import wait_for
 
 CONTRACT = {
@@ -207,6 +213,121 @@ def test_one_that_was_away_writes_nothing_that_others_have_published_since(table
     assert published() == [("8", 8), (10,)]
     for member in members:
         member.close()
+
+
+HOSTILE: list[Any] = [
+    {"id": "nul", "text": "x\0y"},
+    {"id": "surrogate", "text": "\ud800"},
+    {"id": "huge", "text": "z" * 1_000_000},
+    {"id": "u" * 5000},
+    {"id": "long", "bigint": 10**30},
+    {"id": "digits", "numeric": 10**30},
+    {"id": "infinite", "double": 1e308, "real": 1e300},
+    {"id": "words", "bigint": "x", "boolean": 1},
+    {"id": "json", "json": {"a": "\0"}},
+    {"id": "lists", "texts": ["a", None, "\0"], "numbers": [1e20]},
+    {"id": "dates", "date": "2026-02-30", "timestamptz": "0000-01-01T00:00:00Z"},
+    {"id": "bounds", "smallint": 70000, "varchar": "too long", "inet": "1.2.3.4/99"},
+    {"id": 7},
+    {"id": None},
+    {"text": "no id"},
+    b"",
+    b"null",
+    b"[" * 2000,
+    b'{"id": "nan", "double": NaN}',
+    b'{"id": "twice", "text": "a", "text": "b"}',
+    b"\xff\xfe",
+    None,
+]
+
+
+def test_it_makes_of_events_what_windows_make(bench: Bench) -> None:
+    bench.contract = ALL_TYPES
+    records = at([*HOSTILE, *({"id": f"fine {n}"} for n in range(3))])
+    sink = bench.sink()
+    sink.claim(bench.claim())
+    by_window = sink.write(records)
+    sink.commit(rejected=len(by_window))
+    rows = bench.query("SELECT id, t::text FROM (SELECT id, text, double, numeric, json FROM {t}) AS t ORDER BY id")
+    sink.close()
+    bench.name += "_live"
+    live = PostgresLive(bench.sink().target, {}, "g", "t")
+    outputs = live.process(records)
+    live.close()
+    assert bench.query("SELECT id, t::text FROM (SELECT id, text, double, numeric, json FROM {t}) AS t ORDER BY id") == rows
+    rejects = {n: output for n, output in enumerate(outputs) if isinstance(output, Reject)}
+    assert {n: (r.rule, r.reason) for n, r in rejects.items()} == {n: (r.rule, r.reason) for n, r in by_window.items()}
+    assert len(rows) >= 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_newest_record_of_a_key_stands_in_whatever_order_partitions_come(bench: Bench, seed: int) -> None:
+    """Also where some of them delete the key's row; as windows have it."""
+    rnd = random.Random(seed)
+    bench.contract = {"name": "e", "id": "id", "columns": {"id": "text", "n": "bigint"}, "deletes": True}
+    partitions: list[list[Message]] = [[], [], []]
+    for n in range(150):
+        place, key = rnd.choice(partitions), f"k{rnd.randrange(8)}"
+        value = None if rnd.random() < 0.3 else json.dumps({"id": key, "n": n}).encode()
+        of = {"key": key.encode(), "partition": partitions.index(place), "offset": len(place), "timestamp": (1, rnd.randrange(1, 6))}
+        place.append(KafkaMessage(value=value, **of))
+    sink = bench.sink()
+    sink.claim(bench.claim())
+    assert sink.write([m for place in partitions for m in place]) == {}
+    sink.commit(rejected=0)
+    sink.close()
+    rows = bench.query("SELECT id, n FROM {t} ORDER BY id")
+    bench.name += "_live"
+    live = PostgresLive(bench.sink().target, {}, "g", "t")
+    while any(partitions):
+        place = rnd.choice([place for place in partitions if place])
+        live.process([place.pop(0) for _ in range(min(len(place), rnd.randrange(1, 9)))])
+    live.close()
+    assert bench.query("SELECT id, n FROM {t} ORDER BY id") == rows
+
+
+def test_a_database_that_is_away_is_waited_for_and_an_idle_member_says_so_once(
+    runs: Runs, table: Table, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    parts = urlsplit(table.url)
+    proxy = Proxy(str(parts.hostname), parts.port or 5432)
+    monkeypatch.setenv("DATABASE_URL", table.url.replace(f":{parts.port}/", f":{proxy.port}/"))
+    source = runs.topic("in", partitions=2)
+    runs.topic("in.dead")
+    runs.produce(source, events(30))
+    with table.publisher(source) as publisher:
+        wait_for(lambda: table.ids() == list(range(30)), "the first rows")
+        proxy.cut()
+        wait_for(lambda: "waiting" in caplog.messages, "it to notice, though nothing comes")
+        runs.produce(source, [*events(30, 30), b"no json"])
+        wait_for(lambda: caplog.messages.count("it cannot be told now where the group stands") > 3, "some tries")
+        assert caplog.messages.count("waiting") <= 2
+        proxy.mend()
+        wait_for(lambda: table.ids() == list(range(60)), "what came meanwhile")
+        wait_for(lambda: runs.everything(f"{source}.dead"), "the dead letter")
+        proxy.cut()
+        publisher.end()
+    proxy.close()
+    assert len(runs.everything(f"{source}.dead")) == 1
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer")
+def test_members_publish_through_a_pooler_of_one_session(runs: Runs, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = runs.topic("in", partitions=4)
+    runs.topic("in.dead")
+    runs.produce(source, events(30))
+    with pooler(tmp_path / "pooler", table.url, sessions=1) as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        with table.publisher(source) as one, table.publisher(source) as two:
+            wait_for(lambda: len(table.ids()) == 30, "the first rows")
+            table.connection.execute(f"ALTER TABLE {table.name} ADD CHECK (event_id % 50 <> 37)".encode())
+            runs.produce(source, events(300, 30))
+            expected = [n for n in range(330) if n % 50 != 37]
+            wait_for(lambda: table.ids() == expected, "the rows")
+            wait_for(lambda: len(runs.everything(f"{source}.dead")) == 330 - len(expected), "the dead letters")
+            one.end()
+            two.end()
 
 
 _RAISES = (
