@@ -142,6 +142,13 @@ class PostgresLive(PostgresSink):
             self._compare(publication, partitions, self._look(publication, partitions))
             connection.commit()
 
+    def set_back(self, partition: int, to: int) -> None:
+        """Let the table stand no further on than there. Raises as ``process`` does."""
+        with self._publishing() as (connection, publication):
+            self._positions(publication).set_back(partition, to)
+            connection.commit()
+        self.seen[partition] = min(self.seen.get(partition, 0), to)
+
     def process(self, messages: Sequence[Message]) -> list[Output]:
         """Write the rows; see ``Transform.process``. Raises UnavailableError where the database isn't there, or the table or its positions
         are not as they were: nothing is written then.
@@ -296,7 +303,7 @@ class _Agent(LiveAgent):
         transform.topic_id = lambda: reader.topic.id
         transform.committed = reader.stands_at
         reader.seen, reader.address = transform.seen, transform.address
-        reader.ask = self._ask
+        reader.ask, reader.set_back = self._ask, self._set_back
         self._rows, self._table = transform, reader
         self._look_at = 0.0
 
@@ -306,10 +313,13 @@ class _Agent(LiveAgent):
         self._table.table = self._rows.table
         return stands
 
+    def _set_back(self, partition: int, to: int) -> None:
+        self.thread.call(lambda: self._rows.set_back(partition, to), self._meanwhile)
+
     def _next_batch(self, room: int) -> bool:
         """Handle what has come; now and then see to the table, of which nothing would tell otherwise where nothing comes."""
         is_idle = super()._next_batch(room)
-        if is_idle and not self.reader.waiting and time.monotonic() >= self._look_at:
+        if not self.reader.waiting and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _LOOK_SECONDS
             reading = set(self._table.reading)
             try:

@@ -142,6 +142,10 @@ class Positions:
         rows = self._run(query, partitions=sorted(partitions)).fetchall()
         return {p: Stand(id_, at, {o: (rule, why) for o, (rule, why) in refused.items()}, same) for p, id_, at, refused, same in rows}
 
+    def set_back(self, partition: int, to: int) -> None:
+        """Let a partition stand no further on than there."""
+        self._run("UPDATE {positions} SET position = {to} WHERE {mine} AND partition = {of} AND position > {to}", of=partition, to=to)
+
     def move(self, stands: Mapping[int, Stand]) -> bool:
         """Put them where these are; False where the table's rows are not where they were published to any more."""
         rows = self._run(
@@ -176,12 +180,12 @@ def decide_table_start(
         position = max(position, offset)
     if position < log_start:
         return Start(log_start, lost=f"offsets {position} to {log_start} were deleted by retention", records=log_start - position)
+    if stand is not None and end is not None and position > end:
+        return Start(max(log_start, min(offset, end)), lost=f"the log ends at {end}, the table stands at {position}")
     if stand is None or not stand.same or offset < 0:
         return Start(log_start)
     if offset <= position:
         return decide_start(offset, metadata, topic_id, log_start, end=end, replaced=replaced)
-    if end is not None and position > end:
-        return Start(end, lost=f"the log ends at {end}, the table stands at {position}")
     return Start(position, committed=position)
 
 
@@ -201,15 +205,20 @@ def _target_of(metadata: str) -> tuple[str, str]:
 
 
 class TableReader(GroupReader):
-    """A member of a group that publishes to a table. It begins where the table stands, which ``ask`` tells of these partitions."""
+    """A member of a group that publishes to a table. It begins where the table stands, which ``ask`` tells of these partitions.
+
+    ``set_back`` lets the table stand before records that are no more, so that others with their offsets are published.
+    """
 
     def __init__(self, config: KafkaConfig, cluster: Cluster, topic: str, group: str, *, accept_loss: bool = False) -> None:
         super().__init__(config, cluster, topic, group, accept_loss=accept_loss)
         self.ask: Callable[[Collection[int]], Mapping[int, Stand]] = lambda _: {}
+        self.set_back: Callable[[int, int], None] = lambda partition, to: None
         self.table = self.address = ""
         self.seen: Mapping[int, int] = {}
         """Up to where each partition was published when it was last looked at."""
         self._published: Mapping[int, Stand] = {}
+        self._ends: Mapping[int, int] = {}
 
     def _stands(self, partitions: list[int]) -> list[TopicPartition]:
         stands = super()._stands(partitions)
@@ -220,6 +229,7 @@ class TableReader(GroupReader):
             raise
         for tp in stands:
             self._refuse_other(tp)
+        self._ends = self._cluster.high_watermark(self.topic.name, self._published.keys()) if self._published else {}
         return [tp for tp in stands if tp.partition in self.assigned]  # some may have gone meanwhile
 
     def _refuse_other(self, tp: TopicPartition) -> None:
@@ -237,6 +247,8 @@ class TableReader(GroupReader):
 
     def _start(self, tp: TopicPartition, log_start: int, end: int | None) -> Start:
         stand = self._published.get(tp.partition)
+        if end is None and stand is not None:
+            end = self._ends[tp.partition]
         start = decide_table_start(tp.offset, tp.metadata or "", stand, self.topic.id, log_start, end=end, replaced=self._replaced)
         if not start.lost and start.offset < tp.offset:
             log.warning(
@@ -249,6 +261,12 @@ class TableReader(GroupReader):
                 ),
             )
         return start
+
+    def _lose(self, partition: int, start: Start) -> None:
+        super()._lose(partition, start)
+        stand = self._published.get(partition)
+        if stand is not None and start.offset < stand.position and stand.topic_id == self.topic.id:
+            self.set_back(partition, start.offset)
 
     def _tag_of(self, partition: int) -> str:
         return tag_of(

@@ -55,16 +55,16 @@ CONTRACT = {
 class Publisher:
     """A live publish in a thread of its own, as the command runs it."""
 
-    def __init__(self, runs: Runs, source: str, params: dict[str, Any]) -> None:
+    def __init__(self, runs: Runs, source: str, params: dict[str, Any], **settings: Any) -> None:
         self.stop = threading.Event()
         self.counts = Counts()
         self.error: BaseException | None = None
-        settings = AgentSettings(in_topic=source, group=f"{runs.prefix}.group", prefix=runs.prefix, params=params)
+        given = AgentSettings(in_topic=source, group=f"{runs.prefix}.group", prefix=runs.prefix, params=params, **settings)
 
         def work() -> None:
             try:
                 context = RunContext(runs.configured(session_timeout_ms=6000), stop=self.stop.is_set)
-                self.counts = run_agent_live(context, "publish", settings).counts
+                self.counts = run_agent_live(context, "publish", given).counts
             except BaseException as error:
                 self.error = error
 
@@ -99,8 +99,8 @@ class Table:
         return PostgresLive(sink.target, {}, "g", "t")
 
     @contextmanager
-    def publisher(self, source: str) -> Iterator[Publisher]:
-        running = Publisher(self.runs, source, self.params)
+    def publisher(self, source: str, **settings: Any) -> Iterator[Publisher]:
+        running = Publisher(self.runs, source, self.params, **settings)
         try:
             yield running
         finally:

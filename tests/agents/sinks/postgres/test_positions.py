@@ -36,10 +36,13 @@ STARTS = {
     "the rows are gone, and records": (9, _NOW, Stand("id", 10, {}, same=False), 11, 11, "10 to 11"),
     "set back": (12, _NOW, Stand("id", 9, {}), 3, 9, ""),
     "set back before what is there": (12, _NOW, Stand("id", 9, {}), 10, 10, "9 to 10"),
-    "the group was set forward": (20, "", Stand("id", 10, {}), 3, 10, ""),
+    "the group was set forward": (19, "", Stand("id", 10, {}), 3, 10, ""),
     "the group was set back": (4, "", Stand("id", 10, {}), 3, 4, ""),
     "the group is forgotten": (-1, "", Stand("id", 10, {}), 3, 3, ""),
     "the group is forgotten, and records are gone": (-1, "", Stand("id", 10, {}), 11, 11, "10 to 11"),
+    "the log ends before": (-1, "", Stand("id", 21, {}), 3, 3, "ends at 20"),
+    "the log ends before, and before the group": (21, _NOW, Stand("id", 21, {}), 3, 20, "ends at 20"),
+    "the log ends before, not before the group": (12, _NOW, Stand("id", 21, {}), 3, 12, "ends at 20"),
     "another topic": (-1, "", Stand("former", 10, {}), 0, 0, "created again"),
 }
 
@@ -47,7 +50,7 @@ STARTS = {
 @pytest.mark.parametrize("case", STARTS)
 def test_the_table_says_where_a_group_reads_on(case: str) -> None:
     offset, metadata, stand, log_start, start, lost = STARTS[case]
-    decided = decide_table_start(offset, metadata, stand, "id", log_start)
+    decided = decide_table_start(offset, metadata, stand, "id", log_start, end=20)
     assert decided.offset == start
     assert (lost in decided.lost) if lost else not decided.lost
 
@@ -174,6 +177,25 @@ def start_to_fail(table: Table, source: str) -> BaseException:
         publisher.wait()
         assert publisher.error is not None
         return publisher.error
+
+
+def test_a_position_past_the_logs_end_is_an_error_and_once_accepted_hides_no_record_that_comes(runs: Runs, table: Table) -> None:
+    """A broker may lose the end of its log, and give the offsets to others."""
+    source = runs.topic("in", partitions=2)
+    runs.produce(source, events(30))
+    with table.publisher(source) as first:
+        wait_for(all_of(table, 30), "the first rows")
+        first.end()
+    change(table, "UPDATE factory_positions SET position = 40")
+    runs.produce(source, events(10, 30))
+    error = start_to_fail(table, source)
+    assert isinstance(error, DataLossError)
+    assert "the log ends at 20, the table stands at 40" in str(error)
+    with table.publisher(source, accept_loss=True) as second:
+        wait_for(all_of(table, 40), "what came since")
+        runs.produce(source, events(10, 40))
+        wait_for(all_of(table, 50), "what comes")
+        second.end()
 
 
 @pytest.mark.parametrize("has_group", [True, False])
