@@ -11,14 +11,18 @@ WORKDIR /build
 COPY requirements/tools.txt requirements/
 RUN python -m venv /tools && /tools/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/tools.txt
 ENV PATH=/tools/bin:$PATH
+
+FROM tools AS agent-wheel
 COPY agents agents
 RUN uv build --quiet --no-build-isolation --python /tools/bin/python --wheel --out-dir /wheels agents
 
+# What is installed comes before our own sources: a change of them downloads nothing again.
 FROM tools AS agent-venv
 COPY requirements/agent.txt requirements/
 RUN python -m venv --without-pip /opt/factory \
-    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --require-hashes --requirement requirements/agent.txt \
-    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --no-deps /wheels/factory_agents-*.whl
+    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --require-hashes --requirement requirements/agent.txt
+COPY --from=agent-wheel /wheels /wheels
+RUN uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --no-deps /wheels/factory_agents-*.whl
 
 # Unprivileged by number (runAsNonRoot can tell), and at ease with a read-only root: it writes to /tmp only.
 FROM ${PYTHON_IMAGE} AS agent
@@ -37,6 +41,7 @@ FROM tools AS airflow-venv
 COPY requirements/airflow.txt requirements/
 RUN python -m venv --without-pip /opt/factory \
     && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --require-hashes --requirement requirements/airflow.txt
+COPY --from=agent-wheel /wheels /wheels
 COPY pyproject.toml README.md LICENSE ./
 COPY airflow_provider_factory airflow_provider_factory
 RUN uv build --quiet --no-build-isolation --python /tools/bin/python --wheel --out-dir /wheels . \
