@@ -26,7 +26,6 @@ from factory_agents.errors import UnavailableError
 from factory_agents.kafka.messages import Message
 from factory_agents.launch import run_agent_live
 from factory_agents.options import AgentSettings
-from factory_agents.protocol import Counts
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Output, Reject
 from factory_agents.runtime.live import LiveAgent
@@ -35,6 +34,7 @@ from factory_agents.sinks.postgres import PostgresSink
 from factory_agents.sinks.postgres.live import PostgresLive
 from tests.support import warm
 from tests.support.databases import own_database
+from tests.support.live_work import LiveWork, ending
 from tests.support.pooler import PROGRAM, pooler
 from tests.support.proxy import Proxy
 from tests.support.runs import ROOT, Runs, events
@@ -50,37 +50,6 @@ CONTRACT = {
         "properties": {"event_id": {"type": "integer"}, "text": {"type": "string"}, "sent": {"type": "number"}},
     },
 }
-
-
-class Publisher:
-    """A live publish in a thread of its own, as the command runs it."""
-
-    def __init__(self, runs: Runs, source: str, params: dict[str, Any], **settings: Any) -> None:
-        self.stop = threading.Event()
-        self.counts = Counts()
-        self.error: BaseException | None = None
-        given = AgentSettings(in_topic=source, group=f"{runs.prefix}.group", prefix=runs.prefix, params=params, **settings)
-
-        def work() -> None:
-            try:
-                context = RunContext(runs.configured(session_timeout_ms=6000), stop=self.stop.is_set)
-                self.counts = run_agent_live(context, "publish", given).counts
-            except BaseException as error:
-                self.error = error
-
-        self._thread = threading.Thread(target=work)
-        self._thread.start()
-
-    def wait(self) -> None:
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-
-    def end(self) -> Counts:
-        self.stop.set()
-        self.wait()
-        if self.error is not None:
-            raise self.error
-        return self.counts
 
 
 class Table:
@@ -99,13 +68,12 @@ class Table:
         return PostgresLive(sink.target, {}, "g", "t")
 
     @contextmanager
-    def publisher(self, source: str, **settings: Any) -> Iterator[Publisher]:
-        running = Publisher(self.runs, source, self.params, **settings)
-        try:
+    def publisher(self, source: str, **settings: Any) -> Iterator[LiveWork]:
+        """A live publish in a thread of its own, as the command runs it."""
+        group, prefix, config = f"{self.runs.prefix}.group", self.runs.prefix, self.runs.configured(session_timeout_ms=6000)
+        given = AgentSettings(in_topic=source, group=group, prefix=prefix, params=self.params, **settings)
+        with ending(LiveWork(lambda stop: run_agent_live(RunContext(config, stop=stop), "publish", given).counts)) as running:
             yield running
-        finally:
-            running.stop.set()
-            running.wait()
 
     def query(self, query: str) -> list[Any]:
         return self.connection.execute(query.replace("{t}", self.name).encode()).fetchall()
