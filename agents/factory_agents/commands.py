@@ -287,6 +287,10 @@ def invoke(app: Callable[..., Any], program: str) -> int:
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]  # Typer brings Click along since 0.29 and depends on it before
 
     def command() -> object:
+        for argument in sys.argv[1:]:
+            if not argument.isascii() and any(0xD800 <= ord(character) <= 0xDFFF for character in argument):  # a byte that is no text
+                console.error_line(f"argument {argument!a}: expected text in UTF-8")
+                return console.EXIT_USAGE
         try:
             return app(prog_name=program, standalone_mode=False)
         except usage_error as error:

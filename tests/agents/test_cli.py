@@ -501,6 +501,12 @@ def test_a_mistyped_choice_is_told_of_the_one_that_was_meant(factory: Command) -
     assert "did you mean" not in factory("sandbox", "up", "--with", "zzz").error
 
 
+def test_bytes_that_are_no_text_are_refused(here: Here) -> None:
+    done = here("windows", "list", "--pipeline", "caf\udce9")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: argument 'caf\\udce9': expected text in UTF-8\n"
+
+
 def test_a_mistyped_parameter_is_one_line_and_plans_nothing(factory: Command, runs: Runs) -> None:
     source, target = filled(runs, 1)
     done = factory("agent", "run", "enrich", "--in-topic", source, "--out-topic", target, "-p", "funktion=x", *last_hour())
