@@ -16,7 +16,8 @@ from confluent_kafka import TopicPartition
 
 from tests.chaos.test_rollouts import PARTITIONS, Fleet, check_exact
 from tests.support import warm
-from tests.support.runs import Runs
+from tests.support.brokers import three_brokers
+from tests.support.runs import Runs, own_runs
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
@@ -112,6 +113,34 @@ def test_a_member_that_is_killed_delays_nothing_for_longer_than_its_session_and_
     worst, at = watch.worst(since)
     print(f"{program}: {worst:.2f} s at {at:.1f} s; {fleet.sent} events")
     assert worst <= 6 + 2
+
+
+@pytest.mark.timeout(600)
+def test_one_of_three_brokers_that_dies_delays_nothing_for_longer_than_its_session_and_ten_seconds(tmp_path: Path) -> None:
+    """The one that coordinates the group, and leads a third of the partitions; its own session is 9 s."""
+    with three_brokers(tmp_path / "brokers", "127.0.0.1") as brokers, own_runs(brokers.bootstrap, "three") as runs:
+        fleet = Fleet(runs, runs.topic("in", partitions=PARTITIONS), runs.topic("out", partitions=PARTITIONS), log=tmp_path / "log")
+        fleet.transaction_ms = 60_000
+        try:
+            start(fleet, 4)
+            with fleet.feeding(0.02):
+                wait_for(lambda: fleet.count() > 0, "the first record")
+                watch, since = Watch(fleet), time.monotonic()
+                coordinator = brokers.admin.describe_consumer_groups([fleet.group])[fleet.group].result().coordinator.id
+                brokers.kill(coordinator)
+                for _ in range(4):
+                    fleet.wait_for_more(4000)
+                brokers.launch(coordinator)
+                brokers.wait_ready()
+                fleet.wait_for_more(1200)
+            wait_for(lambda: len(watch.seen) == fleet.sent, "all to be read", 120)
+            watch.end()
+            worst, at = watch.worst(since)
+            print(f"{worst:.2f} s at {at:.1f} s; {fleet.sent} events")
+            check_exact(fleet)
+        finally:
+            fleet.end()
+    assert worst <= 9 + 10
 
 
 @pytest.mark.timeout(1200)

@@ -286,6 +286,7 @@ def test_an_upgrade_a_rollback_and_a_lost_broker_under_load_lose_and_double_noth
         release.rollback()
         generations.append(site.pods("live"))
         load.begin("a broker is killed")
+        load.wait(2)  # what has just come waits with what is to come
         coordinator = brokers.admin.describe_consumer_groups([group])[group].result().coordinator.id
         brokers.kill(coordinator)  # with it, a third of the partitions lose their leader
         load.wait(15)

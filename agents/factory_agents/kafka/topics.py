@@ -46,6 +46,9 @@ _COORDINATOR_SECONDS = 3600.0
 When it gives up by itself and the coordinator answers after all, an assertion in it (2.16) ends the whole process.
 """
 _DEAF_SECONDS = 5.0
+_FIRST_SECONDS = 2.0
+"""How long a client is waited for before another one is asked, which is waited for twice as long."""
+_TURNS = 8  # more than one question is asked
 _KEPT_ONLOOKERS = 8  # groups whose consumer is kept
 _SPREAD_SECONDS = 2.0
 _SHOWN_SECONDS = 10.0  # at most, until a broker shows settings that were altered
@@ -136,6 +139,34 @@ class Cluster:
                 if time.monotonic() > until:
                     raise
 
+    def _answered(self, ask: Callable[[AdminClient, float], _Answer]) -> _Answer:
+        """Ask for so many seconds, and again by a new client where there is no answer; only what may be asked twice.
+
+        A client asks the broker that it takes for the controller. Where that one dies it asks no other until it looks at the cluster again,
+        which it does after minutes.
+        """
+        deadline, patience = time.monotonic() + self._timeout, _FIRST_SECONDS
+        while True:
+            admin, left = self.admin, deadline - time.monotonic()
+            try:
+                return ask(admin, min(patience, left))
+            except _NO_ANSWER as error:
+                if left <= patience or (isinstance(error, KafkaException) and error.args[0].code() not in _UNANSWERED):
+                    raise
+            self._replace(admin)
+            patience *= 2
+
+    def _asked_of(self, doing: str, ask: Callable[[AdminClient, float], _Answer], **needed: str) -> _Answer:
+        try:
+            return self._answered(ask)
+        except _NO_ANSWER as error:
+            raise self._failed(error, doing, **needed) from error
+
+    def _replace(self, admin: AdminClient) -> None:
+        """Ask by another client from now on, unless somebody has seen to that."""
+        if self._admin is admin:
+            self._admin = None
+
     def _result(self, future: Any, doing: str, **needed: str) -> Any:
         try:
             return self._wait(future)
@@ -190,15 +221,15 @@ class Cluster:
     def find(self, name: str) -> TopicInfo | None:
         """A topic's facts, or None where there is none."""
 
-        def ask() -> TopicInfo:
-            return _facts(name, self._wait(self.admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name]))
-
         try:
-            return self._spread(name, ask)
+            return self._spread(name, lambda: self._answered(partial(self._describe, name)))
         except _NO_ANSWER as error:
             if _is_unknown(error):
                 return None
             raise self._failed(error, f"topic {name!r}", topic=f"DESCRIBE on topic {name!r}") from error
+
+    def _describe(self, name: str, admin: AdminClient, seconds: float) -> TopicInfo:
+        return _facts(name, self._wait(admin.describe_topics(TopicCollection([name]), request_timeout=seconds)[name], seconds + 1))
 
     def _spread(self, topic: str, ask: Callable[[], _Answer]) -> _Answer:
         """Ask about one topic, again while the broker that answers doesn't know it and the controller does."""
@@ -240,23 +271,25 @@ class Cluster:
         request = {TopicPartition(topic, p): spec for p in partitions}
         if not request:
             return {}
-        deadline = time.monotonic() + self._timeout
+        deadline, patience = time.monotonic() + self._timeout, _FIRST_SECONDS
         found: dict[int, tuple[int, int]] = {}
         while request:
             stale = False
-            futures = self.admin.list_offsets(request, isolation_level=isolation, request_timeout=self._timeout)
+            seconds = min(patience, max(1.0, deadline - time.monotonic()))
+            futures = self.admin.list_offsets(request, isolation_level=isolation, request_timeout=seconds)
             for tp, future in futures.items():
-                if time.monotonic() < deadline and _moving(future, self._timeout + 5):
+                if time.monotonic() < deadline and _moving(future, seconds + 1):
                     stale = stale or _code(future) in _STALE
                     continue
-                if time.monotonic() < deadline and _code(future) == KafkaError._NOENT:
+                if time.monotonic() < deadline and _code(future) in _DEAF:
                     stale = True
                     continue
                 info = self._result(future, f"offsets of {topic}-{tp.partition}", topic=f"DESCRIBE on topic {topic!r}")
                 found[tp.partition] = (info.offset, info.timestamp)
                 del request[tp]
             if stale:
-                self.close()  # asked before the topic was there, or while its broker started, a client may not look for leaders again
+                self.close()  # asked before the topic was there, or while its broker started or died, it may not look for leaders again
+                patience *= 2
             if request:
                 time.sleep(0.02)
         return found
@@ -287,10 +320,13 @@ class Cluster:
     def settings(self, topic: str) -> dict[str, str]:
         """A topic's configuration, defaults included."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
+
+        def ask(admin: AdminClient, seconds: float) -> dict[str, ConfigEntry]:
+            found: dict[str, ConfigEntry] = self._wait(admin.describe_configs([resource], request_timeout=seconds)[resource], seconds + 1)
+            return found
+
         try:
-            entries = self._spread(
-                topic, lambda: self._wait(self.admin.describe_configs([resource], request_timeout=self._timeout)[resource])
-            )
+            entries = self._spread(topic, lambda: self._answered(ask))
         except _NO_ANSWER as error:
             raise self._failed(error, f"settings of topic {topic!r}", topic=f"DESCRIBE_CONFIGS on topic {topic!r}") from error
         return {name: entry.value or "" for name, entry in entries.items()}
@@ -312,7 +348,19 @@ class Cluster:
 
     def groups(self) -> list[str]:
         """The names of all consumer groups."""
-        listed = self._result(self.admin.list_consumer_groups(request_timeout=self._timeout), "listing consumer groups")
+        listed: Any = None
+
+        def ask(admin: AdminClient, seconds: float) -> None:
+            nonlocal listed
+            listed = self._wait(admin.list_consumer_groups(request_timeout=seconds), seconds + 1)
+            for error in listed.errors:  # of one broker each
+                raise error if isinstance(error, KafkaException) else KafkaException(error)
+
+        try:
+            self._answered(ask)
+        except _NO_ANSWER as error:
+            if listed is None:
+                raise self._failed(error, "listing consumer groups") from error
         return sorted(g.group_id for g in listed.valid)
 
     def committed(self, group: str, topics: Iterable[str] | None = None) -> dict[tuple[str, int], int]:
@@ -381,11 +429,16 @@ class Cluster:
     def broker_setting(self, name: str, default: str) -> str:
         """One setting of a broker (any), or the default where it may not be read."""
         try:
-            nodes = self._result(self.admin.describe_cluster(request_timeout=self._timeout), "describing the cluster").nodes
-            resource = ConfigResource(ResourceType.BROKER, str(nodes[0].id))
-            entry = self._result(self.admin.describe_configs([resource], request_timeout=self._timeout)[resource], "broker settings").get(
-                name
-            )
+            nodes = iter(self._nodes() * _TURNS)
+
+            def ask(admin: AdminClient, seconds: float) -> dict[str, ConfigEntry]:
+                resource = ConfigResource(ResourceType.BROKER, str(next(nodes).id))
+                found: dict[str, ConfigEntry] = self._wait(
+                    admin.describe_configs([resource], request_timeout=seconds)[resource], seconds + 1
+                )
+                return found
+
+            entry = self._asked_of("broker settings", ask).get(name)
         except ConfigurationError:
             return default
         return entry.value if entry is not None and entry.value is not None else default
@@ -404,15 +457,15 @@ class Cluster:
         Of a topic deleted a moment ago, a broker may still show what was: that is waited out, or what is written next goes the way of it.
         """
         deleted = self._shown_now(name)
-        future = self.admin.create_topics(
-            [NewTopic(name, partitions, replication, config=dict(settings or {}))],
-            request_timeout=self._timeout,
-            operation_timeout=self._timeout,
-        )[name]
+        wanted = NewTopic(name, partitions, replication, config=dict(settings or {}))
         try:
-            self._wait(future)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            self._answered(
+                lambda admin, seconds: self._wait(
+                    admin.create_topics([wanted], request_timeout=seconds, operation_timeout=seconds)[name], seconds + 1
+                )
+            )
+        except _NO_ANSWER as error:
+            if not isinstance(error, KafkaException) or error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 needed = f"CREATE on topic {name!r} (or on the cluster)"
                 raise self._failed(error, f"creating topic {name!r}", topic=needed, cluster=needed) from error
             return False
@@ -428,15 +481,21 @@ class Cluster:
 
     def _shown_now(self, name: str) -> str:
         """The id of the topic that a broker shows at this moment; empty where it shows none."""
-        future = self.admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name]
         try:
-            return _facts(name, self._wait(future)).id
+            return self._answered(partial(self._describe, name)).id
         except _NO_ANSWER:
             return ""
 
     def brokers(self) -> int:
         """How many brokers the cluster has now."""
-        return len(self._result(self.admin.describe_cluster(request_timeout=self._timeout), "describing the cluster").nodes)
+        return len(self._nodes())
+
+    def _nodes(self) -> list[Any]:
+        def ask(admin: AdminClient, seconds: float) -> list[Any]:
+            found: list[Any] = self._wait(admin.describe_cluster(request_timeout=seconds), seconds + 1).nodes
+            return found
+
+        return self._asked_of("describing the cluster", ask)
 
     def add_partitions(self, name: str, total: int) -> None:
         """Give a topic more partitions, ``total`` in all; records of one key may lie in two partitions afterwards."""
@@ -446,16 +505,23 @@ class Cluster:
     def delete_before(self, name: str, offsets: Mapping[int, int]) -> None:
         """Delete a topic's records before an offset of each partition. Raises ConfigurationError where it may not be done."""
         places = [TopicPartition(name, p, offset) for p, offset in offsets.items()]
-        futures = self.admin.delete_records(places, request_timeout=self._timeout, operation_timeout=self._timeout) if places else {}
-        for future in futures.values():
-            self._result(future, f"deleting records of topic {name!r}", topic=f"DELETE on topic {name!r}")
+
+        def ask(admin: AdminClient, seconds: float) -> None:
+            for future in admin.delete_records(places, request_timeout=seconds, operation_timeout=seconds).values():
+                self._wait(future, seconds + 1)
+
+        if places:
+            self._asked_of(f"deleting records of topic {name!r}", ask, topic=f"DELETE on topic {name!r}")
 
     def alter(self, name: str, settings: Mapping[str, str]) -> None:
         """Set some of a topic's settings and leave the others. Who asks afterwards is told of them: a broker may be a moment behind."""
         entries = [ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in settings.items()]
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
-        future = self.admin.incremental_alter_configs([resource], request_timeout=self._timeout)[resource]
-        self._result(future, f"altering topic {name!r}", topic=f"ALTER_CONFIGS on topic {name!r}")
+        self._asked_of(
+            f"altering topic {name!r}",
+            lambda admin, seconds: self._wait(admin.incremental_alter_configs([resource], request_timeout=seconds)[resource], seconds + 1),
+            topic=f"ALTER_CONFIGS on topic {name!r}",
+        )
         until = time.monotonic() + _SHOWN_SECONDS
         with contextlib.suppress(ConfigurationError):  # whoever may alter settings need not be one who may read them
             while not settings.items() <= self.settings(name).items() and time.monotonic() < until:
@@ -476,6 +542,7 @@ def _facts(name: str, described: Any) -> TopicInfo:
     return TopicInfo(name, str(described.topic_id), len(partitions), min((len(p.replicas) for p in partitions), default=0))
 
 
+_DEAF = (KafkaError._NOENT, KafkaError._TIMED_OUT, KafkaError._TRANSPORT)
 _STALE = (KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH)
 """What a broker answers to a client that knows an older leader; the client may ask as before for minutes."""
 

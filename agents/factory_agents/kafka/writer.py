@@ -31,7 +31,7 @@ _CONSEQUENCES = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError
 _TIMEOUT_MS = 60_000
 _BATCH_BYTES = 1_000_000
 _OPEN_SECONDS = 60.0
-_OFFSETS_SECONDS = 30.0
+_OFFSETS_SECONDS, _MOST_OFFSETS_SECONDS = 3.0, 30.0
 _LONGEST_WAIT = 900.0  # the longest transaction that brokers allow by default: after that no answer can still mean success
 _STOP_SECONDS = 10.0
 _ANSWERS_SECONDS = 1.0  # after the first error: what is on its way is answered within that
@@ -90,6 +90,7 @@ class TransactionalWriter:
         self._known_topic = known_topic
         self._stop = stop
         self._stopping = 0.0
+        self._patience = _OFFSETS_SECONDS
         self.timeout_ms = timeout_ms or int(config.values.get("transaction.timeout.ms", _TIMEOUT_MS))
         self.batch_bytes = _BATCH_BYTES
         self._producer: Producer | None = None
@@ -175,9 +176,10 @@ class TransactionalWriter:
         """Put a consumer group's positions into the transaction.
 
         The client may wait for ever for a group's coordinator that has died (librdkafka #5456, #5511), whatever time-out it is given. So a
-        thread asks it, which is left behind with its producer after half the time that the transaction has.
+        thread asks it, which is left behind with its producer after some seconds: twice as many each time, since the coordinator may be
+        slow, and at most half the time that the transaction has.
         """
-        producer, patience = self.producer, min(_OFFSETS_SECONDS, self.timeout_ms / 2000)
+        producer, patience = self.producer, min(self._patience, self.timeout_ms / 2000)
         failed: list[BaseException] = []
 
         def send() -> None:
@@ -190,12 +192,14 @@ class TransactionalWriter:
         asking.start()
         asking.join(patience + 1)
         if asking.is_alive():
+            self._patience = min(2 * self._patience, _MOST_OFFSETS_SECONDS)
             self.close()  # its answer comes too late for this transaction, which the next producer of this id ends
             cause = UnavailableError(f"committing positions: the coordinator of group {group!r} has not answered for {patience + 1:.0f} s")
             raise ChunkAbortedError(cause, refused=False)
         try:
             if failed:
                 raise failed[0]
+            self._patience = _OFFSETS_SECONDS
         except KafkaException as error:
             if unauthorized(error):
                 topics = " and ".join(sorted({repr(tp.topic) for tp in offsets}))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +23,7 @@ from factory_agents.kafka.ledger import LEDGER_PARTITIONS, Ledger
 from factory_agents.kafka.topics import Cluster
 from factory_agents.sandbox import Sandbox, SandboxInfo
 from tests.conftest import TopicFactory
+from tests.support.brokers import three_brokers
 from tests.support.log import Transaction, Writer, hours_ago
 from tests.support.process_resources import tasks_and_sockets
 from tests.support.waiting import wait_for
@@ -249,3 +253,33 @@ def test_a_wrong_password_is_not_taken_for_a_broker_that_is_down(sandbox_info: S
     with pytest.raises(ConfigurationError, match="authentication failed") as caught:
         Cluster(config, timeout=1).topic("t")
     assert "correct horse" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_each_question_is_answered_while_one_of_three_brokers_is_gone(tmp_path: Path) -> None:
+    """By clients from before: most take the one that is gone for the controller, and ask nobody else."""
+    questions: list[Callable[[Cluster], object]] = [
+        *[lambda c: c.find("t")] * 6,
+        lambda c: c.settings("t"),
+        lambda c: c.high_watermark("t", range(6)),
+        lambda c: c.groups(),
+        lambda c: c.group("g"),
+        lambda c: c.positions("g", {"t": 6}),
+        lambda c: c.sizes(),
+        lambda c: c.brokers(),
+        lambda c: c.broker_setting("log.retention.hours", ""),
+        lambda c: c.create(f"t{uuid.uuid4()}", 1),
+        lambda c: c.alter("t", {"retention.ms": "100000000"}),
+        lambda c: c.delete_before("t", {0: 0}),
+    ]
+    with three_brokers(tmp_path, "127.0.0.1") as brokers, ExitStack() as opened:
+        config = KafkaConfig(brokers.bootstrap)
+        asked = [(opened.enter_context(Cluster(config)), question) for question in questions]
+        asked[0][0].create("t", 6)
+        for cluster, question in asked:
+            cluster.find("t")
+            question(cluster)
+        brokers.kill(1)
+        with ThreadPoolExecutor(len(asked)) as pool:
+            for done in [pool.submit(question, cluster) for cluster, question in asked]:
+                done.result()
