@@ -100,6 +100,7 @@ class Cluster:
         self._config = config
         self._timeout = timeout
         self._admin: AdminClient | None = None
+        self._turn = 0
         self._refused: list[KafkaError] = []
         self._onlookers: dict[str, Consumer] = {}
         self._lock = threading.Lock()
@@ -139,33 +140,29 @@ class Cluster:
                 if time.monotonic() > until:
                     raise
 
-    def _answered(self, ask: Callable[[AdminClient, float], _Answer]) -> _Answer:
+    def _answered(self, ask: Callable[[float], _Answer]) -> _Answer:
         """Ask for so many seconds, and again by a new client where there is no answer; only what may be asked twice.
 
         A client asks the broker that it takes for the controller. Where that one dies it asks no other until it looks at the cluster again,
-        which it does after minutes.
+        which it does after minutes. (No client is a variable here: an error that is kept would keep it, with its threads and its sockets.)
         """
         deadline, patience = time.monotonic() + self._timeout, _FIRST_SECONDS
         while True:
-            admin, left = self.admin, deadline - time.monotonic()
+            turn, left = self._turn, deadline - time.monotonic()
             try:
-                return ask(admin, min(patience, left))
+                return ask(min(patience, left))
             except _NO_ANSWER as error:
                 if left <= patience or (isinstance(error, KafkaException) and error.args[0].code() not in _UNANSWERED):
                     raise
-            self._replace(admin)
+            if self._turn == turn:  # else somebody has seen to it
+                self._turn, self._admin = turn + 1, None
             patience *= 2
 
-    def _asked_of(self, doing: str, ask: Callable[[AdminClient, float], _Answer], **needed: str) -> _Answer:
+    def _asked_of(self, doing: str, ask: Callable[[float], _Answer], **needed: str) -> _Answer:
         try:
             return self._answered(ask)
         except _NO_ANSWER as error:
             raise self._failed(error, doing, **needed) from error
-
-    def _replace(self, admin: AdminClient) -> None:
-        """Ask by another client from now on, unless somebody has seen to that."""
-        if self._admin is admin:
-            self._admin = None
 
     def _result(self, future: Any, doing: str, **needed: str) -> Any:
         try:
@@ -228,8 +225,8 @@ class Cluster:
                 return None
             raise self._failed(error, f"topic {name!r}", topic=f"DESCRIBE on topic {name!r}") from error
 
-    def _describe(self, name: str, admin: AdminClient, seconds: float) -> TopicInfo:
-        return _facts(name, self._wait(admin.describe_topics(TopicCollection([name]), request_timeout=seconds)[name], seconds + 1))
+    def _describe(self, name: str, seconds: float) -> TopicInfo:
+        return _facts(name, self._wait(self.admin.describe_topics(TopicCollection([name]), request_timeout=seconds)[name], seconds + 1))
 
     def _spread(self, topic: str, ask: Callable[[], _Answer]) -> _Answer:
         """Ask about one topic, again while the broker that answers doesn't know it and the controller does."""
@@ -321,8 +318,10 @@ class Cluster:
         """A topic's configuration, defaults included."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
 
-        def ask(admin: AdminClient, seconds: float) -> dict[str, ConfigEntry]:
-            found: dict[str, ConfigEntry] = self._wait(admin.describe_configs([resource], request_timeout=seconds)[resource], seconds + 1)
+        def ask(seconds: float) -> dict[str, ConfigEntry]:
+            found: dict[str, ConfigEntry] = self._wait(
+                self.admin.describe_configs([resource], request_timeout=seconds)[resource], seconds + 1
+            )
             return found
 
         try:
@@ -350,9 +349,9 @@ class Cluster:
         """The names of all consumer groups."""
         listed: Any = None
 
-        def ask(admin: AdminClient, seconds: float) -> None:
+        def ask(seconds: float) -> None:
             nonlocal listed
-            listed = self._wait(admin.list_consumer_groups(request_timeout=seconds), seconds + 1)
+            listed = self._wait(self.admin.list_consumer_groups(request_timeout=seconds), seconds + 1)
             for error in listed.errors:  # of one broker each
                 raise error if isinstance(error, KafkaException) else KafkaException(error)
 
@@ -431,10 +430,10 @@ class Cluster:
         try:
             nodes = iter(self._nodes() * _TURNS)
 
-            def ask(admin: AdminClient, seconds: float) -> dict[str, ConfigEntry]:
+            def ask(seconds: float) -> dict[str, ConfigEntry]:
                 resource = ConfigResource(ResourceType.BROKER, str(next(nodes).id))
                 found: dict[str, ConfigEntry] = self._wait(
-                    admin.describe_configs([resource], request_timeout=seconds)[resource], seconds + 1
+                    self.admin.describe_configs([resource], request_timeout=seconds)[resource], seconds + 1
                 )
                 return found
 
@@ -460,8 +459,8 @@ class Cluster:
         wanted = NewTopic(name, partitions, replication, config=dict(settings or {}))
         try:
             self._answered(
-                lambda admin, seconds: self._wait(
-                    admin.create_topics([wanted], request_timeout=seconds, operation_timeout=seconds)[name], seconds + 1
+                lambda seconds: self._wait(
+                    self.admin.create_topics([wanted], request_timeout=seconds, operation_timeout=seconds)[name], seconds + 1
                 )
             )
         except _NO_ANSWER as error:
@@ -491,8 +490,8 @@ class Cluster:
         return len(self._nodes())
 
     def _nodes(self) -> list[Any]:
-        def ask(admin: AdminClient, seconds: float) -> list[Any]:
-            found: list[Any] = self._wait(admin.describe_cluster(request_timeout=seconds), seconds + 1).nodes
+        def ask(seconds: float) -> list[Any]:
+            found: list[Any] = self._wait(self.admin.describe_cluster(request_timeout=seconds), seconds + 1).nodes
             return found
 
         return self._asked_of("describing the cluster", ask)
@@ -506,8 +505,8 @@ class Cluster:
         """Delete a topic's records before an offset of each partition. Raises ConfigurationError where it may not be done."""
         places = [TopicPartition(name, p, offset) for p, offset in offsets.items()]
 
-        def ask(admin: AdminClient, seconds: float) -> None:
-            for future in admin.delete_records(places, request_timeout=seconds, operation_timeout=seconds).values():
+        def ask(seconds: float) -> None:
+            for future in self.admin.delete_records(places, request_timeout=seconds, operation_timeout=seconds).values():
                 self._wait(future, seconds + 1)
 
         if places:
@@ -519,7 +518,7 @@ class Cluster:
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
         self._asked_of(
             f"altering topic {name!r}",
-            lambda admin, seconds: self._wait(admin.incremental_alter_configs([resource], request_timeout=seconds)[resource], seconds + 1),
+            lambda seconds: self._wait(self.admin.incremental_alter_configs([resource], request_timeout=seconds)[resource], seconds + 1),
             topic=f"ALTER_CONFIGS on topic {name!r}",
         )
         until = time.monotonic() + _SHOWN_SECONDS
