@@ -334,6 +334,17 @@ def test_who_may_not_read_an_empty_control_topic_is_told_at_once(broker: Guarded
     assert look() is None
 
 
+def lag_told(broker: GuardedBroker, choice: LagChoice) -> tuple[str, Any]:
+    """What the metrics server logs of a lag that it can't know, and what it tells all the same."""
+    server = MetricsServer(broker.config, listen="0", lag=choice)
+    server.start()
+    try:
+        wait_for(lambda: server._lag.said, "the lag")
+        return server._lag.said, scrape(server.address)
+    finally:
+        server.close()
+
+
 def test_a_group_that_may_not_be_seen_hides_no_other_ones_lag(factory: Factory, broker: GuardedBroker) -> None:
     for group in ("lagging-seen", "lagging-hidden"):
         reader = factory.administrator.consumer(group_id=group)
@@ -342,14 +353,8 @@ def test_a_group_that_may_not_be_seen_hides_no_other_ones_lag(factory: Factory, 
     factory.produce(RAW)
     sees = [Acl("Describe", "cluster", "kafka-cluster"), Acl("Describe", "topic", RAW), Acl("Read", "topic", RAW)]
     broker.allow_only([*sees, Acl("Describe", "group", "lagging-seen")])
-    server = MetricsServer(broker.config, listen="0", lag=LagChoice(groups="lagging-.*", topics=RAW))
-    server.start()
-    try:
-        wait_for(lambda: server._lag.said, "the lag")
-        scraped = scrape(server.address)
-    finally:
-        server.close()
-    assert "lagging-hidden" in server._lag.said
+    said, scraped = lag_told(broker, LagChoice(groups="lagging-.*", topics=RAW))
+    assert "lagging-hidden" in said
     assert figure(scraped, "kafka_consumer_lag", topic=RAW, group="lagging-seen", partition="0") > 0
     assert not [series for series in scraped if "lagging-hidden" in str(series)]
 
@@ -367,14 +372,8 @@ def test_a_topic_that_may_not_be_read_hides_no_other_ones_lag(factory: Factory, 
         factory.produce(topic)
     sees = [Acl("Describe", "cluster", "kafka-cluster"), Acl("Describe", "group", "lagging"), *SAID["metrics"]]
     broker.allow_only([*sees, Acl("Read", "topic", RAW), Acl("Describe", "topic", ENRICHED)])
-    server = MetricsServer(broker.config, listen="0", lag=LagChoice("lagging" if reader == "a group" else "none", f"{RAW}|{ENRICHED}"))
-    server.start()
-    try:
-        wait_for(lambda: server._lag.said, "the lag")
-        scraped = scrape(server.address)
-    finally:
-        server.close()
-    assert f"READ on topic {ENRICHED!r}" in server._lag.said
+    said, scraped = lag_told(broker, LagChoice("lagging" if reader == "a group" else "none", f"{RAW}|{ENRICHED}"))
+    assert f"READ on topic {ENRICHED!r}" in said
     metric = "kafka_consumer_lag" if reader == "a group" else "factory_pipeline_lag"
     assert figure(scraped, metric, topic=RAW) > 0
     assert figure(scraped, metric, topic=ENRICHED) is None

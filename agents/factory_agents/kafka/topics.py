@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -48,11 +49,10 @@ When it gives up by itself and the coordinator answers after all, an assertion i
 _DEAF_SECONDS = 5.0
 _FIRST_SECONDS = 2.0
 """How long a client is waited for before another one is asked, which is waited for twice as long."""
-_TURNS = 8  # more than one question is asked
 _KEPT_ONLOOKERS = 8  # groups whose consumer is kept
 _SPREAD_SECONDS = 2.0
-_SHOWN_SECONDS = 10.0  # at most, until a broker shows settings that were altered
 """How long a topic that no broker asked has heard of is looked for, where the controller may not be asked."""
+_SHOWN_SECONDS = 10.0  # at most, until a broker shows settings that were altered
 _Answer = TypeVar("_Answer")
 
 _NO_ANSWER = (KafkaException, FutureTimeoutError, TimeoutError)
@@ -428,7 +428,7 @@ class Cluster:
     def broker_setting(self, name: str, default: str) -> str:
         """One setting of a broker (any), or the default where it may not be read."""
         try:
-            nodes = iter(self._nodes() * _TURNS)
+            nodes = itertools.cycle(self._nodes())  # one of them may be gone
 
             def ask(seconds: float) -> dict[str, ConfigEntry]:
                 resource = ConfigResource(ResourceType.BROKER, str(next(nodes).id))

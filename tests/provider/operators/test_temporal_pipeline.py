@@ -179,7 +179,7 @@ def test_a_redo_that_finds_a_workflow_waits_for_its_end_and_does_the_window_agai
             return await waiting
 
     assert asyncio.run(waited()).stages[0].reused == 0
-    assert len(runs.everything(f"{pipelines.prefix}.marked")) == 150, "each of three did it anew"
+    assert len(runs.everything(f"{pipelines.prefix}.marked")) == 150, "each of three did all of it"
 
 
 def test_a_task_that_waits_in_its_worker_starts_what_is_cancelled_again(pipelines: Pipelines, runs: Runs, raw: str) -> None:

@@ -70,16 +70,7 @@ class _Batch(Publication):
         merged = self._merge()
         if self.is_altered():
             raise self.altered()
-        return SinkOutcome(
-            table=self.table.text,
-            rows=self._rows,
-            written=merged.written,
-            duplicates=self._rows - merged.keys,
-            older=merged.keys - merged.written - merged.deleted - merged.dropped,
-            deleted=merged.deleted,
-            dropped=merged.dropped,
-            rejected=rejected,
-        )
+        return self._outcome(merged, rejected)
 
 
 class PostgresLive(PostgresSink):

@@ -133,7 +133,13 @@ class Publication:
         if self._copy is not None and self.is_altered():
             raise self.altered()
         removed = self._sweep(mine)
-        outcome = SinkOutcome(
+        notes = self.table.notes if self.table.tracked else (*self.table.notes, *self._stale(mine, merged.keys))
+        outcome = self._outcome(merged, rejected, removed=removed, notes=notes)
+        ledger.write(self.fence, self._acquired.publication, outcome)
+        return outcome
+
+    def _outcome(self, merged: _Merged, rejected: int, *, removed: int = 0, notes: tuple[str, ...] = ()) -> SinkOutcome:
+        return SinkOutcome(
             table=self.table.text,
             rows=self._rows,
             written=merged.written,
@@ -143,10 +149,8 @@ class Publication:
             dropped=merged.dropped,
             removed=removed,
             rejected=rejected,
-            notes=self.table.notes if self.table.tracked else (*self.table.notes, *self._stale(mine, merged.keys)),
+            notes=notes,
         )
-        ledger.write(self.fence, self._acquired.publication, outcome)
-        return outcome
 
     def _merge(self) -> _Merged:
         """Delete, and merge the staged rows."""

@@ -103,7 +103,7 @@ class Positions:
     def keep_up(self, publication: int) -> bool:
         """Take note of the files that hold the table now, if they are others; False where the rows are gone that were in the former ones.
 
-        Rows bear ``publication``, where the table keeps that. A table that was written anew (VACUUM FULL) has them still, and a
+        Rows bear ``publication``, where the table keeps that. A table that was rewritten (VACUUM FULL) still has them, and a
         partition that was dropped is its owner's wish; one that was emptied has none, and one that was created again may lack some.
         """
         row = self._run(

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -377,6 +377,38 @@ def disturb(how: signal.Signals, member: warm.Process) -> None:
         threading.Timer(8.0, member.send_signal, [signal.SIGCONT]).start()
 
 
+class Feed:
+    """Twenty events at a time, all the time, made by the number of the first; ``sent`` counts them."""
+
+    def __init__(self, runs: Runs, source: str, make: Callable[[int], list[bytes]]) -> None:
+        self.sent = 0
+        self._runs, self._source, self._make, self._ended = runs, source, make, threading.Event()
+        self._thread = threading.Thread(target=self._send)
+        self._thread.start()
+
+    def _send(self) -> None:
+        while not self._ended.wait(0.05):
+            self._runs.produce(self._source, self._make(self.sent))
+            self.sent += 20
+
+    def wait_for_more(self, count: int) -> None:
+        until = self.sent + count
+        wait_for(lambda: self.sent > until, "more events", 60)
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+@contextmanager
+def feeding(runs: Runs, source: str, make: Callable[[int], list[bytes]]) -> Iterator[Feed]:
+    feed = Feed(runs, source, make)
+    try:
+        yield feed
+    finally:
+        feed.end()
+
+
 def end_members(members: Sequence[warm.Process]) -> None:
     for member in members:
         member.send_signal(signal.SIGCONT)
@@ -386,31 +418,19 @@ def end_members(members: Sequence[warm.Process]) -> None:
 
 @pytest.mark.soak
 def test_rows_and_dead_letters_are_exact_whoever_is_killed_or_frozen(runs: Runs, table: Table) -> None:
-    source, rnd, ended = runs.topic("in"), random.Random(1), threading.Event()
+    source, rnd = runs.topic("in"), random.Random(1)
     runs.topic("in.dead")
-    sent = 0
-
-    def feed() -> None:
-        nonlocal sent
-        while not ended.wait(0.05):
-            runs.produce(source, [*events(19, sent), b'{"event_id": "%d"}' % (sent + 19)])
-            sent += 20
-
-    members, feeder = [start_member(runs, table, source) for _ in range(3)], threading.Thread(target=feed)
+    members = [start_member(runs, table, source) for _ in range(3)]
     started = list(members)
-    try:
-        wait_for(table.is_there, "the members", 60)
-        table.connection.execute(f"ALTER TABLE {table.name} ADD CHECK (event_id % 20 <> 7)".encode())
-        feeder.start()
+    wait_for(table.is_there, "the members", 60)
+    table.connection.execute(f"ALTER TABLE {table.name} ADD CHECK (event_id % 20 <> 7)".encode())
+    with feeding(runs, source, lambda n: [*events(19, n), b'{"event_id": "%d"}' % (n + 19)]) as fed:
         for _ in range(20):
-            at = sent
-            wait_for(lambda at=at: sent > at + 300, "more events")  # type: ignore[misc]
+            fed.wait_for_more(300)
             disturb(rnd.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]), members.pop(0))
             members.append(start_member(runs, table, source))
             started.append(members[-1])
-    finally:
-        ended.set()
-        feeder.join()
+    sent = fed.sent
     expected = [n for n in range(sent) if n % 20 not in (7, 19)]
     try:
         wait_for(lambda: len(table.ids()) >= len(expected), "all rows", 90)
@@ -445,25 +465,16 @@ DISTURBED = {
 def test_no_row_is_lost_whatever_becomes_of_the_table_and_of_members(
     runs: Runs, database_url: str, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    source, rnd, ended, sent, said = runs.topic("in"), random.Random(seed), threading.Event(), 0, Counter[str]()
-
-    def feed() -> None:
-        nonlocal sent
-        while not ended.wait(0.05):
-            runs.produce(source, events(20, sent))
-            sent += 20
-
+    source, rnd, said = runs.topic("in"), random.Random(seed), Counter[str]()
     with own_database(database_url, "disturbed") as url:
         monkeypatch.setenv("DATABASE_URL", url)
-        table, feeder = Table(runs, url), threading.Thread(target=feed)
+        table = Table(runs, url)
         members = [start_member(runs, table, source) for _ in range(3)]
         started = list(members)
-        try:
-            wait_for(table.is_there, "the members", 60)
-            feeder.start()
+        wait_for(table.is_there, "the members", 60)
+        with feeding(runs, source, lambda n: events(20, n)) as fed:
             for n in range(24):
-                at = sent
-                wait_for(lambda at=at: sent > at + 200, "more events", 60)  # type: ignore[misc]
+                fed.wait_for_more(200)
                 how = rnd.choice(list(DISTURBED))
                 try:
                     table.connection.execute(f"BEGIN; {DISTURBED[how]}; COMMIT".replace("{t}", table.name).encode())
@@ -474,9 +485,7 @@ def test_no_row_is_lost_whatever_becomes_of_the_table_and_of_members(
                     disturb(rnd.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP, signal.SIGSTOP]), members.pop(0))
                     members.append(start_member(runs, table, source))
                     started.append(members[-1])
-        finally:
-            ended.set()
-            feeder.join()
+        sent = fed.sent
         try:
             wait_for(lambda: len(table.ids()) >= sent, "all rows", 90)
         finally:

@@ -82,6 +82,16 @@ def change(table: Table, statements: str) -> None:
     table.connection.execute(f"BEGIN; {statements}; COMMIT".replace("{t}", table.name).encode())
 
 
+def published(runs: Runs, table: Table) -> str:
+    """A topic of two partitions with thirty events, which a publisher has written to the table and then ended."""
+    source = runs.topic("in", partitions=2)
+    runs.produce(source, events(30))
+    with table.publisher(source) as publisher:
+        wait_for(all_of(table, 30), "the first rows")
+        publisher.end()
+    return source
+
+
 def all_of(table: Table, n: int) -> Callable[[], bool]:
     return lambda: table.ids() == list(range(n))
 
@@ -116,11 +126,7 @@ def test_a_table_that_was_changed_while_live_gets_all_its_rows_again_though_noth
 
 @pytest.mark.parametrize("how", CHANGES)
 def test_a_table_that_was_changed_between_two_starts_gets_all_its_rows_again(runs: Runs, table: Table, how: str) -> None:
-    source = runs.topic("in", partitions=2)
-    runs.produce(source, events(30))
-    with table.publisher(source) as first:
-        wait_for(all_of(table, 30), "the first rows")
-        first.end()
+    source = published(runs, table)
     change(table, CHANGES[how])
     with table.publisher(source) as second:
         wait_for(all_of(table, 30), "all rows again")
@@ -129,11 +135,7 @@ def test_a_table_that_was_changed_between_two_starts_gets_all_its_rows_again(run
 
 @pytest.mark.parametrize("offset", [0, 20])
 def test_a_group_whose_offsets_were_reset_goes_on_where_the_table_stands(runs: Runs, table: Table, offset: int) -> None:
-    source = runs.topic("in", partitions=2)
-    runs.produce(source, events(30))
-    with table.publisher(source) as first:
-        wait_for(all_of(table, 30), "the first rows")
-        first.end()
+    source = published(runs, table)
     runs.produce(source, events(20, 30))
     table.connection.execute(f"UPDATE {table.name} SET text = 'changed'".encode())
     reset(runs, source, offset)
@@ -144,11 +146,7 @@ def test_a_group_whose_offsets_were_reset_goes_on_where_the_table_stands(runs: R
 
 
 def test_a_group_that_was_set_before_its_first_start_begins_there(runs: Runs, table: Table) -> None:
-    source = runs.topic("in", partitions=2)
-    runs.produce(source, events(30))
-    with table.publisher(source) as first:  # makes the group
-        wait_for(all_of(table, 30), "the first rows")
-        first.end()
+    source = published(runs, table)
     change(table, CHANGES["without positions"])
     reset(runs, source, 10)
     with table.publisher(source) as second:
@@ -181,11 +179,7 @@ def start_to_fail(table: Table, source: str) -> BaseException:
 
 def test_a_position_past_the_logs_end_is_an_error_and_once_accepted_hides_no_record_that_comes(runs: Runs, table: Table) -> None:
     """A broker may lose the end of its log, and give the offsets to others."""
-    source = runs.topic("in", partitions=2)
-    runs.produce(source, events(30))
-    with table.publisher(source) as first:
-        wait_for(all_of(table, 30), "the first rows")
-        first.end()
+    source = published(runs, table)
     change(table, "UPDATE factory_positions SET position = 40")
     runs.produce(source, events(10, 30))
     error = start_to_fail(table, source)
@@ -201,11 +195,7 @@ def test_a_position_past_the_logs_end_is_an_error_and_once_accepted_hides_no_rec
 @pytest.mark.parametrize("has_group", [True, False])
 def test_records_that_retention_took_before_they_were_published_are_an_error(runs: Runs, table: Table, has_group: bool) -> None:
     """Also where Kafka has forgotten the group, or it stands further on than the table."""
-    source = runs.topic("in", partitions=2)
-    runs.produce(source, events(30))
-    with table.publisher(source) as first:
-        wait_for(all_of(table, 30), "the first rows")
-        first.end()
+    source = published(runs, table)
     if has_group:
         change(table, CHANGES["restored with its positions"])
     else:
@@ -221,11 +211,7 @@ def test_records_that_retention_took_before_they_were_published_are_an_error(run
 
 def test_a_topic_that_was_created_again_between_two_starts_is_an_error(runs: Runs, table: Table) -> None:
     """Kafka forgets a group's offsets with the topic, the table does not."""
-    source = runs.topic("in", partitions=2)
-    runs.produce(source, events(30))
-    with table.publisher(source) as first:
-        wait_for(all_of(table, 30), "the first rows")
-        first.end()
+    source = published(runs, table)
     runs.admin.delete_topics([source])[source].result()
     wait_for(lambda: runs.cluster.find(source) is None, "the topic to be gone")
     create_topic(runs.admin, source, 2)
