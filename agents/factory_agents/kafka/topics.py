@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +49,9 @@ When it gives up by itself and the coordinator answers after all, an assertion i
 _DEAF_SECONDS = 5.0
 _FIRST_SECONDS = 2.0
 """How long a client is waited for before another one is asked, which is waited for twice as long."""
+_LEAST_SECONDS = 0.5
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0  # after an answer that says "not now"
+_SOON_SECONDS = 0.2  # for which a client that gets such answers is kept
 _KEPT_ONLOOKERS = 8  # groups whose consumer is kept
 _SPREAD_SECONDS = 2.0
 """How long a topic that no broker asked has heard of is looked for, where the controller may not be asked."""
@@ -59,7 +62,27 @@ _NO_ANSWER = (KafkaException, FutureTimeoutError, TimeoutError)
 
 _REFUSED = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED}
 _UNAUTHORIZED = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}
-_UNANSWERED = {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT_QUEUE}
+_UNANSWERED = {
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._DESTROY,  # another thread has given this client up
+}
+_MOVING = {
+    KafkaError._NOENT,  # "no leaders found"
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.NOT_CONTROLLER,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.BROKER_NOT_AVAILABLE,
+}
+"""What is answered at once while brokers come and go, and by a client that knows an older leader for minutes."""
+_PASSING = _UNANSWERED | _MOVING
 _COORDINATOR_MOVES = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -114,10 +137,12 @@ class Cluster:
     @property
     def admin(self) -> AdminClient:
         """The admin client, made on first use."""
-        if self._admin is None:
-            # a callback that knew this object would keep the client, its threads and its sockets until the next garbage collection
-            self._admin = self._config.admin(error_cb=partial(_note_refusal, self._refused))
-        return self._admin
+        admin = self._admin  # another thread may give it up meanwhile
+        if admin is None:
+            with self._lock:
+                # a callback that knew this object would keep the client, its threads and its sockets until the next garbage collection
+                admin = self._admin = self._admin or self._config.admin(error_cb=partial(_note_refusal, self._refused))
+        return admin
 
     def close(self) -> None:
         """Let the clients go, with their threads and sockets; a later question makes new ones."""
@@ -140,27 +165,40 @@ class Cluster:
                 if time.monotonic() > until:
                     raise
 
-    def _answered(self, ask: Callable[[float], _Answer]) -> _Answer:
-        """Ask for so many seconds, and again by a new client where there is no answer; only what may be asked twice.
+    def _answered(self, ask: Callable[[float], _Answer], passing: Set[int] = frozenset()) -> _Answer:
+        """Ask for so many seconds, and again, mostly by a new client, where there is no answer yet; only what may be asked twice.
 
-        A client asks the broker that it takes for the controller. Where that one dies it asks no other until it looks at the cluster again,
-        which it does after minutes. (No client is a variable here: an error that is kept would keep it, with its threads and its sockets.)
+        A client asks the broker that it takes for the controller, or for a partition's leader. Where that one dies it asks no other until
+        it looks at the cluster again, which it does after minutes. (No client is a variable here: an error that is kept would keep it, with
+        its threads and its sockets.) ``passing`` are more errors than usual after which it is asked again.
         """
-        deadline, patience = time.monotonic() + self._timeout, _FIRST_SECONDS
+        began = time.monotonic()
+        deadline, patience, pause = began + self._timeout, _FIRST_SECONDS, _FIRST_PAUSE
         while True:
-            turn, left = self._turn, deadline - time.monotonic()
+            turn, asked_at = self._turn, time.monotonic()
+            seconds = max(_LEAST_SECONDS, min(patience, deadline - asked_at))
             try:
-                return ask(min(patience, left))
+                return ask(seconds)
             except _NO_ANSWER as error:
-                if left <= patience or (isinstance(error, KafkaException) and error.args[0].code() not in _UNANSWERED):
+                code, now = _code(error), time.monotonic()
+                if code not in _PASSING | passing or now > deadline - _LEAST_SECONDS:
                     raise
-            if self._turn == turn:  # else somebody has seen to it
-                self._turn, self._admin = turn + 1, None
-            patience *= 2
+            if code in _UNANSWERED or now > began + _SOON_SECONDS:
+                self._replace(turn)
+            if now >= asked_at + seconds:
+                patience *= 2
+            else:
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _asked_of(self, doing: str, ask: Callable[[float], _Answer], **needed: str) -> _Answer:
+    def _replace(self, turn: int) -> None:
+        """Ask by another client from now on, unless somebody has seen to that."""
+        if self._turn == turn:
+            self._turn, self._admin = turn + 1, None
+
+    def _asked_of(self, doing: str, ask: Callable[[float], _Answer], passing: Set[int] = frozenset(), **needed: str) -> _Answer:
         try:
-            return self._answered(ask)
+            return self._answered(ask, passing)
         except _NO_ANSWER as error:
             raise self._failed(error, doing, **needed) from error
 
@@ -195,21 +233,30 @@ class Cluster:
 
     def _near(self, name: str) -> str:
         try:
-            return did_you_mean(name, self.admin.list_topics(timeout=self._timeout).topics, 0.8)
-        except KafkaException:
+            return did_you_mean(name, self._listed(), 0.8)
+        except _NO_ANSWER:
             return ""
 
     def not_writable(self, names: Iterable[str]) -> list[str]:
-        """Those of these topics that the user may not write to, or not even look at."""
+        """Those of these topics that the user may not write to, or not even look at; none where no broker says."""
         wanted = TopicCollection(sorted(names))
-        futures = self.admin.describe_topics(wanted, include_authorized_operations=True, request_timeout=self._timeout)
-        return [name for name, future in futures.items() if not self._may_write(future)]
 
-    def _may_write(self, future: Any) -> bool:
+        def ask(seconds: float) -> list[str]:
+            futures = self.admin.describe_topics(wanted, include_authorized_operations=True, request_timeout=seconds)
+            return [name for name, future in futures.items() if not self._may_write(future, seconds + 1)]
+
         try:
-            return AclOperation.WRITE in (self._wait(future).authorized_operations or ())
-        except _NO_ANSWER as error:
-            return not (isinstance(error, KafkaException) and unauthorized(error))
+            return self._answered(ask)
+        except _NO_ANSWER:
+            return []
+
+    def _may_write(self, future: Any, seconds: float) -> bool:
+        try:
+            return AclOperation.WRITE in (self._wait(future, seconds).authorized_operations or ())
+        except KafkaException as error:
+            if unauthorized(error):
+                return False
+            raise
 
     def topics(self, names: Iterable[str]) -> dict[str, TopicInfo]:
         """Several topics' facts; ConfigurationError naming the first that does not exist."""
@@ -252,43 +299,41 @@ class Cluster:
 
         Only the controller knows for certain what there is: it is asked to validate the topic's creation, which creates nothing.
         """
-        future = self.admin.create_topics([NewTopic(topic, 1)], request_timeout=self._timeout, validate_only=True)[topic]
+
+        def ask(seconds: float) -> None:
+            self._wait(self.admin.create_topics([NewTopic(topic, 1)], request_timeout=seconds, validate_only=True)[topic], seconds + 1)
+
         try:
-            self._wait(future)
+            self._answered(ask)
         except KafkaException as error:
             code = error.args[0].code()
             if code == KafkaError.TOPIC_ALREADY_EXISTS:
                 return self._timeout
-            return _SPREAD_SECONDS if code in _UNAUTHORIZED else 0.0
+            return _SPREAD_SECONDS if code in _UNAUTHORIZED | _UNANSWERED else 0.0
         except (FutureTimeoutError, TimeoutError):
             return _SPREAD_SECONDS
         return 0.0
 
     def _offsets(self, topic: str, partitions: Iterable[int], spec: OffsetSpec, isolation: IsolationLevel) -> dict[int, tuple[int, int]]:
-        request = {TopicPartition(topic, p): spec for p in partitions}
-        if not request:
-            return {}
-        deadline, patience = time.monotonic() + self._timeout, _FIRST_SECONDS
+        wanted = {TopicPartition(topic, p): spec for p in partitions}
         found: dict[int, tuple[int, int]] = {}
-        while request:
-            stale = False
-            seconds = min(patience, max(1.0, deadline - time.monotonic()))
-            futures = self.admin.list_offsets(request, isolation_level=isolation, request_timeout=seconds)
-            for tp, future in futures.items():
-                if time.monotonic() < deadline and _moving(future, seconds + 1):
-                    stale = stale or _code(future) in _STALE
-                    continue
-                if time.monotonic() < deadline and _code(future) in _DEAF:
-                    stale = True
-                    continue
-                info = self._result(future, f"offsets of {topic}-{tp.partition}", topic=f"DESCRIBE on topic {topic!r}")
-                found[tp.partition] = (info.offset, info.timestamp)
-                del request[tp]
-            if stale:
-                self.close()  # asked before the topic was there, or while its broker started or died, it may not look for leaders again
-                patience *= 2
-            if request:
-                time.sleep(0.02)
+        unsettled = {KafkaError.UNKNOWN_TOPIC_OR_PART}  # as it is shortly after a topic was created
+
+        def ask(seconds: float) -> None:
+            """Those that are not found yet."""
+            until, failed = time.monotonic() + seconds + 1, list[Exception]()
+            for tp, future in self.admin.list_offsets(wanted, isolation_level=isolation, request_timeout=seconds).items():
+                try:
+                    info = self._wait(future, until - time.monotonic())
+                    found[tp.partition] = (info.offset, info.timestamp)
+                    del wanted[tp]
+                except _NO_ANSWER as error:
+                    failed.append(error)
+            if failed:
+                raise max(failed, key=lambda error: _code(error) not in _PASSING | unsettled)
+
+        if wanted:
+            self._asked_of(f"offsets of topic {topic!r}", ask, unsettled, topic=f"DESCRIBE on topic {topic!r}")
         return found
 
     def log_start(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
@@ -403,10 +448,13 @@ class Cluster:
     def sizes(self) -> dict[str, int]:
         """The number of partitions of every topic but Kafka's own."""
         try:
-            known = self.admin.list_topics(timeout=self._timeout).topics
-        except KafkaException as error:
+            known = self._listed()
+        except _NO_ANSWER as error:
             raise self._failed(error, "listing topics") from error
         return {name: len(found.partitions) for name, found in known.items() if not name.startswith("__")}
+
+    def _listed(self) -> dict[str, Any]:
+        return self._answered(lambda seconds: self.admin.list_topics(timeout=seconds).topics)
 
     def _asked(self, group: str, ask: Callable[[float], _Answer], doing: str) -> _Answer:
         """Ask a group's coordinator for so many seconds, again while it moves or loads, and by a new client where this one gets no answer.
@@ -415,6 +463,7 @@ class Cluster:
         """
         deadline = time.monotonic() + self._timeout
         while True:
+            turn = self._turn
             try:
                 return ask(min(_DEAF_SECONDS, max(0.0, deadline - time.monotonic())))
             except _NO_ANSWER as error:
@@ -422,7 +471,7 @@ class Cluster:
                 if refused or time.monotonic() > deadline:
                     raise self._failed(error, doing, group=f"DESCRIBE on group {group!r}") from error
                 if not isinstance(error, KafkaException):
-                    self.close()
+                    self._replace(turn)
             time.sleep(0.05)
 
     def broker_setting(self, name: str, default: str) -> str:
@@ -457,14 +506,20 @@ class Cluster:
         """
         deleted = self._shown_now(name)
         wanted = NewTopic(name, partitions, replication, config=dict(settings or {}))
+        asked = itertools.count()
+
+        def ask(seconds: float) -> None:
+            again = next(asked)
+            try:
+                self._wait(self.admin.create_topics([wanted], request_timeout=seconds, operation_timeout=seconds)[name], seconds + 1)
+            except KafkaException as error:
+                if not again or _code(error) != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise  # else it was created, and the answer did not come
+
         try:
-            self._answered(
-                lambda seconds: self._wait(
-                    self.admin.create_topics([wanted], request_timeout=seconds, operation_timeout=seconds)[name], seconds + 1
-                )
-            )
+            self._answered(ask)
         except _NO_ANSWER as error:
-            if not isinstance(error, KafkaException) or error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            if _code(error) != KafkaError.TOPIC_ALREADY_EXISTS:
                 needed = f"CREATE on topic {name!r} (or on the cluster)"
                 raise self._failed(error, f"creating topic {name!r}", topic=needed, cluster=needed) from error
             return False
@@ -498,8 +553,18 @@ class Cluster:
 
     def add_partitions(self, name: str, total: int) -> None:
         """Give a topic more partitions, ``total`` in all; records of one key may lie in two partitions afterwards."""
-        future = self.admin.create_partitions([NewPartitions(name, total)], request_timeout=self._timeout)[name]
-        self._result(future, f"adding partitions to topic {name!r}", topic=f"ALTER on topic {name!r}")
+        asked = itertools.count()
+
+        def ask(seconds: float) -> None:
+            again = next(asked)
+            future = self.admin.create_partitions([NewPartitions(name, total)], request_timeout=seconds)[name]
+            try:
+                self._wait(future, seconds + 1)
+            except KafkaException as error:
+                if not again or _code(error) != KafkaError.INVALID_PARTITIONS or self._describe(name, seconds).partitions != total:
+                    raise  # else it was done, and the answer did not come
+
+        self._asked_of(f"adding partitions to topic {name!r}", ask, topic=f"ALTER on topic {name!r}")
 
     def delete_before(self, name: str, offsets: Mapping[int, int]) -> None:
         """Delete a topic's records before an offset of each partition. Raises ConfigurationError where it may not be done."""
@@ -541,29 +606,8 @@ def _facts(name: str, described: Any) -> TopicInfo:
     return TopicInfo(name, str(described.topic_id), len(partitions), min((len(p.replicas) for p in partitions), default=0))
 
 
-_DEAF = (KafkaError._NOENT, KafkaError._TIMED_OUT, KafkaError._TRANSPORT)
-_STALE = (KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH)
-"""What a broker answers to a client that knows an older leader; the client may ask as before for minutes."""
-
-
-def _moving(future: Any, patience: float) -> bool:
-    """Whether a partition has no leader just now, as it is shortly after a topic was created or a broker restarted."""
-    try:
-        error = future.exception(patience)
-    except (FutureTimeoutError, TimeoutError):
-        return False
-    return isinstance(error, KafkaException) and error.args[0].code() in (
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        *_STALE,
-    )
-
-
-def _code(future: Any) -> int | None:
-    """The error code of a future that is done."""
-    error = future.exception(0) if future.done() else None
-    return error.args[0].code() if isinstance(error, KafkaException) else None
+def _code(error: BaseException) -> int:
+    return int(error.args[0].code()) if isinstance(error, KafkaException) else KafkaError._TIMED_OUT
 
 
 def _connection_error(config: KafkaConfig) -> KafkaError | None:
