@@ -48,7 +48,8 @@ RUN uv build --quiet --no-build-isolation --python /tools/bin/python --wheel --o
     && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --no-deps /wheels/*.whl
 
 FROM ${PYTHON_IMAGE} AS airflow
-ENV PATH=/opt/factory/bin:$PATH PYTHONUNBUFFERED=1 AIRFLOW_HOME=/opt/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False HOME=/opt/airflow
+# A user's name, which Airflow wants for all that it starts: the number has none, and a cluster may choose another.
+ENV PATH=/opt/factory/bin:$PATH PYTHONUNBUFFERED=1 AIRFLOW_HOME=/opt/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False HOME=/opt/airflow USER=airflow
 COPY --from=airflow-venv /opt/factory /opt/factory
 WORKDIR /opt/airflow
 # As in the official image, whose chart calls /entrypoint: `bash -c …` and the like as they are, all else as a command of Airflow.
