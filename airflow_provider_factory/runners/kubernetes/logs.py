@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["OUTAGE_PATIENCE", "AgentPodManager", "AsyncAgentPodManager", "is_outage", "outlast", "short", "since_seconds"]
 
 NO_ANSWER = "The Kubernetes API server doesn't answer, asking again: %s"
+_UNKNOWN_TO_KUBELET = (400, 404)
 _QUICK_LOOKS = 20
 _QUICK_LOOK = 0.1
 _T = TypeVar("_T")
@@ -123,8 +124,23 @@ class AgentPodManager(OpenPodManager):
         return super().await_pod_completion(pod, istio_enabled, container_name, *args)
 
     def read_pod_logs(self, pod: k8s.V1Pod, container_name: str, *args: Any, timestamps: bool = False, **kwargs: Any) -> Any:
-        """See ``PodManager``, which asks again from a whole second on after an interruption: lines that were read before are left out."""
-        lines = super().read_pod_logs(pod, container_name, *args, timestamps=timestamps, **kwargs)
+        """See ``PodManager``, which asks again from a whole second on after an interruption: lines that were read before are left out.
+
+        A kubelet that has just started again doesn't know its running pods yet: it is asked again, for ``OUTAGE_PATIENCE`` seconds.
+        """
+        from kubernetes.client.exceptions import ApiException
+
+        until = time.monotonic() + OUTAGE_PATIENCE
+        while True:
+            try:
+                lines = super().read_pod_logs(pod, container_name, *args, timestamps=timestamps, **kwargs)
+                break
+            except ApiException as error:
+                unknown = error.status in _UNKNOWN_TO_KUBELET and time.monotonic() < until
+                if not unknown or not super().container_is_running(pod, container_name):
+                    raise
+                self.log.warning("The node has no log of the running pod, asking again: %s", short(error))
+                time.sleep(1)
         return self._unseen((pod.metadata.name, container_name), lines) if timestamps else lines
 
     def _unseen(self, key: tuple[str, str], lines: Iterable[bytes]) -> Iterator[bytes]:

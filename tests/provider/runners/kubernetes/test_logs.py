@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager
-from kubernetes.client import ApiException
+from kubernetes.client import ApiException, CoreV1Api
+from kubernetes.config import new_client_from_config_dict
 from urllib3.exceptions import MaxRetryError
 
 from airflow_provider_factory.runners.kubernetes.logs import AgentPodManager, _all_succeeded, is_outage, since_seconds
+from tests.support.kube_api import KubeApi, kube_api
 
 LINE = '{"time":"2026-01-01T00:00:00.000+00:00","level":"warning","logger":"l","message":"slow","lag":3}'
+
+
+def logs(api: KubeApi) -> int:
+    """How often it was asked for a log."""
+    return sum(path.endswith("/log") for _, path in api.asked)
 
 
 def manager() -> AgentPodManager:
@@ -71,6 +78,26 @@ def test_a_pod_is_asked_for_until_the_server_answers(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(PodManager, "read_pod", read)
     monkeypatch.setattr("airflow_provider_factory.runners.kubernetes.logs.time.sleep", lambda seconds: None)
     assert manager().read_pod(None) == "pod"  # type: ignore[arg-type, comparison-overlap]
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_kubelet_that_starts_again_does_not_know_its_pods_yet(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_factory.runners.kubernetes.logs.time.sleep", lambda seconds: None)
+    with kube_api() as api:
+        api.answer = lambda method, path: status if path.endswith("/log") and logs(api) < 3 else None
+        pods = AgentPodManager(kube_client=CoreV1Api(new_client_from_config_dict(api.config)))
+        pod: Any = SimpleNamespace(metadata=SimpleNamespace(name="pod", namespace="ns"))
+        assert pods.read_pod_logs(pod, "base")
+
+
+def test_the_log_of_a_pod_that_is_gone_is_not_waited_for() -> None:
+    with kube_api() as api:
+        api.answer = lambda method, path: 404
+        pods = AgentPodManager(kube_client=CoreV1Api(new_client_from_config_dict(api.config)))
+        pod: Any = SimpleNamespace(metadata=SimpleNamespace(name="pod", namespace="ns"))
+        with pytest.raises(ApiException, match="404"):
+            pods.read_pod_logs(pod, "base")
+        assert len(api.asked) == 2
 
 
 def test_what_is_asked_for_reaches_back_to_the_last_line() -> None:
