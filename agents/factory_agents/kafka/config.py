@@ -209,7 +209,7 @@ class KafkaConfig:
         return _make(
             Producer,
             {
-                "linger.ms": 5,
+                "linger.ms": 100,  # a commit waits for none of it; with 5 the client's thread is busy all the time with batches of a few
                 "compression.type": "lz4",
                 "queue.buffering.max.messages": 500_000,
                 "queue.buffering.max.kbytes": 131_072,
