@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import msgspec
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.replication.pgoutput import UNCHANGED, Begin, Change, Described, Value
-from factory_agents.replication.values import Convert
+from factory_agents.replication.values import Convert, json_writer, quoted
 
 __all__ = ["Envelopes", "Pair", "Place", "Table"]
 
@@ -18,11 +19,11 @@ Pair: TypeAlias = "tuple[bytes | None, bytes | None]"
 """A record's key and value."""
 
 _encode = msgspec.json.Encoder().encode
-_NULL = b"null"
+_NULL = "null"
 
 
 class Table:
-    """A table as the log describes it: its columns' names, what reads their values, and its key's columns."""
+    """A table as the log describes it: its columns' names, what makes JSON of their values, and its key's columns."""
 
     def __init__(self, described: Described, converts: Sequence[Convert | None], key: Sequence[str]) -> None:
         self.described = described
@@ -34,30 +35,37 @@ class Table:
                 f"table {described.schema}.{described.table}: its changes do not hold the key's column "
                 f"{', '.join(missing) or '(it has no key)'}; publish all columns of the key"
             )
-        self._converts = [(i, convert) for i, convert in enumerate(converts) if convert is not None]
+        writers = enumerate(map(json_writer, converts))
+        self._writers = [(i, write) for i, write in writers if write is not None]
         self._key_at = [self.names.index(name) for name in self.key]
+        self._key_of: Callable[[list[Any]], object] = itemgetter(*self._key_at)
+        self._row_form, self._key_form = _form(self.names), _form(self.key)
 
-    def row(self, values: Sequence[Value]) -> dict[str, Any]:
-        """The row as JSON's values. It must not lack any (``UNCHANGED``)."""
-        read: list[Any] = list(values)
-        for i, convert in self._converts:
-            value = read[i]
+    def texts(self, values: Sequence[Value]) -> list[Any]:
+        """Each value as JSON. The row must not lack any (``UNCHANGED``)."""
+        texts: list[Any] = list(values)
+        for i, write in self._writers:
+            value = texts[i]
             if value is not None:
-                read[i] = convert(value)
-        return dict(zip(self.names, read, strict=True))
+                texts[i] = write(value)
+        return [_NULL if text is None else text for text in texts] if None in texts else texts
+
+    def row(self, texts: list[Any]) -> str:
+        """The row as JSON."""
+        return self._row_form % tuple(texts)
+
+    def key_row(self, texts: list[Any]) -> str:
+        """The key's columns of a row as JSON; the others need not be there."""
+        return self._key_form % self._key_of(texts)
 
     def key_texts(self, values: Sequence[Value]) -> list[Value]:
         """The key's values as they are in the log."""
         return [values[i] for i in self._key_at]
 
-    def key_of(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The key's columns of a row."""
-        return {name: row[name] for name in self.key}
 
-    def key_only(self, values: Sequence[Value]) -> dict[str, Any]:
-        """The key's columns of a row of which the log holds only these."""
-        row = self.row([value if i in self._key_at else None for i, value in enumerate(values)])
-        return self.key_of(row)
+def _form(names: Sequence[str]) -> str:
+    """An object of these names, for values to be put in with ``%``."""
+    return "{" + ",".join(f"{quoted(name)}:".replace("%", "%%") + "%s" for name in names) + "}"
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -74,8 +82,8 @@ class Envelopes:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._before = 0
-        self._source = b""
-        self._end = b""
+        self._source = ""
+        self._end = ""
 
     def begin(self, begin: Begin, table: Table | None, *, snapshot: bool = False) -> None:
         """A transaction whose changes come now."""
@@ -100,51 +108,45 @@ class Envelopes:
             "txId": begin.xid or None,
             "xmin": None,
         }
-        self._source = b',"source":' + _encode(source)[:-1] + b',"sequence":"[\\"%d\\",\\"' % self._before
-        self._end = b',"ts_ms":%d,"transaction":null}' % int(time.time() * 1000)
+        self._source = f',"source":{_encode(source).decode()[:-1]},"sequence":"[\\"{self._before}\\",\\"'
+        self._end = f'"ts_ms":{int(time.time() * 1000)},"transaction":null}}'
 
     def ended(self, end: int) -> None:
         """The transaction was the last that ended, at ``end``."""
         self._before = end
 
-    def made(self, table: Table, change: Change, lsn: int) -> Iterator[Pair]:
+    def made(self, table: Table, change: Change, lsn: int) -> Sequence[Pair]:
         """The records of a change; a change of the key is a delete and an insert.
 
         What an update leaves unchanged must have been put in.
         """
-        new = table.row(change.new) if change.new is not None else None
-        old = self._old(table, change)
-        if new is None:
-            yield from self._deleted(table, old or {}, lsn)
-            return
-        key = table.key_of(new)
-        if change.op == "u" and old is not None and table.key_of(old) != key:
-            yield from self._deleted(table, old, lsn)
-            yield _encode(key), self._envelope(b"c", _NULL, _encode(new), lsn)
-            return
-        yield _encode(key), self._envelope(change.op.encode(), _encode(old) if old is not None else _NULL, _encode(new), lsn)
+        op, before, old = change.op, _NULL, change.old
+        if old is not None:
+            was = table.texts(old)
+            was_key = table.key_row(was)
+            before = table.row(was) if change.old_kind == "O" else was_key
+        if change.new is None:
+            return self._deleted(was_key, before, lsn)
+        texts = table.texts(change.new)
+        key = table.key_row(texts)
+        if old is not None and op == "u" and was_key != key:
+            return *self._deleted(was_key, before, lsn), (key.encode(), self._envelope("c", _NULL, table.row(texts), lsn))
+        return ((key.encode(), self._envelope(op, before, table.row(texts), lsn)),)
 
     def row(self, table: Table, values: Sequence[Value], lsn: int) -> Pair:
         """The record of a row that the snapshot holds."""
-        row = table.row(values)
-        return _encode(table.key_of(row)), self._envelope(b"r", _NULL, _encode(row), lsn)
+        texts = table.texts(values)
+        return table.key_row(texts).encode(), self._envelope("r", _NULL, table.row(texts), lsn)
 
     def truncated(self, lsn: int) -> Pair:
         """The record that says that the table was emptied."""
-        return None, self._envelope(b"t", _NULL, _NULL, lsn)
+        return None, self._envelope("t", _NULL, _NULL, lsn)
 
-    def _old(self, table: Table, change: Change) -> dict[str, Any] | None:
-        if change.old is None:
-            return None
-        return table.row(change.old) if change.old_kind == "O" else table.key_only(change.old)
+    def _deleted(self, key: str, before: str, lsn: int) -> Sequence[Pair]:
+        return (key.encode(), self._envelope("d", before, _NULL, lsn)), (key.encode(), None)
 
-    def _deleted(self, table: Table, old: dict[str, Any], lsn: int) -> Iterator[Pair]:
-        key = _encode(table.key_of(old))
-        yield key, self._envelope(b"d", _encode(old), _NULL, lsn)
-        yield key, None
-
-    def _envelope(self, op: bytes, before: bytes, after: bytes, lsn: int) -> bytes:
-        return b'{"before":%b,"after":%b%b%d\\"]","lsn":%d},"op":"%b"%b' % (before, after, self._source, lsn, lsn, op, self._end)
+    def _envelope(self, op: str, before: str, after: str, lsn: int) -> bytes:
+        return f'{{"before":{before},"after":{after}{self._source}{lsn}\\"]","lsn":{lsn}}},"op":"{op}",{self._end}'.encode()
 
 
 def fill(change: Change, current: Sequence[Value] | None) -> Change | None:
@@ -158,4 +160,4 @@ def fill(change: Change, current: Sequence[Value] | None) -> Change | None:
     if source is None:
         return None
     new = [source[i] if value is UNCHANGED else value for i, value in enumerate(change.new)]
-    return change._replace(new=new)
+    return msgspec.structs.replace(change, new=new)

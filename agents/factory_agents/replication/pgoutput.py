@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Any, Final, NamedTuple, TypeAlias
 
+import msgspec
+
 from factory_agents.errors import UnavailableError
 
 __all__ = [
@@ -65,7 +67,7 @@ class Described(NamedTuple):
     columns: tuple[Column, ...]
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, frozen=True):
     """A row was inserted (c), updated (u) or deleted (d). ``old`` is there for a delete, and where ``old_kind`` is K (an update changed the
     key: only the key's columns are there) or O (the whole row was logged).
     """

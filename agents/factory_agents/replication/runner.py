@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -445,7 +445,7 @@ class _Reading:
                 self._filter()
                 return
             change = whole
-        self._put(list(self.envelopes.made(table, change, lsn)))
+        self._put(self.envelopes.made(table, change, lsn))
         if self.session.chunk.is_full:
             self._commit_within()
 
@@ -477,7 +477,7 @@ class _Reading:
 
     # Records and commits
 
-    def _put(self, pairs: list[Pair]) -> None:
+    def _put(self, pairs: Sequence[Pair]) -> None:
         """A change's records, and counts it once."""
         counts, write = self.session.counts, self.session.outputs.write_new
         self.session.chunk.add(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring as quoted  # a text as JSON, without ASCII's detours; four times as fast as through an encoder
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["SETTINGS", "Convert", "converters", "known"]
+__all__ = ["SETTINGS", "Convert", "converters", "json_writer", "known", "quoted"]
 
 Convert: TypeAlias = "Callable[[str], Any]"
 """From a value's text to a value that msgspec encodes."""
@@ -52,6 +53,18 @@ def _moment(text: str) -> str:
 
 def _json(text: str) -> msgspec.Raw:
     return msgspec.Raw(text.encode())
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def json_writer(convert: Convert | None) -> Callable[[str], str] | None:
+    """What makes JSON of a text that this converts; None where the text is JSON already."""
+    if convert is None:
+        return quoted
+    if convert in (int, _json):
+        return None
+    return lambda text: _encode(convert(text)).decode()
 
 
 _KNOWN: dict[int, Convert] = {
