@@ -30,9 +30,6 @@ __all__ = [
 ]
 
 
-_COMPARED = 100_000
-
-
 class Keys(msgspec.Struct, frozen=True):
     """Keys (each as one value), the first column of each, and ranks of rows, one beside the other."""
 
@@ -98,15 +95,26 @@ def _plain(values: Sequence[Any], type_: pa.DataType) -> Sequence[Any]:
 
 def keys_of(table: pa.Table, key: Sequence[str]) -> Keys:
     """Keys and ranks of a table's rows; several columns are joined to one value, which no other key has."""
-    columns = [_whole(table, name) for name in key]
+    columns = [_without_minus_zero(_whole(table, name)) for name in key]
     return Keys(_single(columns), columns[0], _whole(table, RANK))
 
 
 def _whole(table: pa.Table, name: str) -> pa.Array:
     import pyarrow as pa
 
-    found = table.column(name).combine_chunks()
+    found = table.column(name)
+    if found.num_chunks == 1:
+        return found.chunk(0)  # to combine one is to copy it
+    found = found.combine_chunks()
     return found if isinstance(found, pa.Array) else pa.concat_arrays(found.chunks)
+
+
+def _without_minus_zero(column: pa.Array) -> pa.Array:
+    """Zero has two forms among floats: they compare as one, and are looked up as two."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.add(column, pa.scalar(0.0, column.type)) if pa.types.is_floating(column.type) else column
 
 
 def _single(columns: Sequence[pa.Array]) -> pa.Array:
@@ -135,13 +143,8 @@ def has_twice(parts: Sequence[Keys]) -> bool:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    keys = pa.concat_arrays([part.keys for part in parts])
-    order = pc.sort_indices(keys)
-    for start in range(0, len(order), _COMPARED):  # no copy of all of them is made
-        ordered = keys.take(order.slice(start, _COMPARED + 1))
-        if pc.any(pc.equal(ordered.slice(1), ordered.slice(0, len(ordered) - 1))).as_py():
-            return True
-    return False
+    keys = parts[0].keys if len(parts) == 1 else pa.concat_arrays([part.keys for part in parts])
+    return len(pc.unique(keys)) < len(keys)
 
 
 def newest(keys: Keys) -> pa.Array | None:
