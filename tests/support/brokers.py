@@ -52,6 +52,10 @@ class Brokers:
         topics = self.admin.list_topics(timeout=10).topics.values()
         return all(len(partition.isrs) == len(partition.replicas) for topic in topics for partition in topic.partitions.values())
 
+    def stop(self, node: int) -> None:
+        """End one orderly, as an update does."""
+        stop(self.processes[node], (signal.SIGTERM, 60), (signal.SIGKILL, 10))
+
     def kill(self, node: int) -> None:
         """End one at once, as a machine ends that loses its power."""
         stop(self.processes[node], (signal.SIGKILL, 10))

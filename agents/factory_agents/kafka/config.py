@@ -18,7 +18,17 @@ from factory_agents.errors import ConfigurationError, FactoryError, FencedError,
 from factory_agents.kafka.oauth import CALLBACK, token_source
 from factory_agents.text import did_you_mean
 
-__all__ = ["LARGEST_MESSAGE", "KafkaConfig", "connect", "is_secret", "is_transient", "kafka_error", "message_error", "unauthorized"]
+__all__ = [
+    "LARGEST_MESSAGE",
+    "NOT_NOW",
+    "KafkaConfig",
+    "connect",
+    "is_secret",
+    "is_transient",
+    "kafka_error",
+    "message_error",
+    "unauthorized",
+]
 
 _Client = TypeVar("_Client")
 
@@ -306,7 +316,31 @@ _REFUSED = {
     KafkaError.INVALID_GROUP_ID,
     KafkaError.POLICY_VIOLATION,
 }
-_PASSING = {
+NOT_NOW = frozenset(
+    {
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_ENOUGH_REPLICAS,
+        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        KafkaError.NOT_CONTROLLER,
+        KafkaError.KAFKA_STORAGE_ERROR,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.PREFERRED_LEADER_NOT_AVAILABLE,
+        KafkaError.ELIGIBLE_LEADERS_NOT_AVAILABLE,
+        KafkaError.THROTTLING_QUOTA_EXCEEDED,
+    }
+)
+"""What brokers answer while they come and go, or are busy; the protocol has it tried again."""
+_PASSING = NOT_NOW | {
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TIMED_OUT,

@@ -34,7 +34,7 @@ from confluent_kafka.admin import (
 )
 
 from factory_agents.errors import ConfigurationError, UnavailableError, WindowError
-from factory_agents.kafka.config import KafkaConfig, kafka_error, message_error, unauthorized
+from factory_agents.kafka.config import NOT_NOW, KafkaConfig, kafka_error, message_error, unauthorized
 from factory_agents.text import did_you_mean
 
 __all__ = ["Cluster", "GroupInfo", "TopicInfo", "check_window_topic"]
@@ -68,27 +68,11 @@ _UNANSWERED = {
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TIMED_OUT_QUEUE,
     KafkaError._DESTROY,  # another thread has given this client up
-}
-_MOVING = {
-    KafkaError._NOENT,  # "no leaders found"
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.UNKNOWN_LEADER_EPOCH,
-    KafkaError.FENCED_LEADER_EPOCH,
-    KafkaError.REPLICA_NOT_AVAILABLE,
-    KafkaError.NOT_CONTROLLER,
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.NETWORK_EXCEPTION,
-    KafkaError.BROKER_NOT_AVAILABLE,
-}
-"""What is answered at once while brokers come and go, and by a client that knows an older leader for minutes."""
-_PASSING = _UNANSWERED | _MOVING
-_COORDINATOR_MOVES = {
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.NOT_COORDINATOR,
+    KafkaError._DESTROY_BROKER,  # the broker is not in the cluster any more
     KafkaError._WAIT_COORD,
 }
+_PASSING = _UNANSWERED | NOT_NOW | {KafkaError._NOENT}
+"""``_NOENT``: no leaders were found. A client that knows an older leader may get such answers for minutes."""
 
 
 @dataclass(frozen=True)
@@ -467,7 +451,7 @@ class Cluster:
             try:
                 return ask(min(_DEAF_SECONDS, max(0.0, deadline - time.monotonic())))
             except _NO_ANSWER as error:
-                refused = isinstance(error, KafkaException) and error.args[0].code() not in _COORDINATOR_MOVES | _UNANSWERED
+                refused = isinstance(error, KafkaException) and error.args[0].code() not in _PASSING
                 if refused or time.monotonic() > deadline:
                     raise self._failed(error, doing, group=f"DESCRIBE on group {group!r}") from error
                 if not isinstance(error, KafkaException):

@@ -165,4 +165,5 @@ def test_an_error_of_kafka_says_what_was_being_done_and_whether_trying_again_hel
 def test_a_lost_connection_passes_and_a_wrong_password_does_not() -> None:
     assert is_transient(KafkaError(KafkaError._TRANSPORT))
     assert is_transient(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    assert is_transient(KafkaError(KafkaError.NOT_COORDINATOR))
     assert not is_transient(KafkaError(KafkaError._AUTHENTICATION))
