@@ -15,7 +15,7 @@ from factory_agents.sinks.postgres.copy import CHECK_CONSTRAINTS, STAGING, Copy,
 from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.ledger import Acquired, Ledger, Mine
 from factory_agents.sinks.postgres.names import compose, identifier, names
-from factory_agents.sinks.postgres.refusals import NUMBER, SUSPECTS, find_refused
+from factory_agents.sinks.postgres.refusals import NUMBER, REACHED, SUSPECTS, find_refused
 from factory_agents.sinks.postgres.rows import RowReader
 from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, same_key
 
@@ -265,7 +265,8 @@ class _Statements:
         written = self._written()
         rows = self._newest(written)
         if suspects is not None:
-            numbers = f"SELECT {{columns}} FROM {SUSPECTS} WHERE {NUMBER} BETWEEN {{first}} AND {{last}} ORDER BY {NUMBER}"
+            numbers = f"SELECT {{columns}} FROM (SELECT * FROM {SUSPECTS} WHERE {NUMBER} BETWEEN {{first}} AND {{last}} ORDER BY {NUMBER}"
+            numbers += f" OFFSET 0) AS suspects WHERE pg_catalog.setval('{REACHED}', {NUMBER}) > 0"
             rows = compose(numbers, columns=names(written), first=suspects[0], last=suspects[1])
         newer = self._newer(past)
         return compose(

@@ -1,4 +1,8 @@
-"""Single rows that the database refuses, found by halving: what a constraint, a missing partition or a trigger says of each."""
+"""Single rows that the database refuses: what a constraint, a missing partition or a trigger says of each.
+
+A statement over many rows ends at the first that is refused. Which one that was, a sequence tells: what it was set to stays when all else
+is rolled back. It tells nothing of what is looked at when a statement ends (foreign keys, triggers after rows): halving finds that.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,18 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg import sql
 
-__all__ = ["NUMBER", "SUSPECTS", "find_refused"]
+__all__ = ["NUMBER", "REACHED", "SUSPECTS", "find_refused"]
 
 SUSPECTS = "factory_suspects"
 """The newest row of each key, with its ``NUMBER`` in the order in which they are merged."""
 
 NUMBER = "_factory_number"
+
+REACHED = "pg_temp.factory_reached"
+"""A sequence that the merge of suspects sets to the number of each row that it comes to."""
+
+_PIECE = 1000
+"""Rows that are tried at once at most: a refused one costs no more, however many there are."""
 
 _RULES = {"23502": "not-null", "23514": "partition"}
 _FOREIGN_KEY = "23503"
@@ -34,9 +44,10 @@ def find_refused(
     connection.execute("SAVEPOINT factory_search")
     prepare()
     connection.execute(compose(f"CREATE UNIQUE INDEX ON {SUSPECTS} ({NUMBER})"))
+    connection.execute(compose(f"CREATE SEQUENCE {REACHED}"))
     row = connection.execute(compose(f"SELECT count(*) FROM {SUSPECTS}")).fetchone()
     search = _Search(connection, insert)
-    search.halve(1, int(row[0]) if row is not None else 0, most)
+    search.find(int(row[0]) if row is not None else 0, most)
     search.try_orphans_again()
     numbers = sorted(search.refused)
     query = f"SELECT _factory_partition, _factory_offset FROM {SUSPECTS} WHERE {NUMBER} = ANY ({{numbers}}) ORDER BY {NUMBER}"
@@ -53,16 +64,22 @@ class _Search:
         self._insert = insert
         self.refused: dict[int, psycopg.Error] = {}
 
-    def halve(self, first: int, last: int, most: int) -> None:
-        """Find the refused rows between two numbers, in their order."""
+    def find(self, count: int, most: int) -> None:
+        """Find the refused rows among so many, in their order."""
+        for first in range(1, count + 1, _PIECE):
+            self._find(first, min(count, first + _PIECE - 1), most)
+
+    def _find(self, first: int, last: int, most: int) -> None:
         todo = [(first, last)]
         while todo and len(self.refused) < most:
             low, high = todo.pop()
-            error = self._try(low, high) if low <= high else None
+            error, reached = self._try(low, high) if low <= high else (None, 0)
             if error is None:
                 continue
             if low == high:
                 self.refused[low] = error
+            elif reached < high:
+                todo += [(reached + 1, high), (reached, reached), (low, reached - 1)]
             else:
                 middle = (low + high) // 2
                 todo += [(middle + 1, high), (low, middle)]
@@ -73,25 +90,28 @@ class _Search:
         while found:
             found = False
             for number in [n for n, error in self.refused.items() if error.sqlstate == _FOREIGN_KEY]:
-                if self._try(number, number) is None:
+                if self._try(number, number)[0] is None:
                     del self.refused[number]
                     found = True
 
-    def _try(self, low: int, high: int) -> psycopg.Error | None:
+    def _try(self, low: int, high: int) -> tuple[psycopg.Error | None, int]:
+        """Merge rows, to stay unless one of them is refused; which error there was, and the number of the row that was come to."""
         import psycopg
 
-        connection = self._connection
-        connection.execute("SAVEPOINT factory_try")
+        query = f"SAVEPOINT factory_try; {{insert}}; {CHECK_CONSTRAINTS}; RELEASE SAVEPOINT factory_try"
         try:
-            connection.execute(self._insert(low, high))
-            connection.execute(CHECK_CONSTRAINTS)
+            self._connection.execute(compose(query, insert=self._insert(low, high)), prepare=False)
         except psycopg.Error as error:
             if not is_of_a_row(error):
                 raise
-            connection.execute("ROLLBACK TO SAVEPOINT factory_try")
-            return error
-        connection.execute("RELEASE SAVEPOINT factory_try")
-        return None
+            # a savepoint that is kept makes all that follows slower
+            query = f"ROLLBACK TO SAVEPOINT factory_try; RELEASE SAVEPOINT factory_try; SELECT last_value FROM {REACHED}"
+            answers = self._connection.execute(compose(query), prepare=False)
+            while answers.nextset():
+                pass
+            [reached] = answers.fetchone() or (0,)
+            return error, int(reached)
+        return None, 0
 
 
 def _reject(error: psycopg.Error) -> Reject:

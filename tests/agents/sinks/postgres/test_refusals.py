@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -210,6 +211,24 @@ class TestManyRows:
         assert refused == set(range(0, 300, share))
         assert outcome.written == 300 - len(refused)
         assert answers <= 3
+
+    def test_cost_a_few_statements_each_and_leave_no_savepoint(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Savepoints that are kept make each later statement slower than the one before."""
+        create(bench, ", CONSTRAINT not_bad CHECK (value <> 'bad'))")
+        sent: list[str] = []
+        execute = psycopg.Connection.execute
+
+        def note(connection: Any, query: Any, *args: Any, **more: Any) -> Any:
+            sent.append(query if isinstance(query, str) else query.as_string(connection))
+            return execute(connection, query, *args, **more)
+
+        monkeypatch.setattr(psycopg.Connection, "execute", note)
+        events = [event(f"k{i:05}", "bad" if i % 10 == 5 else "fine") for i in range(2000)]
+        _, refused = publish(bench, events)
+        assert sorted(refused) == list(range(5, 2000, 10))
+        tries = [query for query in sent if "factory_try" in query]
+        assert len(tries) < 6 * len(refused)
+        assert all("RELEASE SAVEPOINT factory_try" in query for query in tries)
 
     def test_that_only_the_last_step_refuses_fail_as_a_whole(self, bench: Bench) -> None:
         """A row that others refer to can't be swept: no row of this window is at fault."""
