@@ -6,6 +6,8 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from confluent_kafka import Producer
 
 from factory_agents.errors import UnavailableError
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
-from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Window, merge_results
+from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Interval, Window, merge_results
 from factory_agents.run import execute
 from factory_agents.runners.process import AgentProcess, child_environment
-from factory_agents.runtime.agents import agent
+from factory_agents.runtime.agents import SourceRecord, agent
 from factory_agents.runtime.live import LiveSettings, run_live
 from factory_agents.runtime.session import RunContext
 from factory_agents.runtime.sink import run_sink
+from factory_agents.runtime.source import run_source
 from factory_agents.runtime.traced import traced as within
 from factory_agents.telemetry import parse_traceparent, tracing
 from factory_agents.telemetry.live import LiveTelemetry
@@ -136,6 +139,33 @@ def test_an_event_is_one_trace_from_the_source_to_the_table_and_stages_lead_to_e
     assert again.reused
     assert again.traceparent == results[-1].traceparent, "the span of the run that did the work"
     assert len(collector.named("publish event")) == 1
+
+
+def test_a_trace_begins_when_its_event_is_produced_however_long_the_source_took_for_it(traced: Traced, collector: Collector) -> None:
+    class Slow:
+        name, version = "slow", "1"
+
+        def __init__(self) -> None:
+            self.identity: dict[str, Any] = {}
+
+        def read(self, interval: Interval | None, skip: int) -> Iterator[list[SourceRecord]]:
+            read_at.append(time.time_ns())
+            quiet = threading.Event()
+            quiet.wait(1)
+            yield [SourceRecord(None, event, "here") for event in events(1)]
+
+        def close(self) -> None:
+            pass
+
+    read_at: list[int] = []
+    hour = Interval(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 1, tzinfo=UTC))
+    run = traced.runs.run(None, traced.runs.topic("out", partitions=1), "ingest", stage="ingest", interval=hour)
+    with tracing("factory-agent") as traces, within(RunContext(traced.runs.config, traces=traces), run) as context:
+        run_source(context, run, Slow)
+    (record,) = traced.runs.everything(run.output_topic)
+    span, chunk = collector.one("ingest event"), collector.one("ingest chunk")
+    assert read_at[0] + 1_000_000_000 <= span.start <= (record.timestamp + 1) * 1_000_000
+    assert chunk.start <= read_at[0] + 500_000_000, "the chunk has the source's time, too"
 
 
 def test_a_trace_ends_when_the_table_is_committed(traced: Traced, collector: Collector, tmp_path: Path) -> None:

@@ -179,8 +179,14 @@ class OneAgent:
 
 
 @pytest.fixture
-def one(pods: Pods, dag_runner: DagRunner, topic: Any, admin: Any, prefix: str, capsys: pytest.CaptureFixture[str]) -> Iterator[OneAgent]:
+def runs(bootstrap: str, prefix: str, topic: Any, admin: AdminClient) -> Iterator[Runs]:
+    """Topics of this test's own."""
+    own = Runs(bootstrap, prefix, topic, admin)
+    yield own
+    own.close()
+
+
+@pytest.fixture
+def one(pods: Pods, dag_runner: DagRunner, runs: Runs, capsys: pytest.CaptureFixture[str]) -> OneAgent:
     """Runs DAGs of one agent."""
-    runs = Runs(pods.info.bootstrap, prefix, topic, admin)
-    yield OneAgent(pods, dag_runner, runs, capsys)
-    runs.close()
+    return OneAgent(pods, dag_runner, runs, capsys)

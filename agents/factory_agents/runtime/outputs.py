@@ -351,7 +351,11 @@ class Outputs:
             except Reject as reject:
                 return reject
             value = value if self._show is not None else encoded
-        headers = [*self.trace.begin(), *self._headers] if traced and self.trace is not None else self._headers
+        headers = self._headers
+        if traced and self.trace is not None:
+            if self._show is None:
+                self._begin(output)  # what that waits for is no part of the event's way
+            headers = [*self.trace.begin(), *headers]
         return self._send(output, value, key, choose_partition(key, row, output.partitions), headers, (-1, row))
 
     def traces_due(self) -> int:

@@ -216,7 +216,7 @@ class RunTrace(Observer):
         parent = parse_traceparent(named[0]) if len(named) == 1 else None
         if parent is None or not parent.sampled or len(self._events) >= _MOST_EVENTS or not self._share.takes(parent):
             return headers
-        span = self._event(_within(parent), SpanKind.CONSUMER, outcome)
+        span = self._event(_within(parent), SpanKind.CONSUMER, outcome, self._batch_began)
         self._last = message, span
         self.followed.append((message.timestamp()[1], parent.trace_id))
         return _replaced(headers, span)
@@ -231,16 +231,16 @@ class RunTrace(Observer):
         return whole
 
     def begin(self) -> Headers:
-        """The headers of an event whose trace begins here."""
+        """The headers of an event whose trace begins here, and now: the event is about to be produced."""
         return _replaced([], self._event(None, SpanKind.PRODUCER, "forwarded"))
 
-    def _event(self, parent: Any, kind: SpanKind, outcome: str) -> Span:
+    def _event(self, parent: Any, kind: SpanKind, outcome: str, began: int = 0) -> Span:
         links = [Link(self._span.get_span_context())] if self._span is not None else []
         span = self._tracer.start_span(
             f"{self._stage} event",
             context=parent if parent is not None else trace.set_span_in_context(trace.INVALID_SPAN),
             kind=kind,
-            start_time=self._batch_began or None,
+            start_time=began or None,
             attributes={**self._attributes, "factory.outcome": outcome},
             links=links,
         )

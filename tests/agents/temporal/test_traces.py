@@ -13,6 +13,7 @@ import pytest
 from factory_agents.temporal.protocol import PipelineRequest, PipelineSpec, StageSpec
 from tests.agents.temporal.test_commands import written
 from tests.agents.temporal.test_http import TOKEN, Server
+from tests.support.jaeger import NO_PROGRAM, PROGRAM, Landing, four_stages, jaeger
 from tests.support.otlp import Collector, SeenSpan
 from tests.support.runs import Runs, events
 from tests.support.temporal import Pipelines
@@ -101,3 +102,22 @@ def test_an_event_is_one_trace_through_the_four_stages_of_a_workflow(
     of_runs = [collector.one(name) for name in names]
     assert [span.links for span in of_runs[1:]] == [((before.trace_id, before.span_id),) for before in of_runs[:-1]]
     assert all(ancestors(collector, span) == ["RunActivity:run_slice"] for span in of_runs), "nobody asked with a span"
+
+
+@pytest.mark.skipif(PROGRAM is None, reason=NO_PROGRAM)
+def test_jaeger_shows_an_event_through_a_workflow_as_one_trace_and_nothing_of_what_was_killed(
+    pipelines: Pipelines, runs: Runs, database_url: str, tmp_path: Path
+) -> None:
+    landing = Landing(database_url, f"t_{pipelines.prefix.replace('-', '_')}")
+    stages = tuple(four_stages(runs, tmp_path / "events.jsonl", landing.table))
+    spec = PipelineSpec(pipeline=pipelines.prefix, stages=stages, task_queue=pipelines.prefix, prefix=pipelines.prefix, retry_interval=0.2)
+    with jaeger(tmp_path) as seen:
+        environment: dict[str, Any] = {"OTEL_EXPORTER_OTLP_ENDPOINT": seen.otlp_url, "DATABASE_URL": database_url}
+        killing = pipelines.worker(FACTORY_FAILPOINTS="chunk.before-commit=kill", **environment)
+        id_ = pipelines.start(PipelineRequest(spec, key="all"))
+        wait_for(lambda: any("was killed" in line for line in killing.lines), "an agent to be killed")
+        killing.stop()
+        pipelines.worker(**environment)
+        pipelines.done(id_)
+        (produced,) = runs.everything(stages[0].output_topic)
+        seen.check_the_way(produced.timestamp / 1000, landing.at())
