@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from factory_agents.errors import ConfigurationError, FactoryError
+from factory_agents.errors import ConfigurationError, FactoryError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import CutRecord, Ledger
 from factory_agents.kafka.records import decode_record
@@ -202,7 +202,12 @@ class Lags:
         def ask(name: str) -> dict[str, list[PartitionLag]]:
             facts = self._cluster.find(name)
             of_topic = {reader: stand for reader, stand in stands.items() if any(topic == name for topic, _ in stand)}
-            return self._on_topic(facts, of_topic) if facts is not None else {}
+            if facts is None:
+                return {}
+            if failed is not None and facts.away:
+                failed.append(UnavailableError(f"topic {name!r}: partitions {', '.join(map(str, sorted(facts.away)))} have no leader"))
+                return self._on_topic(facts, of_topic, facts.away)
+            return self._on_topic(facts, of_topic)
 
         found: dict[str, list[PartitionLag]] = {reader: [] for reader in stands}
         for of_topic in _of_each(sorted({topic for stand in stands.values() for topic, _ in stand}), ask, failed).values():
@@ -219,11 +224,18 @@ class Lags:
     def _lags(self, topics: Sequence[str], committed: Mapping[tuple[str, int], int]) -> list[PartitionLag]:
         return [row for name in topics for row in self._on_topic(self._cluster.topic(name), {"": committed})[""]]
 
-    def _on_topic(self, topic: TopicInfo, stands: Mapping[str, Mapping[tuple[str, int], int]]) -> dict[str, list[PartitionLag]]:
-        """By reader, the lag on a topic from where each stands; what is the topic's own is looked up once."""
-        name, partitions = topic.name, range(topic.partitions)
+    def _on_topic(
+        self, topic: TopicInfo, stands: Mapping[str, Mapping[tuple[str, int], int]], without: Collection[int] = ()
+    ) -> dict[str, list[PartitionLag]]:
+        """By reader, the lag on a topic from where each stands; what is the topic's own is looked up once.
+
+        It is that of the topic's partitions ``without`` some.
+        """
+        name, partitions = topic.name, [p for p in range(topic.partitions) if p not in without]
         starts, ends = self._cluster.log_start(name, partitions), self._cluster.stable_offset(name, partitions)
-        begins = {reader: [min(ends[p], max(starts[p], stand.get((name, p), 0))) for p in partitions] for reader, stand in stands.items()}
+        begins = {
+            reader: {p: min(ends[p], max(starts[p], stand.get((name, p), 0))) for p in partitions} for reader, stand in stands.items()
+        }
         spans = {p: Span(min(begin[p] for begin in begins.values()), ends[p]) for p in partitions}
         seen = self._tails.visible_ends(name, topic.id, spans)
         return {

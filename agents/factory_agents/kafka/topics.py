@@ -77,12 +77,16 @@ _PASSING = _UNANSWERED | NOT_NOW | {KafkaError._NOENT}
 
 @dataclass(frozen=True)
 class TopicInfo:
-    """A topic's name, id (new when it is recreated), number of partitions and of replicas of each (the fewest)."""
+    """A topic's name, id (new when it is recreated), number of partitions and of replicas of each (the fewest).
+
+    ``away`` are the partitions that have no leader now: nobody can say anything about them.
+    """
 
     name: str
     id: str
     partitions: int
     replication: int = 0
+    away: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -587,7 +591,8 @@ def _is_unknown(error: BaseException | None) -> bool:
 
 def _facts(name: str, described: Any) -> TopicInfo:
     partitions = described.partitions
-    return TopicInfo(name, str(described.topic_id), len(partitions), min((len(p.replicas) for p in partitions), default=0))
+    away = frozenset(p.id for p in partitions if p.leader is None or p.leader.id < 0)
+    return TopicInfo(name, str(described.topic_id), len(partitions), min((len(p.replicas) for p in partitions), default=0), away)
 
 
 def _code(error: BaseException) -> int:

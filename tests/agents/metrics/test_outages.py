@@ -8,10 +8,12 @@ import secrets
 import signal
 import socket
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import ledger_topic
@@ -21,6 +23,7 @@ from factory_agents.run import execute
 from factory_agents.runtime.session import RunContext
 from factory_agents.sandbox import Sandbox
 from factory_agents.telemetry.serving import Answer, SmallServer, text
+from tests.support.brokers import three_brokers
 from tests.support.commands import Command
 from tests.support.runs import Runs, events
 from tests.support.scrapes import Increments, scrape, value
@@ -63,6 +66,41 @@ def test_while_the_broker_is_away_the_last_figures_are_told_with_their_age(own_s
         assert seen.of("agent_success_total") == 2
     finally:
         server.close()
+
+
+def test_topics_without_a_leader_keep_no_other_topics_lag_waiting(tmp_path: Path) -> None:
+    with three_brokers(tmp_path, "127.0.0.1") as brokers:
+        config, prefix = KafkaConfig(brokers.bootstrap), secrets.token_hex(4)
+        apart = [f"{prefix}.away-{n}" for n in range(6)]
+        placed = {f"{prefix}.here": [[1]], f"{prefix}.half": [[1], [3]], **{name: [[3]] for name in apart}}
+        for future in brokers.admin.create_topics([NewTopic(name, len(at), replica_assignment=at) for name, at in placed.items()]).values():
+            future.result()
+        runs = Runs(brokers.bootstrap, prefix, lambda name, _: name, brokers.admin)
+        for name, at in placed.items():
+            for partition in range(len(at)):
+                runs.produce(name, events(3), partition=partition)
+        at_start = [TopicPartition(name, p, 0) for name, at in placed.items() for p in range(len(at))]
+        consumer = Consumer({"bootstrap.servers": brokers.bootstrap, "group.id": f"{prefix}.g", "log_level": 0})
+        consumer.commit(offsets=at_start, asynchronous=False)
+        consumer.close()
+        server = MetricsServer(config, listen="127.0.0.1:0", prefix=prefix, every=0.2, lag=LagChoice(f"{prefix}.g"))
+        server.start()
+
+        def lag(name: str, partition: int = 0) -> float | None:
+            return value(scrape(server.address), "kafka_consumer_lag", topic=f"{prefix}.{name}", partition=str(partition))
+
+        try:
+            wait_for(lambda: (lag("here"), lag("half", 1), lag("away-5")) == (3, 3, 3), "the lag of all")
+            brokers.kill(3)
+            wait_for(lambda: lag("away-0") is None and lag("half", 1) is None, "the others to be without a leader", 120)
+            for told in (4, 5, 6):  # each of these looks would wait for the topics that are away
+                runs.produce(f"{prefix}.here", events(1))
+                runs.produce(f"{prefix}.half", events(1), partition=0)
+                wait_for(lambda told=told: (lag("here"), lag("half")) == (told, told), "the lag of what is there", 5)  # type: ignore[misc]
+            assert value(scrape(server.address), "factory_metrics_up", part="lag") == 0
+        finally:
+            server.close()
+            runs.close()
 
 
 def test_a_server_without_a_broker_starts_says_why_once_and_ends_when_it_is_told(offline: Command) -> None:
