@@ -1,8 +1,10 @@
 # The images of the project; a classic `docker build` is enough.
-#   docker build --target agent -t factory-agents:0.1.0 .          what agents' pods run: the SDK, Kafka and PostgreSQL clients, no Airflow
+#   docker build --target agent -t factory-agents:0.1.0 .          what agents' pods run: the SDK with all of its extras, no Airflow
+#     with --build-arg AGENT_REQUIREMENTS=agent-slim.txt          without models, SQL over windows, and warehouses but PostgreSQL
 #   docker build --target project -t my-agents:1 .                 the same with this repository's include/, which its DAGs read
 #   docker build --target airflow -t airflow-factory:0.1.0 .       Airflow with the provider: scheduler, triggerer, workers
 # Your own agents: FROM factory-agents:0.1.0, COPY my_agent.py /opt/agents/, and name them my_agent:function in the DAG.
+# More libraries: USER 0, RUN pip install …, USER 65532:65532.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 # The tools that build, which no image keeps. Stages stand in the order of need: a classic build runs all that come before its target.
@@ -18,15 +20,17 @@ RUN uv build --quiet --no-build-isolation --python /tools/bin/python --wheel --o
 
 # What is installed comes before our own sources: a change of them downloads nothing again.
 FROM tools AS agent-venv
-COPY requirements/agent.txt requirements/
+ARG AGENT_REQUIREMENTS=agent.txt
+COPY requirements/${AGENT_REQUIREMENTS} requirements/agent.txt
 RUN python -m venv --without-pip /opt/factory \
     && uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --require-hashes --requirement requirements/agent.txt
 COPY --from=agent-wheel /wheels /wheels
 RUN uv pip install --quiet --no-cache --compile-bytecode --python /opt/factory --no-deps /wheels/factory_agents-*.whl
 
-# Unprivileged by number (runAsNonRoot can tell), and at ease with a read-only root: it writes to /tmp only.
+# Unprivileged by number (runAsNonRoot can tell), and at ease with a read-only root: it writes to /tmp only. The base's pip installs to
+# where the agents look.
 FROM ${PYTHON_IMAGE} AS agent
-ENV PATH=/opt/factory/bin:$PATH PYTHONPATH=/opt/agents PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV PATH=/opt/factory/bin:$PATH PIP_PYTHON=/opt/factory PYTHONPATH=/opt/agents PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 COPY --from=agent-venv /opt/factory /opt/factory
 WORKDIR /opt/agents
 USER 65532:65532
@@ -49,7 +53,8 @@ RUN uv build --quiet --no-build-isolation --python /tools/bin/python --wheel --o
 
 FROM ${PYTHON_IMAGE} AS airflow
 # A user's name, which Airflow wants for all that it starts: the number has none, and a cluster may choose another.
-ENV PATH=/opt/factory/bin:$PATH PYTHONUNBUFFERED=1 AIRFLOW_HOME=/opt/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False HOME=/opt/airflow USER=airflow
+ENV PATH=/opt/factory/bin:$PATH PIP_PYTHON=/opt/factory PYTHONUNBUFFERED=1 HOME=/opt/airflow USER=airflow \
+    AIRFLOW_HOME=/opt/airflow AIRFLOW__CORE__LOAD_EXAMPLES=False
 COPY --from=airflow-venv /opt/factory /opt/factory
 WORKDIR /opt/airflow
 # As in the official image, whose chart calls /entrypoint: `bash -c …` and the like as they are, all else as a command of Airflow.

@@ -109,6 +109,7 @@ lock: $(READY) ## renew the locked requirements (UPGRADE= only adds what is new)
 		--output-file requirements/airflow-oldest.txt
 	printf 'uv\nhatchling\n' | $(COMPILE) --constraints requirements/airflow-newest.txt --output-file requirements/tools.txt -
 	$(COMPILE) --constraints requirements/airflow-newest.txt --extra bigquery --extra files --extra iceberg --extra llm --extra metrics --extra postgres --extra registry --extra snowflake --extra sql --extra temporal --extra tracing --output-file requirements/agent.txt agents/pyproject.toml
+	$(COMPILE) --constraints requirements/agent.txt --extra files --extra metrics --extra postgres --extra registry --extra temporal --extra tracing --output-file requirements/agent-slim.txt agents/pyproject.toml
 	$(COMPILE) --constraints requirements/airflow-newest.txt --extra postgres --extra openlineage \
 		--no-emit-package factory-agents --no-emit-package airflow-provider-factory --output-file requirements/airflow.txt pyproject.toml
 

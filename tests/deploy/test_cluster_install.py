@@ -108,7 +108,7 @@ def test_airflows_release_fits_the_image() -> None:
     assert hasattr(importlib.import_module(module), name)
     assert "apache-airflow-providers-fab" in (ROOT / "requirements/airflow.txt").read_text() or not values["createUserJob"]["enabled"]
     keys = {values[name] for name in ("apiSecretKeySecretName", "fernetKeySecretName", "jwtSecretName")}
-    assert keys == {"airflow-metadata"}  # those that the chart makes are others after each upgrade: tasks under way end, users are logged out
+    assert keys == {"airflow-metadata"}  # the chart would make others with each upgrade, which restarts its scheduler
     assert values["migrateDatabaseJob"]["useHelmHooks"] is False  # `helm --wait` runs hooks after what waits for the migration is ready
 
 

@@ -94,9 +94,10 @@ def runs(bootstrap: str, prefix: str, topic: Any, admin: AdminClient) -> Iterato
 
 def test_the_hourly_pipeline_deferred_lands_the_same_rows_as_with_processes(airflow: RunningAirflow, cluster: TestCluster) -> None:
     tables = {PIPELINE: "by_pods", "as_processes": "by_processes"}
-    for dag, table in tables.items():
+    for dag in tables:
         airflow.unpause(dag)
-        run_id = airflow.trigger(dag, NINE, table=table)
+    runs = {dag: airflow.trigger(dag, NINE, table=table) for dag, table in tables.items()}
+    for dag, run_id in runs.items():
         airflow.wait_run(dag, run_id, patience=240)
         airflow.wait_runs(dag, 1)  # the schedule's own run too
     by_pods, by_processes = (airflow.rows(f"SELECT event_id, repo, path, language FROM {t} ORDER BY event_id") for t in tables.values())

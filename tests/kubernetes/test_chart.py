@@ -8,6 +8,7 @@ import bisect
 import functools
 import json
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from lint_deploy import combinations, definition_documents, is_custom, render
 from factory_agents.kafka.lag import group_lag
 from factory_agents.sandbox import Sandbox
 from tests.support.brokers import Brokers, three_brokers
-from tests.support.cluster import IMAGE, TestCluster
+from tests.support.cluster import IMAGE, RESTART_KUBELET, TestCluster
 from tests.support.helm import HELM, Release
 from tests.support.prometheus import PROGRAM, prometheus
 from tests.support.proxy import Proxy
@@ -46,6 +47,18 @@ def check(event):
     if not event.get("enriched"):
         raise Reject("it was not enriched", rule="enriched")
     return event
+"""
+FILL_MEMORY = """
+import os
+
+held = os.memfd_create("held")  # belongs to no process, so that the largest one goes: the agent
+while True:
+    os.write(held, bytes(2**20))
+"""
+FILL_DISK = """
+with open("/tmp/fill", "wb") as file:
+    for _ in range(1100):
+        file.write(bytes(2**20))
 """
 RATE = int(os.environ.get("FACTORY_TEST_RATE", "2000"))
 """Events a second while versions change."""
@@ -300,15 +313,15 @@ def test_an_upgrade_a_rollback_and_a_lost_broker_under_load_lose_and_double_noth
     assert_exact(site, raw, loaded, load)
 
 
-def assert_exact(site: Site, raw: str, loaded: str, load: Load) -> None:
-    """All that was sent came out, once, and within fifteen seconds."""
+def assert_exact(site: Site, raw: str, loaded: str, load: Load, *, but: str = "") -> None:
+    """All that was sent came out, once, and within fifteen seconds, but for the part in which there was no agent."""
     wait_for(lambda: not any(p.lag for p in group_lag(site.runs.config, f"factory.enrich.{raw}")), "the agents to be done", 120)
     went = site.stamped(loaded)
     assert load.arrived == load.sent
     assert sorted(id_ for id_, _, _ in went) == list(range(load.sent))  # 0 lost, 0 doubled
     worst = load.delays(went)
     print(f"{load.sent} events at {RATE} a second; the slowest: {', '.join(f'{of} {delay:.1f} s' for of, delay in worst.items())}")
-    assert max(worst.values()) < 15
+    assert max(delay for of, delay in worst.items() if of != but) < 15
 
 
 @pytest.mark.soak
@@ -331,6 +344,61 @@ def test_versions_hand_over_to_each_other_under_load(site: Site) -> None:
     release.uninstall()
 
 
+@pytest.mark.soak  # it closes the node to whatever else runs on it
+def test_a_node_under_pressure_costs_a_pause_and_nothing_else(site: Site) -> None:
+    """A member out of memory, one that the kubelet evicts, a drained node, one that none may stay on, a kubelet that dies."""
+    raw, loaded, release = site.topic("pressed"), site.topic("pressed-out"), site.release("pressed")
+    release.upgrade(site.values(raw, loaded))
+    cluster = site.cluster
+
+    def pod(name: str) -> Any:
+        return cluster.core.read_namespaced_pod(name, cluster.namespace)
+
+    def four(besides: set[str]) -> set[str]:
+        wait_for(lambda: len(site.pods("pressed").keys() - besides) == 4, f"four ready agents, none of {besides}", 180)
+        return set(site.pods("pressed"))
+
+    now = four(set())
+    with Load(site.runs, raw) as load:
+        load.begin("out of memory")
+        first = min(now)
+        cluster.execute(first, FILL_MEMORY)
+        wait_for(lambda: pod(first).status.container_statuses[0].restart_count == 1, "the container to be started again", 120)
+        assert pod(first).status.container_statuses[0].last_state.terminated.reason == "OOMKilled"
+        assert four(set()) == now  # the same pods
+
+        load.begin("evicted by the kubelet")
+        cluster.execute(first, FILL_DISK)
+        wait_for(lambda: pod(first).status.reason == "Evicted", "the kubelet to evict the pod", 120)
+        now = four({first})
+
+        load.begin("drained")
+        with cluster.tainted("NoSchedule"):
+            first, second, *_ = sorted(now)
+            cluster.evict(first)
+            with pytest.raises(client.ApiException, match="disruption budget"):
+                cluster.evict(second)
+            load.wait(5)
+            assert set(site.pods("pressed")) == now - {first}  # three go on with all of it
+        now = four({first})
+
+        load.begin("none may stay")
+        load.wait(2)  # what has just come waits with what is to come
+        with cluster.tainted("NoExecute"):
+            wait_for(lambda: not site.pods("pressed"), "every agent to be evicted", 120)
+        now = four(now)
+        load.begin("back again")
+        load.wait(2)
+
+        if RESTART_KUBELET:
+            load.begin("the kubelet dies")
+            subprocess.run(RESTART_KUBELET, shell=True, check=True, capture_output=True, executable="/bin/bash")
+            load.wait(5)
+            assert four(set()) == now
+    assert_exact(site, raw, loaded, load, but="none may stay")
+    release.uninstall()
+
+
 def _rollout(site: Site, *arguments: str) -> Any:
     return site.pipelines.factory.ok("rollout", *arguments, "--prefix", site.runs.prefix, "--json").data
 
@@ -339,13 +407,9 @@ def test_an_eviction_beyond_the_budget_is_refused(site: Site, live: tuple[Releas
     wait_for(lambda: len(site.pods("live")) == 4, "four ready agents", 120)
     first, second, *_ = sorted(site.pods("live"))
 
-    def evict(name: str) -> None:
-        body = client.V1Eviction(metadata=client.V1ObjectMeta(name=name, namespace=site.cluster.namespace))
-        site.cluster.core.create_namespaced_pod_eviction(name, site.cluster.namespace, body)
-
-    evict(first)
+    site.cluster.evict(first)
     with pytest.raises(client.ApiException) as refused:
-        evict(second)
+        site.cluster.evict(second)
     assert refused.value.status == 429
     assert "disruption budget" in str(refused.value.body)
     wait_for(lambda: len(site.pods("live")) == 4, "a pod in its place", 120)
@@ -358,7 +422,7 @@ def test_scaling_takes_the_number_of_replicas_over_and_leaves_it(site: Site) -> 
     release, raw = site.release("scaled"), site.topic("scaled")
     values = site.values(raw, site.topic("scaled-out"))
     enrich = {**values["agents"]["enrich"], "replicas": 2}
-    scaled = [{**enrich, "scaling": {"by": "hpa", "minReplicas": least}} for least in (1, 3)]
+    scaled = [{**enrich, "scaling": {"by": "hpa", "minReplicas": least, "maxReplicas": most}} for least, most in ((1, 4), (3, 4), (3, 5))]
 
     def replicas() -> int:
         deployment = client.AppsV1Api(site.cluster.api).read_namespaced_deployment("scaled-enrich", site.cluster.namespace)
@@ -369,7 +433,7 @@ def test_scaling_takes_the_number_of_replicas_over_and_leaves_it(site: Site) -> 
         assert replicas() == 2
     release.upgrade({**values, "agents": {"enrich": scaled[1]}})
     wait_for(lambda: replicas() == 3, "the scaler to go up to its least", 120)
-    release.upgrade({**values, "agents": {"enrich": scaled[1]}, "env": {"RELEASE": "two"}})
+    release.upgrade({**values, "agents": {"enrich": scaled[2]}})
     assert replicas() == 3
     with pytest.raises(AssertionError, match=r"conflict with .kube-controller-manager. with subresource .scale."):
         release.upgrade({**values, "agents": {"enrich": enrich}})

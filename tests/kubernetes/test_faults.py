@@ -32,9 +32,7 @@ def test_a_pod_deleted_without_grace(one: OneAgent) -> None:
 
 def test_a_pod_evicted(one: OneAgent) -> None:
     def evict() -> None:
-        pod = one.wait_working()
-        body = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod.metadata.name))
-        one.cluster.core.create_namespaced_pod_eviction(pod.metadata.name, one.cluster.namespace, body)
+        one.cluster.evict(one.wait_working().metadata.name)
 
     one.assert_exact(one.run(*FIRST_TRY_SLOW, arguments=f"{TRY}, termination_grace_period=10", meanwhile=evict), tries=2)
 

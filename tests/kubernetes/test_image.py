@@ -139,6 +139,11 @@ def test_it_is_built_to_run_without_rights(image: Image) -> None:
     assert not settings.get("Volumes")
 
 
+def test_what_pip_adds_is_found_by_what_it_runs(image: Image) -> None:
+    listed = _docker("run", "--rm", *UNPRIVILEGED, "--entrypoint", "pip", TAG, "list", "--format=freeze", "--disable-pip-version-check")
+    assert re.search(r"^factory-agents==", listed, re.MULTILINE), listed
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("user", ["50000:0", "1000690000:0"], ids=["its own", "any"])
 @pytest.mark.parametrize("image", ["airflow"], indirect=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -11,13 +10,10 @@ import pytest
 
 from tests.kubernetes.conftest import OneAgent
 from tests.kubernetes.dags import FIRST_TRY_SLOW, TRY
-from tests.support.cluster import KUBECONFIG
+from tests.support.cluster import KUBECONFIG, RESTART_KUBELET
 from tests.support.proxy import through_proxy
 
 pytestmark = pytest.mark.timeout(600)
-
-RESTART_KUBELET = os.environ.get("FACTORY_TEST_RESTART_KUBELET", "")
-"""A command that kills the node's kubelet and starts it again; only whoever runs the cluster can say it."""
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])

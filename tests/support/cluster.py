@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from kubernetes import client, config
+from kubernetes import client, config, stream
 
 from tests.support.waiting import wait_for
 
@@ -20,7 +22,11 @@ KUBECONFIG = os.environ.setdefault("FACTORY_TEST_KUBECONFIG", os.environ.pop("KU
 IMAGE = os.environ.get("FACTORY_TEST_IMAGE", "factory-agents:test")
 """The Dockerfile's target ``project``, already in the cluster."""
 
+RESTART_KUBELET = os.environ.get("FACTORY_TEST_RESTART_KUBELET", "")
+"""A command that kills the node's kubelet and starts it again; only whoever runs the cluster can say it."""
+
 LIVE = ("Pending", "Running")
+TAINT = "factory-test"
 
 
 def _api() -> client.ApiClient:
@@ -132,3 +138,29 @@ class TestCluster:
 
     def delete(self, pod: Any, grace: int | None = None) -> None:
         self.core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=grace)
+
+    def evict(self, name: str) -> None:
+        """Ask for an eviction, as a drain does."""
+        body = client.V1Eviction(metadata=client.V1ObjectMeta(name=name, namespace=self.namespace))
+        self.core.create_namespaced_pod_eviction(name, self.namespace, body)
+
+    def execute(self, name: str, program: str) -> str:
+        """What a Python program says that runs in a pod's container; cut short where the container ends."""
+        command = ["python", "-c", program]
+        core = client.CoreV1Api(_api())  # one that a stream may take over
+        run = core.connect_get_namespaced_pod_exec
+        return str(stream.stream(run, name, self.namespace, command=command, stdout=True, stderr=True, stdin=False, tty=False))
+
+    @contextlib.contextmanager
+    def tainted(self, effect: str) -> Iterator[None]:
+        """Every node is closed to pods for as long as this lasts; what runs there goes (``NoExecute``) or stays (``NoSchedule``)."""
+        self._taint({"key": TAINT, "effect": effect})
+        try:
+            yield
+        finally:
+            self._taint()
+
+    def _taint(self, *ours: dict[str, str]) -> None:
+        for node in self.core.list_node().items:
+            others = [{"key": t.key, "value": t.value, "effect": t.effect} for t in node.spec.taints or () if t.key != TAINT]
+            self.core.patch_node(node.metadata.name, {"spec": {"taints": [*others, *ours] or None}})
