@@ -122,7 +122,7 @@ def test_no_environment_holds_a_secret_nor_a_default_for_one(loaded: dict[str, A
 
 
 def test_no_secret_can_get_into_an_images_history() -> None:
-    """No argument but the base and the list of what is installed, no secret in an environment, and nothing copied that the repository doesn't name."""
+    """No argument but the base and what is installed, no secret in an environment, nothing copied that the repository doesn't name."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^ARG (\w+)", dockerfile, re.MULTILINE) == ["PYTHON_IMAGE", "AGENT_REQUIREMENTS"]
     assert not re.search("PASSWORD|SECRET|TOKEN|API_KEY|CREDENTIAL", dockerfile)
