@@ -109,6 +109,8 @@ def _handler(collector: Collector) -> type[BaseHTTPRequestHandler]:
             self.send_response(collector.answer)
             self.send_header("Content-Type", "application/x-protobuf")
             self.send_header("Content-Length", str(len(answer)))
+            if 300 <= collector.answer < 400:
+                self.send_header("Location", self.path)
             self.end_headers()
             self.wfile.write(answer)
 

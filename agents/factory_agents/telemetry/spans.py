@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from factory_agents.errors import StoppedError
+from factory_agents.errors import StoppedError, UnavailableError
 from factory_agents.telemetry.observer import Batch, Commit, Done, Observer, Subject
 from factory_agents.telemetry.trace_context import TRACEPARENT, TraceContext, parse_traceparent
 from factory_agents.telemetry.tracing import collector_address
@@ -321,7 +321,7 @@ class _WarnsOnce(SpanExporter):
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-            self._exporter = OTLPSpanExporter()
+            self._exporter = OTLPSpanExporter(session=_session())
         except Exception as error:  # of a setting that it doesn't take
             self._warn(f"{type(error).__name__}: {error}")
 
@@ -330,7 +330,10 @@ class _WarnsOnce(SpanExporter):
         self.load().join()
         if self._exporter is None:
             return SpanExportResult.FAILURE
-        result = self._exporter.export(spans)
+        try:
+            result = self._exporter.export(spans)
+        except Exception as error:
+            self._reason.text, result = f"{type(error).__name__}: {error}", SpanExportResult.FAILURE
         if result is not SpanExportResult.SUCCESS:
             self._warn(self._reason.text or "it doesn't take them")
         return result
@@ -356,6 +359,23 @@ class _WarnsOnce(SpanExporter):
                 return
             self._warned = True
         log.warning("traces do not reach %s: %s; the work goes on without them", collector_address(os.environ), reason)
+
+
+def _session() -> Any:
+    """What the SDK's exporter asks by, unless a setting says that: for the SDK a redirect, which it doesn't follow, is success."""
+    if any(name.startswith("OTEL_PYTHON_EXPORTER_OTLP_HTTP_") and name.endswith("CREDENTIAL_PROVIDER") for name in os.environ):
+        return None
+    import requests
+
+    session = requests.Session()
+    session.hooks["response"].append(_refuse_redirect)
+    return session
+
+
+def _refuse_redirect(response: Any, *_: object, **__: object) -> None:
+    if 300 <= response.status_code < 400:
+        response.close()
+        raise UnavailableError(f"it answers {response.status_code}, a redirect: name the address that it leads to")
 
 
 class _LastWord(logging.Filter):

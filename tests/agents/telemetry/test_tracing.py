@@ -135,13 +135,15 @@ def test_the_service_has_a_name_unless_it_is_given_one(collector: Collector, mon
         assert collector.spans[-1].service == service
 
 
-@pytest.fixture(params=["refuses", "hangs", "is never reached", "is away", "is overloaded"])
+@pytest.fixture(params=["refuses", "hangs", "is never reached", "is away", "is overloaded", "sends on"])
 def down(request: pytest.FixtureRequest, collector: Collector) -> Iterator[str]:
     """The address of a collector that takes nothing."""
     if request.param == "refuses":
         collector.answer = 401
     elif request.param == "is overloaded":
         collector.answer = 503
+    elif request.param == "sends on":  # to itself, for ever
+        collector.answer = 307
     elif request.param == "hangs":
         collector.hang = threading.Event()
     elif request.param == "is away":
