@@ -199,7 +199,7 @@ def test_a_pipeline_is_exact_and_its_commands_say_what_is_wrong_whatever_brokers
         assert max(numbers.values()) == 1
         for name in (table, f"{table}_w"):
             wait_for(lambda name=name: rows(connection, name) == fleet.sent, f"all rows in {name}", 120)  # type: ignore[misc]
-        assert not ended
+        assert {code for *_, code in ended} <= ({_RETRY} if happens is all_gone else set())  # which may take longer than anybody waits
         assert {a[1] for a in commands.answers} <= {0, _RETRY}
         assert not [text for text in said if len(text.splitlines()) != 1]
 

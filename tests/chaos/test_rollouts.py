@@ -188,12 +188,12 @@ def flip(control: Control, rnd: random.Random) -> tuple[float, Route, Route]:
     ],
 )
 def test_versions_that_are_flipped_and_killed_lose_double_and_reorder_nothing(
-    runs: Runs, flips: int, kills: int, members: int, pause: float
+    runs: Runs, tmp_path: Path, flips: int, kills: int, members: int, pause: float
 ) -> None:
     rnd = random.Random(f"{flips}")
     source = runs.topic("in", partitions=PARTITIONS)
     out = runs.topic("out", partitions=PARTITIONS, message_timestamp_type="LogAppendTime")
-    fleet = Fleet(runs, source, out, programs={"v2": "calls"})  # with calls in flight at each flip, kill and commit
+    fleet = Fleet(runs, source, out, programs={"v2": "calls"}, log=tmp_path / "log")  # with calls in flight at each flip, kill and commit
     orders: list[tuple[float, Route, Route]] = []
     control = Control(runs.config, runs.cluster, prefix=runs.prefix, group=fleet.group)
     try:

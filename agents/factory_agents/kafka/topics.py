@@ -317,8 +317,11 @@ class Cluster:
                     del wanted[tp]
                 except _NO_ANSWER as error:
                     failed.append(error)
-            if failed:
-                raise max(failed, key=lambda error: _code(error) not in _PASSING | unsettled)
+            try:
+                if failed:
+                    raise max(failed, key=lambda error: _code(error) not in _PASSING | unsettled)
+            finally:
+                failed.clear()  # an error would keep itself, and this cluster
 
         if wanted:
             self._asked_of(f"offsets of topic {topic!r}", ask, unsettled, topic=f"DESCRIBE on topic {topic!r}")

@@ -177,18 +177,14 @@ class TransactionalWriter:
 
         The client may wait for ever for a group's coordinator that has died (librdkafka #5456, #5511), whatever time-out it is given. So a
         thread asks it, which is left behind with its producer after some seconds: twice as many each time, since the coordinator may be
-        slow, and at most half the time that the transaction has.
+        slow, and at most half the time that the transaction has. (The producer is no variable here: an error would keep it, with its
+        threads and its sockets, until the next garbage collection.)
         """
-        producer, patience = self.producer, min(self._patience, self.timeout_ms / 2000)
+        patience = min(self._patience, self.timeout_ms / 2000)
         failed: list[BaseException] = []
-
-        def send() -> None:
-            try:
-                producer.send_offsets_to_transaction(list(offsets), membership, patience)
-            except BaseException as error:
-                failed.append(error)
-
-        asking = threading.Thread(target=send, name="offsets", daemon=True)
+        asking = threading.Thread(
+            target=_send_offsets, args=(self.producer, list(offsets), membership, patience, failed), name="offsets", daemon=True
+        )
         asking.start()
         asking.join(patience + 1)
         if asking.is_alive():
@@ -198,7 +194,7 @@ class TransactionalWriter:
             raise ChunkAbortedError(cause, refused=False)
         try:
             if failed:
-                raise failed[0]
+                raise failed.pop()
             self._patience = _OFFSETS_SECONDS
         except KafkaException as error:
             if unauthorized(error):
@@ -357,6 +353,13 @@ class TransactionalWriter:
         self._producer = None
         self._errors = []
         self.open_since = None
+
+
+def _send_offsets(producer: Producer, offsets: list[TopicPartition], membership: Any, patience: float, failed: list[BaseException]) -> None:
+    try:
+        producer.send_offsets_to_transaction(offsets, membership, patience)
+    except BaseException as error:
+        failed.append(error.with_traceback(None))
 
 
 def _bytes(value: Any) -> bytes | None:

@@ -177,6 +177,19 @@ def test_a_client_goes_with_its_threads_and_sockets_without_the_garbage_collecto
         gc.enable()
 
 
+def test_a_question_that_fails_keeps_no_client(bootstrap: str) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        before = tasks_and_sockets()
+        for _ in range(3):
+            with pytest.raises((ConfigurationError, UnavailableError), match="nowhere"):
+                Cluster(KafkaConfig(bootstrap), timeout=1).high_watermark("nowhere", [0])
+        wait_for(lambda: tasks_and_sockets() <= before, "the clients' threads to end")
+    finally:
+        gc.enable()
+
+
 @pytest.mark.soak
 def test_a_process_that_asked_for_a_group_during_an_outage_survives_its_end(own_sandbox: Sandbox) -> None:
     """The coordinator answers a question that nobody waits for any more."""

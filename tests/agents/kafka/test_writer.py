@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -10,12 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from factory_agents.errors import DeadlineError, FencedError, StoppedError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
+from tests.support.process_resources import tasks_and_sockets
 from tests.support.runs import Runs
+from tests.support.waiting import wait_for
 
 RETRIABLE = KafkaException(KafkaError(KafkaError._TIMED_OUT, "not yet", False, True, False))
 FATAL = KafkaException(KafkaError(KafkaError._FENCED, "fenced", True, False, False))
@@ -201,3 +204,27 @@ def test_an_unreachable_broker_is_given_up_on_stop() -> None:
     made = TransactionalWriter(KafkaConfig("127.0.0.1:1"), "id", stop=stop.is_set)
     with pytest.raises(UnavailableError):
         made.open(time.monotonic() + 1)
+
+
+def test_positions_that_are_refused_keep_no_producer(runs: Runs) -> None:
+    """Not until the next garbage collection: brokers that come and go would leave one behind each time."""
+    topic, group = runs.topic("in", partitions=1), f"{runs.prefix}.group"
+    consumer = runs.config.consumer(group_id=group)
+    consumer.subscribe([topic])
+    wait_for(lambda: (consumer.poll(0.1), consumer.assignment())[1], "the consumer to join")
+    membership = consumer.consumer_group_metadata()
+    consumer.close()
+    gc.collect()
+    gc.disable()
+    try:
+        before = tasks_and_sockets()
+        for _ in range(3):
+            writer = TransactionalWriter(runs.config, runs.prefix, known_topic=topic)
+            writer.open(time.monotonic() + 30)
+            writer.begin()
+            with pytest.raises((ChunkAbortedError, FencedError)):
+                writer.send_offsets([TopicPartition(topic, 0, 1)], group, membership)
+            writer.close()
+        wait_for(lambda: tasks_and_sockets() <= before, "the producers' threads to end")
+    finally:
+        gc.enable()
