@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, SHUT_RDWR
 from socketserver import TCPServer
 from typing import Any, TypeAlias
 
@@ -93,6 +95,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self.address_family = AF_INET6 if ":" in address[0] else AF_INET
         self._free = threading.BoundedSemaphore(_AT_ONCE)
+        self._since: dict[Any, float] = {}
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
@@ -101,17 +104,23 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = (str(self.server_address[0]), int(self.server_address[1]))
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Whoever comes while too many are served is sent away."""
+        """Whoever comes while too many are served is sent away, and with them those who take too long to say what they want."""
         if self._free.acquire(blocking=False):
+            self._since[request] = time.monotonic()
             super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+            return
+        for served, since in list(self._since.items()):
+            if time.monotonic() > since + 2 * _SECONDS:
+                with suppress(OSError):
+                    served.shutdown(SHUT_RDWR)  # its thread sees the end and closes it
+        self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """In a thread of its own."""
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._since.pop(request, None)
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -216,6 +216,22 @@ class TestClientsThatMeanNoGood:
             for connection in silent:
                 connection.close()
 
+    def test_clients_that_say_what_they_want_a_letter_at_a_time_are_dropped_too(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        slow = [socket.create_connection((host, int(port))) for _ in range(100)]
+
+        def served() -> bool:
+            for connection in slow:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b"G")
+            return self.raw(address, b"GET /metrics HTTP/1.0\r\n\r\n").endswith(b"fine\n")
+
+        try:
+            wait_for(served, "an answer", 30)
+        finally:
+            for connection in slow:
+                connection.close()
+
 
 def test_its_kafka_settings_are_those_of_the_command(offline: Command) -> None:
     assert "KAFKA_BOOTSTRAP" in offline("metrics", "serve", KAFKA_BOOTSTRAP="").error
