@@ -146,6 +146,9 @@ class Cluster:
         while True:
             try:
                 return future.result(0.2)
+            except KafkaException as error:
+                # the future keeps its error, which would keep who asked for it, this cluster and its client
+                raise KafkaException(error.with_traceback(None).args[0]) from None
             except (FutureTimeoutError, TimeoutError):
                 self.admin.poll(0)
                 if self._refused:
