@@ -66,7 +66,7 @@ def _place(row: PartitionLag) -> Place:
 
 def _matching(pattern: str, flag: str) -> Callable[[str], bool]:
     try:
-        compiled = re.compile(pattern)
+        compiled = re.compile(pattern, re.DOTALL)
     except re.error as error:
         raise ConfigurationError(f"{flag}: {pattern!r} is not a regular expression: {error}") from None
     return lambda name: compiled.fullmatch(name) is not None

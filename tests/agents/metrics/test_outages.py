@@ -160,6 +160,26 @@ def test_a_ledger_that_is_made_again_is_counted_from_its_beginning(runs: Runs, a
         again.close()
 
 
+def test_groups_are_told_of_whatever_they_are_called(runs: Runs) -> None:
+    source = runs.topic("in", partitions=1)
+    runs.produce(source, events(7))
+    names = [
+        f"{runs.prefix}{name}" for name in ('a"b', "new\nline", "back\\slash", '{x="y"} 1', "日本", "}\n# EOF\n", "x\r\ny", "\x01", "", " ")
+    ]
+    for name in names:
+        consumer = Consumer({"bootstrap.servers": runs.bootstrap, "group.id": name, "log_level": 0})
+        consumer.commit(offsets=[TopicPartition(source, 0, 2)], asynchronous=False)
+        consumer.close()
+    server = MetricsServer(runs.config, listen="0", prefix=runs.prefix, every=0.2, lag=LagChoice(topics=source))
+    server.start()
+    try:
+        wait_for(lambda: value(scrape(server.address), "factory_metrics_up", part="lag"), "the lag")
+        told = {dict(labels)["group"]: lag for (of, labels), lag in scrape(server.address).items() if of == "kafka_consumer_lag"}
+        assert told == dict.fromkeys(names, 5)
+    finally:
+        server.close()
+
+
 class TestClientsThatMeanNoGood:
     """The small server answers everybody else meanwhile."""
 
