@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from factory_agents.errors import DataLossError, FactoryError, UnavailableError, UnreadableBatchError
+from factory_agents.errors import ConfigurationError, DataLossError, FactoryError, UnavailableError, UnreadableBatchError
 from factory_agents.kafka.config import KafkaConfig, is_transient, kafka_error, unauthorized
 from factory_agents.kafka.fetch import UNREADABLE, BoundedConsumer
 from factory_agents.kafka.messages import Message
@@ -23,6 +23,7 @@ from factory_agents.telemetry import fields
 
 __all__ = [
     "SESSION_MS",
+    "TABLE_TAG",
     "TOPIC_TAG",
     "GroupReader",
     "OnPartitions",
@@ -46,6 +47,8 @@ are seen at the next look at the topic: after five minutes, if it were up to the
 """
 TOPIC_TAG = "topic-id:"
 _WRITES_TAG = " writes:"
+TABLE_TAG = "postgres:"
+"""Begins what a group writes to where that is a table; no topic's name has a colon."""
 _error, _partition = methodcaller("error"), methodcaller("partition")
 
 OnPartitions: TypeAlias = Callable[[set[int]], None]
@@ -323,7 +326,12 @@ class GroupReader:
         return {tp.partition: self._start(tp, first[tp.partition], ends.get(tp.partition)) for tp in stands}
 
     def _start(self, tp: TopicPartition, log_start: int, end: int | None) -> Start:
-        """Where a partition is to be read from whose group stands there."""
+        """Where a partition is to be read from whose group stands there. Raises ConfigurationError where the group publishes to a table."""
+        if writes_of(tp.metadata or "").startswith(TABLE_TAG):
+            raise ConfigurationError(
+                f"group {self._group!r} publishes to a table, and would share its records with this agent; give each a group of its own"
+                " (--group)"
+            )
         return decide_start(tp.offset, tp.metadata or "", self.topic.id, log_start, end=end, replaced=self._replaced)
 
     def _stands(self, partitions: list[int]) -> list[TopicPartition]:

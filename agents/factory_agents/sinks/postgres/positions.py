@@ -18,7 +18,7 @@ from confluent_kafka import TopicPartition
 
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.kafka.config import KafkaConfig
-from factory_agents.kafka.group import GroupReader, Start, decide_start, tag_of, topic_id_of, writes_of
+from factory_agents.kafka.group import TABLE_TAG, GroupReader, Start, decide_start, tag_of, topic_id_of, writes_of
 from factory_agents.kafka.topics import Cluster
 from factory_agents.sinks.postgres.ledger import RELATIONS
 from factory_agents.sinks.postgres.names import compose
@@ -53,7 +53,7 @@ _SAME = "(relations IS NOT NULL AND relations <@ {relations})"
 _STANDS = (
     "SELECT partition, topic_id, position, refused, relations IS NOT NULL FROM {positions} WHERE {mine} AND partition = ANY ({partitions})"
 )
-_PLACE, _AT = "postgres:", "@"
+_AT = "@"
 _LATER = 1.0
 
 
@@ -198,9 +198,9 @@ def _position_of(metadata: str) -> int:
 def _target_of(metadata: str) -> tuple[str, str]:
     """What a group writes to, and the database's address if that is a table; empty where its offset doesn't say."""
     writes = writes_of(metadata)
-    if not writes.startswith(_PLACE):
+    if not writes.startswith(TABLE_TAG):
         return writes, ""
-    table, _, address = writes.removeprefix(_PLACE).rpartition(_AT)[0].partition(":")
+    table, _, address = writes.removeprefix(TABLE_TAG).rpartition(_AT)[0].partition(":")
     return unquote(table), unquote(address)
 
 
@@ -270,5 +270,5 @@ class TableReader(GroupReader):
 
     def _tag_of(self, partition: int) -> str:
         return tag_of(
-            self.topic.id, f"{_PLACE}{quote(self.table, safe='.')}:{quote(self.address, safe='')}{_AT}{self.seen.get(partition, 0)}"
+            self.topic.id, f"{TABLE_TAG}{quote(self.table, safe='.')}:{quote(self.address, safe='')}{_AT}{self.seen.get(partition, 0)}"
         )

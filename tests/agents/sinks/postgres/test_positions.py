@@ -11,9 +11,13 @@ from confluent_kafka.admin import NewPartitions
 
 from factory_agents.errors import ConfigurationError, DataLossError
 from factory_agents.kafka.group import tag_of
+from factory_agents.launch import run_agent_live
+from factory_agents.options import AgentSettings
+from factory_agents.runtime.session import RunContext
 from factory_agents.sinks.postgres.positions import Stand, decide_table_start
 from tests.agents.sinks.postgres.test_live import Table
 from tests.support.databases import own_database
+from tests.support.live_work import LiveWork, ending
 from tests.support.runs import Runs, events
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_for
@@ -249,6 +253,21 @@ def test_one_group_publishes_to_one_table(runs: Runs, table: Table, live: str) -
         assert "--group" in str(error)
         first.end()
     other.connection.close()
+
+
+def test_an_agent_that_writes_to_a_topic_is_refused_in_a_group_that_publishes(runs: Runs, table: Table) -> None:
+    """It would have a part of the records, and the table the others."""
+    source = runs.topic("in", partitions=2)
+    runs.produce(source, events(30))
+    group = f"{runs.prefix}.group"
+    with table.publisher(source) as publisher:
+        wait_for(lambda: len(runs.cluster.committed(group, [source])) == 2, "its positions")
+        publisher.end()
+    given = AgentSettings(in_topic=source, out_topic=runs.topic("out"), group=group, prefix=runs.prefix)
+    with ending(LiveWork(lambda stop: run_agent_live(RunContext(runs.config, stop=stop), "enrich", given).counts)) as agent:
+        agent.wait()
+    assert isinstance(agent.error, ConfigurationError)
+    assert "publishes to a table" in str(agent.error)
 
 
 def test_one_group_publishes_to_one_database_unless_the_positions_move_with_the_table(
