@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)  # a busy machine builds Airflow in a quarter of an hour
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = shlex.split(os.environ.get("FACTORY_TEST_DOCKER", ""))
