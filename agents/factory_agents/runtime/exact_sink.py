@@ -28,7 +28,7 @@ from factory_agents.runtime.sink_horizon import Horizons, horizons_key, is_below
 __all__ = ["ExactSink", "exact", "pauses"]
 
 _T = TypeVar("_T")
-_PART_BYTES = 48 * 1024 * 1024
+_PART_BYTES = 40 * 1024 * 1024
 """Memory that is gathered for one part."""
 _PAUSE, _LONGEST_PAUSE = 0.1, 32.0
 _FORGOTTEN_AT_ONCE = 200

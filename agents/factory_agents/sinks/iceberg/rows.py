@@ -135,16 +135,29 @@ def joined(parts: Sequence[Keys]) -> Keys:
     some = [part for part in parts if len(part)] or list(parts[:1])
     if len(some) == 1:
         return some[0]
-    return Keys(*(pa.concat_arrays([getattr(part, name) for part in some]) for name in Keys.__struct_fields__))
+    keys, ranks = (pa.concat_arrays([getattr(part, name) for part in some]) for name in ("keys", "ranks"))
+    alike = all(part.first is part.keys for part in some)  # keys of one column, once
+    return Keys(keys, keys if alike else pa.concat_arrays([part.first for part in some]), ranks)
 
 
 def has_twice(parts: Sequence[Keys]) -> bool:
-    """Whether a key is there twice; ranks, which are most of what is held of a key, are not looked at."""
+    """Whether a key is there twice.
+
+    Texts are told apart by a hash of 31 bits, which is sorted in a third of the time and of the memory; those that share one are compared.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
+    from pyiceberg_core.transform import bucket
 
-    keys = parts[0].keys if len(parts) == 1 else pa.concat_arrays([part.keys for part in parts])
-    return len(pc.unique(keys)) < len(keys)
+    keys = pa.chunked_array([part.keys for part in parts])
+    hashed = pa.types.is_large_string(keys.type) or pa.types.is_large_binary(keys.type)
+    numbers = pa.chunked_array([bucket(chunk, 2**31 - 1) for chunk in keys.chunks]) if hashed else keys
+    ordered = numbers.take(pc.sort_indices(numbers)).combine_chunks()
+    shared = ordered.slice(1).filter(pc.equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0))))
+    if not hashed or not len(shared):
+        return len(shared) > 0
+    some = keys.filter(pc.is_in(numbers, value_set=shared))
+    return len(pc.unique(some)) < len(some)
 
 
 def newest(keys: Keys) -> pa.Array | None:

@@ -72,6 +72,8 @@ class IcebergSink(LedgerSink):
         self._catalog: Catalog | None = None
         self._spec = TableSpec()
         self._staged: dict[int, _Staged] = {}
+        self._repeats = False
+        """Whether a part had a key twice. Where none does, only all of them together are looked through."""
         self._unnamed: set[str] = set()
         """Files that no commit was asked to take."""
 
@@ -159,21 +161,27 @@ class IcebergSink(LedgerSink):
 
     def stage(self, part: Part, rows: Rows) -> None:
         """See ``LedgerSink.stage``: the newest row of each key is written to files that no snapshot names yet."""
-        import pyarrow as pa
-
         table, key = self._load(), self._spec.key
         with explained(f"table {self.table}"):
             data = arrow_table(rows, table.schema().as_arrow(), part.publication)
-            keys = keys_of(data, key)
-            chosen = newest(keys) if not self._spec.deletes else None  # a later part may delete the newest and leave another
-            if chosen is not None:
-                data, keys = data.take(chosen), taken(keys, chosen)
             deleted = arrow_table(
                 Rows((*key, RANK), rows.deleted, 0), table.schema().select(*key, RANK, PUBLICATION).as_arrow(), part.publication
             )
-            self._staged[part.number] = _Staged(keys, self._write(table, data), table.spec().spec_id, deleted)
-            del data
-            pa.default_memory_pool().release_unused()
+            self._keep(table, part.number, data, deleted)
+
+    def _keep(self, table: Table, number: int, data: pa.Table, deleted: pa.Table) -> None:
+        import pyarrow as pa
+
+        keys = keys_of(data, self._spec.key)
+        chosen = None
+        if not self._spec.deletes and (not self._staged or self._repeats):  # with deletes a later part may leave an older row
+            chosen = newest(keys)
+            self._repeats = chosen is not None
+        if chosen is not None:
+            data, keys = data.take(chosen), taken(keys, chosen)
+        self._staged[number] = _Staged(keys, self._write(table, data), table.spec().spec_id, deleted)
+        del data
+        pa.default_memory_pool().release_unused()
 
     def _write(self, table: Table, data: pa.Table) -> tuple[DataFile, ...]:
         files = write_rows(table, data)
@@ -220,9 +228,11 @@ class IcebergSink(LedgerSink):
         if deletes.left is not None:
             staged = self._only(table, staged, deletes.left)
         only_adds = self._target.mode == "append" and not (landing.past or landing.stale or self._spec.deletes)
-        new = self._keys_of(table, [] if only_adds else staged)
+        comparing = [] if only_adds else staged
+        tasks = self._touched(table, landing, [*(part.keys for part in comparing), deletes.keys])
+        new = self._keys_of(table, comparing if tasks or len(deletes.keys) else [])  # many keys: no copy is made for nothing
         rows, removed, blocked, standing = _Files(), 0, set[int](), set[int]()
-        for task in self._touched(table, landing, joined([new, deletes.keys])):
+        for task in tasks:
             seen = read_rows(table, task, (*self._spec.key, RANK, PUBLICATION))
             newer_wins = self._target.mode == "upsert"
             found = beside(new, deletes.keys, seen, self._spec.key, landing.past, landing.stale, newer_wins=newer_wins)
@@ -259,25 +269,23 @@ class IcebergSink(LedgerSink):
         if not self._spec.deletes:
             return Deletes(keys_of(told, key), None, sum(len(part.keys) for part in parts), (), told), _Files()
         head, new = table.snapshot_by_name(DELETES), self._keys_of(table, parts)
-        filed = joined([new, keys_of(told, key)])
-        tasks = list(self._touched(table, landing, filed, head.snapshot_id)) if head is not None else []
+        tasks = self._touched(table, landing, [new, keys_of(told, key)], head.snapshot_id) if head is not None else []
         seen = [read_rows(table, task, narrow.names).cast(narrow) for task in tasks]
         deletes = deletes_of(told, new, seen, key, landing.past, landing.stale)
         columns = {name: deletes.rest.column(name).combine_chunks() for name in narrow.names}
         added = self._write(table, filled(table.schema().as_arrow(), columns))
         return deletes, _Files(list(added), [tasks[i].file for i in deletes.replaced])
 
-    def _touched(self, table: Table, landing: Landing, new: Keys, snapshot: int | None = None) -> Iterable[FileScanTask]:
+    def _touched(self, table: Table, landing: Landing, new: Sequence[Keys], snapshot: int | None = None) -> list[FileScanTask]:
         """Files that may hold rows which a landing replaces, or which block it."""
         from pyiceberg.expressions import AlwaysFalse, In, Or
 
         filter_: BooleanExpression = AlwaysFalse()
         if numbers := {*landing.past, *landing.stale}:
             filter_ = In(PUBLICATION, numbers)
-        if len(new) and self._target.mode == "upsert":
+        if any(map(len, new)) and self._target.mode == "upsert":
             filter_ = Or(filter_, _around(self._spec.key, new))
-        found: Iterable[FileScanTask] = table.scan(filter_, snapshot_id=snapshot).plan_files() if filter_ != AlwaysFalse() else ()
-        return found
+        return list(table.scan(filter_, snapshot_id=snapshot).plan_files()) if filter_ != AlwaysFalse() else []
 
     def _check_limit(self, files: Sequence[DataFile]) -> None:
         size, limit = sum(file.file_size_in_bytes for file in files) / _MEGABYTE, self._target.rewrite_limit
@@ -353,16 +361,17 @@ def _with_ranks(table: Table, files: Iterable[DataFile], ranks: pa.Array) -> pa.
     return pa.concat_tables([rows.filter(pc.is_in(rows.column(RANK), value_set=ranks)) for rows in read])
 
 
-def _around(key: Sequence[str], new: Keys) -> BooleanExpression:
+def _around(key: Sequence[str], new: Sequence[Keys]) -> BooleanExpression:
     """What the first column of the key must be, for a file to hold one of the new keys."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyiceberg.expressions import AlwaysTrue, And, GreaterThanOrEqual, In, LessThanOrEqual
 
-    of = new.first.type
+    first = pa.chunked_array([keys.first for keys in new])
+    of = first.type
     if not (pa.types.is_large_string(of) or pa.types.is_integer(of) or pa.types.is_date(of) or pa.types.is_decimal(of)):
         return AlwaysTrue()
-    if len(new) <= _LISTED:
-        return In(key[0], set(new.first.to_pylist()))
-    least, greatest = pc.min_max(new.first).as_py().values()
+    if len(first) <= _LISTED:
+        return In(key[0], set(first.to_pylist()))
+    least, greatest = pc.min_max(first).as_py().values()
     return And(GreaterThanOrEqual(key[0], least), LessThanOrEqual(key[0], greatest))

@@ -83,6 +83,22 @@ class TestUpsert:
         assert (outcome.rows, outcome.written, outcome.duplicates, outcome.older) == (9, 4, 4, 1)
         assert bench.rows("id", "value") == [("a", "v3"), ("kept", "kept"), *((f"only {n}", "x") for n in (1, 2, 3))]
 
+    @pytest.mark.parametrize("parts", ["ab cc d", "aa b cc", "ab ba aa", "aa aa bb", "ab cd ef"])
+    def test_a_key_may_be_twice_in_any_part(self, bench: Bench, monkeypatch: pytest.MonkeyPatch, parts: str) -> None:
+        monkeypatch.setattr("factory_agents.runtime.exact_sink._PART_BYTES", 1)
+        keys = parts.replace(" ", "")
+        newest = {key: f"v{version}" for version, key in enumerate(keys)}
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        version = 0
+        for part in parts.split():
+            sink.write(at([event(key, f"v{version + i}", version + i) for i, key in enumerate(part)]))
+            version += len(part)
+        outcome = sink.commit(rejected=0)
+        sink.close()
+        assert (outcome.rows, outcome.written, outcome.duplicates) == (len(keys), len(newest), len(keys) - len(newest))
+        assert bench.rows("id", "value") == sorted(newest.items())
+
 
 class TestCommits:
     def test_nothing_is_added_to_a_state_that_another_claim_made(self, bench: Bench) -> None:
