@@ -118,8 +118,9 @@ def compile_all(
 
 def compile_each(expressions: Sequence[Expression]) -> Callable[[Getter], list[int]]:
     """One test that says of an event's ``get`` which rules aren't true: the place of one that is false, ``~place`` of one undecided."""
-    compiler = _Compiler("")
-    lines = ["def broken(get):", " found = []"]
+    fields = list(dict.fromkeys(name for e in expressions for name, _, _ in e.fields))
+    compiler = _Compiler("", values={name: f"f{i}" for i, name in enumerate(fields)})
+    lines = ["def broken(get):", *(f" f{i} = get({name!r})" for i, name in enumerate(fields)), " found = []"]
     for i in range(len(expressions)):
         lines += [" try:", f"  if not rule_{i}: found.append({i})", f" except _Exception: found.append({~i})"]
     rules = {f"rule_{i}": compiler.visit(e.tree) for i, e in enumerate(expressions)}
@@ -156,12 +157,12 @@ def _parse(text: str) -> ast.expr:
 class _Compiler:
     """Rewrites an allowed tree so that fields become ``get("field")`` and nothing of Python's own is in reach.
 
-    With ``attributes`` fields become these attributes of the argument.
+    With ``attributes`` fields become these attributes of the argument, with ``values`` these names, which hold their values.
     """
 
-    def __init__(self, text: str, attributes: Mapping[str, str] | None = None) -> None:
+    def __init__(self, text: str, attributes: Mapping[str, str] | None = None, values: Mapping[str, str] | None = None) -> None:
         self.fields: list[tuple[str, int, int]] = []
-        self._attributes = attributes
+        self._attributes, self._values = attributes, values
         self._lines = text.split("\n")
         self._environment: dict[str, Any] = {"__builtins__": {}, "_product": _product, "_modulo": _modulo, "_item": _item}
         self._environment.update({f"_{name}": function for name, function in _FUNCTIONS.items()})
@@ -302,7 +303,7 @@ class _Compiler:
         self.fields.append((name, *self._place(node)))
         if self._attributes is not None:
             return ast.Attribute(ast.Name("get", ast.Load()), self._attributes[name], ast.Load())
-        return self._call("get", ast.Constant(name))
+        return self._call("get", ast.Constant(name)) if self._values is None else ast.Name(self._values[name], ast.Load())
 
     def _call(self, name: str, *arguments: ast.expr) -> ast.expr:
         return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])
