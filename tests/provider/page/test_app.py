@@ -492,7 +492,7 @@ def test_where_kafka_was_never_heard_of_nothing_is_made_up(users: PerDagManager,
     go = threading.Event()
     snapshots = Snapshots(read, every=0.01)
     client = TestClient(create_app(snapshots, Letters(lambda q, s: LetterPage("pending"))), headers={"Sec-Fetch-Site": "same-origin"})
-    client.headers |= {"Authorization": f"Bearer {users.token(f'editor-of-{hourly}')}", "X-Factory-Action": "1"}
+    client.headers.update({"Authorization": f"Bearer {users.token(f'editor-of-{hourly}')}", "X-Factory-Action": "1"})
     seen = [(url, path, body) for (method, path), (url, body) in asked.items() if "static" not in path and "backfill" not in path]
     for error in ("", "no broker answered at nowhere:9"):
         if error:

@@ -181,7 +181,7 @@ def test_a_window_is_closed_when_every_partition_has_passed_its_end(topic: Topic
     name = topic("closing", partitions=2)
     produce(bootstrap, name, 1, 0)
     produce(bootstrap, name, 1, 1, END - timedelta(seconds=5))
-    task = sensor(WindowClosedSensor, topic=name, grace=timedelta(hours=1), deferrable=True)
+    task = sensor(WindowClosedSensor, topic=name, grace=timedelta(days=1), deferrable=True)
     later(lambda: produce(bootstrap, name, 1, 1))
     event = fire(deferred(task))
     assert (event["status"], event["facts"]) == ("met", {"by": "records"})
