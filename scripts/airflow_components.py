@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -18,7 +17,7 @@ from typing import Any
 
 from airflow_env import PYTHON_BIN, ROOT
 
-from factory_agents.sandbox import private
+from factory_agents.sandbox import private, processes
 
 __all__ = ["COMPONENTS", "NEW_FILES_SOON", "Components", "free_port", "loopback_environment"]
 
@@ -43,13 +42,7 @@ _GRACE = 30.0
 
 def free_port(wanted: int = 0) -> int:
     """The port wanted where nobody uses it now, else another that is free."""
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind(("127.0.0.1", wanted))
-        except OSError:
-            s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    return wanted if wanted and processes.is_free("127.0.0.1", wanted) else processes.free_port("127.0.0.1")
 
 
 def loopback_environment(port: int, home: Path, base: str = "") -> dict[str, str]:

@@ -32,7 +32,6 @@ TESTED_WITH = {
     "tests/agents/metrics/test_server.py": ("metrics/lags", "metrics/part", "metrics/positions"),
     "tests/agents/replication/test_replicate.py": (
         "replicate",
-        "replication/envelope",
         "replication/log",
         "replication/pgoutput",
         "replication/runner",
@@ -51,12 +50,11 @@ TESTED_WITH = {
         "sandbox/kafka",
         "sandbox/postgres",
         "sandbox/private",
-        "sandbox/processes",
         "sandbox/state",
         "sandbox/temporal",
     ),
     "tests/agents/sinks/bigquery/test_sink.py": ("sandbox/bigquery", "sinks/bigquery/statements", "sinks/bigquery/warehouse"),
-    "tests/agents/sinks/iceberg/test_sink.py": ("sinks/iceberg/files", "sinks/iceberg/rows", "sinks/iceberg/table"),
+    "tests/agents/sinks/iceberg/test_sink.py": ("sinks/iceberg/files", "sinks/iceberg/table"),
     "tests/agents/sinks/iceberg/test_catalogs.py": ("sinks/iceberg/catalog",),
     "tests/agents/sinks/postgres/test_table.py": ("sinks/postgres/catalog",),
     "tests/agents/sinks/snowflake/test_sink.py": (

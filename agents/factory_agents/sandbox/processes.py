@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from factory_agents.sandbox import private
 _POLL = 0.01  # seconds
 _SLOWEST_POLL = 0.5
 _SHARE = 20
+_FIRST_PORT, _LAST_PORT, _TRIES = 10_000, 30_000, 100  # above are those of Kubernetes' services
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -94,10 +96,33 @@ def wait_until(condition: Callable[[], bool], patience: float) -> bool:
 
 
 def free_port(host: str) -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
+    """A port that was free a moment ago, of those that no outgoing connection is given, so that none takes it before it is used."""
+    given = _given_to_connections()
+    for _ in range(_TRIES):
+        port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT)
+        if port not in given and is_free(host, port):
+            return port
+    with socket.socket() as probe:  # all are given to connections
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there: what its last one has left behind doesn't count, somebody's connection does."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def _given_to_connections() -> range:
+    with contextlib.suppress(OSError, ValueError):
+        first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        return range(int(first), int(last) + 1)
+    return range(49_152, 65_536)
 
 
 def listens(host: str, port: int) -> bool:

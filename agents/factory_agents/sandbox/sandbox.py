@@ -18,7 +18,7 @@ from factory_agents.errors import UnavailableError
 from factory_agents.sandbox import airflow as airflows
 from factory_agents.sandbox import bigquery, emulators, kafka, model, observability, postgres, private, registry, snowflake, temporal
 from factory_agents.sandbox import state as states
-from factory_agents.sandbox.processes import alive, free_port, listens
+from factory_agents.sandbox.processes import alive, free_port, is_free, listens
 from factory_agents.sandbox.state import (
     HOST,
     BigQueryState,
@@ -522,7 +522,7 @@ def _kafka_ports(before: KafkaState | None, host: str, sasl: bool) -> KafkaState
 
 
 def _port_again(host: str, old: int | None) -> int:
-    return old if old is not None and not listens(host, old) else free_port(host)
+    return old if old is not None and is_free(host, old) else free_port(host)
 
 
 def _port_taken(log: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from factory_agents.kafka.config import KafkaConfig
@@ -81,7 +81,16 @@ def test_topics_without_a_leader_keep_no_other_topics_lag_waiting(tmp_path: Path
                 runs.produce(name, events(3), partition=partition)
         at_start = [TopicPartition(name, p, 0) for name, at in placed.items() for p in range(len(at))]
         consumer = Consumer({"bootstrap.servers": brokers.bootstrap, "group.id": f"{prefix}.g", "log_level": 0})
-        consumer.commit(offsets=at_start, asynchronous=False)
+
+        def committed() -> bool:
+            try:
+                return bool(consumer.commit(offsets=at_start, asynchronous=False))
+            except KafkaException as error:
+                if not error.args[0].retriable():
+                    raise
+                return False
+
+        wait_for(committed, "the group's coordinator to be found by brokers that have just begun")
         consumer.close()
         server = MetricsServer(config, listen="127.0.0.1:0", prefix=prefix, every=0.2, lag=LagChoice(f"{prefix}.g"))
         server.start()
