@@ -219,7 +219,7 @@ class KafkaConfig:
         return _make(
             Producer,
             {
-                "linger.ms": 100,  # a commit waits for none of it; with 5 the client's thread is busy all the time with batches of a few
+                "linger.ms": 5,
                 "compression.type": "lz4",
                 "queue.buffering.max.messages": 500_000,
                 "queue.buffering.max.kbytes": 131_072,

@@ -30,6 +30,7 @@ _CONSEQUENCES = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError
 """What becomes of records because another one was refused."""
 _TIMEOUT_MS = 60_000
 _BATCH_BYTES = 1_000_000
+_LINGER_MS = 100  # a commit waits for none of it; with less the client's thread is busy all the time with batches of a few records
 _OPEN_SECONDS = 60.0
 _OFFSETS_SECONDS, _MOST_OFFSETS_SECONDS = 3.0, 30.0
 _LONGEST_WAIT = 900.0  # the longest transaction that brokers allow by default: after that no answer can still mean success
@@ -71,9 +72,10 @@ class TransactionalWriter:
     """One transactional producer at a time under one transactional id; a new one after every abort.
 
     ``stop`` shortens waits for the broker once it says so; ``known_topic``, one that exists, shortens the start. Set ``batch_bytes`` before
-    ``open`` where a topic takes less than a megabyte: a record that is too large then fails alone. Raises FencedError when a newer producer
-    of the same id has taken over (or the transaction outlived its timeout, which looks the same), ChunkAbortedError where a chunk may
-    be tried again, and UnavailableError, StoppedError or DeadlineError else.
+    ``open`` where a topic takes less than a megabyte: a record that is too large then fails alone. One that ``lingers`` waits for fuller
+    batches; not for live agents, which answer later then. Raises FencedError when a newer producer of the same id has taken over (or the
+    transaction outlived its timeout, which looks the same), ChunkAbortedError where a chunk may be tried again, and UnavailableError,
+    StoppedError or DeadlineError else.
     """
 
     def __init__(
@@ -84,8 +86,10 @@ class TransactionalWriter:
         known_topic: str = "",
         timeout_ms: int = 0,
         stop: Callable[[], bool] = lambda: False,
+        lingers: bool = False,
     ) -> None:
         self._config = config
+        self._lingers = lingers and "linger.ms" not in config.values
         self._id = transactional_id
         self._known_topic = known_topic
         self._stop = stop
@@ -101,6 +105,8 @@ class TransactionalWriter:
         """A new producer that fences every older one of this id and ends the transaction it left open."""
         self.close()
         extra: dict[str, Any] = {} if self.batch_bytes >= _BATCH_BYTES else {"batch_size": self.batch_bytes}
+        if self._lingers:
+            extra["linger_ms"] = _LINGER_MS
         self._producer = self._config.producer(self._id, transaction_timeout_ms=self.timeout_ms, on_delivery=self._delivered, **extra)
         if self._known_topic:
             connect(self._producer, self._known_topic)

@@ -160,7 +160,7 @@ class Session:
         self.cluster = Cluster(context.config)
         self.ledger = Ledger(context.config, self.cluster, prefix=run.prefix, pipeline=run.pipeline)
         own_id = transactional_id or run.transactional_id
-        self.writer = TransactionalWriter(context.config, own_id, known_topic=self.ledger.topic, stop=context.stop)
+        self.writer = TransactionalWriter(context.config, own_id, known_topic=self.ledger.topic, stop=context.stop, lingers=True)
         self.generation = 0
         self.epoch = 0
         self._view_end = 0
