@@ -369,7 +369,7 @@ def test_a_node_under_pressure_costs_a_pause_and_nothing_else(site: Site) -> Non
 
         load.begin("evicted by the kubelet")
         cluster.execute(first, FILL_DISK)
-        wait_for(lambda: pod(first).status.reason == "Evicted", "the kubelet, which measures each minute, to evict the pod", 300)
+        wait_for(lambda: pod(first).status.reason == "Evicted", "the kubelet to evict the pod", 120)
         now = four({first})
 
         load.begin("drained")
