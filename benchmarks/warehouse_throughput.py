@@ -35,7 +35,7 @@ from factory_agents.sinks.bigquery import account_from_env
 from factory_agents.sinks.iceberg.table import PUBLICATION
 from factory_agents.sinks.snowflake import account_from_env as snowflake_account
 
-_PART_ROWS = 300_000  # as many as 64 MB of such events make
+_PART_ROWS = 300_000  # staged at once
 
 
 def records(lines: Path) -> list[Any]:

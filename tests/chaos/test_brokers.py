@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from factory_agents.errors import FactoryError
 from factory_agents.kafka.control import Control
@@ -213,7 +214,7 @@ def window_of(fleet: Fleet, output: str) -> list[str]:
 
 def rows(connection: psycopg.Connection[tuple[object, ...]], table: str) -> int:
     [there] = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [table]).fetchone() or (False,)
-    found = connection.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() if there else (0,)
+    found = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))).fetchone() if there else (0,)
     return int(str(found[0])) if found else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +17,7 @@ from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.topics import Cluster
 from factory_agents.protocol import PartitionRange, Window, merge_results
 from factory_agents.sandbox import Sandbox
+from factory_agents.sandbox.processes import free_port
 from tests.conftest import TopicFactory
 from tests.support.log import Transaction, Writer, drain, hour, hours_ago, reading, values_of, window_over
 from tests.support.runs import Runs
@@ -461,17 +461,10 @@ def test_being_asked_to_stop_ends_a_batch_without_an_error(config: KafkaConfig, 
         assert not reader.done
 
 
-def test_a_broker_that_cannot_be_reached_is_one_clear_line(free_port: int) -> None:
-    config = KafkaConfig(f"127.0.0.1:{free_port}")
-    with pytest.raises(UnavailableError, match=rf"no broker answered at 127.0.0.1:{free_port} within 1 s; is it up"):
-        Cluster(config, timeout=1).topic("t")
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def test_a_broker_that_cannot_be_reached_is_one_clear_line() -> None:
+    address = f"127.0.0.1:{free_port('127.0.0.1')}"
+    with pytest.raises(UnavailableError, match=rf"no broker answered at {address} within 1 s; is it up"):
+        Cluster(KafkaConfig(address), timeout=1).topic("t")
 
 
 def _with_ranges(window: Window, *ranges: PartitionRange) -> Window:

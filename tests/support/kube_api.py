@@ -69,6 +69,10 @@ class KubeApi:
         """Paths of what it was told to delete."""
         return [path for method, path in self.asked if method == "DELETE"]
 
+    def logs(self) -> int:
+        """How often it was asked for a pod's log."""
+        return sum(path.endswith("/log") for _, path in self.asked)
+
 
 @contextmanager
 def kube_api() -> Iterator[KubeApi]:

@@ -108,7 +108,7 @@ def compile_all(
     It takes an event's ``get``; with ``attributes`` (by field) it takes an object that has the fields as these, and ``checks`` are tests
     of its attributes that come first, where they aren't None.
     """
-    compiler = _Compiler("", attributes)
+    compiler = _Compiler("", _asked_for if attributes is None else lambda name: _attribute(attributes[name]))
     bodies: list[ast.expr] = [compiler.checked(name, check) for name, check in checks]
     bodies += [compiler.visit(e.tree) for e in expressions]
     if len(bodies) > 1:
@@ -118,9 +118,9 @@ def compile_all(
 
 def compile_each(expressions: Sequence[Expression]) -> Callable[[Getter], list[int]]:
     """One test that says of an event's ``get`` which rules aren't true: the place of one that is false, ``~place`` of one undecided."""
-    fields = list(dict.fromkeys(name for e in expressions for name, _, _ in e.fields))
-    compiler = _Compiler("", values={name: f"f{i}" for i, name in enumerate(fields)})
-    lines = ["def broken(get):", *(f" f{i} = get({name!r})" for i, name in enumerate(fields)), " found = []"]
+    values = {name: f"f{i}" for i, name in enumerate(dict.fromkeys(name for e in expressions for name, _, _ in e.fields))}
+    compiler = _Compiler("", lambda name: ast.Name(values[name], ast.Load()))
+    lines = ["def broken(get):", *(f" {value} = get({name!r})" for name, value in values.items()), " found = []"]
     for i in range(len(expressions)):
         lines += [" try:", f"  if not rule_{i}: found.append({i})", f" except _Exception: found.append({~i})"]
     rules = {f"rule_{i}": compiler.visit(e.tree) for i, e in enumerate(expressions)}
@@ -154,15 +154,22 @@ def _parse(text: str) -> ast.expr:
         raise ExpressionError("not an expression: nested too deeply, or with a null character", 1, 1) from error
 
 
+def _asked_for(name: str) -> ast.expr:
+    """``get("name")``."""
+    return ast.Call(ast.Name("get", ast.Load()), [ast.Constant(name)], [])
+
+
+def _attribute(name: str) -> ast.expr:
+    """``get.name``: of an object that has the fields as attributes."""
+    return ast.Attribute(ast.Name("get", ast.Load()), name, ast.Load())
+
+
 class _Compiler:
-    """Rewrites an allowed tree so that fields become ``get("field")`` and nothing of Python's own is in reach.
+    """Rewrites an allowed tree so that fields become what ``field`` says and nothing of Python's own is in reach."""
 
-    With ``attributes`` fields become these attributes of the argument, with ``values`` these names, which hold their values.
-    """
-
-    def __init__(self, text: str, attributes: Mapping[str, str] | None = None, values: Mapping[str, str] | None = None) -> None:
+    def __init__(self, text: str, field: Callable[[str], ast.expr] = _asked_for) -> None:
         self.fields: list[tuple[str, int, int]] = []
-        self._attributes, self._values = attributes, values
+        self._of_field = field
         self._lines = text.split("\n")
         self._environment: dict[str, Any] = {"__builtins__": {}, "_product": _product, "_modulo": _modulo, "_item": _item}
         self._environment.update({f"_{name}": function for name, function in _FUNCTIONS.items()})
@@ -296,14 +303,12 @@ class _Compiler:
         """That an attribute is None, or passes a check."""
         name = f"_check{len(self._environment)}"
         self._environment[name] = check
-        value = ast.Attribute(ast.Name("get", ast.Load()), attribute, ast.Load())
+        value = _attribute(attribute)
         return ast.BoolOp(ast.Or(), [ast.Compare(value, [ast.Is()], [ast.Constant(None)]), self._call(name, value)])
 
     def _field(self, node: ast.expr, name: str) -> ast.expr:
         self.fields.append((name, *self._place(node)))
-        if self._attributes is not None:
-            return ast.Attribute(ast.Name("get", ast.Load()), self._attributes[name], ast.Load())
-        return self._call("get", ast.Constant(name)) if self._values is None else ast.Name(self._values[name], ast.Load())
+        return self._of_field(name)
 
     def _call(self, name: str, *arguments: ast.expr) -> ast.expr:
         return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])

@@ -201,13 +201,13 @@ class Lags:
 
         def ask(name: str) -> dict[str, list[PartitionLag]]:
             facts = self._cluster.find(name)
-            of_topic = {reader: stand for reader, stand in stands.items() if any(topic == name for topic, _ in stand)}
             if facts is None:
                 return {}
-            if failed is not None and facts.away:
-                failed.append(UnavailableError(f"topic {name!r}: partitions {', '.join(map(str, sorted(facts.away)))} have no leader"))
-                return self._on_topic(facts, of_topic, facts.away)
-            return self._on_topic(facts, of_topic)
+            without = frozenset[int]() if failed is None else facts.away
+            if failed is not None and without:
+                failed.append(UnavailableError(f"topic {name!r}: partitions {', '.join(map(str, sorted(without)))} have no leader"))
+            of_topic = {reader: stand for reader, stand in stands.items() if any(topic == name for topic, _ in stand)}
+            return self._on_topic(facts, of_topic, without)
 
         found: dict[str, list[PartitionLag]] = {reader: [] for reader in stands}
         for of_topic in _of_each(sorted({topic for stand in stands.values() for topic, _ in stand}), ask, failed).values():

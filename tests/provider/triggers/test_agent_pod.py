@@ -83,14 +83,11 @@ def test_a_triggerer_that_ends_leaves_the_pod_to_the_next_one() -> None:
 def test_a_log_that_cannot_be_read_now_is_read_later(status: int) -> None:
     """The pod's node has just started again, or its kubelet is away: that ends no task."""
 
-    def logs(api: KubeApi) -> int:
-        return sum(path.endswith("/log") for _, path in api.asked)
-
     async def go(api: KubeApi) -> None:
-        api.answer = lambda method, path: status if path.endswith("/log") and logs(api) < 3 else None
+        api.answer = lambda method, path: status if path.endswith("/log") and api.logs() < 3 else None
         waiting = trigger(api, get_logs=True, logging_interval=0.01)
         task = asyncio.create_task(anext(aiter(waiting.run())))  # type: ignore[arg-type]
-        await until(lambda: task.done() or logs(api) > 5)
+        await until(lambda: task.done() or api.logs() > 5)
         assert not task.done()
         task.cancel()
         await asyncio.wait([task])

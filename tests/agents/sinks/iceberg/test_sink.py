@@ -193,7 +193,7 @@ class TestTables:
         assert commits.count("iceberg.before-commit") == 4  # once more, and theirs
         assert bench.rows("id") == ids("a", "b")
 
-    def test_a_table_that_another_engine_partitions_anew_takes_the_next_window(self, bench: Bench) -> None:
+    def test_a_table_that_another_engine_partitions_otherwise_takes_the_next_window(self, bench: Bench) -> None:
         bench.publish([event("a", at="2026-11-01T00:00:00Z")])
         with bench.load().update_spec() as update:
             update.add_identity("id")

@@ -14,14 +14,9 @@ from kubernetes.config import new_client_from_config_dict
 from urllib3.exceptions import MaxRetryError
 
 from airflow_provider_factory.runners.kubernetes.logs import AgentPodManager, _all_succeeded, is_outage, since_seconds
-from tests.support.kube_api import KubeApi, kube_api
+from tests.support.kube_api import kube_api
 
 LINE = '{"time":"2026-01-01T00:00:00.000+00:00","level":"warning","logger":"l","message":"slow","lag":3}'
-
-
-def logs(api: KubeApi) -> int:
-    """How often it was asked for a log."""
-    return sum(path.endswith("/log") for _, path in api.asked)
 
 
 def manager() -> AgentPodManager:
@@ -84,7 +79,7 @@ def test_a_pod_is_asked_for_until_the_server_answers(monkeypatch: pytest.MonkeyP
 def test_a_kubelet_that_starts_again_does_not_know_its_pods_yet(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_factory.runners.kubernetes.logs.time.sleep", lambda seconds: None)
     with kube_api() as api:
-        api.answer = lambda method, path: status if path.endswith("/log") and logs(api) < 3 else None
+        api.answer = lambda method, path: status if path.endswith("/log") and api.logs() < 3 else None
         pods = AgentPodManager(kube_client=CoreV1Api(new_client_from_config_dict(api.config)))
         pod: Any = SimpleNamespace(metadata=SimpleNamespace(name="pod", namespace="ns"))
         assert pods.read_pod_logs(pod, "base")
