@@ -82,7 +82,16 @@ def _home() -> Path:
     shutil.rmtree(DAGS, ignore_errors=True)
     DAGS.mkdir()
     shutil.copyfile(migrated_database(), DATABASE)
+    _one_api_server()
     return AIRFLOW_HOME
+
+
+def _one_api_server() -> None:
+    """Airflow 3.2.0 builds the API that ``dag.test`` asks for each task anew, some seconds each time; later versions keep it."""
+    from airflow.sdk.execution_time import supervisor
+
+    if not hasattr(supervisor.in_process_api_server, "cache_info"):
+        supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
 
 
 @dataclass(frozen=True)
