@@ -10,7 +10,7 @@ import pytest
 
 from factory_agents.errors import AgentError
 from factory_agents.protocol import AgentRef
-from factory_agents.runtime.loading import load_agent_ref, load_function, load_source
+from factory_agents.runtime.loading import describe, load_agent_ref, load_function, load_source
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +121,7 @@ class TestReference:
         (tmp_path / "given.py").write_text("def f(event):\n    return event\n")
         assert load_agent_ref(AgentRef("given:f", version="9")).version == "9"
         assert load_agent_ref(AgentRef("n", version="9", source=SOURCE, function="enrich")).version == "9"
+
+
+def test_an_error_of_many_lines_is_described_in_one() -> None:
+    assert describe(ValueError("1 error\n  in line 2\n")) == "ValueError: 1 error in line 2"

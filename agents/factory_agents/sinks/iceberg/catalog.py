@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError
+from factory_agents.sinks.iceberg.rest import open_rest_catalog
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -82,11 +83,32 @@ def _properties(text: str) -> dict[str, str]:
 
 
 def open_catalog(settings: CatalogSettings) -> Catalog:
-    """Open the catalog; raises as ``explained`` says."""
-    from pyiceberg.catalog import load_catalog
+    """Open the catalog; raises as ``explained`` says, and ConfigurationError for properties that lead to none."""
+    where = f"Iceberg catalog {settings.name!r}"
+    with explained(where):
+        try:
+            return _opened(settings)
+        except ValueError as error:
+            raise ConfigurationError(f"{where}: {_as_mistake(error, settings)}") from error
 
-    with explained(f"Iceberg catalog {settings.name!r}"):
-        return load_catalog(settings.name, **settings.properties)
+
+def _opened(settings: CatalogSettings) -> Catalog:
+    from pyiceberg.catalog import load_catalog
+    from pyiceberg.utils.config import Config
+
+    known = {**(Config().get_catalog_config(settings.name) or {}), **settings.properties}
+    kind, uri = (str(known.get(name, "")) for name in ("type", "uri"))
+    if kind.lower() == "rest" or (not kind and urlsplit(uri).scheme in ("http", "https")):
+        if not uri:
+            raise ValueError("a REST catalog needs its uri")
+        return open_rest_catalog(settings.name, known)
+    return load_catalog(settings.name, **settings.properties)
+
+
+def _as_mistake(error: ValueError, settings: CatalogSettings) -> str:
+    if _is_no_answer(error):
+        return f"what answers at {settings.place} is no REST catalog: correct its uri"
+    return _first_line(error)
 
 
 @contextmanager
@@ -117,7 +139,7 @@ def _explanation(error: Exception) -> type[FactoryError] | None:
     if isinstance(error, iceberg.CommitFailedException):
         return ConflictError
     unavailable = (iceberg.CommitStateUnknownException, iceberg.ServerError, iceberg.ServiceUnavailableError, iceberg.TooManyRequestsError)
-    if isinstance(error, (*unavailable, iceberg.WaitingForLockException)) or _is_outage(error):
+    if isinstance(error, (*unavailable, iceberg.WaitingForLockException)) or _is_outage(error) or _is_no_answer(error):
         return UnavailableError
     denied = (
         iceberg.UnauthorizedError,
@@ -131,6 +153,11 @@ def _explanation(error: Exception) -> type[FactoryError] | None:
     if isinstance(error, (iceberg.RESTError, iceberg.ValidationError, iceberg.ValidationException)):
         return SinkError
     return None
+
+
+def _is_no_answer(error: Exception) -> bool:
+    """Whether something answered that isn't a catalog: a proxy, a page that asks to sign in."""
+    return type(error).__module__.partition(".")[0] == "pydantic_core"
 
 
 def _is_outage(error: Any) -> bool:

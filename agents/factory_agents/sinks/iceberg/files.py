@@ -45,9 +45,13 @@ def read_rows(table: Table, task: FileScanTask, columns: Sequence[str] = ()) -> 
 def commit_once(table: Table, transaction: Transaction, *same: TableRequirement) -> None:
     """Send a transaction once, whatever the table says of retries, for exactly the state that it was made for (``same``: more of it)."""
     from pyiceberg.exceptions import CommitFailedException
-    from pyiceberg.table.update import AssertDefaultSpecId, AssertTableUUID
+    from pyiceberg.table.update import AssertCurrentSchemaId, AssertDefaultSpecId, AssertTableUUID
 
-    same += (AssertTableUUID(uuid=table.metadata.table_uuid), AssertDefaultSpecId(default_spec_id=table.spec().spec_id))
+    same += (
+        AssertTableUUID(uuid=table.metadata.table_uuid),
+        AssertCurrentSchemaId(current_schema_id=table.metadata.current_schema_id),
+        AssertDefaultSpecId(default_spec_id=table.spec().spec_id),
+    )
     failpoints.hit("iceberg.before-commit")
     try:
         done = table.catalog.commit_table(table, (*transaction._requirements, *same), transaction._updates)

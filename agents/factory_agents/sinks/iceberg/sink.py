@@ -71,6 +71,7 @@ class IcebergSink(LedgerSink):
         self._target = target
         self._catalog: Catalog | None = None
         self._spec = TableSpec()
+        self._opened: _Opened | None = None
         self._staged: dict[int, _Staged] = {}
         self._repeats = False
         """Whether a part had a key twice. Where none does, only all of them together are looked through."""
@@ -86,7 +87,10 @@ class IcebergSink(LedgerSink):
         if self._catalog is None:
             self._catalog = open_catalog(target.catalog)
         with explained(f"table {self.table}"):
-            _, self._spec = open_table(self._catalog, target.table, table, target.layout, create=target.create_table, evolve=target.evolve)
+            opened, self._spec = open_table(
+                self._catalog, target.table, table, target.layout, create=target.create_table, evolve=target.evolve
+            )
+        self._opened = _Opened(opened.metadata.table_uuid, self._fields(opened))
 
     def check(self, table: TableSpec) -> list[str]:
         """See ``LedgerSink.check``. Where the table is there, a small file is written to its location and deleted."""
@@ -115,11 +119,34 @@ class IcebergSink(LedgerSink):
         return RowReader(self._spec, window)
 
     def _load(self) -> Table:
-        """The table as it is now."""
-        if self._catalog is None:
+        """The table as it is now. Raises ChangedError where it isn't the one that was opened."""
+        from pyiceberg.exceptions import NoSuchTableError
+
+        if self._catalog is None or self._opened is None:
             raise SinkError("nothing is claimed: claim first")
         with explained(f"table {self.table}"):
-            return self._catalog.load_table(self._target.table)
+            try:
+                table = self._catalog.load_table(self._target.table)
+            except NoSuchTableError:
+                raise self._changed("it was dropped") from None
+        if table.metadata.table_uuid != self._opened.uuid:
+            raise self._changed("it was made anew")
+        return table
+
+    def _load_alike(self) -> Table:
+        """The same, with the columns that were opened: rows made for another column would land without it."""
+        table = self._load()
+        if self._opened is not None and self._fields(table) != self._opened.fields:
+            raise self._changed("its columns were changed")
+        return table
+
+    def _fields(self, table: Table) -> dict[str, int]:
+        """The columns that we write, and their ids."""
+        ours = {*(column.name for column in self._spec.columns), RANK, PUBLICATION}
+        return {field.name: field.field_id for field in table.schema().fields if field.name in ours}
+
+    def _changed(self, what: str) -> ChangedError:
+        return ChangedError(f"table {self.table}: {what} while we published to it; a retry begins again")
 
     def read(self, key: str) -> str | None:
         """See ``LedgerSink.read``."""
@@ -161,7 +188,7 @@ class IcebergSink(LedgerSink):
 
     def stage(self, part: Part, rows: Rows) -> None:
         """See ``LedgerSink.stage``: the newest row of each key is written to files that no snapshot names yet."""
-        table, key = self._load(), self._spec.key
+        table, key = self._load_alike(), self._spec.key
         with explained(f"table {self.table}"):
             data = arrow_table(rows, table.schema().as_arrow(), part.publication)
             deleted = arrow_table(
@@ -190,7 +217,7 @@ class IcebergSink(LedgerSink):
 
     def land(self, landing: Landing) -> Figures | None:
         """See ``LedgerSink.land``."""
-        table = self._load()
+        table = self._load_alike()
         if table.properties.get(_LEDGER + landing.key) != landing.old:
             return None
         with explained(f"publishing to {self.table}"):
@@ -223,7 +250,7 @@ class IcebergSink(LedgerSink):
     def _land(self, table: Table, landing: Landing) -> Figures:
         staged = list(self._staged.values())
         if any(part.spec_id != table.spec().spec_id for part in staged):
-            raise RepartitionedError(f"table {self.table}: its partitioning was changed while we published to it; a retry begins again")
+            raise self._changed("its partitioning was changed")
         deletes, remembered = self._deletes_of(table, landing)
         if deletes.left is not None:
             staged = self._only(table, staged, deletes.left)
@@ -329,10 +356,17 @@ class IcebergSink(LedgerSink):
                 catalog.close()
 
 
-class RepartitionedError(SinkError):
-    """The table's partitioning was changed under a publication; a retry begins again."""
+class ChangedError(SinkError):
+    """The table was changed under a publication; a retry begins again."""
 
     retriable = True
+
+
+class _Opened(msgspec.Struct, frozen=True):
+    """The table that was opened, and the ids of the columns that we write."""
+
+    uuid: uuid.UUID
+    fields: dict[str, int]
 
 
 class _Staged(msgspec.Struct, frozen=True):

@@ -31,6 +31,8 @@ _NAMED |= {"time": "time", "timestamptz": "timestamptz", "timestamp": "timestamp
 _NAMED |= dict.fromkeys(("text", "varchar", "char", "json", "uuid", "inet", "interval"), "string")
 _PARTITION = re.compile(r"(\w+)\((?:(\d+),\s*)?(.+)\)")
 _BY_TIME = {"year", "month", "day", "hour"}
+_NOT_WRITTEN = {("truncate", "binary"), ("bucket", "time")}
+"""Transforms that Iceberg has, and pyiceberg can't apply."""
 _PROPERTIES = {
     "format-version": "2",
     f"write.metadata.metrics.column.{RANK}": "none",
@@ -191,7 +193,7 @@ def _partition(text: str, schema: Schema, number: int) -> PartitionField:
         )
     source = schema.find_field(column)
     made = parse_transform(f"{transform}[{width}]" if width else transform)
-    if not made.can_transform(source.field_type):
+    if not made.can_transform(source.field_type) or (transform, str(source.field_type)) in _NOT_WRITTEN:
         raise ConfigurationError(f"partition_by {text!r}: column {column!r} is {source.field_type}, which it doesn't take")
     name = column if transform == "identity" else f"{column}_{transform}"
     return PartitionField(source_id=source.field_id, field_id=number, transform=made, name=name)

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.support.iceberg import Bench
+from tests.support.rest_catalog import RestCatalogServer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,6 +43,20 @@ def in_postgres(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     yield _bench({"type": "sql", "uri": uri, "warehouse": f"file://{tmp_path}/warehouse"}, monkeypatch)
     with psycopg.connect(database_url) as connection:
         connection.execute("DROP TABLE IF EXISTS iceberg_tables, iceberg_namespace_properties")
+
+
+@pytest.fixture
+def rest_catalog(tmp_path: Path) -> Iterator[RestCatalogServer]:
+    """A server that a test may let go wrong."""
+    server = RestCatalogServer(tmp_path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def in_rest(rest_catalog: RestCatalogServer, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A REST catalog."""
+    return _bench({"type": "rest", "uri": rest_catalog.url}, monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -52,3 +52,13 @@ class TestIcebergInPostgres(SinkConformance, DeletesConformance):
     @pytest.fixture
     def target(self, in_postgres: Bench) -> Table:
         return Table(in_postgres)
+
+
+@pytest.mark.soak
+class TestIcebergOverRest(SinkConformance, DeletesConformance):
+    HISTORIES = 3
+    DELETE_HISTORIES = 3
+
+    @pytest.fixture
+    def target(self, in_rest: Bench) -> Table:
+        return Table(in_rest)

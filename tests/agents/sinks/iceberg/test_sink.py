@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.types import StringType
 
 from factory_agents.errors import ConfigurationError, FencedError, SinkError
 from factory_agents.protocol import Shard
@@ -158,6 +159,37 @@ class TestCommits:
         assert bench.rows("id") == ids("a")
 
 
+def _repartition(bench: Bench) -> None:
+    with bench.load().update_spec() as update:
+        update.add_identity("id")
+
+
+def _drop_column(bench: Bench) -> None:
+    with bench.load().update_schema(allow_incompatible_changes=True) as update:
+        update.delete_column("value")
+
+
+def _replace_column(bench: Bench) -> None:
+    _drop_column(bench)
+    with bench.load().update_schema() as update:
+        update.add_column("value", StringType())
+
+
+def _rename_column(bench: Bench) -> None:
+    with bench.load().update_schema() as update:
+        update.rename_column("value", "renamed")
+
+
+def _drop(bench: Bench) -> None:
+    bench.catalog.drop_table(bench.table)
+
+
+def _make_anew(bench: Bench) -> None:
+    schema = bench.load().schema()
+    _drop(bench)
+    bench.catalog.create_table(bench.table, schema)
+
+
 PARTITIONED = {"columns": {"id": "text", "at": "timestamptz", "n": "bigint"}, "name": "n", "id": "id", "time": "at"}
 
 
@@ -200,19 +232,58 @@ class TestTables:
         bench.publish([event("a", "new", at="2026-11-01T00:00:00Z"), event("b")])
         assert bench.rows("id", "value") == [("a", "new"), ("b", "x")]
 
-    def test_a_table_repartitioned_while_we_publish_is_a_retry(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("change", [_repartition, _drop_column, _replace_column, _rename_column, _drop, _make_anew])
+    @pytest.mark.parametrize("staged", [True, False])
+    def test_a_table_that_is_changed_while_we_publish_is_a_retry(self, bench: Bench, change: Callable[[Bench], None], staged: bool) -> None:
+        """Rows that were made for another column would land without it."""
+        bench.publish([])
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        sink.write(at([event("a")]))
+        if staged:
+            sink._publication._stage()
+        change(bench)
+        if change is _repartition and not staged:
+            sink.commit(rejected=0)
+        else:
+            with pytest.raises(SinkError, match=r"table lake\.t: .* while we published to it; a retry begins again") as caught:
+                sink.commit(rejected=0)
+            assert caught.value.retriable
+            bench.publish([event("a")])
+        sink.close()
+        assert bench.rows("id", "value") == [("a", "x")]
+
+    def test_a_column_that_is_replaced_at_the_last_moment_is_a_retry(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        bench.publish([])
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        sink.write(at([event("a")]))
+        hit = files.failpoints.hit
+
+        def between(name: str) -> None:
+            hit(name)
+            if name == "iceberg.before-commit":
+                monkeypatch.setattr(files.failpoints, "hit", hit)
+                _replace_column(bench)
+
+        monkeypatch.setattr(files.failpoints, "hit", between)
+        with pytest.raises(SinkError, match="while we published to it; a retry begins again"):
+            sink.commit(rejected=0)
+        sink.close()
+        bench.publish([event("a")])
+        assert bench.rows("id", "value") == [("a", "x")]
+
+    def test_a_column_that_another_engine_adds_while_we_publish_is_no_error(self, bench: Bench) -> None:
         bench.publish([])
         sink = bench.sink()
         sink.claim(bench.claim())
         sink.write(at([event("a")]))
         sink._publication._stage()
-        with bench.load().update_spec() as update:
-            update.add_identity("id")
-        with pytest.raises(SinkError, match="its partitioning was changed while we published to it; a retry begins again"):
-            sink.commit(rejected=0)
+        with bench.load().update_schema() as update:
+            update.add_column("extra", StringType())
+        sink.commit(rejected=0)
         sink.close()
-        bench.publish([event("a")])
-        assert bench.rows("id") == ids("a")
+        assert bench.rows("id", "value", "extra") == [("a", "x", None)]
 
     def test_columns_are_added_and_widened(self, bench: Bench) -> None:
         bench.contract = {"name": "n", "id": "id", "columns": {"id": "text", "n": "integer", "r": "real", "d": "numeric(9,2)"}}
@@ -271,6 +342,15 @@ class TestTables:
         with pytest.raises(ConfigurationError, match=says) as caught:
             bench.publish([], params=params)
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(("type_", "partition"), [("bytea", "truncate(2, id)"), ("time", "bucket(4, id)")])
+    def test_a_partition_that_pyiceberg_cannot_write_is_refused_before_there_is_a_table(
+        self, bench: Bench, type_: str, partition: str
+    ) -> None:
+        bench.contract = {"name": "n", "id": "id", "columns": {"id": type_}}
+        with pytest.raises(ConfigurationError, match="which it doesn't take"):
+            bench.publish([], params={"partition_by": [partition]})
+        assert not bench.catalog.table_exists(bench.table)
 
     def test_names_that_differ_by_case_alone_are_refused_since_most_readers_would_not_tell_them_apart(self, bench: Bench) -> None:
         bench.contract = {"name": "n", "id": "id", "columns": {"id": "text", "Value": "text", "value": "text"}}
