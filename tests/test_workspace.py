@@ -59,7 +59,6 @@ TESTED_WITH = {
     "tests/agents/sinks/postgres/test_table.py": ("sinks/postgres/catalog",),
     "tests/agents/sinks/snowflake/test_sink.py": (
         "sandbox/snowflake",
-        "sandbox/snowflake_server",
         "sinks/snowflake/session",
         "sinks/snowflake/statements",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import random
 import threading
@@ -112,7 +113,8 @@ class ModelServer:
             await asyncio.sleep(3600)
         await asyncio.sleep(self.seconds)
         question = "\n".join(str(m["content"]) for m in request["messages"])
-        text = json.dumps(self.answer(question))
+        answer = self.answer(question)
+        text = json.dumps(await answer if inspect.isawaitable(answer) else answer)
         if fault == "cut":
             text = text[: len(text) // 2]
             self.cut += 1

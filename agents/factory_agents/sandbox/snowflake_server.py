@@ -48,6 +48,8 @@ async def query(request: Request) -> Response:
     if number in _ANSWERS:
         return _ANSWERS[number]
     answer: Response = await server.query_request(request)
+    if answer.status_code >= 500:
+        return answer  # no answer: the client asks again
     _ANSWERS[number] = answer = _completed(answer)
     while len(_ANSWERS) > _KEPT:
         _ANSWERS.pop(next(iter(_ANSWERS)))
@@ -80,7 +82,8 @@ class Transactions:
 
         def execute_explained(cursor: Any, command: str, *args: Any, **kwargs: Any) -> Any:
             session = cursor._conn
-            self._last[session] = math.inf
+            with self._lock:
+                self._last[session] = math.inf
             try:
                 return execute(cursor, command.replace("CURRENT_TRANSACTION()", "CAST(TXID_CURRENT() AS VARCHAR)"), *args, **kwargs)
             except duckdb.TransactionException as error:
@@ -95,7 +98,7 @@ class Transactions:
         with self._lock:
             for session, last in list(self._last.items()):
                 if time.monotonic() - last > _IDLE:
-                    with contextlib.suppress(duckdb.TransactionException):  # it has none
+                    with contextlib.suppress(duckdb.Error):  # it has none, or its last result is being read
                         session._duck_conn.rollback()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -124,13 +125,15 @@ def test_it_can_be_stopped_while_the_model_is_away(runs: Runs, infer_run: MakeRu
 
 
 class Poisoned:
-    """A model that fails for some questions, whatever else it is asked."""
+    """A model that fails for some questions, whatever else it is asked; it may say nothing at all to them."""
 
-    def __init__(self, *poison: str, answers: bool = True) -> None:
-        self.poison, self.answers = poison, answers
+    def __init__(self, *poison: str, answers: bool = True, silent: bool = False) -> None:
+        self.poison, self.answers, self.silent = poison, answers, silent
 
-    def __call__(self, question: str) -> dict[str, str]:
+    def __call__(self, question: str) -> Any:
         if not self.answers or question.rpartition(" ")[2] in self.poison:
+            if self.silent:
+                return asyncio.Event().wait()
             raise ConnectionError
         return {"label": "odd"}
 
@@ -148,11 +151,12 @@ def test_events_for_which_the_model_always_fails_are_bad_by_themselves(runs: Run
 
 def test_a_retry_finds_out_that_only_bad_events_are_left(runs: Runs, infer_run: MakeRun) -> None:
     """All other answers are in the log: nothing that it has to ask shows that the model is there."""
-    window, poisoned = runs.filled(20), Poisoned("3", "4")
+    window, poisoned = runs.filled(20), Poisoned("3", "4", silent=True)
     with ModelServer(poisoned) as server:
         run = infer_run(window, runs.topic("out"), server, retries=0, patience=20)
         with pytest.raises(StoppedError):
             done(runs, run, stop=lambda: server.calls >= 18)
+        poisoned.silent = False
         result = done(runs, run)
         assert (result.counts.forwarded, result.counts.rejected, result.counts.asked) == (18, 2, server.calls)
 
