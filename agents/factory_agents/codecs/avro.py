@@ -20,6 +20,7 @@ from factory_agents.codecs.avro_types import (
     holds_itself,
     refuse_boundless,
     refuse_exponents,
+    unwritable_field,
     with_exact_decimals,
     with_typed_defaults,
 )
@@ -177,13 +178,19 @@ class AvroCodec(RegistryCodec):
             raise Reject(f"not as subject {self._subject!r} says: {error}", rule="encode") from error
         stream = BytesIO()
         stream.write(self._prefix)
-        if self._has_decimals:
-            refuse_exponents(event)
         try:
+            if self._has_decimals:
+                refuse_exponents(event)
             self._write(stream, self._own_schema, event, strict_allow_default=True)
         except Exception as error:
-            raise Reject(f"not as subject {self._subject!r} says: {error}", rule="encode") from error
+            at = unwritable_field(self._own_schema, event, self._try)
+            where = f" - at `$.{at}`" if at else ""
+            raise Reject(f"not as subject {self._subject!r} says: {error}{where}", rule="encode") from error
         return stream.getvalue()
+
+    def _try(self, schema: Any, event: dict[str, Any]) -> None:
+        refuse_exponents(event)
+        self._write(BytesIO(), schema, event, strict_allow_default=True)
 
 
 def _fast_reader() -> Callable[..., Any]:

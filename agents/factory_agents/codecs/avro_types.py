@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal, Union
 from uuid import UUID
 
 import msgspec
-
-from factory_agents.reject import Reject
 
 __all__ = [
     "BUILTIN",
@@ -24,6 +22,7 @@ __all__ = [
     "looked_up",
     "refuse_boundless",
     "refuse_exponents",
+    "unwritable_field",
     "with_exact_decimals",
     "with_typed_defaults",
 ]
@@ -117,16 +116,32 @@ def has_decimals(schema: Any) -> bool:
 
 
 def refuse_exponents(event: Any) -> None:
-    """Raise Reject for a decimal such as 1e30: fastavro counts its digits, of which it has one, and writes more than its precision."""
+    """Raise ValueError for a decimal such as 1e30: fastavro counts its digits, of which it has one, and writes more than its precision."""
     left = [event]
     while left:
         value = left.pop()
         if isinstance(value, Decimal) and (not value.is_finite() or value.as_tuple().exponent > 0):  # type: ignore[operator]
-            raise Reject(f"a decimal is {value}: write out its digits", rule="encode")
+            raise ValueError(f"a decimal is {value}: write out its digits")
         if isinstance(value, dict):
             left += value.values()
         elif isinstance(value, list):
             left += value
+
+
+def unwritable_field(schema: Any, event: Mapping[str, Any], write: Callable[[Any, dict[str, Any]], None]) -> str:
+    """The path of the first field of a record that can't be written alone, such as ``price`` or ``place.at``; "" if each can."""
+    named = defined(schema)
+    for field in schema["fields"]:
+        name, type_ = field["name"], looked_up(field["type"], named)
+        if name not in event:
+            continue
+        try:
+            write({**schema, "fields": [field]}, {name: event[name]})
+        except Exception:  # whatever a writer says of a value
+            inner = kind_of(type_) in _RECORDS and isinstance(event[name], dict)
+            within = unwritable_field({"__named_schemas": named, **type_}, event[name], write) if inner else ""
+            return f"{name}.{within}" if within else str(name)
+    return ""
 
 
 def with_exact_decimals(schema: Any) -> Any:

@@ -75,6 +75,8 @@ class Subjects:
                 return SchemaCheck(subject, not why, why)
             if ask(self.config, what, lambda: self._client.test_compatibility(subject, schema)):
                 return SchemaCheck(subject, compatible=True)
+            if self._rule(subject) == "none":  # Apicurio judges by another rule where it has none, and takes the schema all the same
+                return SchemaCheck(subject, compatible=True)
             return SchemaCheck(subject, compatible=False, why=self._why_by_its_rule(subject, schema))
         except UnknownSchemaError:
             return SchemaCheck(subject, compatible=True)
@@ -83,11 +85,19 @@ class Subjects:
         """The same by the subject's own rule; nothing where that isn't known."""
         if schema.schema_type != "AVRO" or schema.references:
             return ()
+        rule = self._rule(subject)
         try:
-            rule = str(ask(self.config, f"subject {subject!r}", lambda: self._client.get_compatibility(subject)))
-            return self._why(subject, schema, rule.lower().partition("_")[0])
+            return self._why(subject, schema, rule) if rule else ()
         except FactoryError:
             return ()
+
+    def _rule(self, subject: str) -> str:
+        """The subject's own rule (``backward``, ``forward``, ``full``, ``none``), transitive or not; "" where that isn't known."""
+        try:
+            rule = ask(self.config, f"subject {subject!r}", lambda: self._client.get_compatibility(subject))
+        except FactoryError:
+            return ""
+        return str(rule).lower().partition("_")[0]
 
     def _why(self, subject: str, schema: Any, compatibility: str) -> tuple[str, ...]:
         """What of an Avro schema forbids that it follows the subject's newest version."""

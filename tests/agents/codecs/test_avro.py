@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from decimal import Decimal
@@ -102,13 +103,13 @@ def test_every_type_goes_through_with_all_its_digits(subjects: Subjects, prefix:
         ("count", 2**63, "Expected `int` <= "),
         ("text", 1, "Expected `str`, got `int` - at `$.text`"),
         ("kind", "Z", "Invalid enum value 'Z' - at `$.kind`"),
-        ("price", 1.005, "Scale provided in schema does not match the decimal"),
-        ("price", 1e30, "a decimal is 1E+30: write out its digits"),
-        ("price", 10**20, "The decimal precision is bigger than allowed by schema"),
+        ("price", 1.005, "Scale provided in schema does not match the decimal - at `$.price`"),
+        ("price", 1e30, "a decimal is 1E+30: write out its digits - at `$.price`"),
+        ("price", 10**20, "The decimal precision is bigger than allowed by schema - at `$.price`"),
         ("at", "yesterday", "Invalid RFC3339 encoded datetime - at `$.at`"),
         ("at", 1700000000000, "Expected `datetime`, got `int` - at `$.at`"),
         ("raw", "not base64", "Invalid base64 encoded string - at `$.raw`"),
-        ("fixed", "AAE=", "fixed"),
+        ("fixed", "AAE=", " - at `$.fixed`"),
         ("unheard_of", 1, "Object contains unknown field `unheard_of`"),
         ("text", None, "Expected `str`, got `null` - at `$.text`"),
         ("inner", {"a": 1, "c": 2}, "Object contains unknown field `c` - at `$.inner`"),
@@ -120,6 +121,22 @@ def test_what_the_schema_cannot_say_is_rejected_and_never_cut_to_fit(subjects: S
         writing("every-type").encode_json(json.dumps({**EVENT, "price": 1, field: value}).encode())
     assert says in rejected.value.reason
     assert rejected.value.rule == "encode"
+
+
+@pytest.mark.parametrize(
+    ("inner", "at"), [({"amount": 1.005, "of": None}, "inner.amount"), ({"amount": 1, "of": [{"amount": 1e30}]}, "inner.of")]
+)
+def test_a_decimal_that_does_not_fit_is_named_by_its_field(inner: dict[str, Any], at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fastavro says what is wrong with it, and not where; a record may be defined in one field and used in another."""
+    money = {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}
+    part = record("Part", amount=money)
+    schema = record(first=part, inner=record("Inner", amount=money, of=["null", {"type": "array", "items": "Part"}]), last="Part")
+    event = {"first": {"amount": 1}, "last": {"amount": 2}, "inner": inner}
+    answers = {"/subjects/t-value/versions/latest": {"subject": "t-value", "version": 1, "id": 1, "schema": json.dumps(schema)}}
+    with answering(answers) as (url, _):
+        monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
+        with pytest.raises(Reject, match=re.escape(f" - at `$.{at}`")):
+            writing("t").encode(event)
 
 
 def test_a_field_that_is_left_out_gets_its_default_of_its_type(subjects: Subjects, prefix: str) -> None:

@@ -50,7 +50,10 @@ def test_a_rule_may_be_named_instead_of_the_subjects_own(offline: Command, regis
     env = {"SCHEMA_REGISTRY_URL": registry_url}
     offline.ok("schemas", "register", prefix, written(tmp_path, "event.avsc", V1), "--normalize", **env)
     dropped = written(tmp_path, "dropped.avsc", record(event_id="int"))
+    needed = written(tmp_path, "needed.avsc", record(event_id="int", text="string", amount="double"))
     assert offline("schemas", "check", prefix, dropped, **env).code == 0
+    assert offline("schemas", "check", prefix, needed, **env).code == 0
+    assert offline("schemas", "check", prefix, needed, "--compatibility", "backward", **env).code == 1
     assert offline("schemas", "check", prefix, dropped, "--compatibility", "backward", **env).code == 0
     checked = offline("schemas", "check", prefix, dropped, "--compatibility", "full", **env)
     assert checked.code == 1
