@@ -184,6 +184,7 @@ def try_(
     from factory_agents import trial
     from factory_agents.contracts import judge, load_contract
     from factory_agents.protocol import Interval
+    from factory_agents.runtime.loading import working_directory_first
 
     if bool(topic) == bool(file):
         raise ConfigurationError("expected either --topic or --file")
@@ -197,7 +198,8 @@ def try_(
         config = kafka_config(bootstrap, kafka_settings or ())
         window = trial.window_of(config, topic, interval, prefix=prefix) if interval else trial.last_records(config, topic, last)
         batches = trial.records_of(config, window, codec)
-    report = trial.try_contract(loaded, batches, interval)
+    with working_directory_first():
+        report = trial.try_contract(loaded, batches, interval)
     verdict = judge(report, fail_if or ())
     if console.wants_json(json):
         console.print_json({**report, "checks": verdict.checks, "outcome": verdict.outcome})

@@ -181,7 +181,9 @@ def letters_replay(
       factory dead-letters replay valid.dead --to mended --through validate -p contract=clicks.yaml --stop-above 5
     """
     from factory_agents.run import Stop
+    from factory_agents.runtime.loading import working_directory_first
     from factory_agents.runtime.replays import replay_letters
+    from factory_agents.topics_file import declared_codec
 
     stop = Stop()
     config = kafka_config(bootstrap, kafka_settings or ())
@@ -189,7 +191,8 @@ def letters_replay(
     if through is None and (param or stop_above is not None or input_codec or output_codec):
         raise ConfigurationError("--param, --stop-above, --input-codec and --output-codec are about the agent that --through names")
     way = nullcontext() if through is None else _way(through, param, to, input_codec, output_codec, stop_above)
-    with console.progress("replay", shown=sys.stderr.isatty()) as observer, stop.watching_signals(), way as agent:
+    progress = console.progress("replay", shown=sys.stderr.isatty())
+    with working_directory_first(), progress as observer, stop.watching_signals(), way as agent:
         outcome = replay_letters(
             config,
             topic,
@@ -200,6 +203,7 @@ def letters_replay(
             dry_run=dry_run,
             rate=rate,
             through=agent,
+            codec_of=declared_codec,
             stop=stop,
             observer=observer,
         )

@@ -193,6 +193,7 @@ class ReplayOperator(BaseOperator):
         )
 
     def _replay(self, selection: Selection, root: Path | None) -> ReplayResult:
+        from airflow_provider_factory.codecs import topic_codec
         from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
         from factory_agents.runtime.replays import ReplayedBeforeError, ReplayResult, replay_letters
 
@@ -209,6 +210,7 @@ class ReplayOperator(BaseOperator):
                     dry_run=count_only,
                     rate=_number(self.rate, "rate"),
                     through=through,
+                    codec_of=lambda name: topic_codec(None, "codec", name, root),
                     stop=lambda: self._stopped,
                 )
             except ReplayedBeforeError as error:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.agents.test_cli import last_hour
 from tests.conftest import TopicFactory
-from tests.support.commands import IMPATIENT, Command
+from tests.support.commands import IMPATIENT, ROOT, Command
+from tests.support.letters import fill, letter
 from tests.support.plugin_wheel import install_plugins
 from tests.support.runs import Runs
 from tests.support.sqlite_sink import CONTRACT, published
@@ -72,3 +73,20 @@ def test_a_codec_of_a_user_by_flag_and_in_the_topics_file(factory: Command, topi
     assert done.data["counts"]["forwarded"] == 3
     done = factory("agent", "run", "enrich", "--in-topic", raw, "--out-topic", out, *last_hour(), "--input-codec", "acme-cvs", **path)
     assert done.error.startswith("codec 'acme-cvs': there is no such codec; did you mean 'acme-csv'?")
+
+
+def test_agents_and_codecs_of_the_working_directory_are_found_by_the_console_script(factory: Command, runs: Runs, tmp_path: Path) -> None:
+    """Unlike ``python -m``, a console script doesn't look there by itself."""
+    (tmp_path / "own.py").write_text(
+        "from tests.support.codecs import Pairs\n\nclass Own(Pairs): ...\n\ndef same(event: dict) -> dict:\n    return event\n"
+    )
+    (tmp_path / "c.yaml").write_text("name: pairs\nid: null\n")
+    script = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
+    source, target = runs.topic("in", partitions=1), runs.topic("mended", partitions=1)
+    runs.produce(source, [b"event_id=2"])
+    tested = factory.ok("contracts", "test", "c.yaml", "--topic", source, "--input-codec", "own:Own", **script)
+    assert tested.data["valid"] == 1
+    dead = fill(runs, [(letter(topic=source), b"event_id=2")])
+    codecs = ("--input-codec", "own:Own", "--output-codec", "own:Own")
+    done = factory.ok("dead-letters", "replay", dead, "--to", target, "--through", "own:same", *codecs, **script)
+    assert done.data["replayed"] == 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from math import ceil, inf
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from factory_agents.kafka.ledger import Ledger, ReplayRecord
 from factory_agents.kafka.messages import Headers, Message
 from factory_agents.kafka.reader import WRITER_HEADER
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter, choose_partition
-from factory_agents.protocol import Counts, PartitionRange, transactional_id
+from factory_agents.protocol import CodecRef, Counts, PartitionRange, transactional_id
 from factory_agents.reject import Reject
 from factory_agents.runtime.agents import Output, Transform
 from factory_agents.runtime.codecs import OpenCodec
@@ -28,6 +29,7 @@ from factory_agents.runtime.letter_states import replayed_offsets
 from factory_agents.runtime.reasons import error_kind
 from factory_agents.runtime.window import process
 from factory_agents.telemetry import Commit, Observer, Subject
+from factory_agents.text import count
 
 __all__ = ["ReplayResult", "ReplayedBeforeError", "Through", "replay_letters"]
 
@@ -100,6 +102,7 @@ def replay_letters(
     dry_run: bool = False,
     rate: float = 0.0,
     through: Through | None = None,
+    codec_of: Callable[[str], CodecRef | None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     observer: Observer | None = None,
 ) -> ReplayResult:
@@ -107,13 +110,15 @@ def replay_letters(
 
     The ledger says which letters were replayed, in the same transactions as the events; so a second replay, or one that goes on after a
     crash, takes only the others (all, with ``again``). Of several letters about one event the last counts. With a ``rate`` at most so many
-    events a second are written. ``through`` an agent, its outputs are written instead, and what it rejects stays a letter.
+    events a second are written. ``through`` an agent, its outputs are written instead, and what it rejects stays a letter. Without one,
+    events stay the bytes that they were: ``codec_of`` tells the codecs of topics, and a target that would read them by another is refused.
 
-    Raises ConfigurationError for unknown topics and where no letter is meant, ReplayedBeforeError where all were replayed before.
+    Raises ConfigurationError for unknown topics, for such a target and where no letter is meant, ReplayedBeforeError where all were
+    replayed before.
     """
     if not 0 <= rate < inf:
         raise ConfigurationError(f"rate {rate}: expected events a second, such as 500, or 0 for no limit")
-    replay = _Replay(config, topic, to, prefix, again=again, rate=rate, through=through, stop=stop)
+    replay = _Replay(config, topic, to, prefix, again=again, rate=rate, through=through, codec_of=codec_of, stop=stop)
     try:
         return replay.run(selection, dry_run=dry_run, observer=observer or Observer())
     finally:
@@ -148,9 +153,10 @@ class _Replay:
         again: bool,
         rate: float,
         through: Through | None,
+        codec_of: Callable[[str], CodecRef | None],
         stop: Callable[[], bool],
     ) -> None:
-        self.again, self.rate, self.through, self.stop = again, rate, through, stop
+        self.again, self.rate, self.through, self.codec_of, self.stop = again, rate, through, cache(codec_of), stop
         self.letters = LetterTopic(config, topic, prefix=prefix)
         self.cluster, self.facts = self.letters.cluster, self.letters.facts
         self.target = self.cluster.topic(to)
@@ -215,6 +221,7 @@ class _Replay:
         latest: dict[tuple[Any, ...], tuple[datetime, int, int, str]] = {}
         done: set[tuple[Any, ...]] = set()
         pointers: dict[tuple[int, int], str] = {}
+        unlike: dict[tuple[int, int], str] = {}
         meant = others = 0
         names = Names()
         for letter in self.letters.read(ranges, self.stop):
@@ -232,16 +239,29 @@ class _Replay:
             latest[event] = max(place, latest.get(event, place))
             if letter.is_pointer:
                 pointers[letter.partition, letter.offset] = self._pointer(letter)
+            if self.through is None and (codec := self._other_codec(letter.why.topic)):
+                unlike[letter.partition, letter.offset] = codec
         forged = set() if selection.attempt == "all" else self.letters.known.forged()
         new = sorted(place for event, place in latest.items() if self.again or event not in done)
         chosen = [place for place in new if (place[3], place[1]) not in forged]
         chosen = chosen[: selection.limit] if selection.limit else chosen
         self._check_target({(writer, p) for _, p, _, writer in chosen})
         places = {(p, offset) for _, p, offset, _ in chosen}
+        if found := sorted(places & unlike.keys()):
+            raise ConfigurationError(
+                f"{self.facts.name}: {count(len(found), 'event')} (the first at {found[0][0]}@{found[0][1]}) would go unchanged, in "
+                f"{unlike[found[0]]}, into {self.target.name!r}, which has the codec {_codec_name(self.codec_of(self.target.name))}: "
+                "nobody could read them there; --through an agent (validate, or your own) writes events by the topic's codec"
+            )
         self.refused += [pointers[place] for place in sorted(places & pointers.keys())]
         before = len(latest.keys() & done)
         others += sum((w, p) in forged for _, p, _, w in new)
         return _Chosen(places - pointers.keys(), meant - len(latest), before, others, selection.unmet(names) if not meant else "")
+
+    def _other_codec(self, topic: str) -> str:
+        """The codec of another topic's records, where the target's readers read by another; "" where they are alike."""
+        own, target = _codec_name(self.codec_of(topic)), _codec_name(self.codec_of(self.target.name))
+        return own if topic != self.target.name and own != target else ""
 
     def _pointer(self, letter: Letter) -> str:
         why = letter.why
@@ -397,6 +417,14 @@ class _Replay:
         replaced = frozenset[str]().union(*(codec.header_names for codec in codecs))
         own = [header for header in letter.headers if header[0] not in replaced]
         return [*own, writer, *(through.writing.headers if through.writing is not None else ())]
+
+
+def _codec_name(codec: CodecRef | None) -> str:
+    """Codecs of one name write records alike."""
+    if codec is None:
+        return "json"
+    over = codec.options.get("over")
+    return f"{codec.name} over {over}" if over else codec.name
 
 
 class _TooManyReturnedError(Exception):

@@ -56,6 +56,20 @@ def test_a_second_replay_of_the_same_letters_is_refused_unless_again(runs: Runs)
     assert [r.value for r in replayed(runs, target)] == [b"1", b"1", b"2", b"2"]
 
 
+def test_events_go_to_no_topic_whose_codec_could_not_read_them(runs: Runs) -> None:
+    """An event that could not be encoded is a letter in the form it had before."""
+    target, other = runs.topic("in", partitions=2), runs.topic("other", partitions=2)
+    topic = fill(runs, [(letter(topic=target), b"\0\0\0\0\1\2"), (letter(topic="", where="a.jsonl:1"), b"{}")])
+    codecs = {target: CodecRef("avro", {"version": 2}), other: CodecRef("avro")}
+    with pytest.raises(ConfigurationError, match=rf"1 event \(the first at 1@0\) would go unchanged, in json, into '{target}', .* avro:"):
+        replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix, codec_of=codecs.get)
+    assert not runs.everything(target)
+    kept = Selection(positions=frozenset({"0@0"}))
+    assert replay_letters(runs.config, topic, other, kept, prefix=runs.prefix, codec_of=codecs.get).replayed == 1
+    with pytest.raises(ConfigurationError, match=r"in avro, into .* the codec json"):
+        replay_letters(runs.config, topic, runs.topic("new"), kept, prefix=runs.prefix, again=True, codec_of=codecs.get)
+
+
 def test_nothing_to_replay_is_told(runs: Runs) -> None:
     target = runs.topic("in", partitions=2)
     topic = fill(runs, [(letter(), b"1")])
