@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from confluent_kafka import (
+    OFFSET_INVALID,
     Consumer,
     ConsumerGroupState,
     IsolationLevel,
@@ -316,6 +317,8 @@ class Cluster:
             for tp, future in self.admin.list_offsets(wanted, isolation_level=isolation, request_timeout=seconds).items():
                 try:
                     info = self._wait(future, until - time.monotonic())
+                    if info.offset == OFFSET_INVALID:  # of a leader that died meanwhile, without an error (librdkafka 2.16)
+                        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
                     found[tp.partition] = (info.offset, info.timestamp)
                     del wanted[tp]
                 except _NO_ANSWER as error:
