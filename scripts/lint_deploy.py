@@ -181,8 +181,8 @@ def breaches(documents: Sequence[Document]) -> Iterator[str]:
         pod = pod_of(document)
         if pod is not None:
             yield from (f"{where}: {what}" for what in _pod_breaches(pod))
-            for container in (*pod["containers"], *pod.get("initContainers", ())):
-                yield from (f"{where}: container {container['name']}: {what}" for what in _container_breaches(container))
+        for name, part in _made_by_strimzi(document).items():
+            yield from (f"{where}: {name}: {what}" for what in _unbounded(part))
         if document["kind"] in ("Deployment", "WorkerDeployment"):
             yield from (f"{where}: {what}" for what in _deployment_breaches(document, documents))
         if _is_dangling(document, documents):
@@ -210,16 +210,15 @@ def _pod_breaches(pod: Mapping[str, Any]) -> Iterator[str]:
             yield f"volume {volume['name']} is of a kind that restricted pods may not have"
         if "emptyDir" in volume and "sizeLimit" not in (volume["emptyDir"] or {}):
             yield f"volume {volume['name']} may fill the node's disk"
+    for container in (*pod["containers"], *pod.get("initContainers", ())):
+        yield from (f"container {container['name']}: {what}" for what in _container_breaches(container))
 
 
 def _container_breaches(container: Mapping[str, Any]) -> Iterator[str]:
     image = str(container.get("image", ""))
     if not re.search(r"@sha256:[0-9a-f]{64}$|:[^/:@]*\d[^/:@]*$", image):
         yield f"image {image!r} names no version"
-    resources = container.get("resources", {})
-    for kind, name in (("limits", "memory"), ("requests", "memory"), ("requests", "cpu")):
-        if name not in resources.get(kind, {}):
-            yield f"has no {kind}.{name}"
+    yield from _unbounded(container)
     ports = container.get("ports", ())
     if any("hostPort" in port for port in ports):
         yield "has a port of the node"
@@ -229,6 +228,20 @@ def _container_breaches(container: Mapping[str, Any]) -> Iterator[str]:
         if "value" in variable and re.search(r"PASSWORD|TOKEN|SECRET|API_KEY|CREDENTIAL", variable["name"]):
             yield f"{variable['name']} stands in the open"
     yield from _rights(container.get("securityContext", {}))
+
+
+def _unbounded(container: Mapping[str, Any]) -> Iterator[str]:
+    resources = container.get("resources", {})
+    for kind, name in (("limits", "memory"), ("requests", "memory"), ("requests", "cpu")):
+        if name not in resources.get(kind, {}):
+            yield f"has no {kind}.{name}"
+
+
+def _made_by_strimzi(document: Document) -> Mapping[str, Any]:
+    """The parts of a Kafka cluster that the operator makes containers of."""
+    if document["kind"] == "KafkaNodePool":
+        return {"brokers": document["spec"]}
+    return document["spec"]["entityOperator"] if document["kind"] == "Kafka" else {}
 
 
 def _rights(security: Mapping[str, Any]) -> Iterator[str]:

@@ -106,6 +106,14 @@ def test_each_policy_finds_what_it_is_for(what: str) -> None:
     assert [finding for finding in breaches(documents) if what in finding]
 
 
+@pytest.mark.parametrize(("kind", "part"), [("KafkaNodePool", ""), ("Kafka", "topicOperator"), ("Kafka", "userOperator")])
+def test_what_an_operator_would_start_without_a_limit_is_found(kind: str, part: str) -> None:
+    documents = rendered(KAFKA, "secured")
+    spec = next(d["spec"] for d in documents if d["kind"] == kind)
+    (spec["entityOperator"][part] if part else spec)["resources"]["limits"].pop("memory")
+    assert [finding.rpartition(": ")[2] for finding in breaches(documents)] == ["has no limits.memory"]
+
+
 def test_a_secret_and_a_second_document_of_a_name_are_found() -> None:
     documents = rendered(FACTORY, "enrich")
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {}}
@@ -208,9 +216,11 @@ def test_agents_that_would_share_a_group_by_accident_are_refused(tmp_path: Path)
     assert says(near=same, far={**same, "nodeSelector": {"zone": "b"}}) == "taken"
 
 
-def test_every_pod_may_be_told_where_to_run_and_gets_the_environment_of_all(tmp_path: Path) -> None:
+def test_every_pod_may_be_told_where_to_run_with_what_and_gets_the_environment_of_all(tmp_path: Path) -> None:
     written = tmp_path / "values.yaml"
-    place = {"nodeSelector": {"pool": "streams"}, "tolerations": [{"key": "streams", "operator": "Exists"}]}
+    where = {"nodeSelector": {"pool": "streams"}, "tolerations": [{"key": "streams", "operator": "Exists"}]}
+    resources = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}}  # as a quota may want them
+    place = {**where, "resources": resources}
     starter = {"topic": "t", "pipeline": {"pipeline": "p", "stages": []}}
     temporal = {"address": "t:7233", "workers": {"default": {}}, "workerDefaults": place, "starters": {"s": starter}}
     values = {"agents": {"enrich": {"inTopic": "a"}}, "agentDefaults": place, "metrics": place, "temporal": temporal}
@@ -218,7 +228,8 @@ def test_every_pod_may_be_told_where_to_run_and_gets_the_environment_of_all(tmp_
     pods = [pod for document in render(Combination(FACTORY, written)) if (pod := lint_deploy.pod_of(document)) is not None]
     assert len(pods) == 5  # the agent, the metrics server, the worker, the starter, helm test
     for pod in pods:
-        assert place.items() <= pod.items()
+        assert where.items() <= pod.items()
+        assert [container["resources"] for container in pod["containers"]] == [resources] * len(pod["containers"])
         named = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
         assert named.items() >= {"KAFKA_BOOTSTRAP": "kafka:9092", "FACTORY_PREFIX": "mine"}.items()
 

@@ -25,6 +25,16 @@ IMAGE = os.environ.get("FACTORY_TEST_IMAGE", "factory-agents:test")
 RESTART_KUBELET = os.environ.get("FACTORY_TEST_RESTART_KUBELET", "")
 """A command that kills the node's kubelet and starts it again; only whoever runs the cluster can say it."""
 
+FILL_TMP = """
+with open("/tmp/fill", "wb") as file:
+    for _ in range(1100):
+        file.write(bytes(2**20))
+"""
+"""A program that fills an agent's volume beyond its limit, for ``TestCluster.execute``.
+
+The kubelet measures a new pod's volumes after a minute, the next time after one or two more, and looks every ten seconds.
+"""
+
 LIVE = ("Pending", "Running")
 TAINT = "factory-test"
 
@@ -143,6 +153,11 @@ class TestCluster:
         """Ask for an eviction, as a drain does."""
         body = client.V1Eviction(metadata=client.V1ObjectMeta(name=name, namespace=self.namespace))
         self.core.create_namespaced_pod_eviction(name, self.namespace, body)
+
+    def events(self, name: str) -> list[str]:
+        """The reasons of a pod's events."""
+        found = self.core.list_namespaced_event(self.namespace, field_selector=f"involvedObject.name={name}")
+        return [event.reason for event in found.items]
 
     def execute(self, name: str, program: str) -> str:
         """What a Python program says that runs in a pod's container; cut short where the container ends."""

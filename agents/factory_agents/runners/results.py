@@ -103,13 +103,26 @@ def _names(result: AgentResult, run: AgentRun) -> Iterable[tuple[str, object, ob
 
 
 def _check_numbers(result: AgentResult) -> None:
-    numbers = list(msgspec.structs.astuple(result.counts))
-    numbers += [result.generation, result.input_generation, result.epoch, result.instance, result.mapped, result.ledger_offset]
-    manifests: list[Manifest] = [m for m in (result.input, result.manifest, result.dead_letters) if m is not None]
-    ranges = [r for m in manifests for r in m.ranges]
-    numbers += [n for r in ranges for n in (r.partition, r.start, r.end, r.count + 1)]
-    if not all(0 <= n <= _LARGEST_NUMBER for n in numbers) or any(r.start > r.end for r in ranges) or result.seconds < 0:
-        raise ForeignResultError("the agent's result has counts or offsets that no run can have (negative, or too large); it is not used")
+    for name, number in _numbers(result):
+        if not 0 <= number <= _LARGEST_NUMBER:
+            said = f"{name} = {str(number)[:40]}"
+            raise ForeignResultError(f"the agent's result has {said}: no run can have that (negative, or too large); it is not used")
+
+
+def _numbers(result: AgentResult) -> Iterator[tuple[str, float]]:
+    for name in ("seconds", "generation", "input_generation", "epoch", "instance", "mapped", "ledger_offset"):
+        yield name, getattr(result, name)
+    for name, count in msgspec.structs.asdict(result.counts).items():
+        yield f"counts.{name}", count
+    for of in ("input", "manifest", "dead_letters"):
+        manifest: Manifest | None = getattr(result, of)
+        for n, r in enumerate(manifest.ranges if manifest is not None else ()):
+            where = f"{of}.ranges[{n}]"
+            yield f"{where}.partition", r.partition
+            yield f"{where}.start", r.start
+            yield f"{where}.end", r.end
+            yield f"{where}.end - start", r.end - r.start
+            yield f"{where}.count + 1", r.count + 1
 
 
 def _check_form(result: AgentResult) -> None:
