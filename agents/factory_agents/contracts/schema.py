@@ -100,6 +100,8 @@ def _dotted(path: list[str | int]) -> str:
 
 
 _IN_MAPPINGS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_MOST_TIMES = 10_000
+"""Against how many subschemas one value may be tried: each is work for every event, and its error is told."""
 _IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SINGLE = (
     "items",
@@ -168,7 +170,11 @@ class _Compiler:
             self._check_meta(top)
         sound = len(errors) == before
         with top.document.attempt():
-            self._walk(top, set())
+            try:
+                self._walk(top, set(), {})
+            except RecursionError:
+                sound = False
+                top.document.fail(top.path, "its references lead too deep")
         if len(errors) > before:  # collected: the fields are what others are checked against
             return Schema(
                 lambda _: False, self._fields() if sound else {}, None, {}, (), None, lambda _: lambda _: False, lambda _: iter(())
@@ -246,7 +252,7 @@ class _Compiler:
             message = f"not JSON Schema: {wording(error) if hasattr(error, 'kind') else _short(error)}"
         place.document.report(path, message)
 
-    def _walk(self, place: Place, seen: set[tuple[str, KeyPath]]) -> None:
+    def _walk(self, place: Place, seen: set[tuple[str, KeyPath]], times: dict[tuple[str, KeyPath], int]) -> None:
         """Visit every subschema that can apply, across files, once."""
         if not isinstance(place.data, dict):
             self._copy(place)
@@ -258,11 +264,27 @@ class _Compiler:
         target = self._references.target(place)
         self._simplify(place, target)
         for child in _children(place):
-            self._walk(child, seen)
+            self._walk(child, seen, times)
         if target is not None:
             if target.uri != place.uri:
                 self._check_meta(target)
-            self._walk(target, seen)
+            self._walk(target, seen, times)
+        self._count(place, times)
+
+    def _count(self, place: Place, times: dict[tuple[str, KeyPath], int]) -> int:
+        """Against how many subschemas a value at a place is tried, each as often as it is referred to."""
+        at = (place.uri, place.path)
+        if at not in times:
+            times[at] = 0
+            target = self._references.target(place) if isinstance(place.data, dict) else None
+            parts = [*_alternatives(place), *([] if target is None else [target])]
+            times[at] = 1 + sum(self._count(part, times) for part in parts)
+        if times[at] == 0:
+            place.document.fail(place.path, "it is part of itself, for the same value: that checks nothing")
+        if times[at] > _MOST_TIMES:
+            times[at] = 1
+            place.document.fail(place.path, f"one value would be tried against more than {_MOST_TIMES:,} schemas: refer to each part once")
+        return times[at]
 
     def _check_keywords(self, place: Place) -> None:
         data, report = place.data, place.document.report
@@ -351,20 +373,22 @@ class _Compiler:
                 required.update(place.data.get("required", ()))
         return {name: FieldType(*self._types(place), name in required) for name, place in places.items()}
 
-    def _parts(self, place: Place, always: bool = True, depth: int = 0) -> Iterator[tuple[Place, bool]]:
+    def _parts(self, place: Place, always: bool = True, seen: set[tuple[str, KeyPath, bool]] | None = None) -> Iterator[tuple[Place, bool]]:
         """The subschemas that speak of the same value, each with whether it always applies."""
-        if not isinstance(place.data, dict) or depth > 50:
+        seen = set() if seen is None else seen
+        if not isinstance(place.data, dict) or (place.uri, place.path, always) in seen:
             return
+        seen.add((place.uri, place.path, always))
         yield place, always
         target = self._references.target(place)
         if target is not None:
-            yield from self._parts(target, always, depth + 1)
+            yield from self._parts(target, always, seen)
         for key in ("allOf", "anyOf", "oneOf"):
             for i in range(len(place.data.get(key, ()))):
-                yield from self._parts(place.inner(key, i), always and key == "allOf", depth + 1)
+                yield from self._parts(place.inner(key, i), always and key == "allOf", seen)
         for key in ("then", "else"):
             if key in place.data:
-                yield from self._parts(place.inner(key), False, depth + 1)
+                yield from self._parts(place.inner(key), False, seen)
 
     def _types(self, place: Place) -> tuple[frozenset[str], str]:
         types: set[str] = set()
@@ -420,6 +444,18 @@ def _children(place: Place) -> Iterator[Place]:
             yield from (place.inner(key, i) for i in range(len(data[key])))
         elif key in data:
             yield place.inner(key)
+
+
+def _alternatives(place: Place) -> Iterator[Place]:
+    """The subschemas of one against which the same value is tried."""
+    if not isinstance(place.data, dict):
+        return
+    for key in ("allOf", "anyOf", "oneOf"):
+        yield from (place.inner(key, i) for i in range(len(place.data.get(key, ()))))
+    yield from (place.inner(key) for key in ("not", "if", "then", "else") if key in place.data)
+    dependent = place.data.get("dependentSchemas")
+    if isinstance(dependent, dict):
+        yield from (place.inner("dependentSchemas", name) for name in dependent)
 
 
 def _own_types(schema: Mapping[str, Any]) -> set[str]:

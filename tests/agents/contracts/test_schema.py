@@ -248,6 +248,38 @@ def test_a_schema_refers_to_itself_and_to_what_it_bundles_by_any_address(more: d
     assert [v.reason for v in ours.violations({"a": 0})] == ["a: expected at least 1, got 0"]
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"$ref": "#/$defs/other"},
+        {"allOf": [{"$ref": "#/$defs/n"}]},
+        {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/n"}]},
+        {"not": {"$ref": "#/$defs/n"}},
+        {"if": {"type": "string"}, "then": {"$ref": "#/$defs/n"}},
+        {"dependentSchemas": {"x": {"$ref": "#/$defs/n"}}},
+    ],
+)
+def test_a_schema_that_is_part_of_itself_for_the_same_value_is_refused(part: dict[str, Any]) -> None:
+    """Validators let such a part pass, without a word."""
+    with pytest.raises(ContractError, match="it is part of itself, for the same value: that checks nothing"):
+        wild({"properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": part, "other": {"$ref": "#/$defs/n"}}})
+    tree = {"type": "object", "properties": {"of": {"$ref": "#/$defs/n"}}}
+    assert not wild({"properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": tree}}).checker()({"a": {"of": {"of": 1}}})
+
+
+@pytest.mark.parametrize(("how", "levels"), [("allOf", 40), ("anyOf", 14), ("oneOf", 300)])
+def test_a_schema_that_doubles_with_each_reference_is_refused_at_once(how: str, levels: int) -> None:
+    parts = {f"n{i}": {how: [{"$ref": f"#/$defs/n{i + 1}"}] * 2} for i in range(levels)}
+    with pytest.raises(ContractError, match=r"one value would be tried against more than 10,000 schemas"):
+        wild({"properties": {"a": {"$ref": "#/$defs/n0"}}, "$defs": {**parts, f"n{levels}": {"type": "string"}}})
+
+
+def test_a_chain_of_references_without_end_is_an_error() -> None:
+    parts = {f"n{i}": {"$ref": f"#/$defs/n{i + 1}"} for i in range(5_000)}
+    with pytest.raises(ContractError, match="its references lead too deep"):
+        wild({"properties": {"a": {"$ref": "#/$defs/n0"}}, "$defs": {**parts, "n5000": {}}})
+
+
 def test_a_name_for_people_is_no_address_of_files(folder: Path) -> None:
     """``$id: https://…`` in a file leaves its relative references to the files beside it."""
     (folder / "schemas" / "types.json").write_text(
