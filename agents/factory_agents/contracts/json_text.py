@@ -18,6 +18,8 @@ _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 _WORDS = {"true": True, "false": False, "null": None}
 MOST_DEPTH = 200
 """How deep values may be nested, here and in YAML."""
+_HALF = re.compile("[\ud800-\udfff]")
+"""One of the pair that JSON writes for a character beyond the first 65,536, without the other."""
 _VALUES = 500_000
 """How many values a text may hold: each takes some 200 bytes with its place."""
 
@@ -77,6 +79,8 @@ class JsonReader:
             text, end = _scan_string(self._text, index + 1, True)
         except json.JSONDecodeError as error:
             self._fail(error.msg, error.pos)
+        if not text.isascii() and (half := _HALF.search(text)):
+            self._fail(f"half a character ({half[0]!r}), which no text can hold", index)
         return text, end
 
     def _word(self, index: int) -> tuple[Any, int]:

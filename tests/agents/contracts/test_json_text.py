@@ -40,6 +40,8 @@ def test_keys_and_values_know_their_line_and_column() -> None:
         ("[1 2]", (1, 4), "expected a comma or ]"),
         ("[1] x", (1, 5), "something follows"),
         ("{a: 1}", (1, 2), "double quotes"),
+        (r'{"a": "x\ud800"}', (1, 7), "half a character"),
+        (r'{"\udfff": 1}', (1, 2), "half a character"),
         ("[1e999]", (1, 2), "too large"),
         ("[" * 300, (1, 202), "nested too deeply"),
         ('["a', (1, 2), "Unterminated"),
