@@ -237,15 +237,13 @@ def _why_broken(expression: Expression, event: dict[str, Any], masked: frozenset
             expression.test(event.get)
         except Exception as error:
             undecided = error
-    names = dict.fromkeys(name for name, _, _ in expression.fields)
+    names = expression.names
     verb = "expected"
     if undecided is not None:
-        why = type(undecided).__name__ if masked & names.keys() else str(undecided)
+        why = type(undecided).__name__ if masked.intersection(names) else str(undecided)
         verb = f"cannot be decided ({why}): expected"
-    known = [name for name in names if name in event]
-    shown = {name: "a masked value" if name in masked else show(event[name]) for name in known}
-    got = ", ".join(f"{name} = {shown[name]}" if name in shown else f"no {name}" for name in names)
-    return f"{verb} {' '.join(expression.text.split())}, got {got}"
+    got = [f"{n} = {show(event[n]) if n not in masked else 'a masked value'}" if n in event else f"no {n}" for n in names]
+    return f"{verb} {expression.line}, got {', '.join(got)}"
 
 
 def load_contract(

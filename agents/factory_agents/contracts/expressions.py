@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn, TypeAlias
 
 from factory_agents.contracts.documents import one_of
@@ -39,6 +40,16 @@ class Expression:
     fields: tuple[tuple[str, int, int], ...]
     test: Callable[[Getter], Any]
     tree: ast.expr
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The fields that it reads, once each."""
+        return tuple(dict.fromkeys(name for name, _, _ in self.fields))
+
+    @cached_property
+    def line(self) -> str:
+        """Its text in one line."""
+        return " ".join(self.text.split())
 
 
 _NUMBERS = (int, float)
@@ -101,14 +112,15 @@ def compile_all(
     expressions: Sequence[Expression],
     *,
     attributes: Mapping[str, str] | None = None,
+    texts: Collection[str] = (),
     checks: Sequence[tuple[str, Callable[[Any], Any]]] = (),
 ) -> Callable[[Any], Any]:
     """One test for all rules at once: true where each of them is (one call an event, not one a rule).
 
     It takes an event's ``get``; with ``attributes`` (by field) it takes an object that has the fields as these, and ``checks`` are tests
-    of its attributes that come first, where they aren't None.
+    of its attributes that come first, where they aren't None. ``texts`` are fields that hold nothing but text.
     """
-    compiler = _Compiler("", _asked_for if attributes is None else lambda name: _attribute(attributes[name]))
+    compiler = _Compiler("", _asked_for if attributes is None else lambda name: _attribute(attributes[name]), texts)
     bodies: list[ast.expr] = [compiler.checked(name, check) for name, check in checks]
     bodies += [compiler.visit(e.tree) for e in expressions]
     if len(bodies) > 1:
@@ -167,9 +179,10 @@ def _attribute(name: str) -> ast.expr:
 class _Compiler:
     """Rewrites an allowed tree so that fields become what ``field`` says and nothing of Python's own is in reach."""
 
-    def __init__(self, text: str, field: Callable[[str], ast.expr] = _asked_for) -> None:
+    def __init__(self, text: str, field: Callable[[str], ast.expr] = _asked_for, texts: Collection[str] = ()) -> None:
         self.fields: list[tuple[str, int, int]] = []
         self._of_field = field
+        self._texts = texts
         self._lines = text.split("\n")
         self._environment: dict[str, Any] = {"__builtins__": {}, "_product": _product, "_modulo": _modulo, "_item": _item}
         self._environment.update({f"_{name}": function for name, function in _FUNCTIONS.items()})
@@ -207,7 +220,18 @@ class _Compiler:
             self._fail(node, "~ is not allowed in a rule; write not")
         return ast.UnaryOp(node.op, self.visit(node.operand))
 
+    def _joined(self, node: ast.expr) -> list[ast.expr] | None:
+        """The parts of a sum of texts; None for anything else."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            left, right = self._joined(node.left), self._joined(node.right)
+            return None if left is None or right is None else left + right
+        known = node.value if isinstance(node, ast.Constant) else node.id if isinstance(node, ast.Name) and node.id in self._texts else None
+        return [node] if isinstance(known, str) else None
+
     def _visit_binop(self, node: ast.BinOp) -> ast.expr:
+        if self._texts and (parts := self._joined(node)):  # one text, not one for each +
+            values = [self.visit(part) for part in parts]
+            return ast.JoinedStr([v if isinstance(v, ast.Constant) else ast.FormattedValue(v, -1) for v in values])
         left, right = self.visit(node.left), self.visit(node.right)
         if isinstance(node.op, (ast.Mult, ast.Mod)):
             return self._call("_product" if isinstance(node.op, ast.Mult) else "_modulo", left, right)

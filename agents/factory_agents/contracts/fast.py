@@ -72,7 +72,8 @@ def compile_fast(
         decode = msgspec.json.Decoder(event).decode
     except (TypeError, ValueError) as error:
         raise NotFast(str(error).splitlines()[0]) from error
-    check = compile_all(expressions, attributes=names, checks=checks) if expressions or checks else None
+    texts = [name for name in whole.get("required", ()) if _kinds(properties[name]) == frozenset({"string"})]
+    check = compile_all(expressions, attributes=names, texts=texts, checks=checks) if expressions or checks else None
     return FastPath(decode, check, names)
 
 

@@ -242,3 +242,29 @@ def test_events_with_other_fields_are_not_tried_twice_for_ever_and_one_of_them_d
     assert agent._fast is not None
     assert agent.process([odd] * 1_000) == [odd.value()] * 1_000
     assert agent._fast is None
+
+
+@pytest.mark.parametrize(("rule", "event", "valid"), [
+    ('id == a + ":" + b', {"id": "x:y", "a": "x", "b": "y"}, True),
+    ('id == a + ":" + b + "" + "{}"', {"id": "x:{y}{}", "a": "x", "b": "{y}"}, True),
+    ('id == a + ":" + b', {"id": "x:", "a": "x", "b": ""}, True),
+    ('id == a + ":" + c', {"id": "x:None", "a": "x", "b": "", "c": None}, False),
+    ('id == a + ":" + c', {"id": "x:z", "a": "x", "b": "", "c": "z"}, True),
+    ('n + n == 4 and id == "p" + a', {"id": "px", "a": "x", "b": "", "n": 2}, True),
+    ('id == (a + b).upper() + a', {"id": "XYx", "a": "x", "b": "y"}, True),
+])  # fmt: skip
+def test_a_sum_of_texts_is_what_it_is_one_by_one(rule: str, event: dict[str, Any], valid: bool) -> None:
+    texts = {name: {"type": "string"} for name in ("id", "a", "b")}
+    more = {"c": {"type": ["string", "null"]}, "n": {"type": "integer"}}
+    contract = load_contract({
+        "name": "sums", "id": None, "rules": {"sum": rule},
+        "schema": {"type": "object", "required": list(texts), "properties": {**texts, **more}},
+    })  # fmt: skip
+    fast = contract.fast_path()
+    assert fast.check is not None
+    struct = fast.decode(msgspec.json.encode(event))
+    try:
+        taken = bool(fast.check(struct))
+    except TypeError:  # the slower way decides
+        taken = False
+    assert (taken, contract.checker()(event)) == (valid, valid)
