@@ -20,8 +20,8 @@ __all__ = ["FollowedTopic"]
 
 log = logging.getLogger(__name__)
 
-_TELL_SECONDS = 2.0
-"""How long nothing comes before it is said what is waited for."""
+_QUIET_SECONDS = 3.0
+"""How long nothing comes before it is said what is waited for, and asked by a new client: one waits a minute for a broker that is frozen."""
 _FRESH_SECONDS = 12 * 3600.0
 """How long a follower may rest: what was deleted meanwhile is told for a day (``delete.retention.ms``), then it isn't there any more."""
 
@@ -57,26 +57,30 @@ class FollowedTopic:
         follower.positions |= {p: max(start, starts[p]) for p in missing}
         follower.end = ends[partitions[0]]
         todo = {p: end for p, end in ends.items() if follower.positions[p] < end}
-        if todo:
+        is_told = False
+        while todo:
             consumer = self._config.consumer(auto_offset_reset="earliest")
             try:
                 consumer.assign([TopicPartition(self.topic, p, follower.positions[p]) for p in todo])
                 self._drain(consumer, todo, follower, deadline)
             finally:
                 consumer.close()
+            if todo and not is_told:
+                is_told = True
+                self._tell(todo)
 
     def _drain(self, consumer: Consumer, todo: dict[int, int], follower: Follower, deadline: float) -> None:
-        tell_at = time.monotonic() + _TELL_SECONDS
-        while todo:
+        """Have a follower take what comes, until it has all, or nothing comes any more."""
+        came_at = time.monotonic()
+        while todo and time.monotonic() < came_at + _QUIET_SECONDS:
             messages = cast("list[Message]", consumer.consume(_AT_ONCE, 0.02))
             self._give(messages, todo, follower)
             last = messages[-1:] if len(self._partitions) == 1 else {m.partition(): m for m in messages}.values()
             for message in last:
                 if message.error() is None:
                     self._passed(message.partition(), message.offset() + 1, todo, follower)
-            if todo and not messages and time.monotonic() > tell_at:
-                tell_at = deadline
-                self._tell(todo)
+            if messages:
+                came_at = time.monotonic()
             if todo and time.monotonic() > deadline:
                 raise DeadlineError(
                     f"{self._kind} {self.topic} could not be read to its end in time: a transaction on partition {next(iter(todo))} is "

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,7 +39,9 @@ from factory_agents.kafka.topics import Cluster, TopicInfo
 from factory_agents.kafka.windows import read_windows
 from factory_agents.protocol import AgentResult, Counts, Interval, Manifest, Order, PartitionRange, Shard, Work
 from tests.conftest import TopicFactory
+from tests.support.brokers import three_brokers
 from tests.support.log import Transaction
+from tests.support.waiting import wait_for
 
 
 class Ledgers:
@@ -282,3 +287,29 @@ def test_passes_over_what_its_reader_does_not_need(ledgers: Ledgers) -> None:
     assert set(planner.keys()) == {"pipeline|p", "cut|p|id|5"}
     assert set(ledgers.of("p").read(deadline=soon(), wanted=(stage.key().encode(),)).keys()) == {stage.key()}
     assert planner.end >= 3, "what is passed over still counts for the clock"
+
+
+@pytest.mark.slow
+def test_it_is_read_to_its_end_by_whoever_had_asked_a_broker_that_froze(tmp_path: Path) -> None:
+    """Another one leads its partition after some seconds; a client waits a minute for the frozen one's answer."""
+    with three_brokers(tmp_path, "127.0.0.1") as brokers, Cluster(KafkaConfig(brokers.bootstrap)) as cluster:
+        ledger = Ledger(KafkaConfig(brokers.bootstrap), cluster, prefix="x", pipeline="p")
+        ledger.ensure()
+        transaction = Transaction(brokers.bootstrap, ledger.topic, "open")
+        transaction.write(["{}"], partition=ledger.partition, key="other|o")
+
+        def leader() -> int:
+            return int(brokers.admin.list_topics(ledger.topic, 5).topics[ledger.topic].partitions[ledger.partition].leader)
+
+        frozen = leader()
+        with ThreadPoolExecutor(1) as pool:
+            read = pool.submit(ledger.read, deadline=time.monotonic() + 120)
+            pause = time.monotonic() + 2
+            wait_for(lambda: time.monotonic() > pause, "it to wait for the transaction")
+            os.kill(brokers.processes[frozen].pid, signal.SIGSTOP)
+            try:
+                wait_for(lambda: leader() not in (frozen, -1), "another leader", 60)
+                transaction.commit()
+                assert read.result(20).end > 0
+            finally:
+                os.kill(brokers.processes[frozen].pid, signal.SIGCONT)

@@ -230,7 +230,7 @@ def test_a_rate_that_is_none_is_refused(runs: Runs, rate: float) -> None:
 def test_a_replay_that_was_killed_at_its_commit_is_complete_after_the_next_though_a_purge_came_between(
     runs: Runs, factory: Command, failpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(followed, "_TELL_SECONDS", 0.2)
+    monkeypatch.setattr(followed, "_QUIET_SECONDS", 0.2)
     caplog.set_level("INFO", "factory_agents")
     target = runs.topic("in", partitions=2)
     topic = fill(runs, [(letter(), str(i).encode()) for i in range(5)])
