@@ -9,10 +9,10 @@ import threading
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["END_TXN", "PRODUCE", "KafkaProxy", "Trouble"]
+__all__ = ["CREATE_TOPICS", "END_TXN", "PRODUCE", "KafkaProxy", "Trouble"]
 
-PRODUCE, END_TXN = 0, 26
-"""API keys of requests: records, and the end of a transaction (commit or abort)."""
+PRODUCE, CREATE_TOPICS, END_TXN = 0, 19, 26
+"""API keys of requests: records, new topics, and the end of a transaction (commit or abort)."""
 
 Fate = Literal["request lost", "answer lost", "request held", "answer held"]
 

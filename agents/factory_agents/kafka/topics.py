@@ -501,17 +501,20 @@ class Cluster:
 
         Of a topic deleted a moment ago, a broker may still show what was: that is waited out, or what is written next goes the way of it.
         """
-        deleted = self._shown_now(name)
+        shown = self._shown_now(name)
         wanted = NewTopic(name, partitions, replication, config=dict(settings or {}))
         asked = itertools.count()
+        patience = self._timeout
 
         def ask(seconds: float) -> None:
+            nonlocal patience
             again = next(asked)
             try:
                 self._wait(self.admin.create_topics([wanted], request_timeout=seconds, operation_timeout=seconds)[name], seconds + 1)
             except KafkaException as error:
                 if not again or _code(error) != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise  # else it was created, and the answer did not come
+                    raise
+                patience = _SPREAD_SECONDS  # it was created, and the answer did not come; or what was shown is not deleted, but another's
 
         try:
             self._answered(ask)
@@ -520,11 +523,13 @@ class Cluster:
                 needed = f"CREATE on topic {name!r} (or on the cluster)"
                 raise self._failed(error, f"creating topic {name!r}", topic=needed, cluster=needed) from error
             return False
-        deadline = time.monotonic() + self._timeout
-        while self.topic(name).id == deleted != "":
+        deadline = time.monotonic() + patience
+        while self.topic(name).id == shown != "":
             if time.monotonic() > deadline:
+                if patience < self._timeout:
+                    return False
                 raise UnavailableError(
-                    f"topic {name!r} was created, but a broker shows the deleted one of that name ({deleted}) after {self._timeout:.0f} s; "
+                    f"topic {name!r} was created, but a broker shows the deleted one of that name ({shown}) after {self._timeout:.0f} s; "
                     f"is it behind the controller?"
                 )
             time.sleep(0.02)

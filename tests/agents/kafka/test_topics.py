@@ -22,6 +22,7 @@ from factory_agents.kafka.config import KafkaConfig
 from factory_agents.kafka.ledger import LEDGER_PARTITIONS, Ledger
 from factory_agents.kafka.topics import Cluster
 from factory_agents.sandbox import Sandbox, SandboxInfo
+from tests.chaos.kafka_proxy import CREATE_TOPICS, KafkaProxy
 from tests.conftest import TopicFactory
 from tests.support.brokers import three_brokers
 from tests.support.log import Transaction, Writer, hours_ago
@@ -266,6 +267,19 @@ def test_a_wrong_password_is_not_taken_for_a_broker_that_is_down(sandbox_info: S
     with pytest.raises(ConfigurationError, match="authentication failed") as caught:
         Cluster(config, timeout=1).topic("t")
     assert "correct horse" not in str(caught.value)
+
+
+def test_a_topic_that_another_made_just_before_is_there_already_though_an_answer_is_lost(bootstrap: str, topic: TopicFactory) -> None:
+    """The second one, that there is one of that name, is not taken for a sign that what brokers show was deleted."""
+    name, proxy = topic(partitions=1), KafkaProxy(bootstrap)
+    try:
+        with Cluster(KafkaConfig(proxy.bootstrap)) as cluster:
+            cluster.find(name)
+            lost = proxy.trouble(CREATE_TOPICS, "answer lost")
+            assert not cluster.create(name, 1)
+            assert lost.came.is_set()
+    finally:
+        proxy.close()
 
 
 @pytest.mark.slow
