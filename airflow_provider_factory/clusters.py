@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 
-_REST = 5.0
+_REST = 2.0
 """Seconds for which a cluster that didn't answer isn't asked again: hundreds of questions don't each wait for the same broker in vain."""
 _PATIENCE = 5.0
 """Seconds that one request to a broker may take: what asks again in some seconds needn't wait longer."""

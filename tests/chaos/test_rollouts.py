@@ -181,15 +181,16 @@ def flip(control: Control, rnd: random.Random) -> tuple[float, Route, Route]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flips", "kills", "members", "pause"),
+    ("events", "flips", "kills", "members", "pause"),
     [
-        pytest.param(12, 4, 2, 0.05, id="short"),
-        pytest.param(200, 100, 4, 0.004, id="whole", marks=[pytest.mark.soak, pytest.mark.timeout(1500)]),
+        pytest.param(0, 12, 4, 2, 0.05, id="short"),
+        pytest.param(1_000_000, 200, 100, 4, 0.002, id="whole", marks=[pytest.mark.soak, pytest.mark.timeout(3000)]),
     ],
 )
 def test_versions_that_are_flipped_and_killed_lose_double_and_reorder_nothing(
-    runs: Runs, tmp_path: Path, flips: int, kills: int, members: int, pause: float
+    runs: Runs, tmp_path: Path, events: int, flips: int, kills: int, members: int, pause: float
 ) -> None:
+    """At least a second passes between two flips, and as many events as make ``events`` of all flips."""
     rnd = random.Random(f"{flips}")
     source = runs.topic("in", partitions=PARTITIONS)
     out = runs.topic("out", partitions=PARTITIONS, message_timestamp_type="LogAppendTime")
@@ -201,14 +202,14 @@ def test_versions_that_are_flipped_and_killed_lose_double_and_reorder_nothing(
             fleet.start("v1")
             fleet.start("v2")
         with fleet.feeding(pause):
-            wait_for(lambda: fleet.count() > 0, "the first record")
+            wait_for(lambda: fleet.count() > 0, "the first record", 120)
             for n in range(flips):
-                began, seen = time.monotonic(), fleet.sent
+                began, until = time.monotonic(), max(fleet.sent + 1, (n + 1) * events // flips)
                 orders.append(flip(control, rnd))
                 if n * kills // flips != (n + 1) * kills // flips:
                     fleet.disturb(rnd)
-                wait_for(lambda began=began, seen=seen: time.monotonic() > began + 1.0 and fleet.sent > seen, "a second's events")
-        wait_for(lambda: fleet.count() >= fleet.sent, f"all of {fleet.sent} events", 90)
+                wait_for(lambda began=began, until=until: time.monotonic() > began + 1.0 and fleet.sent >= until, "a flip's events", 120)
+        wait_for(lambda: fleet.count() >= fleet.sent, f"all of {fleet.sent} events", 300)
         assert not [(version, process.pid) for version, process in fleet.members if process.poll() is not None], "ended by themselves"
         written = fleet.written()
     finally:

@@ -462,7 +462,7 @@ class Cluster:
         while True:
             turn = self._turn
             try:
-                return ask(min(_DEAF_SECONDS, max(0.0, deadline - time.monotonic())))
+                return ask(min(_DEAF_SECONDS, self._timeout / 2, max(0.0, deadline - time.monotonic())))
             except _NO_ANSWER as error:
                 refused = isinstance(error, KafkaException) and error.args[0].code() not in _PASSING
                 if refused or time.monotonic() > deadline:
