@@ -21,7 +21,7 @@ __all__ = ["FollowedTopic"]
 log = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 3.0
-"""How long nothing comes before it is said what is waited for, and asked by a new client: one waits a minute for a broker that is frozen."""
+"""How long nothing comes before it is said what is waited for, and a new client asks: one waits a minute for a frozen broker."""
 _FRESH_SECONDS = 12 * 3600.0
 """How long a follower may rest: what was deleted meanwhile is told for a day (``delete.retention.ms``), then it isn't there any more."""
 
