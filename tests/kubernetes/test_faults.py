@@ -9,6 +9,8 @@ from kubernetes import client
 
 from tests.kubernetes.conftest import OneAgent
 from tests.kubernetes.dags import FIRST_TRY_SLOW, TRY
+from tests.support.cluster import FILL_TMP
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -50,6 +52,35 @@ def test_a_pod_that_fills_its_disk(one: OneAgent) -> None:
     outcome = one.run(*body, arguments=f"{TRY}, container_resources=k8s.V1ResourceRequirements({storage})", events=100)
     one.assert_exact(outcome, tries=2)
     assert "was evicted by its node" in one.log
+
+
+@pytest.mark.soak  # the kubelet takes minutes to notice
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+def test_a_pod_whose_volume_is_filled(one: OneAgent, deferrable: bool) -> None:
+    def fill() -> None:
+        one.cluster.execute(one.wait_working().metadata.name, FILL_TMP)
+
+    arguments = f"{TRY}, deferrable={deferrable}, poll_interval=1"
+    outcome = one.run(*FIRST_TRY_SLOW, arguments=arguments, events=4000, meanwhile=fill)
+    one.assert_exact(outcome, tries=2)
+    assert 'was evicted by its node: Usage of EmptyDir volume "tmp" exceeds the limit "1Gi"' in one.log
+
+
+@pytest.mark.soak  # it closes the node to whatever else runs on it
+@pytest.mark.parametrize("effect", ["NoSchedule", "NoExecute"])
+def test_a_node_that_is_drained(one: OneAgent, effect: str) -> None:
+    """The retry's pod waits until there is a node again."""
+
+    def drain() -> None:
+        first = one.wait_working()
+        with one.cluster.tainted(effect):
+            if effect == "NoSchedule":
+                one.cluster.evict(first.metadata.name)
+            wait_for(lambda: {p.metadata.name for p in one.cluster.pods(one.dag_id)} - {first.metadata.name}, "the retry's pod", 120)
+
+    one.assert_exact(one.run(*FIRST_TRY_SLOW, arguments=TRY, meanwhile=drain), tries=2)
+    assert "was taken away" in one.log
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
