@@ -21,7 +21,7 @@ from factory_agents.codecs.avro_types import (
     refuse_boundless,
     refuse_exponents,
     unwritable_field,
-    with_exact_decimals,
+    with_exact_values,
     with_typed_defaults,
 )
 from factory_agents.codecs.base import refuse_nan, to_json
@@ -155,8 +155,8 @@ class AvroCodec(RegistryCodec):
         read = _slow_reader() if holds_itself(written) or (own is not None and holds_itself(own)) else _fast_reader()
         seen = written if own is None else own
         floats = float_fields(seen) if isinstance(seen, dict) and "fields" in seen else None
-        reader_schema = None if same or own is None else with_exact_decimals(own)
-        reader = _Reader(read, with_exact_decimals(written), reader_schema, floats)
+        reader_schema = None if same or own is None else with_exact_values(own)
+        reader = _Reader(read, with_exact_values(written), reader_schema, floats)
         if len(self._readers) >= _MOST_READERS:
             self._readers.clear()
         self._readers[key] = reader

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from datetime import date, datetime, time
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any, Literal, Union
 from uuid import UUID
 
@@ -23,7 +24,7 @@ __all__ = [
     "refuse_boundless",
     "refuse_exponents",
     "unwritable_field",
-    "with_exact_decimals",
+    "with_exact_values",
     "with_typed_defaults",
 ]
 
@@ -144,25 +145,40 @@ def unwritable_field(schema: Any, event: Mapping[str, Any], write: Callable[[Any
     return ""
 
 
-def with_exact_decimals(schema: Any) -> Any:
-    """A parsed schema to read by, whose decimals have all their digits.
+_TIMES = ("int-time-millis", "long-time-micros")
 
-    fastavro's own rounds one of more digits than the schema's precision, without a word, and takes hours for one of megabytes.
+
+def with_exact_values(schema: Any) -> Any:
+    """A parsed schema to read by, whose decimals have all their digits, and whose times of day are of a day.
+
+    fastavro rounds a decimal of more digits than the schema's precision, without a word, and takes hours for one of megabytes; a negative
+    number it reads as another time.
     """
     from fastavro.read import LOGICAL_READERS
 
-    if not has_decimals(schema):
+    if not any(_logical(part).endswith("-decimal") or _logical(part) in _TIMES for part in _everywhere(schema)):
         return schema
     LOGICAL_READERS["bytes-factory-decimal"] = LOGICAL_READERS["fixed-factory-decimal"] = _exact_decimal
+    for name in _TIMES:
+        kind, _, logical = name.partition("-")
+        LOGICAL_READERS[f"{kind}-factory-{logical}"] = partial(_time_of_day, LOGICAL_READERS[name])
     copy = deepcopy(schema)
     for part in _everywhere(copy):
         if _logical(part).endswith("-decimal"):
             part["logicalType"] = "factory-decimal"
+        elif _logical(part) in _TIMES:
+            part["logicalType"] = f"factory-{part['logicalType']}"
     return copy
 
 
 def _exact_decimal(data: bytes, schema: Any, _: Any = None) -> Decimal:
     return Decimal(f"{int.from_bytes(data, 'big', signed=True)}E-{schema.get('scale', 0)}")
+
+
+def _time_of_day(read: Callable[..., time], data: int, schema: Any, reader_schema: Any = None) -> time:
+    if data < 0:
+        raise ValueError(f"a time of day of {data}")
+    return read(data, schema, reader_schema)
 
 
 def _everywhere(schema: Any) -> Iterator[Any]:

@@ -7,11 +7,12 @@ import re
 import uuid
 from collections.abc import Iterator
 from decimal import Decimal
+from io import BytesIO
 from typing import Any
 
 import pytest
 from confluent_kafka.schema_registry import SchemaReference
-from fastavro import parse_schema
+from fastavro import parse_schema, schemaless_writer
 
 from factory_agents.codecs.avro import AvroCodec
 from factory_agents.codecs.avro_types import event_type
@@ -271,6 +272,29 @@ def test_what_is_no_event_is_rejected(subjects: Subjects, prefix: str, value: by
     with pytest.raises(Reject) as rejected:
         reading(prefix).decode_json(made.get(value, value), [])
     assert says in rejected.value.reason
+
+
+@pytest.mark.parametrize(
+    ("type_", "past"),
+    [({"type": "int", "logicalType": "time-millis"}, 86_400_000), ({"type": "long", "logicalType": "time-micros"}, 86_400_000_000)],
+)
+def test_a_time_that_is_of_no_day_is_rejected(type_: dict[str, Any], past: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = record(at=type_)
+    answers = {
+        "/schemas/ids/1": {"schema": json.dumps(schema)},
+        "/subjects/t-value/versions/latest": {"subject": "t-value", "version": 1, "id": 1, "schema": json.dumps(schema)},
+    }
+    with answering(answers) as (url, _):
+        monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
+        for number in (-1, -past // 24, past, 0, past - 1):
+            value = BytesIO(b"\0\0\0\0\1")
+            value.seek(5)
+            schemaless_writer(value, record(at=type_["type"]), {"at": number})
+            if 0 <= number < past:
+                assert reading("t").decode_json(value.getvalue(), []).startswith(b'{"at":"23:59:59.999' if number else b'{"at":"00:00:00"')
+            else:
+                with pytest.raises(Reject, match="not Avro of schema id 1: ValueError: "):
+                    reading("t").decode_json(value.getvalue(), [])
 
 
 def test_hostile_schemas_end_nothing(subjects: Subjects, prefix: str) -> None:
