@@ -8,11 +8,12 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from factory_agents.contracts import TableSpec
+from factory_agents.errors import SinkError
 from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Reject
 from factory_agents.runtime.sink_ledger import Figures
 
-__all__ = ["RANK", "Capability", "Landing", "LedgerSink", "Part", "Reader", "Rows"]
+__all__ = ["RANK", "Capability", "ChangedError", "Landing", "LedgerSink", "Part", "Reader", "Rows"]
 
 Capability = Literal["transactional", "idempotent"]
 """What a landing is: one transaction with the ledger's entry, or something that may be done again."""
@@ -99,6 +100,15 @@ class Reader(Protocol):
     def join(self, batches: Sequence[Any]) -> Any:
         """The batches as one, as ``LedgerSink.stage`` takes it."""
         ...
+
+
+class ChangedError(SinkError):
+    """Somebody changed the table under a publication, so that its rows may not fit any more; a retry begins again."""
+
+    retriable = True
+
+    def __init__(self, table: str, what: str) -> None:
+        super().__init__(f"table {table}: {what} while we published to it; a retry begins again")
 
 
 class LedgerSink:

@@ -11,7 +11,7 @@ import msgspec
 
 from factory_agents.contracts import TableSpec
 from factory_agents.errors import ConfigurationError, SinkError
-from factory_agents.runtime.ledger_sink import Landing, LedgerSink, Part
+from factory_agents.runtime.ledger_sink import ChangedError, Landing, LedgerSink, Part
 from factory_agents.runtime.rank import window_start
 from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.bigquery import statements
@@ -143,11 +143,13 @@ class BigQuerySink(LedgerSink):
         """See ``LedgerSink.read``."""
         warehouse, _ = self._opened
         try:
-            rows = warehouse.rows(statements.read_entry(self._ledger), window=self._key(key))
+            found = dict(warehouse.rows(statements.read_entry(self._ledger), window=self._key(key)))
         except NotFoundError:
             warehouse.rows(statements.create_ledger(self._ledger))
             return None
-        return rows[0][0] if rows else None
+        if "" not in found:
+            raise SinkError(f"table {self.table}: its ledger {self._ledger} has lost its first row; drop the ledger, and publish again")
+        return found.get(self._key(key))
 
     def change(self, key: str, old: str | None, new: str) -> bool:
         """See ``LedgerSink.change``."""
@@ -202,6 +204,7 @@ class BigQuerySink(LedgerSink):
     def land(self, landing: Landing) -> Figures | None:
         """See ``LedgerSink.land``: one script under a job id of its own. Which figures it had, the entry says."""
         self._finish_load()
+        self._check_unchanged()
         warehouse, table = self._opened
         self._landings += 1
         staged = [warehouse.name(_staging(part)) for part in landing.parts]
@@ -224,6 +227,15 @@ class BigQuerySink(LedgerSink):
             raise
         log.info("landed", extra=fields(table=table.text, bytes_read=read))
         return statements.FIGURES
+
+    def _check_unchanged(self) -> None:
+        """The entry that we claimed speaks of the table as it was opened: of one that is made anew it would fence nobody."""
+        target, (warehouse, table) = self._target, self._opened
+        now, missing = look_at_table(warehouse, table.name, target.wanted, target.layout, create=True, add_columns=True)
+        if now.made != table.made:
+            raise ChangedError(table.text, "it was made anew" if now.made else "it was dropped")
+        if missing or now.fields != table.fields:
+            raise ChangedError(table.text, "its columns were changed")
 
     def discard(self, parts: Sequence[Part]) -> None:
         """Drop the staging tables; those that stay expire."""

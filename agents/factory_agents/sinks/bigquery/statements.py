@@ -38,8 +38,8 @@ def create_ledger(ledger: str) -> str:
 
 
 def read_entry(ledger: str) -> str:
-    """The entry of one window."""
-    return f"SELECT entry FROM `{ledger}` WHERE {_THIS}"
+    """The ledger's head and the entry of one window, each with its key."""
+    return f"SELECT window_key, entry FROM `{ledger}` WHERE {_THIS} OR window_key = ''"
 
 
 def entries(ledger: str) -> str:

@@ -12,7 +12,7 @@ import msgspec
 
 from factory_agents.contracts import TableSpec
 from factory_agents.errors import SinkError
-from factory_agents.runtime.ledger_sink import RANK, Landing, LedgerSink, Part, Reader, Rows
+from factory_agents.runtime.ledger_sink import RANK, ChangedError, Landing, LedgerSink, Part, Reader, Rows
 from factory_agents.runtime.rows import RowReader
 from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.iceberg.catalog import CatalogSettings, explained, open_catalog
@@ -128,25 +128,22 @@ class IcebergSink(LedgerSink):
             try:
                 table = self._catalog.load_table(self._target.table)
             except NoSuchTableError:
-                raise self._changed("it was dropped") from None
+                raise ChangedError(self.table, "it was dropped") from None
         if table.metadata.table_uuid != self._opened.uuid:
-            raise self._changed("it was made anew")
+            raise ChangedError(self.table, "it was made anew")
         return table
 
     def _load_alike(self) -> Table:
         """The same, with the columns that were opened: rows made for another column would land without it."""
         table = self._load()
         if self._opened is not None and self._fields(table) != self._opened.fields:
-            raise self._changed("its columns were changed")
+            raise ChangedError(self.table, "its columns were changed")
         return table
 
     def _fields(self, table: Table) -> dict[str, int]:
         """The columns that we write, and their ids."""
         ours = {*(column.name for column in self._spec.columns), RANK, PUBLICATION}
         return {field.name: field.field_id for field in table.schema().fields if field.name in ours}
-
-    def _changed(self, what: str) -> ChangedError:
-        return ChangedError(f"table {self.table}: {what} while we published to it; a retry begins again")
 
     def read(self, key: str) -> str | None:
         """See ``LedgerSink.read``."""
@@ -250,7 +247,7 @@ class IcebergSink(LedgerSink):
     def _land(self, table: Table, landing: Landing) -> Figures:
         staged = list(self._staged.values())
         if any(part.spec_id != table.spec().spec_id for part in staged):
-            raise self._changed("its partitioning was changed")
+            raise ChangedError(self.table, "its partitioning was changed")
         deletes, remembered = self._deletes_of(table, landing)
         if deletes.left is not None:
             staged = self._only(table, staged, deletes.left)
@@ -354,12 +351,6 @@ class IcebergSink(LedgerSink):
         if catalog is not None:
             with suppress(Exception):
                 catalog.close()
-
-
-class ChangedError(SinkError):
-    """The table was changed under a publication; a retry begins again."""
-
-    retriable = True
 
 
 class _Opened(msgspec.Struct, frozen=True):

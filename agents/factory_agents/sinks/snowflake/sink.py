@@ -8,7 +8,7 @@ import msgspec
 
 from factory_agents.contracts import TableSpec
 from factory_agents.errors import SinkError
-from factory_agents.runtime.ledger_sink import Landing, LedgerSink, Part, Rows
+from factory_agents.runtime.ledger_sink import ChangedError, Landing, LedgerSink, Part, Rows
 from factory_agents.runtime.sink_ledger import Figures
 from factory_agents.sinks.snowflake import statements
 from factory_agents.sinks.snowflake.names import TableName
@@ -49,6 +49,7 @@ class SnowflakeSink(LedgerSink):
         self._target = target
         self._session = Session(target.account, target.table, timeout=target.timeout, query_tag=target.query_tag)
         self._table: TargetTable | None = None
+        self._wanted = TableSpec()
         self._staged_in = 0
 
     def open(self, table: TableSpec) -> None:
@@ -57,6 +58,7 @@ class SnowflakeSink(LedgerSink):
         Raises SinkError where it doesn't fit, ConfigurationError or UnavailableError where Snowflake refuses or doesn't answer.
         """
         target = self._target
+        self._wanted = table
         self._table = open_table(
             self._session,
             target.table.table,
@@ -207,6 +209,7 @@ class SnowflakeSink(LedgerSink):
         self._lock()
         if session.rows(statements.read_entry(self._ledger), window) != [(landing.old,)]:
             raise _MovedError
+        self._check_unchanged()
         written = removed = gone = 0
         deletes = newest.removesuffix("NEWEST") + "DELETES" if newest and table.spec.deletes else ""
         if deletes:
@@ -225,6 +228,15 @@ class SnowflakeSink(LedgerSink):
         if session.run(statements.change_entry(self._ledger), landing.entry(figures), window, landing.old, transaction) != 1:
             raise _MovedError
         return figures
+
+    def _check_unchanged(self) -> None:
+        """The entry that we claimed speaks of the table as it was opened: of one that is made anew it would fence nobody."""
+        target, table = self._target, self._opened
+        now, missing = look_at_table(self._session, table.name, self._wanted, cluster_by=target.cluster_by, create=True, add_columns=True)
+        if now.made != table.made:
+            raise ChangedError(self.table, "it was made anew" if now.made else "it was dropped")
+        if missing or now != table:
+            raise ChangedError(self.table, "its columns were changed")
 
     def _delete(self, landing: Landing, transaction: str, newest: str, deletes: str) -> None:
         """Apply our deletes, and those that are remembered, to the table and to the staged rows; what they leave are the newest."""

@@ -9,6 +9,7 @@ from google.api_core import exceptions as google
 
 from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError
 from factory_agents.runtime import exact_sink
+from factory_agents.runtime.ledger_sink import ChangedError
 from factory_agents.sinks.bigquery import sink as sinks
 from factory_agents.sinks.bigquery.warehouse import ConflictError, account_from_env, explain
 from factory_agents.testing.records import gone
@@ -38,6 +39,45 @@ class TestOneWindow:
         bench.emulator.client.delete_table(bench.table)
         assert not bench.publish(at([event("a")]), fingerprint="same").reused
         assert bench.rows() == {"a": "x"}
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ("DROP TABLE {d}.t", "it was dropped"),
+            ("ALTER TABLE {d}.t DROP COLUMN value", "its columns were changed"),
+            ("ALTER TABLE {d}.t RENAME COLUMN value TO renamed", "its columns were changed"),
+        ],
+    )
+    def test_a_table_that_is_changed_while_we_publish_is_a_retry(self, bench: Bench, change: str, says: str) -> None:
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        sink.write(at([event("a")]))
+        bench.emulator.query(change)
+        with pytest.raises(ChangedError, match=rf"d_\w+\.t: {says} while we published to it; a retry begins again"):
+            sink.commit(rejected=0)
+        bench.publish(at([event("a")]))
+        assert bench.rows() == {"a": "x"}
+
+    def test_who_published_to_a_table_before_it_was_made_again_lands_nothing_in_the_new_one(self, bench: Bench) -> None:
+        zombie = bench.sink()
+        zombie.claim(bench.claim())
+        zombie.write(at([event("a", "zombie"), event("b", "zombie")]))
+        bench.emulator.client.delete_table(bench.table)
+        bench.publish(at([event("a", "new")]))
+        with pytest.raises(ChangedError, match="it was made anew while we published to it"):
+            zombie.commit(rejected=0)
+        assert bench.rows() == {"a": "new"}
+
+    @pytest.mark.parametrize("left", ["FALSE", "window_key != ''"])
+    def test_a_ledger_without_its_first_row_is_one_clear_line(self, bench: Bench, left: str) -> None:
+        bench.publish(at([event("a")]))
+        bench.emulator.query(f"DELETE FROM {{d}}.factory_publishes_t WHERE NOT ({left})")
+        for _ in range(2):
+            with pytest.raises(SinkError, match=r"its ledger \S+factory_publishes_t has lost its first row; drop the ledger, and publish"):
+                bench.publish(at([event("a", "new")]))
+        bench.emulator.query("DROP TABLE {d}.factory_publishes_t")
+        bench.publish(at([event("a", "new")]))
+        assert bench.rows() == {"a": "new"}
 
     def test_a_table_that_was_made_again_has_nothing_deleted(self, bench: Bench) -> None:
         bench.contract = CONTRACT | {"deletes": True}

@@ -12,8 +12,9 @@ from snowflake.connector import errors
 from factory_agents.contracts import ColumnSpec, ColumnType, TableSpec
 from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError
 from factory_agents.runtime import exact_sink
+from factory_agents.runtime.ledger_sink import ChangedError
 from factory_agents.sandbox.processes import free_port
-from factory_agents.sinks.snowflake import TableName, account_from_env, statements
+from factory_agents.sinks.snowflake import TableName, account_from_env, statements, table
 from factory_agents.sinks.snowflake.session import ConflictError, LostSessionError, Session, explain
 from factory_agents.sinks.snowflake.table import TargetTable
 from tests.support.lossy_http import Loss, LossyHttp
@@ -40,6 +41,39 @@ class TestOneWindow:
         monkeypatch.setattr(Session, "put", lambda *args: None)
         with pytest.raises(SinkError, match="COPY loaded 0 of 1 rows; publish again"):
             bench.publish(at([event("a")]))
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ("DROP TABLE t", "it was dropped"),
+            ("ALTER TABLE t DROP COLUMN value", "its columns were changed"),
+            ("ALTER TABLE t RENAME COLUMN value TO renamed", "its columns were changed"),
+        ],
+    )
+    def test_a_table_that_is_changed_while_we_publish_is_a_retry(self, bench: Bench, change: str, says: str) -> None:
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        sink.write(at([event("a")]))
+        bench.schema.query(change)
+        with pytest.raises(ChangedError, match=rf"\.T: {says} while we published to it; a retry begins again"):
+            sink.commit(rejected=0)
+        bench.publish(at([event("a")]))
+        assert bench.rows() == {"a": "x"}
+
+    def test_who_published_to_a_table_before_it_was_made_again_lands_nothing_in_the_new_one(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The emulator says of every table that it was created at the same time: here it is told apart."""
+        monkeypatch.setattr(table, "_made", lambda session, name: "first")
+        zombie = bench.sink()
+        zombie.claim(bench.claim())
+        zombie.write(at([event("a", "zombie"), event("b", "zombie")]))
+        bench.schema.query("DROP TABLE t")
+        monkeypatch.setattr(table, "_made", lambda session, name: "second")
+        bench.publish(at([event("a", "new")]))
+        with pytest.raises(ChangedError, match="it was made anew while we published to it"):
+            zombie.commit(rejected=0)
+        assert bench.rows() == {"a": "new"}
 
     def test_the_result_names_the_table_in_full(self, bench: Bench) -> None:
         assert bench.publish(at([event("a")])).table == f"LOCAL.{bench.schema.name}.T"
