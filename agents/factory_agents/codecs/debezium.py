@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from typing import Any
 
 import msgspec
@@ -15,7 +17,19 @@ from factory_agents.reject import Reject
 __all__ = ["DebeziumCodec"]
 
 _NULL = msgspec.Raw(b"null")
-_UNAVAILABLE = b'"__debezium_unavailable_value"'
+_PLACEHOLDER = "__debezium_unavailable_value"
+_PLACEHOLDERS = {
+    _PLACEHOLDER,
+    base64.b64encode(_PLACEHOLDER.encode()).decode(),
+    base64.b64encode(_PLACEHOLDER.encode()).decode().rstrip("="),
+    _PLACEHOLDER.encode().hex(),
+    "b68a35a7-17ad-35b3-af2a-ae46edb4545a",
+}
+"""What stands for a value that the log doesn't hold: a text, bytes in base64 or hex, a UUID; also as the one element of a list."""
+_LISTS: list[list[Any]] = [list(_PLACEHOLDER.encode()), [str(byte) for byte in _PLACEHOLDER.encode()]]
+"""Lists of numbers have its bytes."""
+_MARKS = re.compile("|".join(map(re.escape, (*sorted(_PLACEHOLDERS), "[95,", "[95.0,", '["95",'))).encode())
+"""One of these is in each row with a placeholder, and in few others."""
 _ROWS = ("c", "u", "r")
 _NO_ROWS = {"t": "it empties the table (a truncate)", "m": "it is a message that the application wrote into the log"}
 _HINT = "if the connector unwraps its events (ExtractNewRecordState), leave debezium out"
@@ -81,7 +95,7 @@ class DebeziumCodec(Codec):
             row = bytes(envelope.after)
             if row[:1] != b"{":
                 raise Reject(f"a change of type {envelope.op!r} without the row in 'after', got {row[:60]!r}", rule="decode")
-            if _UNAVAILABLE in row:
+            if _MARKS.search(row):
                 _refuse_unavailable(row)
             return row if not self._added else self._with_added(row, text)
         if envelope.op == "d":
@@ -149,9 +163,17 @@ def _open(text: bytes) -> tuple[_Envelope, bytes]:
     return envelope, text
 
 
+def _is_placeholder(value: Any) -> bool:
+    if isinstance(value, dict):
+        return list(value) == [_PLACEHOLDER]
+    if isinstance(value, list):
+        return value in _LISTS or (len(value) == 1 and isinstance(value[0], str) and value[0] in _PLACEHOLDERS)
+    return isinstance(value, str) and value in _PLACEHOLDERS
+
+
 def _refuse_unavailable(row: bytes) -> None:
     """Raise Reject where a value that didn't change was too large to be in the log: written as it is, it would replace the true one."""
-    names = [name for name, value in _fields(row).items() if bytes(value) == _UNAVAILABLE]
+    names = [name for name, value in _fields(row).items() if _is_placeholder(from_json(bytes(value)))]
     if names:
         raise Reject(
             f"the log doesn't hold the unchanged value of {', '.join(names)}: ALTER TABLE … REPLICA IDENTITY FULL makes it",

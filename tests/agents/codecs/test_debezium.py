@@ -80,6 +80,39 @@ def test_what_is_no_row_is_rejected(value: bytes, rule: str, says: str) -> None:
     assert rejected.value.rule == rule
 
 
+@pytest.mark.parametrize(
+    "placeholder",
+    [
+        ["__debezium_unavailable_value"],  # text[], json[]
+        {"__debezium_unavailable_value": "__debezium_unavailable_value"},  # hstore
+        "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==",  # bytea
+        "5f5f646562657a69756d5f756e617661696c61626c655f76616c7565",  # bytea, binary.handling.mode=hex
+        "X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ",  # base64-url-safe, without its end
+        list(b"__debezium_unavailable_value"),  # integer[], bigint[]
+        [float(byte) for byte in b"__debezium_unavailable_value"],
+        [str(byte) for byte in b"__debezium_unavailable_value"],  # numeric[], decimal.handling.mode=string
+        ["b68a35a7-17ad-35b3-af2a-ae46edb4545a"],  # uuid[]
+    ],
+)
+def test_a_placeholder_of_any_type_is_told_from_a_value(placeholder: Any) -> None:
+    """Debezium writes it as each column's type has it; landed, it would replace the value that didn't change."""
+    for text in (
+        json.dumps(change("u", after={"a": 1, "large": placeholder}), separators=(",", ":")),
+        json.dumps(change("u", after={"large": placeholder})),
+    ):
+        with pytest.raises(Reject, match="the log doesn't hold the unchanged value of large: ALTER TABLE") as rejected:
+            codec().decode_json(text.encode(), [])
+        assert rejected.value.rule == "unavailable-value"
+
+
+@pytest.mark.parametrize(
+    "value", ["see __debezium_unavailable_value", [95, 95, 100], ["a", "__debezium_unavailable_value"], {"a": [95, 95]}]
+)
+def test_a_value_that_only_holds_a_placeholder_is_a_value(value: Any) -> None:
+    row = {"a": 1, "text": value}
+    assert json.loads(codec().decode_json(json.dumps(change("u", after=row)).encode(), [])) == row
+
+
 def test_what_is_written_is_an_envelope() -> None:
     text = json.dumps(change("d", before=ROW)).encode()
     assert codec(writing=True).encode_json(text) == text

