@@ -197,6 +197,7 @@ def open_table(
     if missing:
         clauses = ", ".join(f"ADD COLUMN IF NOT EXISTS `{f.name}` {f.limited}" for f in missing)
         warehouse.rows(f"ALTER TABLE `{target.text}` {clauses}")
+        target, _ = look_at_table(warehouse, name, wanted, layout, create=False, add_columns=True)
     return target
 
 

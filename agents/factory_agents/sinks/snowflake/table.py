@@ -76,6 +76,8 @@ def open_table(
         target, missing = look_at_table(session, name, wanted, cluster_by=cluster_by, create=False, add_columns=add_columns)
     for column, type_ in missing.items():
         session.run(f"ALTER TABLE {quoted(name)} ADD COLUMN IF NOT EXISTS {quoted(column)} {type_}")
+    if missing:
+        target, _ = look_at_table(session, name, wanted, cluster_by=cluster_by, create=False, add_columns=True)
     return target
 
 
