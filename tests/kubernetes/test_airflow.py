@@ -143,6 +143,18 @@ def test_a_worker_that_dies_leaves_its_pod_to_the_retry(airflow: RunningAirflow,
     assert airflow.xcom(started.dag, started.run_id, "work", "pod_name", 0) == pod.metadata.name, "taken up again"
 
 
+def test_a_task_that_is_told_to_stop_never_succeeds_without_its_agent(airflow: RunningAirflow, cluster: TestCluster, runs: Runs) -> None:
+    """As a worker does it whose node is drained; KubernetesPodOperator's task succeeds then (Airflow #73006)."""
+    started = Started(airflow, cluster, runs, "task_is_told_to_stop", 700)
+    pod = started.working()
+    for worker in airflow.workers():
+        for process in psutil.Process(worker).children(recursive=True):
+            process.terminate()
+    started.assert_exact()
+    assert started.task()["try_number"] == 2
+    assert airflow.xcom(started.dag, started.run_id, "work", "pod_name", 0) != pod.metadata.name
+
+
 @pytest.mark.parametrize("dag", ["failed_while_deferred", "failed_while_running"])
 def test_a_task_marked_as_failed_takes_its_pod_along(airflow: RunningAirflow, cluster: TestCluster, runs: Runs, dag: str) -> None:
     started = Started(airflow, cluster, runs, dag, 1200)
