@@ -66,7 +66,7 @@ class Answers:
 
 
 def answer_of(ask: Callable[[], str]) -> str:
-    """What somebody is told; an error that a retry would not cure is wrong, as is one that nobody foresaw."""
+    """What somebody is told; an error that a retry would not cure is wrong, as is an unexpected one."""
     try:
         return ask()
     except FactoryError as error:
