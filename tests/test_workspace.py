@@ -55,7 +55,7 @@ TESTED_WITH = {
     ),
     "tests/agents/sinks/bigquery/test_sink.py": ("sandbox/bigquery", "sinks/bigquery/statements", "sinks/bigquery/warehouse"),
     "tests/agents/sinks/iceberg/test_sink.py": ("sinks/iceberg/files", "sinks/iceberg/table"),
-    "tests/agents/sinks/iceberg/test_catalogs.py": ("sinks/iceberg/catalog",),
+    "tests/agents/sinks/iceberg/test_catalogs.py": ("sinks/iceberg/catalog", "sinks/iceberg/rest"),
     "tests/agents/sinks/postgres/test_table.py": ("sinks/postgres/catalog",),
     "tests/agents/sinks/snowflake/test_sink.py": (
         "sandbox/snowflake",

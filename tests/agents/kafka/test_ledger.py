@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from factory_agents.errors import ConfigurationError, DeadlineError
@@ -299,7 +299,11 @@ def test_it_is_read_to_its_end_by_whoever_had_asked_a_broker_that_froze(tmp_path
         transaction.write(["{}"], partition=ledger.partition, key="other|o")
 
         def leader() -> int:
-            return int(brokers.admin.list_topics(ledger.topic, 5).topics[ledger.topic].partitions[ledger.partition].leader)
+            try:
+                metadata = brokers.admin.list_topics(ledger.topic, 5)
+            except KafkaException:  # it asked the frozen one
+                return -1
+            return int(metadata.topics[ledger.topic].partitions[ledger.partition].leader)
 
         frozen = leader()
         with ThreadPoolExecutor(1) as pool:
