@@ -131,8 +131,9 @@ def browsing(url: str, token: str) -> Iterator[Page]:
 
 
 def test_clicks_that_are_faster_than_airflows_address_lead_where_they_should(
-    page_of: Callable[..., OfHand], users: PerDagManager, hourly: str
+    page_of: Callable[..., OfHand], users: PerDagManager, hourly: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("airflow_provider_factory.page.app.ADDRESS_FOLLOWS_FRAMES", True)  # whichever Airflow is installed
     figures_shown, letters_shown = shown(hourly, (datetime.now(UTC) - START) // HOUR - 3)
     of_hand = page_of(figures_shown, letters_shown)
     with served(of_hand.app, late=1000) as url, browsing(url, users.token(f"editor-of-{hourly}")) as page:
