@@ -37,7 +37,7 @@ demo: $(READY) ## run two hours of the pipeline on a real broker and database, a
 test: $(READY) ## run the whole test suite on a real broker and database
 	$(BIN)/pytest -n auto --max-worker-restart 0 -m 'not kubernetes and not soak and not fuzz' $(ARGS)
 
-unit: $(READY) ## run what needs no broker, no database and no Airflow: under a minute
+unit: $(READY) ## run what needs no broker, no database and no Airflow
 	$(BIN)/pytest -n auto --max-worker-restart 0 -m 'not parts and not airflow and not kubernetes and not slow and not soak and not fuzz' $(ARGS)
 
 coverage: ## run what make unit runs, and show which lines it executes; fails below the floor in pyproject.toml

@@ -74,7 +74,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _OneAirfl
     return _OneAirflow(config, log) if config.getvalue("dist") == "load" else None
 
 
-PARTS = {"sandbox", "own_sandbox", "airflow_home", "airflow_running", "cluster", "components", "snowflake_account"}
+PARTS = {
+    *("sandbox", "own_sandbox", "bootstrap", "bigquery_url", "snowflake_account"),
+    *("airflow_home", "airflow_running", "cluster", "components"),
+}
 """Fixtures that start a broker, a database or an Airflow: who asks for one is no unit test."""
 
 

@@ -68,6 +68,7 @@ def test_while_the_broker_is_away_the_last_figures_are_told_with_their_age(own_s
         server.close()
 
 
+@pytest.mark.slow
 def test_topics_without_a_leader_keep_no_other_topics_lag_waiting(tmp_path: Path) -> None:
     with three_brokers(tmp_path, "127.0.0.1") as brokers:
         config, prefix = KafkaConfig(brokers.bootstrap), secrets.token_hex(4)

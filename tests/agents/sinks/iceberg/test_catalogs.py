@@ -16,8 +16,10 @@ from factory_agents.testing.records import W2, at, event
 from tests.support.iceberg import Bench
 from tests.support.rest_catalog import RestCatalogServer, Trouble
 
+IN_POSTGRES = pytest.param("in_postgres", marks=pytest.mark.parts)
 
-@pytest.fixture(params=["in_postgres", "in_rest", pytest.param("in_aws", marks=pytest.mark.slow)])
+
+@pytest.fixture(params=[IN_POSTGRES, "in_rest", pytest.param("in_aws", marks=pytest.mark.slow)])
 def bench(request: pytest.FixtureRequest) -> Bench:
     found: Bench = request.getfixturevalue(request.param)
     return found
@@ -40,7 +42,7 @@ def test_a_window_lands_is_replaced_and_fences(bench: Bench, mode: str) -> None:
     assert bench.publish([event("d")], input_generation=9, fingerprint="same").reused
 
 
-@pytest.mark.parametrize("catalog", ["in_postgres", "in_rest"])
+@pytest.mark.parametrize("catalog", [IN_POSTGRES, "in_rest"])
 def test_shards_and_windows_at_once_all_land(request: pytest.FixtureRequest, catalog: str) -> None:
     """Not on moto: its Glue takes an update of a table whatever version it names, and so loses one of two at once."""
     bench: Bench = request.getfixturevalue(catalog)
