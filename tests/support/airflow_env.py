@@ -87,7 +87,7 @@ def _home() -> Path:
 
 
 def _one_api_server() -> None:
-    """Airflow 3.2.0 builds the API that ``dag.test`` asks for each task anew, some seconds each time; later versions keep it."""
+    """Airflow 3.2.0 builds the API that ``dag.test`` asks again for each task, some seconds each time; later versions keep it."""
     from airflow.sdk.execution_time import supervisor
 
     if not hasattr(supervisor.in_process_api_server, "cache_info"):

@@ -229,11 +229,11 @@ class BigQuerySink(LedgerSink):
         return statements.FIGURES
 
     def _check_unchanged(self) -> None:
-        """The entry that we claimed speaks of the table as it was opened: of one that is made anew it would fence nobody."""
+        """Raise ChangedError for a table that isn't the one that was opened: the entry that we claimed fences nobody in another."""
         target, (warehouse, table) = self._target, self._opened
         now, missing = look_at_table(warehouse, table.name, target.wanted, target.layout, create=True, add_columns=True)
         if now.made != table.made:
-            raise ChangedError(table.text, "it was made anew" if now.made else "it was dropped")
+            raise ChangedError(table.text, "it was recreated" if now.made else "it was dropped")
         if missing or now.fields != table.fields:
             raise ChangedError(table.text, "its columns were changed")
 

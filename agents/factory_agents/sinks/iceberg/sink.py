@@ -130,7 +130,7 @@ class IcebergSink(LedgerSink):
             except NoSuchTableError:
                 raise ChangedError(self.table, "it was dropped") from None
         if table.metadata.table_uuid != self._opened.uuid:
-            raise ChangedError(self.table, "it was made anew")
+            raise ChangedError(self.table, "it was recreated")
         return table
 
     def _load_alike(self) -> Table:

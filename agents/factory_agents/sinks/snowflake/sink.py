@@ -230,11 +230,11 @@ class SnowflakeSink(LedgerSink):
         return figures
 
     def _check_unchanged(self) -> None:
-        """The entry that we claimed speaks of the table as it was opened: of one that is made anew it would fence nobody."""
+        """Raise ChangedError for a table that isn't the one that was opened: the entry that we claimed fences nobody in another."""
         target, table = self._target, self._opened
         now, missing = look_at_table(self._session, table.name, self._wanted, cluster_by=target.cluster_by, create=True, add_columns=True)
         if now.made != table.made:
-            raise ChangedError(self.table, "it was made anew" if now.made else "it was dropped")
+            raise ChangedError(self.table, "it was recreated" if now.made else "it was dropped")
         if missing or now != table:
             raise ChangedError(self.table, "its columns were changed")
 

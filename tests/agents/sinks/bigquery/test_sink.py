@@ -64,7 +64,7 @@ class TestOneWindow:
         zombie.write(at([event("a", "zombie"), event("b", "zombie")]))
         bench.emulator.client.delete_table(bench.table)
         bench.publish(at([event("a", "new")]))
-        with pytest.raises(ChangedError, match="it was made anew while we published to it"):
+        with pytest.raises(ChangedError, match="it was recreated while we published to it"):
             zombie.commit(rejected=0)
         assert bench.rows() == {"a": "new"}
 

@@ -184,7 +184,7 @@ def _drop(bench: Bench) -> None:
     bench.catalog.drop_table(bench.table)
 
 
-def _make_anew(bench: Bench) -> None:
+def _recreate(bench: Bench) -> None:
     schema = bench.load().schema()
     _drop(bench)
     bench.catalog.create_table(bench.table, schema)
@@ -232,7 +232,7 @@ class TestTables:
         bench.publish([event("a", "new", at="2026-11-01T00:00:00Z"), event("b")])
         assert bench.rows("id", "value") == [("a", "new"), ("b", "x")]
 
-    @pytest.mark.parametrize("change", [_repartition, _drop_column, _replace_column, _rename_column, _drop, _make_anew])
+    @pytest.mark.parametrize("change", [_repartition, _drop_column, _replace_column, _rename_column, _drop, _recreate])
     @pytest.mark.parametrize("staged", [True, False])
     def test_a_table_that_is_changed_while_we_publish_is_a_retry(self, bench: Bench, change: Callable[[Bench], None], staged: bool) -> None:
         """Rows that were made for another column would land without it."""

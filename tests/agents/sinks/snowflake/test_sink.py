@@ -71,7 +71,7 @@ class TestOneWindow:
         bench.schema.query("DROP TABLE t")
         monkeypatch.setattr(table, "_made", lambda session, name: "second")
         bench.publish(at([event("a", "new")]))
-        with pytest.raises(ChangedError, match="it was made anew while we published to it"):
+        with pytest.raises(ChangedError, match="it was recreated while we published to it"):
             zombie.commit(rejected=0)
         assert bench.rows() == {"a": "new"}
 
