@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from factory_agents.sandbox import kafka
@@ -51,6 +52,14 @@ class Brokers:
     def _in_sync(self) -> bool:
         topics = self.admin.list_topics(timeout=10).topics.values()
         return all(len(partition.isrs) == len(partition.replicas) for topic in topics for partition in topic.partitions.values())
+
+    def leader(self, topic: str, partition: int) -> int:
+        """The node that leads a partition; -1 for none, or where a frozen one was asked."""
+        asking = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})  # one that has asked a frozen node goes on asking it
+        try:
+            return int(asking.list_topics(topic, 5).topics[topic].partitions[partition].leader)
+        except KafkaException:
+            return -1
 
     def stop(self, node: int) -> None:
         """End one orderly, as an update does."""

@@ -65,13 +65,14 @@ class Writer:
 class Transaction(Writer):
     """A transaction that is open until it is ended; the broker ends it after ``timeout`` seconds."""
 
-    def __init__(self, bootstrap: str, topic: str, name: str, *, timeout: float = 60.0) -> None:
-        super().__init__(bootstrap, topic, transactional_id=f"{topic}.{name}", transaction_timeout_ms=round(timeout * 1000))
+    def __init__(self, bootstrap: str, topic: str, name: str, *, timeout: float = 60.0, **settings: object) -> None:
+        settings |= {"transactional_id": f"{topic}.{name}", "transaction_timeout_ms": round(timeout * 1000)}
+        super().__init__(bootstrap, topic, **settings)
         self._producer.init_transactions(10)
         self._producer.begin_transaction()
 
-    def commit(self, *, again: bool = False) -> None:
-        self._producer.commit_transaction(10)
+    def commit(self, *, again: bool = False, patience: float = 10) -> None:
+        self._producer.commit_transaction(patience)
         if again:
             self._producer.begin_transaction()
 

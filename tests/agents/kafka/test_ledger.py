@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from factory_agents.errors import ConfigurationError, DeadlineError
@@ -295,25 +295,18 @@ def test_it_is_read_to_its_end_by_whoever_had_asked_a_broker_that_froze(tmp_path
     with three_brokers(tmp_path, "127.0.0.1") as brokers, Cluster(KafkaConfig(brokers.bootstrap)) as cluster:
         ledger = Ledger(KafkaConfig(brokers.bootstrap), cluster, prefix="x", pipeline="p")
         ledger.ensure()
-        transaction = Transaction(brokers.bootstrap, ledger.topic, "open")
+        transaction = Transaction(brokers.bootstrap, ledger.topic, "open", socket_timeout_ms=5_000)  # its coordinator may freeze
         transaction.write(["{}"], partition=ledger.partition, key="other|o")
 
-        def leader() -> int:
-            try:
-                metadata = brokers.admin.list_topics(ledger.topic, 5)
-            except KafkaException:  # it asked the frozen one
-                return -1
-            return int(metadata.topics[ledger.topic].partitions[ledger.partition].leader)
-
-        frozen = leader()
+        frozen = brokers.leader(ledger.topic, ledger.partition)
         with ThreadPoolExecutor(1) as pool:
             read = pool.submit(ledger.read, deadline=time.monotonic() + 120)
             pause = time.monotonic() + 2
             wait_for(lambda: time.monotonic() > pause, "it to wait for the transaction")
             os.kill(brokers.processes[frozen].pid, signal.SIGSTOP)
             try:
-                wait_for(lambda: leader() not in (frozen, -1), "another leader", 60)
-                transaction.commit()
+                wait_for(lambda: brokers.leader(ledger.topic, ledger.partition) not in (frozen, -1), "another leader", 60)
+                transaction.commit(patience=60)
                 assert read.result(20).end > 0
             finally:
                 os.kill(brokers.processes[frozen].pid, signal.SIGCONT)
