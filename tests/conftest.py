@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from tests.support.bigquery import Emulator
     from tests.support.otlp import Collector
     from tests.support.snowflake import SnowflakeSchema
+
+gc.disable()  # until everything is collected: a fifth of the time that it takes
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 
@@ -66,8 +69,8 @@ class _OneAirflow(LoadScopeScheduling):  # type: ignore[misc]  # xdist is untype
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Twice as many as there are cores: half of its time a test waits for a broker, a database or a timeout."""
-    return len(os.sched_getaffinity(0)) * 2
+    """Twice as many as there are cores: half of its time a test waits for a broker, a database or a timeout. Units (``logical``) don't."""
+    return len(os.sched_getaffinity(0)) * (1 if config.option.numprocesses == "logical" else 2)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _OneAirflow | None:
@@ -80,11 +83,20 @@ PARTS = {
 }
 """Fixtures that start a broker, a database or an Airflow: who asks for one is no unit test."""
 
+CATALOGS = {"bench", "examples", "rest_catalog"}
+"""Fixtures of sinks whose tables are files: quick one by one, and very many."""
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if PARTS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.parts)
+        if CATALOGS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:

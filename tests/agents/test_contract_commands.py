@@ -49,6 +49,7 @@ def test_show_says_what_became_of_each_part(offline: Command, contract: Path) ->
     assert [c["condition"] for c in shown["conditions"]] == ["rejected > 60 %", "duplicates > 0"]
 
 
+@pytest.mark.slow
 def test_export_and_import_are_inverse(offline: Command, contract: Path) -> None:
     offline.ok("contracts", "export", "c.yaml", "-o", "c.odcs.yaml")
     assert offline.ok("contracts", "lint", "c.odcs.yaml").code == 0

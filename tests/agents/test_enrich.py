@@ -78,6 +78,7 @@ def test_a_function_that_raises_rejects_its_event_and_names_itself(module: str) 
     assert reject.reason == "add raised KeyError: 'n'"
 
 
+@pytest.mark.slow
 def test_an_outage_that_the_function_meets_is_no_reject(module: str) -> None:
     for lookups in ([], [{"on": "k", "file": "ref.csv"}]):
         with pytest.raises(UnavailableError, match="the service is down"):

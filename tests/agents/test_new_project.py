@@ -42,6 +42,7 @@ def test_a_folder_that_cannot_be_is_one_line(offline: Command, tmp_path: Path) -
     assert "no project can be made here" in offline("init", str(tmp_path / "file" / "shop")).error
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(tmp_path: Path) -> None:
     create_project(tmp_path)
     done = subprocess.run(

@@ -21,6 +21,7 @@ ALERTS = [rule for rule in RULES if "alert" in rule]
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (apt-get install prometheus)")
 
 
+@pytest.mark.slow
 @needs_promtool
 @pytest.mark.parametrize(
     "what", [("check", "rules", "rules.yaml"), ("check", "config", "prometheus.yaml"), ("test", "rules", "rules_test.yaml")]

@@ -52,6 +52,7 @@ def named(kind: str, file: Path) -> dict[str, dict[str, Any]]:
     return {name: block for of in read(file).get(kind, []) for name, block in of.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(FOLDER)))
 def test_data_is_never_destroyed_unasked(file: Path) -> None:
     for kind, of in named("resource", file).items():

@@ -39,6 +39,7 @@ def bounded() -> Iterator[None]:
     assert megabytes("VmHWM") - before < MEGABYTES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_is_hostile_on_purpose(name: str) -> None:
     take, corpus = TARGETS[name]
@@ -59,6 +60,7 @@ def fuzzed(name: str, examples: int, *, derandomize: bool) -> Callable[[], None]
     return check  # type: ignore[no-any-return]  # hypothesis' own type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_becomes_of_it_by_a_few_changes(name: str) -> None:
     fuzzed(name, 25, derandomize=True)()

@@ -461,6 +461,7 @@ def test_being_asked_to_stop_ends_a_batch_without_an_error(config: KafkaConfig, 
         assert not reader.done
 
 
+@pytest.mark.slow
 def test_a_broker_that_cannot_be_reached_is_one_clear_line() -> None:
     address = f"127.0.0.1:{free_port('127.0.0.1')}"
     with pytest.raises(UnavailableError, match=rf"no broker answered at {address} within 1 s; is it up"):

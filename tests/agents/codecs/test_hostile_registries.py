@@ -41,6 +41,7 @@ def test_a_redirect_is_not_followed_and_no_password_goes_elsewhere(status: int) 
     assert "set SCHEMA_REGISTRY_URL" in str(raised.value)
 
 
+@pytest.mark.slow
 def test_an_answer_that_never_ends_is_given_up() -> None:
     def drip(to: Served) -> None:
         to.send_response(200)
@@ -73,6 +74,7 @@ def test_an_answer_that_is_too_large_is_refused_before_it_is_in_memory() -> None
     assert sum(written) < 100_000_000
 
 
+@pytest.mark.slow
 def test_a_compressed_answer_of_much_more_is_refused() -> None:
     import gzip
 

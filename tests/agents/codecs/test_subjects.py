@@ -69,6 +69,7 @@ def test_a_schema_may_refer_to_others(offline: Command, registry_url: str, prefi
     assert done.data["version"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "options", "says"),
     [

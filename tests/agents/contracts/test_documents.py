@@ -136,6 +136,7 @@ def test_json_is_read_as_json_has_it(text: str) -> None:
     assert parse_document(text, "f").data == json.loads(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -184,6 +185,7 @@ def test_a_text_that_means_more_than_it_is_costs_little_and_is_one_line(text: st
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [bomb(9), "[0" + ",0" * 5_000_000 + "]", "a: [0" + ",0" * 60_000 + "]"])
 def test_no_text_takes_much_memory(text: str, tmp_path: Path) -> None:
     (tmp_path / "f").write_text(text)

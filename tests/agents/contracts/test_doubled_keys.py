@@ -54,6 +54,7 @@ def values(draw: st.DrawFn, depth: int) -> tuple[str, bool]:
     return "[" + ",".join(text for text, _ in inner) + "]", any(twice for _, twice in inner)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(150, 1500), deadline=None)
 @given(objects())
 def test_a_key_is_found_if_and_only_if_it_stands_twice(given: tuple[str, bool]) -> None:

@@ -170,6 +170,7 @@ def test_a_required_field_that_is_forbidden_is_never_taken(depth: int) -> None:
     assert outcome(contract, batch, fast=True) == outcome(contract, batch, fast=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(50, 150))
 @given(schemas, rules, st.sampled_from([None, "b"]), st.lists(events, min_size=20, max_size=40))
 def test_both_paths_agree(schema: dict[str, Any], rule: str, id_: str | None, batch: list[bytes]) -> None:

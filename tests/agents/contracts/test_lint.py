@@ -126,6 +126,7 @@ def test_hostile_files_are_one_clear_line(text: str, message: str) -> None:
     assert len(found[0]) < 400
 
 
+@pytest.mark.slow
 def test_hostile_properties_are_refused_or_read_and_never_a_traceback() -> None:
     """Whatever stands where a mapping, a list or a text is expected."""
     head = {"apiVersion": "v3.1.0", "kind": "DataContract", "id": "x", "version": "1.0.0", "status": "active"}
@@ -166,6 +167,7 @@ def test_hostile_properties_are_refused_or_read_and_never_a_traceback() -> None:
     assert tried > 800
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("properties", "most"),
     [

@@ -128,6 +128,7 @@ def contracts(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(25, 80), deadline=None)
 @given(contracts())
 def test_a_contract_that_goes_there_and_back_means_the_same(data: dict[str, Any]) -> None:

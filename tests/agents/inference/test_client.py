@@ -54,6 +54,7 @@ def says(**message: Any) -> dict[str, Any]:
     return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
 
 
+@pytest.mark.slow
 def test_it_is_told_the_schema_and_the_parameters_and_what_it_took_is_counted(model: str) -> None:
     prompt = {"name": "kind@1.md", "text": "---\nsystem: You classify.\n---\nWhat kind is this? {{ text }}"}
     with ModelServer() as server:
@@ -77,6 +78,7 @@ def test_faults_lose_nothing(runs: Runs, infer_run: MakeRun, model: str) -> None
     assert sorted(r.id for r in runs.manifest(result.manifest)) == list(range(100))
 
 
+@pytest.mark.slow
 def test_a_pause_that_it_asks_for_is_kept(model: str) -> None:
     told: list[float] = []
 
@@ -99,6 +101,7 @@ def test_a_pause_that_is_longer_than_patience_ends_the_attempt_after_few_calls(m
         assert len(server.requests) <= 2 * 8
 
 
+@pytest.mark.slow
 def test_a_question_that_it_does_not_take_is_a_dead_letter(model: str) -> None:
     statuses = {1: 400, 2: 413, 3: 422}
 
@@ -113,6 +116,7 @@ def test_a_question_that_it_does_not_take_is_a_dead_letter(model: str) -> None:
     assert all("too long for me" in reject.reason for reject in found.rejected.values())
 
 
+@pytest.mark.slow
 def test_what_it_refuses_to_say_is_a_dead_letter_with_its_words(model: str) -> None:
     said = {2: says(refusal="I cannot help with that"), 3: says(content="I cannot help with that")}
 
@@ -178,6 +182,7 @@ ANSWERS: dict[str, tuple[Any, str]] = {
 """Hostile answers, and by which rule the event is rejected; empty: it isn't."""
 
 
+@pytest.mark.slow
 def test_hostile_answers_cost_their_own_events_at_most(model: str) -> None:
     cases = {name: case for name, case in ANSWERS.items() if case[1] != "unavailable"}
     answers = [answer for answer, _ in cases.values()]
@@ -211,6 +216,7 @@ def test_what_is_no_answer_is_an_outage_and_no_events_fault(model: str, name: st
         asyncio.run(ask(server.url))
 
 
+@pytest.mark.slow
 def test_an_event_whose_answer_is_none_is_bad_by_itself(model: str) -> None:
     with Scripted(about("event 2", 200, "", ANSWERS["a page"][0])) as server:
         found = asked(server, 5, model=model, retries=0)

@@ -87,6 +87,7 @@ def test_wrong_answers_are_counted_where_the_model_then_stays_away(runs: Runs, i
     assert (result.counts.prompt_tokens, result.counts.completion_tokens) == server.tokens
 
 
+@pytest.mark.slow
 def test_no_call_comes_before_its_turn_within_the_limit() -> None:
     began = time.monotonic()
     with ModelServer() as server:
@@ -96,6 +97,7 @@ def test_no_call_comes_before_its_turn_within_the_limit() -> None:
     assert all(at - began >= n // 40 for n, at in enumerate(times))  # whatever holds calls up on their way
 
 
+@pytest.mark.slow
 def test_a_pause_that_the_model_asks_for_is_everybodys() -> None:
     with ModelServer(limited=0.2) as server:
         assert asked(server, 20, requests_per_minute=60_000).forwarded == 20
@@ -161,11 +163,13 @@ def test_a_retry_finds_out_that_only_bad_events_are_left(runs: Runs, infer_run: 
         assert (result.counts.forwarded, result.counts.rejected, result.counts.asked) == (18, 2, server.calls)
 
 
+@pytest.mark.slow
 def test_live_too_bad_events_are_told_from_an_outage() -> None:
     with ModelServer(Poisoned("0", "1", "2", "9")) as server:
         assert list(asked(server, 12, live=True, retries=0).rejected) == [0, 1, 2, 9]
 
 
+@pytest.mark.slow
 def test_a_model_that_only_asks_for_pauses_answers_nobody() -> None:
     """Some calls fail, others are told to wait: that is an outage, and no event's fault."""
     with ModelServer(limited=0.5, failed=0.5) as server, pytest.raises(UnavailableError):

@@ -139,6 +139,7 @@ class TestClients:
         config.producer("t")
         config.admin()
 
+    @pytest.mark.slow
     def test_that_cannot_connect_leave_it_to_the_next_step_to_say_so(self) -> None:
         connect(KafkaConfig("127.0.0.1:1").producer("id"), "nothing")
 

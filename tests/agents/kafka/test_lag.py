@@ -219,6 +219,7 @@ def test_an_unknown_group_and_an_unknown_topic_are_one_clear_line(runs: Runs) ->
         group_lag(runs.config, runs.prefix, ["no.such"])
 
 
+@pytest.mark.slow
 def test_without_a_broker_the_lag_is_unavailable() -> None:
     with pytest.raises(UnavailableError, match=r"no broker answered at 127\.0\.0\.1:1"):
         Cluster(KafkaConfig("127.0.0.1:1"), timeout=1.0).group("anyone")

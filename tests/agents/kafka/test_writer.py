@@ -63,6 +63,7 @@ def soon() -> float:
     return time.monotonic() + 30
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_never_answers_is_not_waited_for_longer_than_the_transaction_lasts() -> None:
     """As librdkafka does where the group's coordinator has died: it ignores the time-out. The next producer works."""
     answered = threading.Event()
@@ -198,6 +199,7 @@ def test_the_records_that_the_broker_names_are_the_culprits_however_many_are_in_
     assert "validate" in str(aborted)
 
 
+@pytest.mark.slow
 def test_an_unreachable_broker_is_given_up_on_stop() -> None:
     stop = threading.Event()
     stop.set()

@@ -113,6 +113,7 @@ def test_topics_without_a_leader_keep_no_other_topics_lag_waiting(tmp_path: Path
             runs.close()
 
 
+@pytest.mark.slow
 def test_a_server_without_a_broker_starts_says_why_once_and_ends_when_it_is_told(offline: Command) -> None:
     live = offline.start("metrics", "serve", "--listen", "0")
     live.wait_logged("this part fails")
@@ -237,6 +238,7 @@ class TestClientsThatMeanNoGood:
         assert not status or answer.split(b" ", 2)[1] == status
         assert self.raw(address, b"GET /metrics HTTP/1.0\r\n\r\n").endswith(b"fine\n")
 
+    @pytest.mark.slow
     def test_clients_that_say_nothing_are_dropped_and_keep_nobody_out_for_long(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         silent = [socket.create_connection((host, int(port))) for _ in range(100)]
@@ -246,6 +248,7 @@ class TestClientsThatMeanNoGood:
             for connection in silent:
                 connection.close()
 
+    @pytest.mark.slow
     def test_clients_that_say_what_they_want_a_letter_at_a_time_are_dropped_too(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         slow = [socket.create_connection((host, int(port))) for _ in range(100)]

@@ -61,6 +61,7 @@ def test_an_agent_without_a_result_fails_retriably_and_says_how_it_ended(tmp_pat
     assert error.value.retriable
 
 
+@pytest.mark.slow
 def test_a_result_of_megabytes_of_log_is_read_without_a_jam(tmp_path: Path) -> None:
     assert process(tmp_path, "[print('y' * 200) for _ in range(20000)]\n" + DONE).run().stage == "s"
 

@@ -155,6 +155,7 @@ class TestAProcess:
         with pytest.raises(ConfigurationError, match="AgentResult: not what this version"):
             leaving(tmp_path, f"open(result, 'wb').write({answer!r})").run()
 
+    @pytest.mark.slow
     def test_that_talks_without_end_or_without_a_line_is_heard_in_bounded_memory(self, tmp_path: Path) -> None:
         before = psutil.Process().memory_info().rss
         script = f"sys.stdout.write('x' * (300 << 20)); sys.stdout.flush(); open(result, 'wb').write({encode(result())!r})"
@@ -185,6 +186,7 @@ class TestWhatIsShown:
         assert all(note.isprintable() and len(note) < 10_000 for note in shown)
         assert shown[-1] == "and 4,980 more notes: they are in the result"
 
+    @pytest.mark.slow
     def test_of_many_reasons_some_are(self) -> None:
         examples = (Example(HOSTILE, HOSTILE, HOSTILE * 1000),) * 7
         shown = list(shown_reasons(result(reasons=(Reason(HOSTILE, HOSTILE, 7, HOSTILE, examples),) * 5000, dry_run=True)))

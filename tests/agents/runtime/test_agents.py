@@ -215,6 +215,7 @@ class TestPrepare:
             {"n": 1, "prepared": True}, "decode", "prepared", {"n": 3, "prepared": True},
         ]  # fmt: skip
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("batch", [False, True])
     @pytest.mark.parametrize("prepared", [False, True])
     def test_an_outage_goes_through(self, batch: bool, prepared: bool) -> None:

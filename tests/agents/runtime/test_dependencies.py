@@ -298,6 +298,7 @@ def test_of_a_service_that_is_not_declared_an_outage_is_waited_out_too(runs: Run
         assert running.end().rejected == 0
 
 
+@pytest.mark.slow
 def test_over_a_window_an_outage_fails_the_attempt_and_rejects_nothing() -> None:
     transform = agent(version="1")(_refused_connection).bind({})
     message: Any = type("M", (), {"value": lambda _: b'{"event_id": 1}', "topic": lambda _: "t"})()

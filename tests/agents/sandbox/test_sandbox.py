@@ -318,6 +318,7 @@ class TestOtherUsersOfTheHost:
         "Sandbox(pathlib.Path(sys.argv[1]), tell=lambda message: None).up()"
     )
 
+    @pytest.mark.slow
     def test_may_do_nothing_with_its_files_whatever_the_umask_and_the_modes_before(self, tmp_path: Path) -> None:
         """It also outlives the process that started it."""
         home = tmp_path / "factory"

@@ -189,6 +189,7 @@ class TestFinding:
         with pytest.raises(ConfigurationError, match="no such file"):
             source("memory://bucket/none.jsonl")
 
+    @pytest.mark.slow
     def test_a_web_server_without_ranges_or_validators_will_do(self, tmp_path: Path) -> None:
         lines = b"".join(b'{"t":1,"n":%d,"x":"%s"}\n' % (n, os.urandom(4_000).hex().encode()) for n in range(1_000))
         (tmp_path / "f.jsonl").write_bytes(lines)

@@ -40,6 +40,7 @@ def of_table(column: str, table: str = "member_shops") -> Members:
     return read_members(ForeignKey("shop", "", table, column, "DATABASE_URL"))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(SCALARS), st.lists(SCALARS), st.integers(1, 5))
 def test_what_was_added_is_found_and_nothing_else_in_any_order(values: list[Any], others: list[Any], batches: int) -> None:

@@ -168,6 +168,7 @@ def _long() -> pa.DictionaryArray:
 class TestSmallFilesThatMeanMuch:
     """Each is some hundred bytes, or some thousand, and means gigabytes."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("make", "time_field"),
         [
@@ -188,6 +189,7 @@ class TestSmallFilesThatMeanMuch:
         assert isinstance(records, str) if time_field else records == len(column)
         assert largest < 20_000_000
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "make",
         [

@@ -158,6 +158,7 @@ def down(request: pytest.FixtureRequest, collector: Collector) -> Iterator[str]:
     yield collector.url
 
 
+@pytest.mark.slow
 def test_a_collector_that_takes_nothing_holds_nobody_up_and_is_one_warning(
     down: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +179,7 @@ def test_a_collector_that_takes_nothing_holds_nobody_up_and_is_one_warning(
     assert "secret" not in caplog.text
 
 
+@pytest.mark.slow
 def test_what_sends_them_is_waited_for_while_it_is_loaded(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where that takes longer than is left at the end, as on a pod's tenth of a core."""
     go, load = threading.Event(), _WarnsOnce._load

@@ -100,6 +100,7 @@ def test_what_is_wrong_is_said_before_anything_runs(refused: Callable[..., str],
     assert wrong in refused(*arguments)
 
 
+@pytest.mark.slow
 def test_a_worker_without_kafka_says_so(offline: Command) -> None:
     failed = offline("temporal", "worker", KAFKA_BOOTSTRAP="", TEMPORAL_ADDRESS="127.0.0.1:1")
     assert failed.code == 1

@@ -35,6 +35,7 @@ def test_a_version_has_a_deployment_and_a_build() -> None:
         _deployment({"TEMPORAL_WORKER_BUILD_ID": "1.0"})
 
 
+@pytest.mark.slow
 def test_a_pulse_goes_on_after_a_beat_that_the_worker_did_not_take() -> None:
     """As when its process slept: a pulse that ended then would hear of no cancellation, and the server of no agent."""
     environment, beats = ActivityEnvironment(), list[object]()

@@ -144,6 +144,7 @@ class TestHttp(SinkConformance):
         return Service()
 
 
+@pytest.mark.slow
 def test_the_documented_test_runs_as_it_stands(tmp_path: Path) -> None:
     for name in ("sqlite_sink.py", "test_sqlite_sink.py"):
         (tmp_path / name).write_text(documented("own-sink.md", name))

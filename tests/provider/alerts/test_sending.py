@@ -34,6 +34,7 @@ def test_the_api_gets_them_for_a_channel(slack: Webhooks) -> None:
     assert slack.posted == [("/api/chat.postMessage", {"channel": "#factory", **MESSAGE.slack(), "unfurl_links": False})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_it_is_tried_again_when_slack_cannot_take_it_now(slack: Webhooks, status: int) -> None:
     slack.answers = [status]

@@ -159,6 +159,7 @@ def test_what_it_applies_is_valid_and_within_the_policies_of_the_charts(monkeypa
     assert documents[0]["spec"]["minReadySeconds"] == 3
 
 
+@pytest.mark.slow
 def test_it_is_applied_once_and_changed_only_by_what_changes(api: Api) -> None:
     first = run()
     assert (first["changed"], first["deployment"], first["group"]) == (True, "enrich-raw-events-v2", "factory.enrich.raw_events")
@@ -209,6 +210,7 @@ def test_a_version_is_ended_once_it_handles_nothing_any_more(
         run(group=group, replicas=0)
 
 
+@pytest.mark.slow
 def test_it_waits_until_all_pods_are_of_the_newest_template_and_live(api: Api) -> None:
     def in_steps(found: dict[str, Any]) -> dict[str, Any]:
         whole = all_live(found)
@@ -238,6 +240,7 @@ def pod(reason: str, message: str = "") -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_an_image_that_is_not_there_fails_without_a_retry_and_says_so(api: Api) -> None:
     api.status = lambda found: all_live(found) | {"availableReplicas": 0}
     api.pods = [pod("InvalidImageName", "couldn't parse image reference")]
@@ -245,6 +248,7 @@ def test_an_image_that_is_not_there_fails_without_a_retry_and_says_so(api: Api) 
         run(wait=0.1)
 
 
+@pytest.mark.slow
 def test_pods_that_never_become_live_are_an_error_that_a_retry_may_mend(api: Api) -> None:
     stuck = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
     api.status = lambda found: all_live(found) | {"availableReplicas": 3}

@@ -45,6 +45,7 @@ async def killed_by_a_user(api: KubeApi, waiting: AgentPodTrigger) -> None:
         await asyncio.sleep(0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="from Airflow 3.3 on, a trigger is told that its task was killed")
 def test_a_busy_api_server_is_asked_again_though_the_triggerer_cancels_again_and_again() -> None:
     async def go(api: KubeApi) -> None:
@@ -79,6 +80,7 @@ def test_a_triggerer_that_ends_leaves_the_pod_to_the_next_one() -> None:
         assert not api.deleted()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 404, 500])
 def test_a_log_that_cannot_be_read_now_is_read_later(status: int) -> None:
     """The pod's node has just started again, or its kubelet is away: that ends no task."""

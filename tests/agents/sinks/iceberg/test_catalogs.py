@@ -42,6 +42,7 @@ def test_a_window_lands_is_replaced_and_fences(bench: Bench, mode: str) -> None:
     assert bench.publish([event("d")], input_generation=9, fingerprint="same").reused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("catalog", [IN_POSTGRES, "in_rest"])
 def test_shards_and_windows_at_once_all_land(request: pytest.FixtureRequest, catalog: str) -> None:
     """Not on moto: its Glue takes an update of a table whatever version it names, and so loses one of two at once."""

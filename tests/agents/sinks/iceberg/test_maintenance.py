@@ -318,6 +318,7 @@ def test_a_missing_table_is_one_line(bench: Bench) -> None:
         run(bench)
 
 
+@pytest.mark.slow
 def test_in_s3(in_aws: Bench) -> None:
     in_aws.publish([event("a")])
     in_aws.publish([event("a", "new")])
