@@ -24,7 +24,7 @@ from factory_agents.contracts.documents import (
     show,
 )
 from factory_agents.contracts.expressions import Expression, ExpressionError, Getter, compile_all, compile_each, parse_expression
-from factory_agents.contracts.fast import FastPath, compile_fast
+from factory_agents.contracts.fast import EventTime, FastPath, compile_fast
 from factory_agents.contracts.figures import Figure, read_figures
 from factory_agents.contracts.foreign_keys import ForeignKey, pack_data, read_foreign_keys, unpack_data
 from factory_agents.contracts.notations import schema_names, translated
@@ -168,8 +168,13 @@ class Contract:
             *(f.field for f in self.figures),
             *(n for names in (*self.duplicates_of, *self.volumes_of) for n in names),
         ]
-        times = [] if self.time is None else [self.time]
-        return compile_fast(self._schema, self._expressions, values, [*times, *self.nulls], members or {})
+        return compile_fast(self._schema, self._expressions, values, self.nulls, members or {}, self._event_time())
+
+    def _event_time(self) -> EventTime | None:
+        if self.time is None:
+            return None
+        limits = () if self.time_unit == "iso" else _limits(self.time_unit)
+        return EventTime(self.time, self._read_time, *limits)
 
     def window_table(self, queries: Sequence[Query] | None = None) -> WindowTable:
         """A table for the events of one window, for the contract's queries or some of them; not opened yet."""
@@ -691,9 +696,14 @@ def _time_reader(unit: TimeUnit) -> Callable[[Any], int | None]:
     return iso_time if unit == "iso" else _number_time(unit)
 
 
-def _number_time(unit: TimeUnit) -> Callable[[Any], int | None]:
+def _limits(unit: TimeUnit) -> tuple[int, int, int]:
+    """How many microseconds a unit is, and the first and last time in it."""
     factor = _UNITS[unit]
-    first, last = _FIRST_US // factor, _LAST_US // factor
+    return factor, _FIRST_US // factor, _LAST_US // factor
+
+
+def _number_time(unit: TimeUnit) -> Callable[[Any], int | None]:
+    factor, first, last = _limits(unit)
 
     def read(value: Any) -> int | None:
         if type(value) is int and first <= value <= last:

@@ -108,24 +108,37 @@ def parse_expression(text: str) -> Expression:
         raise ExpressionError("nested too deeply", 1, 1) from error
 
 
-def compile_all(
+def compile_all(expressions: Sequence[Expression]) -> Callable[[Getter], Any]:
+    """One test of an event's ``get`` for all rules at once: true where each of them is (one call an event, not one a rule)."""
+    compiler = _Compiler("")
+    return compiler.function(_every([compiler.visit(e.tree) for e in expressions]))
+
+
+def compile_batch(
     expressions: Sequence[Expression],
+    attributes: Mapping[str, str],
     *,
-    attributes: Mapping[str, str] | None = None,
     texts: Collection[str] = (),
     checks: Sequence[tuple[str, Callable[[Any], Any]]] = (),
-) -> Callable[[Any], Any]:
-    """One test for all rules at once: true where each of them is (one call an event, not one a rule).
+    time: tuple[str, Callable[[Any], int | None] | int] | None = None,
+) -> Callable[[Sequence[Any], list[int | None]], list[int]]:
+    """One test of many events, objects that have the fields as ``attributes``: the places of those of which not every rule is true.
 
-    It takes an event's ``get``; with ``attributes`` (by field) it takes an object that has the fields as these, and ``checks`` are tests
-    of its attributes that come first, where they aren't None. ``texts`` are fields that hold nothing but text.
+    What cannot be decided isn't true. ``texts`` are fields that hold nothing but text; ``checks`` are tests of attributes that come first,
+    where they aren't None. ``time``: an attribute, and what reads its times or what they are multiplied by; the times of the other events
+    are added to the list that is the second argument.
     """
-    compiler = _Compiler("", _asked_for if attributes is None else lambda name: _attribute(attributes[name]), texts)
-    bodies: list[ast.expr] = [compiler.checked(name, check) for name, check in checks]
-    bodies += [compiler.visit(e.tree) for e in expressions]
-    if len(bodies) > 1:
-        return compiler.function(ast.BoolOp(ast.And(), bodies))
-    return compiler.function(bodies[0] if bodies else ast.Constant(True))
+    compiler = _Compiler("", lambda name: ast.Name(attributes[name], ast.Load()), texts, fast=True)
+    rules = [compiler.checked(name, check) for name, check in checks] + [compiler.visit(e.tree) for e in expressions]
+    read = {attributes[name] for e in expressions for name in e.names} | {name for name, _ in checks} | ({time[0]} if time else set())
+    lines = ["def failing(events, times):", " found = []", " for place, event in _enumerate(events):", "  try:"]
+    lines += [f"   {name} = event.{name}" for name in sorted(read)]
+    if time is not None:
+        lines += [f"   time = None if {time[0]} is None else {compiler.time(*time)}"]
+    lines += ["   if rules:", *(["    times.append(time)"] if time else []), "    continue", "  except _Exception: pass"]
+    tree = _Filled({"rules": _every(rules)}).visit(ast.parse("\n".join([*lines, "  found.append(place)", " return found"])))
+    failing: Callable[[Sequence[Any], list[int | None]], list[int]] = compiler.named("failing", tree)
+    return failing
 
 
 def compile_each(expressions: Sequence[Expression]) -> Callable[[Getter], list[int]]:
@@ -138,6 +151,10 @@ def compile_each(expressions: Sequence[Expression]) -> Callable[[Getter], list[i
     rules = {f"rule_{i}": compiler.visit(e.tree) for i, e in enumerate(expressions)}
     broken: Callable[[Getter], list[int]] = compiler.named("broken", _Filled(rules).visit(ast.parse("\n".join([*lines, " return found"]))))
     return broken
+
+
+def _every(rules: list[ast.expr]) -> ast.expr:
+    return ast.BoolOp(ast.And(), rules) if len(rules) > 1 else rules[0] if rules else ast.Constant(True)
 
 
 class _Filled(ast.NodeTransformer):
@@ -171,18 +188,20 @@ def _asked_for(name: str) -> ast.expr:
     return ast.Call(ast.Name("get", ast.Load()), [ast.Constant(name)], [])
 
 
-def _attribute(name: str) -> ast.expr:
-    """``get.name``: of an object that has the fields as attributes."""
-    return ast.Attribute(ast.Name("get", ast.Load()), name, ast.Load())
+_FEW = 8
+"""As many constants are compared one by one as fast as they are looked up in a set."""
 
 
 class _Compiler:
     """Rewrites an allowed tree so that fields become what ``field`` says and nothing of Python's own is in reach."""
 
-    def __init__(self, text: str, field: Callable[[str], ast.expr] = _asked_for, texts: Collection[str] = ()) -> None:
+    def __init__(
+        self, text: str, field: Callable[[str], ast.expr] = _asked_for, texts: Collection[str] = (), *, fast: bool = False
+    ) -> None:
         self.fields: list[tuple[str, int, int]] = []
         self._of_field = field
         self._texts = texts
+        self._fast = fast
         self._lines = text.split("\n")
         self._environment: dict[str, Any] = {"__builtins__": {}, "_product": _product, "_modulo": _modulo, "_item": _item}
         self._environment.update({f"_{name}": function for name, function in _FUNCTIONS.items()})
@@ -196,7 +215,7 @@ class _Compiler:
 
     def named(self, name: str, tree: ast.Module) -> Any:
         """What a module defines under a name."""
-        self._environment["_Exception"] = Exception
+        self._environment |= {"_Exception": Exception, "_enumerate": enumerate}
         code = compile(ast.fix_missing_locations(tree), "<rules>", "exec")
         exec(code, self._environment)  # every node is ours, and there are no builtins
         return self._environment[name]
@@ -246,7 +265,15 @@ class _Compiler:
                 self._fail(node, "unknown comparison")
             if isinstance(operator, (ast.Is, ast.IsNot)) and not _is_none(left, right):
                 self._fail(right, "'is' is for None; write == or !=")
-        return ast.Compare(self.visit(node.left), node.ops, self._all(node.comparators))
+        left = self.visit(node.left)
+        return ast.Compare(left, node.ops, [self._compared(o, n) for o, n in zip(node.ops, node.comparators, strict=True)])
+
+    def _compared(self, operator: ast.cmpop, node: ast.expr) -> ast.expr:
+        """What is compared with: fast, many texts are a set, in which what has no hash cannot be decided."""
+        options = node.elts if isinstance(node, (ast.List, ast.Tuple, ast.Set)) and isinstance(operator, (ast.In, ast.NotIn)) else []
+        if self._fast and len(options) > _FEW and all(isinstance(o, ast.Constant) and isinstance(o.value, str) for o in options):
+            return ast.Set(options)
+        return self.visit(node)
 
     def _visit_ifexp(self, node: ast.IfExp) -> ast.expr:
         return ast.IfExp(self.visit(node.test), self.visit(node.body), self.visit(node.orelse))
@@ -319,16 +346,22 @@ class _Compiler:
             search = compile_search(node.value)
         except PatternError as error:
             self._fail(node, str(error))
-        name = f"_search{len(self._environment)}"
-        self._environment[name] = search
-        return name
+        return self._given(search)
 
-    def checked(self, attribute: str, check: Callable[[Any], Any]) -> ast.expr:
-        """That an attribute is None, or passes a check."""
-        name = f"_check{len(self._environment)}"
-        self._environment[name] = check
-        value = _attribute(attribute)
-        return ast.BoolOp(ast.Or(), [ast.Compare(value, [ast.Is()], [ast.Constant(None)]), self._call(name, value)])
+    def checked(self, value: str, check: Callable[[Any], Any]) -> ast.expr:
+        """That what has this name is None, or passes a check."""
+        named = ast.Name(value, ast.Load())
+        return ast.BoolOp(ast.Or(), [ast.Compare(named, [ast.Is()], [ast.Constant(None)]), self._call(self._given(check), named)])
+
+    def time(self, value: str, read: Callable[[Any], int | None] | int) -> str:
+        """The time that what has this name says."""
+        return f"{value} * {read}" if isinstance(read, int) else f"{self._given(read)}({value})"
+
+    def _given(self, function: Callable[[Any], Any]) -> str:
+        """The name of a function from elsewhere."""
+        name = f"_given{len(self._environment)}"
+        self._environment[name] = function
+        return name
 
     def _field(self, node: ast.expr, name: str) -> ast.expr:
         self.fields.append((name, *self._place(node)))

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from factory_agents.contracts.expressions import Expression, compile_all
+from factory_agents.contracts.expressions import Expression, compile_batch
 from factory_agents.contracts.schema import Schema
 from factory_agents.contracts.wording import REMARKS, TOP
 
-__all__ = ["FastPath", "NotFast", "compile_fast"]
+__all__ = ["EventTime", "FastPath", "NotFast", "compile_fast"]
 
 Validator: TypeAlias = Callable[[Any], bool]
 
@@ -26,13 +26,25 @@ class NotFast(Exception):  # noqa: N818  # a reason, not an error
     """Why a schema has no fast path."""
 
 
+class EventTime(NamedTuple):
+    """The field of an event's time: ``read`` gives its microseconds since 1970, which where the time is a number are ``factor`` times
+    the number, from ``first`` to ``last``."""
+
+    field: str
+    read: Callable[[Any], int | None]
+    factor: int = 0
+    first: int = 0
+    last: int = 0
+
+
 @dataclass(frozen=True)
 class FastPath:
-    """``decode``: the event as a struct, or ValidationError where the validator has to decide; ``check``: whether rules (and what of the
-    schema its type cannot say) hold, raising where a rule cannot be decided; ``names``: the struct's attribute of each field."""
+    """``decode``: the event as a struct, or ValidationError where the validator has to decide; ``failing``: the places of the events for
+    which rules (or what of the schema the type cannot say, or the time) don't hold or can't be decided; the times of the others are added
+    to its second argument; ``names``: the struct's attribute of each field."""
 
     decode: Callable[[bytes], Any]
-    check: Callable[[Any], Any] | None
+    failing: Callable[[Sequence[Any], list[int | None]], list[int]]
     names: Mapping[str, str]
 
 
@@ -42,10 +54,15 @@ _INT64 = 1 << 63
 
 
 def compile_fast(
-    schema: Schema, expressions: Sequence[Expression], values: Sequence[str], used: Sequence[str], members: Mapping[str, Validator]
+    schema: Schema,
+    expressions: Sequence[Expression],
+    values: Sequence[str],
+    used: Sequence[str],
+    members: Mapping[str, Validator],
+    time: EventTime | None = None,
 ) -> FastPath:
     """The fast path of a schema and the rules on top; ``values`` are fields whose values are looked at besides, of ``used`` ones only
-    numbers and texts, and whether they are null. ``members`` are tests of fields (among ``values``) that come on top, too.
+    whether they are null. ``members`` are tests of fields (among ``values``) that come on top, too.
 
     Raises NotFast with the reason where there is none.
     """
@@ -55,14 +72,17 @@ def compile_fast(
     if unknown := sorted(k for k in whole if k not in TOP and not k.startswith("x-")):
         raise NotFast(f"the schema has {unknown[0]}")
     plain = {name for e in expressions for name, _, _ in e.fields} | set(values)
-    known = [*whole.get("required", ()), *sorted(plain), *used]
+    known = [*whole.get("required", ()), *sorted(plain), *used, *([] if time is None else [time.field])]
     properties = _with_undeclared(known, whole)
     types = _Types(schema.part)
     checks: list[tuple[str, Validator]] = []
     fields = []
     names = {name: f"f{i}" for i, name in enumerate(properties)}
+    read: Callable[[Any], int | None] | int = 0 if time is None else time.read
     for name, part in properties.items():
         type_, check = types.of_field(part, ("properties", name), plain=name in plain)
+        if time is not None and name == time.field and (within := _within(part, time)) is not None:
+            type_, check, read = within, None, time.factor
         if check is not None:
             checks.append((names[name], check))
         fields.append((names[name], type_) if name in whole.get("required", ()) else (names[name], type_, None))
@@ -73,8 +93,22 @@ def compile_fast(
     except (TypeError, ValueError) as error:
         raise NotFast(str(error).splitlines()[0]) from error
     texts = [name for name in whole.get("required", ()) if _kinds(properties[name]) == frozenset({"string"})]
-    check = compile_all(expressions, attributes=names, texts=texts, checks=checks) if expressions or checks else None
-    return FastPath(decode, check, names)
+    timed = None if time is None else (names[time.field], read)
+    return FastPath(decode, compile_batch(expressions, names, texts=texts, checks=checks, time=timed), names)
+
+
+def _within(part: Any, time: EventTime) -> Any:
+    """The type of whole numbers that are times, too; None for a field of others."""
+    kinds = _kinds(part)
+    if kinds is None or kinds - {"null"} != {"integer"} or not part.keys() <= {"type", "minimum", "maximum", *REMARKS} or not time.factor:
+        return None
+    try:
+        bounds = _bounds({key: part[key] for key in ("minimum", "maximum") if key in part})
+    except NotFast:
+        return None
+    least, most = max(time.first, math.ceil(bounds.get("ge", time.first))), min(time.last, math.floor(bounds.get("le", time.last)))
+    type_: Any = Annotated[int, msgspec.Meta(ge=least, le=most)]
+    return type_ | None if "null" in kinds else type_
 
 
 class _Types:

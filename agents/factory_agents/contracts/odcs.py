@@ -134,7 +134,8 @@ def _errors_at(document: Document, path: KeyPath, error: Any, known: frozenset[s
     if kind in ("additionalProperties", "unevaluatedProperties"):
         for name in facts["unexpected"][:_MOST_KEYS]:
             if kind == "additionalProperties" or name not in known or not broken:
-                near = f"; did you mean {_OLD_KEYS[name]!r}?" if name in _OLD_KEYS else did_you_mean(name, known, 0.75)
+                near = ", only for other types or parts" if name in known else did_you_mean(name, known, 0.75)
+                near = f"; did you mean {_OLD_KEYS[name]!r}?" if name in _OLD_KEYS else near
                 yield document.error((*path, name), f"{given} has no such key here{near}", key=True)
     elif error.instance is None and path and isinstance(path[-1], str) and path[-1] not in ("name", "value"):
         return  # a key without a value says nothing, as in the standard's own examples

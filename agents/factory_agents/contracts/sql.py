@@ -94,7 +94,7 @@ class WindowTable:
         self._queries = queries
         self._kinds = {c.name: _kind(c.type, c.name in read_times) for c in columns}
         self._read_times = read_times
-        self._pending: list[Sequence[Any]] = []
+        self._pending: list[list[Any]] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._connection: DuckDBPyConnection | None = None
 
@@ -173,8 +173,9 @@ class WindowTable:
         """Take a batch of events."""
         if self._connection is None or len(self.unknown) == len(self._queries):
             return
-        values: list[Sequence[Any]] = [list(map(reader(name), events)) for name in self.columns]
-        self._pending = [[*old, *new] for old, new in zip(self._pending, values, strict=True)] if self._pending else values
+        self._pending = self._pending or [[] for _ in self.columns]
+        for name, values in zip(self.columns, self._pending, strict=True):
+            values.extend(map(reader(name), events))
         if len(self._pending[0]) >= _BATCH:
             self._flush()
 

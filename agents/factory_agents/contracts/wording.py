@@ -110,15 +110,14 @@ _NONE, _SEVERAL = -1, -2
 
 
 class _Field(NamedTuple):
-    """What a schema says of one field: its rule, the types of its values, and tests, each of values of some types, with what it expects.
+    """What a schema says of one field: its rule, and what its value, where it is plain and one thing is wrong, should have been.
 
-    No tests where the schema says more of it.
+    No ``expected`` where the schema says more of it.
     """
 
     name: str
     rule: str
-    types: frozenset[type]
-    tests: Sequence[tuple[frozenset[type], _Test, str]] | None
+    expected: Callable[[Any], str] | None
 
 
 def single_fault(schema: Any, part: Callable[[Sequence[str]], _Test]) -> Explain | None:
@@ -146,24 +145,13 @@ def single_fault(schema: Any, part: Callable[[Sequence[str]], _Test]) -> Explain
             return None
         if at & 1:
             return missing[at >> 1]
-        field = fields[at >> 1]
-        return _why(field, event[field.name])
+        name, rule, expected = fields[at >> 1]
+        value = event[name]
+        if expected is None or not (what := expected(value)):
+            return None
+        return _violation(Violation, (rule, what + show(value)))
 
     return explain
-
-
-def _why(field: _Field, value: Any) -> Violation | None:
-    """What is wrong with a value, where it is plain and one thing is."""
-    _, rule, types, tests = field
-    kind, expected = type(value), ""
-    if tests is None or kind not in _PLAIN or (kind is float and int in types and float not in types):
-        return None  # some dialects call 1.0 an integer
-    for of, test, what in tests:
-        if kind in of and not test(value):
-            if expected:
-                return None
-            expected = what
-    return _violation(Violation, (rule, expected + show(value))) if expected else None
 
 
 class _Finder:
@@ -202,15 +190,18 @@ class _Finder:
         self._lines += [f" if {key} not in event:", *(self._found("  ", 1) if needed else ["  pass"]), " else:", f"  v = event[{key}]"]
         self._lines += [f"  if not ({condition}):", *self._found("   ", 0)] if condition else []
         self._count += 1
-        rule = f"schema:{name}"
-        if tests is None:
-            return _Field(name, rule, types, None)
-        return _Field(
-            name,
-            rule,
-            types,
-            [(of, eval(f"lambda v: {test}", self._known), f"{name}: expected {what}, got ") for of, test, what in tests],
-        )
+        return _Field(name, f"schema:{name}", None if tests is None else self._expected(name, types, tests))
+
+    def _expected(self, name: str, types: frozenset[type], tests: Sequence[tuple[frozenset[type], str, str]]) -> Callable[[Any], str]:
+        """Makes a function of a field's tests: what its value should have been, empty where the validator has to say."""
+        plain = _PLAIN - {float} if int in types and float not in types else _PLAIN  # some dialects call 1.0 an integer
+        lines = ["def expected(v):", f" if type(v) not in {self._name(plain)}: return ''", " what = ''"]
+        for of, test, what in tests:
+            lines += [f" if {'' if of == _EVERY else f'{self._of(of)} and '}not ({test}):", "  if what: return ''"]
+            lines += [f"  what = {self._name(f'{name}: expected {what}, got ')}"]
+        exec("\n".join([*lines, " return what"]), self._known)  # of names made here
+        expected: Callable[[Any], str] = self._known.pop("expected")
+        return expected
 
     def _found(self, indent: str, how: int) -> list[str]:
         """What is done where a field is wrong."""

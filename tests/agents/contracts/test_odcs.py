@@ -455,6 +455,7 @@ schema:
         ("apiVersion: v3.1.0\nkind: Contract\n", "c.yaml:2:7: kind: expected \"DataContract\", got \"Contract\""),
         ("schema: 5", "c.yaml:6:9: schema: expected array, got 5"),
         ("schema: [{name: a, propertys: []}]", "c.yaml:6:20: schema.0.propertys: v3.1.0 has no such key here; did you mean 'property'?"),
+        ("schema: [{name: a, properties: [{name: b, logicalType: string, logicalTypeOptions: {minimum: 1}}]}]", "c.yaml:6:85: schema.0.properties.0.logicalTypeOptions.minimum: v3.1.0 has no such key here, only for other types or parts"),
         ("schema: [{properties: []}]", "c.yaml:6:10: schema.0: expected name, got none"),
         ("schema: [{name: a, properties: [{name: b, logicalType: text}]}]", "c.yaml:6:56: schema.0.properties.0.logicalType: expected one of"),
         ("schema: [{name: a, properties: [{name: b}, {name: b}]}]", "c.yaml:6:51: schema.0.properties.1.name: two properties are called"),
