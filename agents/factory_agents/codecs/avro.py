@@ -18,6 +18,7 @@ from factory_agents.codecs.avro_types import (
     float_fields,
     has_decimals,
     holds_itself,
+    refuse_alike,
     refuse_boundless,
     refuse_exponents,
     unwritable_field,
@@ -81,6 +82,8 @@ class AvroCodec(RegistryCodec):
         if not self._writing and isinstance(self._own_schema, list):
             return  # several types of events in one topic
         try:
+            if self._writing:
+                refuse_alike(self._own_schema)
             self._type = msgspec.json.Decoder(event_type(self._own_schema))
         except ValueError as error:
             raise Reject(str(error)) from None

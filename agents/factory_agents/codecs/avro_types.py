@@ -286,6 +286,30 @@ def _logical_reader(name: str) -> Any:
     return LOGICAL_READERS.get(name)
 
 
+def refuse_alike(schema: Any) -> None:
+    """Raise ValueError for a union of what is the same in an event: what was read as one of them would be written as another."""
+    named = defined(schema)
+    left = [schema, *named.values()]
+    while left:
+        part = left.pop()
+        left += [inner for inner in _inner(part) if kind_of(inner) in ("union", "array", "map")]
+        seen: dict[Any, str] = {}
+        for option in (looked_up(option, named) for option in (part if kind_of(part) == "union" else ())):
+            looks, name = _looks(option), option["name"] if kind_of(option) in _NAMED else kind_of(option)
+            if looks in seen:
+                what = f"a union holds {seen[looks]} and {name}, which are the same in an event"
+                raise ValueError(f"{what}: it cannot say which of them is meant")
+            seen |= {looks: name} if looks is not None else {}
+
+
+def _looks(schema: Any) -> Any:
+    """What tells a value of this schema from others in an event, as far as that is known: texts are alike, and records of the same fields."""
+    kind = kind_of(schema)
+    if kind in _RECORDS:
+        return frozenset(field["name"] for field in schema["fields"])
+    return "text" if kind in ("string", "bytes", "fixed") and not _logical(schema) else None
+
+
 def event_type(schema: Any) -> Any:
     """The msgspec type of events that may be written by a parsed schema: JSON's texts as times, decimals and bytes, numbers in bounds, and
     no field that it doesn't have. What msgspec can't tell apart, as unions of several texts, is left to fastavro.

@@ -431,6 +431,59 @@ def test_several_types_of_events_in_one_topic_are_read(monkeypatch: pytest.Monke
             writing("t")
 
 
+ALIKE = "a union holds {} and {}, which are the same in an event: it cannot say which of them is meant"
+
+
+@pytest.mark.parametrize(
+    ("union", "says"),
+    [
+        ([record("Created", id="int"), record("Deleted", id="int")], ALIKE.format("Created", "Deleted")),
+        (["null", "bytes", "string"], ALIKE.format("bytes", "string")),
+        ({"type": "array", "items": ["string", {"type": "fixed", "name": "Four", "size": 4}]}, ALIKE.format("string", "Four")),
+        ([record("Created", id="int"), record("Deleted", id="int", why="string")], ""),
+        (["null", "string", {"type": "enum", "name": "K", "symbols": ["A"]}, {"type": "string", "logicalType": "uuid"}], ""),
+    ],
+)
+def test_what_an_event_cannot_tell_apart_is_read_and_never_guessed_at_in_writing(
+    union: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fastavro takes the first that fits (its issue 401): an event that was read as one would be written as another."""
+    schema = json.dumps(record(event_id="int", of=union))
+    answers = {
+        "/schemas/ids/1": {"schema": schema},
+        "/subjects/t-value/versions/latest": {"subject": "t-value", "version": 1, "id": 1, "schema": schema},
+    }
+    with answering(answers) as (url, _):
+        monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
+        reading("t")
+        if not says:
+            writing("t")
+            return
+        with pytest.raises(ConfigurationError, match=re.escape(says)):
+            writing("t")
+
+
+def test_a_record_that_other_schemas_define_elsewhere_is_the_same_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is written out and where it is only named may change (fastavro's issue 780, confluent-kafka-python's 2173)."""
+    place = {**record("Place", x="int"), "namespace": "shop"}
+    old = {**record(at=place, to="shop.Place"), "namespace": "shop"}
+    new = {**record(near={"type": ["null", place], "default": None}, at="shop.Place", to="shop.Place"), "namespace": "shop"}
+    referring = {**record(at="shop.Place", to="shop.Place"), "namespace": "shop"}
+    refers = {"references": [{"name": "shop.Place", "subject": "place", "version": 1}]}
+    answers: dict[str, Any] = {
+        "/subjects/place/versions/1": {"subject": "place", "version": 1, "id": 9, "schema": json.dumps(place)},
+        "/schemas/ids/1": {"schema": json.dumps(old)},
+        "/schemas/ids/3": {"schema": json.dumps(referring), **refers},
+    }
+    for own in ({"schema": json.dumps(new)}, {"schema": json.dumps(referring), **refers}):
+        answers["/subjects/t-value/versions/latest"] = {"subject": "t-value", "version": 2, "id": 2, **own}
+        with answering(answers) as (url, _):
+            monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
+            for id_ in (1, 3):
+                event = json.loads(reading("t").decode_json(bytes([0, 0, 0, 0, id_, 2, 4]), []))
+                assert (event["at"], event["to"]) == ({"x": 1}, {"x": 2})
+
+
 def test_types_that_msgspec_cannot_tell_apart_are_left_to_fastavro() -> None:
     assert event_type(parse_schema(record(event_id="int", either=["string", "bytes"])))
     with pytest.raises(ValueError, match="it is no record"):
