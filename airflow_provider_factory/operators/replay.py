@@ -220,6 +220,9 @@ class ReplayOperator(BaseOperator):
     def _way(self, to: str, root: Path | None) -> AbstractContextManager[Through | None]:
         """The agent that events pass before they are written, if there is one."""
         if not self.through:
+            given = [self.stop_above, self.input_codec, self.output_codec, *(self.agent_params or {}).values()]
+            if any(value not in ("", None) for value in given):
+                raise ConfigurationError("agent_params, stop_above, input_codec and output_codec are about the agent that through names")
             return nullcontext()
         from airflow_provider_factory.codecs import topic_codec
         from factory_agents.contracts import pack_contract, untrusted_contract

@@ -303,7 +303,7 @@ def refuse_alike(schema: Any) -> None:
 
 
 def _looks(schema: Any) -> Any:
-    """What tells a value of this schema from others in an event, as far as that is known: texts are alike, and records of the same fields."""
+    """What tells a value of this schema from others in an event, where that is known: texts are alike, and records of the same fields."""
     kind = kind_of(schema)
     if kind in _RECORDS:
         return frozenset(field["name"] for field in schema["fields"])

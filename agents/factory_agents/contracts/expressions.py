@@ -13,7 +13,7 @@ from factory_agents.contracts.documents import one_of
 from factory_agents.contracts.patterns import PatternError, compile_search
 from factory_agents.contracts.times import iso_time
 
-__all__ = ["Expression", "ExpressionError", "Getter", "compile_all", "parse_expression"]
+__all__ = ["Expression", "ExpressionError", "Getter", "compile_all", "compile_batch", "compile_each", "parse_expression"]
 
 Getter: TypeAlias = Callable[[str], Any]
 """An event's ``get``: a field's value, or None where it is missing."""

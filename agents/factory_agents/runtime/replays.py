@@ -223,6 +223,7 @@ class _Replay:
         pointers: dict[tuple[int, int], str] = {}
         unlike: dict[tuple[int, int], str] = {}
         meant = others = 0
+        live: set[str] = set()
         names = Names()
         for letter in self.letters.read(ranges, self.stop):
             names.add(letter)
@@ -235,6 +236,7 @@ class _Replay:
                 others += 1
                 continue
             meant += 1
+            live |= {letter.why.topic} if letter.attempt == "live" else set()
             place = (letter.written, letter.partition, letter.offset, letter.writer)
             latest[event] = max(place, latest.get(event, place))
             if letter.is_pointer:
@@ -245,7 +247,7 @@ class _Replay:
         new = sorted(place for event, place in latest.items() if self.again or event not in done)
         chosen = [place for place in new if (place[3], place[1]) not in forged]
         chosen = chosen[: selection.limit] if selection.limit else chosen
-        self._check_target({(writer, p) for _, p, _, writer in chosen})
+        self._check_target({(writer, p) for _, p, _, writer in chosen}, read_live=self.target.name in live)
         places = {(p, offset) for _, p, offset, _ in chosen}
         if found := sorted(places & unlike.keys()):
             raise ConfigurationError(
@@ -268,18 +270,28 @@ class _Replay:
         where = why.where or f"{why.topic}-{why.partition}@{why.offset}"
         return f"{self.facts.name} {letter.position}: the event ({why.size:,} bytes) didn't fit a letter and stayed at {where}"
 
-    def _check_target(self, writers: Iterable[tuple[str, int]]) -> None:
-        """Refuse the topic that a stage reads by a manifest: what is put there by hand is in no window."""
+    def _check_target(self, writers: Iterable[tuple[str, int]], *, read_live: bool) -> None:
+        """Refuse a topic that a stage reads by a manifest: what is put there by hand is in no window.
+
+        One that somebody else reads whole (live, or by windows that are planned on it) is refused only where the letters' own stage is the
+        one that reads it so.
+        """
         known = self.letters.known
-        for record in known.records if self.through is not None else filter(None, map(known.record_of, writers)):
-            result = record.result
-            if result is not None and result.input is not None and result.input.writer and result.input.topic == self.target.name:
-                first = f" (--to {result.origin})" if result.origin and result.origin != self.target.name else ""
-                raise ConfigurationError(
-                    f"{self.facts.name}: stage {record.stage!r} reads only what the stage before it wrote to "
-                    f"{self.target.name!r}: it would never see these events there. Replay into the pipeline's first topic{first}, "
-                    f"or into a new one, and run {record.stage!r} over that"
-                )
+        own = {id(record) for record in map(known.record_of, writers)}
+        read = [
+            (r, r.result.input.writer) for r in known.records if r.result and r.result.input and r.result.input.topic == self.target.name
+        ]
+        read_whole = self.through is None and (read_live or not all(writer for _, writer in read))
+        for record, writer in read:
+            if not writer or (read_whole and id(record) not in own):
+                continue
+            origin = record.result.origin if record.result else ""
+            first = f" (--to {origin})" if origin and origin != self.target.name else ""
+            raise ConfigurationError(
+                f"{self.facts.name}: stage {record.stage!r} reads only what the stage before it wrote to "
+                f"{self.target.name!r}: it would never see these events there. Replay into the pipeline's first topic{first}, "
+                f"or into a new one, and run {record.stage!r} over that"
+            )
 
     def _write(self, ranges: Sequence[PartitionRange], places: set[tuple[int, int]], observer: Observer, *, dry_run: bool) -> None:
         subject = Subject(self.ledger.pipeline, "replay", total=len(places))

@@ -313,6 +313,23 @@ def test_what_a_stage_reads_by_a_manifest_is_no_place_for_a_replay(runs: Runs) -
     assert replay_letters(runs.config, topic, first, EVERY, prefix=runs.prefix).replayed == 1
 
 
+def test_what_only_other_stages_read_and_by_a_manifest_is_no_place_either(runs: Runs) -> None:
+    """In a pipeline that begins with a file, what was rejected late would wait in its first topic for ever."""
+    raw, topic = runs.topic("raw", partitions=1), fill(runs, [(letter(), b"1")])
+    vouch(runs, topic, "enrich", read=Manifest(raw, "id", "ingest/f/1"))
+    with pytest.raises(ConfigurationError, match=r"stage 'enrich' reads only what the stage before it wrote .*into a new one"):
+        replay_letters(runs.config, topic, raw, EVERY, prefix=runs.prefix, dry_run=True)
+    vouch(runs, topic, "other", read=Manifest(raw, "id", ""), window="planned on the topic itself")
+    assert replay_letters(runs.config, topic, raw, EVERY, prefix=runs.prefix).replayed == 1
+
+
+def test_what_a_live_agent_reads_is_the_place_of_its_own_letters(runs: Runs) -> None:
+    raw, topic = runs.topic("raw", partitions=1), runs.topic("out.dead", partitions=1)
+    put(runs, topic, [(DeadLetter("e", "r", "g", "live", "a", "1", topic=raw), b"live")], "live/g/0", partitions=1)
+    vouch(runs, topic, "enrich", read=Manifest(raw, "id", "ingest/f/1"))
+    assert replay_letters(runs.config, topic, raw, EVERY, prefix=runs.prefix).replayed == 1
+
+
 class TestAttempts:
     def test_of_unfinished_and_unknown_work_are_not_offered_unless_asked_for(self, runs: Runs) -> None:
         target, topic = runs.topic("in", partitions=2), runs.topic("out.dead", partitions=1)

@@ -101,6 +101,8 @@ def test_what_the_target_refuses_is_named_and_fails_the_task_when_the_rest_has_g
         ({"since": "yesterday"}, "since: expected a time"),
         ({"attempt": "mine"}, "expected one of finished"),
         ({"count_only": "perhaps"}, "count_only: expected true or false"),
+        ({"stop_above": "5"}, "stop_above, .* are about the agent that through names"),
+        ({"agent_params": {"contract": "plain.yaml"}}, "agent_params, .* are about the agent that through names"),
     ],
 )
 def test_what_makes_no_sense_is_refused_without_retries(letters: tuple[str, str], arguments: dict[str, Any], said: str) -> None:
