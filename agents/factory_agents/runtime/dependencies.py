@@ -30,8 +30,11 @@ State = Literal["closed", "open", "half-open"]
 
 _FEWEST = 10
 """Calls that a rate needs before it says anything."""
-_PROBES = 3
-"""Calls that a breaker half open lets through, each of another event: one of them may be bad by itself."""
+_PROBES, _MOST_PROBES = 3, 48
+"""Calls that a breaker half open lets through, each of another event: one of them may be bad by itself.
+
+So may several in a row: each time that none is answered, twice as many are let through the next time.
+"""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
@@ -49,12 +52,16 @@ class DependencyError(UnavailableError):
 
 
 class InterruptedBatchError(UnavailableError):
-    """What an agent needs isn't there: ``outputs`` are of the first events of a batch, the others have to wait some ``seconds``."""
+    """What an agent needs isn't there: ``outputs`` are of the first events of a batch, the others have to wait some ``seconds``.
 
-    def __init__(self, message: str, outputs: Sequence[Any], seconds: float) -> None:
+    Then it is worth trying so many ``events``.
+    """
+
+    def __init__(self, message: str, outputs: Sequence[Any], seconds: float, events: int = _PROBES + 1) -> None:
         super().__init__(message)
         self.outputs = outputs
         self.seconds = seconds
+        self.events = events
 
 
 class Dependency:
@@ -117,6 +124,8 @@ class Dependency:
         self._open_seconds = 0.0
         self._open_until = 0.0
         self._probes = 0
+        self.probes = _PROBES
+        """Calls that it lets through when it is half open."""
         self._failure = ""
         self.answers = 0
         """Calls that it answered, ever."""
@@ -138,7 +147,7 @@ class Dependency:
         with self._lock:
             if self._state == "open" and self._clock() >= self._open_until:
                 self._state, self._probes = "half-open", 0
-            if self._state == "open" or (self._state == "half-open" and self._probes >= _PROBES):
+            if self._state == "open" or (self._state == "half-open" and self._probes >= self.probes):
                 raise DependencyError(
                     f"{self.name}: not called: its breaker is open, since it failed before{self._failure}", self, called=False
                 )
@@ -173,7 +182,7 @@ class Dependency:
         with self._lock:
             self.answers += 1
             if self._state == "half-open" and not slow:
-                self._state, self._open_seconds = "closed", 0.0
+                self._state, self._open_seconds, self.probes = "closed", 0.0, _PROBES
                 self._last.clear()
             self._note(not slow)
 
@@ -185,7 +194,7 @@ class Dependency:
     def _note(self, well: bool) -> None:
         self._last.append(well)
         if self._state == "half-open":
-            if not well and self._probes >= _PROBES:
+            if not well and self._probes >= self.probes:
                 self._open()
         elif len(self._last) >= _FEWEST and self._last.count(False) > self._failure_rate * len(self._last):
             self._open()
@@ -203,6 +212,8 @@ class Dependency:
                 self._open()
 
     def _open(self) -> None:
+        if self._state == "half-open":
+            self.probes = min(_MOST_PROBES, 2 * self.probes)
         self._state = "open"
         self._open_seconds = min(self._longest, self._open_seconds * 2 or self._shortest)
         self._open_until = self._clock() + self._open_seconds * (0.5 + self._chance() / 2)
@@ -253,7 +264,7 @@ def complete(
         except DependencyError as error:
             waiting.append((n, error.dependency.answers, error.dependency))
             outputs.append(None)
-            if len(waiting) >= _PROBES or not error.called:
+            if not error.called or (len(waiting) >= _PROBES and error.dependency.state != "half-open"):
                 _interrupt(outputs, waiting, error)
             last = error
             continue
@@ -312,4 +323,4 @@ def _interrupt(outputs: list[Any], waiting: Sequence[tuple[int, int, Dependency]
     for _, _, dependency in waiting:
         dependency.trip()
     first, _, dependency = waiting[0]
-    raise InterruptedBatchError(str(error), outputs[:first], dependency.wait_seconds) from error
+    raise InterruptedBatchError(str(error), outputs[:first], dependency.wait_seconds, dependency.probes + 1) from error

@@ -49,7 +49,6 @@ _AGAIN_SECONDS = 1.0
 _BUSY_SECONDS = 1.0  # at one call: from then on the group is answered meanwhile
 _TURN_SECONDS = 0.03  # while calls are under way, until it is looked for more records
 _LEAVE_SECONDS = 10.0  # that calls have to end when the agent is stopped
-_AFTER_OUTAGE = 4  # records: several, since one may be bad by itself
 _SIDE_PATIENCE = 900.0
 _TIMEOUT_MS = 15_000
 """A transaction's timeout: until it is over, what a killed member left open holds its successor and all readers up."""
@@ -421,7 +420,7 @@ class LiveAgent:
             self._put(messages[: len(interrupted.outputs)], interrupted.outputs)
         self._commit()
         self.reader.rewind()
-        self.batch = BatchSize(_AFTER_OUTAGE, least=self.transform.at_once)
+        self.batch = BatchSize(interrupted.events, least=self.transform.at_once)
         self.again_at = time.monotonic() + interrupted.seconds
 
     def _tell_lag(self) -> None:

@@ -29,6 +29,8 @@ _AHEAD, _LEAST_AHEAD = 2, 64
 """Calls that the pool has, for each that it may make at a time, and at least: it goes on while whoever takes their outputs commits, and
 isn't waited for after each call.
 """
+_SUSPECTS = 3
+"""Events for which a service failed that are called again at the same time: if all of them are bad, they don't open its breaker."""
 _MOST_BYTES = 64 * 1024 * 1024
 _CLOSE_SECONDS = 2.0
 _CAUGHT_UP_SECONDS = 0.1
@@ -67,6 +69,16 @@ class Suspects:
         if is_bad:
             return "bad"
         return "outage" if service.answers == failure.answers else "again"
+
+    def halts(self, failure: Failure) -> bool:
+        """Whether no other event is called until it is known what follows from a failure."""
+        service = failure.error.dependency
+        if not failure.error.called:
+            return service.state != "closed"
+        return service.answers == failure.answers and service.state != "half-open"
+
+    def __contains__(self, event: Hashable) -> bool:
+        return event in self._failed
 
     def doubt(self, event: Hashable, failure: Failure) -> bool:
         """Whether only one more call of the service can tell: it was called, and has answered nobody since."""
@@ -319,8 +331,9 @@ class SideBySide:
     what is taken is always all that was put before it. Calls are begun in the order of the records; one waits for the record of the same
     key before it. All methods are called from one thread; calls are made by the ``pool``.
 
-    Where a service fails for an event, no more calls are begun until it has answered for another one (then the event is called once more,
-    and is bad if the service fails for it again) or all that is under way has ended: then it is an outage (InterruptedBatchError).
+    Where a service fails for an event, no more calls are begun (but those that a breaker half open lets through) until it has answered for
+    another one (then the event is called once more, and is bad if the service fails for it again) or all that is under way has ended: then
+    it is an outage (InterruptedBatchError).
 
     With a ``pace``, calls begin no faster than it says.
     """
@@ -470,7 +483,13 @@ class SideBySide:
     @property
     def _may_start(self) -> bool:
         """Whether there is a call to begin and a place for it."""
-        return bool(self._ready) and len(self._under_way) < self._most_ahead and not self._failed and not self._is_ending
+        has_place = bool(self._ready) and len(self._under_way) < self._most_ahead and not self._is_ending
+        return has_place and not (self._failed and self._is_halted)
+
+    @property
+    def _is_halted(self) -> bool:
+        """Whether what is under way has yet to tell whether a service that failed is away; not while its breaker lets calls through."""
+        return any(self._suspects.halts(failure) for failure in self._failed.values())
 
     @property
     def _pause(self) -> float:
@@ -501,7 +520,8 @@ class SideBySide:
             self._leave(call)
         elif isinstance(outcome, Failure):
             self._failed[call] = outcome
-            self._withdraw()
+            if self._is_halted:
+                self._withdraw()
         elif isinstance(outcome, Raised):
             self._leave(call)
             if isinstance(outcome.error, (SystemExit, KeyboardInterrupt)):
@@ -533,15 +553,20 @@ class SideBySide:
         del self._keys[key]
 
     def _judge(self) -> None:
+        if not self._failed:
+            return
+        places = _SUSPECTS - sum(call in self._suspects for call in (*self._under_way, *self._ready))
         for call, failure in list(self._failed.items()):
             dependency = failure.error.dependency
             verdict = "outage" if dependency is self._unnamed else self._suspects.judge(call, failure)
-            if verdict == "outage":
+            if verdict == "outage" or (verdict == "again" and failure.error.called and places <= 0):
                 continue
             del self._failed[call]
             if verdict == "bad":
+                dependency.forgive()
                 self._finish(call, self._agent.refused(failure.error, dependency))
             else:
+                places -= failure.error.called
                 self._ready.appendleft(call)
             self._has_probed = False
 

@@ -143,7 +143,7 @@ class SplitTransform:
             for n, output in zip(mine, found, strict=False):
                 outputs[n] = output
         if interrupted is not None:
-            raise InterruptedBatchError(str(interrupted), outputs[:first], interrupted.seconds) from interrupted
+            raise InterruptedBatchError(str(interrupted), outputs[:first], interrupted.seconds, interrupted.events) from interrupted
         return outputs
 
     def finish(self, counts: Counts) -> dict[str, Any] | None:

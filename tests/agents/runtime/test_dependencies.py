@@ -75,7 +75,8 @@ class TestBreaker:
             waited.append(service.wait_seconds)
             clock.now += service.wait_seconds
             assert service.state == "half-open"
-            assert [call(service, False) for _ in range(4)] == [True, True, True, False]
+            let_through = service.probes
+            assert [call(service, False) for _ in range(let_through + 1)] == [True] * let_through + [False]
         assert waited == [1, 2, 4, 5, 5]
         clock.now += 5
         assert call(service, True)
@@ -119,7 +120,7 @@ class BreakerMachine(RuleBasedStateMachine):
         if before == "open":
             assert not reached
         self.probes = self.probes + reached if before == "half-open" and self.service.state == "half-open" else 0
-        assert self.probes < 3
+        assert self.probes < self.service.probes
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 8.0]))
     def later(self, seconds: float) -> None:
@@ -189,6 +190,27 @@ class TestComplete:
         assert raised.value.outputs == [0]
         assert set(tries) <= {1, 2, 3}
         assert raised.value.seconds > 0
+
+    def test_each_time_that_none_is_answered_more_are_tried_the_next_time(self) -> None:
+        clock = Clock()
+        service = dependency(clock, open_seconds=1, longest_open_seconds=1)
+        tries: list[int] = []
+
+        def bad(n: int) -> Any:
+            with service:
+                tries.append(n)
+                raise ConnectionError
+
+        tried, worth = [], []
+        for _ in range(6):
+            with pytest.raises(InterruptedBatchError) as raised:
+                self.run([functools.partial(bad, n) for n in range(80)], service)
+            tried.append(len(set(tries)))
+            worth.append(raised.value.events)
+            tries.clear()
+            clock.now += 1
+        assert tried == [3, 3, 6, 12, 24, 48]
+        assert worth == [4, 7, 13, 25, 49, 49]
 
     def test_one_that_fails_for_a_moment_is_tried_again(self) -> None:
         service = dependency()
@@ -274,6 +296,25 @@ def test_a_live_agent_waits_an_outage_out_and_finds_the_event_that_is_bad_by_its
     assert (letter.id, letter.dead_letter["rule"]) == (25, "unavailable")
     assert "while crm answered for other events" in letter.dead_letter["error"]
     assert written(runs, out) == [n for n in range(40) if n != 25]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_live_agent_finds_several_events_in_a_row_that_are_bad_by_themselves(runs: Runs, concurrency: int) -> None:
+    source, out = runs.topic("in", partitions=1), runs.topic("out", partitions=1)
+    crm, service = Dependency("crm", open_seconds=0.1, longest_open_seconds=0.2), Service()
+
+    @agent(version="1", concurrency=concurrency)
+    def handle(event: dict[str, Any]) -> dict[str, Any]:
+        with crm:
+            service.ask(event)
+        return event
+
+    runs.produce(source, [*events(20, poison=True), *events(20, 20)])
+    with live(runs, source, out, handle) as running:
+        wait_written(runs, out, 20)
+        assert running.end().rejected == 20
+    assert written(runs, out) == list(range(20, 40))
+    assert {r.dead_letter["rule"] for r in runs.everything(f"{out}.dead")} == {"unavailable"}
 
 
 @pytest.mark.parametrize("batch", [False, True])
