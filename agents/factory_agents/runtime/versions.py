@@ -46,8 +46,8 @@ _STUCK_SECONDS = 1.0
 _BUSY_SECONDS = 0.5
 _MOST_DEATHS = 3
 _LEAVE_SECONDS = 0.5
-_KEEP_SECONDS = 6 * 3600.0
-"""A group that has no members forgets, after days, positions that nobody commits: they are committed again before that."""
+_KEEP_SECONDS = 3600.0
+"""A group that has no members forgets, after days, each position that nobody commits: they are committed again before that."""
 _PATIENCE = 60.0
 _PROXY_SECONDS = 60.0
 _TIMEOUT_MS = 15_000
@@ -279,12 +279,11 @@ class VersionedAgent(LiveAgent):
 
     def _send_offsets(self) -> None:
         self.passed = self.tokens.send(self.writer, self.positions, self.passing)
-        self.kept_at = time.monotonic()
 
     def _keep(self) -> None:
-        if time.monotonic() - self.kept_at > _KEEP_SECONDS and not self.positions:
+        if time.monotonic() - self.kept_at > _KEEP_SECONDS and (standing := self.tokens.standing):
             self._open()
-            self.positions = self.tokens.standing
+            self.positions = standing | self.positions
             self.kept_at = time.monotonic()
             self._commit()
 

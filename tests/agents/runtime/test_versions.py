@@ -6,7 +6,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.control import Control, Member
 from factory_agents.kafka.lag import topic_lag
 from factory_agents.kafka.routes import Limits, rolled_back, shifted, started
+from factory_agents.kafka.version_group import VersionReader
+from factory_agents.kafka.writer import TransactionalWriter
 from factory_agents.rollouts import Rollouts
+from factory_agents.runtime import versions
 from factory_agents.runtime.agents import AgentFunction, agent
 from factory_agents.runtime.dead_letters import LetterTopic, Selection
 from factory_agents.runtime.dependencies import Dependency
@@ -433,7 +436,9 @@ def test_a_call_that_hangs_rolls_its_version_back_and_its_events_are_handled_by_
             rollouts(runs).start("v2", limits=Limits(hang=0.5))
             rollouts(runs).wait(30)
             runs.produce(source, events(20))
+            began = time.monotonic()
             status = rollouts(runs).wait(30, until=lambda s: s.verdict == "rolled back" and s.is_settled)
+            print(f"taken back {time.monotonic() - began - 0.5:.2f} s after the longest that a call may take")
             assert "it has been at one call for" in status.reason
             wait_for(lambda: len(runs.everything(out)) == 20, "the old version to handle them, while the call hangs")
             hung.set()
@@ -483,6 +488,31 @@ def test_a_member_that_died_without_a_word_is_forgotten_in_the_end(runs: Runs) -
         control.forget_silent(3600)
     with control_of(runs) as later:
         wait_for(lambda: later.catch_up(time.monotonic() + 30) or set(later.members) == {"alive"}, "one to be left")
+
+
+def test_positions_of_partitions_where_nothing_happens_are_committed_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much happens on others: Kafka forgets each by its own age."""
+    source, out = runs.topic("in"), runs.topic("out")
+    for p in range(4):
+        runs.produce(source, events(2, 2 * p), partition=p)
+    committed: list[set[int]] = []
+    send = VersionReader.send
+
+    def noted(self: VersionReader, writer: TransactionalWriter, positions: Mapping[int, int], passing: Mapping[int, str]) -> Any:
+        committed.append(set(positions))
+        return send(self, writer, positions, passing)
+
+    def all_are() -> bool:
+        runs.produce(source, events(1, 100), partition=0)
+        return {0, 1, 2, 3} in committed
+
+    with version(runs, source, out, "v1") as one:
+        wait_for(lambda: len(runs.everything(out)) == 8, "the first events")
+        monkeypatch.setattr(VersionReader, "send", noted)
+        monkeypatch.setattr(versions, "_KEEP_SECONDS", 1.0)
+        wait_for(all_are, "all positions")
+        one.end()
+    assert {0} in committed
 
 
 def test_a_service_that_is_down_for_both_versions_rolls_nothing_back_and_is_seen(runs: Runs) -> None:
