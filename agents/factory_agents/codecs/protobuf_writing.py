@@ -68,14 +68,11 @@ def parser(class_: type[Any]) -> Parser:
                 return class_(**values)
             rest = {name: values.pop(name) for name in left if name in values}
             message = class_(**values)
-            if not rest:
-                return message
+            return _read(descriptor, rest, message) if rest else message
         except MemoryError:
             raise
         except Exception:  # whatever it is, Protobuf's reader takes it, or words it
-            rest, message = read(text), class_()
-        _prepare(descriptor, rest)
-        return ParseDict(rest, message)
+            return _read(descriptor, read(text), class_())
 
     return parse
 
@@ -202,6 +199,11 @@ def _unscaled(number: Decimal) -> dict[str, Any]:
 
 
 # Before Protobuf's own reader
+
+
+def _read(descriptor: Descriptor, event: Any, message: Any) -> Any:
+    _prepare(descriptor, event)
+    return ParseDict(event, message)
 
 
 def _prepare(descriptor: Descriptor, event: Any) -> None:

@@ -15,7 +15,7 @@ from confluent_kafka.schema_registry.confluent.type.decimal_utils import from_pr
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from factory_agents.codecs.base import from_json
@@ -219,6 +219,7 @@ GUESSED = ("expected base64", "expected a number", "expected an object", "Invali
         anything,
     )
 )
+@example({"more": [], "took": []})
 def test_what_an_event_becomes_is_what_protobufs_own_reader_makes_of_it_or_refused(event: Any) -> None:
     text = json.dumps(event, default=lambda raw: base64.b64encode(raw).decode()).encode()
     try:
