@@ -489,7 +489,7 @@ class SideBySide:
     @property
     def _is_halted(self) -> bool:
         """Whether what is under way has yet to tell whether a service that failed is away; not while its breaker lets calls through."""
-        return any(self._suspects.halts(failure) for failure in self._failed.values())
+        return any(f.error.dependency is self._unnamed or self._suspects.halts(f) for f in self._failed.values())
 
     @property
     def _pause(self) -> float:
