@@ -155,11 +155,13 @@ def test_a_task_that_is_told_to_stop_never_succeeds_without_its_agent(airflow: R
     assert airflow.xcom(started.dag, started.run_id, "work", "pod_name", 0) != pod.metadata.name
 
 
-@pytest.mark.parametrize("dag", ["failed_while_deferred", "failed_while_running"])
-def test_a_task_marked_as_failed_takes_its_pod_along(airflow: RunningAirflow, cluster: TestCluster, runs: Runs, dag: str) -> None:
+@pytest.mark.parametrize("dag", ["failed_while_deferred", "failed_while_running", "success_while_deferred"])
+def test_a_task_that_is_marked_takes_its_pod_along(airflow: RunningAirflow, cluster: TestCluster, runs: Runs, dag: str) -> None:
+    """KubernetesPodOperator's pod goes on where its task was deferred (Airflow #62398)."""
     started = Started(airflow, cluster, runs, dag, 1200)
+    marked, _, meanwhile = dag.split("_")
     started.working()
-    started.wait_state("deferred" if dag == "failed_while_deferred" else "running")
-    airflow.call("PATCH", f"/dags/{dag}/dagRuns/{started.run_id}/taskInstances/work/0", {"new_state": "failed"})
+    started.wait_state(meanwhile)
+    airflow.call("PATCH", f"/dags/{dag}/dagRuns/{started.run_id}/taskInstances/work/0", {"new_state": marked})
     cluster.wait_gone(dag, patience=60)
-    assert started.task()["state"] == "failed"
+    assert started.task()["state"] == marked

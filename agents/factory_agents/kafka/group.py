@@ -118,6 +118,7 @@ class GroupReader:
         self._group = group
         self._accept_loss = accept_loss
         self._writes = writes
+        self._wrote = ""
         self.topic = cluster.topic(topic)
         self.assigned: set[int] = set()
         self.reading: set[int] = set()
@@ -327,11 +328,21 @@ class GroupReader:
 
     def _start(self, tp: TopicPartition, log_start: int, end: int | None) -> Start:
         """Where a partition is to be read from whose group stands there. Raises ConfigurationError where the group publishes to a table."""
-        if writes_of(tp.metadata or "").startswith(TABLE_TAG):
+        wrote = writes_of(tp.metadata or "")
+        if wrote.startswith(TABLE_TAG):
             raise ConfigurationError(
                 f"group {self._group!r} publishes to a table, and would share its records with this agent; give each a group of its own"
                 " (--group)"
             )
+        if self._writes and wrote not in ("", self._writes, self._wrote):
+            log.warning(
+                "group %r wrote to topic %r, and goes on to write to %r: if the former agent is still there, each gets a part of them;"
+                " give each a group of its own (--group)",
+                self._group,
+                wrote,
+                self._writes,
+            )
+            self._wrote = wrote
         return decide_start(tp.offset, tp.metadata or "", self.topic.id, log_start, end=end, replaced=self._replaced)
 
     def _stands(self, partitions: list[int]) -> list[TopicPartition]:

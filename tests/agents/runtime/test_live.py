@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
@@ -444,6 +445,21 @@ def test_a_commit_that_fails_for_good_when_partitions_go_ends_the_agent_and_the_
     with live(runs, source, out, config=config):
         wait_written(runs, out, steady.total)
     assert written(runs, out) == list(range(steady.total))
+
+
+def test_a_group_that_goes_on_to_write_to_another_topic_says_so_once(runs: Runs, caplog: pytest.LogCaptureFixture) -> None:
+    """The topic may have been changed on purpose, or two agents share a group, each of which gets a part of the records."""
+    source, out, other = runs.topic("in", partitions=4), runs.topic("out"), runs.topic("other")
+    told = []
+    for target in (out, out, other, other):
+        runs.produce(source, events(40))
+        before = len(runs.everything(target))
+        with live(runs, source, target):
+            wait_written(runs, target, before + 40)
+        told.append([said for said in caplog.messages if "goes on to write to" in said])
+        caplog.clear()
+    assert told == [[], [], [ANY], []]
+    assert f"wrote to topic {out!r}, and goes on to write to {other!r}" in told[2][0]
 
 
 class TestATopicThatIsRecreated:
