@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,15 @@ async def asks(event: dict[str, Any]) -> dict[str, Any]:
 async def slow(event: dict[str, Any]) -> dict[str, Any]:
     """Takes so long that a machine has time for several of them."""
     await asyncio.sleep(0.02)
+    return event
+
+
+def minute(event: dict[str, Any]) -> dict[str, Any]:
+    """Takes a minute, the first time that an event says so."""
+    if event.get("slow"):
+        with contextlib.suppress(FileExistsError):
+            Path(os.environ["CALLED"]).touch(exist_ok=False)
+            time.sleep(60)
     return event
 
 

@@ -36,6 +36,7 @@ PROGRAMS = {
     "split": [*_AGENT, "tests.chaos.agents:halves"],
     "calls": [*_AGENT, "tests.chaos.agents:asks"],
     "slow": [*_AGENT, "tests.chaos.agents:slow"],
+    "minute": [*_AGENT, "tests.chaos.agents:minute"],
     "depends": [*_AGENT, "tests.chaos.agents:depends"],
 }
 
