@@ -31,7 +31,7 @@ from factory_agents.runtime.sink import run_sink
 from factory_agents.sandbox.state import bigquery_env
 from tests.support.bigquery import Emulator
 from tests.support.iceberg import Bench
-from tests.support.runs import Runs, events
+from tests.support.runs import Attempt, Runs, events
 from tests.support.snowflake import SnowflakeSchema
 from tests.support.sqlite_sink import SqliteSink, published
 from tests.support.waiting import wait_for
@@ -125,6 +125,29 @@ def test_a_zombie_publisher_is_fenced(table: Table, point: str) -> None:
     zombie.signal(signal.SIGCONT)
     assert zombie.wait() == 75, zombie.log
     table.check(result)
+
+
+@pytest.mark.parametrize("point", ["start.after-init@1", "sink.asking@1", "sink.answered@1"])
+def test_a_zombie_that_had_not_claimed_yet_replaces_nothing(runs: Runs, tmp_path: Path, point: str) -> None:
+    """It is of other work than what landed meanwhile, which the sink's ledger alone can't tell from newer work."""
+    topic, path = runs.topic("in"), tmp_path / "sink.db"
+    runs.produce(topic, events(3))
+    run = runs.run(runs.window(topic), name="publish", stage="publish")
+
+    def attempt(version: str, failpoints: str = "") -> Attempt:
+        params = {"sink": "tests.support.sqlite_sink:SqliteSink", "path": str(path), "version": version}
+        return runs.attempt(msgspec.structs.replace(run, params=params), failpoints)
+
+    name, _, nth = point.partition("@")
+    zombie = attempt("1", f"{name}=stop@{nth}")
+    zombie.wait_stopped()
+    newer = attempt("2")
+    assert newer.wait() == 0, newer.log
+    with sqlite3.connect(path) as database:
+        landed = database.execute("SELECT DISTINCT _factory_publication FROM events").fetchall()
+        zombie.signal(signal.SIGCONT)
+        assert zombie.wait() == 75, zombie.log
+        assert database.execute("SELECT DISTINCT _factory_publication FROM events").fetchall() == landed
 
 
 def test_an_identical_run_publishes_nothing_again(table: Table) -> None:

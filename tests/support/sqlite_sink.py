@@ -23,8 +23,8 @@ DocumentedSink: Any = _module["SqliteSink"]
 class SqliteSink(ExactSink):
     """Events by ``event_id``, as the runtime drives it."""
 
-    def __init__(self, path: Path, table: str = "events") -> None:
-        super().__init__(DocumentedSink(str(path), table), load_contract(CONTRACT).table(), {"table": table})
+    def __init__(self, path: Path, table: str = "events", version: str = "1") -> None:
+        super().__init__(DocumentedSink(str(path), table), load_contract(CONTRACT).table(), {"table": table}, version=version)
 
 
 def published(path: Path) -> list[int]:

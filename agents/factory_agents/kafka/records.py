@@ -37,6 +37,7 @@ __all__ = [
     "decode_record",
     "encode_record",
     "failure_key",
+    "fence_key",
     "kind_of",
     "mark_key",
     "microseconds",
@@ -431,6 +432,11 @@ def stream_key(pipeline: str, stage: str, scope: str) -> str:
 def stage_key(work: Work) -> str:
     """The record key of what was done."""
     return shards_key(work) + work.shard.key
+
+
+def fence_key(work: Work) -> str:
+    """The key of no record: see ``Session.check_fence``."""
+    return _work_key("fence", work) + work.shard.key
 
 
 def failure_key(work: Work) -> str:

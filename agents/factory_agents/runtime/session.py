@@ -28,7 +28,7 @@ from factory_agents.kafka.ledger import (
     shards_key,
     stage_key,
 )
-from factory_agents.kafka.records import check_names, failure_key, mark_key, pruned
+from factory_agents.kafka.records import check_names, failure_key, fence_key, mark_key, pruned
 from factory_agents.kafka.topics import Cluster, check_window_topic
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
 from factory_agents.protocol import AgentResult, AgentRun, CodecRef, Counts, Manifest, Order, PartitionRange, Window, digest
@@ -307,6 +307,13 @@ class Session:
         self._shards = [record for record in view.of(StageRecord) if record.window == self.run.key]
         found = view.get(stage_key(work))
         return found if isinstance(found, StageRecord) else None
+
+    def check_fence(self) -> None:
+        """Raise FencedError where a newer attempt has taken over by now: the deletion of a key that there never is fails then."""
+        self.writer.begin()
+        self.ledger.erase(self.writer.producer, [fence_key(self.run.work).encode()])
+        self.writer.flush(self.deadline)
+        self.writer.commit(self.deadline)
 
     def _also_wanted(self) -> Iterable[bytes]:
         """What the keys begin with of more records that the session wants whenever it has fenced the others; ``_found`` gets them."""

@@ -131,6 +131,8 @@ class _SinkRun:
                 return self._complete(outcome)
             if outcome is not None:
                 self.heartbeat.during(lambda: self.sink.claim(self._claim(reuse=False)))
+            # Who comes after this look claims after us, and fences us in the sink; who came before it has fenced us here.
+            self._in_kafka(session.check_fence)
             result = self._publish()
             self._prune()
             return result
