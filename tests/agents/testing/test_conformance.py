@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from factory_agents.errors import SinkError
 from factory_agents.testing import SinkConformance, SinkTarget
 from factory_agents.testing.conformance import Publishers
+from factory_agents.testing.records import at, event
 from tests.support.documented import documented
 from tests.support.duck import Duck
 from tests.support.sqlite_sink import DocumentedSink
@@ -89,13 +91,18 @@ class Service(SinkTarget):
 
     def __init__(self) -> None:
         self.store: dict[Any, dict[str, Any]] = {}
+        self.refuses: list[bool] = []
+        """Which requests are refused, the last one first; all others are taken."""
         answers: dict[str, bytes] = {}
-        lock, store = threading.Lock(), self.store
+        lock, store, refuses = threading.Lock(), self.store, self.refuses
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
+                    if refuses and refuses.pop():
+                        self.send_error(400)
+                        return
                     key = self.headers["Idempotency-Key"]
                     if key not in answers:
                         answers[key] = json.dumps({"written": sum(put(row, asked["key"]) for row in asked["rows"])}).encode()
@@ -142,6 +149,18 @@ class TestHttp(SinkConformance):
     @pytest.fixture
     def target(self, examples: Path) -> Service:
         return Service()
+
+    def test_an_attempt_that_reads_partitions_in_another_order_completes_one_that_died(
+        self, publishers: Publishers, target: Service
+    ) -> None:
+        """Which the consumer does: requests that were answered already are not made of other rows."""
+        parts = [at([event(f"{partition}-{n}") for n in range(400)], partition) for partition in range(2)]
+        target.refuses[:] = [True, False]
+        with pytest.raises(SinkError):
+            publishers.publish(parts[0] + parts[1], fingerprint="f")
+        assert len(target.store) == 500
+        publishers.publish(parts[1] + parts[0], fingerprint="f")
+        assert len(target.store) == 800
 
 
 @pytest.mark.slow
