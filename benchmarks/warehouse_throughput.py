@@ -68,7 +68,7 @@ def published(lines: Path, params: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def landed(lines: Path, params: Mapping[str, Any]) -> tuple[float, float]:
-    """Seconds, and those of CPU, from typed rows to the commit."""
+    """Seconds, and those of CPU, from rows as they wait to be staged to the commit."""
     given = records(lines)
     sink = build({"contract": CONTRACT, **params})
     sink.claim(claim_of(params["table"]))
@@ -146,7 +146,7 @@ def race_iceberg(lines: Path, folder: Path, count: int, rows: int) -> None:
     same = lake.catalog.load_table("bench.first").scan().to_arrow()
     contestants: dict[str, Callable[[int], tuple[float, float]]] = {
         "factory": lambda n: published(lines, {"sink": "iceberg", "table": f"bench.ours{n}"}),
-        "factory, from typed rows": lambda n: landed(lines, {"sink": "iceberg", "table": f"bench.rows{n}"}),
+        "factory, staging and landing": lambda n: landed(lines, {"sink": "iceberg", "table": f"bench.rows{n}"}),
         "factory, from the same Arrow": lambda n: landed_arrow(same, f"bench.arrow{n}"),
         "bare append of the same Arrow": lambda _: lake.appended(same),
         "decode, then append, by hand": lambda _: lake.by_hand(lines),
@@ -164,17 +164,17 @@ def quix(python: str, lines: Path, folder: Path, n: int) -> tuple[float, float]:
     return float(told["seconds"]), float(told["cpu"])
 
 
-def staged(lines: Path, params: Mapping[str, Any]) -> Callable[[int], tuple[float, float]]:
-    """Seconds, and those of CPU, in which rows that are made already are staged, each time in a publication of its own."""
+def staged(lines: Path, params: Mapping[str, Any], *, from_records: bool = False) -> Callable[[int], tuple[float, float]]:
+    """Seconds, and those of CPU, in which rows are staged, each time in a publication of its own: from Arrow, or from consumed records."""
     given = records(lines)
 
     def run(n: int) -> tuple[float, float]:
-        sink = build({"contract": CONTRACT, "table": f"{params['table']}_{n}", **{k: v for k, v in params.items() if k != "table"}})
+        sink: Any = build({"contract": CONTRACT, "table": f"{params['table']}_{from_records:d}{n}", "sink": params["sink"]})
         sink.claim(claim_of(params["table"]))
         publication, own = sink._publication, sink._sink
-        batches, _ = publication._reader.read(given)
-        rows = publication._reader.join(batches)
+        early = None if from_records else publication._reader.read(given)[0]
         with Clock() as clock:
+            rows = publication._reader.join(publication._reader.read(given)[0] if early is None else early)
             own.stage(Part(publication._number, 0), rows)
             if hasattr(own, "_finish_load"):
                 own._finish_load()
@@ -185,11 +185,31 @@ def staged(lines: Path, params: Mapping[str, Any]) -> Callable[[int], tuple[floa
 
 
 def race_staging(sandbox: Sandbox, lines: Path, count: int, rows: int) -> None:
-    """Parts of a window on their way into the emulators, beside a plain load of the same rows by the client."""
+    """Parts of a window on their way into the emulators, beside a plain load by the client: both from Arrow, and both from JSON records."""
     info = sandbox.info()
-    with lines.open("rb") as file:
-        arrow = pa.Table.from_pylist([json.loads(line) for line in file])
+
+    def made() -> pa.Table:
+        with lines.open("rb") as file:
+            return pa.Table.from_pylist([json.loads(line) for line in file])
+
+    arrow = made()
     name = f"bench_{uuid.uuid4().hex[:8]}"
+
+    def race(title: str, params: Mapping[str, Any], load: Callable[[pa.Table, str], None]) -> None:
+        def plain(make: Callable[[], pa.Table], kind: str) -> Callable[[int], tuple[float, float]]:
+            def run(n: int) -> tuple[float, float]:
+                with Clock() as clock:
+                    load(make(), f"{kind}_{n}")
+                return clock.took
+
+            return run
+
+        starts = {"from Arrow": (False, lambda: arrow, "plain"), "from records": (True, made, "made")}
+        for start, (from_records, make, kind) in starts.items():
+            contestants = {"factory": staged(lines, params, from_records=from_records), "plain load": plain(make, kind)}
+            seconds, cpu = timed(count, contestants, "factory")
+            report(f"{title}, {start}", seconds, "factory", rows, "rows", {"cpu_ratios": cpu})
+
     if info.bigquery_url:
         from google.cloud import bigquery
 
@@ -197,18 +217,14 @@ def race_staging(sandbox: Sandbox, lines: Path, count: int, rows: int) -> None:
         client = account_from_env().client()
         client.create_dataset(name)
 
-        def load(n: int) -> tuple[float, float]:
-            with Clock() as clock:
-                data = io.BytesIO()
-                pq.write_table(arrow, data)
-                data.seek(0)
-                config = bigquery.LoadJobConfig(source_format="PARQUET")
-                client.load_table_from_file(data, f"{BIGQUERY_PROJECT}.{name}.plain_{n}", job_config=config).result()
-            return clock.took
+        def load(table: pa.Table, kind: str) -> None:
+            data = io.BytesIO()
+            pq.write_table(table, data)
+            data.seek(0)
+            config = bigquery.LoadJobConfig(source_format="PARQUET")
+            client.load_table_from_file(data, f"{BIGQUERY_PROJECT}.{name}.{kind}", job_config=config).result()
 
-        run = staged(lines, {"sink": "bigquery", "table": f"{name}.ours"})
-        seconds, cpu = timed(count, {"factory": run, "plain load": load}, "factory")
-        report("staging in BigQuery (emulator)", seconds, "factory", rows, "rows", {"cpu_ratios": cpu})
+        race("staging in BigQuery (emulator)", {"sink": "bigquery", "table": f"{name}.ours"}, load)
         client.delete_dataset(name, delete_contents=True)
     if info.snowflake_url:
         import snowflake.connector
@@ -217,24 +233,18 @@ def race_staging(sandbox: Sandbox, lines: Path, count: int, rows: int) -> None:
         account = snowflake_account()
         connection = snowflake.connector.connect(**account.place, **account.secrets, database=account.database, schema=account.schema)
 
-        def put(n: int) -> tuple[float, float]:
+        def put(table: pa.Table, kind: str) -> None:
+            own = f"{name}_{kind}"
             with connection.cursor() as cursor:
-                cursor.execute(f"CREATE TABLE {name}_plain_{n} (event_id TEXT, user INT, payload TEXT, amount FLOAT, kind TEXT)")
+                cursor.execute(f"CREATE TABLE {own} (event_id TEXT, user INT, payload TEXT, amount FLOAT, kind TEXT)")
+                data = io.BytesIO()
+                pq.write_table(table, data)
+                data.seek(0)
+                cursor.execute(f"PUT file://p.parquet @%{own} AUTO_COMPRESS = FALSE OVERWRITE = TRUE", file_stream=data)
                 columns = ", ".join(f"$1:{column}" for column in COLUMNS)
-                with Clock() as clock:
-                    data = io.BytesIO()
-                    pq.write_table(arrow, data)
-                    data.seek(0)
-                    cursor.execute(f"PUT file://p.parquet @%{name}_plain_{n} AUTO_COMPRESS = FALSE OVERWRITE = TRUE", file_stream=data)
-                    cursor.execute(
-                        f"COPY INTO {name}_plain_{n} FROM (SELECT {columns} FROM @%{name}_plain_{n}/p.parquet)"
-                        " FILE_FORMAT = (TYPE = PARQUET)"
-                    )
-                return clock.took
+                cursor.execute(f"COPY INTO {own} FROM (SELECT {columns} FROM @%{own}/p.parquet) FILE_FORMAT = (TYPE = PARQUET)")
 
-        run = staged(lines, {"sink": "snowflake", "table": f"{name}_ours"})
-        seconds, cpu = timed(count, {"factory": run, "plain PUT and COPY": put}, "factory")
-        report("staging in Snowflake (emulator)", seconds, "factory", rows, "rows", {"cpu_ratios": cpu})
+        race("staging in Snowflake (emulator)", {"sink": "snowflake", "table": f"{name}_ours"}, put)
         connection.close()
 
 

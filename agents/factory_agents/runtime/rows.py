@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Context, Decimal
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from factory_agents.runtime.rank import PLACE, Ranker
 from factory_agents.runtime.record_key import KeyColumn, KeyReader
 from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text, without_zone
 
-__all__ = ["RowReader"]
+__all__ = ["Columns", "RowReader"]
 
 _UNFIT = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError, RecursionError)
 _CHUNK = 2_000
@@ -38,11 +38,26 @@ _MOMENTS = ("timestamptz", "timestamp", "date")
 """Types that a number is made a time for; in a column of numbers it stays one."""
 
 
-class RowReader:
-    """Makes ``Rows`` of records: whole chunks at msgspec's speed, one by one where a chunk holds what doesn't fit as it is."""
+class Columns(msgspec.Struct, frozen=True):
+    """Typed rows column by column, as in ``Rows``; and keys of rows to delete."""
 
-    def __init__(self, table: TableSpec, window: str, generation: int = 0) -> None:
+    columns: Sequence[Sequence[Any]]
+    deleted: list[tuple[Any, ...]] = []
+
+
+class RowReader:
+    """Makes ``Rows`` of records: whole chunks at msgspec's speed, one by one where a chunk holds what doesn't fit as it is.
+
+    ``checks``, by type, say why a sink can't hold a value, or "".
+    """
+
+    def __init__(
+        self, table: TableSpec, window: str, generation: int = 0, *, checks: Mapping[str, Callable[[Any], str]] | None = None
+    ) -> None:
         self._columns = [_Column(spec, in_key=spec.name in table.key) for spec in table.columns]
+        for column, spec in zip(self._columns, table.columns, strict=True):
+            if check := (checks or {}).get(spec.type.name):
+                column.finish = _checked(column.finish, check)
         self._names = (*(c.name for c in table.columns), RANK)
         self._decode = _decoder([(c.decoded, c.default) for c in self._columns], table)
         self._decode_raw = _decoder([(msgspec.Raw, _NULL)] * len(self._columns), table)
@@ -55,17 +70,26 @@ class RowReader:
     def read(self, messages: Sequence[Message]) -> tuple[list[Rows], dict[int, Reject]]:
         """See ``Reader.read``."""
         batch = Rows(self._names, [], sum(map(len, messages)) + _VALUE_BYTES * len(self._names) * len(messages))
+        chunks, rejected = self.columns(messages)
+        for chunk in chunks:
+            batch.rows.extend(zip(*chunk.columns, strict=True))
+            batch.deleted.extend(chunk.deleted)
+        return [batch] if batch.rows or batch.deleted else [], rejected
+
+    def columns(self, messages: Sequence[Message]) -> tuple[list[Columns], dict[int, Reject]]:
+        """The same, column by column, in chunks that each have some."""
+        found: list[Columns] = []
         rejected: dict[int, Reject] = {}
         for start in range(0, len(messages), _CHUNK):
             chunk = messages[start : start + _CHUNK]
             try:
-                batch.rows.extend(self._chunk(chunk))
+                found.append(Columns(self._chunk(chunk)))
             except _UNFIT:
-                self._each(chunk, start, batch, rejected)
-        return [batch] if batch.rows or batch.deleted else [], rejected
+                found += self._each(chunk, start, rejected)
+        return found, rejected
 
-    def _chunk(self, messages: Sequence[Message]) -> Iterable[tuple[Any, ...]]:
-        """The rows of events all of which fit as they are; raises what ``_UNFIT`` names where one doesn't."""
+    def _chunk(self, messages: Sequence[Message]) -> list[Sequence[Any]]:
+        """Events all of which fit as they are; raises what ``_UNFIT`` names where one doesn't."""
         values: list[Any] = [message.value() for message in messages]
         together = b"\n".join(values)
         if not together.isascii():
@@ -74,20 +98,24 @@ class RowReader:
         for i, column in self._finish:
             columns[i] = column.all_finished(columns[i])
         records = ((message.timestamp()[1], message.partition(), message.offset()) for message in messages)
-        return zip(*columns, self._ranker.many(columns, records), strict=True)
+        return [*columns, self._ranker.many(columns, records)]
 
-    def _each(self, messages: Sequence[Message], start: int, batch: Rows, rejected: dict[int, Reject]) -> None:
-        """Add what each record is to ``batch``, or why it is nothing to ``rejected``."""
+    def _each(self, messages: Sequence[Message], start: int, rejected: dict[int, Reject]) -> list[Columns]:
+        """What each record is, or, added to ``rejected``, why it is nothing."""
+        rows: list[tuple[Any, ...]] = []
+        deleted: list[tuple[Any, ...]] = []
         for i, message in enumerate(messages, start):
             value = message.value()
             try:
                 if value is None and self._deletes is not None:
-                    batch.deleted.append((*self._deletes.read(message.key()), self._rank(self._nothing, message)[-PLACE:]))
+                    deleted.append((*self._deletes.read(message.key()), self._rank(self._nothing, message)[-PLACE:]))
                 else:
                     values = self._values(value)
-                    batch.rows.append((*values, self._rank(values, message)))
+                    rows.append((*values, self._rank(values, message)))
             except Reject as reject:
                 rejected[i] = reject
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(self._names)
+        return [Columns(columns, deleted)] if rows or deleted else []
 
     def _rank(self, values: Sequence[Any], message: Message) -> bytes:
         return self._ranker.one(values, message.timestamp()[1], message.partition(), message.offset())
@@ -249,6 +277,16 @@ def _number_kind(unit: str, type_: ColumnType) -> _Kind:
         return found.date() if type_.name == "date" else finish(found) if finish is not None else found
 
     return int | float, moment, None
+
+
+def _checked(finish: Callable[[Any], Any] | None, check: Callable[[Any], str]) -> Callable[[Any], Any]:
+    def checked(value: Any) -> Any:
+        value = value if finish is None else finish(value)
+        if value is not None and (why := check(value)):
+            raise ValueError(why)
+        return value
+
+    return checked
 
 
 def _utc(moment: datetime) -> datetime:

@@ -17,6 +17,7 @@ import msgspec
 from factory_agents import failpoints
 from factory_agents.errors import ConfigurationError, FactoryError, SinkError, UnavailableError
 from factory_agents.runtime.exact_sink import pauses
+from factory_agents.sinks.arrow import as_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -282,13 +283,10 @@ class Load:
     """One load job; it keeps its rows until it is done, to begin again where BigQuery was busy."""
 
     def __init__(self, warehouse: Warehouse, rows: pa.Table, table: str, schema: Sequence[bigquery.SchemaField], job_id: str) -> None:
-        import pyarrow.parquet as pq
-
         self._warehouse = warehouse
         self._table, self._schema, self._job_id = table, schema, job_id
         self._rows = rows.num_rows
-        self._data = io.BytesIO()
-        pq.write_table(rows, self._data, compression="snappy")
+        self._data = as_parquet(rows)
         self._tries = 0
         self._doing = f"loading {self._rows:,} rows into {warehouse.name(table)}"
         self._begin()

@@ -82,6 +82,10 @@ def _properties(text: str) -> dict[str, str]:
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in found.items()}
 
 
+_DENIED = {"42501", "AccessDenied", "AccessDeniedException", "403"}
+"""PostgreSQL's insufficient privilege, and what AWS says."""
+
+
 def open_catalog(settings: CatalogSettings) -> Catalog:
     """Open the catalog; raises as ``explained`` says, and ConfigurationError for properties that lead to none."""
     where = f"Iceberg catalog {settings.name!r}"
@@ -138,6 +142,8 @@ def _explanation(error: Exception) -> type[FactoryError] | None:
 
     if isinstance(error, iceberg.CommitFailedException):
         return ConflictError
+    if _is_denied(error):
+        return ConfigurationError
     unavailable = (iceberg.CommitStateUnknownException, iceberg.ServerError, iceberg.ServiceUnavailableError, iceberg.TooManyRequestsError)
     if isinstance(error, (*unavailable, iceberg.WaitingForLockException)) or _is_outage(error) or _is_no_answer(error):
         return UnavailableError
@@ -158,6 +164,15 @@ def _explanation(error: Exception) -> type[FactoryError] | None:
 def _is_no_answer(error: Exception) -> bool:
     """Whether something answered that isn't a catalog: a proxy, a page that asks to sign in."""
     return type(error).__module__.partition(".")[0] == "pydantic_core"
+
+
+def _is_denied(error: Any) -> bool:
+    """Whether a SQL catalog's database, AWS or the files' storage said that we may not."""
+    if isinstance(error, PermissionError):
+        return True
+    code = getattr(getattr(error, "orig", None), "sqlstate", "") or getattr(error, "response", {}).get("Error", {}).get("Code", "")
+    says = str(error) if isinstance(error, OSError) or hasattr(error, "orig") else ""
+    return code in _DENIED or any(sign in says for sign in ("ACCESS_DENIED", "readonly database"))
 
 
 def _is_outage(error: Any) -> bool:

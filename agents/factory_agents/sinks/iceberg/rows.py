@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from factory_agents.runtime.ledger_sink import RANK, Rows
+from factory_agents.runtime.ledger_sink import RANK
 from factory_agents.runtime.rank import PLACE
 from factory_agents.sinks.iceberg.table import PUBLICATION
 
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Beside",
     "Keys",
-    "arrow_table",
     "beside",
+    "column_of",
+    "deletes_table",
     "filled",
     "has_twice",
     "is_not_after",
@@ -30,7 +33,8 @@ __all__ = [
 ]
 
 
-class Keys(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Keys:
     """Keys (each as one value), the first column of each, and ranks of rows, one beside the other."""
 
     keys: pa.Array
@@ -39,6 +43,15 @@ class Keys(msgspec.Struct, frozen=True):
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @cached_property
+    def numbers(self) -> pa.Array:
+        """What they are told apart by first: of texts a hash of 31 bits."""
+        import pyarrow as pa
+        from pyiceberg_core.transform import bucket
+
+        is_text = pa.types.is_large_string(self.keys.type) or pa.types.is_large_binary(self.keys.type)
+        return bucket(self.keys, 2**31 - 1) if is_text else self.keys
 
 
 class Beside(msgspec.Struct, frozen=True):
@@ -55,22 +68,28 @@ class Beside(msgspec.Struct, frozen=True):
     standing: pa.Array
 
 
-def arrow_table(rows: Rows, schema: pa.Schema, publication: int) -> pa.Table:
-    """Rows as the table's columns, in its order; what no event has is null."""
+def column_of(type_: pa.DataType) -> Callable[[Sequence[Any]], pa.Array]:
+    """What makes a column of its values."""
     import pyarrow as pa
 
-    if not rows.rows:
+    return lambda values: pa.array(_plain(values, type_), type_)
+
+
+def deletes_table(names: Sequence[str], deleted: Sequence[Sequence[Any]], schema: pa.Schema, publication: int) -> pa.Table:
+    """Keys of rows to delete, each with its rank, as a table."""
+    if not deleted:
         return schema.empty_table()
-    columns = zip(rows.columns, zip(*rows.rows, strict=True), strict=True)
-    found = {name: pa.array(_plain(values, type_), type_) for name, values in columns for type_ in (schema.field(name).type,)}
-    return filled(schema, found | {PUBLICATION: pa.repeat(pa.scalar(publication, pa.int64()), len(rows.rows))})
+    columns = zip(names, zip(*deleted, strict=True), strict=True)
+    return filled(schema, {name: column_of(schema.field(name).type)(values) for name, values in columns}, publication)
 
 
-def filled(schema: pa.Schema, columns: Mapping[str, pa.Array]) -> pa.Table:
-    """Columns as a table of this schema; the others are null, or, where they may not be, the least that they can hold."""
+def filled(schema: pa.Schema, columns: Mapping[str, pa.Array], publication: int | None = None) -> pa.Table:
+    """Columns, with a publication beside them, as a table; what else it has is null, or, where it may not be, the least that it holds."""
     import pyarrow as pa
 
     size = len(next(iter(columns.values())))
+    if publication is not None:
+        columns = {**columns, PUBLICATION: pa.repeat(pa.scalar(publication, pa.int64()), size)}
     return pa.Table.from_arrays([columns[f.name] if f.name in columns else _blank(f, size) for f in schema], schema=schema)
 
 
@@ -85,9 +104,11 @@ def _blank(field: pa.Field, size: int) -> pa.Array:
 
 
 def _plain(values: Sequence[Any], type_: pa.DataType) -> Sequence[Any]:
-    """Values as Arrow takes them: a UUID as text."""
+    """Values as Arrow takes them: a UUID as text, in a list too."""
     import pyarrow as pa
 
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        return [value if value is None else _plain(value, type_.value_type) for value in values]
     if not pa.types.is_large_string(type_) or set(map(type, values)) <= {str, type(None)}:
         return values
     return [value if value is None else str(value) for value in values]
@@ -141,22 +162,17 @@ def joined(parts: Sequence[Keys]) -> Keys:
 
 
 def has_twice(parts: Sequence[Keys]) -> bool:
-    """Whether a key is there twice.
-
-    Texts are told apart by a hash of 31 bits, which is sorted in a third of the time and of the memory; those that share one are compared.
-    """
+    """Whether a key is there twice. Those that share a number are compared."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    from pyiceberg_core.transform import bucket
 
-    keys = pa.chunked_array([part.keys for part in parts])
-    hashed = pa.types.is_large_string(keys.type) or pa.types.is_large_binary(keys.type)
-    numbers = pa.chunked_array([bucket(chunk, 2**31 - 1) for chunk in keys.chunks]) if hashed else keys
-    ordered = numbers.take(pc.sort_indices(numbers)).combine_chunks()
-    shared = ordered.slice(1).filter(pc.equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0))))
-    if not hashed or not len(shared):
+    numbers = pa.concat_arrays([part.numbers for part in parts])
+    seen = numbers.dictionary_encode().indices  # each new one counts on
+    again = pc.less_equal(seen.slice(1), pc.cumulative_max(seen).slice(0, max(len(seen) - 1, 0)))
+    shared = numbers.slice(1).filter(again)
+    if not len(shared) or all(part.numbers is part.keys for part in parts):
         return len(shared) > 0
-    some = keys.filter(pc.is_in(numbers, value_set=shared))
+    some = pa.concat_arrays([part.keys.filter(pc.is_in(part.numbers, value_set=shared)) for part in parts])
     return len(pc.unique(some)) < len(some)
 
 
@@ -176,7 +192,7 @@ def newest(keys: Keys) -> pa.Array | None:
 
 def taken(keys: Keys, indexes: pa.Array) -> Keys:
     """Some of the keys."""
-    return Keys(*(getattr(keys, name).take(indexes) for name in Keys.__struct_fields__))
+    return Keys(keys.keys.take(indexes), keys.first.take(indexes), keys.ranks.take(indexes))
 
 
 def places_among(keys: Keys, others: Keys) -> list[int]:

@@ -12,13 +12,26 @@ import msgspec
 
 from factory_agents.contracts import TableSpec
 from factory_agents.errors import SinkError
-from factory_agents.runtime.ledger_sink import RANK, ChangedError, Landing, LedgerSink, Part, Reader, Rows
+from factory_agents.runtime.ledger_sink import RANK, ChangedError, Landing, LedgerSink, Part, Reader
 from factory_agents.runtime.rows import RowReader
 from factory_agents.runtime.sink_ledger import Figures
+from factory_agents.sinks.arrow import ArrowReader, ArrowRows
 from factory_agents.sinks.iceberg.catalog import CatalogSettings, explained, open_catalog
 from factory_agents.sinks.iceberg.deletes import Deletes, deletes_of
 from factory_agents.sinks.iceberg.files import DELETES, MAIN, commit_once, read_rows, write_rows
-from factory_agents.sinks.iceberg.rows import Keys, arrow_table, beside, filled, has_twice, joined, keys_of, newest, places_among, taken
+from factory_agents.sinks.iceberg.rows import (
+    Keys,
+    beside,
+    column_of,
+    deletes_table,
+    filled,
+    has_twice,
+    joined,
+    keys_of,
+    newest,
+    places_among,
+    taken,
+)
 from factory_agents.sinks.iceberg.table import PUBLICATION, Layout, look_at_table, open_table
 
 if TYPE_CHECKING:
@@ -90,7 +103,7 @@ class IcebergSink(LedgerSink):
             opened, self._spec = open_table(
                 self._catalog, target.table, table, target.layout, create=target.create_table, evolve=target.evolve
             )
-        self._opened = _Opened(opened.metadata.table_uuid, self._fields(opened))
+        self._opened = _Opened(opened.metadata.table_uuid, self._fields(opened), opened.schema().as_arrow())
 
     def check(self, table: TableSpec) -> list[str]:
         """See ``LedgerSink.check``. Where the table is there, a small file is written to its location and deleted."""
@@ -116,7 +129,10 @@ class IcebergSink(LedgerSink):
 
     def reader(self, table: TableSpec, window: str) -> Reader:
         """See ``LedgerSink.reader``: the contract's columns, within what the table takes."""
-        return RowReader(self._spec, window)
+        if self._opened is None:
+            raise SinkError("nothing is claimed: claim first")
+        schema, names = self._opened.schema, (*(column.name for column in self._spec.columns), RANK)
+        return ArrowReader(RowReader(self._spec, window), {name: column_of(schema.field(name).type) for name in names})
 
     def _load(self) -> Table:
         """The table as it is now. Raises ChangedError where it isn't the one that was opened."""
@@ -183,15 +199,14 @@ class IcebergSink(LedgerSink):
             scan = self._load().scan(EqualTo(PUBLICATION, publication), selected_fields=(PUBLICATION,), limit=1)
             return bool(scan.to_arrow().num_rows)
 
-    def stage(self, part: Part, rows: Rows) -> None:
+    def stage(self, part: Part, rows: ArrowRows) -> None:
         """See ``LedgerSink.stage``: the newest row of each key is written to files that no snapshot names yet."""
         table, key = self._load_alike(), self._spec.key
         with explained(f"table {self.table}"):
-            data = arrow_table(rows, table.schema().as_arrow(), part.publication)
-            deleted = arrow_table(
-                Rows((*key, RANK), rows.deleted, 0), table.schema().select(*key, RANK, PUBLICATION).as_arrow(), part.publication
-            )
-            self._keep(table, part.number, data, deleted)
+            schema, narrow = table.schema().as_arrow(), self._narrow(table)
+            columns = {name: rows.table.column(name).cast(schema.field(name).type) for name in rows.table.column_names}
+            data = filled(schema, columns, part.publication)
+            self._keep(table, part.number, data, deletes_table((*key, RANK), rows.deleted, narrow, part.publication))
 
     def _keep(self, table: Table, number: int, data: pa.Table, deleted: pa.Table) -> None:
         import pyarrow as pa
@@ -354,10 +369,11 @@ class IcebergSink(LedgerSink):
 
 
 class _Opened(msgspec.Struct, frozen=True):
-    """The table that was opened, and the ids of the columns that we write."""
+    """The table that was opened, the ids of the columns that we write, and all columns."""
 
     uuid: uuid.UUID
     fields: dict[str, int]
+    schema: pa.Schema
 
 
 class _Staged(msgspec.Struct, frozen=True):

@@ -8,18 +8,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from factory_agents.contracts import ColumnType, TableSpec
-from factory_agents.kafka.messages import Message
-from factory_agents.runtime.agents import Reject
-from factory_agents.runtime.ledger_sink import Rows
+from factory_agents.runtime.ledger_sink import RANK
 from factory_agents.runtime.rows import RowReader
+from factory_agents.sinks.arrow import ArrowReader, ArrowRows, as_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["JsonCheckingReader", "json_loss", "parquet", "staged_type"]
+__all__ = ["json_loss", "open_reader", "parquet", "staged_type"]
 
 _DIGITS = 38
 """Digits of a whole or decimal number in a VARIANT."""
@@ -32,23 +32,30 @@ def staged_type(type_: ColumnType | None) -> str:
     return _NATIVE.get(type_.name, "VARCHAR") if type_ is not None else "VARCHAR"
 
 
-def parquet(rows: Rows, table: TableSpec, names: Sequence[str]) -> bytes:
+def open_reader(table: TableSpec, window: str) -> ArrowReader:
+    """Reads records as they are staged; JSON that a VARIANT cannot hold as it is, is rejected."""
+    arrays: dict[str, Callable[[Sequence[Any]], pa.Array]] = {column.name: partial(_array, column.type) for column in table.columns}
+    return ArrowReader(RowReader(table, window, checks={"json": json_loss}), arrays | {RANK: partial(_array, None)})
+
+
+def parquet(rows: ArrowRows, table: TableSpec, names: Sequence[str]) -> io.BytesIO:
     """Rows as a file of Parquet, their columns under these names; the last one says which of them delete."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    types = [*(column.type for column in table.columns), None]
-    places = [table.key.index(column.name) if column.name in table.key else None for column in table.columns]
-    deleted = [(*(None if place is None else row[place] for place in places), row[-1]) for row in rows.deleted]
-    columns = zip(*rows.rows, *deleted, strict=True)
-    arrays = [_array(values, type_) for values, type_ in zip(columns, types, strict=True)]
-    arrays.append(pa.array([False] * len(rows.rows) + [True] * len(deleted)))
-    data = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, names=list(names)), data, compression="snappy")
-    return data.getvalue()
+    deletes = pa.table(
+        {name: _array(type_, values) for (name, type_), values in zip(_key_and_rank(table), zip(*rows.deleted, strict=True), strict=False)}
+    )
+    staged = pa.concat_tables([rows.table, deletes], promote_options="default")
+    marks = pa.concat_arrays([pa.repeat(False, rows.table.num_rows), pa.repeat(True, deletes.num_rows)])
+    return as_parquet(pa.table([*staged.columns, marks], names=list(names)))
 
 
-def _array(values: Sequence[Any], type_: ColumnType | None) -> pa.Array:
+def _key_and_rank(table: TableSpec) -> list[tuple[str, ColumnType | None]]:
+    types = {column.name: column.type for column in table.columns}
+    return [*((name, types[name]) for name in table.key), (RANK, None)]
+
+
+def _array(type_: ColumnType | None, values: Sequence[Any]) -> pa.Array:
     import pyarrow as pa
 
     types = {"FLOAT": pa.float64(), "BOOLEAN": pa.bool_(), "NUMBER(38,0)": pa.int64()}
@@ -64,44 +71,6 @@ _TEXTS: Mapping[str, Callable[[Any], str]] = {
     "timestamp": datetime.isoformat,
     "date": str,
 }
-
-
-class JsonCheckingReader:
-    """The runtime's reader, and a Reject for JSON that a VARIANT cannot hold as it is."""
-
-    def __init__(self, table: TableSpec, window: str) -> None:
-        self._reader = RowReader(table, window)
-        self._deletes = table.deletes
-        self._places = [(i, c.name) for i, c in enumerate(table.columns) if c.type.name == "json"]
-
-    def read(self, messages: Sequence[Message]) -> tuple[list[Rows], dict[int, Reject]]:
-        """See ``Reader.read``."""
-        batches, rejected = self._reader.read(messages)
-        if not (self._places and batches):
-            return batches, rejected
-        (batch,) = batches
-        tombstones = self._deletes
-        kept, indexes = [], (i for i, m in enumerate(messages) if i not in rejected and not (tombstones and m.value() is None))
-        unfit: dict[int, Reject] = {}
-        for i, row in zip(indexes, batch.rows, strict=True):
-            reject = self._check(row)
-            if reject is None:
-                kept.append(row)
-            else:
-                unfit[i] = reject
-        rejected |= unfit
-        return [Rows(batch.columns, kept, batch.nbytes, batch.deleted)] if kept or batch.deleted else [], rejected
-
-    def _check(self, row: Sequence[Any]) -> Reject | None:
-        for place, name in self._places:
-            loss = json_loss(row[place]) if row[place] is not None else ""
-            if loss:
-                return Reject(f"column {name!r}: {loss} (the column is VARIANT)", rule="column")
-        return None
-
-    def join(self, batches: Sequence[Rows]) -> Rows:
-        """See ``Reader.join``."""
-        return self._reader.join(batches)
 
 
 class _LossError(ValueError):
@@ -139,7 +108,7 @@ def _number(text: str) -> None:
             return
     elif Decimal(text) == Decimal(repr(float(text))):
         return
-    raise _LossError(f"the number {text:.60} has more digits than it holds")
+    raise _LossError(f"the number {text:.60} has more digits than a VARIANT holds")
 
 
 _decode = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_int=_number).decode

@@ -209,9 +209,10 @@ class Session:
         """Run a statement; how many rows it changed."""
         return self._asked(sql, values)[0]
 
-    def put(self, data: bytes, stage: str, file: str) -> None:
+    def put(self, data: io.BytesIO, stage: str, file: str) -> None:
         """Upload a file to a stage, in the place of one of this name; both names are plain."""
-        self._asked(f"PUT file://{file} @{stage} AUTO_COMPRESS = FALSE OVERWRITE = TRUE", (), io.BytesIO(data))
+        data.seek(0)
+        self._asked(f"PUT file://{file} @{stage} AUTO_COMPRESS = FALSE OVERWRITE = TRUE", (), data)
 
     def _asked(self, sql: str, values: tuple[Any, ...], stream: io.BytesIO | None = None) -> tuple[int, list[tuple[Any, ...]]]:
         failpoints.hit("snowflake.asking")

@@ -8,11 +8,12 @@ import msgspec
 
 from factory_agents.contracts import TableSpec
 from factory_agents.errors import SinkError
-from factory_agents.runtime.ledger_sink import ChangedError, Landing, LedgerSink, Part, Rows
+from factory_agents.runtime.ledger_sink import ChangedError, Landing, LedgerSink, Part
 from factory_agents.runtime.sink_ledger import Figures
+from factory_agents.sinks.arrow import ArrowReader, ArrowRows
 from factory_agents.sinks.snowflake import statements
 from factory_agents.sinks.snowflake.names import TableName
-from factory_agents.sinks.snowflake.rows import JsonCheckingReader, parquet
+from factory_agents.sinks.snowflake.rows import open_reader, parquet
 from factory_agents.sinks.snowflake.session import Account, LostSessionError, NotFoundError, Session
 from factory_agents.sinks.snowflake.table import TargetTable, find_table, look_at_table, open_table
 
@@ -149,15 +150,15 @@ class SnowflakeSink(LedgerSink):
             self._lock()
             return self._session.run(statements.forget(self._ledger, len(held)), *held, transaction)
 
-    def reader(self, table: TableSpec, window: str) -> JsonCheckingReader:
+    def reader(self, table: TableSpec, window: str) -> ArrowReader:
         """See ``LedgerSink.reader``: the contract's columns, within what the table takes."""
-        return JsonCheckingReader(self._opened.spec, window)
+        return open_reader(self._opened.spec, window)
 
     def holds(self, publication: int) -> bool:
         """See ``LedgerSink.holds``."""
         return bool(self._session.rows(statements.holds(self._opened.name, publication)))
 
-    def stage(self, part: Part, rows: Rows) -> None:
+    def stage(self, part: Part, rows: ArrowRows) -> None:
         """See ``LedgerSink.stage``."""
         table, staging, session = self._opened, _staging(part), self._session
         if part.number == 0:
@@ -167,7 +168,7 @@ class SnowflakeSink(LedgerSink):
         file = f"part_{part.number}.parquet"
         session.put(parquet(rows, table.spec, statements.staged_names(table)), f"%{staging}", file)
         loaded = sum(int(row[_ROWS_LOADED]) for row in session.rows(statements.copy(staging, file, table)) if len(row) > _ROWS_LOADED)
-        sent = len(rows.rows) + len(rows.deleted)
+        sent = rows.table.num_rows + len(rows.deleted)
         if loaded != sent:
             raise SinkError(f"publishing to {self.table}: COPY loaded {loaded:,} of {sent:,} rows; publish again")
 

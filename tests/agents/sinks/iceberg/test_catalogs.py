@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
+from botocore.exceptions import ClientError
 
 from factory_agents.errors import ConfigurationError, FencedError, SinkError, UnavailableError
 from factory_agents.protocol import Shard
+from factory_agents.sinks.iceberg.catalog import explained
 from factory_agents.testing.records import W2, at, event
 from tests.support.iceberg import Bench
 from tests.support.rest_catalog import RestCatalogServer, Trouble
@@ -94,6 +100,57 @@ def test_a_commit_that_a_rest_catalog_refuses_is_one_clear_line(
         in_rest.publish([event("a", "new")])
     rest_catalog.trouble = lambda method, path: None
     assert in_rest.rows("id", "value") == [("a", "x")]
+
+
+@pytest.mark.parts
+def test_rights_that_are_taken_away_while_we_publish_are_one_clear_line_and_a_retry_with_them_lands(
+    in_postgres: Bench, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, role = in_postgres, f"lake_{secrets.token_hex(4)}"
+    bench.publish([event("a")])
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'local'")
+        admin.execute(f"GRANT ALL ON iceberg_tables, iceberg_namespace_properties TO {role}")
+        parts = urlsplit(bench.properties["uri"])
+        uri = parts._replace(netloc=f"{role}:local@{parts.netloc.rpartition('@')[2]}").geturl()
+        monkeypatch.setenv("ICEBERG_CATALOG", json.dumps({**bench.properties, "uri": uri, "init_catalog_tables": "false"}))
+        sink = bench.sink()
+        sink.claim(bench.claim(W2))
+        sink.write(at([event("b")]))
+        admin.execute(f"REVOKE UPDATE ON iceberg_tables FROM {role}")
+        with pytest.raises(ConfigurationError, match=r"permission denied for table iceberg_tables$"):
+            sink.commit(rejected=0)
+        sink.close()
+        assert bench.rows("id") == [("a",)]
+        admin.execute(f"GRANT UPDATE ON iceberg_tables TO {role}")
+        assert bench.publish([event("b")], W2).written == 1
+        admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "/lake/t/data"),
+        OSError("When initiating multiple part upload for key 'k' in bucket 'b': AWS Error ACCESS_DENIED during PutObject operation"),
+        ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no glue:UpdateTable"}}, "UpdateTable"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_storage_and_aws_deny_no_retry_mends(error: Exception) -> None:
+    with pytest.raises(ConfigurationError, match=r"table t: .*(denied|DENIED|no glue)"), explained("table t"):
+        raise error
+
+
+def test_a_catalog_in_a_file_that_may_only_be_read_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}/warehouse"}
+    monkeypatch.setenv("ICEBERG_CATALOG", json.dumps(properties))
+    bench = Bench(properties)
+    bench.publish([event("a")])
+    only_read = {**properties, "uri": f"sqlite:///file:{tmp_path}/catalog.db?mode=ro&uri=true"}
+    monkeypatch.setenv("ICEBERG_CATALOG", json.dumps(only_read))
+    with pytest.raises(ConfigurationError, match="attempt to write a readonly database"):
+        bench.publish([event("b")], W2)
+    assert bench.rows("id") == [("a",)]
 
 
 def test_a_rest_catalog_that_does_not_answer_is_not_waited_for_for_ever(

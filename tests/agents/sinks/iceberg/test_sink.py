@@ -285,6 +285,30 @@ class TestTables:
         sink.close()
         assert bench.rows("id", "value", "extra") == [("a", "x", None)]
 
+    def test_lists_of_every_type_are_written(self, bench: Bench) -> None:
+        lists: dict[str, list[Any]] = {
+            "text": ["x", None],
+            "uuid": ["0b4e1d7c-50ab-4a3c-9f2c-1c2d3e4f5a6b", None],
+            "json": [{"a": [1]}, None],
+            "inet": ["10.0.0.1"],
+            "interval": ["P1D"],
+            "bytea": ["AA=="],
+            "numeric(10,2)": [1.5, None],
+            "timestamptz": ["2026-11-01T04:00:00Z"],
+            "timestamp": ["2026-11-01T04:00:00"],
+            "date": ["2026-11-01"],
+            "time": ["04:00:00"],
+            "boolean": [True, None],
+            "bigint": [1],
+            "double": [0.5],
+        }
+        bench.contract = {"name": "n", "id": "id", "columns": {"id": "text"} | {f"c{i}": f"{t}[]" for i, t in enumerate(lists)}}
+        assert bench.publish([{"id": "a"} | {f"c{i}": v for i, v in enumerate(lists.values())}, {"id": "b"}]).written == 2
+        assert bench.rows("id", "c0", "c1", "c2") == [
+            ("a", ["x", None], ["0b4e1d7c-50ab-4a3c-9f2c-1c2d3e4f5a6b", None], ['{"a": [1]}', None]),
+            ("b", None, None, None),
+        ]
+
     def test_columns_are_added_and_widened(self, bench: Bench) -> None:
         bench.contract = {"name": "n", "id": "id", "columns": {"id": "text", "n": "integer", "r": "real", "d": "numeric(9,2)"}}
         bench.publish([{"id": "a", "n": 1, "r": 0.5, "d": "1.25"}])
