@@ -288,7 +288,8 @@ def _refuse_to_double(config: KafkaConfig, settings: AgentSettings, group: str) 
     with suppress(FactoryError), Cluster(config) as cluster:
         if cluster.committed(own, [settings.in_topic]):
             return
-        forgotten = not settings.shadow and not cluster.committed(own) and _wrote_last(config, cluster, settings.out_topic, own)
+        # In this order: another member may just commit for the first time, records and position at once.
+        forgotten = not settings.shadow and _wrote_last(config, cluster, settings.out_topic, own) and not cluster.committed(own)
         other = other_writer(cluster, settings.in_topic, settings.out_topic, own)
         maker = _pipeline_that_wrote(config, cluster, settings)
     if forgotten:

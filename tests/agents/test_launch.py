@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from factory_agents import launch
 from factory_agents.errors import ConfigurationError, WindowError
 from factory_agents.launch import run_agent_live, run_agent_over_window
 from factory_agents.options import AgentSettings
@@ -40,7 +43,24 @@ def test_a_live_agent_that_begins_does_not_write_once_more_what_windows_have_wri
         run_agent_live(RunContext(runs.config), MARK, settings(runs, source, apart))
 
 
-def until_seen(runs: Runs, topic: str, count: int) -> object:
+def test_a_live_agent_that_begins_while_another_member_first_commits_begins(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records and position come at once, between one question to Kafka and the next."""
+    source, output = runs.topic("in"), runs.topic("out")
+    runs.topic("out.dead")
+    runs.produce(source, events(20))
+    wrote_last = launch._wrote_last
+
+    def meanwhile(*about: Any) -> bool:
+        monkeypatch.setattr(launch, "_wrote_last", wrote_last)
+        run_agent_live(RunContext(runs.config, stop=until_seen(runs, output, 20)), MARK, settings(runs, source, output))
+        assert wrote_last(*about)
+        return True
+
+    monkeypatch.setattr(launch, "_wrote_last", meanwhile)
+    run_agent_live(RunContext(runs.config, stop=lambda: True), MARK, settings(runs, source, output))
+
+
+def until_seen(runs: Runs, topic: str, count: int) -> Callable[[], bool]:
     partitions = range(runs.cluster.topic(topic).partitions)
     return lambda: sum(runs.cluster.stable_offset(topic, partitions).values()) >= count and len(runs.everything(topic)) >= count
 

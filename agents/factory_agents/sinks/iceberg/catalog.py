@@ -170,7 +170,9 @@ def _is_denied(error: Any) -> bool:
     """Whether a SQL catalog's database, AWS or the files' storage said that we may not."""
     if isinstance(error, PermissionError):
         return True
-    code = getattr(getattr(error, "orig", None), "sqlstate", "") or getattr(error, "response", {}).get("Error", {}).get("Code", "")
+    response = getattr(error, "response", None)  # botocore's is a dict; requests has one of its own, or none
+    of_aws = response.get("Error", {}).get("Code", "") if isinstance(response, dict) else ""
+    code = getattr(getattr(error, "orig", None), "sqlstate", "") or of_aws
     says = str(error) if isinstance(error, OSError) or hasattr(error, "orig") else ""
     return code in _DENIED or any(sign in says for sign in ("ACCESS_DENIED", "readonly database"))
 
