@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from tests.conftest import TopicFactory
 from tests.dags.test_clicks import connections, event, produce
 from tests.dags.test_shapes import text
 from tests.support.airflow_env import DagOutcome, DagRunner
+from tests.support.bigquery import Emulator
+from tests.support.iceberg import Bench
 
 __all__ = ["connections", "produce"]
 
@@ -153,8 +156,6 @@ KafkaAgentOperator(task_id="parts", {PUBLISH}, window=part.expand(params=[{{"res
 def test_ingest_over_sources_and_a_stage_over_two_stages(
     dag_runner: DagRunner, topic: TopicFactory, ids: Callable[[], list[int]], tmp_path: Path
 ) -> None:
-    import json
-
     files = [tmp_path / f"{i}.jsonl" for i in range(3)]
     for i, file in enumerate(files):
         file.write_text("".join(json.dumps(event(10 * i + n)) + "\n" for n in range(10)))
@@ -174,6 +175,36 @@ KafkaAgentOperator(task_id="all", {PUBLISH}, window=enriched.output)
         assert ran.results["both"]["counts"]["consumed"] == 30
         assert ran.results["all"]["counts"]["consumed"] == 20
         assert ids() == list(range(30))
+
+
+def test_publishers_over_topics_into_one_table_and_over_tables_of_two_sinks(
+    dag_runner: DagRunner, topic: TopicFactory, produce: Any, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of each two dies when it has landed, and is tried again alone."""
+    lake = Bench({"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}/warehouse"})
+    monkeypatch.setenv("AIRFLOW_CONN_ICEBERG_DEFAULT", json.dumps({"conn_type": "iceberg", "extra": lake.properties}))
+    names = [topic(name, partitions=2) for name in ("one", "other")]
+    for i, name in enumerate(names):
+        produce(name, [event(5 * i + n) for n in range(10)])  # half of them in both
+    lakes = [{"sink": "iceberg", "mode": "upsert", "table": f"lake.{name}"} for name in "ab"]
+    warehouses = [{"sink": "bigquery", "table": f"{emulator.dataset}.{name}"} for name in "ab"]
+    body = f"""
+dies = "{{{{ 'sink.landed=kill' if ti.map_index == 1 and ti.try_number == 1 else '' }}}}"
+common = {{"agent": "publish", "contract": {CONTRACT!r}, "retries": 1, "retry_delay": timedelta(0),
+          "env_vars": {{"FACTORY_FAILPOINTS": dies}}}}
+windows = WindowOperator.partial(task_id="windows").expand(topic={names})
+KafkaAgentOperator.partial(task_id="lake", agent_params={lakes[0]}, **common).expand(window=windows.output)
+KafkaAgentOperator.partial(task_id="warehouse", agent_params={warehouses[0]}, **common).expand(window=windows.output)
+window = WindowOperator(task_id="window", topic={names}[0])
+KafkaAgentOperator.partial(task_id="tables", window=window.output, **common).expand(agent_params={[lakes[1], warehouses[1]]})
+"""
+    ran = dag_runner.run(text(body))
+    check(ran, "lake", "warehouse", "tables")
+    assert ran.tries["lake"] == ran.tries["warehouse"] == ran.tries["tables"] == [1, 2]
+    for table, upto in (("a", 15), ("b", 10)):
+        ids = [row["event_id"] for row in lake.catalog.load_table(f"lake.{table}").scan().to_arrow().to_pylist()]
+        for found in (ids, [row[0] for row in emulator.query(f"SELECT event_id FROM {{d}}.{table}")]):
+            assert sorted(found) == sorted(f"e{n}" for n in range(upto)), table
 
 
 def test_what_cannot_be_merged_says_what_to_do(

@@ -6,10 +6,10 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from confluent_kafka import Message
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
+from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim, SinkOutcome

@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
-from confluent_kafka import Message
 from psycopg import sql
 
+from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim, SinkOutcome

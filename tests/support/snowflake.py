@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import snowflake.connector
-from confluent_kafka import Message
 
+from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim, SinkOutcome

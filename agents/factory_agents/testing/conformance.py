@@ -12,11 +12,11 @@ from threading import Barrier
 from typing import Any, ClassVar
 
 import pytest
-from confluent_kafka import Message
 
 from factory_agents import failpoints
 from factory_agents.contracts import load_contract
 from factory_agents.errors import FencedError, SinkError, WindowError
+from factory_agents.kafka.messages import Message
 from factory_agents.kafka.records import ALWAYS, MarkRecord, microseconds
 from factory_agents.protocol import Interval, Shard
 from factory_agents.runtime.agents import Claim, Sink, SinkOutcome

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
 
+from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Shard
 from factory_agents.runtime.agents import SinkOutcome
 from factory_agents.testing.conformance import APART, Publishers, SinkConformance, SinkTarget, dies

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from confluent_kafka import Message
+import confluent_kafka
+
+from factory_agents.kafka.messages import Message
 
 __all__ = ["CONTRACT", "W1", "W2", "W3", "at", "event", "gone", "record"]
 
@@ -40,15 +42,20 @@ def event(id_: str, value: str | None = "x", version: int | None = None, at: str
 def record(e: Any, partition: int, offset: int, timestamp: int = 0) -> Message:
     """A record of an event, or of a value as it is."""
     value = e if e is None or isinstance(e, bytes) else json.dumps(e).encode()
-    return Message(value=value, partition=partition, offset=offset, timestamp=(1, timestamp))
+    return _message(value=value, partition=partition, offset=offset, timestamp=(1, timestamp))
 
 
 def gone(key: str | bytes | None, offset: int = 0, partition: int = 0, timestamp: int = 0) -> Message:
     """A record that deletes: a key without a value."""
     own = key.encode() if isinstance(key, str) else key
-    return Message(key=own, value=None, partition=partition, offset=offset, timestamp=(1, timestamp))
+    return _message(key=own, value=None, partition=partition, offset=offset, timestamp=(1, timestamp))
 
 
 def at(events: Sequence[Any], partition: int = 0) -> list[Message]:
     """Events one after the other in a partition."""
     return [record(e, partition, offset) for offset, e in enumerate(events)]
+
+
+def _message(**parts: Any) -> Message:
+    """A record as it comes from a consumer, where it has a topic and no error."""
+    return cast("Message", confluent_kafka.Message(**parts))

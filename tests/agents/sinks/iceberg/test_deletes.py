@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import Message
 
 from factory_agents.errors import ConfigurationError
+from factory_agents.kafka.messages import Message
 from factory_agents.runtime import exact_sink
 from factory_agents.runtime.agents import SinkOutcome
 from factory_agents.testing.records import CONTRACT, W1, W2, W3, at, event, gone, record

@@ -9,27 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
 from factory_agents.errors import SinkError
+from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import RowsRefused, SinkOutcome
 from factory_agents.sinks.postgres.deletes import memory_of
+from factory_agents.testing.records import gone
 from tests.support.sink_bench import CONTRACT, W1, W2, W3, WHOLE, Bench, at, event, record
 from tests.support.soak import examples
 
 DELETES = CONTRACT | {"deletes": True}
 PLAIN = {"name": "n", "id": "id", "deletes": True, "columns": {"id": "text", "value": "text"}}
-
-
-def gone(key: bytes | str | None, partition: int = 0, offset: int = 0, timestamp: int = 0) -> Message:
-    """A tombstone."""
-    bytes_ = key.encode() if isinstance(key, str) else key
-    return Message(key=bytes_, value=None, partition=partition, offset=offset, timestamp=(1, timestamp))
 
 
 def counts(outcome: SinkOutcome) -> dict[str, int]:
@@ -98,7 +93,7 @@ class TestATombstone:
 
     def test_of_a_table_that_is_made_again_is_forgotten(self, deletes: Bench) -> None:
         deletes.publish(at([event("a", "1")]))
-        deletes.publish([gone("a", 0, 5)], W2)
+        deletes.publish([gone("a", 5)], W2)
         deletes.admin.execute(f"DROP TABLE {deletes.name}")  # type: ignore[arg-type]
         deletes.publish([], W2)  # its delete is no longer there
         assert deletes.publish(at([event("a", "1")])).written == 1
@@ -115,7 +110,7 @@ class TestATombstone:
 
     def test_in_another_partition_counts_by_its_timestamp(self, bench: Bench) -> None:
         bench.contract = PLAIN
-        rows = [record({"id": "a", "value": "x"}, 3, 0, timestamp=5), gone("a", 0, 0, timestamp=6), gone("b", 3, 1, timestamp=5)]
+        rows = [record({"id": "a", "value": "x"}, 3, 0, timestamp=5), gone("a", 0, 0, timestamp=6), gone("b", 1, 3, timestamp=5)]
         bench.publish([*rows, record({"id": "b", "value": "x"}, 0, 1, timestamp=6)])
         assert bench.rows() == {"b": "x"}
 
@@ -314,7 +309,7 @@ class TestItsKey:
                 gone("a"),
                 record(event("b"), 0, 1),
                 gone(None, offset=2),
-                Message(value=b"{", partition=0, offset=3),
+                record(b"{", 0, 3),
                 record(event("c"), 0, 4),
             ]
         )
@@ -344,7 +339,7 @@ def test_whatever_the_order_of_windows_and_shards_the_last_record_of_a_key_decid
     for window in order:
         for shard in range(shards):
             rows = [
-                gone(key, p, o, t) if value is None else record({"id": key, "value": value}, p, o, t)
+                gone(key, o, p, t) if value is None else record({"id": key, "value": value}, p, o, t)
                 for w, t, p, o, key, value in placed
                 if w == window and p % shards == shard
             ]
