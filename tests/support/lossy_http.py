@@ -1,21 +1,25 @@
-"""A way to an HTTP server that loses requests or answers, as a test says which."""
+"""A way to an HTTP server that loses or refuses requests, or loses answers, as a test says which."""
 
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Loss = Literal["request", "answer", None]
+Loss = Literal["request", "answer", "refused", None]
 
 
 class LossyHttp:
-    """Forwards requests to ``url``; ``lose`` is asked of each, by method and path, what of it gets lost."""
+    """Forwards requests to ``url``; ``lose`` is asked of each, by method and path, what of it gets lost.
 
-    def __init__(self, url: str, lose: Callable[[str, str], Loss]) -> None:
+    What is refused is answered with the status and the JSON of ``refusal``.
+    """
+
+    def __init__(self, url: str, lose: Callable[[str, str], Loss], refusal: tuple[int, object] = (403, {})) -> None:
         self.asked: list[str] = []
         target = urlsplit(url)
         log = self.asked
@@ -29,6 +33,9 @@ class LossyHttp:
                 loss = lose(self.command, self.path)
                 if loss == "request":
                     self._hang_up()
+                    return
+                if loss == "refused":
+                    self._refuse()
                     return
                 there = http.client.HTTPConnection(target.hostname or "", target.port, timeout=120)
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
@@ -46,6 +53,14 @@ class LossyHttp:
                     self.end_headers()
                     self.wfile.write(content)
                 there.close()
+
+            def _refuse(self) -> None:
+                status, content = refusal
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(said := json.dumps(content).encode())))
+                self.end_headers()
+                self.wfile.write(said)
 
             def _hang_up(self) -> None:
                 self.close_connection = True

@@ -122,6 +122,46 @@ class TestBigQueryFails:
         assert bench.rows() == {"a": "new", "b": "x"}
         assert len(lossy.asked) > 15
 
+    @pytest.mark.parametrize("refused", ["/upload/", "/jobs?prettyPrint"], ids=["staging", "landing"])
+    def test_rights_that_are_taken_away_while_we_publish_are_one_clear_line_and_a_retry_with_them_lands(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, refused: str
+    ) -> None:
+        bench.publish(at([event("a", "old"), event("stale")]))
+        revoked: list[int] = []
+        error = {"code": 403, "message": "Access Denied", "errors": [{"reason": "accessDenied", "message": "Access Denied"}]}
+        lossy = LossyHttp(
+            bench.emulator.url,
+            lambda method, path: "refused" if revoked and method == "POST" and refused in path else None,
+            (403, {"error": error}),
+        )
+        monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", lossy.url)
+        try:
+            sink = bench.sink()
+            sink.claim(bench.claim(fingerprint="new", input_generation=2))
+            sink.write(at([event("a", "new"), event("b")]))
+            revoked.append(1)
+            with pytest.raises(ConfigurationError, match=r"^.*: BigQuery says: Access Denied; grant roles/bigquery\.dataEditor on .*$"):
+                sink.commit(rejected=0)
+            sink.close()
+            assert bench.rows() == {"a": "old", "stale": "x"}
+            revoked.clear()
+            bench.publish(at([event("a", "new"), event("b")]), fingerprint="new", input_generation=2)
+        finally:
+            lossy.close()
+        assert bench.rows() == {"a": "new", "b": "x"}
+
+    def test_a_dataset_that_is_dropped_before_the_landing_is_one_clear_line(self, bench: Bench) -> None:
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        sink.write(at([event("a")]))
+        bench.emulator.client.delete_dataset(bench.emulator.dataset, delete_contents=True)
+        for publish in (lambda: sink.commit(rejected=0), lambda: bench.publish(at([event("a")]))):
+            with pytest.raises(ConfigurationError, match=r"Not found: Dataset local:d_\w+; create it, or correct the table's name$"):
+                publish()
+        bench.emulator.client.create_dataset(bench.emulator.dataset)
+        bench.publish(at([event("a")]))
+        assert bench.rows() == {"a": "x"}
+
     def test_a_landing_whose_answer_never_comes_is_found_in_the_ledger(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         sink = bench.sink()
         sink.claim(bench.claim())

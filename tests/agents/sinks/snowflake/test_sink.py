@@ -163,6 +163,36 @@ class TestTransactions:
         assert bench.rows() == {"a": "new", "b": "x"}
         assert len(lossy.asked) > 20
 
+    @pytest.mark.parametrize("nth", [1, 9, 13])
+    def test_rights_that_are_taken_away_while_we_publish_are_one_clear_line_and_a_retry_with_them_lands(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, nth: int
+    ) -> None:
+        """One statement after the claim is refused: of staging, or within the landing's transaction."""
+        bench.publish(at([event("a", "old"), event("stale")]))
+        said = {"code": "003001", "message": "SQL access control error", "data": {"errorCode": "003001", "sqlState": "42501"}}
+        asked: list[int] = []
+
+        def lose(method: str, path: str) -> Loss:
+            if claimed:
+                asked.append(1)
+            return "refused" if len(asked) == nth else None
+
+        claimed = False
+        lossy = LossyHttp(bench.schema.url, lose, (200, said | {"success": False}))
+        monkeypatch.setenv("SNOWFLAKE_PORT", lossy.url.rpartition(":")[2])
+        try:
+            sink = bench.sink()
+            sink.claim(bench.claim(fingerprint="new", input_generation=2))
+            claimed = True
+            with pytest.raises(ConfigurationError, match=r"^asking local: .* SQL access control error; grant the role USAGE on .*$"):
+                write_and_commit(sink, at([event("a", "new"), event("b")]))
+            sink.close()
+            assert bench.rows() == {"a": "old", "stale": "x"}
+            bench.publish(at([event("a", "new"), event("b")]), fingerprint="new", input_generation=2)
+        finally:
+            lossy.close()
+        assert bench.rows() == {"a": "new", "b": "x"}
+
     def test_a_ledger_that_lost_its_first_row_is_refused(self, bench: Bench) -> None:
         bench.publish(at([event("a")]))
         bench.schema.query("DELETE FROM FACTORY_PUBLISHES_T WHERE WINDOW_KEY = ''")
