@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from factory_agents.kafka.config import KafkaConfig
+from factory_agents.kafka.config import KafkaConfig, is_transient
 from factory_agents.kafka.ledger import ledger_topic
 from factory_agents.metrics.lags import LagChoice
 from factory_agents.metrics.server import MetricsServer
@@ -87,7 +87,7 @@ def test_topics_without_a_leader_keep_no_other_topics_lag_waiting(tmp_path: Path
             try:
                 return bool(consumer.commit(offsets=at_start, asynchronous=False))
             except KafkaException as error:
-                if not error.args[0].retriable():
+                if not is_transient(error.args[0]):
                     raise
                 return False
 
