@@ -26,6 +26,10 @@ class ConflictError(UnavailableError):
     """Another commit to the table came first; nothing of this one was done."""
 
 
+_DENIED = {"42501", "AccessDenied", "AccessDeniedException", "403"}
+"""PostgreSQL's insufficient privilege, and what AWS says."""
+
+
 class CatalogSettings(msgspec.Struct, frozen=True):
     """A catalog's name and properties, as pyiceberg takes them; without properties, those that its own configuration has for the name."""
 
@@ -80,10 +84,6 @@ def _properties(text: str) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, (str, int, float, bool)) for value in found.values()):
         raise ConfigurationError(f'{_VARIABLE}: expected a JSON object of texts, such as {{"type": "rest", "uri": "https://…"}}')
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in found.items()}
-
-
-_DENIED = {"42501", "AccessDenied", "AccessDeniedException", "403"}
-"""PostgreSQL's insufficient privilege, and what AWS says."""
 
 
 def open_catalog(settings: CatalogSettings) -> Catalog:
