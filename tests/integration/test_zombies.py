@@ -30,9 +30,11 @@ class Target:
         self.params, self.rows = {"contract": CONTRACT, **params}, rows
 
 
-@pytest.fixture(
-    params=["postgres", "iceberg", *(pytest.param(name, marks=pytest.mark.soak) for name in ("iceberg, upsert", "snowflake", "bigquery"))]
-)
+ASKS_FOR = {"postgres": pytest.mark.parts, "iceberg": pytest.mark.slow}
+IN_LENGTH = ("iceberg, upsert", "snowflake", "bigquery")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=ASKS_FOR.get(name, pytest.mark.soak)) for name in (*ASKS_FOR, *IN_LENGTH)])
 def target(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
     if request.param == "postgres":
         url = request.getfixturevalue("database_url")

@@ -86,6 +86,7 @@ def test_a_compressed_answer_of_much_more_is_refused() -> None:
         registry(url).by_id(1)
 
 
+@pytest.mark.slow
 def test_a_schema_of_ten_megabytes_is_one_line_in_seconds() -> None:
     wide = json.dumps(record(**{f"field_{n:06d}": "string" for n in range(230_000)}))
     assert len(wide) > 10_000_000

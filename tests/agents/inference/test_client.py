@@ -94,6 +94,7 @@ def test_a_pause_that_it_asks_for_is_kept(model: str) -> None:
     assert told[1] - told[0] >= 0.5
 
 
+@pytest.mark.slow
 def test_a_pause_that_is_longer_than_patience_ends_the_attempt_after_few_calls(model: str) -> None:
     with Scripted(about("event", 429, "retry-after: 3600\r\n", error("come back tomorrow"))) as server:
         with pytest.raises(UnavailableError, match="asked for a pause of 3600 s"):

@@ -484,5 +484,5 @@ class Histories(RuleBasedStateMachine):
             self.every_record_is_in_at_most_one_window()
 
 
-TestHistories = Histories.TestCase
+TestHistories = pytest.mark.slow(Histories.TestCase)
 TestHistories.settings = settings(max_examples=examples(60, 200), stateful_step_count=40, deadline=None)

@@ -500,7 +500,7 @@ class Pairs(RuleBasedStateMachine):
                 self.pruned.plan(self.log, asked, ms(self.now))
 
 
-TestPairs = Pairs.TestCase
+TestPairs = pytest.mark.slow(Pairs.TestCase)
 TestPairs.settings = settings(max_examples=examples(20, 60), stateful_step_count=25, deadline=None)
 
 
