@@ -11,6 +11,7 @@ import msgspec
 
 from factory_agents.runtime.ledger_sink import RANK
 from factory_agents.runtime.rank import PLACE
+from factory_agents.sinks.iceberg.hashes import comes_again, hashes_of, met_again
 from factory_agents.sinks.iceberg.table import PUBLICATION
 
 if TYPE_CHECKING:
@@ -45,13 +46,12 @@ class Keys:
         return len(self.keys)
 
     @cached_property
-    def numbers(self) -> pa.Array:
-        """What they are told apart by first: of texts a hash of 31 bits."""
+    def hashes(self) -> pa.Array | None:
+        """Hashes of texts; None for keys that are told apart as fast themselves."""
         import pyarrow as pa
-        from pyiceberg_core.transform import bucket
 
         is_text = pa.types.is_large_string(self.keys.type) or pa.types.is_large_binary(self.keys.type)
-        return bucket(self.keys, 2**31 - 1) if is_text else self.keys
+        return hashes_of(self.keys) if is_text else None
 
 
 class Beside(msgspec.Struct, frozen=True):
@@ -162,18 +162,18 @@ def joined(parts: Sequence[Keys]) -> Keys:
 
 
 def has_twice(parts: Sequence[Keys]) -> bool:
-    """Whether a key is there twice. Those that share a number are compared."""
+    """Whether a key is there twice. Those that share a hash are compared."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    numbers = pa.concat_arrays([part.numbers for part in parts])
-    seen = numbers.dictionary_encode().indices  # each new one counts on
-    again = pc.less_equal(seen.slice(1), pc.cumulative_max(seen).slice(0, max(len(seen) - 1, 0)))
-    shared = numbers.slice(1).filter(again)
-    if not len(shared) or all(part.numbers is part.keys for part in parts):
-        return len(shared) > 0
-    some = pa.concat_arrays([part.keys.filter(pc.is_in(part.numbers, value_set=shared)) for part in parts])
-    return len(pc.unique(some)) < len(some)
+    hashes = [part.hashes for part in parts if part.hashes is not None]
+    if not hashes:
+        return len(comes_again(pa.concat_arrays([part.keys for part in parts]))) > 0
+    shared = met_again(hashes[0] if len(hashes) == 1 else pa.concat_arrays(hashes))
+    if not len(shared):
+        return False
+    some = [part.keys.filter(pc.is_in(part.hashes, value_set=shared)) for part in parts]
+    return len(comes_again(pa.concat_arrays(some))) > 0
 
 
 def newest(keys: Keys) -> pa.Array | None:
