@@ -224,6 +224,7 @@ class BigQuerySink(LedgerSink):
         except SinkError as error:
             if statements.MOVED in str(error):
                 return None
+            self._check_unchanged()
             raise
         log.info("landed", extra=fields(table=table.text, bytes_read=read))
         return statements.FIGURES

@@ -60,7 +60,14 @@ def holds(table: str) -> str:
 def try_rights(table: TargetTable, missing: Sequence[Field]) -> str:
     """Changes nothing, and needs the rights of a landing on the table itself, which lacks some columns still."""
     columns, nothing = _names([f.name for f in table.fields if f not in missing]), f"`{table.text}` WHERE FALSE"
-    return f"DELETE FROM {nothing};\nINSERT INTO `{table.text}` ({columns}) SELECT {columns} FROM {nothing};"
+    return f"{_same_making(table)}\nDELETE FROM {nothing};\nINSERT INTO `{table.text}` ({columns}) SELECT {columns} FROM {nothing};"
+
+
+def _same_making(table: TargetTable) -> str:
+    """Fail where the table isn't there any more, or was made again: the entry that we hold fences nobody in another."""
+    tables = f"{table.text.rpartition('.')[0]}.INFORMATION_SCHEMA.TABLES"
+    made = f"SELECT UNIX_MILLIS(creation_time) FROM `{tables}` WHERE table_name = '{table.name}'"
+    return f"ASSERT ({made}) = {table.made} AS 'factory: the table was dropped or recreated';"
 
 
 def change_entry(ledger: str) -> str:
@@ -82,12 +89,13 @@ def landing(table: TargetTable, ledger: str, memory: str, staged: Sequence[str],
 
     It takes ``@window``, ``@old`` and ``@new`` as ``change_entry`` does, ``@publication``, ``@window_start``, and the lists ``@past`` and
     ``@stale``. DELETE and INSERT in place of MERGE: what is counted is told apart, and emulators run it in a transaction. ``memory``
-    remembers deletes, where the table has them.
+    remembers deletes, where the table has them. The table's making is asserted right before the transaction, since nothing says that
+    INFORMATION_SCHEMA may be read within one.
     """
     lines = ["DECLARE distinct_keys, written_rows, removed_rows, gone_keys INT64 DEFAULT 0;"]
     if staged:
         lines += _arrived(table, staged) if table.deletes else _newest(table, staged)
-    lines += ["BEGIN TRANSACTION;", f"ASSERT (SELECT entry FROM `{ledger}` WHERE {_THIS}) = @old AS '{MOVED}';"]
+    lines += [_same_making(table), "BEGIN TRANSACTION;", f"ASSERT (SELECT entry FROM `{ledger}` WHERE {_THIS}) = @old AS '{MOVED}';"]
     if staged:
         lines += [*(_delete(table, memory) if table.deletes else ()), *_put(table)]
     if sweep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +12,23 @@ from factory_agents.errors import ConfigurationError, FactoryError, SinkError, U
 from factory_agents.runtime import exact_sink
 from factory_agents.runtime.ledger_sink import ChangedError
 from factory_agents.sinks.bigquery import sink as sinks
-from factory_agents.sinks.bigquery.warehouse import ConflictError, account_from_env, explain
+from factory_agents.sinks.bigquery.warehouse import ConflictError, Warehouse, account_from_env, explain
 from factory_agents.testing.records import gone
 from tests.support.bigquery import Bench
 from tests.support.lossy_http import Loss, LossyHttp
 from tests.support.sink_bench import CONTRACT, W2, at, event, record, write_and_commit
+
+
+def before_the_landing(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Do something once, when the sink has looked at its table and before its landing runs."""
+    run = Warehouse.run
+
+    def late(warehouse: Warehouse, *args: Any, **parameters: Any) -> int:
+        monkeypatch.setattr(Warehouse, "run", run)
+        do()
+        return run(warehouse, *args, **parameters)
+
+    monkeypatch.setattr(Warehouse, "run", late)
 
 
 class TestOneWindow:
@@ -64,6 +77,44 @@ class TestOneWindow:
         zombie.write(at([event("a", "zombie"), event("b", "zombie")]))
         bench.emulator.client.delete_table(bench.table)
         bench.publish(at([event("a", "new")]))
+        with pytest.raises(ChangedError, match="it was recreated while we published to it"):
+            zombie.commit(rejected=0)
+        assert bench.rows() == {"a": "new"}
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ("DROP TABLE {d}.t", "it was dropped"),
+            ("ALTER TABLE {d}.t RENAME TO other", "it was dropped"),
+            ("CREATE OR REPLACE TABLE {d}.t AS SELECT * FROM {d}.t WHERE FALSE", "it was recreated"),
+            ("CREATE OR REPLACE TABLE {d}.t PARTITION BY DATE(at) AS SELECT * FROM {d}.t WHERE FALSE", "it was recreated"),
+            ("CREATE OR REPLACE TABLE {d}.t AS SELECT id, version, at, value FROM {d}.t WHERE FALSE", "it was recreated"),
+            ("ALTER TABLE {d}.t DROP COLUMN value", "its columns were changed"),
+        ],
+    )
+    def test_a_table_that_is_changed_after_it_was_looked_at_gets_nothing(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, change: str, says: str
+    ) -> None:
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        sink.write(at([event("a"), event("b")]))
+        before_the_landing(monkeypatch, lambda: bench.emulator.query(change))
+        with pytest.raises(ChangedError, match=rf"d_\w+\.t: {says} while we published to it; a retry begins again"):
+            sink.commit(rejected=0)
+        bench.publish(at([event("a")]))
+        assert bench.rows() == {"a": "x"}
+
+    def test_a_successor_in_a_table_made_again_after_it_was_looked_at_keeps_its_rows(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def made_again() -> None:
+            bench.emulator.client.delete_table(bench.table)
+            bench.publish(at([event("a", "new")]))
+
+        zombie = bench.sink()
+        zombie.claim(bench.claim())
+        zombie.write(at([event("a", "zombie"), event("b", "zombie")]))
+        before_the_landing(monkeypatch, made_again)
         with pytest.raises(ChangedError, match="it was recreated while we published to it"):
             zombie.commit(rejected=0)
         assert bench.rows() == {"a": "new"}
