@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -61,6 +61,11 @@ class Table:
     def key_texts(self, values: Sequence[Value]) -> list[Value]:
         """The key's values as they are in the log."""
         return [values[i] for i in self._key_at]
+
+    def logged(self, change: Change) -> dict[int, Value]:
+        """What the log holds of the row as it was, by the column's place: all of it, or the key."""
+        old = change.old or ()
+        return {i: value for i, value in enumerate(old) if change.old_kind == "O" or i in self._key_at}
 
 
 def _form(names: Sequence[str]) -> str:
@@ -149,15 +154,7 @@ class Envelopes:
         return f'{{"before":{before},"after":{after}{self._source}{lsn}\\"]","lsn":{lsn}}},"op":"{op}",{self._end}'.encode()
 
 
-def fill(change: Change, current: Sequence[Value] | None) -> Change | None:
-    """The change with what it left unchanged put in: from the row as it was, where that was logged, else from the row as it is now.
-
-    None where that row is gone: a later change tells of it.
-    """
-    if change.new is None:
-        return change
-    source = change.old if change.old_kind == "O" else current
-    if source is None:
-        return None
-    new = [source[i] if value is UNCHANGED else value for i, value in enumerate(change.new)]
+def fill(change: Change, source: Mapping[int, Value]) -> Change:
+    """The change with what it left unchanged put in, where the source has it (by the column's place)."""
+    new = [source.get(i, value) if value is UNCHANGED else value for i, value in enumerate(change.new or ())]
     return msgspec.structs.replace(change, new=new)

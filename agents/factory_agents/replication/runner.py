@@ -216,13 +216,13 @@ class _Reading:
         try:
             if self.session.stream is not None:
                 self._check_same(system, database)
-            server.publish(self.wanted.publication, self.table)
+            self.table = server.publish(self.wanted.publication, self.table)
             self._ready_slot(system, database)
         except DataLossError as error:
             if not self.run.accept_loss or self.session.stream is None:
                 raise
             self._begin_again(error)
-            server.publish(self.wanted.publication, self.table)
+            self.table = server.publish(self.wanted.publication, self.table)
             self._ready_slot(system, database)
         return True
 
@@ -357,8 +357,8 @@ class _Reading:
         log.info("the table is copied", extra=fields(table=self.table.text, rows=copying.rows))
 
     def _table(self, described: Described) -> Table:
-        key = self.table.key if described.identity == "f" else [c.name for c in described.columns if c.key]
-        return Table(described, self.server.converters([c.type for c in described.columns]), key or self.table.key)
+        key = () if described.identity == "f" else [c.name for c in described.columns if c.key]
+        return Table(described, self.server.converters([c.type for c in described.columns]), key or self.table.key_columns)
 
     # The log
 
@@ -450,10 +450,22 @@ class _Reading:
             self._commit_within()
 
     def _filled(self, table: Table, change: Change) -> Change | None:
-        if change.old_kind == "O":
-            return fill(change, None)
-        key = table.key_texts(change.new or ())
-        return fill(change, self.server.row_now(self.table, table.names, [str(text) for text in key]))
+        """The change with what it left unchanged: from the log, else from the row as it is now.
+
+        Where that row is gone, a later change tells of it: what is left is that the old key is gone, or (None) nothing.
+        """
+        change = fill(change, table.logged(change))
+        new = change.new or []
+        missing = [i for i, value in enumerate(new) if value is UNCHANGED]
+        if not missing:
+            return change
+        key = table.key_texts(new)
+        row = self.server.row_now(self.table, [table.names[i] for i in missing], [str(text) for text in key])
+        if row is not None:
+            return fill(change, dict(zip(missing, row, strict=True)))
+        if change.old is not None and table.key_texts(change.old) != key:
+            return msgspec.structs.replace(change, op="d", new=None)
+        return None
 
     def _on_truncate(self, truncate: Truncate, lsn: int) -> None:
         if self.table.oid not in truncate.oids:

@@ -65,7 +65,9 @@ def session(database: Database, *, replication: bool = False) -> psycopg.Connect
 
 
 class SourceTable(msgspec.Struct, frozen=True):
-    """The table whose changes are read. ``key`` are the columns that tell its rows apart; ``identity`` as in ``pgoutput.Described``."""
+    """The table whose changes are read. ``key`` are the columns that tell its rows apart, in their index's order; ``identity`` as in
+    ``pgoutput.Described``; ``condition`` is SQL that holds for the rows that are published.
+    """
 
     oid: int
     schema: str
@@ -73,6 +75,12 @@ class SourceTable(msgspec.Struct, frozen=True):
     identity: str
     key: tuple[str, ...]
     columns: tuple[str, ...]
+    condition: str = ""
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The key's columns in the table's order, as the log has them."""
+        return tuple(name for name in self.columns if name in self.key)
 
     @property
     def text(self) -> str:
@@ -121,7 +129,7 @@ class Server:
     def run(self, what: str, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """A statement's rows."""
         with asking(f"{what} ({self.address})"):
-            cursor = self._session().execute(query, parameters)
+            cursor = self._session().execute(query, parameters or None)
             return cursor.fetchall() if cursor.description is not None else []
 
     def identity(self) -> tuple[str, str]:
@@ -154,7 +162,8 @@ class Server:
             "  AND a.attgenerated = '' ORDER BY a.attnum),"
             " coalesce((SELECT array_agg(a.attname::text ORDER BY k.n) FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(attnum, n),"
             "  pg_attribute a WHERE i.indrelid = c.oid AND k.n <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.attnum"
-            "  AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END), '{}')"
+            "  AND CASE c.relreplident WHEN 'i' THEN i.indisreplident"
+            "   ELSE i.indisprimary AND (i.indimmediate OR c.relreplident = 'f') END), '{}')"
             " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
             " WHERE c.oid = to_regclass(%s) AND c.relkind IN ('r', 'p')",
             [".".join('"' + part.replace('"', '""') + '"' for part in parts)],
@@ -167,13 +176,16 @@ class Server:
             raise ConfigurationError(f"table {table.text} is unlogged or temporary: its changes are in no log")
         if not key or identity == "n":
             raise ConfigurationError(
-                f"table {table.text} has no key by which its changes name a row; add a primary key, or ALTER TABLE … REPLICA IDENTITY "
-                f"USING INDEX a unique one of columns that are NOT NULL"
+                f"table {table.text} has no key by which its changes name a row; add a primary key (not a deferrable one), or "
+                f"ALTER TABLE … REPLICA IDENTITY USING INDEX a unique one of columns that are NOT NULL"
             )
         return table
 
-    def publish(self, publication: str, table: SourceTable) -> None:
-        """Make the publication of the table, if it isn't there; raises ConfigurationError where it lacks the table or some changes."""
+    def publish(self, publication: str, table: SourceTable) -> SourceTable:
+        """Make the publication of the table, if it isn't there; the table as it is published (a part of its columns, or of its rows).
+
+        Raises ConfigurationError where the publication lacks the table or some changes.
+        """
         from psycopg import sql
 
         found = self._publication(publication, table)
@@ -200,6 +212,22 @@ class Server:
                 f"publication {publication!r} leaves changes out; ALTER PUBLICATION … SET (publish = 'insert, update, delete, truncate', "
                 f"publish_via_partition_root = true)"
             )
+        return self._published(publication, table)
+
+    def _published(self, publication: str, table: SourceTable) -> SourceTable:
+        rows = self.run(  # as JSON: PostgreSQL 14 has neither
+            f"looking at what publication {publication!r} holds of table {table.text}",
+            "SELECT to_jsonb(t) -> 'attnames', to_jsonb(t) ->> 'rowfilter' FROM pg_publication_tables t"
+            " WHERE pubname = %s AND schemaname = %s AND tablename = %s",
+            [publication, table.schema, table.name],
+        )
+        ((names, condition),) = rows or [(None, None)]
+        published = msgspec.structs.replace(table, columns=tuple(names or table.columns), condition=condition or "")
+        if missing := [name for name in table.key if name not in published.columns]:
+            raise ConfigurationError(
+                f"publication {publication!r} leaves out {', '.join(missing)} of table {table.text}: publish all columns of the key"
+            )
+        return published
 
     def _publication(self, publication: str, table: SourceTable) -> tuple[bool, bool, bool] | None:
         rows = self.run(
@@ -233,7 +261,7 @@ class Server:
         """Make the slot; where its changes begin. It waits for the transactions that are running, in whichever database of the server."""
         waits_for = self.run(
             "looking for transactions",
-            "SELECT format('%%s (%%s, %%s), since %%s', pid, datname, nullif(application_name, ''), xact_start::timestamptz(0))"
+            "SELECT format('%s (%s, %s), since %s', pid, datname, nullif(application_name, ''), xact_start::timestamptz(0))"
             " FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 3",
         )
         if waits_for:
@@ -300,9 +328,10 @@ class Server:
         from psycopg import sql
 
         columns, key = (sql.SQL(", ").join(map(sql.Identifier, names)) for names in (table.columns, table.key))
-        where: sql.Composable = sql.SQL("")
+        wanted: list[sql.Composable] = [sql.SQL("({})").format(sql.SQL(table.condition or "true"))]
         if after is not None:
-            where = sql.SQL("WHERE ({}) > ({})").format(key, sql.SQL(", ").join(map(sql.Literal, after)))
+            wanted.append(sql.SQL("({}) > ({})").format(key, sql.SQL(", ").join(map(sql.Literal, after))))
+        where = sql.SQL("WHERE ") + sql.SQL(" AND ").join(wanted)
         query = sql.SQL("COPY (SELECT {} FROM {} {} ORDER BY {}) TO STDOUT").format(
             columns, sql.Identifier(table.schema, table.name), where, key
         )
@@ -324,13 +353,13 @@ class Server:
         return [(name, int(type_)) for name, type_ in rows]
 
     def row_now(self, table: SourceTable, columns: Sequence[str], key: Sequence[str | None]) -> list[str | None] | None:
-        """A row as it is now, by its key: values as text; None where there is none."""
+        """Columns of a row as it is now, by its key (in the order of ``key_columns``): values as text; None where there is no such row."""
         from psycopg import sql
 
         query = sql.SQL("COPY (SELECT {} FROM {} WHERE ({}) = ({})) TO STDOUT").format(
             sql.SQL(", ").join(map(sql.Identifier, columns)),
             sql.Identifier(table.schema, table.name),
-            sql.SQL(", ").join(map(sql.Identifier, table.key)),
+            sql.SQL(", ").join(map(sql.Identifier, table.key_columns)),
             sql.SQL(", ").join(map(sql.Literal, key)),
         )
         with asking(f"looking a row of {table.text} up ({self.address})"), self._session().cursor().copy(query) as copy:
