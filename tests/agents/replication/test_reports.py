@@ -95,7 +95,7 @@ def test_a_table_whose_key_is_deferrable_is_refused_before_its_updates_fail(repl
     replicated.run("UPDATE {} SET a = 2")
 
 
-def test_a_prepared_transaction_comes_when_it_is_committed_and_a_rolled_back_savepoint_never(replicated: Source) -> None:
+def test_a_savepoint_that_was_rolled_back_and_an_applications_messages_are_not_there(replicated: Source) -> None:
     replicated.run("INSERT INTO {} VALUES (1, 1, 'x')")
     landed(replicated)
     with replicated.connection.transaction():

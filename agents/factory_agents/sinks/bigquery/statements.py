@@ -64,10 +64,13 @@ def try_rights(table: TargetTable, missing: Sequence[Field]) -> str:
 
 
 def _same_making(table: TargetTable) -> str:
-    """Fail where the table isn't there any more, or was made again: the entry that we hold fences nobody in another."""
+    """Fail where the table isn't there any more, or was made again: the entry that we hold fences nobody in another.
+
+    Of its creation BigQuery's API tells the millisecond; whichever way that was rounded.
+    """
     tables = f"{table.text.rpartition('.')[0]}.INFORMATION_SCHEMA.TABLES"
     made = f"SELECT UNIX_MILLIS(creation_time) FROM `{tables}` WHERE table_name = '{table.name}'"
-    return f"ASSERT ({made}) = {table.made} AS 'factory: the table was dropped or recreated';"
+    return f"ASSERT ABS(({made}) - {table.made}) <= 1 AS 'factory: the table was dropped or recreated';"
 
 
 def change_entry(ledger: str) -> str:
