@@ -44,7 +44,7 @@ from factory_agents.topics_file import WantedTopic, apply_topics
 from tests.agents.inference.conftest import infer_params
 from tests.support.guarded_broker import Acl, GuardedBroker, guarded_broker, parse_acls
 from tests.support.model_server import ModelServer
-from tests.support.runs import events
+from tests.support.runs import events, read_ranges
 from tests.support.scrapes import scrape
 from tests.support.scrapes import value as figure
 from tests.support.sqlite_sink import SqliteSink
@@ -145,15 +145,25 @@ class Factory:
         if failed:
             raise failed[0]
 
+    def _writes(self, topic: str) -> Callable[[], bool]:
+        """Whether it has new records: an earlier transaction that is rolled back late leaves a marker in it, no record."""
+        cluster = Cluster(self.administrator)
+        before = cluster.stable_offset(topic, range(2))
+
+        def written() -> bool:
+            ranges = {p: (before[p], end) for p, end in cluster.stable_offset(topic, range(2)).items()}
+            return bool(read_ranges(self.broker.bootstrap, topic, ranges))
+
+        return written
+
     def live(self, then: Callable[[], None] | None = None) -> None:
         self.produce(RAW)
-        cluster = Cluster(self.administrator)
-        before = sum(cluster.stable_offset(ENRICHED, range(2)).values())
+        written = self._writes(ENRICHED)
 
         def work(context: RunContext) -> Counts:
             return run_live(context, agent(version="1")(same).bind({}), LiveSettings(RAW, ENRICHED, "live-enrich"))
 
-        self._until(lambda: sum(cluster.stable_offset(ENRICHED, range(2)).values()) > before, work, then)
+        self._until(written, work, then)
 
     def infer(self) -> None:
         window = self.window(self.administrator)
@@ -169,13 +179,12 @@ class Factory:
             self.forget({CONTROL})
             create_topic(self.broker.admin, CONTROL, LEDGER_PARTITIONS, cleanup_policy="compact")
         self.produce(RAW)
-        cluster = Cluster(self.administrator)
-        before = sum(cluster.stable_offset(ENRICHED, range(2)).values())
+        written = self._writes(ENRICHED)
 
         def work(context: RunContext) -> Counts:
             return run_version(context, agent(version="1")(same).bind({}), "v1", LiveSettings(RAW, ENRICHED, ROLLED))
 
-        self._until(lambda: sum(cluster.stable_offset(ENRICHED, range(2)).values()) > before, work, then)
+        self._until(written, work, then)
 
     def rollout(self) -> None:
         Factory(self.broker, self.database.parent, self.administrator).live_version()
