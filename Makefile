@@ -37,12 +37,12 @@ demo: $(READY) ## run two hours of the pipeline on a real broker and database, a
 test: $(READY) ## run the whole test suite on a real broker and database
 	$(BIN)/pytest -n auto --max-worker-restart 0 -m 'not kubernetes and not soak and not fuzz' $(ARGS)
 
-ALONE := not parts and not airflow and not kubernetes and not soak and not fuzz
+QUICK := not airflow and not kubernetes and not soak and not fuzz
 unit: $(READY) ## run what is quick and needs no broker, no database and no Airflow
-	$(BIN)/pytest -n logical --max-worker-restart 0 -m '$(ALONE) and not slow' $(ARGS)
+	$(BIN)/pytest -n logical --max-worker-restart 0 -m '$(QUICK) and not parts and not slow' $(ARGS)
 
-coverage: $(READY) ## run what needs no broker, no database and no Airflow, and show which lines it executes; fails below the floor in pyproject.toml
-	$(BIN)/pytest -n auto --max-worker-restart 0 -m '$(ALONE)' --cov --cov-report=term -q $(ARGS)
+coverage: $(READY) ## run what needs no broker and no Airflow (the database's tests, too), and show which lines it executes; fails below the floor in pyproject.toml
+	$(BIN)/pytest -n auto --max-worker-restart 0 -m '$(QUICK) and (database or not parts)' --cov --cov-report=term -q $(ARGS)
 
 test-kubernetes: $(READY) ## run the tests on the cluster at KUBECONFIG (FACTORY_TEST_IMAGE in it, FACTORY_TEST_HOST: this machine, for its pods)
 	$(BIN)/pytest -n 2 --max-worker-restart 0 --dist loadfile -m 'not soak' tests/kubernetes $(ARGS)

@@ -77,10 +77,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _OneAirfl
     return _OneAirflow(config, log) if config.getvalue("dist") == "load" else None
 
 
-PARTS = {
-    *("sandbox", "own_sandbox", "bootstrap", "bigquery_url", "snowflake_account"),
-    *("airflow_home", "airflow_running", "cluster", "components"),
+BEYOND_A_DATABASE = {
+    "bootstrap",
+    "own_sandbox",
+    "bigquery_url",
+    "snowflake_account",
+    "airflow_home",
+    "airflow_running",
+    "cluster",
+    "components",
 }
+PARTS = {"sandbox", *BEYOND_A_DATABASE}
 """Fixtures that start a broker, a database or an Airflow: who asks for one is no unit test."""
 
 CATALOGS = {"bench", "examples", "rest_catalog"}
@@ -93,9 +100,12 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if PARTS.intersection(getattr(item, "fixturenames", ())):
+        asked = set(getattr(item, "fixturenames", ()))
+        if asked & PARTS:
             item.add_marker(pytest.mark.parts)
-        if CATALOGS.intersection(getattr(item, "fixturenames", ())):
+        if "database_url" in asked and not asked & BEYOND_A_DATABASE:
+            item.add_marker(pytest.mark.database)
+        if asked & CATALOGS:
             item.add_marker(pytest.mark.slow)
 
 
