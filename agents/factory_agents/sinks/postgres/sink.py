@@ -380,6 +380,8 @@ class PostgresSink:
             if not gone:
                 raise explain(error, f"{doing} ({address})") from error
             if not self._was_committed(publication, doing):
+                if self._was_taken_over(publication):
+                    raise publication.fenced() from error
                 raise UnavailableError(
                     f"{doing} ({address}): the connection was lost at the commit, which was not made; a retry publishes again"
                 ) from error
