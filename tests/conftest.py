@@ -35,6 +35,7 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 # Before anything imports Airflow, which reads these once.
 os.environ["AIRFLOW_HOME"] = str(shared_sandbox.AIRFLOW_HOMES / WORKER)
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(shared_sandbox.temporary()))
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)

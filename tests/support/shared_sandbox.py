@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import os
 import shutil
+import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,17 @@ HOME = Path(__file__).resolve().parents[2] / ".factory" / "test"
 # The session's id: its workers inherit it.
 AIRFLOW_HOMES = HOME / "airflow" / os.environ.setdefault("FACTORY_TEST_SESSION", str(os.getpid()))
 _LEASES = HOME / "leases"
+
+
+def temporary() -> Path:
+    """Where pytest makes its folders: this work tree's own.
+
+    A session that begins closes the folder of its user to all others, and root's databases run as another: one of a second work tree
+    would shut them out of this one's while they start.
+    """
+    folder = Path(tempfile.gettempdir()) / f"factory-tests-{os.getuid()}-{zlib.crc32(bytes(HOME)):08x}"
+    folder.mkdir(mode=0o711, exist_ok=True)
+    return folder
 
 
 def shared() -> Sandbox:
