@@ -50,11 +50,14 @@ class Commit(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of a table as it was when the change was made; ``key``: it is a part of the replica identity."""
+    """A column of a table as it was when the change was made; ``key``: it is a part of the replica identity. ``modifier`` is what its type
+    was given (a length, or precision and scale), in PostgreSQL's own notation; -1: nothing.
+    """
 
     name: str
     type: int
     key: bool
+    modifier: int = -1
 
 
 class Described(NamedTuple):
@@ -87,7 +90,7 @@ class Truncate(NamedTuple):
 
 _SINCE_1970 = 946_684_800_000_000
 _BEGIN, _COMMIT, _U32 = struct.Struct("!QqI"), struct.Struct("!BQQq"), struct.Struct("!I")
-_n16, _n32 = struct.Struct("!H").unpack_from, _U32.unpack_from
+_n16, _n32, _column = struct.Struct("!H").unpack_from, _U32.unpack_from, struct.Struct("!Ii").unpack_from
 
 
 def parse(body: bytes) -> Begin | Commit | Described | Change | Truncate | None:
@@ -158,7 +161,8 @@ def _describe(body: bytes) -> Described:
     for _ in range(count):
         flags = body[at]
         name, at = _text(body, at + 1)
-        columns.append(Column(name, _n32(body, at)[0], bool(flags & 1)))
+        type_, modifier = _column(body, at)
+        columns.append(Column(name, type_, bool(flags & 1), modifier))
         at += 8
     return Described(oid, schema or "pg_catalog", table, identity, tuple(columns))
 

@@ -26,7 +26,7 @@ from factory_agents.kafka.writer import ChunkAbortedError
 from factory_agents.protocol import AgentResult, AgentRun
 from factory_agents.replication.envelope import Envelopes, Pair, Place, Table, fill
 from factory_agents.replication.log import LogReader
-from factory_agents.replication.pgoutput import UNCHANGED, Begin, Change, Column, Commit, Described, Truncate, parse
+from factory_agents.replication.pgoutput import UNCHANGED, Begin, Change, Commit, Described, Truncate, parse
 from factory_agents.replication.session import StreamSession
 from factory_agents.replication.slot import DatabaseGoneError, Server, SourceTable, lost, lsn_text
 from factory_agents.runtime.session import RunContext
@@ -330,11 +330,8 @@ class _Reading:
         """Every row as it is now, by key, behind those that are in already. What changes meanwhile is in the log, and comes after."""
         while not self.server.all_ended(copying.horizon):
             self._pause()
-        columns = self.server.columns_of(self.table)
-        described = Described(
-            self.table.oid, self.table.schema, self.table.name, self.table.identity, tuple(Column(n, t, False) for n, t in columns)
-        )
-        table = self._table(described)
+        found = self.table
+        table = self._table(Described(found.oid, found.schema, found.name, found.identity, self.server.columns_of(found)))
         stream = self.stream
         self.envelopes.begin(Begin(stream.lsn, time.time_ns() // 1000, 0), table, snapshot=True)
         key_at = [self.table.columns.index(name) for name in self.table.key]
@@ -357,8 +354,9 @@ class _Reading:
         log.info("the table is copied", extra=fields(table=self.table.text, rows=copying.rows))
 
     def _table(self, described: Described) -> Table:
-        key = () if described.identity == "f" else [c.name for c in described.columns if c.key]
-        return Table(described, self.server.converters([c.type for c in described.columns]), key or self.table.key_columns)
+        named = () if described.identity == "f" else tuple(c.name for c in described.columns if c.key)
+        key = named or self.table.key_columns
+        return Table(described, self.server.converters(described.columns, key), key)
 
     # The log
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import msgspec
 from factory_agents.databases.postgres import Database, explain
 from factory_agents.databases.statements import table_name
 from factory_agents.errors import ConfigurationError, DataLossError, UnavailableError
+from factory_agents.replication.pgoutput import Column
 from factory_agents.replication.values import SETTINGS, converters, known, own_types
 from factory_agents.telemetry import fields
 
@@ -315,13 +316,13 @@ class Server:
         query = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= %s"
         return bool(self.run("asking for running transactions", query, [horizon])[0][0])
 
-    def converters(self, types: list[int]) -> list[Convert | None]:
-        """What reads the texts of these types."""
-        own = {type_ for type_ in types if not known(type_)}
+    def converters(self, columns: Sequence[Column], key: Collection[str]) -> list[Convert | None]:
+        """What reads the columns' texts; ``key`` names those of the key."""
+        own = {column.type for column in columns if not known(column.type)}
         if not own:
-            return converters({}, types)
+            return converters({}, columns, key)
         with asking(f"asking for types ({self.address})"):
-            return converters(own_types(self._session(), own), types)
+            return converters(own_types(self._session(), own), columns, key)
 
     def read_rows(self, table: SourceTable, after: Sequence[str] | None) -> Iterator[tuple[str | None, ...]]:
         """The rows behind a key, by key, all of one moment: their values as text."""
@@ -342,15 +343,15 @@ class Server:
         finally:
             connection.close()
 
-    def columns_of(self, table: SourceTable) -> list[tuple[str, int]]:
-        """The columns' names and types' numbers, in the order of ``SourceTable.columns``."""
+    def columns_of(self, table: SourceTable) -> tuple[Column, ...]:
+        """The columns, in the order of ``SourceTable.columns``."""
         rows = self.run(
             f"looking at table {table.text}",
-            "SELECT attname::text, atttypid::bigint FROM pg_attribute WHERE attrelid = %s::oid AND attname = ANY (%s) AND attnum > 0"
-            " ORDER BY attnum",
+            "SELECT attname::text, atttypid::bigint, atttypmod FROM pg_attribute"
+            " WHERE attrelid = %s::oid AND attname = ANY (%s) AND attnum > 0 ORDER BY attnum",
             [table.oid, list(table.columns)],
         )
-        return [(name, int(type_)) for name, type_ in rows]
+        return tuple(Column(name, type_, False, modifier) for name, type_, modifier in rows)
 
     def row_now(self, table: SourceTable, columns: Sequence[str], key: Sequence[str | None]) -> list[str | None] | None:
         """Columns of a row as it is now, by its key (in the order of ``key_columns``): values as text; None where there is no such row."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from json.encoder import encode_basestring as quoted  # a text as JSON, without ASCII's detours; four times as fast as through an encoder
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
+
+from factory_agents.replication.pgoutput import Column
 
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["SETTINGS", "Convert", "converters", "json_writer", "known", "quoted"]
+__all__ = ["SETTINGS", "Convert", "OwnType", "converters", "json_writer", "known", "own_types", "quoted"]
 
 Convert: TypeAlias = "Callable[[str], Any]"
 """From a value's text to a value that msgspec encodes."""
@@ -89,43 +91,80 @@ _FIRST_OWN = 16384
 """Types that a database's users made have numbers from here on."""
 
 
+class OwnType(NamedTuple):
+    """A type that a database's users made, as ``pg_type`` has it: typtype, typcategory, typbasetype, typelem and typtypmod."""
+
+    kind: str
+    category: str
+    base: int
+    element: int
+    modifier: int
+
+
 def known(type_: int) -> bool:
     """Whether a type is one of the server's own, of which nothing has to be asked."""
     return type_ < _FIRST_OWN
 
 
-def converters(types: Mapping[int, tuple[str, str, int, int]], wanted: list[int]) -> list[Convert | None]:
-    """What each type's texts go through; None for those that stay text.
+def converters(types: Mapping[int, OwnType], columns: Sequence[Column], key: Collection[str]) -> list[Convert | None]:
+    """What each column's texts go through; None for those that stay text. Equal values of the key's columns become the same.
 
-    ``types`` tells of a database's own types: typtype, typcategory, base type and element type.
+    ``types`` tells of a database's own types.
     """
-    return [_converter(types, type_) for type_ in wanted]
+    return [_in_key(types, c.type, c.modifier) if c.name in key else _converter(types, c.type) for c in columns]
 
 
-def _converter(types: Mapping[int, tuple[str, str, int, int]], type_: int) -> Convert | None:
+def _converter(types: Mapping[int, OwnType], type_: int) -> Convert | None:
     if type_ in _KNOWN:
         return _KNOWN[type_]
     if type_ in _ARRAYS:
         return _array(_KNOWN.get(_ARRAYS[type_]))
-    kind, category, base, element = types.get(type_, ("", "", 0, 0))
-    if kind == _DOMAIN:
-        return _converter(types, base)
-    if category == _ARRAY and element:
-        return _array(_converter(types, element))
+    own = types.get(type_)
+    if own is not None and own.kind == _DOMAIN:
+        return _converter(types, own.base)
+    if own is not None and own.category == _ARRAY and own.element:
+        return _array(_converter(types, own.element))
     return None
 
 
-def own_types(connection: psycopg.Connection[Any], wanted: set[int]) -> dict[int, tuple[str, str, int, int]]:
+def _in_key(types: Mapping[int, OwnType], type_: int, modifier: int) -> Convert | None:
+    own = types.get(type_)
+    if own is not None and own.kind == _DOMAIN:
+        return _in_key(types, own.base, modifier if modifier >= 0 else own.modifier)
+    return _ONE_FORM.get((type_, modifier)) or _converter(types, type_)
+
+
+def _without_zeros(text: str) -> str:
+    """1.50 as 1.5, and 1.00 as 1."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _without_sign(text: str) -> Any:
+    number = _number(text)
+    return number or 0.0
+
+
+_ONE_FORM: Mapping[tuple[int, int], Convert] = {
+    (1700, -1): _without_zeros,
+    (1042, -1): lambda text: text.rstrip(" "),
+    (700, -1): _without_sign,
+    (701, -1): _without_sign,
+}
+"""What writes equal values in several ways: numeric without a scale, bpchar without a length, zero with a sign."""
+
+
+def own_types(connection: psycopg.Connection[Any], wanted: set[int]) -> dict[int, OwnType]:
     """What ``converters`` has to know of types that a database's users made, and of those that they are made of."""
-    found: dict[int, tuple[str, str, int, int]] = {}
+    found: dict[int, OwnType] = {}
     while wanted:
         rows = connection.execute(
-            "SELECT oid::bigint, typtype::text, typcategory::text, typbasetype::bigint, typelem::bigint FROM pg_catalog.pg_type"
+            "SELECT oid::bigint, typtype::text, typcategory::text, typbasetype::bigint, typelem::bigint, typtypmod FROM pg_catalog.pg_type"
             " WHERE oid = ANY (%s::oid[])",
             [list(wanted)],
         ).fetchall()
-        found.update((oid, (kind, category, base, element)) for oid, kind, category, base, element in rows)
-        wanted = {part for *_, base, element in rows for part in (base, element) if part and not known(part) and part not in found}
+        made = {oid: OwnType(*of) for oid, *of in rows}
+        found.update(made)
+        wanted = {part for own in made.values() for part in (own.base, own.element) if part and not known(part) and part not in found}
     return found
 
 

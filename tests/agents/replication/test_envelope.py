@@ -16,7 +16,7 @@ INT, TEXT, JSON, FLOAT, BOOLEAN, TEXTS = 20, 25, 114, 701, 16, 1009
 
 def a_table(columns: dict[str, int], *key: str) -> Table:
     described = Described(7, "public", "orders", "d", tuple(Column(name, type_, name in key) for name, type_ in columns.items()))
-    return Table(described, converters({}, list(columns.values())), key)
+    return Table(described, converters({}, described.columns, key), key)
 
 
 def records(table: Table, op: str, old: list[Value] | None, new: list[Value] | None, kind: str = "") -> list[tuple[Any, Any]]:

@@ -79,6 +79,38 @@ def test_rows_and_columns_that_are_not_published_are_not_in_the_snapshot(replica
     assert replicated.changes(replicated.replicate()) == [("c", None, {"id": 3, "a": 3})]
 
 
+@pytest.mark.parametrize(
+    ("identity", "type_", "column", "old", "new"),
+    [
+        ("DEFAULT", "numeric", "numeric", "1.0", "1.00"),
+        ("FULL", "numeric", "text", "100", "100.00"),
+        ("DEFAULT", "price", "numeric", "0.00", "0"),
+        ("DEFAULT", "numeric(10, 2)", "numeric(10,2)", "1.0", "1.00"),
+        ("DEFAULT", "real", "real", "0", "-0"),
+        ("FULL", "double precision", "double", "-0", "0"),
+        ("DEFAULT", "bpchar", "text", "a ", "a"),
+        ("DEFAULT", "interval", "text", "1 day", "24 hours"),
+    ],
+)
+def test_a_key_that_is_written_in_another_way_is_the_same_row(
+    replicated: Source, identity: str, type_: str, column: str, old: str, new: str
+) -> None:
+    replicated.connection.execute("CREATE DOMAIN amount AS numeric")
+    replicated.connection.execute("CREATE DOMAIN price AS amount")
+    replicated.run("DROP TABLE {}")
+    replicated.create(f"id {type_}, n bigint, a bigint, b text, PRIMARY KEY (n, id)")
+    replicated.run(f"ALTER TABLE {{}} REPLICA IDENTITY {identity}")
+    contract = {"key": ["n", "id"], "columns": CONTRACT["columns"] | {"id": column, "n": "bigint"}}
+    replicated.run(f"INSERT INTO {{}} SELECT '{old}', n, 1, 'x' FROM generate_series(1, 20) n")
+    landed(replicated, **contract)
+    replicated.run(f"UPDATE {{}} SET id = '{new}', a = 2")
+    landed(replicated, **contract)
+    assert replicated.connection.execute("SELECT count(*), sum(a) FROM copy").fetchone() == (20, 40)
+    replicated.run("DELETE FROM {} WHERE n > 5")
+    landed(replicated, **contract)
+    assert replicated.connection.execute("SELECT count(*), sum(a) FROM copy").fetchone() == (5, 10)
+
+
 def test_a_publication_without_a_column_of_the_key_is_refused(replicated: Source) -> None:
     replicated.run("CREATE PUBLICATION own FOR TABLE {} (a) WITH (publish_via_partition_root = true)")
     replicated.params["publication"] = "own"
