@@ -95,6 +95,11 @@ class Source:
     def checksum(self, table: str = "") -> Any:
         return self.connection.execute(sql.SQL(CHECKSUM).format(sql.Identifier(table or self.table))).fetchone()
 
+    def reconnect(self) -> None:
+        """Connect again, where the server has died since."""
+        self.connection.close()
+        self.connection = psycopg.connect(self.url, autocommit=True)
+
     def end(self) -> None:
         """Drop its slots, by a connection of its own: the other one's server may have died since."""
         with psycopg.connect(self.url, autocommit=True) as connection:
@@ -106,12 +111,12 @@ class Source:
 @contextmanager
 def source(runs: Runs, url: str) -> Iterator[Source]:
     """A source in this database, whose slots are dropped at the end."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        own = Source(runs, url, connection)
-        try:
-            yield own
-        finally:
-            own.end()
+    own = Source(runs, url, psycopg.connect(url, autocommit=True))
+    try:
+        yield own
+    finally:
+        own.connection.close()
+        own.end()
 
 
 def shown(record: Rec) -> tuple[Any, Any]:

@@ -40,6 +40,8 @@ class LogReader:
                 self._connection.execute(
                     f"START_REPLICATION SLOT \"{slot}\" LOGICAL {lsn_text(start)} (proto_version '1', publication_names '\"{name}\"')"
                 )
+            self._pg: Any = self._connection.pgconn
+            self.confirm(start)
         except ConfigurationError as error:
             self.close()
             if "is active for PID" in str(error):
@@ -48,8 +50,6 @@ class LogReader:
         except BaseException:
             self.close()
             raise
-        self._pg: Any = self._connection.pgconn
-        self.confirm(start)
 
     def next(self, wait: float) -> tuple[int, bytes] | None:
         """The next message and its place in the log; None where nothing comes for so many seconds, or the server says only where it is."""

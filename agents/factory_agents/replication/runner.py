@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -328,7 +329,11 @@ class _Reading:
 
     def _copy(self, copying: TableCopy) -> None:
         """Every row as it is now, by key, behind those that are in already. What changes meanwhile is in the log, and comes after."""
+        told = False
         while not self.server.all_ended(copying.horizon):
+            if not told:
+                log.info("the copy waits for transactions that are open", extra=fields(transactions=self.server.running()))
+            told = True
             self._pause()
         found = self.table
         table = self._table(Described(found.oid, found.schema, found.name, found.identity, self.server.columns_of(found)))
@@ -337,15 +342,16 @@ class _Reading:
         key_at = [self.table.columns.index(name) for name in self.table.key]
         began = time.monotonic()
         try:
-            for row in self.server.read_rows(self.table, copying.after):
-                self._put([self.envelopes.row(table, row, stream.lsn)])
-                copying = TableCopy(copying.horizon, tuple(str(row[i]) for i in key_at), copying.rows + 1)
-                if copying.rows % _COPY_BATCH == 0:
-                    self.session.observer.batch(self.session.subject, Batch(_COPY_BATCH, time.monotonic() - began))
-                    self._set(copying=copying)
-                    self._commit_if_due()
-                    self._check_leaving()
-                    began = time.monotonic()
+            with closing(self.server.read_rows(self.table, copying.after)) as rows:
+                for row in rows:
+                    self._put([self.envelopes.row(table, row, stream.lsn)])
+                    copying = TableCopy(copying.horizon, tuple(str(row[i]) for i in key_at), copying.rows + 1)
+                    if copying.rows % _COPY_BATCH == 0:
+                        self.session.observer.batch(self.session.subject, Batch(_COPY_BATCH, time.monotonic() - began))
+                        self._set(copying=copying)
+                        self._commit_if_due()
+                        self._check_leaving()
+                        began = time.monotonic()
         except DatabaseGoneError:
             self._set(copying=copying)  # what is put is committed before it is gone on with
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -260,15 +260,11 @@ class Server:
 
     def make_slot(self, name: str) -> int:
         """Make the slot; where its changes begin. It waits for the transactions that are running, in whichever database of the server."""
-        waits_for = self.run(
-            "looking for transactions",
-            "SELECT format('%s (%s, %s), since %s', pid, datname, nullif(application_name, ''), xact_start::timestamptz(0))"
-            " FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 3",
-        )
-        if waits_for:
+        if waits_for := self.running():
             log.warning(
-                "making the slot waits for transactions that are open; where one stays open, end its session (pg_terminate_backend)",
-                extra=fields(slot=name, sessions=[text for (text,) in waits_for]),
+                "making the slot waits for transactions that are open; where one stays open, end its session (pg_terminate_backend), or "
+                "commit it or roll it back where it is prepared",
+                extra=fields(slot=name, transactions=waits_for),
             )
         ((lsn,),) = self.run(
             f"making slot {name!r}",
@@ -276,6 +272,18 @@ class Server:
             [name, _PLUGIN],
         )
         return int(lsn)
+
+    def running(self) -> list[str]:
+        """The oldest transactions of the server that write or are prepared, for a message."""
+        rows = self.run(
+            "looking for transactions",
+            "SELECT format('%s (%s), since %s', who, datname, since::timestamptz(0)) FROM ("
+            " SELECT concat_ws(' ', pid::text, application_name), datname::text, xact_start"
+            "  FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()"
+            " UNION ALL SELECT format('prepared %L', gid), database::text, prepared FROM pg_prepared_xacts"
+            ") AS t (who, datname, since) ORDER BY since LIMIT 3",
+        )
+        return [text for (text,) in rows]
 
     def drop(self, slot: str, publication: str) -> list[str]:
         """Drop the slot and the publication; what was there."""
@@ -308,7 +316,8 @@ class Server:
 
     def horizon(self) -> int:
         """A number of transactions: those below it may still be running, later ones have a greater one."""
-        ((xid,),) = self.run("asking for running transactions", "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+        # One of its own: a snapshot's xmax is that behind the last one that ended, and running ones may be newer.
+        ((xid,),) = self.run("asking for running transactions", "SELECT pg_current_xact_id()::text::bigint")
         return int(xid)
 
     def all_ended(self, horizon: int) -> bool:
@@ -324,7 +333,7 @@ class Server:
         with asking(f"asking for types ({self.address})"):
             return converters(own_types(self._session(), own), columns, key)
 
-    def read_rows(self, table: SourceTable, after: Sequence[str] | None) -> Iterator[tuple[str | None, ...]]:
+    def read_rows(self, table: SourceTable, after: Sequence[str] | None) -> Generator[tuple[str | None, ...]]:
         """The rows behind a key, by key, all of one moment: their values as text."""
         from psycopg import sql
 

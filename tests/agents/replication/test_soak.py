@@ -110,7 +110,7 @@ def test_a_million_changes_outlive_ten_readers_and_both_servers(
             database = lambda: end(own_sandbox, own_sandbox.postgres_pid, signal.SIGQUIT)  # noqa: E731  # takes its children along
             results.append(read(own, own.window(chunk_records=CHUNK), rng, 5, [broker, database]))
             writer.join()
-            own.connection = psycopg.connect(url, autocommit=True)  # the former one's server has died
+            own.reconnect()
             results.append(read(own, own.window(chunk_records=CHUNK), rng, 5, [database, broker]))
             for sink, params in (("postgres", {"table": "copy"}), ("iceberg", {"sink": "iceberg", "table": lake.table, "mode": "upsert"})):
                 for result in results:
