@@ -265,7 +265,8 @@ class StreamRecord(_Record, frozen=True, tag="stream"):
     last (its interval ends at ``end``, microseconds since 1970) and reads up to ``until``, or (``timed``) to the first transaction after
     its interval; it is ``open`` until it is finished. ``system``, ``database`` and ``table`` (its oid) tell the log from others,
     ``topic_id`` where it goes. ``behind`` is how many bytes of log were not read yet at ``at`` (milliseconds), ``changed`` (milliseconds)
-    when the newest change that is in was committed.
+    when the newest change that is in was committed. ``key_columns`` are those of the records' keys (none: nothing was written yet), and
+    ``condition`` is what the publication asked of rows (None: not known).
     """
 
     pipeline: str
@@ -291,6 +292,8 @@ class StreamRecord(_Record, frozen=True, tag="stream"):
     behind: int = 0
     changed: int = 0
     at: int = 0
+    key_columns: tuple[str, ...] = ()
+    condition: str | None = None
 
     def key(self) -> str:
         """The record key."""

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -225,7 +225,20 @@ class _Reading:
             self._begin_again(error)
             self.table = server.publish(self.wanted.publication, self.table)
             self._ready_slot(system, database)
+        self._note_condition()
         return True
+
+    def _note_condition(self) -> None:
+        """Say it where other rows are published than before: those that aren't any more stay in copies, and no change tells of others."""
+        before, now = self.stream.condition, self.table.condition
+        if before is not None and before != now:
+            note = (
+                f"publication {self.wanted.publication!r} lets other rows through than before (now: {now or 'all'}; before: "
+                f"{before or 'all'}); those that do not change from now on stay in copies, or are missing there"
+            )
+            self.notes.append(note)
+            log.warning("other rows are published than before", extra=fields(table=self.table.text, before=before, now=now))
+        self._set(condition=now)
 
     def _enter_window(self) -> bool:
         stream, run = self.stream, self.run
@@ -258,6 +271,8 @@ class _Reading:
                 f"table {table.text} was deleted and created again: its old rows are in the topic, and no change says that they are gone; "
                 f"empty the copies, then begin again with a snapshot (factory replicate drop, then run)"
             )
+        if table.identity == "f" and stream.key_columns and set(table.key) != set(stream.key_columns):
+            raise self._key_changed(table.key_columns)  # the log doesn't tell
         topic = self.session.outputs.output
         if topic is not None and stream.topic_id != topic.id:
             if self.session.progress.counts.consumed:
@@ -361,8 +376,26 @@ class _Reading:
 
     def _table(self, described: Described) -> Table:
         named = () if described.identity == "f" else tuple(c.name for c in described.columns if c.key)
-        key = named or self.table.key_columns
+        known = self.stream.key_columns
+        key = named or known or self.table.key_columns
+        if known and (key != known or not {column.name for column in described.columns}.issuperset(key)):
+            self._other_key(named or self.table.key_columns)
+        self._set(key_columns=key)
         return Table(described, self.server.converters(described.columns, key), key)
+
+    def _other_key(self, named: Sequence[str]) -> NoReturn:
+        """Rows are told apart by other columns from here on: the records that are there can't be deleted or replaced."""
+        error, begin = self._key_changed(named), self.begin
+        if not self.live and begin is not None and not self.changes and not self.skip and self.rows:
+            raise _WindowEnds(begin.lsn, f"the window ends at {lsn_text(begin.lsn)}: {error}")
+        raise error
+
+    def _key_changed(self, named: Sequence[str]) -> DataLossError:
+        return DataLossError(
+            f"table {self.table.text}: its key was ({', '.join(self.stream.key_columns)}), and is ({', '.join(named)}) now: no change says "
+            f"what becomes of the rows that are in the topic by the former one; empty the copies, then begin again with a snapshot "
+            f"(factory replicate drop, then run)"
+        )
 
     # The log
 
@@ -464,7 +497,7 @@ class _Reading:
         if not missing:
             return change
         key = table.key_texts(new)
-        row = self.server.row_now(self.table, [table.names[i] for i in missing], [str(text) for text in key])
+        row = self.server.row_now(self.table, [table.names[i] for i in missing], dict(zip(table.key, map(str, key), strict=True)))
         if row is not None:
             return fill(change, dict(zip(missing, row, strict=True)))
         if change.old is not None and table.key_texts(change.old) != key:

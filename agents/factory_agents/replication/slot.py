@@ -362,18 +362,29 @@ class Server:
         )
         return tuple(Column(name, type_, False, modifier) for name, type_, modifier in rows)
 
-    def row_now(self, table: SourceTable, columns: Sequence[str], key: Sequence[str | None]) -> list[str | None] | None:
-        """Columns of a row as it is now, by its key (in the order of ``key_columns``): values as text; None where there is no such row."""
-        from psycopg import sql
+    def row_now(self, table: SourceTable, columns: Sequence[str], key: Mapping[str, str]) -> list[str | None] | None:
+        """Columns of a row as it is now, by its key: values as text; None where there is no such row.
+
+        Raises DataLossError where the table has these columns no more.
+        """
+        from psycopg import errors, sql
 
         query = sql.SQL("COPY (SELECT {} FROM {} WHERE ({}) = ({})) TO STDOUT").format(
             sql.SQL(", ").join(map(sql.Identifier, columns)),
             sql.Identifier(table.schema, table.name),
-            sql.SQL(", ").join(map(sql.Identifier, table.key_columns)),
-            sql.SQL(", ").join(map(sql.Literal, key)),
+            sql.SQL(", ").join(map(sql.Identifier, key)),
+            sql.SQL(", ").join(map(sql.Literal, key.values())),
         )
-        with asking(f"looking a row of {table.text} up ({self.address})"), self._session().cursor().copy(query) as copy:
-            rows = list(copy.rows())
+        try:
+            with asking(f"looking a row of {table.text} up ({self.address})"), self._session().cursor().copy(query) as copy:
+                rows = list(copy.rows())
+        except ConfigurationError as error:
+            if not isinstance(error.__cause__, errors.UndefinedColumn):
+                raise
+            raise DataLossError(
+                f"table {table.text}: an update left {', '.join(columns)} as it was, and a column was dropped or renamed since, so that "
+                f"the value is not known; begin again with a snapshot (factory replicate drop, then run); REPLICA IDENTITY FULL prevents it"
+            ) from error
         return list(rows[0]) if rows else None
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import sql
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, DataLossError
 from tests.agents.replication.test_publish import publish
 from tests.support.replication import CONTRACT, Source
 
@@ -177,4 +180,139 @@ def test_names_in_mixed_case_and_with_signs_are_kept(replicated: Source) -> None
     landed(replicated, columns=CONTRACT["columns"] | {"B%s": "text"})
     replicated.run("UPDATE {} SET a = 2, \"B%s\" = 'z'")
     landed(replicated, columns=CONTRACT["columns"] | {"B%s": "text"})
+    assert replicated.checksum("copy") == replicated.checksum()
+
+
+@pytest.mark.parametrize("change", ["REPLICA IDENTITY USING INDEX other", "DROP CONSTRAINT first, ADD PRIMARY KEY (a)", "RENAME id TO key"])
+def test_a_key_of_other_columns_ends_the_window_and_stops_the_next(replicated: Source, change: str) -> None:
+    replicated.run("DROP TABLE {}")
+    replicated.create("id bigint CONSTRAINT first PRIMARY KEY, a bigint NOT NULL, b text")
+    replicated.run("CREATE UNIQUE INDEX other ON {} (a)")
+    replicated.run("INSERT INTO {} SELECT g, 10 - g, 'x' FROM generate_series(1, 6) g")
+    landed(replicated)
+    replicated.run("UPDATE {} SET id = 14 WHERE id = 4")
+    wanted = replicated.checksum()
+    replicated.run(f"ALTER TABLE {{}} {change}")
+    replicated.run("UPDATE {} SET b = 'y'")
+    last = replicated.replicate()
+    assert "its key was (id)" in last.notes[0]
+    publish(replicated, last)
+    assert replicated.checksum("copy") == wanted
+    with pytest.raises(DataLossError, match="empty the copies"):
+        replicated.replicate()
+
+
+def test_another_primary_key_beside_a_full_identity_is_told_though_the_log_does_not(replicated: Source) -> None:
+    replicated.run("ALTER TABLE {} REPLICA IDENTITY FULL")
+    replicated.run("INSERT INTO {} VALUES (1, 1, 'x')")
+    landed(replicated)
+    replicated.run(f"ALTER TABLE {{}} DROP CONSTRAINT {replicated.table}_pkey, ADD PRIMARY KEY (a)")
+    with pytest.raises(DataLossError, match="its key was"):
+        replicated.replicate()
+    assert replicated.replicate(replicated.window(accept_loss=True)).counts.consumed == 1
+    replicated.run("INSERT INTO {} VALUES (1, 2, 'x')")
+    assert [r.key for r in replicated.records(replicated.replicate())] == [b'{"a":2}']
+
+
+@pytest.mark.parametrize("change", ["RENAME COLUMN b TO c", "DROP COLUMN b"])
+def test_a_large_value_whose_column_is_gone_is_a_loss_that_is_told(replicated: Source, change: str) -> None:
+    replicated.run(EXTERNAL)
+    replicated.run(f"INSERT INTO {{}} VALUES (1, 1, '{LARGE}')")
+    landed(replicated)
+    replicated.run("UPDATE {} SET a = 2")
+    replicated.run(f"ALTER TABLE {{}} {change}")
+    with pytest.raises(DataLossError, match="dropped or renamed"):
+        replicated.replicate()
+
+
+def test_a_filter_that_changed_is_noted_since_rows_stay_in_copies(replicated: Source) -> None:
+    replicated.run("ALTER TABLE {} REPLICA IDENTITY FULL")
+    replicated.run("CREATE PUBLICATION own FOR TABLE {} WHERE (a > 3) WITH (publish_via_partition_root = true)")
+    replicated.params["publication"] = "own"
+    replicated.run("INSERT INTO {} SELECT g, g, 'x' FROM generate_series(1, 8) g")
+    landed(replicated)
+    replicated.run("UPDATE {} SET a = 0 WHERE id = 5")  # out of it
+    replicated.run("UPDATE {} SET a = 9 WHERE id = 1")  # into it
+    replicated.run("UPDATE {} SET id = 20, a = 0 WHERE id = 6")
+    replicated.run("UPDATE {} SET id = 21, a = 9 WHERE id = 2")
+    replicated.run("UPDATE {} SET id = 22 WHERE id = 7")
+    landed(replicated)
+    found = replicated.connection.execute("SELECT id, a FROM copy ORDER BY id").fetchall()
+    assert found == replicated.run("SELECT id, a FROM {} WHERE a > 3 ORDER BY id")
+    replicated.run("ALTER PUBLICATION own SET TABLE {} WHERE (a > 8)")
+    assert "a > 3" in replicated.replicate().notes[0]
+    assert replicated.replicate().notes == ()
+
+
+def test_a_large_key_of_several_columns_is_followed_through_its_changes(replicated: Source) -> None:
+    replicated.run("DROP TABLE {}")
+    replicated.create("id bigint, k text, a bigint, b text, PRIMARY KEY (k, id)")
+    replicated.run("ALTER TABLE {} ALTER COLUMN k SET STORAGE EXTERNAL")
+    replicated.run(EXTERNAL)
+    contract = {"key": ["id", "k"], "columns": CONTRACT["columns"] | {"k": "text"}}
+    replicated.run(f"INSERT INTO {{}} SELECT g, '{LARGE[:2300]}' || g, g, '{LARGE}' FROM generate_series(1, 6) g")
+    landed(replicated, **contract)
+    for change in (
+        "UPDATE {} SET id = 11, a = 7 WHERE id = 1",
+        "UPDATE {} SET k = k || 'z' WHERE id = 2",
+        "UPDATE {} SET id = 13 WHERE id = 3",
+        "DELETE FROM {} WHERE id = 13",
+        "UPDATE {} SET k = k || 'q' WHERE id = 4",
+        "UPDATE {} SET id = 14 WHERE id = 4",
+        "UPDATE {} SET id = 4, k = 'small' WHERE id = 14",
+        "UPDATE {} SET a = 99 WHERE id = 5",
+    ):
+        replicated.run(change)
+    landed(replicated, **contract)
+    query = "SELECT md5(string_agg(concat_ws('|', id, k, a, b), ',' ORDER BY id)) FROM "
+    assert replicated.connection.execute(query + "copy").fetchall() == replicated.run(query + "{}")
+
+
+@pytest.mark.parametrize("identity", ["DEFAULT", "FULL"])
+def test_large_values_whatever_becomes_of_their_rows(replicated: Source, identity: str) -> None:
+    """Swaps and chains of keys, rows made again, several updates of one in a transaction."""
+    chance = random.Random(3)
+    replicated.run(EXTERNAL)
+    replicated.run(f"ALTER TABLE {{}} REPLICA IDENTITY {identity}")
+    replicated.run(f"INSERT INTO {{}} SELECT g, g, g || '{LARGE}' FROM generate_series(1, 9) g")
+    landed(replicated)
+    for _ in range(3):
+        for _ in range(25):
+            with replicated.connection.transaction(force_rollback=chance.random() < 0.15):
+                for _ in range(chance.randrange(1, 6)):
+                    i, j, n = chance.randrange(1, 10), chance.randrange(1, 10), chance.randrange(100)
+                    change = chance.choice(
+                        (
+                            f"UPDATE {{}} SET id = {j} WHERE id = {i} AND NOT EXISTS (SELECT FROM {replicated.table} WHERE id = {j})",
+                            f"UPDATE {{}} SET id = CASE id WHEN {i} THEN -{j} ELSE {i} END WHERE id IN ({i}, -{j})",
+                            f"UPDATE {{}} SET a = a + 1 WHERE id = {i}",
+                            f"DELETE FROM {{}} WHERE id = {i}",
+                            f"UPDATE {{}} SET b = '{n}{LARGE}' WHERE id = {i}",
+                            f"INSERT INTO {{}} VALUES ({i}, 0, '{n}{LARGE}') ON CONFLICT DO NOTHING",
+                        )
+                    )
+                    with suppress(psycopg.errors.UniqueViolation), replicated.connection.transaction():
+                        replicated.run(change)
+        landed(replicated)
+        assert replicated.checksum("copy") == replicated.checksum()
+
+
+def test_a_partition_of_another_identity_and_order_of_columns_is_one_of_the_table(replicated: Source) -> None:
+    replicated.run("DROP TABLE {}")
+    replicated.run("CREATE TABLE {} (id bigint PRIMARY KEY, a bigint, b text) PARTITION BY RANGE (id)")
+    replicated.run("CREATE TABLE low PARTITION OF {} FOR VALUES FROM (0) TO (10)")
+    replicated.run("CREATE TABLE high (b text, id bigint PRIMARY KEY, a bigint)")
+    replicated.run("ALTER TABLE high REPLICA IDENTITY FULL")
+    replicated.run("ALTER TABLE {} ATTACH PARTITION high FOR VALUES FROM (10) TO (20)")
+    for partition in ("low", "high"):
+        replicated.run(f"ALTER TABLE {partition} ALTER COLUMN b SET STORAGE EXTERNAL")
+    replicated.run(f"INSERT INTO {{}} SELECT g, g, g || '{LARGE}' FROM generate_series(1, 19) g")
+    landed(replicated)
+    replicated.run("DELETE FROM {} WHERE id IN (1, 12)")
+    replicated.run("UPDATE {} SET id = 12 WHERE id = 2")
+    replicated.run("UPDATE {} SET id = 1, a = 3 WHERE id = 13")
+    replicated.run("UPDATE {} SET a = a + 1")
+    replicated.run("UPDATE {} SET id = 2 WHERE id = 14")
+    replicated.run("DELETE FROM {} WHERE id = 2")
+    landed(replicated)
     assert replicated.checksum("copy") == replicated.checksum()
