@@ -77,7 +77,7 @@ class _System(Protocol):
     """Where files lie."""
 
     def find(self, source: str) -> list[tuple[str, str]]:
-        """Names and paths of the files that a path or pattern means, sorted."""
+        """Names and paths of the files that a path or pattern means, sorted; a file's name is the same however it is written."""
         ...
 
     def look(self, path: str) -> tuple[int, str]:
@@ -97,12 +97,12 @@ class _LocalSystem:
     def find(self, source: str) -> list[tuple[str, str]]:
         for place in candidates(source):
             if place.exists():
-                return [(source, str(place))]
+                return [(os.path.normpath(source), str(place))]
             if glob.has_magic(source):
                 before = len(str(place)) - len(str(Path(source)))
                 found = [m for m in sorted(glob.glob(str(place), recursive=True)) if not Path(m).is_dir()]  # noqa: PTH207
                 if found:
-                    return [(match[max(0, before) :], match) for match in found]
+                    return [(os.path.normpath(match[max(0, before) :]), match) for match in found]
         if glob.has_magic(source):
             raise ConfigurationError(f"source {source!r}: no file fits this pattern; were the files written yet?")
         resolve_path(source, "source")
@@ -129,7 +129,7 @@ class _ConfinedSystem(_LocalSystem):
 
     def find(self, source: str) -> list[tuple[str, str]]:
         if not glob.has_magic(source):
-            return [(source, str(confined_path(source, "source")))]
+            return [(os.path.normpath(source), str(confined_path(source, "source")))]
         for root in allowed_roots():
             matches = [Path(match) for match in sorted(glob.glob(str(root / source), recursive=True))]  # noqa: PTH207
             for match in matches:

@@ -219,6 +219,18 @@ class TestIdentity:
         assert source(path).identity != before
         assert "volatile" not in before
 
+    @pytest.mark.parametrize("confined", [False, True])
+    def test_a_file_is_the_same_one_however_it_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confined: bool) -> None:
+        """Else its rows are written again."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("FACTORY_INCLUDE", str(tmp_path))
+        (tmp_path / "data").mkdir()
+        write(tmp_path / "data" / "f.jsonl", '{"t":1}')
+        ways = ["data/f.jsonl", "./data/f.jsonl", "data//f.jsonl", "data/./f.jsonl", "data/../data/f.jsonl"]
+        ways += [way.replace("f.", "*.") for way in ways]
+        identities = [FileSource([way], ReadOptions(), confined=confined).identity for way in ways]
+        assert identities == [identities[0]] * len(ways)
+
     def test_options_that_change_what_comes_out_are_in_it_and_the_rate_is_not(self, tmp_path: Path) -> None:
         path = write(tmp_path / "f.jsonl", '{"t":1}')
         assert source(path).identity == source(path, ReadOptions(time_field="t", rate_limit=5)).identity
