@@ -266,7 +266,7 @@ class StreamRecord(_Record, frozen=True, tag="stream"):
     its interval; it is ``open`` until it is finished. ``system``, ``database`` and ``table`` (its oid) tell the log from others,
     ``topic_id`` where it goes. ``behind`` is how many bytes of log were not read yet at ``at`` (milliseconds), ``changed`` (milliseconds)
     when the newest change that is in was committed. ``key_columns`` are those of the records' keys (none: nothing was written yet), and
-    ``condition`` is what the publication asked of rows (None: not known).
+    ``condition`` is what the publication asked of rows (None: not known), ``membership`` the table's place in it.
     """
 
     pipeline: str
@@ -294,6 +294,7 @@ class StreamRecord(_Record, frozen=True, tag="stream"):
     at: int = 0
     key_columns: tuple[str, ...] = ()
     condition: str | None = None
+    membership: str = ""
 
     def key(self) -> str:
         """The record key."""

@@ -218,6 +218,8 @@ class _Reading:
             if self.session.stream is not None:
                 self._check_same(system, database)
             self.table = server.publish(self.wanted.publication, self.table)
+            if self.session.stream is not None:
+                self._check_published()
             self._ready_slot(system, database)
         except DataLossError as error:
             if not self.run.accept_loss or self.session.stream is None:
@@ -227,6 +229,16 @@ class _Reading:
             self._ready_slot(system, database)
         self._note_condition()
         return True
+
+    def _check_published(self) -> None:
+        """The table must not have been out of the publication meanwhile; other columns or rows are put into it in one step."""
+        was, now, condition = self.stream.membership.split(), self.table.membership.split(), self.stream.condition
+        again = was and (was[0] != now[0] or (was[1] != now[1] and (was[2], condition) == (now[2], self.table.condition)))
+        if again:
+            raise DataLossError(
+                f"publication {self.wanted.publication!r} was made again, or table {self.table.text} was taken out of it and put back: "
+                f"changes in between are not in the log; begin again with a snapshot (factory replicate drop, then run)"
+            )
 
     def _note_condition(self) -> None:
         """Say it where other rows are published than before: those that aren't any more stay in copies, and no change tells of others."""
@@ -238,7 +250,7 @@ class _Reading:
             )
             self.notes.append(note)
             log.warning("other rows are published than before", extra=fields(table=self.table.text, before=before, now=now))
-        self._set(condition=now)
+        self._set(condition=now, membership=self.table.membership)
 
     def _enter_window(self) -> bool:
         stream, run = self.stream, self.run

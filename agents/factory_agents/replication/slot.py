@@ -67,7 +67,8 @@ def session(database: Database, *, replication: bool = False) -> psycopg.Connect
 
 class SourceTable(msgspec.Struct, frozen=True):
     """The table whose changes are read. ``key`` are the columns that tell its rows apart, in their index's order; ``identity`` as in
-    ``pgoutput.Described``; ``condition`` is SQL that holds for the rows that are published.
+    ``pgoutput.Described``; ``condition`` is SQL that holds for the rows that are published; ``membership`` are the publication's oid, that
+    of the table's place in it, and the columns that it names, or ``-``.
     """
 
     oid: int
@@ -77,6 +78,7 @@ class SourceTable(msgspec.Struct, frozen=True):
     key: tuple[str, ...]
     columns: tuple[str, ...]
     condition: str = ""
+    membership: str = ""
 
     @property
     def key_columns(self) -> tuple[str, ...]:
@@ -218,12 +220,14 @@ class Server:
     def _published(self, publication: str, table: SourceTable) -> SourceTable:
         rows = self.run(  # as JSON: PostgreSQL 14 has neither
             f"looking at what publication {publication!r} holds of table {table.text}",
-            "SELECT to_jsonb(t) -> 'attnames', to_jsonb(t) ->> 'rowfilter' FROM pg_publication_tables t"
-            " WHERE pubname = %s AND schemaname = %s AND tablename = %s",
-            [publication, table.schema, table.name],
+            "SELECT to_jsonb(t) -> 'attnames', to_jsonb(t) ->> 'rowfilter',"
+            " concat_ws(' ', p.oid, coalesce(r.oid, p.oid), coalesce(replace(to_jsonb(r) ->> 'prattrs', ' ', ','), '-'))"
+            " FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = %s::oid"
+            " LEFT JOIN pg_publication_tables t ON t.pubname = p.pubname AND schemaname = %s AND tablename = %s WHERE p.pubname = %s",
+            [table.oid, table.schema, table.name, publication],
         )
-        ((names, condition),) = rows or [(None, None)]
-        published = msgspec.structs.replace(table, columns=tuple(names or table.columns), condition=condition or "")
+        ((names, condition, membership),) = rows or [(None, None, "")]
+        published = msgspec.structs.replace(table, columns=tuple(names or table.columns), condition=condition or "", membership=membership)
         if missing := [name for name in table.key if name not in published.columns]:
             raise ConfigurationError(
                 f"publication {publication!r} leaves out {', '.join(missing)} of table {table.text}: publish all columns of the key"

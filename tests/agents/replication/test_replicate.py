@@ -332,6 +332,19 @@ class TestALoss:
         replicated.connection.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", [replicated.slot])
         self.again(replicated, "was read by somebody else")
 
+    def test_of_changes_while_the_publication_was_gone(self, replicated: Source) -> None:
+        ((publication,),) = replicated.run("SELECT pubname FROM pg_publication")
+        replicated.run(f'DROP PUBLICATION "{publication}"')
+        replicated.run("INSERT INTO {} VALUES (2, 2, 'lost')")
+        self.again(replicated, "was made again")
+
+    def test_of_changes_while_the_table_was_out_of_it(self, replicated: Source) -> None:
+        ((publication,),) = replicated.run("SELECT pubname FROM pg_publication")
+        replicated.run(f'ALTER PUBLICATION "{publication}" DROP TABLE {{}}')
+        replicated.run("INSERT INTO {} VALUES (2, 2, 'lost')")
+        replicated.run(f'ALTER PUBLICATION "{publication}" ADD TABLE {{}}')
+        self.again(replicated, "taken out of it")
+
     def test_of_the_table(self, replicated: Source) -> None:
         replicated.run("DROP TABLE {}")
         replicated.create()

@@ -244,6 +244,18 @@ def test_a_filter_that_changed_is_noted_since_rows_stay_in_copies(replicated: So
     assert replicated.replicate().notes == ()
 
 
+def test_other_columns_are_published_from_a_change_on(replicated: Source) -> None:
+    replicated.run(EXTERNAL)
+    replicated.run("CREATE PUBLICATION own FOR TABLE {} (id, a) WITH (publish_via_partition_root = true)")
+    replicated.params["publication"] = "own"
+    replicated.run(f"INSERT INTO {{}} VALUES (1, 1, '{LARGE}')")
+    replicated.replicate()
+    replicated.run("UPDATE {} SET a = 2")
+    replicated.run("ALTER PUBLICATION own SET TABLE {} (id, b)")
+    replicated.run("UPDATE {} SET a = 3")
+    assert [after for _, _, after in replicated.changes(replicated.replicate())] == [{"id": 1, "a": 2}, {"id": 1, "b": LARGE}]
+
+
 def test_a_large_key_of_several_columns_is_followed_through_its_changes(replicated: Source) -> None:
     replicated.run("DROP TABLE {}")
     replicated.create("id bigint, k text, a bigint, b text, PRIMARY KEY (k, id)")
