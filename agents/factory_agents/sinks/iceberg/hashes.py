@@ -71,8 +71,9 @@ def met_again(hashes: pa.Array) -> pa.Array:
 
 
 def comes_again(values: pa.Array) -> pa.Array:
-    """Those values that were there before, looked up one by one; never null."""
+    """Those values that were there before, looked up one by one; null is none."""
     import pyarrow.compute as pc
 
+    values = values.drop_null()
     seen = values.dictionary_encode().indices  # each new one counts on
     return values.slice(1).filter(pc.less_equal(seen.slice(1), pc.cumulative_max(seen).slice(0, max(len(seen) - 1, 0))))

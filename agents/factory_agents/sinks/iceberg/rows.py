@@ -185,7 +185,7 @@ def newest(keys: Keys) -> pa.Array | None:
         return None
     order = pc.sort_indices(pa.table({"key": keys.keys, "rank": keys.ranks}), sort_keys=[("key", "ascending"), ("rank", "descending")])
     ordered = keys.keys.take(order)
-    first = pc.not_equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0)))
+    first = pc.fill_null(pc.not_equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0))), True)  # null is no other's key
     chosen = order.filter(pa.concat_arrays([pa.array([True]), first]))
     return chosen.take(pc.sort_indices(chosen))
 

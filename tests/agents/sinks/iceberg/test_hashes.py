@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from factory_agents.runtime.ledger_sink import RANK
 from factory_agents.sinks.iceberg import rows
-from factory_agents.sinks.iceberg.hashes import comes_again, hashes_of, met_again
+from factory_agents.sinks.iceberg.hashes import _ODD, comes_again, hashes_of, met_again
 from factory_agents.sinks.iceberg.rows import has_twice, joined, keys_of, newest
 
 ALIKE = ["", "\0", "a", "a\0", "b" * 8, "b" * 8 + "\0", *("c" * n for n in (63, 64, 65)), "c" * 64 + "\0", *("d" * 200 + n for n in "12")]
@@ -92,13 +92,41 @@ def test_a_hash_is_of_the_text_alone(texts: list[str | None]) -> None:
     assert len({found for found, _ in stripped}) == len(stripped)
 
 
-def test_null_is_no_key() -> None:
-    """The reader lets none through; two of them are not one key."""
-    names, ranks = ["k"], pa.array([b"1", b"2", b"3"], pa.large_binary())
-    for of in (pa.large_string(), pa.int64()):
-        assert not has_twice([keys_of(pa.table([pa.array([None, None, None], of), ranks], [*names, RANK]), names)])
-    some = pa.array(["a", None, "a"], pa.large_string())
-    assert has_twice([keys_of(pa.table([some, ranks], [*names, RANK]), names)])
+@pytest.mark.parametrize(
+    ("keys", "kept"),
+    [
+        ([None, None, None], None),
+        (["1", None, "1"], [1, 2]),
+        ([None, None, "1", "1"], [0, 1, 3]),
+        (["", None, "", None], [1, 2, 3]),
+    ],
+)
+@pytest.mark.parametrize("of", [pa.large_string(), pa.large_binary(), pa.int64()])
+@pytest.mark.parametrize("composite", [False, True])
+def test_null_is_no_key(keys: list[str | None], kept: list[int] | None, of: pa.DataType, composite: bool) -> None:
+    """The reader lets none through. Two of them are not one key, and hide nobody else's."""
+    values = [int(key or 0) if key is not None and pa.types.is_integer(of) else key for key in keys]
+    column = pa.array([value.encode() if isinstance(value, str) and of == pa.large_binary() else value for value in values], of)
+    more = {"more": pa.repeat("x", len(keys)).cast(pa.large_string())} if composite else {}
+    ranks = pa.array([bytes([n]) for n in range(len(keys))], pa.large_binary())
+    found = keys_of(pa.table({"k": column, **more, RANK: ranks}), ["k", *more])
+    assert has_twice([found]) == (kept is not None)
+    chosen = newest(found)
+    assert (chosen if chosen is None else chosen.to_pylist()) == kept
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_keys_made_to_share_one_hash_are_told_apart(twice: bool) -> None:
+    """The hash's arithmetic is public: any number of keys of two words can be made to share one."""
+    keys = [(-_ODD * n % 2**64).to_bytes(8, "little") + n.to_bytes(8, "little") for n in range(50_000)]
+    keys += keys[7:8] * twice
+    column = pa.array(keys, pa.large_binary())
+    assert len(hashes_of(column).unique()) == 1
+    ranks = pa.array([n.to_bytes(4, "big") for n in range(len(keys))], pa.large_binary())
+    found = keys_of(pa.table({"k": column, RANK: ranks}), ["k"])
+    assert has_twice([found]) == twice
+    chosen = newest(found)
+    assert (chosen if chosen is None else chosen.to_pylist()) == ([n for n in range(50_001) if n != 7] if twice else None)
 
 
 def test_many_texts_have_a_hash_each() -> None:
