@@ -279,7 +279,7 @@ class _Publication:
         sink, text = self._sink, self.known  # others may have landed since: the first try finds out
         for pause in pauses(self._timeout):
             failure = self._try(text, rejected)
-            text = _asked(sink, lambda: sink.read(self._key)) or ""
+            text = self._read_after(failure)
             entry = ledger.read_entry(text or None, sink.table)
             done = ledger.landed(entry, self._number)
             if done is not None:
@@ -287,6 +287,15 @@ class _Publication:
             ledger.check_claim(entry, self._claim, self._number, sink.table)
             _wait(pause, failure)
         raise UnavailableError(f"publishing to {sink.table}: other publishers kept interfering; retry")
+
+    def _read_after(self, failure: FactoryError | None) -> str:
+        """The entry after a landing; where it cannot be read, why that one failed is told first."""
+        try:
+            return _asked(self._sink, lambda: self._sink.read(self._key)) or ""
+        except (UnavailableError, RaisedError) as unasked:
+            if failure is None:
+                raise
+            raise UnavailableError(f"{failure}; and then the ledger could not be asked whether it landed: {unasked}") from failure
 
     def _try(self, text: str, rejected: int) -> FactoryError | None:
         """One landing; what went wrong, if the ledger says that it wasn't made."""

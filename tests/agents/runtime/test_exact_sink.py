@@ -96,6 +96,25 @@ def publish(sink: Any, rows: list[Any], **changes: Any) -> Any:
         sink.close()
 
 
+@pytest.mark.parametrize("unasked", [UnavailableError("no answer"), sqlite3.OperationalError("locked")], ids=["ours", "theirs"])
+def test_why_a_landing_failed_is_told_though_the_ledger_cannot_be_asked_then(tmp_path: Path, unasked: Exception) -> None:
+    class Sink(DocumentedSink):  # type: ignore[misc]
+        failed = False
+
+        def land(self, landing: Any) -> Figures:
+            self.failed = True
+            raise SinkError("no such column")
+
+        def read(self, key: str) -> str | None:
+            if self.failed:
+                raise unasked
+            found: str | None = super().read(key)
+            return found
+
+    with pytest.raises(UnavailableError, match=r"no such column; and then the ledger could not be asked .*(no answer|locked)"):
+        publish(exact(Sink(str(tmp_path / "db")), load_contract(CONTRACT)), at([event("a")]))
+
+
 @pytest.mark.parametrize("done", [False, True], ids=["request lost", "answer lost"])
 @pytest.mark.parametrize("error", [UnavailableError("gone"), sqlite3.OperationalError("locked")], ids=["ours", "theirs"])
 def test_whatever_call_fails_the_rows_are_there_once(tmp_path: Path, database: sqlite3.Connection, done: bool, error: Exception) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from factory_agents.contracts import TableSpec
-from factory_agents.errors import ConfigurationError, SinkError
+from factory_agents.errors import ConfigurationError, SinkError, UnavailableError
 from factory_agents.runtime.ledger_sink import ChangedError, Landing, LedgerSink, Part
 from factory_agents.runtime.rank import window_start
 from factory_agents.runtime.sink_ledger import Figures
@@ -224,7 +224,12 @@ class BigQuerySink(LedgerSink):
         except SinkError as error:
             if statements.MOVED in str(error):
                 return None
-            self._check_unchanged()
+            try:
+                self._check_unchanged()
+            except UnavailableError as unasked:  # the table may have changed: a retry finds out
+                raise UnavailableError(f"{error}; and then its table could not be looked at: {unasked}") from error
+            except ConfigurationError:  # it says nothing of why the landing failed
+                raise error from None
             raise
         log.info("landed", extra=fields(table=table.text, bytes_read=read))
         return statements.FIGURES

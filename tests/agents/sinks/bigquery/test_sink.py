@@ -104,6 +104,29 @@ class TestOneWindow:
         bench.publish(at([event("a")]))
         assert bench.rows() == {"a": "x"}
 
+    @pytest.mark.parametrize(
+        ("unasked", "ours", "says"),
+        [
+            (UnavailableError("no answer"), UnavailableError, "no_such_function.*could not be looked at: no answer"),
+            (ConfigurationError("no right to look"), SinkError, "no_such_function"),
+        ],
+    )
+    def test_why_a_landing_failed_is_told_though_the_table_cannot_be_looked_at_then(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, unasked: FactoryError, ours: type[FactoryError], says: str
+    ) -> None:
+        def fails(*_: Any) -> None:
+            raise unasked
+
+        sink = bench.sink()
+        sink.claim(bench.claim())
+        sink.write(at([event("a")]))
+        monkeypatch.setattr(exact_sink, "pauses", lambda _: iter([None]))
+        monkeypatch.setattr(sinks.statements, "landing", lambda *_, **__: "SELECT no_such_function()")
+        before_the_landing(monkeypatch, lambda: monkeypatch.setattr(Warehouse, "table", fails))
+        with pytest.raises(ours, match=says):
+            sink.commit(rejected=0)
+        assert bench.rows() == {}
+
     def test_a_successor_in_a_table_made_again_after_it_was_looked_at_keeps_its_rows(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
