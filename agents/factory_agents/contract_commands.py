@@ -183,6 +183,7 @@ def try_(
     """
     from factory_agents import trial
     from factory_agents.contracts import judge, load_contract
+    from factory_agents.kafka.record_times import why_empty
     from factory_agents.protocol import Interval
     from factory_agents.runtime.loading import working_directory_first
 
@@ -201,9 +202,12 @@ def try_(
     with working_directory_first():
         report = trial.try_contract(loaded, batches, interval)
     verdict = judge(report, fail_if or ())
+    hint = why_empty(config, topic, interval) if interval and not report["rows"] else ""
     if console.wants_json(json):
-        console.print_json({**report, "checks": verdict.checks, "outcome": verdict.outcome})
+        console.print_json({**report, "checks": verdict.checks, "outcome": verdict.outcome, "notes": [hint] * bool(hint)})
     else:
+        if hint:
+            console.say(hint, "yellow")
         for line in verdict.lines:
             console.say(line.text, {"fail": "red", "warn": "yellow"}.get(line.outcome, ""))
     raise typer.Exit(1 if verdict.outcome == "fail" else 0)

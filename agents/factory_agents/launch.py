@@ -20,6 +20,7 @@ from factory_agents.kafka.ledger import Ledger, StageRecord
 from factory_agents.kafka.messages import readable_headers
 from factory_agents.kafka.pruner import RETENTION
 from factory_agents.kafka.reader import WRITER_HEADER, WindowReader
+from factory_agents.kafka.record_times import why_empty
 from factory_agents.kafka.routes import check_version, shadow_group
 from factory_agents.kafka.shadow_group import other_writer
 from factory_agents.kafka.topics import Cluster, check_window_topic
@@ -260,9 +261,15 @@ def run_agent_over_window(context: RunContext, agent: str, settings: AgentSettin
     given = read_window(settings.window, settings.shard) if settings.window else None
     if settings.out_topic:
         Cluster(context.config).topic(settings.out_topic)
-    if given is None and agent not in _SOURCES:
-        given = stage_input(_window(context.config, agent, settings), settings.shard)
-    return execute(context, make_run(agent, settings, given))
+    if given is not None or agent in _SOURCES:
+        return execute(context, make_run(agent, settings, given))
+    given = stage_input(_window(context.config, agent, settings), settings.shard)
+    done = execute(context, make_run(agent, settings, given))
+    interval = given.window.interval
+    if interval is None or given.shard.of > 1 or done.counts.consumed:
+        return done
+    hint = why_empty(context.config, settings.in_topic, interval)
+    return msgspec.structs.replace(done, notes=(*done.notes, hint)) if hint else done
 
 
 def _in_the_shadow(config: KafkaConfig, settings: AgentSettings) -> AgentSettings:

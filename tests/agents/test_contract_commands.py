@@ -158,5 +158,7 @@ def test_test_reads_the_last_records_of_a_topic_or_a_window_of_it(factory: Comma
     since, until = (now - timedelta(hours=2)).isoformat(), (now - timedelta(hours=1)).isoformat()
     report = factory.ok("contracts", "test", "c.yaml", "--topic", window.topic, "--since", since, "--until", until).data
     assert (report["rows"], report["window_end"] is None) == (0, False)
+    assert len(report["notes"]) == 1
+    assert f"topic '{window.topic}' has no records from {since} to {until}: those that it holds are of " in report["notes"][0]
     assert runs.cluster.high_watermark(window.topic, range(4)) == before
     assert json.loads(factory("windows", "--json").out) == []

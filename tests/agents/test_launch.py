@@ -77,3 +77,20 @@ def test_a_dry_run_over_an_overlapping_interval_names_the_way_on(runs: Runs) -> 
         run_agent_over_window(RunContext(runs.config), MARK, settings(runs, source, output, **overlapping))
     other = run_agent_over_window(RunContext(runs.config), MARK, settings(runs, source, output, pipeline="try", **overlapping))
     assert other.counts.consumed == 5
+
+
+def test_an_interval_without_records_says_what_times_the_topic_holds(runs: Runs) -> None:
+    """Whoever asks by the times of events, where records bear those of their arrival, reads nothing."""
+    source, output = runs.topic("in"), runs.topic("out")
+    first, last = (datetime.now(UTC).replace(microsecond=0) - timedelta(hours=n) for n in (6, 4))  # younger than any retention
+    for value, moment in zip(events(2), (first, last), strict=True):
+        runs.produce(source, [value], partition=0, timestamp=int(moment.timestamp() * 1000))
+    by_event = {"since": datetime(2018, 6, 5, 8, tzinfo=UTC), "until": datetime(2018, 6, 5, 9, tzinfo=UTC)}
+    says = f"those that it holds are of {first.isoformat()} to {last.isoformat()}. --since and --until go by"
+    for more in ({"dry_run": True}, {}, {}):
+        done = run_agent_over_window(RunContext(runs.config), MARK, settings(runs, source, output, **by_event, **more))
+        assert done.counts.consumed == 0
+        assert says in " ".join(done.notes)
+    held = {"since": first, "until": last + timedelta(hours=1)}
+    done = run_agent_over_window(RunContext(runs.config), MARK, settings(runs, source, output, **held))
+    assert (done.counts.consumed, done.notes) == (2, ())
