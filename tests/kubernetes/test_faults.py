@@ -47,8 +47,9 @@ def test_a_pod_out_of_memory(one: OneAgent) -> None:
 
 
 def test_a_pod_that_fills_its_disk(one: OneAgent) -> None:
-    """The kubelet looks when it has the time to: until then the first try is at its first event."""
-    body = ("import os, time", "if os.environ['TRY'] == '1':", "    open('/tmp/x', 'wb').write(bytes(150_000_000))", "    time.sleep(240)")
+    """The kubelet looks when it has the time to: until then the first try waits in its first event."""
+    fill = ("    open('/tmp/x', 'wb').write(bytes(150_000_000))", "    threading.Event().wait()")
+    body = ("import os, threading", "if os.environ['TRY'] == '1':", *fill)
     storage = 'limits={"ephemeral-storage": "100Mi", "memory": "1Gi"}'
     outcome = one.run(*body, arguments=f"{TRY}, container_resources=k8s.V1ResourceRequirements({storage})", events=100)
     one.assert_exact(outcome, tries=2)

@@ -232,9 +232,12 @@ class _Reading:
 
     def _check_published(self) -> None:
         """The table must not have been out of the publication meanwhile; other columns or rows are put into it in one step."""
-        was, now, condition = self.stream.membership.split(), self.table.membership.split(), self.stream.condition
-        again = was and (was[0] != now[0] or (was[1] != now[1] and (was[2], condition) == (now[2], self.table.condition)))
-        if again:
+        if not self.stream.membership:
+            return  # not known yet
+        publication, place, names = self.stream.membership.split()
+        publication_now, place_now, names_now = self.table.membership.split()
+        asks_the_same = (names, self.stream.condition) == (names_now, self.table.condition)
+        if publication != publication_now or (place != place_now and asks_the_same):
             raise DataLossError(
                 f"publication {self.wanted.publication!r} was made again, or table {self.table.text} was taken out of it and put back: "
                 f"changes in between are not in the log; begin again with a snapshot (factory replicate drop, then run)"
@@ -404,9 +407,9 @@ class _Reading:
 
     def _key_changed(self, named: Sequence[str]) -> DataLossError:
         return DataLossError(
-            f"table {self.table.text}: its key was ({', '.join(self.stream.key_columns)}), and is ({', '.join(named)}) now: no change says "
-            f"what becomes of the rows that are in the topic by the former one; empty the copies, then begin again with a snapshot "
-            f"(factory replicate drop, then run)"
+            f"table {self.table.text}: its key was ({', '.join(self.stream.key_columns)}), and is ({', '.join(named)}) now: later "
+            f"changes can neither replace nor delete rows that are in the topic under the old key; empty the copies, then begin again "
+            f"with a snapshot (factory replicate drop, then run)"
         )
 
     # The log
