@@ -29,6 +29,11 @@ RELATIONS = """
           FROM (SELECT {oid}::oid AS oid UNION SELECT relid FROM pg_catalog.pg_partition_tree({oid}::oid::regclass)) AS r
           WHERE pg_relation_filenode(r.oid) IS NOT NULL)
 """
+# And the columns that are written, by their numbers: one that was dropped and added again has another, and is empty.
+_COLUMNS = """
+    ARRAY(SELECT format('%s/column %s', attrelid, attnum) FROM pg_catalog.pg_attribute
+          WHERE attrelid = {oid}::oid AND attname = ANY ({columns}) AND NOT attisdropped)
+"""
 _SAME_TABLE = "(relations IS NULL OR relations <@ {relations})"
 _COMMITTED = "committed_at IS NOT NULL"
 # Those who publish now, found by the lock that each holds: only sessions of our own role, which we may end.
@@ -93,13 +98,14 @@ class Ledger:
             "epoch": claim.epoch,
             "target": table.identifier,
             "oid": table.oid,
+            "columns": [column.name for column in table.columns],
         }
         self._tracked = table.tracked
         conditions = {
             "this_window": _THIS_WINDOW,
             "this_shard": _THIS_SHARD,
             "this_plan": _THIS_PLAN,
-            "relations": RELATIONS,
+            "relations": f"({RELATIONS} || {_COLUMNS})",
             "same_table": _SAME_TABLE,
         }
         for name, condition in conditions.items():

@@ -224,6 +224,17 @@ class TestATableThatIsNoLongerTheOne:
         assert bench.rows() == {"a": "1", "b": "2"}
         assert bench.publish(at(TWO), fingerprint="f").reused
 
+    @pytest.mark.parametrize("rename", [False, True], ids=["dropped", "renamed"])
+    def test_by_a_column_that_was_made_again(self, bench: Bench, rename: bool) -> None:
+        bench.publish(at(TWO), fingerprint="f")
+        self.run(bench, "ALTER TABLE {t} ADD COLUMN theirs text; ALTER TABLE {t} DROP COLUMN theirs")
+        assert bench.publish(at(TWO), fingerprint="f").reused
+        self.run(bench, f"ALTER TABLE {{t}} {'RENAME value TO former' if rename else 'DROP value'}; ALTER TABLE {{t}} ADD value text")
+        outcome = bench.publish(at(TWO), fingerprint="f")
+        assert (outcome.reused, outcome.written, outcome.removed) == (False, 2, 0)
+        assert bench.rows() == {"a": "1", "b": "2"}
+        assert bench.publish(at(TWO), fingerprint="f").reused
+
     def test_nor_by_rows_of_other_windows(self, bench: Bench) -> None:
         bench.publish(at(TWO), window=W1, fingerprint="f")
         bench.publish(at([event("c")]), window=W2, fingerprint="f")
