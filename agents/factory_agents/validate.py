@@ -19,6 +19,7 @@ from factory_agents.kafka.messages import Message
 from factory_agents.params import read_params
 from factory_agents.protocol import AgentRun, Counts
 from factory_agents.runtime.agents import Output, Reject, decode_event
+from factory_agents.runtime.numbers import Digits, hold_long_numbers
 from factory_agents.sources.members import read_members
 
 __all__ = ["ValidateParams", "ValidateTransform", "build"]
@@ -94,6 +95,7 @@ class ValidateTransform:
         )
         self._may_miss = run is not None and run.accept_loss  # what was consumed may be gone when a resumed run reads it again
         self._decode = msgspec.json.Decoder().decode
+        self._digits = Digits()
         self._check = contract.checker(self._members)
         self._read_time = contract.time_reader()
         self._refuses_doubled_keys = contract.duplicate_keys == "refuse"
@@ -153,6 +155,7 @@ class ValidateTransform:
 
     def _take_plain(self, places: Sequence[int], messages: Sequence[Message], outputs: list[Output], times: list[int | None]) -> None:
         decode, check, read_time, time = self._decode, self._check, self._read_time, self.contract.time
+        may_be_long = self.contract.weighs_numbers and hold_long_numbers([messages[i].value() for i in places])
         explain, members = self.contract.violations, self._members
         passed_over = self._fast is not None  # what the fast path didn't take is most likely bad
         events: list[dict[str, Any]] = []
@@ -162,8 +165,9 @@ class ValidateTransform:
             broken: Sequence[Violation] = ()
             try:
                 event = decode(outputs[i])  # type: ignore[arg-type]
-                if passed_over:
-                    valid = type(event) is dict and not (broken := explain(event, members))
+                exact = self._digits.exact(outputs[i], event) if may_be_long else None  # type: ignore[arg-type]
+                if passed_over or exact is not None:
+                    valid = type(event) is dict and not (broken := explain(event, members, exact))
                 else:
                     valid = type(event) is dict and check(event)
                 if valid and time is not None:

@@ -71,6 +71,55 @@ def test_a_rule_that_cannot_be_decided_is_named(rule: str) -> None:
     assert validate.finish(Counts(consumed=1))["rules"] == {"by_name": 1, "other": 0}
 
 
+@pytest.mark.parametrize("closed", [False, True], ids=["validator", "fast path"])
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "integer"}, "9007199254740993.0", "9007199254740993.5"),
+        ({"type": "number", "maximum": 0.1}, "0.1", "0.10000000000000000001"),
+        ({"type": "number", "minimum": 100}, "100.0", "99.99999999999999999"),
+        ({"type": "number", "exclusiveMaximum": 1}, "0.99999999999999999999", "1.0"),
+        ({"type": "number", "exclusiveMinimum": 2**53}, "9007199254740992.5", "9007199254740992.0"),
+        ({"type": ["number", "null"], "multipleOf": 0.01}, "12345678901234567.89", "12345678901234567.895"),
+        ({"const": 0.1}, "0.10", "0.10000000000000000001"),
+        ({"enum": [9007199254740993, 0.5]}, "9007199254740993.0", "9007199254740992.0"),
+        ({"uniqueItems": True}, "[0.1, 0.10000000000000000001]", "[0.10000000000000000001, 0.100000000000000000010]"),
+        ({"type": "array", "items": {"type": "number", "maximum": 5}}, "[5.0]", "[5.0000000000000000001]"),
+        ({"properties": {"b": {"multipleOf": 3}}}, '{"b": 9007199254740993.0}', '{"b": 9007199254740994.0}'),
+    ],
+)  # fmt: skip
+def test_a_schema_sees_all_digits_of_a_number(schema: dict[str, Any], good: str, bad: str, closed: bool) -> None:
+    contract = {"name": "e", "id": None, "schema": {"type": "object", "properties": {"n": schema}, "additionalProperties": not closed}}
+    more = "" if closed else ', "more": 1'
+    good_one, bad_one = (f'{{"n": {n}{more}}}'.encode() for n in (good, bad))
+    outputs = build({"contract": contract}, RUN).process([message(good_one), message(bad_one, 1)])
+    assert outputs[0] == good_one
+    assert isinstance(outputs[1], Reject)
+    assert outputs[1].rule == "schema:n" if not bad.startswith("{") else "schema"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: e\nid: null\nschema: {properties: {n: {maximum: %s}}}\n",
+        '{"name":"e","id":null,"schema":{"properties":{"n":{"maximum":%s}}}}',
+    ],
+)
+def test_a_contract_keeps_all_digits_of_its_numbers(text: str) -> None:
+    validate = build({"contract": text % "99999999999999999.99"}, RUN)
+    outputs = validate.process([message(b'{"n": 99999999999999999.99}'), message(b'{"n": 100000000000000000}', 1)])
+    assert isinstance(outputs[0], bytes)
+    assert isinstance(outputs[1], Reject)
+    assert outputs[1].reason == "n: expected at most 99999999999999999.99, got 100000000000000000"
+
+
+def test_a_rule_sees_the_float_of_a_number_with_more_digits() -> None:
+    contract = {"name": "e", "id": None, "rules": {"r": "n * 2.5 > 1"}, "schema": {"properties": {"n": {"maximum": 9}}}}
+    validate = build({"contract": contract}, RUN)
+    value = b'{"n": 0.123456789012345678901234567890e1}'
+    assert validate.process([message(value)]) == [value]
+
+
 def test_outputs_keep_the_order_of_the_messages() -> None:
     values = [b'{"event_id":"%d"%s}' % (i, b',"added":-1' if i % 3 == 0 else b"") for i in range(10)]
     outputs = transform().process([message(v, i) for i, v in enumerate(values)])

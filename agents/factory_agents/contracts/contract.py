@@ -185,16 +185,21 @@ class Contract:
         """Turns a value of the time field into microseconds since 1970 UTC, None into None; it raises ValueError for no time."""
         return self._read_time
 
+    @property
+    def weighs_numbers(self) -> bool:
+        """Whether the schema says of some number more than that it is one."""
+        return self._schema.weighs_numbers
+
     def event_time(self, event: Mapping[str, Any]) -> int | None:
         """When an event happened: microseconds since 1970 UTC (as is text without a zone), or None. Raises ValueError for no time."""
         return None if self.time is None else self._read_time(event.get(self.time))
 
-    def violations(self, event: Any, members: Members | None = None) -> tuple[Violation, ...]:
+    def violations(self, event: Any, members: Members | None = None, exact: Any = None) -> tuple[Violation, ...]:
         """Every rule that an event breaks, with path, what was expected and what came: none for a valid event.
 
-        ``members``: see ``checker``.
+        ``members``: see ``checker``. ``exact`` is the event with decimals, where a float doesn't hold every digit of its numbers.
         """
-        broken = self._schema.violations(event)
+        broken = self._schema.violations(event if exact is None else exact)
         if not isinstance(event, dict):
             return tuple(broken) or (Violation("schema", f"the event: expected object, got {show(event)}"),)
         fits = not broken

@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 import yaml
 
+from factory_agents.contracts.digits import exact_number
 from factory_agents.contracts.json_text import MOST_DEPTH, JsonError, JsonReader
 from factory_agents.errors import ContractError
 from factory_agents.text import did_you_mean, one_of
@@ -37,10 +39,13 @@ _COPIES = 10_000
 """How many values aliases may repeat: a text of some hundred bytes can mean more than any memory holds."""
 
 
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
 def show(value: Any, limit: int = 60) -> str:
     """A value as JSON for a message, cut to ``limit`` characters."""
     try:
-        text = msgspec.json.encode(value).decode()
+        text = _encode(value).decode()
     except (TypeError, ValueError, msgspec.MsgspecError):
         text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -175,7 +180,12 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
 
 
+def _decimal(dumper: yaml.SafeDumper, number: Decimal) -> yaml.ScalarNode:
+    return dumper.represent_scalar(f"{_TAG}float", str(number))
+
+
 _Dumper.add_representer(str, _text)
+_Dumper.add_representer(Decimal, _decimal)
 
 
 def dump_yaml(data: Any) -> str:
@@ -351,7 +361,7 @@ class _YamlReader:
             if kind == "bool":
                 return text.lower() == "true"
             if kind in ("int", "float"):
-                number = int(text) if kind == "int" else float(text)
+                number: Any = int(text) if kind == "int" else exact_number(text)
                 if abs(number) < float("inf"):
                     return number
                 raise ValueError

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from factory_agents.contracts.digits import only_same
 from factory_agents.contracts.expressions import Expression, compile_batch
 from factory_agents.contracts.schema import Schema
 from factory_agents.contracts.wording import REMARKS, TOP
@@ -89,7 +90,7 @@ def compile_fast(
     checks += [(names[name], contains) for name, contains in members.items()]
     event = types.struct(fields, names)
     try:
-        decode = msgspec.json.Decoder(event).decode
+        decode = msgspec.json.Decoder(event, float_hook=only_same if types.exact else None).decode
     except (TypeError, ValueError) as error:
         raise NotFast(str(error).splitlines()[0]) from error
     texts = [name for name in whole.get("required", ()) if _kinds(properties[name]) == frozenset({"string"})]
@@ -116,6 +117,8 @@ class _Types:
 
     def __init__(self, part: Callable[[Sequence[str]], Validator]) -> None:
         self._part = part
+        self.exact = False
+        """Whether numbers of fields of any type must be the same as floats: what checks them would see others."""
 
     def struct(self, fields: Sequence[Any], names: Mapping[str, str]) -> Any:
         rename = {attribute: name for name, attribute in names.items()}
@@ -137,7 +140,9 @@ class _Types:
             raise NotFast(f"the field {path[-1]!r} takes anything but null")
         if kinds is not None and takes_null != ("null" in kinds):
             raise NotFast(f"the field {path[-1]!r} names null among its types and doesn't take it")
-        return (Any if kinds is None else _union(kinds)), check
+        if kinds is None or kinds & {"number", "array", "object"}:
+            self.exact = True
+        return (Any if kinds is None or "number" in kinds else _union(kinds)), check
 
     def _whole(self, part: Any, plain: bool, depth: int) -> Any:
         """A type that says all that a subschema says; NotFast where none does."""
@@ -262,5 +267,10 @@ def _integer(said: dict[str, Any]) -> Any:
     return Annotated[int, msgspec.Meta(**bounds)]
 
 
+_INSIDE = {"ge": "gt", "le": "lt"}
+
+
 def _number(said: dict[str, Any]) -> Any:
-    return _integer(said) | Annotated[float, msgspec.Meta(**_bounds(said))]
+    """Of a number whose float is the bound itself, the validator knows on which side of it the digits are."""
+    bounds = {name if value == 0 else _INSIDE.get(name, name): value for name, value in _bounds(said).items()}
+    return _integer(said) | Annotated[float, msgspec.Meta(**bounds)]

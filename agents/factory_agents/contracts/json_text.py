@@ -7,6 +7,8 @@ import re
 from bisect import bisect_right
 from typing import Any, TypeAlias
 
+from factory_agents.contracts.digits import exact_number
+
 __all__ = ["MOST_DEPTH", "JsonError", "JsonReader"]
 
 _Path: TypeAlias = "tuple[str | int, ...]"
@@ -91,7 +93,7 @@ class JsonReader:
         if match is None:
             return self._fail("expected a value", index), index
         try:
-            number = float(match[0]) if match[1] or match[2] else int(match[0])
+            number = exact_number(match[0]) if match[1] or match[2] else int(match[0])
         except ValueError:
             return self._fail("a number of too many digits", index), index
         if abs(number) == float("inf"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urldefrag
@@ -35,7 +36,8 @@ class Schema:
     """A compiled schema: ``is_valid`` for the many, ``violations`` for the few, ``fields`` in the order of their declaration.
 
     ``texts`` are the files that it refers to, by their names relative to its folder; ``notes`` what it says that is not checked.
-    ``plain`` is what the validator was given, ``part`` the validator of what stands at a path of it.
+    ``plain`` is what the validator was given, ``part`` the validator of what stands at a path of it. ``weighs_numbers``: it may say of
+    some number more than that it is one.
     """
 
     is_valid: Callable[[Any], bool]
@@ -47,6 +49,7 @@ class Schema:
     part: Callable[[Sequence[str]], Callable[[Any], bool]] = field(repr=False)
     _errors: Callable[[Any], Iterator[Any]] = field(repr=False)
     _single_fault: Explain | None = field(repr=False, default=None)
+    weighs_numbers: bool = True
 
     def violations(self, event: Any) -> list[Violation]:
         """Everything that breaks the schema: path, what was expected, what came. Of an event of very many values, only whether it does."""
@@ -197,6 +200,7 @@ class _Compiler:
             self._part,
             validator.iter_errors,
             single_fault(plain, self._part),
+            any(map(_weighs_numbers, self._plain.values())),
         )
 
     def _validator(self, schema: Any, uri: str = "") -> Any:
@@ -466,6 +470,21 @@ def _own_types(schema: Mapping[str, Any]) -> set[str]:
     return {_json_type(v) for v in values}
 
 
+_WEIGHING = frozenset(
+    {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "divisibleBy", "uniqueItems", "const", "enum"}
+)
+
+
+def _weighs_numbers(said: Any) -> bool:
+    if isinstance(said, list):
+        return any(map(_weighs_numbers, said))
+    if not isinstance(said, dict):
+        return False
+    of_texts = all(type(value) in (str, bool, type(None)) for value in (*said.get("enum", ()), said.get("const")))
+    weighing = _WEIGHING - {"enum", "const"} if of_texts else _WEIGHING
+    return not weighing.isdisjoint(said) or "integer" in said.get("type", ()) or any(map(_weighs_numbers, said.values()))
+
+
 def _json_type(value: Any) -> str:
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    names = {bool: "boolean", int: "integer", float: "number", Decimal: "number", str: "string", list: "array", dict: "object"}
     return names.get(type(value), "null")

@@ -7,12 +7,14 @@ What it costs, as measured: nothing where events hold no fractions, a call in Py
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 import msgspec
 
-__all__ = ["Digits", "Kept", "decode_exact", "whole_number"]
+from factory_agents.contracts.digits import SURE_LEAST, SURE_LENGTH, SURE_MOST, differs
+
+__all__ = ["Digits", "Kept", "decode_exact", "hold_long_numbers", "whole_number"]
 
 Kept: TypeAlias = "dict[int, tuple[float, str]]"
 """Floats that are not what stood in the JSON, and that, by their identity."""
@@ -24,9 +26,6 @@ _ALIKE = bytes(
 _PLAIN = frozenset({str, int, bool, type(None)})
 _MANY = 2
 """From so many fractions a record on, a look at the bytes costs less than a call for each of them."""
-_SURE_LENGTH, _SURE_LEAST, _SURE_MOST = 17, 1e-290, 1e290
-"""A shorter text of a number of such a size is the same number after float and back."""
-
 _LONGEST_WHOLE = 30
 """Digits that no whole number of a column has."""
 
@@ -61,7 +60,7 @@ class Digits:
     def decoder(self, values: Sequence[bytes | None]) -> Callable[[Any], Any]:
         """What decodes these values. What was kept of earlier ones is forgotten."""
         self.kept.clear()
-        if self._fractions > _MANY * self._records and not _may_be_long(values):
+        if self._fractions > _MANY * self._records and not hold_long_numbers(values):
             return self._plain
         self._records += len(values)
         return self._exact
@@ -69,6 +68,15 @@ class Digits:
     def decode(self, value: bytes | str) -> Any:
         """One value; what has to be kept of it is added to what is."""
         return self._exact(value)
+
+    def exact(self, value: bytes, event: Any) -> Any:
+        """A value with decimals in the place of floats, where one that was decoded as floats has other numbers; else None."""
+        again = self._encode(event)
+        if again == value or again == value.replace(b", ", b",").replace(b": ", b":"):
+            return None
+        self.kept.clear()
+        self.decode(value)
+        return decode_exact(value) if self.kept else None
 
     def taken(self) -> Kept:
         """What was kept so far, for whoever keeps the values; nothing is from here on."""
@@ -86,9 +94,9 @@ class Digits:
     def _float(self, text: str) -> float:
         self._fractions += 1
         number = float(text)
-        if len(text) < _SURE_LENGTH and _SURE_LEAST < abs(number) < _SURE_MOST:
+        if len(text) < SURE_LENGTH and SURE_LEAST < abs(number) < SURE_MOST:
             return number
-        if repr(number) != text and _differs(text, number):
+        if repr(number) != text and differs(text, number):
             self.kept[id(number)] = (number, text)
         return number
 
@@ -114,18 +122,9 @@ class Digits:
         return value
 
 
-def _may_be_long(values: Sequence[bytes | None]) -> bool:
+def hold_long_numbers(values: Sequence[bytes | None]) -> bool:
+    """Whether there may be numbers in some JSON that a float doesn't hold for certain."""
     alike = b"\n".join(filter(None, values)).translate(_ALIKE)
     if b"0" * 16 in alike and (b"0" * 17 in alike or b"0" * 16 + b"e" in alike):
         return True
     return b"e-000" in alike
-
-
-def _differs(text: str, number: float) -> bool:
-    """Whether the float is another number than the text; ValidationError where it is none at all."""
-    if number in (float("inf"), float("-inf")):
-        raise msgspec.ValidationError("Number out of range")
-    try:
-        return Decimal(text) != Decimal(repr(number))
-    except InvalidOperation:  # an exponent beyond all bounds
-        return True

@@ -1,0 +1,41 @@
+"""Numbers with a fraction or an exponent, of which a float may not hold every digit."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+
+import msgspec
+
+__all__ = ["SURE_LEAST", "SURE_LENGTH", "SURE_MOST", "differs", "exact_number", "only_same"]
+
+SURE_LENGTH, SURE_LEAST, SURE_MOST = 17, 1e-290, 1e290
+"""A shorter text of a number of such a size is the same number after float and back."""
+
+
+def differs(text: str, number: float) -> bool:
+    """Whether the float is another number than the text; ValidationError where it is none at all."""
+    if number in (float("inf"), float("-inf")):
+        raise msgspec.ValidationError("Number out of range")
+    try:
+        return Decimal(text) != Decimal(repr(number))
+    except InvalidOperation:  # an exponent beyond all bounds
+        return True
+
+
+def only_same(text: str) -> float:
+    """The float that is the same number as a text; ValidationError where there is none."""
+    number = float(text)
+    if len(text) < SURE_LENGTH and SURE_LEAST < abs(number) < SURE_MOST:
+        return number
+    if repr(number) != text and differs(text, number):
+        raise msgspec.ValidationError("more digits than a float holds")
+    return number
+
+
+def exact_number(text: str) -> float | Decimal:
+    """A float where one is the same number as a text (or is infinite), else a decimal. ValueError for an exponent beyond all bounds."""
+    number = float(text)
+    try:
+        return Decimal(text) if abs(number) < float("inf") and differs(text, number) else number
+    except InvalidOperation as error:
+        raise ValueError("an exponent beyond all bounds") from error
