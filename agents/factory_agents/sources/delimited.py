@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
-import io
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import msgspec
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.runtime.agents import Reject
+from factory_agents.sources.encoded import HINT, as_utf8
 from factory_agents.sources.jsonl import read_lines
 from factory_agents.sources.rows import BATCH_RECORDS, ColumnType, ReadOptions, Rows, check_field, encode_row, time_reject, to_micros
 
@@ -128,6 +128,8 @@ def _header(reader: _Reader, name: str, options: ReadOptions) -> list[str]:
         return []
     if isinstance(header, Reject):
         raise ConfigurationError(f"{name}:{reader.number}: the header line cannot be read: {header.reason}")
+    if any("\0" in column for column in header):
+        raise ConfigurationError(f"{name}:{reader.number}: the header has a null character; {HINT}")
     if options.header == "rename":
         header = _renamed(header)
     if "" in header or len(set(header)) < len(header):
@@ -211,16 +213,28 @@ class _Reader:
         limit = options.max_line_bytes
         lines_apart = _SYNTAX.decode("ascii").encode(options.encoding) == _SYNTAX
         self._encoding = options.encoding if lines_apart else "utf-8"
-        stream = file if lines_apart else io.BufferedReader(_Utf8(file, name, options.encoding), 1 << 18)
-        self._lines = ((line, rejects.get(i)) for lines, rejects in read_lines(stream, limit) for i, line in enumerate(lines))
+        stream = file if lines_apart else as_utf8(file, name, options.encoding)
+        self._lines = ((line, rejects.get(i)) for lines, rejects in read_lines(stream, limit, name) for i, line in enumerate(lines))
         self._given_back: deque[_Line] = deque()
         self._taken: list[_Line] = []
         self._limit = limit
-        self._csv = csv.reader(self, delimiter=delimiter, strict=True)
-        self.number = 1
+        said = self._said_delimiter()
+        if said and options.delimiter not in ("", said):
+            raise ConfigurationError(f"{name}:1: the file says that its delimiter is {said!r}, the option {options.delimiter!r}")
+        self._csv = csv.reader(self, delimiter=said or delimiter, strict=True)
+        self.number = 2 if said else 1
         """The first line of the row last read."""
         self.size = 0
         """Its bytes."""
+
+    def _said_delimiter(self) -> str:
+        """What the first line, which is left out then, says that stands between values, as Excel writes it; else nothing."""
+        for line in self._lines:
+            if found := _DELIMITER.fullmatch(line[0]):
+                return found["delimiter"].decode("ascii")
+            self._given_back.append(line)
+            break
+        return ""
 
     def __iter__(self) -> _Reader:
         """The file's lines, for the csv module: unlike a generator they go on after an end, once lines were given back."""
@@ -246,7 +260,9 @@ class _Reader:
             row = next(self._csv, None)
         except Reject as reject:
             row = reject
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            row = Reject(f"not a row: {error}; {HINT}", rule="decode")
+        except csv.Error as error:
             row = Reject(f"not a row: {error}", rule="decode")
         if isinstance(row, list) and row and width and len(row) != width:
             row = Reject(f"expected {width} values, as the header has, got {len(row)}", rule="decode")
@@ -260,32 +276,6 @@ class _Reader:
         return b"\n".join(line for line, _ in self._taken).removesuffix(b"\r")
 
 
+_DELIMITER = re.compile(rb'("?)sep=(?P<delimiter>[ -!#-~\t])\1\r?', re.IGNORECASE)
 _SYNTAX = b'\n\r\t ",;|0A'
 """Where an encoding has these bytes as ASCII has them, a file's lines are told apart before they are decoded, one by one."""
-
-
-class _Utf8(io.RawIOBase):
-    """A file of another encoding, UTF-16 for example, as UTF-8."""
-
-    def __init__(self, file: BinaryIO, name: str, encoding: str) -> None:
-        self._file, self._name, self._encoding = file, name, encoding
-        self._decoder = codecs.getincrementaldecoder(encoding)()
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the buffer; raises ConfigurationError where the file is not in this encoding."""
-        while not self._ready:
-            data = self._file.read(1 << 16)
-            try:
-                self._ready = memoryview(self._decoder.decode(data, final=not data).encode())
-            except UnicodeError as error:
-                raise ConfigurationError(f"{self._name}: not {self._encoding}: {error}; correct encoding") from error
-            if not data:
-                break
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count

@@ -365,7 +365,7 @@ class FileSource:
             if kind != "jsonl":
                 continue
             with _reading(file.name), file.system.open(file.path, seek=False) as raw, _decompressed(raw, compression) as stream:
-                names = field_names(stream, self._options.max_line_bytes)
+                names = field_names(stream, file.name, self._options)
             if names:
                 check_field(self._options.time_field, "time_field", names, file.name)
                 return

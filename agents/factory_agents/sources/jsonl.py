@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from factory_agents.runtime.agents import Reject, decode_event
+from factory_agents.sources.encoded import as_utf8, check_narrow
 from factory_agents.sources.rows import ReadOptions, Rows, all_to_micros, as_is, time_reject, to_micros
 
 __all__ = ["field_names", "jsonl_blocks", "read_lines"]
@@ -21,14 +22,16 @@ _UNFIT = (msgspec.DecodeError, RecursionError, ValueError, ArithmeticError)
 """What reading a line raises that is no row: one of too large an exponent is an arithmetic error of Decimal's."""
 
 
-def read_lines(file: BinaryIO, limit: int) -> Iterator[tuple[list[bytes], dict[int, Reject]]]:
+def read_lines(file: BinaryIO, limit: int, name: str) -> Iterator[tuple[list[bytes], dict[int, Reject]]]:
     """Lines without their newlines, about a mebibyte at a time; one longer than ``limit`` is cut, and rejected by its index in the list.
 
-    A byte order mark is no part of the first line.
+    A byte order mark is no part of the first line. Raises ConfigurationError where the text of this name is UTF-16 or UTF-32.
     """
     reject = Reject(f"the line is longer than max_line_bytes={limit}; its beginning is kept", rule="length")
     rest = b""
-    data = file.read(_BLOCK_BYTES).removeprefix(_BYTE_ORDER_MARK)
+    data = file.read(_BLOCK_BYTES)
+    check_narrow(data, name)
+    data = data.removeprefix(_BYTE_ORDER_MARK)
     while data:
         whole, newline, tail = data.rpartition(b"\n")
         if newline:
@@ -63,7 +66,7 @@ def jsonl_blocks(file: BinaryIO, name: str, options: ReadOptions) -> Iterator[Ro
     """Blocks of rows; a line that is no JSON object is rejected by rule ``decode``, one without a readable time by ``time``."""
     decoder = msgspec.json.Decoder(_row_type(options.time_field, options.id_field), float_hook=Decimal)
     number = 1
-    for lines, overlong in read_lines(file, options.max_line_bytes):
+    for lines, overlong in read_lines(as_utf8(file, name, options.encoding), options.max_line_bytes, name):
         yield _block(name, number, lines, overlong, decoder, options)
         number += len(lines)
 
@@ -140,9 +143,9 @@ def _reject(error: Exception, time_field: str) -> Reject:
     return time_reject(time_field, ValueError(error))
 
 
-def field_names(file: BinaryIO, limit: int) -> list[str]:
+def field_names(file: BinaryIO, name: str, options: ReadOptions) -> list[str]:
     """The names in the first line that is a JSON object."""
-    for lines, _ in read_lines(file, limit):
+    for lines, _ in read_lines(as_utf8(file, name, options.encoding), options.max_line_bytes, name):
         for line in lines:
             try:
                 return list(decode_event(line))

@@ -91,10 +91,11 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     number that looks like a date (2024, 20240102): say its ``time_format``, as ``strptime`` has it (``%Y%m%d``; UTC without a zone).
     ``id_field`` names the field that becomes the record's key. ``rate_limit`` is in records a second, 0 for none.
 
-    For files: ``format`` (``auto`` goes by the name) and ``max_line_bytes``, past which a row is rejected. For CSV: ``delimiter``,
-    ``encoding``, column ``types`` (every value is a string otherwise; an empty value of another type is null), ``nulls``, the words that
-    mean null in any column, and ``header``, which says how to treat empty and repeated names: ``strict`` refuses them, ``rename`` makes
-    them ``column_3`` (the third) and ``name_2`` (the second ``name``).
+    For files: ``format`` (``auto`` goes by the name), ``encoding`` of CSV and JSON Lines, and ``max_line_bytes``, past which a row is
+    rejected. For CSV: ``delimiter`` (else what a first line ``sep=;`` says, or a comma), column ``types`` (every value is a string
+    otherwise; an empty value of another type is null), ``nulls``, the words that mean null in any column, and ``header``, which says how
+    to treat empty and repeated names: ``strict`` refuses them, ``rename`` makes them ``column_3`` (the third) and ``name_2`` (the second
+    ``name``).
     """
 
     time_field: str = ""
