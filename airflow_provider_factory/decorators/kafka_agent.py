@@ -46,7 +46,7 @@ def function_source(function: Callable[..., Any]) -> FunctionSource:
     """The source of a function without its decorators, ready to be run elsewhere.
 
     Raises ConfigurationError, with file and line, for what has no source of its own (a lambda, a method, a coroutine), for a
-    function that another one wraps, and for names that the function uses but doesn't define: what it needs it has to import in its body.
+    function that another one wraps or changes, and for names that the function uses but doesn't define: it has to import them in its body.
 
     :param function: a plain function, as it is written in the DAG file.
     """
@@ -65,6 +65,7 @@ def function_source(function: Callable[..., Any]) -> FunctionSource:
     except (OSError, TypeError) as error:
         raise ConfigurationError(f"{where}: the source of {function.__name__!r} cannot be read, so it cannot travel: {error}") from error
     text, offset = _without_decorators("".join(lines))
+    _check_unchanged(text, function, where)
     return FunctionSource(function.__name__, _complete(text, function, Path(function.__code__.co_filename).name, first + offset))
 
 
@@ -104,9 +105,70 @@ def _without_margin(line: str, margin: str) -> str:
     return line.removeprefix(margin) if line.startswith(margin) else line.lstrip(" \t")
 
 
-def _complete(text: str, function: FunctionType, file: str, first: int) -> str:
+def _check_unchanged(text: str, function: FunctionType, where: str) -> None:
+    """Refuse a function whose name or defaults are no longer those of its source: a decorator below changed it in place."""
+    node = _definition(text)
+    if node is None:
+        return
+    arguments, keywords = node.args, function.__kwdefaults__ or {}
+    written: list[ast.expr | None] = [*arguments.defaults, *arguments.kw_defaults]
+    now = [*(function.__defaults__ or ()), *(keywords.get(argument.arg) for argument in arguments.kwonlyargs)]
+    if node.name != function.__name__ or len(written) != len(now) or not all(map(_may_be, written, now)):
+        raise ConfigurationError(
+            f"{where}: a decorator below @task.kafka_agent changed the name or the defaults of {node.name!r}; only the function's own "
+            "source travels, so the change would be lost: write it into the function"
+        )
+
+
+def _definition(text: str) -> ast.FunctionDef | None:
     try:
-        code = compile(text, file, "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
+        node = ast.parse(text).body[0]
+    except SyntaxError:
+        return None
+    return node if isinstance(node, ast.FunctionDef) else None
+
+
+def _may_be(written: ast.expr | None, value: Any) -> bool:
+    """Whether a default may be what its source says; only a literal tells."""
+    if written is None:
+        return value is None
+    try:
+        meant = ast.literal_eval(written)
+    except (ValueError, TypeError):
+        return True
+    return type(meant) is type(value) and bool(meant == value)
+
+
+def _lazily(text: str, function: FunctionType) -> tuple[str, bool]:
+    """The source, and whether all of its annotations are to be texts, as ``from __future__ import annotations`` makes them.
+
+    A class in it may want its fields' types as they are; where the file has no such import either, only the signature's become texts, as
+    the names in these need not travel.
+    """
+    node = _definition(text)
+    if node is None or function.__code__.co_flags & __future__.annotations.compiler_flag or not _has_fields(node):
+        return text, True
+    lines = [line.encode() for line in text.split("\n")]
+    arguments = [*node.args.posonlyargs, *node.args.args, node.args.vararg, *node.args.kwonlyargs, node.args.kwarg]
+    hints = [*(argument.annotation for argument in arguments if argument is not None), node.returns]
+    for hint in sorted((h for h in hints if h is not None), key=lambda h: (h.lineno, h.col_offset), reverse=True):
+        first, last = hint.lineno - 1, (hint.end_lineno or hint.lineno) - 1
+        said = hint if isinstance(hint, ast.Constant) else ast.Constant(ast.unparse(hint))
+        own = ast.unparse(said).encode() + b" \\\n" * (last - first)  # no line moves
+        lines[first : last + 1] = [lines[first][: hint.col_offset] + own + lines[last][hint.end_col_offset :]]
+    return b"\n".join(lines).decode(), False
+
+
+def _has_fields(tree: ast.AST) -> bool:
+    """Whether a class in it has annotated fields."""
+    classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    return any(isinstance(node, ast.AnnAssign) for of in classes for node in ast.walk(of))
+
+
+def _complete(text: str, function: FunctionType, file: str, first: int) -> str:
+    text, lazy = _lazily(text, function)
+    try:
+        code = compile(text, file, "exec", flags=__future__.annotations.compiler_flag if lazy else 0, dont_inherit=True)
     except SyntaxError as error:  # what only makes sense where the function stands: nonlocal, for one
         raise ConfigurationError(
             f"{file}:{first + (error.lineno or 1) - 1}: agent {function.__name__!r} cannot stand alone, and only its own source travels: "
@@ -121,7 +183,8 @@ def _complete(text: str, function: FunctionType, file: str, first: int) -> str:
             )
         if _PROVIDED[name] not in imports:
             imports.append(_PROVIDED[name])
-    return "\n".join(["from __future__ import annotations", *imports]) + "\n\n\n" + text
+    head = [*(["from __future__ import annotations"] if lazy else []), *imports]
+    return "".join(f"{line}\n" for line in head) + ("\n\n" if head else "") + text
 
 
 def _meant(function: FunctionType, name: str) -> Any:
@@ -144,6 +207,8 @@ def _undefined(code: CodeType, defined: Iterable[str], shadowed: Collection[str]
     known = {*defined, *(set(dir(builtins)) - {*shadowed}), "__name__", "__qualname__", "__module__", "__class__"}
     instructions = list(dis.get_instructions(code))
     known.update(i.argval for i in instructions if i.opname in ("STORE_NAME", "STORE_GLOBAL"))
+    if any(i.opname == "SETUP_ANNOTATIONS" for i in instructions):
+        known.add("__annotations__")
     for i in instructions:
         if i.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") and i.argval not in known:
             yield i.argval, (i.positions.lineno if i.positions else None) or code.co_firstlineno

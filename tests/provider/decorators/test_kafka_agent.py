@@ -82,6 +82,56 @@ def test_imports_nested_functions_classes_and_comprehensions_of_its_own_are_fine
     assert run_source(agent, {"url": "https://a/b"}) == {"hosts": ["a", "H", '{"url":"https://a/b"}'.replace(":", ": ", 1)]}
 
 
+FIELDS = """
+from typing import Any
+Event = dict
+def agent(event: Event, _more: list[
+    Any] | None = None, least: int = 1) -> dict[
+    str, Any
+]:
+    import datetime as dt
+    from typing import NamedTuple
+    import msgspec
+
+    class Order(msgspec.Struct):
+        class Line(msgspec.Struct):
+            amount: int
+
+        id: int
+        at: {date} | None = None
+        lines: list[dict] = []
+
+    class Kind(NamedTuple):
+        name: str = "é"
+
+    order = msgspec.convert(event, Order)
+    return {{**msgspec.to_builtins(order), "kind": Kind().name, "line": Order.Line(least).amount}}
+"""
+
+
+@pytest.mark.parametrize(("future", "date"), [("", "dt.date"), ("from __future__ import annotations", "str")])
+def test_a_class_of_its_own_has_the_fields_that_it_has_in_the_file(tmp_path: Path, future: str, date: str) -> None:
+    agent = from_file(tmp_path, f"{future}\n" + FIELDS.format(date=date))
+    event = {"id": 7, "at": "2026-11-01", "lines": [{"a": 1}]}
+    assert run_source(agent, event) == agent(event) == {**event, "kind": "é", "line": 1}
+
+
+def test_a_field_whose_type_stands_in_the_file_alone_is_refused(tmp_path: Path) -> None:
+    body = "Kind = str\ndef agent(event):\n    class A:\n        kind: Kind\n    return event\n"
+    with pytest.raises(ConfigurationError, match=r"^my_dag.py:4: agent 'agent' uses 'Kind', which it doesn't define"):
+        function_source(from_file(tmp_path, body))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["f.__defaults__ = (5,)", "f.__defaults__ = None", "f.__kwdefaults__ = {'m': 5}", "f.__name__ = 'other'", "f.__code__ = g.__code__"],
+)
+def test_a_function_that_a_decorator_changes_in_place_is_refused(tmp_path: Path, change: str) -> None:
+    body = f"def g(e, n=1): return 2\ndef below(f):\n    {change}\n    return f\n@below\ndef agent(e, n=1, *, m=None):\n    return n\n"
+    with pytest.raises(ConfigurationError, match=r"a decorator below @task.kafka_agent changed the name or the defaults of"):
+        function_source(from_file(tmp_path, body))
+
+
 NESTED = '''
 def outer():
     if True:
