@@ -13,6 +13,7 @@ from urllib.parse import urldefrag
 from factory_agents.contracts.documents import Document, KeyPath, did_you_mean, one_of, show
 from factory_agents.contracts.patterns import PatternError, bounded, check_pattern, engine
 from factory_agents.contracts.references import Place, References
+from factory_agents.contracts.tries import Tries, alternatives
 from factory_agents.contracts.wording import Explain, Violation, single_fault, wording
 
 __all__ = ["FieldType", "Schema", "Violation", "compile_schema"]
@@ -48,6 +49,7 @@ class Schema:
     plain: Any = field(repr=False)
     part: Callable[[Sequence[str]], Callable[[Any], bool]] = field(repr=False)
     _errors: Callable[[Any], Iterator[Any]] = field(repr=False)
+    _tries: Tries = field(repr=False)
     _single_fault: Explain | None = field(repr=False, default=None)
     weighs_numbers: bool = True
 
@@ -56,9 +58,8 @@ class Schema:
         try:
             if self._single_fault is not None and (found := self._single_fault(event)) is not None:
                 return [found]
-            if _is_large(event):
-                why = f"breaks the schema; it holds more than {_MOST_VALUES:,} values, too many to say of each what is wrong"
-                return [] if self.is_valid(event) else [Violation("schema", f"the event: {why}")]
+            if why := _too_large(event, self._tries):
+                return [] if self.is_valid(event) else [Violation("schema", f"the event: breaks the schema; {why}")]
             return [self._violation(error) for error in self._errors(event)]
         except (ValueError, RecursionError) as error:
             return [Violation("schema", f"the event: cannot be checked: {str(error)[:200]}")]
@@ -72,29 +73,29 @@ class Schema:
         return Violation(f"schema:{name}" if name else "schema", f"{where}: {wording(error, kind)}")
 
 
-_MOST_VALUES = 2_000
-"""Each may be an error or several, and one costs some 60 µs: a list of a million wrong items would take a minute, and gigabytes."""
-
-
 _NESTED = (dict, list)
+_MOST_VALUES, _MOST_TRIES = 2_000, 20_000
+"""Each value may be an error or several, and one costs some 60 µs: a list of a million wrong items would take a minute, and gigabytes.
+An error of a schema that is part of itself may hold those of all levels below it.
+"""
 
 
-def _is_large(event: Any) -> bool:
-    if type(event) is dict and len(event) <= _MOST_VALUES:
-        for value in event.values():
-            if type(value) in _NESTED:
-                break
-        else:
-            return False
-    count, todo = 0, [event]
-    while todo:
-        value = todo.pop()
-        parts = value.values() if type(value) is dict else value if type(value) is list else ()
-        count += len(parts)
-        if count > _MOST_VALUES:
-            return True
-        todo += [part for part in parts if type(part) in _NESTED]
-    return False
+def _too_large(event: Any, tries: Tries) -> str:
+    """Why it isn't said of each value of an event what is wrong with it; empty for most events."""
+    count, depth, level = 0, 0, [event] if type(event) in _NESTED else []
+    while level:
+        parts: list[Any] = []
+        for value in level:
+            inner = value.values() if type(value) is dict else value
+            count += len(inner)
+            if count > _MOST_VALUES:
+                return f"it holds more than {_MOST_VALUES:,} values, too many to say of each what is wrong"
+            parts += [part for part in inner if type(part) in _NESTED]
+        level = parts
+        depth += 1
+    if depth > 1 and count * tries.of(depth, _MOST_TRIES) > _MOST_TRIES:
+        return f"the schema is part of itself, and over {depth} levels there are too many ways to try it to say what is wrong"
+    return ""
 
 
 def _dotted(path: list[str | int]) -> str:
@@ -180,7 +181,15 @@ class _Compiler:
                 top.document.fail(top.path, "its references lead too deep")
         if len(errors) > before:  # collected: the fields are what others are checked against
             return Schema(
-                lambda _: False, self._fields() if sound else {}, None, {}, (), None, lambda _: lambda _: False, lambda _: iter(())
+                lambda _: False,
+                self._fields() if sound else {},
+                None,
+                {},
+                (),
+                None,
+                lambda _: lambda _: False,
+                lambda _: iter(()),
+                Tries(self._references),
             )
         try:
             validator = self._validator(self._plain[top.uri])
@@ -199,6 +208,7 @@ class _Compiler:
             plain,
             self._part,
             validator.iter_errors,
+            Tries(self._references),
             single_fault(plain, self._part),
             any(map(_weighs_numbers, self._plain.values())),
         )
@@ -281,7 +291,7 @@ class _Compiler:
         if at not in times:
             times[at] = 0
             target = self._references.target(place) if isinstance(place.data, dict) else None
-            parts = [*_alternatives(place), *([] if target is None else [target])]
+            parts = [*alternatives(place), *([] if target is None else [target])]
             times[at] = 1 + sum(self._count(part, times) for part in parts)
         if times[at] == 0:
             place.document.fail(place.path, "it is part of itself, for the same value: that checks nothing")
@@ -448,18 +458,6 @@ def _children(place: Place) -> Iterator[Place]:
             yield from (place.inner(key, i) for i in range(len(data[key])))
         elif key in data:
             yield place.inner(key)
-
-
-def _alternatives(place: Place) -> Iterator[Place]:
-    """The subschemas of one against which the same value is tried."""
-    if not isinstance(place.data, dict):
-        return
-    for key in ("allOf", "anyOf", "oneOf"):
-        yield from (place.inner(key, i) for i in range(len(place.data.get(key, ()))))
-    yield from (place.inner(key) for key in ("not", "if", "then", "else") if key in place.data)
-    dependent = place.data.get("dependentSchemas")
-    if isinstance(dependent, dict):
-        yield from (place.inner("dependentSchemas", name) for name in dependent)
 
 
 def _own_types(schema: Mapping[str, Any]) -> set[str]:
