@@ -30,7 +30,8 @@ _Found = TypeVar("_Found")
 class PartitionLag:
     """One partition's lag in offsets (transaction markers between records included, as all of Kafka's tools count).
 
-    ``committed`` is the next offset to read, or None where there is none yet: the lag then counts from the log's start. ``end`` is one past
+    ``committed`` is the next offset to read, or None where there is none yet: the lag then counts from the log's start, and so it does
+    where that offset is past the log's end, since it is about a topic that was deleted and created again. ``end`` is one past
     the last record that a committed reader can see: the markers behind it are nothing that anybody waits for.
     """
 
@@ -233,9 +234,14 @@ class Lags:
         """
         name, partitions = topic.name, [p for p in range(topic.partitions) if p not in without]
         starts, ends = self._cluster.log_start(name, partitions), self._cluster.stable_offset(name, partitions)
-        begins = {
-            reader: {p: min(ends[p], max(starts[p], stand.get((name, p), 0))) for p in partitions} for reader, stand in stands.items()
-        }
+        beyond = {p for p in partitions if any(stand.get((name, p), 0) > ends[p] for stand in stands.values())}
+        lasts = self._cluster.high_watermark(name, beyond) if beyond else {}
+
+        def begin_of(p: int, stand: int) -> int:
+            """Where a reader goes on: from the log's start, where it stands past the end of a log that was made again."""
+            return min(ends[p], max(starts[p], 0 if stand > lasts.get(p, stand) else stand))
+
+        begins = {reader: {p: begin_of(p, stand.get((name, p), 0)) for p in partitions} for reader, stand in stands.items()}
         spans = {p: Span(min(begin[p] for begin in begins.values()), ends[p]) for p in partitions}
         seen = self._tails.visible_ends(name, topic.id, spans)
         return {

@@ -55,7 +55,20 @@ def test_lag_ends_where_an_open_transaction_begins(runs: Runs) -> None:
     writer.produce(topic, b"{}")
     writer.flush(30)
     assert [r.end for r in group_lag(runs.config, runs.prefix, [topic])] == [2]
+    commit(runs.bootstrap, runs.prefix, topic, {0: 3})  # by a client that reads what isn't committed
+    assert [r.lag for r in group_lag(runs.config, runs.prefix, [topic])] == [0]
     writer.commit_transaction(30)
+
+
+def test_a_position_on_a_topic_that_was_created_again_since_is_none(runs: Runs) -> None:
+    """A client commits where it stands, not which topic that was."""
+    topic = runs.topic(partitions=2)
+    runs.produce(topic, events(3), partition=0)
+    commit(runs.bootstrap, runs.prefix, topic, {0: 9, 1: 9})
+    assert group_lag(runs.config, runs.prefix, [topic]) == [
+        PartitionLag(topic, 0, committed=9, end=3, lag=3),
+        PartitionLag(topic, 1, committed=9, end=0, lag=0),
+    ]
 
 
 class TestOfATransactionalTopic:
