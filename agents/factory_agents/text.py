@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["count", "did_you_mean", "one_of", "printable", "seconds_of", "shortened", "unknown"]
+__all__ = ["count", "did_you_mean", "not_json", "one_of", "printable", "seconds_of", "shortened", "unknown"]
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -20,6 +20,18 @@ def printable(text: str, *, lines: bool = False) -> str:
     With ``lines`` the ends of lines stay.
     """
     return text if text.isprintable() else text.translate(_ESCAPES_IN_LINES if lines else _ESCAPES)
+
+
+_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
+
+
+def not_json(value: object, error: Exception) -> str:
+    """Why bytes are no JSON, by what their decoder raised: of half a character, it says something else each time."""
+    if isinstance(value, bytes):
+        for found in _ESCAPE.finditer(value):
+            if half := found[1]:
+                return f"half a character (\\{half.decode()}), which no text can hold"
+    return str(error)
 
 
 def count(n: int, noun: str, one: str = "", more: str = "") -> str:

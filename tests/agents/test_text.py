@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory_agents.text import printable, unknown
+from factory_agents.text import not_json, printable, unknown
 
 HOSTILE = {
     "a line": "a\nb",
@@ -62,3 +62,19 @@ def test_any_text_is_one_line_and_can_be_encoded(text: str) -> None:
 )
 def test_an_unknown_key_is_told_with_the_likeliest_or_with_all(name: str, known: list[str], says: str) -> None:
     assert unknown("parameter", name, known) == says
+
+
+@pytest.mark.parametrize(
+    ("value", "half"),
+    [
+        (rb'{"a":"\ud800"}', rb"\ud800"),
+        (rb'{"\uDFFF":1}', rb"\uDFFF"),
+        (rb'["\ud83d\ude00 \ud83dx"]', rb"\ud83d"),
+        (rb'["\\\ud800"]', rb"\ud800"),
+        (rb'["\ud800\ud800"]', rb"\ud800"),
+        (rb'["\\ud800 \ud83d\ude00", x]', b""),
+    ],
+)
+def test_half_a_character_is_said_to_be_one(value: bytes, half: bytes) -> None:
+    says = not_json(value, ValueError("Input data was truncated"))
+    assert says == (f"half a character ({half.decode()}), which no text can hold" if half else "Input data was truncated")

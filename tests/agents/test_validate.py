@@ -146,7 +146,7 @@ def test_all_broken_rules_are_named() -> None:
         (b"{", "decode", "not JSON"),
         (b"[1]", "decode", "expected a JSON object, got list"),
         (b"\xff", "decode", "not JSON"),
-        (b'{"event_id":"\\ud800"}', "decode", "not JSON"),
+        (b'{"event_id":"\\ud800"}', "decode", "not JSON: half a character (\\ud800), which no text can hold"),
         (b"[" * 100_000, "decode", "not JSON"),
         (b"{}", "schema:event_id", "event_id: expected a value"),
         (b'{"event_id":"a","at":"2026-13-01T00:00:00Z"}', "time", "at: expected an ISO-8601 time"),

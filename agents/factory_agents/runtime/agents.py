@@ -28,7 +28,7 @@ from factory_agents.runtime.dependencies import OUTAGES, Dependency, DependencyE
 from factory_agents.runtime.models import loaded, with_columns
 from factory_agents.runtime.numbers import Digits, Kept
 from factory_agents.runtime.side_by_side import PER_LANE, Pace, SideBySide, Tasks, Threads
-from factory_agents.text import unknown
+from factory_agents.text import not_json, unknown
 
 if TYPE_CHECKING:
     from factory_agents.runtime.live import LiveSettings
@@ -511,7 +511,7 @@ def decode_event(value: bytes | None, decode: Callable[[Any], Any] = _decode) ->
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if isinstance(value, Undecoded):
             raise value.reject from None
-        raise Reject(f"not JSON: {error}", rule="decode") from error
+        raise Reject(f"not JSON: {not_json(value, error)}", rule="decode") from error
     if type(event) is not dict:
         raise Reject(f"expected a JSON object, got {type(event).__name__}", rule="decode")
     return event

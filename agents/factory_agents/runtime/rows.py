@@ -21,6 +21,7 @@ from factory_agents.runtime.numbers import decode_exact, whole_number
 from factory_agents.runtime.rank import PLACE, Ranker
 from factory_agents.runtime.record_key import KeyColumn, KeyReader
 from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text, without_zone
+from factory_agents.text import not_json
 
 __all__ = ["Columns", "RowReader"]
 
@@ -148,7 +149,7 @@ class RowReader:
         except msgspec.ValidationError as error:
             raise Reject(f"not an event: {error}", rule="decode") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Reject(f"not JSON: {error}", rule="decode") from error
+            raise Reject(f"not JSON: {not_json(value, error)}", rule="decode") from error
         return [column.read(text) for column, text in zip(self._columns, raw, strict=True)]
 
 

@@ -11,6 +11,7 @@ import msgspec
 from factory_agents.runtime.agents import Reject, decode_event
 from factory_agents.sources.encoded import as_utf8, check_narrow
 from factory_agents.sources.rows import ReadOptions, Rows, all_to_micros, as_is, time_reject, to_micros
+from factory_agents.text import not_json
 
 __all__ = ["field_names", "jsonl_blocks", "read_lines"]
 
@@ -127,7 +128,7 @@ def _careful_block(
             key = row.id
             micros = to_micros(row.time, unit, format_) if timed else 0
         except (Reject, *_UNFIT) as error:
-            rejects[len(times)] = _reject(error, options.time_field)
+            rejects[len(times)] = _reject(error, line, options.time_field)
         numbers.append(number)
         times.append(micros)
         keys.append(key)
@@ -135,11 +136,11 @@ def _careful_block(
     return Rows(name, as_is, numbers, times, keys, values, rejects)
 
 
-def _reject(error: Exception, time_field: str) -> Reject:
+def _reject(error: Exception, line: bytes, time_field: str) -> Reject:
     if isinstance(error, Reject):
         return error
     if isinstance(error, (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArithmeticError)):
-        return Reject(f"not a JSON object: {error}", rule="decode")
+        return Reject(f"not a JSON object: {not_json(line, error)}", rule="decode")
     return time_reject(time_field, ValueError(error))
 
 

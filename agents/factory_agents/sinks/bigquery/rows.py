@@ -18,6 +18,7 @@ from factory_agents.runtime.agents import Reject
 from factory_agents.runtime.numbers import decode_exact, whole_number
 from factory_agents.runtime.record_key import KeyColumn, KeyReader
 from factory_agents.runtime.times import UNITS, moment_of_number, moment_of_text
+from factory_agents.text import not_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -217,7 +218,7 @@ class RowReader:
         except msgspec.ValidationError as error:
             raise Reject(f"not an event: {error}", rule="decode") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Reject(f"not JSON: {error}", rule="decode") from error
+            raise Reject(f"not JSON: {not_json(value, error)}", rule="decode") from error
 
 
 def _place(message: Message) -> _Row:

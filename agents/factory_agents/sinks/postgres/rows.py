@@ -15,6 +15,7 @@ from factory_agents.kafka.messages import Message
 from factory_agents.runtime.agents import Reject
 from factory_agents.runtime.record_key import KeyColumn, KeyReader
 from factory_agents.sinks.postgres.types import UNFIT, Kind
+from factory_agents.text import not_json
 
 __all__ = ["RowColumn", "RowReader", "TableRow"]
 
@@ -164,7 +165,7 @@ class RowReader:
         except msgspec.ValidationError as error:
             raise Reject(f"not an event: {error}", rule="decode") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Reject(f"not JSON: {error}", rule="decode") from error
+            raise Reject(f"not JSON: {not_json(value, error)}", rule="decode") from error
 
 
 class _Tombstones:
