@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -16,22 +16,26 @@ from airflow_provider_factory.hooks.iceberg import CONNECTION_TYPE as ICEBERG
 from airflow_provider_factory.hooks.iceberg import iceberg_environment
 from airflow_provider_factory.hooks.snowflake import CONNECTION_TYPE, snowflake_environment
 from factory_agents.errors import ConfigurationError
+from factory_agents.text import did_you_mean
 
 __all__ = ["database_environment", "database_url"]
 
 NOT_LIBPQ = {
+    "autocommit",
     "aws_conn_id",
     "azure_conn_id",
     "cluster-identifier",
     "cursor",
     "iam",
+    "prepare_threshold",
     "redshift",
     "redshift-serverless",
     "sqlalchemy_query",
     "sqlalchemy_scheme",
     "workgroup-name",
 }
-"""What the official hook keeps to itself; everything else in the extra is a parameter of libpq's."""
+"""What the official hook keeps to itself, and psycopg's settings of a session, which agents decide; everything else in the extra
+is a parameter of libpq's."""
 
 
 def database_url(connection: Any) -> str:
@@ -54,6 +58,7 @@ def database_url(connection: Any) -> str:
     if isinstance(place, str):
         netloc, place = netloc + place, {}
     given = {name: value for name, value in extra.items() if name not in NOT_LIBPQ and value is not None}
+    _check_names(connection, given)
     query = place | {name: _parameter(connection, name, value) for name, value in given.items()}
     return f"postgresql://{netloc}/{quote(connection.schema or '', safe='')}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
 
@@ -66,6 +71,19 @@ def _place(host: str, port: int | None) -> str | dict[str, str]:
     if re.fullmatch(r"[0-9A-Fa-f:.]+", host):
         return f"[{host}]{after}"  # an IPv6 address
     return ({"host": host} if host else {}) | ({"port": str(port)} if port else {})
+
+
+def _check_names(connection: Any, given: Iterable[str]) -> None:
+    """Raise ConfigurationError for what libpq, where it is installed here, doesn't know: it would refuse the whole URL."""
+    try:
+        from psycopg.pq import Conninfo
+    except ImportError:
+        return
+    known = [option.keyword.decode() for option in Conninfo.get_defaults()]
+    for name in given:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise ConfigurationError(f"connection {connection.conn_id!r}: extra {name!r}: no parameter of libpq's{near}; leave it out")
 
 
 def _parameter(connection: Any, name: str, value: Any) -> str:

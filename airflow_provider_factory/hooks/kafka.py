@@ -93,6 +93,8 @@ def kafka_config(extra: Mapping[str, Any], name: str) -> KafkaConfig:
     :param name: the connection's name.
     """
     values = {key: value for key, value in extra.items() if value is not None and key not in _DROPPED}
+    if values.get(CALLBACK) == "":
+        del values[CALLBACK]
     if CALLBACK in values:
         _check_callback(str(values[CALLBACK]), name)
     return KafkaConfig.from_mapping(values, where=f"connection {name!r}")

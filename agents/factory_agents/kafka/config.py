@@ -48,7 +48,11 @@ _CALLBACKS = {"error_cb", "stats_cb", "on_delivery", "logger"}
 _REFUSED_KEYS = {
     "default.topic.config": "its keys stand beside all others nowadays",
     **dict.fromkeys(
-        ("error_cb", "throttle_cb", "stats_cb", "log_cb", "on_commit", "on_delivery", "logger"),
+        (
+            *("error_cb", "throttle_cb", "stats_cb", "log_cb", "dr_cb", "dr_msg_cb", "background_event_cb", "socket_cb", "connect_cb"),
+            *("closesocket_cb", "open_cb", "resolve_cb", "ssl.certificate.verify_cb", "oauthbearer_token_refresh_cb", "rebalance_cb"),
+            *("offset_commit_cb", "consume_cb", "partitioner_cb", "msg_order_cmp", "opaque", "on_commit", "on_delivery", "logger"),
+        ),
         "it names a Python callback, which agents in processes of their own cannot call",
     ),
 }

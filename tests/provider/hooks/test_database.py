@@ -94,7 +94,15 @@ def test_a_port_counts_for_each_of_several_hosts(database_url: str) -> None:
 
 
 def test_what_only_airflow_knows_is_left_out() -> None:
-    extra = {"cursor": "dictcursor", "connect_timeout": 3, "keepalives": False, "redshift-serverless": False, "sslcert": None}
+    extra = {
+        "cursor": "dictcursor",
+        "autocommit": True,
+        "prepare_threshold": 0,
+        "connect_timeout": 3,
+        "keepalives": False,
+        "redshift-serverless": False,
+        "sslcert": None,
+    }
     assert url_of(connection(host="db", schema="e", extra=json.dumps(extra))) == "postgresql://db/e?connect_timeout=3&keepalives=0"
     assert set(getattr(PostgresHook, "ignored_extra_options", ())) <= NOT_LIBPQ
 
@@ -102,6 +110,11 @@ def test_what_only_airflow_knows_is_left_out() -> None:
 def test_what_libpq_cannot_take_is_named() -> None:
     with pytest.raises(ConfigurationError, match="connection 'c': extra 'options': expected a text or a number"):
         url_of(connection(host="db", extra='{"options": {"search_path": "x"}}'))
+
+
+def test_what_libpq_does_not_know_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="connection 'c': extra 'ssl_mode': no parameter of libpq's; did you mean 'sslmode'"):
+        url_of(connection(host="db", extra='{"ssl_mode": "require"}'))
 
 
 def test_iam_takes_user_token_and_port_as_the_official_hook_has_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,9 @@ def test_secrets_are_masked_in_logs_and_wherever_the_settings_are_shown(connecti
 
 
 def test_null_leaves_a_key_unset(connection: Any) -> None:
-    config = connection(**{"bootstrap.servers": "b:9092", "sasl.password": None, "client.id": None, "linger.ms": 5}).config()
+    config = connection(
+        **{"bootstrap.servers": "b:9092", "sasl.password": None, "client.id": None, "oauth_cb": "", "linger.ms": 5}
+    ).config()
     assert config.values == {"linger.ms": "5"}
     with pytest.raises(ConfigurationError, match="names no broker"):
         connection(**{"bootstrap.servers": None}).config()
@@ -102,6 +104,7 @@ def test_a_callback_for_tokens_has_to_be_on_airflows_list(connection: Any, monke
             r"connection 'kafka_test': unknown librdkafka key 'sasl.pasword'; did you mean 'sasl.password'",
         ),
         ({"bootstrap.servers": "b:1", "error_cb": "my.cb"}, "'error_cb' cannot be used: it names a Python callback"),
+        ({"bootstrap.servers": "b:1", "rebalance_cb": "my.cb"}, "'rebalance_cb' cannot be used: it names a Python callback"),
         (
             {"bootstrap.servers": "b:1", "default.topic.config": {"acks": "all"}},
             r"connection 'kafka_test': 'default.topic.config' cannot be used: its keys stand beside all others nowadays",
