@@ -307,6 +307,7 @@ class _YamlReader:
 
     def _mapping(self, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
+        merged: Any = None
         while not isinstance(event := self._event(), yaml.MappingEndEvent):
             key = self._scalar(event) if isinstance(event, yaml.ScalarEvent) else None
             if not isinstance(key, str):
@@ -317,7 +318,24 @@ class _YamlReader:
             if event.anchor:
                 self._anchors[event.anchor] = (*path, key), key
             result[key] = self._value(self._event(), (*path, key))
+            if key == "<<" and event.implicit[0]:
+                merged = event
+        if merged is not None:
+            self._merge(merged, result, path)
         return result
+
+    def _merge(self, event: Any, result: dict[str, Any], path: KeyPath) -> None:
+        """Put what the mappings under the key ``<<`` have, and this one hasn't, in its place."""
+        value = result.pop("<<")
+        many = value if isinstance(value, list) else [value]
+        for i, one in enumerate(many):
+            if not isinstance(one, dict):
+                self._fail(event, f"<<: expected a mapping to merge, or a list of them, got {show(one)}")
+            origin = (*path, "<<", i) if isinstance(value, list) else (*path, "<<")
+            for key in one:
+                if key not in result:
+                    self.keys[*path, key] = self.keys[*origin, key]
+                    result[key] = self._again(event, one[key], (*origin, key), (*path, key))
 
     def _sequence(self, path: KeyPath) -> list[Any]:
         result: list[Any] = []

@@ -133,7 +133,7 @@ class References:
         if parts.scheme or parts.netloc or address.startswith("/"):
             message = f"expected a reference to a file, relative to this one, got {address!r}; nothing is fetched from the network"
             place.document.fail(at, message)
-        uri = urljoin(place.uri, address)
+        uri = urljoin(place.uri, quote(address, safe="/?#[]@!$&'()*+,;=:%"))
         if uri not in self.files:
             name = self.relative(uri)
             self.files[uri] = self._read(name, lambda why: place.document.fail(at, f"expected a file, got {address!r}, but {why}"))

@@ -39,6 +39,18 @@ def test_anchors_and_aliases_work() -> None:
     assert (document.where(("c", "b", 0)), document.where(("c", "b"), key=True)) == ("f:1:12", "f:1:8")
 
 
+def test_mappings_are_merged() -> None:
+    text = "a: &a {x: 1, y: {z: 2}}\nb: &b {<<: *a, x: 3}\nc: {x: 4, <<: [{w: 5}, *b, {w: 6}]}\nd: {'<<': 7}\n"
+    document = parse_document(text, "f")
+    assert document.data["b"] == {"x": 3, "y": {"z": 2}}
+    assert document.data["c"] == {"x": 4, "w": 5, "y": {"z": 2}}
+    assert document.data["d"] == {"<<": 7}
+    assert (document.where(("c", "y", "z")), document.where(("c", "y"), key=True)) == ("f:1:21", "f:1:14")
+    for wrong in ("<<: 1", "<<: [{}, 2]"):
+        with pytest.raises(ContractError, match=r"f:2:3: <<: expected a mapping to merge, or a list of them, got [12]"):
+            parse_document(f"b:\n  {wrong}\n", "f")
+
+
 SAMPLE = """%YAML 1.2
 --- # a comment
 plain: 1 # another

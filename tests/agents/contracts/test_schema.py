@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
-from factory_agents.contracts import Contract, load_contract
+from factory_agents.contracts import Contract, load_contract, pack_contract
 from factory_agents.errors import ContractError
 from tests.support.bounded import cost_of
 
@@ -81,6 +82,15 @@ def test_references_are_relative_to_the_file_they_stand_in(folder: Path) -> None
     assert events.violations({"event_id": "1", "size": 1, "parent": {"event_id": "0", "size": 0}}) == ()
     (broken,) = events.violations({"event_id": "1", "size": 1, "parent": {"event_id": "0", "size": -1}})
     assert broken == ("schema:parent", "parent.size: expected at least 0, got -1")
+
+
+@pytest.mark.parametrize("name", ["a b.json", "größe.json", "a+b.json", "a%20b.json"])
+def test_a_file_of_any_name_is_referred_to(tmp_path: Path, name: str) -> None:
+    (tmp_path / unquote(name)).write_text('{"type": "integer"}')
+    (tmp_path / "c.yaml").write_text(f'{{name: e, id: null, schema: {{properties: {{a: {{$ref: "{name}"}}}}}}}}')
+    contract = load_contract(tmp_path / "c.yaml")
+    for one in (contract, load_contract(pack_contract(contract))):
+        assert [v.rule for v in one.violations({"a": "x"})] == ["schema:a"]
 
 
 def test_a_mistake_in_a_referenced_file_names_that_file(folder: Path) -> None:
