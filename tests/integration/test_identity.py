@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 import psycopg
 import pytest
 
-from factory_agents.errors import ConfigurationError, WindowError
+from factory_agents.errors import ConfigurationError, SinkError, WindowError
 from factory_agents.kafka.cuts import plan_window
 from factory_agents.protocol import AgentRef, AgentResult, AgentRun, Interval, Order, Shard, Window
 from factory_agents.run import execute
@@ -156,6 +157,31 @@ class TestAStage:
             published = hour.run(given, "publish")
             assert (published.reused, published.counts.written) == (False, 10)
             assert hour.rows() == list(range(10))
+
+    def test_taken_out_lets_what_comes_without_it_be_published_though_an_attempt_is_killed(self, hour: Hour, database_url: str) -> None:
+        """Its dead letters are out by then: the work is in progress, and no longer finished."""
+        topic = hour.runs.topic("one", partitions=2, message_timestamp_type="LogAppendTime")
+        hour.runs.produce(topic, [*events(10), b"{"])
+        window = hour.plan(topic)
+        hour.run(hour.run(window, "enrich", hour.runs.topic("enriched", partitions=2)), "publish")
+        killed = hour.runs.attempt(hour.work(stage_input(window), "publish"), "sink.before-commit", secrets={"DATABASE_URL": database_url})
+        assert killed.wait() == -signal.SIGKILL, killed.log
+        assert hour.run(window, "publish").counts.written == 10
+
+    def test_whose_shards_are_published_one_by_one_may_be_done_again_in_any_order(self, hour: Hour) -> None:
+        out, window = hour.runs.topic("enriched", partitions=2), hour.topic("one", 0)
+        shards = [hour.run(window, "enrich", out, shard=(i, 2)) for i in range(2)]
+        assert [hour.run(shards[i], "publish").counts.written for i in (1, 0)] == [5, 5]
+        older, again = shards[1], Order("run", 1, 1, again=True)
+        shards[1] = hour.run(window, "enrich", out, shard=(1, 2), order=again)
+        for i in (1, 0, 1, 0):
+            published = hour.run(shards[i], "publish", rerun="redo")
+            assert (published.counts.written, published.counts.removed) == (5, 0)
+        with pytest.raises(SinkError, match="this manifest is of the older generation"):
+            hour.run(older, "publish")
+        for given in (shards, shards[0], shards[1], shards):  # published as one, shard by shard, and as one again
+            assert not hour.run(given, "publish").reused
+        assert hour.rows() == list(range(10))
 
     def test_that_gave_a_newer_manifest_makes_its_older_one_refused(self, hour: Hour) -> None:
         out, window = hour.runs.topic("enriched", partitions=2), hour.topic("one", 0)

@@ -160,6 +160,14 @@ class StoredResult(msgspec.Struct, frozen=True, omit_defaults=True):
         return cls(**{name: getattr(result, name) for name in cls.__struct_fields__})
 
 
+class Published(msgspec.Struct, frozen=True, array_like=True):
+    """What a sink published last of a shard: of which plan, what these writers had written, and its place among other such inputs."""
+
+    plan: str
+    writers: str
+    input_generation: int
+
+
 class MarkRecord(_Record, frozen=True, tag="mark"):
     """What was pruned of a pipeline's windows of one origin (a topic, or a source): such work is refused, as its results are forgotten.
 
@@ -204,7 +212,7 @@ class StageRecord(_Record, frozen=True, tag="stage"):
     again: its own retries resume it. ``orders`` are those that the work obeyed, by task instance; ``epoch`` counts how many of them
     told it to begin again. ``source`` tells what a source held. ``earlier`` are the dead letters of finished work over other records
     under this key (another topic of the name, another content of the file), which are still good for a replay. ``input_codec`` and
-    ``output_codec`` are what it is read and written with, pinned.
+    ``output_codec`` are what it is read and written with, pinned. ``published`` is what a sink published before the work in progress.
     """
 
     pipeline: str
@@ -224,6 +232,14 @@ class StageRecord(_Record, frozen=True, tag="stage"):
     earlier: tuple[Manifest, ...] = ()
     input_codec: CodecRef | None = None
     output_codec: CodecRef | None = None
+    published: Published | None = None
+
+    def last_published(self) -> Published | None:
+        """What the sink that it speaks of published last, also while the work is done again."""
+        result = self.result
+        if result is None or not result.input_generation:
+            return self.published
+        return Published(result.plan, result.input.writer if result.input is not None else "", result.input_generation)
 
     def answer(self) -> AgentResult | None:
         """The result as its run gave it, once the work is finished."""

@@ -28,10 +28,10 @@ from factory_agents.kafka.ledger import (
     shards_key,
     stage_key,
 )
-from factory_agents.kafka.records import check_names, failure_key, fence_key, mark_key, pruned
+from factory_agents.kafka.records import Published, check_names, failure_key, fence_key, mark_key, pruned
 from factory_agents.kafka.topics import Cluster, check_window_topic
 from factory_agents.kafka.writer import ChunkAbortedError, TransactionalWriter
-from factory_agents.protocol import AgentResult, AgentRun, CodecRef, Counts, Manifest, Order, PartitionRange, Window, digest
+from factory_agents.protocol import AgentResult, AgentRun, CodecRef, Counts, Manifest, Order, PartitionRange, Shard, Window, digest
 from factory_agents.runtime.agents import SideLog
 from factory_agents.runtime.chunk import Chunk
 from factory_agents.runtime.codecs import OpenCodec, open_codec, same_choice
@@ -167,6 +167,7 @@ class Session:
         self._failed_before = False
         self._orders: tuple[Order, ...] = ()
         self._earlier: tuple[Manifest, ...] = ()
+        self._published: Published | None = None
         self._source = digest(identity["files"]) if "files" in identity and run.window is None else ""
         self._shards: list[StageRecord] = []
         self.input_codec: OpenCodec | None = None
@@ -259,6 +260,7 @@ class Session:
         self.epoch = (record.epoch if record is not None else 0) + again
         self._orders = _remembered(record.orders if record is not None else (), self.run.order)
         self._earlier = self._earlier_letters(record)
+        self._published = record.last_published() if record is not None else None
         done = None
         if record is not None and not again and self._same_work(record):
             done = record.answer() if self._reuses else None
@@ -347,9 +349,9 @@ class Session:
         deadline = min(self.deadline, time.monotonic() + _LEDGER_SECONDS)
         return earlier_reports(self.ledger.read_stable(deadline=deadline, wanted=(b"stage|",)), self.run)
 
-    def earlier_results(self) -> list[AgentResult]:
-        """The results of this stage's shards over this window, of whatever plan."""
-        return [result for record in self._shards if (result := record.answer()) is not None]
+    def published(self) -> list[tuple[Shard, Published]]:
+        """What the stage's shards over this window published last, of whatever plan."""
+        return [(record.shard, before) for record in self._shards if (before := record.last_published()) is not None]
 
     @property
     def _reuses(self) -> bool:
@@ -488,6 +490,7 @@ class Session:
             earlier=self._earlier,
             input_codec=self.input_codec.ref if self.input_codec is not None else None,
             output_codec=self.outputs.codec.ref if self.outputs.codec is not None else None,
+            published=self._published if result is None else None,
         )
 
     def _beside(self) -> Sequence[LedgerRecord]:

@@ -227,15 +227,16 @@ class _SinkRun:
     def _input_generation(self) -> int:
         """Our manifest's place among those that the sink holds: older only than newer ones of the same stages.
 
-        What other stages wrote is no newer making of it: a stage that was between us was taken out, or put in.
+        What other stages wrote is no newer making of it: a stage that was between us was taken out, or put in. Nor is what was published
+        with ours in it, or in another shard of our plan, whose input is another one.
         """
-        window = self.window
+        window, run = self.window, self.session.run
         generation = window.generation
-        for result in self.session.earlier_results():
-            writers = result.input.writers if result.input is not None else ()
-            if window.writers and _stages(writers) == _stages(window.writers) and max(map(_generation, writers)) > window.generation:
+        for shard, before in self.session.published():
+            beside = before.plan == run.plan and shard.of == run.shard.of and shard != run.shard
+            if window.writers and not beside and _is_newer(tuple(filter(None, before.writers.split(","))), window):
                 return window.generation
-            generation = max(generation, result.input_generation)
+            generation = max(generation, before.input_generation)
         return generation
 
     def _read_all(self) -> None:
@@ -382,6 +383,13 @@ class _SinkRun:
         """The table that the sink wrote to, by the sink's word on where it is."""
         system = getattr(self.sink, "system", "") or str(self.session.run.params.get("sink") or self.sink.name)
         return Dataset(system, table, getattr(self.sink, "address", "")) if table else None
+
+
+def _is_newer(writers: Sequence[str], window: Window) -> bool:
+    """Whether what these writers wrote is what a window's writers wrote, made again."""
+    if _stages(writers) != _stages(window.writers) or {*window.writers} <= {*writers}:
+        return False
+    return max(map(_generation, writers)) > window.generation
 
 
 def _stages(writers: Sequence[str]) -> set[str]:

@@ -157,7 +157,7 @@ def take(entry: Entry, claim: Claim, publication: int, table: str) -> Taken:
 
     So two plans of a window never land beside each other. Raises SinkError where rows of a newer manifest of the window have landed.
     """
-    newest = max((each.input_generation for each in entry.landed), default=claim.input_generation)
+    newest = max((each.input_generation for each in entry.landed if not _is_beside(each, claim)), default=claim.input_generation)
     if newest > claim.input_generation:
         raise SinkError(
             f"table {table}, window {claim.window}: it holds generation {newest} of its input, this manifest is of the older generation"
@@ -174,6 +174,11 @@ def take(entry: Entry, claim: Claim, publication: int, table: str) -> Taken:
 def _is_ours(each: Claimed | Landed, claim: Claim) -> bool:
     """Whether it is of the claim's plan; one shard is a whole plan, whatever its name."""
     return each.shards == claim.shard.of and (each.plan == claim.plan or claim.shard.of == 1)
+
+
+def _is_beside(each: Landed, claim: Claim) -> bool:
+    """Whether it is another shard of the claim's plan: that one may have an input of its own, newer than ours."""
+    return each.plan == claim.plan and each.shards == claim.shard.of and each.shard != claim.shard.index
 
 
 def _done(entry: Entry, claim: Claim) -> Landed | None:

@@ -63,6 +63,14 @@ def test_a_claim_fences_earlier_ones_of_its_shard_and_all_of_other_plans() -> No
     assert [c.publication for c in other.claims] == [4]
 
 
+def test_shards_of_one_plan_may_have_inputs_of_their_own() -> None:
+    entry = landed(EMPTY, claim(Shard(1, 2), input_generation=7), 1)
+    entry = landed(entry, claim(Shard(0, 2), input_generation=5), 2)
+    for older in (claim(Shard(1, 2), input_generation=6), claim(Shard(0, 2), plan="other", input_generation=5), claim(input_generation=6)):
+        with pytest.raises(SinkError, match="older generation"):
+            ledger.take(entry, older, 3, "t")
+
+
 def test_only_a_whole_plan_is_reused() -> None:
     entry = landed(landed(EMPTY, claim(Shard(0, 2), plan="a"), 1), claim(Shard(1, 2), plan="a"), 2)
     assert ledger.take(entry, claim(Shard(0, 2), plan="a"), 9, "t").done is not None

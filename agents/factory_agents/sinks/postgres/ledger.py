@@ -20,6 +20,8 @@ __all__ = ["RELATIONS", "Acquired", "Ledger", "Mine"]
 
 _THIS_WINDOW = "table_name = {table} AND pipeline = {pipeline} AND stage = {stage} AND window_key = {window}"
 _THIS_SHARD = _THIS_WINDOW + " AND shard = {shard} AND shards = {shards}"
+# Another shard of our plan: it may have an input of its own, newer than ours.
+_BESIDE = "(plan IS NOT DISTINCT FROM {plan} AND shards = {shards} AND shard <> {shard})"
 _THIS_PLAN = "(claimed_plan IS NOT DISTINCT FROM {plan} AND shards = {shards})"
 
 # What holds the table's rows: each relation (a partition, where it has some) with its file. A table that was dropped and created again,
@@ -105,6 +107,7 @@ class Ledger:
             "this_window": _THIS_WINDOW,
             "this_shard": _THIS_SHARD,
             "this_plan": _THIS_PLAN,
+            "beside": _BESIDE,
             "relations": f"({RELATIONS} || {_COLUMNS})",
             "same_table": _SAME_TABLE,
         }
@@ -156,7 +159,7 @@ class Ledger:
         return not outcome["written"] or bool(self._row("SELECT EXISTS (SELECT FROM {target}" + of + ")", number=publication)[0])
 
     def _refuse_older(self) -> None:
-        newest = self._row("SELECT max(input_generation) FROM {ledger} WHERE {this_window} AND " + _COMMITTED)[0]
+        newest = self._row("SELECT max(input_generation) FROM {ledger} WHERE {this_window} AND NOT {beside} AND " + _COMMITTED)[0]
         if newest is not None and newest > self._claim.input_generation:
             raise SinkError(
                 f"table {self._parts['table']}, window {self._claim.window}: it holds generation {newest} of its input, this manifest is of"
