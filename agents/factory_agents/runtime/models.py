@@ -45,7 +45,8 @@ def with_columns(function: Callable[..., Any], form: str, name: str) -> Callable
             if len(values) != len(events):
                 raise AgentError(f"agent {name!r}: a batch of {len(events)} events must give {len(events)} of {field!r}, got {len(values)}")
             for event, value in zip(events, values, strict=True):
-                event[field] = value
+                if type(value) is not float or event.get(field) != value:  # one that was left alone keeps its digits
+                    event[field] = value
         return events
 
     return call

@@ -53,6 +53,9 @@ def test_a_number_that_is_left_alone_keeps_its_digits(number: str) -> None:
     many = b'{"x":[0.5,0.25,0.125,1.5,2.5,3.5]}'
     assert through(lambda event: event, [many, value]) == [many, value]
     assert through(lambda events: events, [b'{"x":0.5}', value], batch=True) == [b'{"x":0.5}', value]
+    plain = b'{"a":%s}' % number.encode()
+    for form in ("numpy", "arrow") if not number.isdigit() else ():  # Arrow has no such integers
+        assert through(lambda columns: {"a": columns["a"]}, [plain], batch=form) == [plain]
     assert through(lambda event: [event], [value]) == [[value]]
     assert through(lambda event: {"moved": event["b"], "n": 1}, [value]) == [b'{"moved":[{"c":%s}],"n":1}' % number.encode()]
     assert through(lambda event: event, [value], key="a") == [(number.encode(), value)]
