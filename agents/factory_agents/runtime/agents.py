@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -733,17 +734,23 @@ class FunctionTransform:
         return (key.encode() if isinstance(key, str) else self._digits.encode(key), value)
 
     def _several(self, events: list[Any], message: Message) -> Output:
-        """Outputs of one event stay distinct: the n-th (from 1) gets the input's id and ``-n``, unless it has an id of its own."""
+        """Outputs of one event stay distinct: the n-th (from 1) gets the input's id and ``-n``, unless it has an id of its own.
+
+        Where another's own id is that one, the number grows by how many they are, until it is nobody's.
+        """
         if not events:
             return None
         field_ = self._agent.id_field
         original = decode_event(message.value()).get(field_) if len(events) > 1 else None
+        given = (event.get(field_) for event in events if isinstance(event, dict)) if original is not None else ()
+        own = {id_ for id_ in given if isinstance(id_, str)}
         records: list[bytes | tuple[bytes | None, bytes]] = []
         for n, event in enumerate(events, 1):
             if not isinstance(event, dict):
                 raise TypeError(f"returned a list holding {type(event).__name__}, expected dicts")
             if original is not None and event.get(field_) in (None, original):
-                event = event | {field_: f"{original}-{n}"}
+                numbers = itertools.count(n, len(events))
+                event = event | {field_: next(id_ for i in numbers if (id_ := f"{original}-{i}") not in own)}
             records.append(self._record(event))
         return records
 

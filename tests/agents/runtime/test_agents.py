@@ -100,6 +100,7 @@ class TestOutputs:
             (["same", "same"], ["same", "same"]),  # the agent says so
             (["e", "b"], ["e-1", "b"]),
             ([None, "b", "e"], ["e-1", "b", "e-3"]),
+            (["e", "e-1", "e-4", None], ["e-5", "e-1", "e-4", "e-8"]),
         ],
     )
     def test_several_keep_ids_of_their_own(self, batch: bool, ids: list[Any], expected: list[Any]) -> None:
