@@ -47,13 +47,14 @@ def parquet_blocks(file: BinaryIO, name: str, options: ReadOptions, bounds: tupl
     """
     import pyarrow.parquet as pq
 
-    reader = pq.ParquetFile(file)
+    reader = pq.ParquetFile(file, coerce_int96_timestamp_unit="us")  # in nanoseconds the year 9999 would be another one
     names = reader.schema_arrow.names
     if len(set(names)) < len(names):
         raise ConfigurationError(f"{name}: a column's name is there twice: {', '.join(names)}")
     if options.time_field:
         check_field(options.time_field, "time_field", names, name)
-    reader = pq.ParquetFile(file, metadata=reader.metadata, read_dictionary=_shared_columns(reader))
+    shared = _shared_columns(reader)
+    reader = pq.ParquetFile(file, metadata=reader.metadata, read_dictionary=shared, coerce_int96_timestamp_unit="us")
     number = 1
     for group in range(reader.num_row_groups):
         outside = _time_outside(reader, group, options.time_field, bounds)
@@ -293,6 +294,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
         return pa.duration("us")
     if pa.types.is_map(kind):
         return pa.map_(_plain(kind.key_type), _plain(kind.item_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)), kind.list_size)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
     if pa.types.is_struct(kind):

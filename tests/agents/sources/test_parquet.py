@@ -108,6 +108,23 @@ class TestParquet:
         (last,) = read(source(path), Interval(datetime(9999, 12, 31, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)))
         assert (last.where, last.reject) == (f"{path}:3", None)
 
+    def test_a_time_in_96_bits_is_that_of_its_writer(self, tmp_path: Path) -> None:
+        """Spark, Hive and Impala write these; 64 bits of nanoseconds hold the years 1678 to 2261 only."""
+        times = [datetime(1, 1, 1), datetime(1600, 2, 3, 4, 5, 6, 789), datetime(9999, 12, 31, 23, 59, 59, 999_999)]  # noqa: DTZ001
+        table = pa.table({"t": pa.array(times, pa.timestamp("us")), "l": pa.array([[t] for t in times], pa.list_(pa.timestamp("us")))})
+        path = tmp_path / "f.parquet"
+        pq.write_table(table, path, use_deprecated_int96_timestamps=True)
+        assert pq.ParquetFile(path).schema.column(0).physical_type == "INT96"
+        texts = ["0001-01-01T00:00:00Z", "1600-02-03T04:05:06.000789Z", "9999-12-31T23:59:59.999999Z"]
+        assert [json.loads(record.value) for record in read(source(path), None)] == [{"t": text, "l": [text]} for text in texts]
+        (record,) = read(source(path), Interval(datetime(1600, 2, 3, 4, tzinfo=UTC), datetime(1600, 2, 3, 5, tzinfo=UTC)))
+        assert json.loads(record.value)["t"] == texts[1]
+
+    def test_lists_of_one_length_are_lists(self, tmp_path: Path) -> None:
+        lists = pa.FixedSizeListArray.from_arrays(pa.array([0, 1_000, 2_000, 3_000]).cast(pa.timestamp("ns")), 2)
+        records = read(source(self.write(tmp_path / "f.parquet", t=pa.array([1, 2]), a=lists)), None)
+        assert json.loads(records[1].value)["a"] == ["1970-01-01T00:00:00.000002Z", "1970-01-01T00:00:00.000003Z"]
+
     def test_a_text_that_is_no_utf8_rejects_its_row(self, tmp_path: Path) -> None:
         texts = pa.array([b"1970-01-01T00:00:00Z", b"\xff", b"1970-01-01T00:10:00Z"]).view(pa.string())
         path = self.write(tmp_path / "f.parquet", t=texts)
