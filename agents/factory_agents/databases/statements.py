@@ -9,7 +9,7 @@ from factory_agents.errors import ConfigurationError
 __all__ = ["one_statement", "table_name"]
 
 _TOKEN = re.compile(
-    r"""(?P<skip>\s+|--[^\n]*|/\*|;)
+    r"""(?P<skip>\s+|--[^\n\r]*|/\*|;)
     |(?P<text>[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(?P<tag>\$(?:[^\W\d]\w*)?\$).*?(?P=tag)|\w[\w$]*|.)""",
     re.DOTALL | re.VERBOSE,
 )

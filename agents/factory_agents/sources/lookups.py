@@ -280,12 +280,12 @@ class _TableReference:
         column = "{}" if cast != "text" or kind in _TEXT_KINDS else "{}::text"
         query = sql.SQL(
             "SELECT {key}::text, {row} FROM ({rows}) AS r WHERE " + column.format("{key}") + " = ANY({keys}::" + cast + "[])"
-        ).format(key=sql.Identifier(self._key), row=relation.row, rows=relation.as_json, keys=sql.Placeholder())
+        ).format(key=sql.Identifier(self._key), row=relation.row, rows=relation.as_json, keys=sql.Literal(keys))
         rows: dict[str, _Row] = {}
         try:
             with querying(self.what), connection.transaction():
                 in_one_form(connection)
-                fetched = connection.execute(query, [keys]).fetchall()
+                fetched = connection.execute(query).fetchall()  # with parameters a % in a column's name would be one, too
         except BaseException:
             self.close()
             raise

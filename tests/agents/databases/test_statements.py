@@ -45,6 +45,7 @@ def test_what_is_no_name_is_refused(text: str) -> None:
         ("SELECT $q$ $$;-- $q$;", "SELECT $q$ $$;-- $q$"),
         ("SELECT 1 -- in the middle\n, 2", "SELECT 1 -- in the middle\n, 2"),
         ("/* first */ SELECT 1", "/* first */ SELECT 1"),
+        ("SELECT 1 -- a line of an old Mac's\r, 2", "SELECT 1 -- a line of an old Mac's\r, 2"),
         ("SELECT 4 - -1", "SELECT 4 - -1"),
         ("SELECT 1 /* in /* one */ another; */;", "SELECT 1"),
         ("/* a /* b */ c */ SELECT /* /**/ */ 2 /* end */", "/* a /* b */ c */ SELECT /* /**/ */ 2"),

@@ -10,6 +10,7 @@ import msgspec
 import psycopg
 import pytest
 from confluent_kafka import Message
+from psycopg import sql
 
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.runtime.agents import Reject
@@ -147,9 +148,9 @@ class TestTables:
             {"id": key, "repo": "librdkafka"}, {"id": str(key), "repo": "librdkafka"},
         ]  # fmt: skip
 
-    @pytest.mark.parametrize("name", ["c", "q", "r", "factory_row"])
+    @pytest.mark.parametrize("name", ["c", "q", "r", "factory_row", "share %", "%s", "100%%", 'Mixed "Case"', "select"])
     def test_a_column_may_have_any_name(self, database: psycopg.Connection, name: str) -> None:
-        database.execute(f"ALTER TABLE repos RENAME repo TO {name}")
+        database.execute(sql.SQL("ALTER TABLE repos RENAME repo TO {}").format(sql.Identifier(name)))
         assert join([{"id": 1}], Lookup(on="id", table="repos", fields=(name,))) == [{"id": 1, name: "librdkafka"}]
 
     def test_a_batch_is_one_query_and_what_was_found_is_kept(self, database: psycopg.Connection) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from factory_agents.errors import ConfigurationError, UnavailableError
 from factory_agents.sources.rows import ReadOptions
@@ -295,11 +296,11 @@ def test_a_session_is_left_as_it_was_found(database: psycopg.Connection, databas
         assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
 
 
-@pytest.mark.parametrize("name", ["c", "q", "r", "e", "factory_row", "factory_row_"])
+@pytest.mark.parametrize("name", ["c", "q", "r", "e", "factory_row", "factory_row_", "share %", "%s", 'Mixed "Case"', "select", "größe"])
 @pytest.mark.parametrize("kind", ["numeric", "point2"])
 def test_a_column_may_have_any_name(database: psycopg.Connection, table: type[TableSource], name: str, kind: str) -> None:
     database.execute("CREATE TYPE point2 AS (x int, y int)")
-    database.execute(f"CREATE TABLE e (event_id int, t timestamptz, {name} {kind})")
+    database.execute(f"CREATE TABLE e (event_id int, t timestamptz, {sql.Identifier(name).as_string(database)} {kind})")
     database.execute(f"INSERT INTO e VALUES (1, 'epoch', {'1.5' if kind == 'numeric' else '(1, 2)'})")
     (record,) = read(table("e"), hour(0))
     value = "1.5" if kind == "numeric" else {"x": 1, "y": 2}
