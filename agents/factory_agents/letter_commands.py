@@ -145,6 +145,10 @@ def letters_replay(
     until: _Until = None,
     limit: Annotated[int, typer.Option(help="most letters to replay; 0 for all", metavar="N", min=0)] = 0,
     again: Annotated[bool, typer.Option("--again", help="include letters that were replayed before")] = False,
+    again_as: Annotated[
+        str,
+        typer.Option("--again-as", help="the same under a name: what was replayed under it is left out, so it may be ended and go on"),
+    ] = "",
     rate: Annotated[float, typer.Option("--rate", help="most events a second; 0 for no limit", metavar="N", min=0)] = 0.0,
     through: Annotated[
         str | None,
@@ -199,7 +203,7 @@ def letters_replay(
             to,
             selection,
             prefix=prefix,
-            again=again,
+            again=again_as or again,
             dry_run=dry_run,
             rate=rate,
             through=agent,
@@ -211,7 +215,7 @@ def letters_replay(
     if console.wants_json(json):
         console.print_json(outcome)
         raise typer.Exit(code)
-    _say_replayed(outcome, again=again)
+    _say_replayed(outcome, again=bool(again_as or again))
     raise typer.Exit(code)
 
 

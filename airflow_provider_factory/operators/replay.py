@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_provider_factory.assets import topic_argument, topic_name
 from airflow_provider_factory.errors import airflow_errors
 from airflow_provider_factory.lineage import topic_lineage
-from airflow_provider_factory.runs import as_bool, bundle_root, places
+from airflow_provider_factory.runs import as_bool, bundle_root, order, places
 from airflow_provider_factory.settings import option
 from factory_agents.errors import ConfigurationError
 from factory_agents.text import count
@@ -62,7 +62,8 @@ class ReplayOperator(BaseOperator):
     :param stop_above: with ``through``: the share of rejected events, in per cent, that ends the replay. (templated)
     :param input_codec: with ``through``: reads the events; by default as the topics file declares.
     :param output_codec: with ``through``: writes its outputs; by default as the topics file declares.
-    :param again: include letters that were replayed before. (templated)
+    :param again: include letters that were replayed before; a retry leaves out those that this task has replayed, a clear includes them.
+        (templated)
     :param count_only: write nothing, only say what would be replayed. (templated)
     :param kafka_conn_id: Airflow connection of the cluster; by default ``[factory] kafka_conn_id``. (templated)
 
@@ -144,7 +145,8 @@ class ReplayOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Replay, and return what was done; raises AirflowFailException for what a retry cannot mend."""
         with airflow_errors():
-            result = self._replay(self._selection(), bundle_root(context))
+            again = as_bool(self.again, "again") and _repetition(context)
+            result = self._replay(self._selection(), bundle_root(context), again=again)
         done: dict[str, Any] = msgspec.to_builtins(result)
         refused = list(result.refused)
         if result.returned:
@@ -192,7 +194,7 @@ class ReplayOperator(BaseOperator):
             positions=frozenset(str(position).strip() for position in positions if str(position).strip()),
         )
 
-    def _replay(self, selection: Selection, root: Path | None) -> ReplayResult:
+    def _replay(self, selection: Selection, root: Path | None, *, again: bool | str) -> ReplayResult:
         from airflow_provider_factory.codecs import topic_codec
         from airflow_provider_factory.hooks.kafka import FactoryKafkaHook
         from factory_agents.runtime.replays import ReplayedBeforeError, ReplayResult, replay_letters
@@ -206,7 +208,7 @@ class ReplayOperator(BaseOperator):
                     to,
                     selection,
                     prefix=option("prefix"),
-                    again=as_bool(self.again, "again"),
+                    again=again,
                     dry_run=count_only,
                     rate=_number(self.rate, "rate"),
                     through=through,
@@ -243,6 +245,12 @@ class ReplayOperator(BaseOperator):
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """The dead-letter topic as input, the other one as output."""
         return topic_lineage(inputs=[self.topic], outputs=[self.to])
+
+
+def _repetition(context: Context) -> str:
+    """What a repetition is called: the same for a task's retries, another one once it is cleared."""
+    ti, told = context["ti"], order(context)
+    return " ".join((ti.dag_id, ti.task_id, told.task, str(told.tries)))
 
 
 def _number(value: Any, name: str) -> float:

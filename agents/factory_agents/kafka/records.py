@@ -320,7 +320,7 @@ class StreamRecord(_Record, frozen=True, tag="stream"):
 class ReplayRecord(_Record, frozen=True, tag="replay"):
     """Dead letters that one transaction put back into a topic: their offsets by partition.
 
-    ``at`` (milliseconds) says when, ``first`` (``partition@offset``) names one of them.
+    ``at`` (milliseconds) says when, ``first`` (``partition@offset``) names one of them, ``again`` the repetition that it was a part of.
     """
 
     pipeline: str
@@ -329,6 +329,7 @@ class ReplayRecord(_Record, frozen=True, tag="replay"):
     offsets: dict[int, list[int]]
     at: int
     first: str
+    again: str = ""
 
     def key(self) -> str:
         """The record key: its own for each transaction."""

@@ -64,14 +64,14 @@ class PurgeResult(msgspec.Struct, frozen=True):
     dry_run: bool
 
 
-def replayed_offsets(letters: LetterTopic) -> dict[int, set[int]]:
-    """The offsets of a topic's letters that were replayed, by partition."""
+def replayed_offsets(letters: LetterTopic, again: str = "") -> dict[int, set[int]]:
+    """The offsets of a topic's letters that were replayed, by partition; with a name those that were by the repetition of that name."""
     ledger = Ledger(letters.config, letters.cluster, prefix=letters.prefix, pipeline=f"replay.{letters.facts.name}")
     if letters.cluster.find(ledger.topic) is None:
         return {}
     found: dict[int, set[int]] = {}
     for record in ledger.read(deadline=time.monotonic() + _LEDGER_SECONDS).of(ReplayRecord):
-        if record.topic_id == letters.facts.id:
+        if record.topic_id == letters.facts.id and again in ("", record.again):
             for partition, offsets in record.offsets.items():
                 found.setdefault(partition, set()).update(offsets)
     return found

@@ -44,6 +44,7 @@ _TICK = 0.2
 _DAYS = 30 * 86_400.0
 _BIG = 1 << 30
 _MOST_REASONS = 20
+_STOPPED_AGAIN = "asked to stop; what was committed stays, and --again would begin anew: a repetition with a name (--again-as) goes on"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def replay_letters(
     selection: Selection,
     *,
     prefix: str = "factory",
-    again: bool = False,
+    again: bool | str = False,
     dry_run: bool = False,
     rate: float = 0.0,
     through: Through | None = None,
@@ -109,13 +110,16 @@ def replay_letters(
     """Write the events of the letters meant to a topic, each once: key, value, headers, and the partition if it is the topic they were in.
 
     The ledger says which letters were replayed, in the same transactions as the events; so a second replay, or one that goes on after a
-    crash, takes only the others (all, with ``again``). Of several letters about one event the last counts. With a ``rate`` at most so many
-    events a second are written. ``through`` an agent, its outputs are written instead, and what it rejects stays a letter. Without one,
-    events stay the bytes that they were: ``codec_of`` tells the codecs of topics, and a target that would read them by another is refused.
+    crash, takes only the others (all, with ``again``; under a name, those not replayed under it). Of several letters about one event the
+    last counts. With a ``rate`` at most so many events a second are written. ``through`` an agent, its outputs are written instead, and
+    what it rejects stays a letter. Without one, events stay the bytes that they were: ``codec_of`` tells the codecs of topics, and a target
+    that would read them by another is refused.
 
     Raises ConfigurationError for unknown topics, for such a target and where no letter is meant, ReplayedBeforeError where all were
     replayed before.
     """
+    if to == topic:
+        raise ConfigurationError(f"{to!r} is the dead-letter topic itself: events there would be read by nobody; replay into another one")
     if not 0 <= rate < inf:
         raise ConfigurationError(f"rate {rate}: expected events a second, such as 500, or 0 for no limit")
     replay = _Replay(config, topic, to, prefix, again=again, rate=rate, through=through, codec_of=codec_of, stop=stop)
@@ -150,12 +154,13 @@ class _Replay:
         to: str,
         prefix: str,
         *,
-        again: bool,
+        again: bool | str,
         rate: float,
         through: Through | None,
         codec_of: Callable[[str], CodecRef | None],
         stop: Callable[[], bool],
     ) -> None:
+        self.name = again if isinstance(again, str) else ""
         self.again, self.rate, self.through, self.codec_of, self.stop = again, rate, through, cache(codec_of), stop
         self.letters = LetterTopic(config, topic, prefix=prefix)
         self.cluster, self.facts = self.letters.cluster, self.letters.facts
@@ -204,8 +209,9 @@ class _Replay:
             stopped,
         )
 
-    @staticmethod
-    def _nothing(chosen: _Chosen) -> str:
+    def _nothing(self, chosen: _Chosen) -> str:
+        if chosen.before and self.name:
+            return f"all matching letters ({chosen.before:,}) were replayed by the repetition {self.name!r}; another name repeats them"
         if chosen.before:
             return f"all matching letters ({chosen.before:,}) were replayed before; --again replays them again"
         if chosen.others:
@@ -218,8 +224,10 @@ class _Replay:
     def _choose(self, ranges: Sequence[PartitionRange], selection: Selection) -> _Chosen:
         """Where the letters lie that are to be replayed: of each event the last one, unless any letter about it was replayed before."""
         replayed = replayed_offsets(self.letters)
+        repeated = replayed_offsets(self.letters, self.name) if self.name else {}
         latest: dict[tuple[Any, ...], tuple[datetime, int, int, str]] = {}
         done: set[tuple[Any, ...]] = set()
+        left_out: set[tuple[Any, ...]] = set() if self.again else done
         pointers: dict[tuple[int, int], str] = {}
         unlike: dict[tuple[int, int], str] = {}
         meant = others = 0
@@ -230,6 +238,8 @@ class _Replay:
             event = letter.event
             if letter.offset in replayed.get(letter.partition, ()):
                 done.add(event)
+            if letter.offset in repeated.get(letter.partition, ()):
+                left_out.add(event)
             if not selection.fits(letter):
                 continue
             if not selection.takes(letter.attempt, _OFFERED):
@@ -244,7 +254,7 @@ class _Replay:
             if self.through is None and (codec := self._other_codec(letter.why.topic)):
                 unlike[letter.partition, letter.offset] = codec
         forged = set() if selection.attempt == "all" else self.letters.known.forged()
-        new = sorted(place for event, place in latest.items() if self.again or event not in done)
+        new = sorted(place for event, place in latest.items() if event not in left_out)
         chosen = [place for place in new if (place[3], place[1]) not in forged]
         chosen = chosen[: selection.limit] if selection.limit else chosen
         self._check_target({(writer, p) for _, p, _, writer in chosen}, read_live=self.target.name in live)
@@ -315,7 +325,7 @@ class _Replay:
                 most = self._most()
                 self._pace(started)
                 if self.stop():
-                    raise StoppedError(STOPPED)
+                    raise StoppedError(STOPPED if self.name or not self.again else _STOPPED_AGAIN)
         if chunk:
             self._handle(chunk, dry_run=dry_run)
 
@@ -408,7 +418,13 @@ class _Replay:
                     raise ChunkAbortedError(kafka_error(refused, "writing"), refused=True)
             offsets.setdefault(letter.partition, []).append(letter.offset)
         record = ReplayRecord(
-            self.ledger.pipeline, self.facts.id, self.target.name, offsets, time.time_ns() // 1_000_000, events[0].letter.position
+            self.ledger.pipeline,
+            self.facts.id,
+            self.target.name,
+            offsets,
+            time.time_ns() // 1_000_000,
+            events[0].letter.position,
+            again=self.name,
         )
         self.ledger.produce(self.writer.producer, [record])
         self.writer.flush(deadline)

@@ -56,6 +56,36 @@ def test_a_second_replay_of_the_same_letters_is_refused_unless_again(runs: Runs)
     assert [r.value for r in replayed(runs, target)] == [b"1", b"1", b"2", b"2"]
 
 
+def test_a_repetition_with_a_name_goes_on_where_it_ended(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replays, "_CHUNK", 2)
+    target = runs.topic("in", partitions=2)
+    topic = fill(runs, [(letter(), str(i).encode()) for i in range(5)])
+
+    def times(again: bool | str, observer: Recorder | None = None) -> list[int]:
+        stop = (lambda: bool(observer.commits)) if observer else (lambda: False)
+        replay_letters(runs.config, topic, target, EVERY, prefix=runs.prefix, again=again, observer=observer, stop=stop)
+        counts = Counter(r.value for r in runs.everything(target))
+        return [counts[str(i).encode()] for i in range(5)]
+
+    with pytest.raises(StoppedError, match="the same command goes on from there"):
+        times("one", Recorder())
+    assert times("one") == [1] * 5, "what was never replayed is not left out either"
+    with pytest.raises(StoppedError, match="the same command goes on from there"):
+        times("other", Recorder())
+    assert times("other") == [2] * 5
+    with pytest.raises(ConfigurationError, match=r"all matching letters \(5\) were replayed by the repetition 'other'"):
+        times("other")
+    with pytest.raises(StoppedError, match="--again would begin anew"):
+        times(True, Recorder())
+
+
+def test_a_dead_letter_topic_is_no_place_for_its_own_letters(runs: Runs) -> None:
+    topic = fill(runs, [(letter(), b"1")])
+    with pytest.raises(ConfigurationError, match="is the dead-letter topic itself"):
+        replay_letters(runs.config, topic, topic, EVERY, prefix=runs.prefix)
+    assert len(runs.everything(topic)) == 1
+
+
 def test_events_go_to_no_topic_whose_codec_could_not_read_them(runs: Runs) -> None:
     """An event that could not be encoded is a letter in the form it had before."""
     target, other = runs.topic("in", partitions=2), runs.topic("other", partitions=2)
@@ -223,7 +253,7 @@ def test_a_rate_is_kept_to_and_a_stop_while_it_waits_is_heard(runs: Runs) -> Non
 def test_a_rate_that_is_none_is_refused(runs: Runs, rate: float) -> None:
     topic = fill(runs, [(letter(), b"0")])
     with pytest.raises(ConfigurationError, match="expected events a second"):
-        replay_letters(runs.config, topic, topic, EVERY, prefix=runs.prefix, rate=rate)
+        replay_letters(runs.config, topic, "other", EVERY, prefix=runs.prefix, rate=rate)
 
 
 @pytest.mark.parametrize("failpoint", ["chunk.before-commit", "chunk.after-commit"])

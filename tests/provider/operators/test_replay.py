@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_provider_factory.operators.replay import ReplayOperator
 from factory_agents.errors import FencedError
 from factory_agents.reject import Reject
+from factory_agents.runtime import replays
 from tests.support.airflow_env import DagRunner
 from tests.support.pages import ROOT
 from tests.support.runs import Runs
@@ -126,6 +127,25 @@ def test_a_task_that_was_killed_half_way_is_finished_by_its_retry(runs: Runs, le
     done = replay(letters)
     assert done["replayed"] == (4 if failpoint == "chunk.after-commit" else 6)
     assert ids(runs, letters[1]) == list(range(6))
+
+
+def test_a_retry_of_a_repetition_leaves_out_what_the_task_has_replayed_and_a_clear_does_not(
+    runs: Runs, letters: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(max_tries: int) -> Any:
+        task = ReplayOperator(task_id="replay", topic=letters[0], to=letters[1], again=True)
+        monkeypatch.setattr(replays._Replay, "_pace", lambda *_: task.on_kill())
+        ti = SimpleNamespace(dag_id="d", task_id="replay", max_tries=max_tries)
+        return task.execute(context(ti=ti, task=task))  # type: ignore[arg-type]
+
+    assert replay(letters)["replayed"] == 6
+    with monkeypatch.context() as patched:
+        patched.setattr(replays, "_CHUNK", 2)
+        with pytest.raises(Exception, match="asked to stop"):
+            run(1)
+    assert [run(1)["replayed"] for _ in range(2)] == [4, 0]
+    assert ids(runs, letters[1]) == sorted([*range(6)] * 2)
+    assert run(3)["replayed"] == 6
 
 
 def test_two_tasks_at_once_bring_each_letter_once_with_the_retry_of_the_one_that_was_fenced(runs: Runs, letters: tuple[str, str]) -> None:
