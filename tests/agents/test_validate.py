@@ -150,6 +150,8 @@ def test_all_broken_rules_are_named() -> None:
         (b"[" * 100_000, "decode", "not JSON"),
         (b"{}", "schema:event_id", "event_id: expected a value"),
         (b'{"event_id":"a","at":"2026-13-01T00:00:00Z"}', "time", "at: expected an ISO-8601 time"),
+        (b'{"event_id":"a","at":"9999-12-31T23:59:59-05:00"}', "time", "at: expected a time between the years 1 and 9999 in UTC"),
+        (b'{"event_id":"a","at":"0001-01-01T00:00:00+00:01","more":1}', "schema,time", "at: expected a time between the years"),
     ],
 )
 def test_what_cannot_be_an_event_is_rejected_never_raised(value: bytes | None, rule: str, reason: str) -> None:

@@ -698,7 +698,14 @@ def _column_type(field_: FieldType) -> str:
 
 
 def _time_reader(unit: TimeUnit) -> Callable[[Any], int | None]:
-    return iso_time if unit == "iso" else _number_time(unit)
+    return _text_time if unit == "iso" else _number_time(unit)
+
+
+def _text_time(value: Any) -> int | None:
+    micros = iso_time(value)
+    if micros is None or _FIRST_US <= micros < _LAST_US + 1_000_000:
+        return micros
+    raise ValueError(f"expected a time between the years 1 and 9999 in UTC, got {show(value)}")
 
 
 def _limits(unit: TimeUnit) -> tuple[int, int, int]:

@@ -190,7 +190,10 @@ def to_micros(value: Any, unit: TimeUnit = "auto", format_: str = "") -> int:
     if kind is str:
         return _formatted_to_micros(value, format_) if format_ else _text_to_micros(value, unit)
     if isinstance(value, datetime):
-        return (value.replace(tzinfo=UTC) - _EPOCH if value.tzinfo is None else value - _EPOCH) // _MICROSECOND
+        micros = (value.replace(tzinfo=UTC) - _EPOCH if value.tzinfo is None else value - _EPOCH) // _MICROSECOND
+        if not _FIRST <= micros <= _LAST:
+            raise ValueError(f"is {value}, outside of the years 1 to 9999 in UTC")
+        return micros
     if isinstance(value, date):
         return (datetime(value.year, value.month, value.day, tzinfo=UTC) - _EPOCH) // _MICROSECOND
     if value is None:

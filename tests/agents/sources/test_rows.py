@@ -82,6 +82,8 @@ class TestTimes:
             "yesterday",
             "2018-13-01",
             "2018-06-05T12.50",
+            "9999-12-31T23:59:59-05:00",
+            datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
             "2018-06-05T20180605",
             [],
             {},
