@@ -133,7 +133,7 @@ class _Part:
 
     def join(self, events: list[dict[str, Any] | Reject], kept: Kept) -> list[dict[str, Any] | Reject]:
         on = self._lookup.on
-        keys = [None if isinstance(event, Reject) else _key_text(event.get(on)) for event in events]
+        keys = [None if isinstance(event, Reject) else _key_text(event.get(on), kept) for event in events]
         rows = self.reference.find({key for key in keys if key is not None})
         pairs = self._names()
         joined: list[dict[str, Any] | Reject] = []
@@ -168,9 +168,11 @@ def _own(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, (dict, list)) else value
 
 
-def _key_text(value: Any) -> str | None:
+def _key_text(value: Any, kept: Kept) -> str | None:
     if type(value) is str:
         return value
+    if type(value) is float and (long := kept.get(id(value))) is not None:
+        return long[1]
     if value is None or isinstance(value, (dict, list)):
         return None
     return msgspec.json.encode(value).decode()
@@ -201,7 +203,7 @@ class _FileReference:
             for record in batch:
                 row, problem = _read(record, digits)
                 columns.update(dict.fromkeys(row))
-                text = _key_text(row.get(key))
+                text = _key_text(row.get(key), digits.kept)
                 if text is None and not problem:
                     problem = f"no value in the key column {key!r}"
                 if text in self._rows:

@@ -220,6 +220,23 @@ def test_numbers_of_a_reference_keep_their_digits(database: psycopg.Connection, 
         database.execute("DROP TABLE numbers")
 
 
+def test_a_key_of_more_digits_than_a_float_holds_is_found(database: psycopg.Connection, tmp_path: Path) -> None:
+    from factory_agents.enrich import build
+
+    keys = ["12345678901234567.89", "12345678901234567.88"]
+    (tmp_path / "f.jsonl").write_text("".join(f'{{"k":{key},"n":{i}}}\n' for i, key in enumerate(keys)))
+    database.execute(f"INSERT INTO repos (price, repo) VALUES ({keys[0]}, 'a'), ({keys[1]}, 'b')")
+    lookups = [{"on": "k", "file": str(tmp_path / "f.jsonl")}, {"on": "k", "key": "price", "table": "repos", "fields": ["repo"]}]
+    enrich = build({"lookups": lookups})
+    try:
+        messages: list[Any] = [Message(topic="t", partition=0, offset=0, value=f'{{"k":{key}}}'.encode()) for key in keys]
+        assert enrich.process(messages) == [
+            f'{{"k":{key},"n":{i},"repo":"{"ab"[i]}","enriched":true}}'.encode() for i, key in enumerate(keys)
+        ]
+    finally:
+        enrich.close()
+
+
 def test_a_reference_with_a_number_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl").write_text('{"id":1,"n":1e400}\n')
     with pytest.raises(ConfigurationError, match=r"f\.jsonl:1: not JSON: Number out of range; correct this reference file"):
