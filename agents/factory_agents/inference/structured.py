@@ -10,6 +10,7 @@ import msgspec
 from factory_agents.contracts import Contract, load_contract
 from factory_agents.errors import ConfigurationError
 from factory_agents.protocol import digest
+from factory_agents.runtime.numbers import Digits, decode_exact
 
 __all__ = ["AnswerContract", "InvalidAnswer", "classified_fields", "load_answer_contract"]
 
@@ -36,16 +37,19 @@ class AnswerContract:
 
     def check(self, text: str) -> bytes:
         """The answer as JSON. Raises InvalidAnswer."""
+        digits, text = Digits(), _without_fence(text)
         try:
-            value = msgspec.json.decode(_without_fence(text))
+            value = digits.decode(text)
         except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError) as error:
             raise InvalidAnswer(f"not JSON: {error}") from None
         if not isinstance(value, dict):
             raise InvalidAnswer(f"expected a JSON object, got {type(value).__name__}")
-        if not self._is_valid(value):
-            reasons = [violation.reason for violation in self.contract.violations(value)[:_MOST_REASONS]]
-            raise InvalidAnswer("; ".join(reasons) or "it breaks the contract")
-        return msgspec.json.encode(value)
+        exact = decode_exact(text) if digits.kept else None
+        if exact is not None or not self._is_valid(value):
+            reasons = [violation.reason for violation in self.contract.violations(value, exact=exact)[:_MOST_REASONS]]
+            if reasons or exact is None:
+                raise InvalidAnswer("; ".join(reasons) or "it breaks the contract")
+        return digits.encode(value)
 
 
 def load_answer_contract(source: str | Mapping[str, Any], *, untrusted: bool = False) -> AnswerContract:

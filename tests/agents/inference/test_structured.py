@@ -9,7 +9,7 @@ import pytest
 from factory_agents.contracts import load_contract
 from factory_agents.errors import ConfigurationError
 from factory_agents.inference.prompt import load_prompt
-from factory_agents.inference.structured import classified_fields
+from factory_agents.inference.structured import InvalidAnswer, classified_fields, load_answer_contract
 
 STANDARD = """
 apiVersion: v3.1.0
@@ -69,6 +69,16 @@ def test_what_is_classified_within_a_field_is_masked_however_the_prompt_names_it
 def test_classified_fields_without_a_name_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="it classifies fields that it doesn't name"):
         classified_fields(load_contract({"name": "orders", "id": None, "schema": {"type": "object", "additionalProperties": SECRET}}))
+
+
+def test_an_answer_keeps_all_digits_of_its_numbers_and_is_judged_by_them() -> None:
+    schema = {"type": "object", "properties": {"n": {"maximum": 12345678901234567}}}
+    contract = load_answer_contract(schema)
+    assert contract.check('{"n": 0.12345678901234567890123}') == b'{"n":0.12345678901234567890123}'
+    with pytest.raises(InvalidAnswer, match=r"n: expected at most 12345678901234567, got 12345678901234567\.89"):
+        contract.check('{"n": 12345678901234567.89}')
+    with pytest.raises(InvalidAnswer, match="n: expected at most 12345678901234567, got 1e17"):
+        contract.check('{"n": 1e17}')
 
 
 def test_front_matter_says_what_is_written_there(tmp_path: Path) -> None:
