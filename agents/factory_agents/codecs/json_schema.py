@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from factory_agents.codecs.base import from_json, to_json
 from factory_agents.codecs.framing import RegistryCodec, SchemaKey
 from factory_agents.codecs.registry import Registry, StoredSchema
+from factory_agents.contracts.digits import exact_number
 from factory_agents.kafka.messages import Headers
 from factory_agents.reject import Reject
 
@@ -74,7 +76,7 @@ class JsonSchemaCodec(RegistryCodec):
     def encode_json(self, text: bytes) -> bytes:
         """See ``Codec.encode_json``."""
         try:
-            event = from_json(text)
+            event = _exact_json(text)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as unreadable:
             raise Reject(f"not as subject {self._subject!r} says: {unreadable}", rule="encode") from None
         if not self._validator.is_valid(event):
@@ -82,6 +84,17 @@ class JsonSchemaCodec(RegistryCodec):
             place = "".join(f"[{part!r}]" if isinstance(part, int) else f".{part}" for part in error.instance_path).lstrip(".")
             raise Reject(f"not as subject {self._subject!r} says: {place + ': ' if place else ''}{error.message}", rule="encode")
         return self._prefix + text
+
+
+def _number(text: str) -> float | Decimal:
+    number = exact_number(text)
+    if abs(number) == float("inf"):
+        raise msgspec.ValidationError("Number out of range")
+    return number
+
+
+_exact_json = msgspec.json.Decoder(float_hook=_number).decode
+"""A schema sees every digit of a number."""
 
 
 def _no_other(uri: str) -> Any:

@@ -35,6 +35,8 @@ def only_same(text: str) -> float:
 def exact_number(text: str) -> float | Decimal:
     """A float where one is the same number as a text (or is infinite), else a decimal. ValueError for an exponent beyond all bounds."""
     number = float(text)
+    if len(text) < SURE_LENGTH and SURE_LEAST < abs(number) < SURE_MOST:
+        return number
     try:
         return Decimal(text) if abs(number) < float("inf") and differs(text, number) else number
     except InvalidOperation as error:

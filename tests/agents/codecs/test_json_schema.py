@@ -59,6 +59,8 @@ def test_what_is_written_is_read_by_confluents_and_theirs_by_us(subjects: Subjec
     [
         (b'{"event_id":"1"}', 'event_id: "1" is not of type "integer"'),
         (b'{"event_id":1,"tags":["a",2]}', 'tags[1]: 2 is not of type "string"'),
+        (b'{"event_id":9007199254740993.5}', 'event_id: 9007199254740993.5 is not of type "integer"'),
+        (b'{"event_id":1e400}', "Number out of range"),
         (b'{"event_id":1,"more":1}', "Additional properties are not allowed"),
         (b"{}", '"event_id" is a required property'),
     ],
