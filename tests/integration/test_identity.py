@@ -250,3 +250,12 @@ def test_dead_letters_never_go_where_events_are_read(runs: Runs, same_as: str) -
     with pytest.raises(ConfigurationError, match=f"is its {same_as} topic too: rejected events would be read as good ones"):
         runs.transform(run)
     assert runs.everything(out) == []
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+def test_dead_letters_never_go_where_compaction_takes_them_away(runs: Runs, policy: str) -> None:
+    topic, dead = runs.topic("in", partitions=1), runs.topic("dead", partitions=1, cleanup_policy=policy)
+    runs.produce(topic, [b"{", b"["], key=b"k")
+    with pytest.raises(ConfigurationError, match=f"dead-letter topic '{dead}' has cleanup.policy=.*only the newest letter of each key"):
+        runs.transform(runs.run(runs.window(topic), runs.topic("out"), dead_letter_topic=dead, max_rejected="100 %"))
+    assert runs.everything(dead) == []

@@ -441,6 +441,7 @@ class Outputs:
             return
         if self.dead is None:
             self.dead = self._dead_topic()
+            self._check_kept(self.dead.name)
         partition = choose_partition(key, max(letter.partition, 0), self.dead.partitions)
         if isinstance(message, LargeMessage):
             digest = message.digest
@@ -462,6 +463,18 @@ class Outputs:
     def _dead_topic(self) -> TopicInfo:
         partitions = self.output.partitions if self.output else self._origin.input_partitions
         return self._cluster.ensure(self.dead_name, max(1, partitions), settings=DEAD_SETTINGS)
+
+    def _check_kept(self, dead: str) -> None:
+        """Refuse a dead-letter topic that is compacted: letters have their events' keys."""
+        try:
+            policy = self._cluster.settings(dead).get("cleanup.policy", "delete")
+        except ConfigurationError:  # it may not be ours to ask
+            return
+        if "compact" in policy:
+            raise ConfigurationError(
+                f"dead-letter topic {dead!r} has cleanup.policy={policy}: compaction leaves only the newest letter of each key; set it to "
+                f"delete, or name another topic"
+            )
 
     def bounds(self, topic: TopicInfo | None, have: Bounds) -> Bounds:
         """``have`` and what this chunk has sent to a topic, once it is flushed."""
