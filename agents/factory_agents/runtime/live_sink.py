@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.2
 _LEDGER_SECONDS = 120.0
 _LONGEST_PAUSE = 30.0
+_NOTHING: tuple[str, dict[int, int]] = ("", {})
 
 KEEP_WINDOWS = "1 d"
 """For how long the ledger remembers windows that nobody asks for again: there is one every few seconds."""
@@ -90,7 +91,7 @@ class _Live:
         self.plans = PlanView(pipeline)
         self.read_to = 0
         self.unfinished: dict[str, Window] = {}
-        self.seen: dict[int, int] = {}
+        self.seen: tuple[str, dict[int, int]] = _NOTHING
         self.inherited = self.published = float("-inf")
         self.looked = self.has_published = False
         self.counts = Counts()
@@ -111,7 +112,7 @@ class _Live:
                 if not self.has_published:
                     raise  # an address that is wrong from the start is told at once
                 log.warning("waiting", extra=fields(pipeline=self.pipeline, reason=str(error), seconds=round(pause, 1)))
-                self.inherited, self.seen = float("-inf"), {}  # what was planned and could not be published comes first
+                self.inherited, self.seen = float("-inf"), _NOTHING  # what was planned and could not be published comes first
                 self.looked = False
                 pause = min(2 * pause, _LONGEST_PAUSE)
             self.wait(pause)
@@ -162,9 +163,10 @@ class _Live:
 
     def has_new(self) -> bool:
         """Whether anything was committed to the topic since it was last looked at."""
-        ends = self.cluster.stable_offset(self.in_topic, range(self.cluster.topic(self.in_topic).partitions))
-        changed = ends != self.seen
-        self.seen = ends
+        topic = self.cluster.topic(self.in_topic)
+        found = topic.id, self.cluster.stable_offset(topic.name, range(topic.partitions))  # another topic may end where this one did
+        changed = found != self.seen
+        self.seen = found
         return changed
 
     def plan(self) -> Window:

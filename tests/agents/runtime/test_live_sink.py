@@ -161,6 +161,31 @@ class TestLoss:
             wait_rows(database, list(range(60)))
         assert [bool(plan.replaces) for plan in ledger_records(runs, PlanRecord) if plan.ranges] == [False, True]
 
+    def test_of_a_topic_that_is_created_again_as_long_as_it_was_is_an_error_too(self, runs: Runs, tmp_path: Path) -> None:
+        """A member that is frozen, or publishes for a while, sees no step in between: only the end, which is where it was."""
+        source, database = runs.topic("in", partitions=1), tmp_path / "d.sqlite"
+        frozen, thawed = threading.Event(), threading.Event()
+
+        class Freezing(SqliteSink):
+            def commit(self, *, rejected: int) -> Any:
+                outcome = super().commit(rejected=rejected)
+                if 39 in rows(database):
+                    frozen.set()
+                    assert thawed.wait(60)
+                return outcome
+
+        runs.produce(source, events(20))
+        with publisher(runs, source, database, Freezing) as freezing:
+            wait_rows(database, list(range(20)))
+            runs.produce(source, events(20, 20))
+            assert frozen.wait(30)
+            recreate(runs.admin, source, 1)
+            runs.produce(source, events(40, 40))
+            thawed.set()
+            freezing.wait()
+            with pytest.raises(DataLossError, match=r"deleted and created again.*--accept-loss"):
+                freezing.end()
+
     def test_of_a_window_that_was_planned_and_not_published_is_recorded_with_it(self, runs: Runs, tmp_path: Path) -> None:
         source, database = runs.topic("in", partitions=1), tmp_path / "d.sqlite"
 
