@@ -112,7 +112,8 @@ def order(context: Mapping[str, Any]) -> Order:
     clears = int(getattr(run, "clear_number", None) or 0)
     # A run that is deleted and made again by hand has its old name, and begins to count again.
     task = " ".join(str(part) for part in (context["run_id"], getattr(run, "run_after", None), max(map_index, 0)) if part)
-    return Order(task, tries, clears, again=tries > retries)
+    began = getattr(run, "start_date", None)
+    return Order(task, tries, clears, again=tries > retries, began=0 if began is None else int(began.timestamp() * 1000))
 
 
 def _map_index(context: Mapping[str, Any]) -> int:

@@ -233,12 +233,18 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 
     A clear raises ``tries`` (the try that is to be its last) and ``clears`` (of its run), a retry neither. They are compared with what
     the ledger remembers of the same ``task`` alone; where it doesn't know the task yet, ``again`` says whether it was cleared before.
+    ``began`` (milliseconds; 0: unknown) is when its run did: one that was deleted and made again under its name counts anew.
     """
 
     task: str
     tries: int = 0
     clears: int = 0
     again: bool = False
+    began: int = 0
+
+    def is_of_a_later_run(self, before: Order) -> bool:
+        """Whether the run of an earlier order is gone, and this is another of its name: a clear of the same one would count up."""
+        return self.began > before.began > 0 and self.clears <= before.clears
 
 
 class AgentRun(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

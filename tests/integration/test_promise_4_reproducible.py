@@ -121,6 +121,19 @@ class TestAClear:
         assert runs.transform(again(run, order=Order("scheduled", tries=3, clears=1, again=True))).reused, "its retry"
         assert runs.transform(run).reused, "an attempt from before the clear, late"
 
+    def test_of_a_run_that_was_made_again_under_its_name_is_counted_anew(self, runs: Runs) -> None:
+        """As a DAG's runs are that was deleted, or those of an Airflow that was installed again."""
+        run = runs.run(runs.filled(20), runs.topic("out"), order=Order("scheduled", tries=2, began=1))
+        runs.transform(run)
+        for n in (1, 2):
+            assert not runs.transform(again(run, order=Order("scheduled", 2 + n, n, again=True, began=n))).reused
+        assert runs.transform(again(run, order=Order("scheduled", tries=2, began=10))).reused, "it was not cleared yet"
+        for n in (1, 2, 3):
+            cleared = Order("scheduled", 2 + n, n, again=True, began=10 + n)
+            assert not runs.transform(again(run, order=cleared)).reused
+            assert runs.transform(again(run, order=cleared)).reused, "its retry"
+        assert runs.transform(again(run, order=Order("scheduled", 4, 2, again=True, began=2))).reused, "a late attempt of the former one"
+
     def test_of_each_run_of_the_interval_does_it_again(self, runs: Runs) -> None:
         scheduled, manual = Order("scheduled", tries=2), Order("manual", tries=2)
         run = runs.run(runs.filled(10), runs.topic("out"), order=scheduled)

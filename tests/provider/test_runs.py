@@ -94,6 +94,11 @@ def test_an_order_is_what_the_task_instance_was_told_so_far(max_tries: int | Non
     assert order(context(ti=ti, task=SimpleNamespace(retries=retries), dag_run=run)) == Order("manual__1", max_tries or 0, 4, again)
 
 
+def test_an_order_says_when_its_run_began() -> None:
+    assert order(context(dag_run=SimpleNamespace(clear_number=0, start_date=INTERVAL.start))).began == INTERVAL.start_ms
+    assert order(context(dag_run=SimpleNamespace(clear_number=0, start_date=None))).began == 0
+
+
 def test_mapped_tasks_have_orders_of_their_own() -> None:
     assert order(context(ti=SimpleNamespace(max_tries=0, map_index=3), task=SimpleNamespace(retries=0))).task == "manual__1 3"
 

@@ -113,7 +113,7 @@ def told_again(order: Order | None, record: StageRecord | None) -> bool:
     if order is None:
         return False
     before = next((o for o in record.orders if o.task == order.task), None) if record is not None else None
-    if record is None or before is None:
+    if record is None or before is None or order.is_of_a_later_run(before):
         return order.again
     if order.clears == before.clears:
         return order.tries > before.tries
@@ -123,7 +123,7 @@ def told_again(order: Order | None, record: StageRecord | None) -> bool:
 def _remembered(orders: Sequence[Order], order: Order | None) -> tuple[Order, ...]:
     """The orders that were obeyed, the newest last."""
     before = next((o for o in orders if order is not None and o.task == order.task), None)
-    if order is None or (before is not None and order.clears < before.clears):
+    if order is None or (before is not None and order.clears < before.clears and not order.is_of_a_later_run(before)):
         return tuple(orders)
     return (*(o for o in orders if o.task != order.task), order)[-_MOST_ORDERS:]
 
