@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from confluent_kafka import Message
 
-from factory_agents.contracts import judge, merge_reports
+from factory_agents.contracts import judge, load_contract, merge_reports, pack_contract
 from factory_agents.errors import AccountingError, ConfigurationError, ContractError
 from factory_agents.protocol import AgentRef, AgentRun, Counts, Interval, Shard, Window
 from factory_agents.runtime.agents import Reject
@@ -111,6 +111,22 @@ def test_a_contract_keeps_all_digits_of_its_numbers(text: str) -> None:
     assert isinstance(outputs[0], bytes)
     assert isinstance(outputs[1], Reject)
     assert outputs[1].reason == "n: expected at most 99999999999999999.99, got 100000000000000000"
+
+
+def test_such_a_number_may_stand_anywhere_in_a_contract() -> None:
+    number = "0.12345678901234567890123"
+    text = f"""name: e
+id: null
+version: {number}
+schema: {{properties: {{n: {{maximum: 5, x-pi: {number}, examples: [{number}]}}}}}}
+window: {{invalid: {{n: {{values: [{number}]}}}}, fail_if: [invalid(n) > 0]}}
+"""
+    contract = load_contract(text)
+    assert contract.version == number
+    assert load_contract(pack_contract(contract)).digest == contract.digest
+    validate = build({"contract": text}, RUN)
+    assert isinstance(validate.process([message(f'{{"n": {number}}}'.encode())])[0], bytes)
+    assert validate.finish(Counts(consumed=1))["invalid"] == {"n": 0}
 
 
 def test_a_rule_sees_the_float_of_a_number_with_more_digits() -> None:

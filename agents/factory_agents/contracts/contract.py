@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
 import msgspec
 
 from factory_agents.contracts.conditions import Condition, parse_condition
+from factory_agents.contracts.digits import with_floats
 from factory_agents.contracts.documents import (
     Document,
     KeyPath,
@@ -358,6 +359,8 @@ def folder_of(texts: Mapping[str, str]) -> Path:
     return Path("/", *["contract"] * (up + 1))
 
 
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
 _NO_TIME: tuple[str | None, TimeUnit] = (None, "iso")
 _NO_RULES: list[tuple[Rule, Expression]] = []
 _Window: TypeAlias = "tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...], tuple[Figure, ...], tuple[Query, ...]]"
@@ -391,7 +394,8 @@ class _Builder:
         self._notes = tuple(notes)
         self._not_run = tuple(not_run)
         self._source = f"{document.name}#{schema}" if schema else document.name
-        self._data: dict[str, Any] = document.mapping((), document.data, "a contract (a mapping with a name)")
+        data = document.mapping((), document.data, "a contract (a mapping with a name)")
+        self._data: dict[str, Any] = {key: value if key == "schema" else with_floats(value) for key, value in data.items()}
         self._fields: Mapping[str, FieldType] = {}
 
     def build(self) -> Contract:
@@ -464,7 +468,7 @@ class _Builder:
             digest=digest(meaning),
             notes=(*self._notes, *schema.notes),
             not_run=self._not_run,
-            text=self._document.text or msgspec.json.encode(self._data).decode(),
+            text=self._document.text or _encode(self._data).decode(),
             texts=schema.texts,
             _columns=columns,
             _schema=schema,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -159,7 +160,7 @@ def _keyword(keyword: str, old: Any, new: Any, what: str) -> Change:
         sides = [side for side, values in zip(_BOTH, (gone, come), strict=True) if values]
         parts = [f"no longer {show(gone)}" if gone else "", f"also {show(come)}" if come else ""]
         return Change(what, f"enum: {', '.join(p for p in parts if p) or 'in another order'}", tuple(sides))
-    if keyword in (*_LEAST, *_MOST) and all(isinstance(v, (int, float)) for v in (old, new)):
+    if keyword in (*_LEAST, *_MOST) and all(isinstance(v, (int, float, Decimal)) for v in (old, new)):
         stricter = (new > old) == (keyword in _LEAST)
         return Change(what, text, ("producers",) if stricter else ("consumers",))
     if keyword in ("additionalProperties", "uniqueItems", "unevaluatedProperties"):

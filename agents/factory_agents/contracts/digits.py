@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import msgspec
 
-__all__ = ["SURE_LEAST", "SURE_LENGTH", "SURE_MOST", "differs", "exact_number", "only_same"]
+__all__ = ["SURE_LEAST", "SURE_LENGTH", "SURE_MOST", "differs", "exact_number", "only_same", "with_floats"]
 
 SURE_LENGTH, SURE_LEAST, SURE_MOST = 17, 1e-290, 1e290
 """A shorter text of a number of such a size is the same number after float and back."""
@@ -30,6 +31,15 @@ def only_same(text: str) -> float:
     if repr(number) != text and differs(text, number):
         raise msgspec.ValidationError("more digits than a float holds")
     return number
+
+
+def with_floats(value: Any) -> Any:
+    """The same data with floats for decimals."""
+    if isinstance(value, dict):
+        return {key: with_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_floats(item) for item in value]
+    return float(value) if isinstance(value, Decimal) else value
 
 
 def exact_number(text: str) -> float | Decimal:

@@ -225,7 +225,7 @@ def read_document(path: Path, name: str = "") -> Document:
 
 def inline_document(data: Mapping[str, Any], name: str = "inline contract") -> Document:
     """A mapping that came as data, not as text: it has paths but no lines."""
-    return Document(name, msgspec.to_builtins(dict(data)))
+    return Document(name, msgspec.to_builtins(dict(data), builtin_types=(Decimal,)))
 
 
 def parse_document(text: str, name: str) -> Document:

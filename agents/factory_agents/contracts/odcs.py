@@ -477,9 +477,9 @@ def _level(check: Mapping[str, Any]) -> str:
 
 def _number(value: Any) -> str | None:
     """A number as conditions write it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         return None
-    return f"{Decimal(repr(value)):f}"
+    return f"{Decimal(str(value)):f}"
 
 
 def _condition(figure: str, operator: str, limit: Any, unit: str) -> str | None:
