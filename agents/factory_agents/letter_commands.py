@@ -147,7 +147,9 @@ def letters_replay(
     again: Annotated[bool, typer.Option("--again", help="include letters that were replayed before")] = False,
     again_as: Annotated[
         str,
-        typer.Option("--again-as", help="the same under a name: what was replayed under it is left out, so it may be ended and go on"),
+        typer.Option(
+            "--again-as", metavar="NAME", help="the same under a name: what was replayed under it is left out, so it may be ended and go on"
+        ),
     ] = "",
     rate: Annotated[float, typer.Option("--rate", help="most events a second; 0 for no limit", metavar="N", min=0)] = 0.0,
     through: Annotated[
