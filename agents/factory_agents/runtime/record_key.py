@@ -27,7 +27,7 @@ class KeyReader:
     """Reads keys of records.
 
     A key is the one column's value, as text or JSON (a column of text takes it as it stands), or a JSON object or list of the columns'
-    values, perhaps in the ``payload`` of Kafka Connect's converter.
+    values. Each may be the ``payload`` of Kafka Connect's converter, beside its ``schema``.
     """
 
     def __init__(self, columns: Sequence[KeyColumn]) -> None:
@@ -47,7 +47,9 @@ class KeyReader:
     def _values(self, key: bytes) -> list[Any]:
         parts = _parts(key)
         names = [c.name for c in self._columns]
+        payload: msgspec.Raw | None = None
         if isinstance(parts, dict) and "payload" in parts and not set(names) <= parts.keys():
+            payload = parts["payload"] if "schema" in parts else None
             parts = _parts(bytes(parts["payload"]))
         if isinstance(parts, dict) and set(names) <= parts.keys():
             return [c.read(parts[c.name]) for c in self._columns]
@@ -55,7 +57,7 @@ class KeyReader:
             if isinstance(parts, list) and len(parts) == len(names):
                 return [c.read(part) for c, part in zip(self._columns, parts, strict=True)]
             raise ValueError("it is neither")
-        return [self._only_value(key)]
+        return [self._only_value(key) if payload is None else self._columns[0].read(payload)]
 
     def _only_value(self, key: bytes) -> Any:
         column = self._columns[0]

@@ -23,6 +23,8 @@ def _column(name: str, type_: type[Any]) -> KeyColumn:
         (b"5", int, 5),
         (b'{"id": 5}', int, 5),
         (b'{"schema": {}, "payload": {"id": 5}}', int, 5),
+        (b'{"schema": {"type": "string"}, "payload": "a"}', str, "a"),
+        (b'{"schema": {"type": "int64"}, "payload": 5}', int, 5),
         (b'{"id": "a", "more": 1}', str, "a"),
         ("ünï".encode(), str, "ünï"),
         (b"", str, ""),
@@ -53,6 +55,11 @@ def test_a_key_that_names_no_row_is_rejected(key: bytes | None, says: str) -> No
     assert raised.value.rule == "key"
     assert says in raised.value.reason
     assert "\n" not in raised.value.reason
+
+
+def test_a_payload_that_names_no_row_is_not_taken_for_a_text() -> None:
+    with pytest.raises(Reject, match="expected text"):
+        KeyReader([_column("id", str)]).read(b'{"schema": {}, "payload": {"other": "a"}}')
 
 
 def test_of_several_columns_a_part_is_no_key() -> None:

@@ -32,8 +32,9 @@ _WAIT_LITTLE = """
 """  # a direct copy: a merge waits longer, with fewer locks in its hands
 _MET_OTHERS = frozenset({"40P01", "40001", "55P03", "0A000"})
 """Others in the way, and tables that take no COPY (row-level security)."""
-_OF_A_ROW = ("22", "23", "P0", "44", "54000")
-"""Values, constraints, what triggers raise or don't find, rows that a view's check refuses, values too large for an index."""
+_OF_A_ROW = ("21", "22", "23", "P0", "44", "54000")
+"""A trigger's query that finds several rows, values, constraints, what triggers raise or don't find, rows that a view's check refuses,
+values too large for an index."""
 _NOT_OF_A_ROW = ("08", "40", "53", "55", "57", "58")
 """Outages and others in the way, even where a trigger says so."""
 _RAISE = ("exec_stmt_raise", "exec_stmt_assert")

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from factory_agents.errors import SinkError
+from factory_agents.runtime.agents import Reject
 from factory_agents.sinks.postgres.catalog import FoundColumn, columns
 from factory_agents.sinks.postgres.copy import STAGING
 from factory_agents.sinks.postgres.names import compose, identifier, names
+from factory_agents.sinks.postgres.refusals import NUMBER, REACHED, SUSPECTS, find_refused
 from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, begin_creation, find_table, same_key
 
 if TYPE_CHECKING:
@@ -82,11 +84,59 @@ class Deletes:
             f" ({now}) now: {why}; drop it, and publish the windows again whose deletes count"
         )
 
-    def apply(self, past: Sequence[int], forgotten: Sequence[int]) -> int:
-        """Delete, and take out of the staging what is not to be merged; how many keys are gone.
+    def apply(self, past: Sequence[int], forgotten: Sequence[int]) -> tuple[int, int]:
+        """Delete, and take out of the staging what is not to be merged; how many keys are gone, and of how many a trigger kept the row.
 
         ``past`` are publications whose rows give way to ours whatever they hold, ``forgotten`` those whose deletes do.
         """
+        self._prepare(forgotten)
+        self._run(
+            f"DELETE FROM {{table}} AS t USING {_TOMBSTONES} AS x WHERE {{before}}", table=self._table.identifier, before=self._before(past)
+        )
+        self._run(
+            f"INSERT INTO {{memory}} ({{key}}, {{own}}) SELECT {{key}}, {{own}} FROM {_TOMBSTONES}"
+            " ON CONFLICT ({key}) DO UPDATE SET {set}",
+            memory=self._memory,
+            own=names(OWN_COLUMNS),
+            set=self._set(),
+        )
+        return self._gone(past)
+
+    def find_refused(self, past: Sequence[int], forgotten: Sequence[int], most: int) -> dict[tuple[int, int], Reject]:
+        """Why the database refuses deletes, by partition and offset of their records: ``most`` of them, or all.
+
+        Constraints that are deferred aren't looked at where a row comes again after its delete.
+        """
+        refused: dict[tuple[int, int], Reject] = {}
+        for again in (False, True):
+
+            def prepare(*, again: bool = again) -> None:
+                self._prepare(forgotten)
+                self._run(
+                    f"CREATE TEMPORARY TABLE {SUSPECTS} ON COMMIT DROP AS"
+                    f" SELECT row_number() OVER (ORDER BY {{key}})::integer AS {NUMBER}, x.* FROM {_TOMBSTONES} AS x"
+                    f" WHERE {{again}} = EXISTS (SELECT FROM {STAGING} AS s WHERE {{same}})",
+                    again=again,
+                    same=self._staged(),
+                )
+
+            found = find_refused(self._connection, prepare, lambda *span: self._delete_suspects(past, span), most, deferred=not again)
+            refused |= found
+        return refused
+
+    def _delete_suspects(self, past: Sequence[int], span: tuple[int, int]) -> sql.Composed:
+        """A delete that doesn't tell how far it came."""
+        return compose(
+            f"DELETE FROM {{table}} AS t USING {SUSPECTS} AS x WHERE x.{NUMBER} BETWEEN {{first}} AND {{last}} AND {{before}}"
+            f" AND pg_catalog.setval('{REACHED}', {{last}}) > 0",
+            first=span[0],
+            last=span[1],
+            table=self._table.identifier,
+            before=self._before(past),
+        )
+
+    def _prepare(self, forgotten: Sequence[int]) -> None:
+        """Make a table of the last delete of each key; records before it, and what was deleted since, are not to be merged."""
         table, memory = self._table, self._memory
         # Whoever publishes beside us would not see our deletes, nor we its rows.
         self._run("SELECT pg_advisory_xact_lock(hashtextextended({lock}, 0))", lock=f"factory_deletes:{table.text}")
@@ -95,8 +145,9 @@ class Deletes:
             " WHERE _factory_deleted ORDER BY {key}, _factory_timestamp DESC, _factory_partition DESC, _factory_offset DESC",
             own=names(OWN_COLUMNS),
         )
-        staged = compose(" AND ".join("s.{} = x.{}".format(*[f"{{k{i}}}"] * 2) for i in range(len(table.key))), **self._keys())
-        self._run(f"DELETE FROM {STAGING} AS s USING {_TOMBSTONES} AS x WHERE {{same}} AND {self._not_after('s', 'x')}", same=staged)
+        self._run(
+            f"DELETE FROM {STAGING} AS s USING {_TOMBSTONES} AS x WHERE {{same}} AND {self._not_after('s', 'x')}", same=self._staged()
+        )
         for rows, alias in ((_TOMBSTONES, "x"), (STAGING, "s")):
             self._run(
                 f"DELETE FROM {rows} AS {alias} USING {{memory}} AS d WHERE {{same}} AND d._factory_publication <> ALL ({{forgotten}})"
@@ -105,34 +156,31 @@ class Deletes:
                 same=same_key(table, "d", alias),
                 forgotten=list(forgotten),
             )
-        newer = f" AND (t._factory_publication = ANY ({{past}}) OR {self._not_after('t', 'x')})" if table.tracked else ""
-        self._run(
-            f"DELETE FROM {{table}} AS t USING {_TOMBSTONES} AS x WHERE {{same}}" + newer,
-            table=table.identifier,
-            same=same_key(table, "t", "x"),
-            past=list(past),
-        )
-        self._run(
-            f"INSERT INTO {{memory}} ({{key}}, {{own}}) SELECT {{key}}, {{own}} FROM {_TOMBSTONES}"
-            " ON CONFLICT ({key}) DO UPDATE SET {set}",
-            memory=memory,
-            own=names(OWN_COLUMNS),
-            set=self._set(),
-        )
-        return self._gone(staged)
 
     def forget(self, publications: Sequence[int]) -> None:
         """Drop the deletes of publications that are none of the current ones."""
         self._run("DELETE FROM {memory} WHERE _factory_publication = ANY ({of})", memory=self._memory, of=list(publications))
 
-    def _gone(self, staged: sql.Composed) -> int:
-        """Keys of which neither a staged row nor one that is newer than the delete is left."""
+    def _gone(self, past: Sequence[int]) -> tuple[int, int]:
+        """Keys of which neither a staged row nor one in the table is left, and those of which a row is left that was to be deleted."""
         query = (
-            f"SELECT count(*) FROM {_TOMBSTONES} AS x WHERE NOT EXISTS (SELECT FROM {STAGING} AS s WHERE {{staged}})"
-            " AND NOT EXISTS (SELECT FROM {table} AS t WHERE {standing})"
+            f"SELECT count(*) FILTER (WHERE t.{{first}} IS NULL), count(*) FILTER (WHERE {{before}}) FROM {_TOMBSTONES} AS x"
+            f" LEFT JOIN {{table}} AS t ON {{same}} WHERE NOT EXISTS (SELECT FROM {STAGING} AS s WHERE {{staged}})"
         )
-        row = self._run(query, staged=staged, table=self._table.identifier, standing=same_key(self._table, "t", "x")).fetchone()
-        return int(row[0]) if row is not None else 0
+        of = {"table": self._table.identifier, "same": same_key(self._table, "t", "x"), "before": self._before(past)}
+        row = self._run(query, first=identifier(self._table.key[0]), staged=self._staged(), **of).fetchone()
+        return (int(row[0]), int(row[1])) if row is not None else (0, 0)
+
+    def _before(self, past: Sequence[int]) -> sql.Composed:
+        """Whether a row ``t`` of the table is of a key, and before a delete ``x`` of it."""
+        same = same_key(self._table, "t", "x")
+        if not self._table.tracked:
+            return same
+        newer = f" AND (t._factory_publication = ANY ({{past}}) OR {self._not_after('t', 'x')})"
+        return same + compose(newer, past=list(past))
+
+    def _staged(self) -> sql.Composed:
+        return compose(" AND ".join("s.{} = x.{}".format(*[f"{{k{i}}}"] * 2) for i in range(len(self._table.key))), **self._keys())
 
     def _not_after(self, one: str, other: str) -> str:
         return f"{_PLACE.format(one)} <= {_PLACE.format(other)}"

@@ -56,8 +56,8 @@ class _Batch(Publication):
     def _past(self) -> list[int]:
         return []
 
-    def _delete(self, past: Sequence[int]) -> int:
-        return Deletes(self.connection, self.table).apply([], []) if self.table.deletes else 0
+    def _forgotten(self) -> list[int]:
+        return []
 
     def judge(self, messages: Sequence[Message]) -> dict[int, Reject]:
         """What is rejected of records that are published already."""

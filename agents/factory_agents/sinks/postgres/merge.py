@@ -156,19 +156,23 @@ class Publication:
         """Delete, and merge the staged rows."""
         past = self._past()
         keys = self._value(self._sql.count_keys()) if self.table.deletes else None
-        deleted = self._delete(past)
+        deleted, kept = self._delete(past)
         older = self._value(self._sql.count_older(past)) if self.table.drops_rows else None
         left = self._value(self._sql.count_keys()) if older is not None else 0
         written = self._count(self._sql.merge(past))
         self.connection.execute(CHECK_CONSTRAINTS)
         if keys is None:
             keys = self._rows if written == self._rows else self._value(self._sql.count_keys())
-        return _Merged(written, keys, deleted, max(0, left - written - older) if older is not None else 0)
+        dropped = max(0, left - written - older) if older is not None else 0
+        return _Merged(written, keys, deleted, kept + dropped)
 
-    def _delete(self, past: Sequence[int]) -> int:
+    def _delete(self, past: Sequence[int]) -> tuple[int, int]:
         if not self.table.deletes:
-            return 0
-        return Deletes(self.connection, self.table).apply(past, self._ledger.past())
+            return 0, 0
+        return Deletes(self.connection, self.table).apply(past, self._forgotten())
+
+    def _forgotten(self) -> list[int]:
+        return self._ledger.past()
 
     def _past(self) -> list[int]:
         return self._ledger.past() if self.table.tracked else []
@@ -178,9 +182,9 @@ class Publication:
         return isinstance(self._copy, Staged) and is_of_a_row(error)
 
     def take_out_refused(self) -> dict[tuple[int, int], Reject]:
-        """Take the rows that the database refuses out of those to be merged; why each is, by partition and offset of its record.
+        """Take the rows and deletes that the database refuses out of those to be merged; why each is, by its record's partition and offset.
 
-        There may be more: a row that is older than one of them, or those past a number that doubles each time.
+        There may be more: a row that is older than one of them, rows beside deletes, or those past a number that doubles each time.
         """
         past = self._past()
 
@@ -188,7 +192,11 @@ class Publication:
             self._delete(past)
             self.connection.execute(self._sql.suspects())
 
-        refused = find_refused(self.connection, prepare, lambda first, last: self._sql.merge(past, (first, last)), self._most_refused)
+        refused: dict[tuple[int, int], Reject] = {}
+        if self.table.deletes:
+            refused = Deletes(self.connection, self.table).find_refused(past, self._forgotten(), self._most_refused)
+        if not refused:  # rows are merged after the deletes
+            refused = find_refused(self.connection, prepare, lambda first, last: self._sql.merge(past, (first, last)), self._most_refused)
         taken = self._count(self._sql.take_out(refused)) if refused else 0
         self._rows -= taken
         self._most_refused *= 2

@@ -31,22 +31,30 @@ _PIECE = 1000
 """Rows that are tried at once at most: a refused one costs no more, however many there are."""
 
 _RULES = {"23502": "not-null", "23514": "partition"}
-_FOREIGN_KEY = "23503"
+_FOREIGN_KEY = ("23503", "23001")
 
 
 def find_refused(
-    connection: psycopg.Connection[Any], prepare: Callable[[], None], insert: Callable[[int, int], sql.Composed], most: int
+    connection: psycopg.Connection[Any],
+    prepare: Callable[[], None],
+    apply: Callable[[int, int], sql.Composed],
+    most: int,
+    *,
+    deferred: bool = True,
 ) -> dict[tuple[int, int], Reject]:
     """Why the database refuses rows, by partition and offset of their records: ``most`` of them, or all; the transaction is as before.
 
-    ``prepare`` makes the table of suspects, ``insert`` merges those from one number to another (both included).
+    ``prepare`` makes the table of suspects, ``apply`` merges (or deletes) those from one number to another, both included. ``deferred``:
+    constraints count that are otherwise looked at with the commit.
     """
     connection.execute("SAVEPOINT factory_search")
     prepare()
+    if deferred:  # else what the tries set would outlast them: a rollback undoes only what its own savepoint has seen
+        connection.execute("SET CONSTRAINTS ALL DEFERRED")
     connection.execute(compose(f"CREATE UNIQUE INDEX ON {SUSPECTS} ({NUMBER})"))
     connection.execute(compose(f"CREATE SEQUENCE {REACHED}"))
     row = connection.execute(compose(f"SELECT count(*) FROM {SUSPECTS}")).fetchone()
-    search = _Search(connection, insert)
+    search = _Search(connection, apply, CHECK_CONSTRAINTS if deferred else "")
     search.find(int(row[0]) if row is not None else 0, most)
     search.try_orphans_again()
     numbers = sorted(search.refused)
@@ -59,9 +67,10 @@ def find_refused(
 class _Search:
     """Rows that are not refused stay in the table while it is searched: others may refer to them, or clash with them."""
 
-    def __init__(self, connection: psycopg.Connection[Any], insert: Callable[[int, int], sql.Composed]) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], apply: Callable[[int, int], sql.Composed], check: str) -> None:
         self._connection = connection
-        self._insert = insert
+        self._apply = apply
+        self._check = f"{check};" if check else ""
         self.refused: dict[int, psycopg.Error] = {}
 
     def find(self, count: int, most: int) -> None:
@@ -85,22 +94,22 @@ class _Search:
                 todo += [(middle + 1, high), (low, middle)]
 
     def try_orphans_again(self) -> None:
-        """Rows that miss another row may have found it further on, among ours."""
+        """Rows that miss another row may have found it further on, among ours; those that others refer to may be deleted after them."""
         found = True
         while found:
             found = False
-            for number in [n for n, error in self.refused.items() if error.sqlstate == _FOREIGN_KEY]:
+            for number in [n for n, error in self.refused.items() if error.sqlstate in _FOREIGN_KEY]:
                 if self._try(number, number)[0] is None:
                     del self.refused[number]
                     found = True
 
     def _try(self, low: int, high: int) -> tuple[psycopg.Error | None, int]:
-        """Merge rows, to stay unless one of them is refused; which error there was, and the number of the row that was come to."""
+        """Merge rows, or delete them, to stay unless one is refused; which error there was, and the number of the row that was come to."""
         import psycopg
 
-        query = f"SAVEPOINT factory_try; {{insert}}; {CHECK_CONSTRAINTS}; RELEASE SAVEPOINT factory_try"
+        query = f"SAVEPOINT factory_try; {{apply}}; {self._check} RELEASE SAVEPOINT factory_try"
         try:
-            self._connection.execute(compose(query, insert=self._insert(low, high)), prepare=False)
+            self._connection.execute(compose(query, apply=self._apply(low, high)), prepare=False)
         except psycopg.Error as error:
             if not is_of_a_row(error):
                 raise

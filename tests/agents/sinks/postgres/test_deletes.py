@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import secrets
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,8 +19,10 @@ from factory_agents.errors import SinkError
 from factory_agents.kafka.messages import Message
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
-from factory_agents.runtime.agents import RowsRefused, SinkOutcome
+from factory_agents.reject import Reject
+from factory_agents.runtime.agents import RowsRefused, Sink, SinkOutcome
 from factory_agents.sinks.postgres.deletes import memory_of
+from factory_agents.sinks.postgres.live import PostgresLive
 from factory_agents.testing.records import gone
 from tests.support.sink_bench import CONTRACT, W1, W2, W3, WHOLE, Bench, at, event, record
 from tests.support.soak import examples
@@ -196,6 +200,89 @@ class TestATombstone:
         deletes.publish(at([event("ä"), event("b")]), W1)
         deletes.publish([gone("ä")], W2)
         assert deletes.rows() == {"b": "x"}
+
+
+@contextmanager
+def claimed(bench: Bench, rows: list[Message]) -> Iterator[Sink]:
+    """A sink over the second window, to which these records are written."""
+    sink = bench.sink()
+    sink.claim(bench.claim(W2))
+    assert sink.write(rows) == {}
+    yield sink
+    sink.close()
+
+
+def refused(sink: Sink) -> dict[int, str]:
+    """The rules by which the database refuses records, by their offsets."""
+    with pytest.raises(RowsRefused) as answer:
+        sink.commit(rejected=0)
+    return {offset: reject.rule for (_, offset), reject in answer.value.rows.items()}
+
+
+class TestOneThatTheDatabaseRefuses:
+    @pytest.mark.parametrize("deferred", ["", " DEFERRABLE INITIALLY DEFERRED"])
+    def test_for_a_row_that_others_refer_to_is_named_and_the_others_are_made(self, deletes: Bench, deferred: str) -> None:
+        deletes.publish(at([event(key) for key in "abc"]), W1)
+        deletes.admin.execute(f"CREATE TABLE child_{deletes.name} (id text CONSTRAINT child REFERENCES {deletes.name}{deferred})")  # type: ignore[arg-type]
+        deletes.admin.execute(f"INSERT INTO child_{deletes.name} VALUES ('a')")  # type: ignore[arg-type]
+        with claimed(deletes, [record(event("a", "before"), 0, 0), *(gone(k, offset=i) for i, k in enumerate("ab", 1))]) as sink:
+            assert refused(sink) == {1: "child"}
+            assert counts(sink.commit(rejected=1)) == {"written": 1, "deleted": 1}
+        assert deletes.rows() == {"a": "before", "c": "x"}
+
+    def test_by_a_trigger_is_named(self, deletes: Bench) -> None:
+        deletes.publish(at([event("a"), event("b")]), W1)
+        self.trigger(deletes, "IF OLD.id = 'a' THEN RAISE 'stays'; END IF; RETURN OLD;")
+        with claimed(deletes, [gone("a"), gone("b", offset=1)]) as sink:
+            assert refused(sink) == {0: "trigger"}
+            assert counts(sink.commit(rejected=1)) == {"deleted": 1}
+        assert deletes.rows() == {"a": "x"}
+
+    def test_is_named_live_too(self, deletes: Bench) -> None:
+        live = PostgresLive(deletes.sink().target, {}, "g", "t")
+        assert live.process([record(event("a"), 0, 0)]) == [[]]
+        self.trigger(deletes, "RAISE 'stays';")
+        assert [isinstance(output, Reject) for output in live.process([gone("a", offset=1), record(event("c"), 0, 2)])] == [True, False]
+        live.close()
+        assert deletes.rows() == {"a": "x", "c": "x"}
+
+    @pytest.mark.parametrize("deferred", ["", " DEFERRABLE INITIALLY DEFERRED"])
+    def test_is_not_one_of_rows_that_go_together(self, bench: Bench, deferred: str) -> None:
+        bench.contract = {"name": "n", "id": "id", "deletes": True, "columns": {"id": "text", "parent": "text"}}
+        bench.admin.execute(
+            f"CREATE TABLE {bench.name} (id text PRIMARY KEY, parent text CONSTRAINT tree REFERENCES {bench.name}{deferred})"
+        )  # type: ignore[arg-type]
+        bench.publish(at([{"id": "a"}, {"id": "b", "parent": "a"}, {"id": "c", "parent": "b"}]), W1)
+        lost = record({"id": "d", "parent": "nobody"}, 0, 3)
+        with claimed(bench, [*(gone(k, offset=i) for i, k in enumerate("abc")), lost]) as sink:
+            assert refused(sink) == {3: "tree"}
+            assert counts(sink.commit(rejected=1)) == {"deleted": 3}
+
+    def test_is_not_one_of_a_row_that_comes_again_before_a_deferred_constraint_is_looked_at(self, deletes: Bench) -> None:
+        deletes.publish(at([event("a", "old", 9)]), W1)
+        name = deletes.name
+        deletes.admin.execute(f"ALTER TABLE {name} ADD CONSTRAINT good CHECK (value <> 'bad')")  # type: ignore[arg-type]
+        deletes.admin.execute(f"CREATE TABLE child_{name} (id text REFERENCES {name} DEFERRABLE INITIALLY DEFERRED)")  # type: ignore[arg-type]
+        deletes.admin.execute(f"INSERT INTO child_{name} VALUES ('a')")  # type: ignore[arg-type]
+        with claimed(deletes, [gone("a"), record(event("a", "new", 1), 0, 1), record(event("b", "bad"), 0, 2)]) as sink:
+            assert refused(sink) == {2: "good"}
+            assert counts(sink.commit(rejected=1)) == {"written": 1, "duplicates": 1}
+        assert deletes.rows() == {"a": "new"}
+
+    @pytest.mark.parametrize("tracked", [True, False])
+    def test_in_silence_is_counted_as_dropped(self, deletes: Bench, tracked: bool) -> None:
+        if not tracked:
+            deletes.admin.execute(f"CREATE TABLE {deletes.name} (id text PRIMARY KEY, value text, version integer, at timestamptz)")  # type: ignore[arg-type]
+        deletes.publish(at([event("a"), event("b")]), W1)
+        self.trigger(deletes, f"UPDATE {deletes.name} SET value = 'deleted' WHERE id = OLD.id; RETURN NULL;")
+        assert counts(deletes.publish([gone("a"), gone("never there", offset=1)], W2)) == {"deleted": 1, "dropped": 1}
+        assert deletes.rows() == {"a": "deleted", "b": "x"}
+
+    @staticmethod
+    def trigger(bench: Bench, body: str) -> None:
+        name = bench.name
+        bench.admin.execute(f"CREATE FUNCTION f_{name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$")  # type: ignore[arg-type]
+        bench.admin.execute(f"CREATE TRIGGER t BEFORE DELETE ON {name} FOR EACH ROW EXECUTE FUNCTION f_{name}()")  # type: ignore[arg-type]
 
 
 class TestAKeyThatChanged:

@@ -142,6 +142,13 @@ class TestOneRow:
         _, refused = publish(bench, [GOOD[1], BAD], W2)
         assert list(refused) == [1]
 
+    def test_for_which_a_trigger_finds_several(self, bench: Bench) -> None:
+        create(bench, ")")
+        trigger(bench, "NEW.value := (SELECT v FROM (VALUES ('fine'), ('bad'), ('bad')) AS known (v) WHERE v = NEW.value); RETURN NEW;")
+        _, refused = publish(bench, [*GOOD, BAD])
+        assert list(refused) == [7]
+        assert "more than one row" in refused[7].reason
+
     @pytest.mark.parametrize("code", ["serialization_failure", "disk_full", "query_canceled"])
     def test_that_a_trigger_has_no_time_or_place_for_fails_as_a_whole(self, bench: Bench, code: str) -> None:
         create(bench, ")")
