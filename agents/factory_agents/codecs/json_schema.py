@@ -11,7 +11,7 @@ import msgspec
 from factory_agents.codecs.base import from_json, to_json
 from factory_agents.codecs.framing import RegistryCodec, SchemaKey
 from factory_agents.codecs.registry import Registry, StoredSchema
-from factory_agents.contracts.digits import exact_number
+from factory_agents.digits import exact_number
 from factory_agents.kafka.messages import Headers
 from factory_agents.reject import Reject
 

@@ -13,7 +13,6 @@ from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
 import msgspec
 
 from factory_agents.contracts.conditions import Condition, parse_condition
-from factory_agents.contracts.digits import with_floats
 from factory_agents.contracts.documents import (
     Document,
     KeyPath,
@@ -33,6 +32,7 @@ from factory_agents.contracts.schema import FieldType, Schema, Violation, compil
 from factory_agents.contracts.sql import Query, WindowTable, read_queries
 from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnSpec, ColumnType, DeleteMarker, TableSpec
 from factory_agents.contracts.times import iso_time
+from factory_agents.digits import with_floats
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import confined_path, resolve_path
 from factory_agents.protocol import digest

@@ -13,8 +13,8 @@ from typing import Any, NoReturn, TypeAlias
 import msgspec
 import yaml
 
-from factory_agents.contracts.digits import exact_number
 from factory_agents.contracts.json_text import MOST_DEPTH, JsonError, JsonReader
+from factory_agents.digits import exact_number
 from factory_agents.errors import ContractError
 from factory_agents.text import did_you_mean, one_of
 

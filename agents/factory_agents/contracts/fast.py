@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from factory_agents.contracts.digits import only_same
 from factory_agents.contracts.expressions import Expression, compile_batch
 from factory_agents.contracts.schema import Schema
 from factory_agents.contracts.wording import REMARKS, TOP
+from factory_agents.digits import only_same
 
 __all__ = ["EventTime", "FastPath", "NotFast", "compile_fast"]
 

@@ -7,7 +7,7 @@ import re
 from bisect import bisect_right
 from typing import Any, TypeAlias
 
-from factory_agents.contracts.digits import exact_number
+from factory_agents.digits import exact_number
 
 __all__ = ["MOST_DEPTH", "JsonError", "JsonReader"]
 

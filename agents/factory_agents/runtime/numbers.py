@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from factory_agents.contracts.digits import SURE_LEAST, SURE_LENGTH, SURE_MOST, differs
+from factory_agents.digits import SURE_LEAST, SURE_LENGTH, SURE_MOST, differs
 
 __all__ = ["Digits", "Kept", "decode_exact", "hold_long_numbers", "whole_number"]
 

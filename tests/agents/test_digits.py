@@ -7,7 +7,7 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from factory_agents.contracts.digits import exact_number, only_same
+from factory_agents.digits import exact_number, only_same
 
 
 @pytest.mark.parametrize(
