@@ -11,7 +11,8 @@ from factory_agents.errors import FencedError, SinkError
 from factory_agents.runtime.agents import Claim, SinkOutcome
 from factory_agents.sinks.postgres.horizon import Horizon
 from factory_agents.sinks.postgres.names import compose
-from factory_agents.sinks.postgres.table import TargetTable
+from factory_agents.sinks.postgres.numbers import GIVER, pass_borne
+from factory_agents.sinks.postgres.table import PUBLICATIONS, TargetTable
 
 if TYPE_CHECKING:
     import psycopg
@@ -101,14 +102,17 @@ class Ledger:
             "target": table.identifier,
             "oid": table.oid,
             "columns": [column.name for column in table.columns],
+            "schema": table.schema,
+            "numbers": PUBLICATIONS,
         }
+        self._table = table
         self._tracked = table.tracked
         conditions = {
             "this_window": _THIS_WINDOW,
             "this_shard": _THIS_SHARD,
             "this_plan": _THIS_PLAN,
             "beside": _BESIDE,
-            "relations": f"({RELATIONS} || {_COLUMNS})",
+            "relations": f"({RELATIONS} || {_COLUMNS} || {GIVER})",
             "same_table": _SAME_TABLE,
         }
         for name, condition in conditions.items():
@@ -147,11 +151,18 @@ class Ledger:
         if same and claim.reuse and epoch >= claim.epoch and same_table and self._is_there(publication, outcome):
             return Acquired(fence, 0, False, msgspec.convert({**outcome, "reused": True}, SinkOutcome))
         self._run("DELETE FROM {publications} WHERE {this_window} AND {this_shard} AND published_at IS NULL")
+        if not self._knows_table():
+            pass_borne(self._connection, self._table)
         (number,) = self._row(
             "INSERT INTO {publications} (table_name, pipeline, stage, window_key, shard, shards, generation)"
             " VALUES ({table}, {pipeline}, {stage}, {window}, {shard}, {shards}, {generation}) RETURNING publication"
         )
         return Acquired(fence, number, self._fresh())
+
+    def _knows_table(self) -> bool:
+        """Whether something was published to the table as it is, and since the ledger was made: the numbers given now are new to it."""
+        query = "SELECT EXISTS (SELECT FROM {ledger} WHERE table_name = {table} AND relations <@ {relations} AND " + _COMMITTED + ")"
+        return bool(self._row(query)[0])
 
     def _is_there(self, publication: int, outcome: dict[str, Any]) -> bool:
         """Whether rows of a publication are in the table (any rows, where it doesn't keep whose they are); else somebody deleted them."""

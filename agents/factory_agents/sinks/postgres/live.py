@@ -26,6 +26,7 @@ from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.ledger import Acquired
 from factory_agents.sinks.postgres.merge import Publication
 from factory_agents.sinks.postgres.names import compose
+from factory_agents.sinks.postgres.numbers import pass_borne
 from factory_agents.sinks.postgres.positions import POSITIONS, Positions, Stand, TableReader
 from factory_agents.sinks.postgres.rights import check_rights
 from factory_agents.sinks.postgres.sink import PostgresSink, PostgresTarget
@@ -241,6 +242,7 @@ class PostgresLive(PostgresSink):
             )
         ).fetchone()
         if row is None or row[0] is None:
+            pass_borne(connection, table)
             row = connection.execute(
                 compose(
                     "INSERT INTO {publications}"

@@ -1,0 +1,48 @@
+"""The numbers that a table's rows bear: each is one publication's, whatever became of the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.sink_bench import CONTRACT, W2, W3, Bench, at, event
+
+TWO = [event("a", "1"), event("b", "2")]
+
+
+@pytest.fixture
+def own_schema(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """Where the sink's own tables speak of this test's table alone."""
+    schema = f"s_{bench.name}"
+    bench.admin.execute(f"CREATE SCHEMA {schema}")
+    bench.admin.execute(f"SET search_path = {schema}")
+    monkeypatch.setenv("DATABASE_URL", f"{bench.url}?options=-csearch_path%3D{schema}")
+    yield bench
+    bench.admin.execute(f"DROP SCHEMA {schema} CASCADE")
+
+
+class TestALedgerThatWasLost:
+    """The table has rows that it doesn't know: no window takes them back as its own."""
+
+    @pytest.mark.parametrize("deletes", [False, True], ids=["rows", "deletes"])
+    @pytest.mark.parametrize("restored", [False, True], ids=["dropped", "restored"])
+    def test_takes_no_other_windows_rows_back(self, own_schema: Bench, restored: bool, deletes: bool) -> None:
+        bench, admin = own_schema, own_schema.admin
+        bench.contract = {**CONTRACT, "deletes": True} if deletes else CONTRACT
+        bench.publish(at(TWO), fingerprint="f")
+        for own in ("factory_publishes", "factory_publications"):
+            admin.execute(f"CREATE TABLE dump_{own} AS TABLE {own}")
+        bench.publish(at([event("c")]), window=W2, fingerprint="f")
+        for own in ("factory_publishes", "factory_publications"):
+            if restored:
+                admin.execute(f"TRUNCATE {own} RESTART IDENTITY")
+                admin.execute(f"INSERT INTO {own} OVERRIDING SYSTEM VALUE TABLE dump_{own}")
+            else:
+                admin.execute(f"DROP TABLE {own}")
+        for n in range(4):
+            bench.publish(at([event("d")]), window=W3, fingerprint=f"f{n}")
+            assert set(bench.rows()) == {"a", "b", "c", "d"}
+        assert bench.publish(at([event("d")]), window=W3, fingerprint="f3").reused
+        assert bench.publish(at(TWO), fingerprint="f").written == 2
+        assert admin.execute("SELECT count(*) FROM factory_publications WHERE stage = 'passed'").fetchone() == (0,)
