@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["SURE_LEAST", "SURE_LENGTH", "SURE_MOST", "differs", "exact_number", "only_same", "with_floats"]
+__all__ = ["SURE_LEAST", "SURE_LENGTH", "SURE_MOST", "differs", "exact_number", "only_same", "whole_bound", "with_floats"]
 
 SURE_LENGTH, SURE_LEAST, SURE_MOST = 17, 1e-290, 1e290
 """A shorter text of a number of such a size is the same number after float and back."""
@@ -51,3 +51,11 @@ def exact_number(text: str) -> float | Decimal:
         return Decimal(text) if abs(number) < float("inf") and differs(text, number) else number
     except InvalidOperation as error:
         raise ValueError("an exponent beyond all bounds") from error
+
+
+def whole_bound(value: Any) -> Any:
+    """A number of a schema as an integer, where it has no fraction: the validator compares every digit with an integer alone.
+
+    One past 2^53 stays as it is: of these it sees as much as a float holds.
+    """
+    return int(value) if type(value) is float and value.is_integer() and abs(value) <= 2**53 else value

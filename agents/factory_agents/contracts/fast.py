@@ -90,7 +90,7 @@ def compile_fast(
     checks += [(names[name], contains) for name, contains in members.items()]
     event = types.struct(fields, names)
     try:
-        decode = msgspec.json.Decoder(event, float_hook=only_same if types.exact else None).decode
+        decode = msgspec.json.Decoder(event, float_hook=only_same if types.exact else None, dec_hook=_as_it_is).decode
     except (TypeError, ValueError) as error:
         raise NotFast(str(error).splitlines()[0]) from error
     texts = [name for name in whole.get("required", ()) if _kinds(properties[name]) == frozenset({"string"})]
@@ -110,6 +110,19 @@ def _within(part: Any, time: EventTime) -> Any:
     least, most = max(time.first, math.ceil(bounds.get("ge", time.first))), min(time.last, math.floor(bounds.get("le", time.last)))
     type_: Any = Annotated[int, msgspec.Meta(ge=least, le=most)]
     return type_ | None if "null" in kinds else type_
+
+
+class _NoNull(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return value is not None
+
+
+class _Given(metaclass=_NoNull):
+    """Any value but null, with the numbers as the decoder's hook makes them: a type of floats would make them itself."""
+
+
+def _as_it_is(_: type, value: Any) -> Any:
+    return value
 
 
 class _Types:
@@ -142,7 +155,9 @@ class _Types:
             raise NotFast(f"the field {path[-1]!r} names null among its types and doesn't take it")
         if kinds is None or kinds & {"number", "array", "object"}:
             self.exact = True
-        return (Any if kinds is None or "number" in kinds else _union(kinds)), check
+        if kinds is None or "number" not in kinds:
+            return (Any if kinds is None else _union(kinds)), check
+        return (Any if takes_null else _Given), check
 
     def _whole(self, part: Any, plain: bool, depth: int) -> Any:
         """A type that says all that a subschema says; NotFast where none does."""

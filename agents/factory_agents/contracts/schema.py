@@ -15,6 +15,7 @@ from factory_agents.contracts.patterns import PatternError, bounded, check_patte
 from factory_agents.contracts.references import Place, References
 from factory_agents.contracts.tries import Tries, alternatives
 from factory_agents.contracts.wording import Explain, Violation, single_fault, wording
+from factory_agents.digits import whole_bound
 
 __all__ = ["FieldType", "Schema", "Violation", "compile_schema"]
 
@@ -369,6 +370,9 @@ class _Compiler:
             copy["$schema"] = _dialect(data["$schema"])
         if target is not None:
             copy["$ref"] = self._references.canonical(target)
+        for key in _BOUNDS:
+            if key in copy:
+                copy[key] = whole_bound(copy[key])
         if isinstance(data.get("format"), str) and not self._is_checked(place, data["format"]):
             copy.pop("format", None)
         parts = bounded(data["pattern"]) if isinstance(data.get("pattern"), str) else {}
@@ -468,9 +472,8 @@ def _own_types(schema: Mapping[str, Any]) -> set[str]:
     return {_json_type(v) for v in values}
 
 
-_WEIGHING = frozenset(
-    {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "divisibleBy", "uniqueItems", "const", "enum"}
-)
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_WEIGHING = frozenset({*_BOUNDS, "multipleOf", "divisibleBy", "uniqueItems", "const", "enum"})
 
 
 def _weighs_numbers(said: Any) -> bool:
