@@ -9,7 +9,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -88,6 +88,10 @@ class _System(Protocol):
         """SHA-256 of the content, or nothing where finding it out is dear."""
         ...
 
+    def place(self, path: str) -> Hashable:
+        """What tells a file from any other: the same for all paths and links that lead to it."""
+        ...
+
     def open(self, path: str, *, seek: bool) -> BinaryIO:
         """Open to read from the start, or with ``seek`` from anywhere."""
         ...
@@ -119,6 +123,9 @@ class _LocalSystem:
     def checksum(self, path: str) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() if os.fstat(file.fileno()).st_size <= _CHECKSUM_BYTES else ""
+
+    def place(self, path: str) -> Hashable:
+        return os.path.realpath(path)
 
     def open(self, path: str, *, seek: bool) -> BinaryIO:
         return Path(path).open("rb", buffering=1 << 18)
@@ -171,6 +178,9 @@ class _RemoteSystem:
 
     def checksum(self, path: str) -> str:
         return ""
+
+    def place(self, path: str) -> Hashable:
+        return self._files, path  # two buckets, or two archives, may hold files of one path
 
     def open(self, path: str, *, seek: bool) -> BinaryIO:
         if self._url.startswith("http") and not seek:
@@ -272,6 +282,8 @@ def _decompressed(file: BinaryIO, compression: str) -> Iterator[BinaryIO]:
         return
     stream: Any = gzip.GzipFile(fileobj=file) if compression == "gz" else bz2.BZ2File(file) if compression == "bz2" else _zstd(file)
     with io.BufferedReader(stream, 1 << 18) as buffered:
+        if not buffered.peek(1) and file.tell() == 0:
+            raise EOFError("no bytes at all, where even nothing takes some when it is compressed")
         yield buffered
 
 
@@ -288,7 +300,7 @@ def _zstd(file: BinaryIO) -> Any:
 
 
 class FileSource:
-    """The rows of one or several files, in the order of their names, then of their lines.
+    """The rows of one or several files, in the order of their names, then of their lines; a file that several names lead to counts once.
 
     ``sources`` are paths, patterns or URLs, ``confined`` to those that someone from outside may name or not. The files are looked up, and
     local ones read for a checksum, when this is made. Raises ConfigurationError for what cannot be used, UnavailableError for what cannot
@@ -299,8 +311,10 @@ class FileSource:
     version = "1"
 
     def __init__(self, sources: Sequence[str], options: ReadOptions, *, confined: bool = False) -> None:
-        found = [file for source in sources for file in _locate(source, confined=confined)]
-        self._files = list({file.path: file for file in found}.values())
+        found: dict[Hashable, _File] = {}
+        for file in (file for source in sources for file in _locate(source, confined=confined)):
+            found.setdefault(file.system.place(file.path), file)
+        self._files = list(found.values())
         for file in self._files:
             _split_name(file.name, options)
         self._options = options

@@ -124,6 +124,8 @@ class ReadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         except ValueError as error:
             if "does not match" not in str(error):
                 raise ValueError(f"time_format {self.time_format!r}: {error}; expected directives as strptime has them") from None
+        if self.time_format and not _YEARS & {*re.findall("%(.)", self.time_format)}:
+            raise ValueError(f"time_format {self.time_format!r} has no year, so every time would be in 1900; expected %Y or %y in it")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -217,6 +219,8 @@ def all_to_micros(values: Sequence[Any], unit: TimeUnit = "auto", format_: str =
 
 
 _NUMBERS = (int, float, Decimal)
+_YEARS = frozenset("YyGcxFD")
+"""Directives of strptime's that hold a year."""
 _MOST_DIGITS, _LONGEST_NUMBER = 30, 60
 _NANOSECONDS = re.compile(r"([.,]\d{6})\d+")
 _FLOOR = Context(prec=60, rounding=ROUND_FLOOR)
@@ -259,10 +263,16 @@ def _text_to_micros(text: str, unit: TimeUnit) -> int:
 
 
 def _formatted_to_micros(text: str, format_: str) -> int:
+    zone: str | None = None
     try:
-        return to_micros(datetime.strptime(text.strip(), format_))  # noqa: DTZ007  # what has no zone is UTC
+        read = datetime.strptime(text.strip(), format_)  # noqa: DTZ007  # what has no zone is UTC
+        if "%Z" in format_ and read.tzinfo is None:
+            zone = time.strptime(text.strip(), format_).tm_zone
+        if zone is None or zone.upper() in ("UTC", "GMT"):
+            return to_micros(read)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"is {text[:40]!r}, expected the form {format_}") from error
+    raise ValueError(f"is {text[:40]!r}, and of zones by their names only UTC and GMT are known: give its offset, as %z")
 
 
 def window_micros(interval: Interval | None) -> tuple[int, int]:

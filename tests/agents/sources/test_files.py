@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -118,7 +119,7 @@ class TestCompression:
     def test_a_file_cut_short_or_damaged_is_an_error(self, tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
         whole = compress(self.LINES)
         path = tmp_path / f"f.jsonl{suffix}"
-        for data in (whole[: len(whole) // 2], whole[:-1], b"not compressed at all"):
+        for data in (whole[: len(whole) // 2], whole[:-1], b"not compressed at all", b""):
             path.write_bytes(data)
             with pytest.raises(DataLossError, match=r"damaged or incomplete"):
                 read(source(path), None)
@@ -131,6 +132,20 @@ class TestFinding:
                 gzip.compress(b'{"t":3}\n') if name.endswith("gz") else b"t\n1\n" if "csv" in name else b'{"t":2}\n'
             )
         assert values(read(source(tmp_path / "[a-c].*"), None)) == [b'{"t":"1"}', b'{"t":2}', b'{"t":3}']
+
+    def test_a_file_that_several_names_lead_to_is_read_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path / "1.jsonl", '{"t":1}')
+        (tmp_path / "latest.jsonl").symlink_to("1.jsonl")
+        for sources in (["*.jsonl"], ["1.jsonl", "./1.jsonl", str(tmp_path / "1.jsonl")]):
+            assert [r.where for r in read(FileSource(sources, TIMED), None)] == ["1.jsonl:1"]
+
+    def test_files_of_one_path_in_several_archives_are_all_read(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+                archive.writestr("f.jsonl", f'{{"t":1,"of":"{name}"}}\n')
+        sources = [f"zip://f.jsonl::{tmp_path}/{name}.zip" for name in ("a", "b")]
+        assert values(read(FileSource(sources, ReadOptions(format="jsonl")), None)) == [b'{"t":1,"of":"a"}', b'{"t":1,"of":"b"}']
 
     def test_a_line_without_a_time_at_the_start_of_a_file_goes_with_the_file_before(self, tmp_path: Path) -> None:
         write(tmp_path / "1.jsonl", '{"t":1}')

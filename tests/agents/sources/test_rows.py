@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -165,6 +166,20 @@ class TestTimes:
     def test_a_form_that_is_none_is_refused_at_once(self) -> None:
         with pytest.raises(ValueError, match="time_format '%Q': 'Q' is a bad directive"):
             ReadOptions(time_format="%Q")
+        with pytest.raises(ValueError, match=r"time_format '%d\.%m\. %H:%M %%Y' has no year, so every time would be in 1900"):
+            ReadOptions(time_format="%d.%m. %H:%M %%Y")
+
+    def test_of_zones_by_their_names_only_utc_is_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TZ", "America/New_York")
+        time.tzset()
+        try:
+            form = "%Y-%m-%d %H:%M %Z"
+            assert to_micros("2024-01-02 03:04 UTC", "auto", form) == to_micros("2024-01-02T03:04:00Z")
+            with pytest.raises(ValueError, match="of zones by their names only UTC and GMT are known: give its offset, as %z"):
+                to_micros("2024-01-02 03:04 EST", "auto", form)
+        finally:
+            monkeypatch.undo()
+            time.tzset()
 
     @given(
         st.lists(st.integers(-(10**12), 10**15) | st.floats(0, 10**10) | st.decimals(0, 10**11), max_size=5)
