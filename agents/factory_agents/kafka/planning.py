@@ -148,12 +148,13 @@ def _beside(view: PlanView, lane: Lane, interval: Interval) -> Iterator[str]:
 def planned(view: LedgerView, request: PlanRequest, topic: TopicInfo) -> Window | None:
     """The window, where everything about it is in the ledger already; None where something is missing or has to be refused.
 
-    A window that was planned on the topic that bore the name before stays what it is, unless its loss is accepted. Raises WindowError for
-    one that was pruned.
+    A window that was planned on the topic that bore the name before stays what it is, unless its loss is accepted and this one may hold
+    records of its interval: those of a run without one are gone, what is there belongs to later runs. Raises WindowError for one that was
+    pruned.
     """
     _check_pruned(view, request, topic)
     plan = view.get(PlanRecord(request.pipeline, topic.name, topic.id, request.window, ()).key())
-    if not isinstance(plan, PlanRecord) and request.accept_loss:
+    if not isinstance(plan, PlanRecord) and request.accept_loss and request.interval is not None:
         return None
     if not isinstance(plan, PlanRecord) or plan.former:
         plan = _former_plan(view, request, topic)

@@ -321,6 +321,18 @@ class TestARecreatedTopic:
             ledger.plan(again, since_last("b"), ms(2))
         assert len(offsets(ledger.plan(again, since_last("b", accept_loss=True), ms(2)))) == 4
 
+    def test_gives_a_run_without_an_interval_nothing_of_what_came_after_it(self) -> None:
+        log, ledger = ModelLog(), ModelLedger()
+        log.stamps[0] = [ms(1)] * 9
+        former = ledger.plan(log, since_last("a"), ms(2))
+        again = ModelLog(topic_id="id-2")
+        again.stamps[0] = [ms(3)] * 4
+        assert ledger.plan(again, since_last("a", accept_loss=True), ms(4)) == former
+        assert len(offsets(ledger.plan(again, since_last("b", accept_loss=True), ms(4)))) == 4
+        again.stamps[0] += [ms(5)] * 2
+        assert ledger.plan(again, since_last("a", accept_loss=True), ms(6)) == former
+        assert len(offsets(ledger.plan(again, since_last("c", accept_loss=True), ms(6)))) == 2
+
 
 class TestASource:
     def view(self, *plans: PlanRecord) -> PlanView:
