@@ -183,6 +183,16 @@ class TestAStage:
             assert not hour.run(given, "publish").reused
         assert hour.rows() == list(range(10))
 
+    def test_in_the_number_of_shards_that_it_had_before_is_done_again_and_published(self, hour: Hour) -> None:
+        """What another number of them gave is newer than what is remembered."""
+        out, window = hour.runs.topic("enriched", partitions=2), hour.topic("one", 0)
+        for of, reused in ((2, False), (1, False), (2, False), (2, True)):
+            shards = [hour.run(window, "enrich", out, shard=(i, of)) for i in range(of)]
+            published = [hour.run(shards, "publish", shard=(i, of)) for i in range(of)]
+            assert {r.reused for r in (*shards, *published)} == {reused}
+            assert sum(r.counts.written for r in published) == 10
+        assert hour.rows() == list(range(10))
+
     def test_that_gave_a_newer_manifest_makes_its_older_one_refused(self, hour: Hour) -> None:
         out, window = hour.runs.topic("enriched", partitions=2), hour.topic("one", 0)
         older = hour.run(window, "enrich", out)

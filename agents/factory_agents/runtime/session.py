@@ -262,7 +262,7 @@ class Session:
         self._earlier = self._earlier_letters(record)
         self._published = record.last_published() if record is not None else None
         done = None
-        if record is not None and not again and self._same_work(record):
+        if record is not None and not again and self._same_work(record) and not self._is_outdated(record):
             done = record.answer() if self._reuses else None
             if record.progress is not None and self._may_resume(record):
                 self.resumed = True
@@ -363,6 +363,11 @@ class Session:
 
     def _same_work(self, record: StageRecord) -> bool:
         return record.fingerprint == self.fingerprint and not self._identity.get("volatile")
+
+    def _is_outdated(self, record: StageRecord) -> bool:
+        """Whether the window was done since in another number of shards: what came of that is newer than what is remembered of this one."""
+        others = (other for other in self._shards if other.shard.of != record.shard.of and other.result is not None)
+        return any(other.generation > record.generation for other in others)
 
     def _may_resume(self, record: StageRecord) -> bool:
         """A run that is told to redo the work resumes only what it began itself."""
