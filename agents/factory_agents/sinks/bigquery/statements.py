@@ -122,6 +122,7 @@ def landing(table: TargetTable, ledger: str, memory: str, staged: Sequence[str],
 
 
 _OWN = f"@window_start AS _factory_window, @publication AS _factory_publication, {', '.join(POSITION)}"
+_EPOCH = "TIMESTAMP '1970-01-01 00:00:00+00'"
 _LATEST = ("_factory_timestamp DESC", "_factory_partition DESC", "_factory_offset DESC")
 
 
@@ -251,9 +252,14 @@ def _is_newer(table: TargetTable) -> str:
 
 
 def _place(one: str, other: str) -> list[tuple[str, str]]:
-    """What says where two rows' records lie among all others; ``other`` may be of somebody who doesn't say."""
+    """What says where two rows' records lie among all others; ``other`` may be of somebody who doesn't say.
+
+    Of a window without an interval (which starts in 1970) it isn't known which others are before it: records alone are compared then.
+    """
     numbers = ("_factory_timestamp", "_factory_partition", "_factory_offset")
-    window = (f"{one}._factory_window", f"COALESCE({other}._factory_window, TIMESTAMP '0001-01-01 00:00:00+00')")
+    own, others = f"{one}._factory_window", f"COALESCE({other}._factory_window, TIMESTAMP '0001-01-01 00:00:00+00')"
+    no_interval = f"{_EPOCH} IN ({own}, {others})"
+    window = (f"IF({no_interval}, {_EPOCH}, {own})", f"IF({no_interval}, {_EPOCH}, {others})")
     return [window, *((f"{one}.{name}", f"COALESCE({other}.{name}, -1)") for name in numbers)]
 
 

@@ -15,7 +15,7 @@ from factory_agents.sinks.postgres.catalog import FoundColumn, columns
 from factory_agents.sinks.postgres.copy import STAGING
 from factory_agents.sinks.postgres.names import compose, identifier, names
 from factory_agents.sinks.postgres.refusals import NUMBER, REACHED, SUSPECTS, find_refused
-from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, begin_creation, find_table, same_key
+from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, begin_creation, find_table, not_after, same_key
 
 if TYPE_CHECKING:
     import psycopg
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Deletes", "memory_of"]
 
 _TOMBSTONES = "factory_tombstones"
-_PLACE = "ROW({0}._factory_window, {0}._factory_timestamp, {0}._factory_partition, {0}._factory_offset)"
 
 
 def memory_of(table: str) -> str:
@@ -145,13 +144,11 @@ class Deletes:
             " WHERE _factory_deleted ORDER BY {key}, _factory_timestamp DESC, _factory_partition DESC, _factory_offset DESC",
             own=names(OWN_COLUMNS),
         )
-        self._run(
-            f"DELETE FROM {STAGING} AS s USING {_TOMBSTONES} AS x WHERE {{same}} AND {self._not_after('s', 'x')}", same=self._staged()
-        )
+        self._run(f"DELETE FROM {STAGING} AS s USING {_TOMBSTONES} AS x WHERE {{same}} AND {not_after('s', 'x')}", same=self._staged())
         for rows, alias in ((_TOMBSTONES, "x"), (STAGING, "s")):
             self._run(
                 f"DELETE FROM {rows} AS {alias} USING {{memory}} AS d WHERE {{same}} AND d._factory_publication <> ALL ({{forgotten}})"
-                f" AND NOT {self._not_after('d', alias)}",
+                f" AND NOT {not_after('d', alias)}",
                 memory=memory,
                 same=same_key(table, "d", alias),
                 forgotten=list(forgotten),
@@ -176,14 +173,11 @@ class Deletes:
         same = same_key(self._table, "t", "x")
         if not self._table.tracked:
             return same
-        newer = f" AND (t._factory_publication = ANY ({{past}}) OR {self._not_after('t', 'x')})"
+        newer = f" AND (t._factory_publication = ANY ({{past}}) OR {not_after('t', 'x')})"
         return same + compose(newer, past=list(past))
 
     def _staged(self) -> sql.Composed:
         return compose(" AND ".join("s.{} = x.{}".format(*[f"{{k{i}}}"] * 2) for i in range(len(self._table.key))), **self._keys())
-
-    def _not_after(self, one: str, other: str) -> str:
-        return f"{_PLACE.format(one)} <= {_PLACE.format(other)}"
 
     def _set(self) -> sql.Composed:
         from psycopg import sql

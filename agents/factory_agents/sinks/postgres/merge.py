@@ -17,7 +17,7 @@ from factory_agents.sinks.postgres.ledger import Acquired, Ledger, Mine
 from factory_agents.sinks.postgres.names import compose, identifier, names
 from factory_agents.sinks.postgres.refusals import NUMBER, REACHED, SUSPECTS, find_refused
 from factory_agents.sinks.postgres.rows import RowReader
-from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, same_key
+from factory_agents.sinks.postgres.table import OWN_COLUMNS, TargetTable, not_after, same_key
 
 if TYPE_CHECKING:
     import psycopg
@@ -352,7 +352,7 @@ class _Statements:
         """Whether the row that stands there (``t``) gives way: it is of our window's past, or not newer than ours; None: always.
 
         Rows of one window from different shards are both current, so they compare as well. Without a version or a time the later window
-        wins, then the record with the later timestamp, then by its coordinates; windows that are of no interval count as one.
+        wins, then the record with the later timestamp, then by its coordinates; of windows without an interval the records alone tell.
         """
         from psycopg import sql
 
@@ -360,8 +360,7 @@ class _Statements:
             return None
         newer: sql.Composable = sql.SQL("true")
         if self._table.tracked:
-            place = sql.SQL("ROW({0}._factory_window, {0}._factory_timestamp, {0}._factory_partition, {0}._factory_offset)")
-            newer = sql.SQL("{} >= {}").format(place.format(sql.SQL("EXCLUDED")), place.format(sql.SQL("t")))
+            newer = sql.SQL(not_after("t", "EXCLUDED"))
         for name in reversed(self._order()):
             newer = self._by(name, newer)
         return compose("(t._factory_publication = ANY ({past}) OR {newer})", past=list(past), newer=newer) if past else newer

@@ -30,6 +30,7 @@ __all__ = [
     "begin_creation",
     "check_wanted",
     "find_table",
+    "not_after",
     "open_table",
     "same_key",
 ]
@@ -56,6 +57,8 @@ OWN_COLUMNS = {
 
 The record's timestamp is in milliseconds since 1970. Fixed and narrow, because every row pays for them.
 """
+
+_RECORD = "{0}._factory_timestamp, {0}._factory_partition, {0}._factory_offset"
 
 _LEDGER_COLUMNS = """
     table_name text COLLATE "C" NOT NULL,
@@ -182,6 +185,18 @@ def same_key(table: TargetTable, of_table: str, staged: str) -> sql.Composed:
         for name, collation in zip(table.key, table.collations, strict=True)
     ]
     return sql.SQL(" AND ").join(equal)
+
+
+def not_after(one: str, other: str) -> str:
+    """Whether a row's record is not after another's, in a query: by the window, the timestamp, the coordinates.
+
+    Of a window without an interval (which starts in 1970) it isn't known which others are before it, so records alone are compared then. A
+    row of which nothing is known is before all.
+    """
+    places = [f"ROW({{0}}._factory_window, {_RECORD})", f"ROW({_RECORD})"]
+    whole, record = (f"{place.format(one)} <= {place.format(other)}" for place in places)
+    no_interval = f"TIMESTAMPTZ '1970-01-01 00:00:00+00' IN ({one}._factory_window, {other}._factory_window)"
+    return f"coalesce(CASE WHEN {no_interval} THEN {record} ELSE {whole} END, true)"
 
 
 def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: TableSpec, *, create: bool) -> TargetTable:

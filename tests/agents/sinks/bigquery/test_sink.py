@@ -16,7 +16,7 @@ from factory_agents.sinks.bigquery.warehouse import ConflictError, Warehouse, ac
 from factory_agents.testing.records import gone
 from tests.support.bigquery import Bench
 from tests.support.lossy_http import Loss, LossyHttp
-from tests.support.sink_bench import CONTRACT, W2, at, event, record, write_and_commit
+from tests.support.sink_bench import CONTRACT, W1, W2, at, event, record, write_and_commit
 
 
 def before_the_landing(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
@@ -46,6 +46,14 @@ class TestOneWindow:
         monkeypatch.setattr(sinks, "_MOST_PARTS", 2)
         with pytest.raises(ConfigurationError, match=r"more than 2 parts in one window; plan it in more shards"):
             bench.publish(at([event("a")] * 12), W2)
+
+    def test_of_a_window_of_an_interval_and_one_of_none_the_later_record_wins(self, bench: Bench) -> None:
+        bench.contract = CONTRACT | {"time": None, "version_field": None, "deletes": True}
+        bench.publish([*(record(event(key, "window"), 3, 7, 5) for key in "ab"), gone("c", 9, 3, 5)], W2)
+        later, earlier = [record(event("a", "later"), 0, 0, 6), gone("d", 1, 0, 6)], [record(event(key, "no"), 0, 2, 4) for key in "bc"]
+        bench.publish([*later, *earlier], "since 7 p")
+        assert bench.rows() == {"a": "later", "b": "window"}
+        assert bench.publish([record(event(key, "old"), 3, 0, 5) for key in "ad"], W1).older == 2
 
     def test_a_table_that_was_made_again_is_filled_again(self, bench: Bench) -> None:
         bench.publish(at([event("a")]), fingerprint="same", input_generation=2)
