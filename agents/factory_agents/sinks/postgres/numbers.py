@@ -26,13 +26,14 @@ _FORGET = "DELETE FROM {publications} WHERE table_name = {table} AND pipeline = 
 
 
 def pass_borne(connection: psycopg.Connection[Any], table: TargetTable) -> None:
-    """Have the next numbers be above all that rows, or remembered deletes, bear. It reads the whole table."""
+    """Have the next numbers be above all that the ledger knows, and that rows or remembered deletes bear. It reads the whole table."""
     of: dict[str, Any] = {"publications": table.publications, "table": table.name}
-    bearing = [table.identifier] if table.tracked else []
-    bearing += [table.beside(memory_of(table.name))] if table.deletes else []
+    bearing = [(table.publications, "publication")]
+    bearing += [(table.identifier, "_factory_publication")] if table.tracked else []
+    bearing += [(table.beside(memory_of(table.name)), "_factory_publication")] if table.deletes else []
     borne = 0
-    for each in bearing:
-        row = connection.execute(compose("SELECT coalesce(max(_factory_publication), 0) FROM {each}", each=each)).fetchone()
+    for each, column in bearing:
+        row = connection.execute(compose(f"SELECT coalesce(max({column}), 0) FROM {{each}}", each=each)).fetchone()
         borne = max(borne, row[0] if row is not None else 0)
     if not borne:
         return

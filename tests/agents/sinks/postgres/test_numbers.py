@@ -46,3 +46,13 @@ class TestALedgerThatWasLost:
         assert bench.publish(at([event("d")]), window=W3, fingerprint="f3").reused
         assert bench.publish(at(TWO), fingerprint="f").written == 2
         assert admin.execute("SELECT count(*) FROM factory_publications WHERE stage = 'passed'").fetchone() == (0,)
+
+    def test_nor_those_that_bear_a_number_of_rows_that_are_gone(self, own_schema: Bench) -> None:
+        """A copy of the database may not go on where the numbers stood: logical replication copies no sequence."""
+        bench = own_schema
+        bench.publish(at(TWO), fingerprint="f")
+        bench.admin.execute(f"TRUNCATE {bench.name}")
+        bench.admin.execute("ALTER TABLE factory_publications ALTER publication RESTART")
+        bench.publish(at([event("c")]), window=W2, fingerprint="f")
+        assert bench.publish(at(TWO), fingerprint="g").removed == 0
+        assert set(bench.rows()) == {"a", "b", "c"}
