@@ -383,6 +383,30 @@ class TestPostgresql:
             assert self.rows(runs, database_url) == [("0",), ("2",), ("again",)]
             run = msgspec.structs.replace(run, rerun="redo")
 
+    def test_a_record_that_does_not_delete_what_it_means_to_is_a_bad_one(
+        self, runs: Runs, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its key names no row, or the database keeps the row: both count against ``max_rejected``."""
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        table = f"t_{runs.prefix.replace('-', '_')}"
+        topic = runs.topic("in", partitions=1)
+        runs.produce(topic, [b'{"event_id": 1, "text": "1"}'], key="1")
+        params = {"table": table, "contract": BY_ID | {"deletes": True}}
+        run = runs.run(runs.window(topic), name="publish", stage="publish", params=params, dead_letter_topic=f"{topic}.dead")
+        run_sink(RunContext(runs.config), run, lambda: build(params))
+        with psycopg.connect(database_url, autocommit=True) as database:
+            database.execute(f"CREATE TABLE child_{table} (id bigint REFERENCES {table})")
+            database.execute(f"INSERT INTO child_{table} VALUES (1)")
+        runs.produce(topic, [None], key="no number")
+        runs.produce(topic, [None], key="1")
+        run = msgspec.structs.replace(run, window=runs.window(topic, "run-2"), max_rejected="1")
+        with pytest.raises(TooManyRejectedError, match="2 of 3"):
+            run_sink(RunContext(runs.config), run, lambda: build(params))
+        run = msgspec.structs.replace(run, max_rejected="2")
+        counts = run_sink(RunContext(runs.config), run, lambda: build(params)).counts
+        assert (counts.rejected, counts.written, counts.deleted) == (2, 1, 0)
+        assert self.rows(runs, database_url) == [("1",)]
+
     def test_a_table_that_was_emptied_is_filled_again_though_both_ledgers_have_the_result(
         self, runs: Runs, database_url: str, publish: Callable[[Window], AgentResult]
     ) -> None:

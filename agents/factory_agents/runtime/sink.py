@@ -272,7 +272,7 @@ class _SinkRun:
         letters = self.pending[: session.chunk.size]
         session.chunk.add(len(letters))
         for message, reject in letters:
-            session.outputs.reject(reject, message=message, tolerated=message.value() is None)
+            session.outputs.reject(reject, message=message, tolerated=_is_tolerated(message, reject))
         out = {m.partition(): m.offset() + 1 for m, _ in letters} if len(letters) < len(self.pending) else self.reader.positions
         positions = {p: max(out.get(p, 0), self.sent.get(p, 0)) for p in out.keys() | self.sent.keys()}
         session.commit(positions, {})
@@ -350,13 +350,13 @@ class _SinkRun:
     def _reject(self, message: Message, reject: Reject) -> None:
         self.session.counts.rejected += 1
         reject.forget_frames()
-        self.session.tolerated += message.value() is None
+        tolerated = _is_tolerated(message, reject)
+        self.session.tolerated += tolerated
         if message.offset() >= self.sent.get(message.partition(), 0):
             self.pending.append((message, reject))
             self.pending_bytes += len(message)
         else:
             place = f"{message.topic()}-{message.partition()}@{message.offset()}"
-            tolerated = message.value() is None
             self.session.outputs.reasons.add(reject.rule, reject.reason, place, message.key(), message.value(), tolerated=tolerated)
 
     def _finish(self, outcome: SinkOutcome) -> AgentResult:
@@ -383,6 +383,11 @@ class _SinkRun:
         """The table that the sink wrote to, by the sink's word on where it is."""
         system = getattr(self.sink, "system", "") or str(self.session.run.params.get("sink") or self.sink.name)
         return Dataset(system, table, getattr(self.sink, "address", "")) if table else None
+
+
+def _is_tolerated(message: Message, reject: Reject) -> bool:
+    """Whether a record is no bad one: it has no value where that means nothing. One that can't delete what it means to is."""
+    return message.value() is None and reject.rule == "decode"
 
 
 def _is_newer(writers: Sequence[str], window: Window) -> bool:
