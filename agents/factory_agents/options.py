@@ -299,7 +299,9 @@ def _find(name: str, key: Declared, flags: Mapping[str, Any], environ: Mapping[s
 
 
 def parse_time(text: str, where: str = "time") -> datetime:
-    """An aware time from ISO 8601 text; without a zone it is UTC. Raises ConfigurationError."""
+    """An aware time from ISO 8601 text; without a zone it is UTC. Raises ConfigurationError, for what lies between microseconds too."""
+    if re.search(r"[.,]\d{6}\d*[1-9]", text):
+        raise ConfigurationError(f"{where}: expected a time of whole microseconds, got {text!r}")
     try:
         value = datetime.fromisoformat(text.strip())
     except ValueError:

@@ -177,6 +177,14 @@ def test_a_time_is_utc_unless_it_says_otherwise() -> None:
     assert parse_time("2026-11-01T04:00") == datetime(2026, 11, 1, 4, tzinfo=UTC)
     assert parse_time("2026-11-01T04:00+01:00") == datetime(2026, 11, 1, 3, tzinfo=UTC)
     assert parse_time("2026-11-01") == datetime(2026, 11, 1, tzinfo=UTC)
+    assert parse_time("2026-11-01T04:00:00.123456000Z") == datetime(2026, 11, 1, 4, 0, 0, 123456, tzinfo=UTC)
+
+
+def test_times_that_differ_below_a_microsecond_are_none_of_ours() -> None:
+    """Two intervals would be one work, and one result."""
+    for text in ("2026-11-01T04:00:00.0000001", "2026-11-01T04:00:00,123456001+01:00"):
+        with pytest.raises(ConfigurationError, match=r"--since: expected a time of whole microseconds, got "):
+            parse_time(text, "--since")
 
 
 def test_shards_are_counted_from_one() -> None:
