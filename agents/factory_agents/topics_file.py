@@ -149,7 +149,7 @@ class _Reader:
         merged = {"partitions": 1, "replication": 1, "codec": "json", **defaults, **spec}
         settings = {**defaults["config"], **spec["config"]}
         if name.endswith(".dead"):  # as agents make it: letters of one key are many
-            settings = {**DEAD_SETTINGS, "cleanup.policy": "delete", **spec["config"]}
+            settings = {**DEAD_SETTINGS, **spec["config"]}
             if "compact" in settings["cleanup.policy"]:
                 self.document.fail(("topics", name, "config", "cleanup.policy"), "compaction would take dead letters away: expected delete")
         return WantedTopic(name, merged["partitions"], self.replication or merged["replication"], settings, codec_ref(merged["codec"]))

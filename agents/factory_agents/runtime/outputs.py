@@ -38,8 +38,8 @@ _LONGEST_KEY, _LONGEST_WRITER = 1000, 1000
 _BATCH_OVERHEAD = 100  # what a batch, and its compression, may take beside the records
 _partition = methodcaller("partition")
 
-DEAD_SETTINGS = {"max.message.bytes": "20971520", "retention.ms": "2592000000"}
-"""How a topic for dead letters is made."""
+DEAD_SETTINGS = {"cleanup.policy": "delete", "max.message.bytes": "20971520", "retention.ms": "2592000000"}
+"""How a topic for dead letters is made, whatever the broker's defaults are."""
 
 Bounds = dict[int, tuple[int, int, int]]
 """Per partition: first offset, one past the last, records written between them."""

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
@@ -165,9 +165,16 @@ def _bounds(relation: Relation, time_field: str, unit: TimeUnit, interval: Inter
     if kind == _TIMESTAMP:
         return [(times[0].replace(tzinfo=None), times[1].replace(tzinfo=None))]
     if kind == _DATE:
-        days = [(time + timedelta(days=1, microseconds=-1)).date() for time in times]
-        return [(days[0], days[1])]
+        return [(_first_day(times[0]), _first_day(times[1]))]
     return _numbers(relation, time_field, _numeric_ranges(*window_micros(interval), unit))
+
+
+def _first_day(time: datetime) -> date | str:
+    """The first day that doesn't begin before a time, as PostgreSQL takes it."""
+    try:
+        return (time + timedelta(days=1, microseconds=-1)).date()
+    except OverflowError:  # within the last that Python has
+        return "infinity"
 
 
 def _numbers(relation: Relation, time_field: str, ranges: list[tuple[Decimal, Decimal]]) -> list[tuple[Any, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import ConfigResource, ResourceType
 
 from factory_agents.errors import ConfigurationError
 from factory_agents.kafka.writer import TransactionalWriter
@@ -122,6 +123,9 @@ def test_the_dead_letter_topic_is_made_when_it_is_first_needed(runs: Runs, write
     assert facts.partitions == 3
     settings = runs.cluster.settings(facts.name)
     assert (settings["retention.ms"], settings["max.message.bytes"]) == ("2592000000", "20971520")
+    resource = ConfigResource(ResourceType.TOPIC, facts.name)
+    policy = runs.admin.describe_configs([resource])[resource].result()["cleanup.policy"]
+    assert (policy.value, policy.is_default) == ("delete", False)  # the broker's own default may be another
     runs.admin.delete_topics([facts.name])[facts.name].result()
 
 

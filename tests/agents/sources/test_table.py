@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 import psycopg
@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from factory_agents.errors import ConfigurationError, UnavailableError
+from factory_agents.protocol import Interval
 from factory_agents.sources.rows import ReadOptions
 from factory_agents.sources.table import TableSource
 from tests.agents.sources.reading import EPOCH, hour, read, seconds
@@ -118,6 +119,7 @@ def test_every_row_is_in_exactly_one_interval(database: psycopg.Connection, tabl
 def test_dates_are_midnights_in_utc(database: psycopg.Connection, table: type[TableSource]) -> None:
     database.execute("CREATE TABLE e (t date); INSERT INTO e VALUES ('1970-01-01'), ('1970-01-02')")
     assert [len(read(table("e"), hour(n))) for n in (0, 1, 23, 24, 25)] == [1, 0, 0, 1, 0]
+    assert len(read(table("e"), Interval(EPOCH, datetime.max.replace(tzinfo=UTC)))) == 2
 
 
 def test_a_query_is_a_source_too(database: psycopg.Connection, table: type[TableSource]) -> None:
