@@ -45,7 +45,8 @@ def with_columns(function: Callable[..., Any], form: str, name: str) -> Callable
             if len(values) != len(events):
                 raise AgentError(f"agent {name!r}: a batch of {len(events)} events must give {len(events)} of {field!r}, got {len(values)}")
             for event, value in zip(events, values, strict=True):
-                if type(value) is not float or event.get(field) != value:  # one that was left alone keeps its digits
+                before = event.get(field)
+                if type(value) is not float or type(before) is bool or before != value:  # one that was left alone keeps its digits
                     event[field] = value
         return events
 
@@ -65,9 +66,15 @@ def _numpy(events: list[dict[str, Any]], name: str) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for field in _fields(events):
         values = [event.get(field) for event in events]
-        plain = all(type(value) in (int, float) for value in values)
-        columns[field] = np.array(values, dtype=None if plain else object)
+        columns[field] = np.array(values, dtype=None if _fit(values) else object)
     return columns
+
+
+def _fit(values: list[Any]) -> bool:
+    """Whether all are numbers of which an array of one type holds every digit."""
+    kinds = set(map(type, values))
+    most = 2**53 if float in kinds else 2**63 - 1
+    return kinds <= {int, float} and all(type(value) is float or -most <= value <= most for value in values)
 
 
 def _arrow(events: list[dict[str, Any]], name: str) -> Any:

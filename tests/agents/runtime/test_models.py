@@ -82,3 +82,12 @@ def test_a_version_in_the_reference_changes_nothing_else(monkeypatch: pytest.Mon
     monkeypatch.setattr("tests.support.agents.slow", slow, raising=False)
     found = load_agent_ref(AgentRef("tests.support.agents:slow", version="9"))
     assert (found.version, found.concurrency, found.load) == ("9", 4, dict)
+
+
+def test_a_column_that_is_given_back_is_what_it_was() -> None:
+    for numbers in ([9007199254740993, 0.5], [2**63, -1], [True, False], [1, 2.5], [-(2**63)]):
+        events = [{"n": number} for number in numbers]
+        (*given,) = with_columns(dict, "numpy", "same")([dict(event) for event in events])
+        assert [(type(event["n"]), event["n"]) for event in given] == [(type(number), number) for number in numbers]
+    as_floats = with_columns(lambda columns: {"n": columns["n"].astype(float)}, "numpy", "floats")
+    assert [type(event["n"]) for event in as_floats([{"n": True}, {"n": False}])] == [float, float]
