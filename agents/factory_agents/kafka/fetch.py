@@ -169,12 +169,12 @@ class BoundedConsumer:
         self._hold(came)
 
     def _resume(self) -> None:
-        """Go on with what ``serve`` paused: by seeking, since that takes milliseconds and resuming alone half a second."""
+        """Go on with what ``serve`` paused: by seeking, in milliseconds. Resuming alone takes a second, and so may a seek before it."""
         paused = {p: offset for p, offset in self._paused.items() if p in self._from}
+        self.client.resume([TopicPartition(self._topic, p) for p in paused])
         for p, offset in paused.items():
             self.client.seek(TopicPartition(self._topic, p, offset))
             self._from[p] = offset  # the client knows no position until the next record
-        self.client.resume([TopicPartition(self._topic, p) for p in paused])
         self._paused = {}
 
     def take(self, size: int, wait: float) -> list[Message]:
