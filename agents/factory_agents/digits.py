@@ -7,10 +7,13 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["SURE_LEAST", "SURE_LENGTH", "SURE_MOST", "differs", "exact_number", "only_same", "whole_bound", "with_floats"]
+__all__ = ["SURE_LEAST", "SURE_LENGTH", "SURE_MOST", "differs", "exact_number", "only_same", "to_json", "whole_bound", "with_floats"]
 
 SURE_LENGTH, SURE_LEAST, SURE_MOST = 17, 1e-290, 1e290
 """A shorter text of a number of such a size is the same number after float and back."""
+
+to_json = msgspec.json.Encoder(decimal_format="number").encode
+"""Decimals become numbers, with all their digits."""
 
 
 def differs(text: str, number: float) -> bool:

@@ -36,6 +36,7 @@ __all__ = [
     "encode",
     "merge_results",
     "plain",
+    "read_writers",
     "scope_of",
     "shard_output",
     "shard_window",
@@ -151,7 +152,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def writers(self) -> tuple[str, ...]:
         """Whose records count; empty for everybody's."""
-        return tuple(filter(None, self.writer.split(",")))
+        return read_writers(self.writer)
 
 
 class Window(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -233,7 +234,7 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 
     A clear raises ``tries`` (the try that is to be its last) and ``clears`` (of its run), a retry neither. They are compared with what
     the ledger remembers of the same ``task`` alone; where it doesn't know the task yet, ``again`` says whether it was cleared before.
-    ``began`` (milliseconds; 0: unknown) is when its run did: one that was deleted and made again under its name counts anew.
+    ``began`` is when its run began (milliseconds; 0: unknown): a run that was deleted and made again under its name counts from 0 again.
     """
 
     task: str
@@ -505,6 +506,11 @@ def decode_window(data: bytes | str | dict[str, Any]) -> Window:
 def digest(value: Any) -> str:
     """Sixteen hex digits of the SHA-256 of a value's canonical JSON (keys sorted): equal values, equal digests."""
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:16]
+
+
+def read_writers(writer: str) -> tuple[str, ...]:
+    """The writers that a text names, with commas between them."""
+    return tuple(filter(None, writer.split(",")))
 
 
 def shard_window(window: Window, shards: int) -> tuple[Window, ...]:

@@ -32,7 +32,7 @@ from factory_agents.contracts.schema import FieldType, Schema, Violation, compil
 from factory_agents.contracts.sql import Query, WindowTable, read_queries
 from factory_agents.contracts.table import COLUMN_TYPES, Column, ColumnSpec, ColumnType, DeleteMarker, TableSpec
 from factory_agents.contracts.times import iso_time
-from factory_agents.digits import with_floats
+from factory_agents.digits import to_json, with_floats
 from factory_agents.errors import ConfigurationError, ContractError
 from factory_agents.paths import confined_path, resolve_path
 from factory_agents.protocol import digest
@@ -359,8 +359,6 @@ def folder_of(texts: Mapping[str, str]) -> Path:
     return Path("/", *["contract"] * (up + 1))
 
 
-_encode = msgspec.json.Encoder(decimal_format="number").encode
-
 _NO_TIME: tuple[str | None, TimeUnit] = (None, "iso")
 _NO_RULES: list[tuple[Rule, Expression]] = []
 _Window: TypeAlias = "tuple[tuple[Condition, ...], tuple[Condition, ...], tuple[str, ...], tuple[Figure, ...], tuple[Query, ...]]"
@@ -468,7 +466,7 @@ class _Builder:
             digest=digest(meaning),
             notes=(*self._notes, *schema.notes),
             not_run=self._not_run,
-            text=self._document.text or _encode(self._data).decode(),
+            text=self._document.text or to_json(self._data).decode(),
             texts=schema.texts,
             _columns=columns,
             _schema=schema,

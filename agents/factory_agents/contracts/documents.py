@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from factory_agents.contracts.json_text import MOST_DEPTH, JsonError, JsonReader
-from factory_agents.digits import exact_number
+from factory_agents.digits import exact_number, to_json
 from factory_agents.errors import ContractError
 from factory_agents.text import did_you_mean, one_of
 
@@ -39,13 +39,10 @@ _COPIES = 10_000
 """How many values aliases may repeat: a text of some hundred bytes can mean more than any memory holds."""
 
 
-_encode = msgspec.json.Encoder(decimal_format="number").encode
-
-
 def show(value: Any, limit: int = 60) -> str:
     """A value as JSON for a message, cut to ``limit`` characters."""
     try:
-        text = _encode(value).decode()
+        text = to_json(value).decode()
     except (TypeError, ValueError, msgspec.MsgspecError):
         text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

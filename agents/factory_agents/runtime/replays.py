@@ -44,7 +44,9 @@ _TICK = 0.2
 _DAYS = 30 * 86_400.0
 _BIG = 1 << 30
 _MOST_REASONS = 20
-_STOPPED_AGAIN = "asked to stop; what was committed stays, and --again would begin anew: a repetition with a name (--again-as) goes on"
+_STOPPED_AGAIN = (
+    "asked to stop; what was committed stays. --again starts from the first letter; with --again-as NAME, a stopped replay continues"
+)
 
 
 @dataclass(frozen=True)

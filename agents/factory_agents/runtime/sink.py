@@ -23,7 +23,7 @@ from factory_agents.errors import (
 from factory_agents.kafka.messages import Message, readable_headers
 from factory_agents.kafka.reader import WindowReader
 from factory_agents.kafka.writer import ChunkAbortedError
-from factory_agents.protocol import AgentResult, AgentRun, Counts, Dataset, PartitionRange, Window
+from factory_agents.protocol import AgentResult, AgentRun, Counts, Dataset, PartitionRange, Window, read_writers
 from factory_agents.runtime.agents import Claim, PrunedSink, Reject, RowsRefused, Sink, SinkOutcome, decode_event
 from factory_agents.runtime.outputs import reject_large
 from factory_agents.runtime.session import RunContext, Session
@@ -234,7 +234,7 @@ class _SinkRun:
         generation = window.generation
         for shard, before in self.session.published():
             beside = before.plan == run.plan and shard.of == run.shard.of and shard != run.shard
-            if window.writers and not beside and _is_newer(tuple(filter(None, before.writers.split(","))), window):
+            if window.writers and not beside and _is_newer(read_writers(before.writers), window):
                 return window.generation
             generation = max(generation, before.input_generation)
         return generation

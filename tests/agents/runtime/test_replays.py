@@ -75,7 +75,7 @@ def test_a_repetition_with_a_name_goes_on_where_it_ended(runs: Runs, monkeypatch
     assert times("other") == [2] * 5
     with pytest.raises(ConfigurationError, match=r"all matching letters \(5\) were replayed by the repetition 'other'"):
         times("other")
-    with pytest.raises(StoppedError, match="--again would begin anew"):
+    with pytest.raises(StoppedError, match="--again starts from the first letter"):
         times(True, Recorder())
 
 

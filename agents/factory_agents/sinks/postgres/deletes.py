@@ -119,8 +119,7 @@ class Deletes:
                     same=self._staged(),
                 )
 
-            found = find_refused(self._connection, prepare, lambda *span: self._delete_suspects(past, span), most, deferred=not again)
-            refused |= found
+            refused |= find_refused(self._connection, prepare, lambda *span: self._delete_suspects(past, span), most, deferred=not again)
         return refused
 
     def _delete_suspects(self, past: Sequence[int], span: tuple[int, int]) -> sql.Composed:

@@ -11,7 +11,7 @@ from factory_agents.errors import FencedError, SinkError
 from factory_agents.runtime.agents import Claim, SinkOutcome
 from factory_agents.sinks.postgres.horizon import Horizon
 from factory_agents.sinks.postgres.names import compose
-from factory_agents.sinks.postgres.numbers import GIVER, pass_borne
+from factory_agents.sinks.postgres.publication_numbers import GIVER, pass_borne
 from factory_agents.sinks.postgres.table import PUBLICATIONS, TargetTable
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from factory_agents.sinks.postgres.deletes import Deletes
 from factory_agents.sinks.postgres.ledger import Acquired
 from factory_agents.sinks.postgres.merge import Publication
 from factory_agents.sinks.postgres.names import compose
-from factory_agents.sinks.postgres.numbers import pass_borne
 from factory_agents.sinks.postgres.positions import POSITIONS, Positions, Stand, TableReader
+from factory_agents.sinks.postgres.publication_numbers import pass_borne
 from factory_agents.sinks.postgres.rights import check_rights
 from factory_agents.sinks.postgres.sink import PostgresSink, PostgresTarget
 from factory_agents.sinks.postgres.table import TargetTable, find_table, open_table

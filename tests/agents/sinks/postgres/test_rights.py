@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from follow_docs import blocks
 
-from factory_agents.errors import ConfigurationError
+from factory_agents.errors import ConfigurationError, SinkError
 from factory_agents.sinks.postgres.live import PostgresLive
 from factory_agents.sources.lookups import Lookup, LookupJoin
 from factory_agents.sources.rows import ReadOptions
@@ -88,6 +88,14 @@ class TestAPublisher:
         assert orders.publish(at([r | {"amount": 9} for r in ROWS]), W2).written == 4  # keys that are there: staged and merged
         outcome = orders.publish(at(ROWS[:2]), W2)
         assert (outcome.written, outcome.removed) == (2, 2)
+
+    def test_says_what_rows_from_elsewhere_need_whose_numbers_it_may_not_pass(self, rights: Rights, orders: Bench) -> None:
+        own = "_factory_window, _factory_partition, _factory_offset, _factory_timestamp, _factory_publication"
+        rights.owner.execute(f"INSERT INTO orders (id, {own}) VALUES ('theirs', now(), 0, 0, 0, 1000000)")  # type: ignore[arg-type]
+        with pytest.raises(SinkError, match=r"up to 1000000, .* say: ALTER TABLE") as raised:
+            orders.publish(at(ROWS))
+        rights.owner.execute(str(raised.value).rpartition("say: ")[2])  # type: ignore[arg-type]
+        assert orders.publish(at(ROWS)).written == 4
 
     @pytest.mark.parametrize("right", grants("publisher"))
     def test_says_which_right_it_lacks_before_it_writes_a_row(self, rights: Rights, orders: Bench, right: str) -> None:

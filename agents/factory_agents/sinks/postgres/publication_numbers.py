@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from factory_agents.errors import SinkError
 from factory_agents.sinks.postgres.deletes import memory_of
 from factory_agents.sinks.postgres.names import compose
-from factory_agents.sinks.postgres.table import TargetTable
+from factory_agents.sinks.postgres.table import PUBLICATIONS, TargetTable
 
 if TYPE_CHECKING:
     import psycopg
@@ -23,11 +24,18 @@ _PASSED = """
     SELECT {table}, '', 'passed', '', 0, 1, 0 FROM generate_series({first}, {last}) RETURNING publication
 """
 _FORGET = "DELETE FROM {publications} WHERE table_name = {table} AND pipeline = '' AND stage = 'passed'"
+_GIVER_OF = "to_regclass(pg_get_serial_sequence(format('%I.%I', {schema}::text, {numbers}::text), 'publication'))"
+_SET = "SELECT setval(g, {borne}) FROM " + _GIVER_OF + " AS g WHERE has_sequence_privilege(g, 'UPDATE')"
+_TAKEN_ONE_BY_ONE, _LAST = 10_000, 2**31 - 1
 
 
 def pass_borne(connection: psycopg.Connection[Any], table: TargetTable) -> None:
-    """Have the next numbers be above all that the ledger knows, and that rows or remembered deletes bear. It reads the whole table."""
-    of: dict[str, Any] = {"publications": table.publications, "table": table.name}
+    """Have the next numbers be above all that the ledger knows, and that rows or remembered deletes bear. It reads the whole table.
+
+    Raises SinkError where that is too far to go: rows from elsewhere may bear any number.
+    """
+    of: dict[str, Any] = {"publications": table.publications, "table": table.name, "schema": table.schema, "numbers": PUBLICATIONS}
+    connection.execute(compose("SELECT pg_advisory_xact_lock(hashtextextended({lock}, 0))", lock=f"{PUBLICATIONS}:pass:{table.schema}"))
     bearing = [(table.publications, "publication")]
     bearing += [(table.identifier, "_factory_publication")] if table.tracked else []
     bearing += [(table.beside(memory_of(table.name)), "_factory_publication")] if table.deletes else []
@@ -38,6 +46,13 @@ def pass_borne(connection: psycopg.Connection[Any], table: TargetTable) -> None:
     if not borne:
         return
     row = connection.execute(compose(_PASSED, first=1, last=1, **of)).fetchone()
-    if row is not None and row[0] < borne:
-        connection.execute(compose(_PASSED, first=row[0] + 1, last=borne, **of))
+    given = row[0] if row is not None else 0
+    if given < borne <= given + _TAKEN_ONE_BY_ONE:  # needs no right on what gives them, and others may take some meanwhile
+        connection.execute(compose(_PASSED, first=given + 1, last=borne, **of))
+    elif given < borne and (borne >= _LAST or connection.execute(compose(_SET, borne=borne, **of)).fetchone() is None):
+        raise SinkError(
+            f"table {table.text}: its rows have _factory_publication up to {borne}, and {PUBLICATIONS} is at {given}: later ones would be"
+            f" theirs, too; set that column to 0 in rows that came from elsewhere, or, as the owner of {PUBLICATIONS}, say:"
+            f" ALTER TABLE {table.schema}.{PUBLICATIONS} ALTER publication RESTART WITH {borne + 1}"
+        )
     connection.execute(compose(_FORGET, **of))

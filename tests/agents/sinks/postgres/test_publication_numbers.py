@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from factory_agents.errors import SinkError
 from tests.support.sink_bench import CONTRACT, W2, W3, Bench, at, event
 
 TWO = [event("a", "1"), event("b", "2")]
@@ -55,4 +56,19 @@ class TestALedgerThatWasLost:
         bench.admin.execute("ALTER TABLE factory_publications ALTER publication RESTART")
         bench.publish(at([event("c")]), window=W2, fingerprint="f")
         assert bench.publish(at(TWO), fingerprint="g").removed == 0
+        assert set(bench.rows()) == {"a", "b", "c"}
+
+    def test_nor_those_of_rows_from_elsewhere_that_bear_large_ones(self, own_schema: Bench) -> None:
+        bench = own_schema
+        bench.publish(at(TWO), fingerprint="f")
+        last = 2_000_000_000
+        bench.admin.execute(f"UPDATE {bench.name} SET _factory_publication = {last} WHERE id = 'a'")
+        bench.admin.execute("DELETE FROM factory_publishes")
+        bench.publish(at([event("c")]), window=W2, fingerprint="f")
+        query = f"SELECT _factory_publication FROM {bench.name} WHERE id = 'c'"
+        assert bench.admin.execute(query).fetchone() == (last + 1,)
+        bench.admin.execute(f"UPDATE {bench.name} SET _factory_publication = 2147483647 WHERE id = 'a'")
+        bench.admin.execute("DELETE FROM factory_publishes")
+        with pytest.raises(SinkError, match="up to 2147483647"):
+            bench.publish(at([event("d")]), window=W3, fingerprint="f")
         assert set(bench.rows()) == {"a", "b", "c"}
