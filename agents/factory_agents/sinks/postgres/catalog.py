@@ -78,6 +78,7 @@ class _Type(msgspec.Struct, frozen=True):
     base_shown: str
     element: int
     labels: list[str]
+    equals: str
 
 
 def _types(connection: psycopg.Connection[Any], oid: int) -> dict[int, _Type]:
@@ -93,7 +94,15 @@ def _types(connection: psycopg.Connection[Any], oid: int) -> dict[int, _Type]:
         SELECT t.oid::bigint, t.typtype::text, format_type(t.oid, NULL), t.typbasetype::bigint, t.typtypmod,
                CASE t.typtype WHEN 'd' THEN format_type(t.typbasetype, t.typtypmod) ELSE '' END,
                CASE t.typcategory WHEN 'A' THEN t.typelem::bigint ELSE 0 END,
-               ARRAY(SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder)
+               ARRAY(SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder),
+               coalesce((
+                   SELECT format('OPERATOR(%%I.%%s)', s.nspname, o.oprname)
+                   FROM pg_catalog.pg_opclass c JOIN pg_catalog.pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree'
+                        JOIN pg_catalog.pg_amop a ON a.amopfamily = c.opcfamily AND a.amoplefttype = t.oid AND a.amoprighttype = t.oid
+                             AND a.amopstrategy = 3
+                        JOIN pg_catalog.pg_operator o ON o.oid = a.amopopr JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace
+                   WHERE c.opcdefault AND c.opcintype = t.oid
+               ), '=')
         FROM known JOIN pg_catalog.pg_type t USING (oid)
         """,
         [oid],
@@ -111,7 +120,7 @@ def _found_type(types: Mapping[int, _Type], oid: int, modifier: int, shown: str,
     if element is not None and of_domains:
         staged, inner = f"{element.staged}[]", _undomained(types, inner)
     base = "enum" if type_.kind == "e" else type_.name.rpartition(".")[2]
-    return FoundType(shown, staged, base, modifier, tuple(type_.labels), element, inner, of_domains)
+    return FoundType(shown, staged, base, modifier, tuple(type_.labels), element, inner, of_domains, type_.equals)
 
 
 def _undomained(types: Mapping[int, _Type], oid: int) -> int:

@@ -116,7 +116,7 @@ class Deletes:
                     f" SELECT row_number() OVER (ORDER BY {{key}})::integer AS {NUMBER}, x.* FROM {_TOMBSTONES} AS x"
                     f" WHERE {{again}} = EXISTS (SELECT FROM {STAGING} AS s WHERE {{same}})",
                     again=again,
-                    same=self._staged(),
+                    same=same_key(self._table, "s", "x"),
                 )
 
             refused |= find_refused(self._connection, prepare, lambda *span: self._delete_suspects(past, span), most, deferred=not again)
@@ -143,7 +143,8 @@ class Deletes:
             " WHERE _factory_deleted ORDER BY {key}, _factory_timestamp DESC, _factory_partition DESC, _factory_offset DESC",
             own=names(OWN_COLUMNS),
         )
-        self._run(f"DELETE FROM {STAGING} AS s USING {_TOMBSTONES} AS x WHERE {{same}} AND {not_after('s', 'x')}", same=self._staged())
+        before = f"DELETE FROM {STAGING} AS s USING {_TOMBSTONES} AS x WHERE {{same}} AND {not_after('s', 'x')}"
+        self._run(before, same=same_key(table, "s", "x"))
         for rows, alias in ((_TOMBSTONES, "x"), (STAGING, "s")):
             self._run(
                 f"DELETE FROM {rows} AS {alias} USING {{memory}} AS d WHERE {{same}} AND d._factory_publication <> ALL ({{forgotten}})"
@@ -164,7 +165,7 @@ class Deletes:
             f" LEFT JOIN {{table}} AS t ON {{same}} WHERE NOT EXISTS (SELECT FROM {STAGING} AS s WHERE {{staged}})"
         )
         of = {"table": self._table.identifier, "same": same_key(self._table, "t", "x"), "before": self._before(past)}
-        row = self._run(query, first=identifier(self._table.key[0]), staged=self._staged(), **of).fetchone()
+        row = self._run(query, first=identifier(self._table.key[0]), staged=same_key(self._table, "s", "x"), **of).fetchone()
         return (int(row[0]), int(row[1])) if row is not None else (0, 0)
 
     def _before(self, past: Sequence[int]) -> sql.Composed:
@@ -175,16 +176,10 @@ class Deletes:
         newer = f" AND (t._factory_publication = ANY ({{past}}) OR {not_after('t', 'x')})"
         return same + compose(newer, past=list(past))
 
-    def _staged(self) -> sql.Composed:
-        return compose(" AND ".join("s.{} = x.{}".format(*[f"{{k{i}}}"] * 2) for i in range(len(self._table.key))), **self._keys())
-
     def _set(self) -> sql.Composed:
         from psycopg import sql
 
         return sql.SQL(", ").join(compose("{c} = EXCLUDED.{c}", c=identifier(name)) for name in OWN_COLUMNS)
-
-    def _keys(self) -> dict[str, sql.Identifier]:
-        return {f"k{i}": identifier(name) for i, name in enumerate(self._table.key)}
 
     def _run(self, query: str, **parts: Any) -> psycopg.Cursor[Any]:
         return self._connection.execute(compose(query, key=self._key, **parts))

@@ -37,7 +37,11 @@ _COLUMNS = """
     ARRAY(SELECT format('%s/column %s', attrelid, attnum) FROM pg_catalog.pg_attribute
           WHERE attrelid = {oid}::oid AND attname = ANY ({columns}) AND NOT attisdropped)
 """
-_SAME_TABLE = "(relations IS NULL OR relations <@ {relations})"
+# Without a contract the table says what is written: a column that was added since is empty. Earlier releases noted no columns.
+_SAME_TABLE = """
+    (relations IS NULL
+     OR (relations <@ {relations} AND (strpos(array_to_string(relations, ' '), '/column ') = 0 OR {written} <@ relations)))
+"""
 _COMMITTED = "committed_at IS NOT NULL"
 # Those who publish now, found by the lock that each holds: only sessions of our own role, which we may end.
 _PUBLISHERS = """
@@ -112,6 +116,7 @@ class Ledger:
             "this_shard": _THIS_SHARD,
             "this_plan": _THIS_PLAN,
             "beside": _BESIDE,
+            "written": _COLUMNS,
             "relations": f"({RELATIONS} || {_COLUMNS} || {GIVER})",
             "same_table": _SAME_TABLE,
         }

@@ -118,7 +118,7 @@ class TargetTable(msgspec.Struct, frozen=True):
 
     ``staged`` are the columns' types for a table without the checks of domains. ``drops_rows``: it has triggers that may drop rows.
     ``checks_elements``: a list's elements are of a domain, which their binary form would have to name.
-    ``collations`` are those of the key's columns, "" for the types that have none.
+    ``equals`` are the operators that compare the key's columns, ``collations`` theirs, "" for the types that have none.
     """
 
     schema: str
@@ -133,6 +133,7 @@ class TargetTable(msgspec.Struct, frozen=True):
     deletes: bool = False
     drops_rows: bool = False
     checks_elements: bool = False
+    equals: tuple[str, ...] = ()
     collations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     shape: tuple[Any, ...] | None = None
@@ -181,8 +182,8 @@ def same_key(table: TargetTable, of_table: str, staged: str) -> sql.Composed:
     from psycopg import sql
 
     equal = [
-        compose(f"{of_table}.{{k}} = {staged}.{{k}}{f' COLLATE {collation}' if collation else ''}", k=sql.Identifier(name))
-        for name, collation in zip(table.key, table.collations, strict=True)
+        compose(f"{of_table}.{{k}} {equals} {staged}.{{k}}{f' COLLATE {collation}' if collation else ''}", k=sql.Identifier(name))
+        for name, equals, collation in zip(table.key, table.equals, table.collations, strict=True)
     ]
     return sql.SQL(" AND ").join(equal)
 
@@ -364,6 +365,7 @@ def _fit(
         tracked=bool(own),
         oid=oid,
         deletes=wanted.deletes,
+        equals=tuple(found[name].type.equals for name in key),
         collations=tuple(found[name].collation for name in key),
         notes=tuple(notes),
     )

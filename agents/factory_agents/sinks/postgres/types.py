@@ -83,7 +83,8 @@ class FoundType(msgspec.Struct, frozen=True):
 
     ``shown`` is its name for messages, ``staged`` the one for a table without the domains' checks. ``base`` is PostgreSQL's name without
     length, or ``enum``, with its ``labels``; a list has the type of its ``element`` instead, which PostgreSQL knows by ``element_oid``
-    (``of_domains``: the elements are of a domain, and this is what the domain is of).
+    (``of_domains``: the elements are of a domain, and this is what the domain is of). ``equals`` is the operator by which indexes tell its
+    values apart: that of an extension's type may be in a schema that isn't searched.
     """
 
     shown: str
@@ -94,6 +95,7 @@ class FoundType(msgspec.Struct, frozen=True):
     element: FoundType | None = None
     element_oid: int = 0
     of_domains: bool = False
+    equals: str = "="
 
     @property
     def length(self) -> int | None:

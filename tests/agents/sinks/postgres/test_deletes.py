@@ -201,6 +201,46 @@ class TestATombstone:
         deletes.publish([gone("ä")], W2)
         assert deletes.rows() == {"b": "x"}
 
+    @pytest.mark.parametrize("searched", [True, False])
+    def test_of_a_key_that_an_extension_compares(self, bench: Bench, monkeypatch: pytest.MonkeyPatch, searched: bool) -> None:
+        """Its operators may be in a schema that the session doesn't search: the key of citext is not one of text then."""
+        schema = f"s_{bench.name}"
+        bench.admin.execute(f"CREATE SCHEMA {schema}")
+        try:
+            bench.admin.execute("".join(_citext(schema)))  # type: ignore[arg-type]
+            bench.admin.execute(f"CREATE DOMAIN {schema}.email AS {schema}.citext")
+            bench.admin.execute(f"CREATE TABLE {bench.name} (id {schema}.email PRIMARY KEY, value text)")
+            if searched:
+                monkeypatch.setenv("DATABASE_URL", f"{bench.url}?options=-csearch_path%3Dpublic,{schema}")
+            bench.contract = PLAIN
+            rows = [event("abc", "1"), event("ABC", "2"), event("d", "3")]
+            assert counts(bench.publish(at(rows), W1)) == {"written": 2, "duplicates": 1}
+            assert counts(bench.publish([gone("aBc", offset=9)], W2)) == {"deleted": 1}
+            assert bench.rows() == {"d": "3"}
+        finally:
+            bench.admin.execute(f"DROP SCHEMA {schema} CASCADE")
+
+
+def _citext(schema: str) -> Iterator[str]:
+    """What makes a type like the extension's, which not every server has."""
+    type_, of_c = f"{schema}.citext", "LANGUAGE internal IMMUTABLE STRICT"
+    yield f"CREATE TYPE {type_};"
+    for name, takes, gives in (("in", "cstring", type_), ("out", type_, "cstring"), ("recv", "internal", type_), ("send", type_, "bytea")):
+        yield f"CREATE FUNCTION {type_}{name}({takes}) RETURNS {gives} AS 'text{name}' {of_c};"
+    parts = ", ".join(
+        f"{part} = {type_}{name}" for part, name in (("INPUT", "in"), ("OUTPUT", "out"), ("RECEIVE", "recv"), ("SEND", "send"))
+    )
+    yield f"CREATE TYPE {type_} ({parts}, INTERNALLENGTH = VARIABLE, STORAGE = extended, COLLATABLE = true);"
+    yield f"CREATE CAST ({type_} AS text) WITHOUT FUNCTION AS IMPLICIT; CREATE CAST (text AS {type_}) WITHOUT FUNCTION AS ASSIGNMENT;"
+    function = f"CREATE FUNCTION {schema}.{{}}({type_}, {type_}) RETURNS {{}} IMMUTABLE STRICT LANGUAGE sql AS 'SELECT {{}}';"
+    yield function.format("cmp", "integer", "btarraycmp(ARRAY[lower($1::text)], ARRAY[lower($2::text)])")
+    operators = {"lt": "<", "le": "<=", "eq": "=", "ge": ">=", "gt": ">"}
+    for name, sign in operators.items():
+        yield function.format(name, "boolean", f"lower($1::text) {sign} lower($2::text)")
+        yield f"CREATE OPERATOR {schema}.{sign} (LEFTARG = {type_}, RIGHTARG = {type_}, FUNCTION = {schema}.{name});"
+    parts = ", ".join(f"OPERATOR {n} {schema}.{sign}" for n, sign in enumerate(operators.values(), 1))
+    yield f"CREATE OPERATOR CLASS {type_} DEFAULT FOR TYPE {type_} USING btree AS {parts}, FUNCTION 1 {schema}.cmp({type_}, {type_});"
+
 
 @contextmanager
 def claimed(bench: Bench, rows: list[Message]) -> Iterator[Sink]:

@@ -235,6 +235,15 @@ class TestATableThatIsNoLongerTheOne:
         assert bench.rows() == {"a": "1", "b": "2"}
         assert bench.publish(at(TWO), fingerprint="f").reused
 
+    def test_by_a_column_that_was_added_where_the_table_says_what_is_written(self, bench: Bench) -> None:
+        bench.admin.execute(f"CREATE TABLE {bench.name} (id text PRIMARY KEY, version int8)")
+        bench.contract = None
+        bench.publish(at(TWO), fingerprint="f")
+        self.run(bench, "ALTER TABLE {t} ADD value text")
+        assert bench.publish(at(TWO), fingerprint="f").written == 2
+        assert bench.rows() == {"a": "1", "b": "2"}
+        assert bench.publish(at(TWO), fingerprint="f").reused
+
     def test_nor_by_rows_of_other_windows(self, bench: Bench) -> None:
         bench.publish(at(TWO), window=W1, fingerprint="f")
         bench.publish(at([event("c")]), window=W2, fingerprint="f")
