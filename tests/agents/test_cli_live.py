@@ -41,7 +41,7 @@ def test_the_seed_designs_smoke_test(own_sandbox: Sandbox) -> None:
     live.wait_assigned()
     producer = Producer({"bootstrap.servers": info.bootstrap})
     producer.produce("raw_events", b'{"event_id":"test-123","payload":"sample"}')
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     reader = KafkaConfig(info.bootstrap).consumer(auto_offset_reset="earliest")
     reader.subscribe(["enriched_events"])
     found: list[bytes] = []

@@ -55,7 +55,7 @@ def test_a_record_of_a_time_to_come_is_a_clock_that_is_wrong(factory: Command, p
     factory.ok("topics", "apply", "topics.yaml")
     producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0})
     producer.produce(f"{prefix}.raw", b"{}", timestamp=int((time.time() + 600) * 1000))
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     found = parts(factory("doctor", "--topics", "topics.yaml"))
     assert found["clocks: Kafka"]["state"] == "warn"
     assert f"{prefix}.raw has a record of " in found["clocks: Kafka"]["text"]

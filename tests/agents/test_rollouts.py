@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_passed_over_and_a_new_control_topic_begins_again
         "\ud7ff|": None,
     }.items():
         producer.produce(topic, value, key.encode())
-    producer.flush(30)
+    producer.flush(60)
     assert groups.look() == []
     gone = f"{runs.prefix}.gone"
     with control_of(runs) as control:

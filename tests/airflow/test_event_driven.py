@@ -41,7 +41,7 @@ class Arrivals:
         for _ in range(count):
             self._producer.produce(self.topic, json.dumps({"event_id": self.sent}).encode(), partition=self.sent % 4)
             self.sent += 1
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(60) == 0
 
     def wait_planned(self) -> None:
         """Until every record is in the window of some run."""

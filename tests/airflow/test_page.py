@@ -90,7 +90,7 @@ def test_from_a_failed_window_to_the_record_and_into_the_table(
     producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0})
     for order, price in ((1, 10), (2, -5), (3, 7)):
         producer.produce(topic, json.dumps({"order": order, "price": price}).encode())
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     airflow_running.unpause("priced")
     airflow_running.unpause("factory_replay")
     airflow_running.unpause("factory_preview")

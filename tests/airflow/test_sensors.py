@@ -44,7 +44,7 @@ def test_many_sensors_wait_with_few_connections_and_survive_the_triggerer(
     producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0})
     for _ in range(10):
         producer.produce(topic, b"{}")
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     commit(admin, topic, [*groups, f"{airflow.topics}.behind"], 4)
 
     def states(task_id: str) -> list[str]:

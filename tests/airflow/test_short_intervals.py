@@ -48,7 +48,7 @@ class Ticker:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(60) == 0
 
 
 @pytest.fixture

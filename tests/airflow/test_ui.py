@@ -143,7 +143,7 @@ def test_the_log_of_a_failed_shard_says_what_was_wrong(
     producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0})
     for partition, value in ((0, b'{"number": 4}'), (1, b'{"number": "four"}')):
         producer.produce(topic, value, partition=partition)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     airflow_running.unpause("broken")
     run = airflow_running.trigger("broken")
     airflow_running.wait_run("broken", run, "failed")

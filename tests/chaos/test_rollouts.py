@@ -124,7 +124,7 @@ class Fleet:
                     self.sent += 1
                 producer.poll(0)
                 ended.wait(pause)
-            producer.flush(30)
+            producer.flush(60)
 
         thread = threading.Thread(target=feed)
         thread.start()

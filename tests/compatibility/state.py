@@ -324,7 +324,7 @@ def write(runs: Runs, topic: str, partition: int, records: list[dict[str, Any]])
         at += 1
     if not whole:
         producer.commit_transaction(30)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
 
 
 def stored() -> Iterator[Path]:

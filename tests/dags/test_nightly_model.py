@@ -53,7 +53,7 @@ class Live:
             for file in self._models.glob("*.joblib"):
                 if file.stem not in self._started:
                     self._started[file.stem] = self._start(file.stem)
-        self._producer.flush(30)
+        self._producer.flush(60)
 
     def _start(self, version: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "factory_agents.cli", "agent", "run", self.agent, "--group", self.group]

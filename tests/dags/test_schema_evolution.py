@@ -95,7 +95,7 @@ def produce(bootstrap: str, topic: str, *records: tuple[bytes, Headers]) -> None
     at = int((START + timedelta(minutes=5)).timestamp() * 1000)
     for value, headers in records:
         producer.produce(topic, value, headers=headers, timestamp=at, partition=0)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
 
 
 def framed(registry: Subjects, topic: str, schema: dict[str, Any], event: dict[str, Any]) -> list[tuple[bytes, Headers]]:

@@ -165,7 +165,7 @@ def test_who_opens_a_transactional_id_ends_what_was_left_open_under_it(runs: Run
     zombie.init_transactions(30)
     zombie.begin_transaction()
     zombie.produce(topic, b"{}", partition=0)
-    assert zombie.flush(30) == 0
+    assert zombie.flush(60) == 0
     assert runs.cluster.stable_offset(topic, [0])[0] == 0
     successor = Producer({**settings, "transactional.id": f"{runs.prefix}.id"})
     successor.init_transactions(30)

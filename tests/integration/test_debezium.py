@@ -49,7 +49,7 @@ def land(runs: Runs, records: list[tuple[Any, Any]], codec: CodecRef) -> AgentRe
     producer = Producer({"bootstrap.servers": runs.bootstrap})
     for key, value in records:
         producer.produce(source, value, key=key, partition=0)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     window = msgspec.structs.replace(runs.window(source), codec=codec)
     told = runs.run(window, "", "publish", params={"contract": CONTRACT, "table": f"t_{runs.prefix}"}, max_rejected="10")
     return execute(RunContext(runs.config), told)

@@ -95,7 +95,7 @@ class Factory:
         producer = Producer({"bootstrap.servers": self.broker.bootstrap, "log_level": 0})
         for i, value in enumerate([*events(4, start=4 * next(_counter)), b"{broken"]):
             producer.produce(topic, value, partition=i % 2)
-        assert producer.flush(10) == 0
+        assert producer.flush(60) == 0
 
     def forget(self, topics: set[str]) -> None:
         for future in self.broker.admin.delete_topics(sorted(topics)).values():

@@ -271,7 +271,7 @@ def test_a_window_that_waits_for_somebody_elses_transaction_keeps_none_of_its_ow
     foreign.init_transactions(30)
     foreign.begin_transaction()
     foreign.produce(topic, events(1, 10)[0], partition=0)
-    foreign.flush(10)
+    foreign.flush(60)
     run = runs.run(runs.window(topic), runs.topic("out"))
     observed = Recorder()
 

@@ -33,7 +33,7 @@ def mirror(here: Pipeline, there: Pipeline) -> OffsetMaps:
             producer.produce(topic, record.value, record.key, 0, headers=list(record.headers.items()), **stamp)
             pairs |= {record.offset: at, record.offset + 1: at + 1}
             at += 1
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
         pairs.setdefault(here.runs.cluster.high_watermark(topic, [0])[0], at)
         maps[topic] = {0: tuple(sorted(pairs.items()))}
     return maps

@@ -241,7 +241,7 @@ def test_where_every_event_carries_a_trace_some_are_followed_at_every_stage_the_
     producer = Producer({"bootstrap.servers": traced.runs.bootstrap, "log_level": 0})
     for n, event in enumerate(events(3000)):
         producer.produce(source, event, partition=n % 2, headers={"traceparent": f"00-{n * 2654435761 + 1:032x}-{n + 1:016x}-01"})
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     first = traced.runs.run(traced.runs.window(source), traced.runs.topic("mid", partitions=2), stage="first")
     window = merge_results([traced.here(first)])
     second = traced.runs.run(window, traced.runs.topic("out", partitions=2), stage="second")

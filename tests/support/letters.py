@@ -37,7 +37,7 @@ def put(
             (DEAD_LETTER_HEADER, msgspec.json.encode(why)),
         ]
         producer.produce(topic, value, key=f"k{i}", partition=i % partitions, headers=headers, timestamp=now + i)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
 
 
 def vouch(runs: Runs, topic: str, stage: str = "s", *, read: Manifest | None = None, origin: str = "", **more: Any) -> None:

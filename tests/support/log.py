@@ -58,7 +58,7 @@ class Writer:
                 headers=headers or [],
                 on_delivery=lambda error, _: failed.append(error) if error else None,
             )
-        assert self._producer.flush(10) == 0
+        assert self._producer.flush(60) == 0
         assert not failed
 
 

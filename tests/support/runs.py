@@ -172,8 +172,8 @@ class Runs:
             p = i % partitions if partition is None else partition
             producer.produce(topic, value, partition=p, on_delivery=delivered, **more)
             if i % 10_000 == 9_999:
-                producer.flush(30)
-        assert producer.flush(30) == 0
+                producer.flush(60)
+        assert producer.flush(60) == 0
         assert not failed, failed
 
     def delete_before(self, topic: str, partition: int, offset: int) -> None:
@@ -250,7 +250,7 @@ class Runs:
         producer.init_transactions(30)
         producer.begin_transaction()
         producer.produce(topic, b"x", partition=0)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
         wait_for(lambda: self.cluster.stable_offset(topic, [0])[0] > 0, "the broker to give the transaction up")
 
     def manifest(self, manifest: Manifest | None) -> list[Rec]:

@@ -53,7 +53,7 @@ def test_lag_ends_where_an_open_transaction_begins(runs: Runs) -> None:
     writer.init_transactions(30)
     writer.begin_transaction()
     writer.produce(topic, b"{}")
-    writer.flush(30)
+    writer.flush(60)
     assert [r.end for r in group_lag(runs.config, runs.prefix, [topic])] == [2]
     commit(runs.bootstrap, runs.prefix, topic, {0: 3})  # by a client that reads what isn't committed
     assert [r.lag for r in group_lag(runs.config, runs.prefix, [topic])] == [0]
@@ -84,7 +84,7 @@ class TestOfATransactionalTopic:
         producer.begin_transaction()
         for value in events(count):
             producer.produce(topic, value, partition=partition)
-        producer.flush(30)
+        producer.flush(60)
         if abort:
             producer.abort_transaction(30)
         else:
@@ -319,7 +319,7 @@ class TestTheAgeOfTheFirstUnread:
         producer = Producer({"bootstrap.servers": runs.bootstrap})
         for ms in times:
             producer.produce(topic, b"{}", partition=0, timestamp=ms)
-        producer.flush(30)
+        producer.flush(60)
 
     def test_each_reader_is_told_its_own(self, runs: Runs) -> None:
         topic = runs.topic(partitions=2)
@@ -334,7 +334,7 @@ class TestTheAgeOfTheFirstUnread:
         for abort in (True, False):
             writer.begin_transaction()
             writer.produce(topic, b"{}", partition=0, timestamp=NOW if abort else NOW + 1)
-            writer.flush(30)
+            writer.flush(60)
             (writer.abort_transaction if abort else writer.commit_transaction)(30)
         assert FirstUnread(runs.config).times([Place(topic, 0, 0)]) == {Place(topic, 0, 0): NOW + 1}
 

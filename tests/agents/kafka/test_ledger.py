@@ -64,7 +64,7 @@ class Ledgers:
         """Any record at all."""
         producer = Producer({"bootstrap.servers": self.config.bootstrap})
         producer.produce(f"{self.prefix}.ledger", value, key, partition=partition)
-        assert producer.flush(10) == 0
+        assert producer.flush(60) == 0
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class Copied:
         for record in records:  # each in a transaction of its own, whose end takes an offset
             producer.begin_transaction()
             producer.produce(self.there, record.value, partition=0, timestamp=record.at)
-            producer.flush(30)
+            producer.flush(60)
             producer.abort_transaction() if record.aborted else producer.commit_transaction()
         self.end = 2 * len(records)
         self.committed = [(2 * n, r) for n, r in enumerate(records) if not r.aborted]

@@ -57,7 +57,7 @@ class Hourly:
     def write(self, record: LedgerRecord) -> None:
         producer = self.runs.config.plain_producer()
         producer.produce(self.ledger.topic, encode_record(record), record.key().encode(), partition=self.ledger.partition)
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     def view(self) -> LedgerView:
         return self.ledger.read(deadline=time.monotonic() + 30)

@@ -251,7 +251,7 @@ def test_a_pipeline_moves_to_another_cluster(move: Move, own_sandbox: Sandbox) -
         for partition, end in runs.cluster.high_watermark(topic, range(2)).items():
             for r in runs.read(topic, partition, 0, end):
                 producer.produce(topic, r.value, partition=partition, headers=list(r.headers.items()), timestamp=r.timestamp)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     import_ledger(there, move.exported())
     window = plan_window(there, pipeline=move.pipeline, topic=move.hourly.topic, interval=hour(1))
     assert [(r.start, r.end) for r in window.ranges] == [(1, 2), (1, 2)]

@@ -688,7 +688,7 @@ def test_what_a_member_that_died_left_open_hides_no_outputs_until_its_timeout(ru
     dead.init_transactions(30)
     dead.begin_transaction()
     dead.produce(out, b"{}", partition=0)
-    assert dead.flush(30) == 0
+    assert dead.flush(60) == 0
     position = f"topic-id:{runs.cluster.topic(source).id}{signature('dead', 'a-member-that-was')}"
     commit(runs, group, [TopicPartition(source, 0, 0, position)])
     runs.produce(source, events(10))

@@ -153,7 +153,7 @@ def feeding(runs: Runs, source: str, pause: float = 0.01) -> Iterator[list[int]]
                 sent.append(len(sent))
             producer.poll(0)
             ended.wait(pause)
-        producer.flush(30)
+        producer.flush(60)
 
     thread = threading.Thread(target=feed)
     thread.start()

@@ -65,7 +65,7 @@ def test_while_the_broker_is_ended_pages_answer_with_their_age_and_are_right_aga
     producer = Producer({"bootstrap.servers": config.bootstrap})
     for value in events(5):
         producer.produce("raw", value)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     plan_window(config, pipeline="p", topic="raw", interval=None, run_key="first", prefix=prefix)
     snapshots = snapshots_of(config, prefix)
     client = TestClient(create_app(snapshots, Letters(lambda q, s: look_up(config, q, s, prefix=prefix))))

@@ -38,7 +38,7 @@ def produce(bootstrap: str, topic: str, count: int, partition: int, at: datetime
     producer = Producer({"bootstrap.servers": bootstrap})
     for _ in range(count):
         producer.produce(topic, b"{}", partition=partition, timestamp=int((at or datetime.now(UTC)).timestamp() * 1000))
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
 
 
 def commit(bootstrap: str, group: str, topic: str, offsets: dict[int, int]) -> None:

@@ -170,7 +170,7 @@ def test_a_broker_outage_is_survived_and_a_timeout_has_its_reason(
     producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0})
     for value in events(10):
         producer.produce("watched", value)
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     commit(bootstrap, "group", "watched", 4)
     patient, hasty = triggers(40, "watched", "group", interval=0.2), triggers(10, "watched", "group", interval=0.2)
 

@@ -539,5 +539,5 @@ def feed(runs: Runs, source: str, rate: int, seconds: float) -> dict[int, float]
             producer.produce(source, b'{"event_id": %d}' % n, partition=n % 4)
             sent[n] = time.time()
         producer.poll(0.002)
-    producer.flush(30)
+    producer.flush(60)
     return sent
