@@ -35,7 +35,6 @@ def pass_borne(connection: psycopg.Connection[Any], table: TargetTable) -> None:
     Raises SinkError where that is too far to go: rows from elsewhere may bear any number.
     """
     of: dict[str, Any] = {"publications": table.publications, "table": table.name, "schema": table.schema, "numbers": PUBLICATIONS}
-    connection.execute(compose("SELECT pg_advisory_xact_lock(hashtextextended({lock}, 0))", lock=f"{PUBLICATIONS}:pass:{table.schema}"))
     bearing = [(table.publications, "publication")]
     bearing += [(table.identifier, "_factory_publication")] if table.tracked else []
     bearing += [(table.beside(memory_of(table.name)), "_factory_publication")] if table.deletes else []
@@ -45,6 +44,8 @@ def pass_borne(connection: psycopg.Connection[Any], table: TargetTable) -> None:
         borne = max(borne, row[0] if row is not None else 0)
     if not borne:
         return
+    # One at a time sets what gives them, but not while it looks: that may take long, or wait for the table.
+    connection.execute(compose("SELECT pg_advisory_xact_lock(hashtextextended({lock}, 0))", lock=f"{PUBLICATIONS}:pass:{table.schema}"))
     row = connection.execute(compose(_PASSED, first=1, last=1, **of)).fetchone()
     given = row[0] if row is not None else 0
     if given < borne <= given + _TAKEN_ONE_BY_ONE:  # needs no right on what gives them, and others may take some meanwhile

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
 from factory_agents.errors import SinkError
 from tests.support.sink_bench import CONTRACT, W2, W3, Bench, at, event
+from tests.support.waiting import wait_for
 
 TWO = [event("a", "1"), event("b", "2")]
 
@@ -72,3 +75,17 @@ class TestALedgerThatWasLost:
         with pytest.raises(SinkError, match="up to 2147483647"):
             bench.publish(at([event("d")]), window=W3, fingerprint="f")
         assert set(bench.rows()) == {"a", "b", "c"}
+
+
+def test_a_table_that_is_looked_through_holds_up_no_other(own_schema: Bench) -> None:
+    bench, busy = own_schema, own_schema.name
+    bench.publish(at(TWO), fingerprint="f")
+    bench.admin.execute("DELETE FROM factory_publishes")
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(bench.url) as other:
+            other.execute(f"LOCK TABLE s_{busy}.{busy}")
+            waiting = pool.submit(bench.sink().claim, bench.claim(fingerprint="f"))
+            wait_for(bench.waits_for_lock, "a session to wait for the table")
+            bench.name = f"other_{busy}"
+            assert bench.sink(lock_timeout=1).claim(bench.claim(fingerprint="f")) is None
+        assert waiting.result() is None
