@@ -248,9 +248,9 @@ class ReplayOperator(BaseOperator):
 
 
 def _repetition(context: Context) -> str:
-    """What a repetition is called: the same for a task's retries, another one once it is cleared."""
+    """What a repetition is called: the same for a task's retries, another one once it is cleared, or its run made again under its name."""
     ti, told = context["ti"], order(context)
-    return " ".join((ti.dag_id, ti.task_id, told.task, str(told.tries)))
+    return " ".join((ti.dag_id, ti.task_id, told.task, str(told.tries), str(told.began)))
 
 
 def _number(value: Any, name: str) -> float:

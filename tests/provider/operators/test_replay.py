@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,14 +130,14 @@ def test_a_task_that_was_killed_half_way_is_finished_by_its_retry(runs: Runs, le
     assert ids(runs, letters[1]) == list(range(6))
 
 
-def test_a_retry_of_a_repetition_leaves_out_what_the_task_has_replayed_and_a_clear_does_not(
+def test_a_retry_of_a_repetition_leaves_out_what_the_task_has_replayed_and_a_clear_or_a_new_run_of_its_name_does_not(
     runs: Runs, letters: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(max_tries: int) -> Any:
+    def run(max_tries: int, began: datetime = datetime(2026, 11, 1, tzinfo=UTC)) -> Any:
         task = ReplayOperator(task_id="replay", topic=letters[0], to=letters[1], again=True)
         monkeypatch.setattr(replays._Replay, "_pace", lambda *_: task.on_kill())
         ti = SimpleNamespace(dag_id="d", task_id="replay", max_tries=max_tries)
-        return task.execute(context(ti=ti, task=task))  # type: ignore[arg-type]
+        return task.execute(context(ti=ti, task=task, dag_run=SimpleNamespace(start_date=began)))  # type: ignore[arg-type]
 
     assert replay(letters)["replayed"] == 6
     with monkeypatch.context() as patched:
@@ -146,6 +147,7 @@ def test_a_retry_of_a_repetition_leaves_out_what_the_task_has_replayed_and_a_cle
     assert [run(1)["replayed"] for _ in range(2)] == [4, 0]
     assert ids(runs, letters[1]) == sorted([*range(6)] * 2)
     assert run(3)["replayed"] == 6
+    assert run(3, datetime(2026, 11, 2, tzinfo=UTC))["replayed"] == 6
 
 
 def test_two_tasks_at_once_bring_each_letter_once_with_the_retry_of_the_one_that_was_fenced(runs: Runs, letters: tuple[str, str]) -> None:
