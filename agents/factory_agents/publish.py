@@ -27,11 +27,12 @@ _TABLE = "the table to publish to, such as"
 class PublishParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``publish`` takes for PostgreSQL.
 
-    ``table``: ``table`` or ``schema.table``, taken literally. ``contract`` (a file, YAML text or a mapping) gives columns, key and order;
-    without one an existing table's own columns and primary key do, and what is published last wins. ``create_table``: create it from the
-    contract if absent. ``database_url_env`` names the environment variable that holds the database's URL. ``statement_timeout`` (0:
-    none) and ``lock_timeout`` are seconds. ``deletes``: a record without a value removes its key's row (by default as the contract has it).
-    ``live``: a live publish takes what arrives in ``windows`` of some seconds, or as ``records``, within a fraction of a second.
+    ``table``: ``table`` (in the first schema of the ``search_path``) or ``schema.table``, taken literally. ``contract`` (a file, YAML
+    text or a mapping) gives columns, key and order; without one an existing table's own columns and primary key do, and what is
+    published last wins. ``create_table``: create it from the contract if absent. ``database_url_env`` names the environment variable
+    that holds the database's URL. ``statement_timeout`` (0: none) and ``lock_timeout`` are seconds. ``deletes``: a record without a
+    value removes its key's row (by default as the contract has it). ``live``: a live publish takes what arrives in ``windows`` of some
+    seconds, or as ``records``, within a fraction of a second.
     """
 
     table: str

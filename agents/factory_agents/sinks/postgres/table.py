@@ -203,15 +203,13 @@ def not_after(one: str, other: str) -> str:
 def open_table(connection: psycopg.Connection[Any], name: TableName, wanted: TableSpec, *, create: bool) -> TargetTable:
     """Find or create the table and the sink's ledger beside it, and compare it with what is wanted.
 
-    Raises SinkError listing every column that doesn't fit, ConfigurationError where there is no such table and none may be made.
+    Raises SinkError listing every column that doesn't fit, ConfigurationError where there is no such table and none may be made, or where
+    it isn't known which one is meant.
     """
     schema = name.schema or _default_schema(connection)
     oid = find_table(connection, schema, name.name)
     if oid is None:
-        if not wanted.columns:
-            raise ConfigurationError(f"table {schema}.{name.name} does not exist: create it, or give a contract so that it can be created")
-        if not create:
-            raise ConfigurationError(f"table {schema}.{name.name} does not exist, and create_table is off: create it, or switch that on")
+        _check_may_be_created(connection, schema, name, wanted, create=create)
         _create(connection, schema, name.name, _definition(wanted))
         oid = find_table(connection, schema, name.name)
     for own, definition in _OWN_TABLES.items():
@@ -241,6 +239,30 @@ def _default_schema(connection: psycopg.Connection[Any]) -> str:
         todo = f"have its owner say: {grants}; or " if grants else ""
         raise ConfigurationError(f"the database session has no schema that it may use: {todo}name the table as schema.table")
     return str(row[0])
+
+
+def _check_may_be_created(connection: psycopg.Connection[Any], schema: str, name: TableName, wanted: TableSpec, *, create: bool) -> None:
+    """Raise ConfigurationError where a table that is missing is not to be created."""
+    missing = f"table {schema}.{name.name} does not exist"
+    if not name.schema and (other := _searched_schema(connection, name.name)):
+        raise ConfigurationError(
+            f"{missing}, and {other}.{name.name} does, which the session searches too: name the one that is meant as schema.table"
+        )
+    if not wanted.columns:
+        raise ConfigurationError(f"{missing}: create it, or give a contract so that it can be created")
+    if not create:
+        raise ConfigurationError(f"{missing}, and create_table is off: create it, or switch that on")
+
+
+def _searched_schema(connection: psycopg.Connection[Any], name: str) -> str:
+    """The first schema of the search_path that has a table of this name, or ""."""
+    row = connection.execute(
+        "SELECT s.name FROM unnest(current_schemas(false)) WITH ORDINALITY AS s(name, n)"
+        " JOIN pg_catalog.pg_namespace p ON p.nspname = s.name JOIN pg_catalog.pg_class c ON c.relnamespace = p.oid"
+        " WHERE c.relname = %s AND c.relkind IN ('r', 'p') ORDER BY s.n LIMIT 1",
+        [name],
+    ).fetchone()
+    return str(row[0]) if row is not None else ""
 
 
 def find_table(connection: psycopg.Connection[Any], schema: str, name: str) -> int | None:

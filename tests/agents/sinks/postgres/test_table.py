@@ -12,7 +12,7 @@ from factory_agents.errors import ConfigurationError, SinkError
 from factory_agents.protocol import Shard
 from factory_agents.publish import build
 from factory_agents.runtime.agents import Claim
-from tests.support.sink_bench import CONTRACT, W1, Bench, at, event, record
+from tests.support.sink_bench import CONTRACT, W1, W2, Bench, at, event, record
 
 
 class TestTables:
@@ -148,6 +148,22 @@ class TestTables:
     def test_a_table_is_not_created_where_that_is_off(self, bench: Bench) -> None:
         with pytest.raises(ConfigurationError, match="create_table is off"):
             bench.sink(create_table=False).claim(bench.claim())
+
+    def test_none_is_created_before_one_of_its_name_that_the_session_searches_too(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SQL means the one that is there."""
+        schema = f"s_{bench.name}"
+        bench.publish(at([event("a")]))
+        bench.admin.execute(f"CREATE SCHEMA {schema}")
+        try:
+            monkeypatch.setenv("DATABASE_URL", f"{bench.url}?options=-csearch_path%3D{schema},public")
+            with pytest.raises(ConfigurationError, match=rf"{schema}.{bench.name} does not exist, and public.{bench.name} does"):
+                bench.sink().claim(bench.claim())
+            for table in (f"public.{bench.name}", f"{schema}.{bench.name}", bench.name):
+                bench.sink(table=table).claim(bench.claim(W2))
+        finally:
+            bench.admin.execute(f"DROP SCHEMA {schema} CASCADE")
 
     def test_a_view_or_a_missing_schema_is_refused(self, bench: Bench) -> None:
         bench.admin.execute(f"CREATE VIEW {bench.name} AS SELECT 1 AS id")
