@@ -63,6 +63,10 @@ _ALIASES = {
 }
 
 
+_NUMBERS = ("transaction.timeout.ms", "session.timeout.ms", "message.max.bytes", "fetch.max.bytes", "receive.message.max.bytes")
+"""Keys that the factory reads itself, too."""
+
+
 @lru_cache(maxsize=1024)
 def _is_known(key: str) -> bool:
     """Whether librdkafka (the installed one, which is the authority) has a key of this name."""
@@ -118,9 +122,12 @@ class KafkaConfig:
     values: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse an empty bootstrap."""
+        """Refuse an empty bootstrap, and what is no number."""
         if not self.bootstrap.strip():
             raise ConfigurationError("Kafka: no broker named; set KAFKA_BOOTSTRAP (host:port[,host:port]) or give --bootstrap")
+        for key in _NUMBERS:
+            if not (value := str(self.values.get(key, 0))).strip().isdecimal():
+                raise ConfigurationError(f"Kafka at {self.bootstrap}: {key!r}: expected a whole number, got {value!r}")
         object.__setattr__(self, "values", _Settings(self.values))
 
     @classmethod
@@ -260,6 +267,8 @@ def _make(make: Callable[[dict[str, Any]], _Client], settings: dict[str, Any]) -
 def _text(value: Any, key: str, where: str) -> str:
     if isinstance(value, dict | list):
         raise ConfigurationError(f"{where}: {key!r}: expected text, a number, true or false, got {type(value).__name__}")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -46,7 +46,8 @@ def token_source(bootstrap: str, values: Mapping[str, str]) -> TokenSource | Non
 
 def _wanted(values: Mapping[str, str]) -> bool:
     mechanism = values.get("sasl.mechanism") or values.get("sasl.mechanisms") or ""
-    by_itself = values.get("sasl.oauthbearer.method", "").lower() == "oidc" or values.get("enable.sasl.oauthbearer.unsecure.jwt") == "true"
+    unsecure = values.get("enable.sasl.oauthbearer.unsecure.jwt", "").lower() in ("true", "t", "1")
+    by_itself = values.get("sasl.oauthbearer.method", "").lower() == "oidc" or unsecure
     return mechanism.upper() == "OAUTHBEARER" and (not by_itself or CALLBACK in values)
 
 

@@ -60,6 +60,10 @@ class TestWhereSettingsComeFrom:
         for name in ("bootstrap.servers", "metadata.broker.list", "bootstrap_servers"):
             assert KafkaConfig.from_mapping({name: "b:1"}).bootstrap == "b:1"
 
+    def test_a_whole_number_may_have_been_written_by_what_knows_floats_alone(self) -> None:
+        values = {"bootstrap.servers": "b:1", "transaction.timeout.ms": 6e4, "linger.ms": 1.5}
+        assert KafkaConfig.from_mapping(values).values == {"transaction.timeout.ms": "60000", "linger.ms": "1.5"}
+
 
 class TestRefused:
     @pytest.mark.parametrize(
@@ -107,6 +111,12 @@ class TestRefused:
     def test_a_value_that_librdkafka_cannot_use(self) -> None:
         with pytest.raises(ConfigurationError, match=r"Kafka client for b:1: .*socket\.timeout\.ms"):
             KafkaConfig("b:1", {"socket.timeout.ms": "soon"}).producer("t")
+
+    @pytest.mark.parametrize("value", ["", "soon", "60000.0", "1e4", "-1", 1.5])
+    def test_what_is_no_number_where_the_factory_reads_it_too(self, value: object) -> None:
+        for key in ("transaction.timeout.ms", "message.max.bytes"):
+            with pytest.raises(ConfigurationError, match=rf"Kafka at b:1: '{key}': expected a whole number, got '{value}'"):
+                KafkaConfig.from_mapping({"bootstrap.servers": "b:1", key: value})
 
 
 class TestSecrets:

@@ -61,6 +61,7 @@ def test_every_client_gets_its_token(bootstrap: str) -> None:
         {"sasl.mechanism": "PLAIN", "sasl.username": "u"},
         {**OAUTH, "sasl.oauthbearer.method": "oidc"},
         {**OAUTH, "enable.sasl.oauthbearer.unsecure.jwt": "true"},
+        {**OAUTH, "enable.sasl.oauthbearer.unsecure.jwt": "True"},
     ],
 )
 def test_what_librdkafka_does_itself_is_left_to_it(values: dict[str, str]) -> None:
