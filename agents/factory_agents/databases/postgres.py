@@ -30,7 +30,8 @@ _CONNECTION = {
 
 _REFUSALS = re.compile(
     r"authentication failed|no password supplied|does not exist|pg_hba\.conf|not permitted to log in|invalid \w+ value|could not match"
-    r"|permission denied for database|unsupported startup parameter|no such (?:database|user)"
+    r"|permission denied (?:for database|to set parameter)|unsupported startup parameter|no such (?:database|user)"
+    r"|invalid value for parameter|unrecognized configuration parameter|invalid command-line argument|cannot be changed"
 )
 """What libpq and servers say to settings, credentials and names that a retry doesn't mend; a connection that failed has no code."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -124,6 +125,14 @@ def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch, us
 def test_a_setting_that_libpq_refuses_is_not_tried_again(variable: Callable[[str], Database], setting: str) -> None:
     with pytest.raises(ConfigurationError, match="correct DATABASE_URL"):
         variable(f"postgresql://u:hunter2@127.0.0.1:1/x?{setting}").connect("test")
+
+
+@pytest.mark.parametrize(
+    "options", ["-c search_path=a,", "-c serch_path=a", "-c max_connections=1", "-c statement_timeout=soon", "--zzz=1", "-Q"]
+)
+def test_a_setting_that_the_server_refuses_is_not_tried_again(database_url: str, variable: Callable[[str], Database], options: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"refuses: .*; correct DATABASE_URL"):
+        variable(f"{database_url}?options={quote(options)}").connect("test")
 
 
 def test_sessions_have_the_urls_own_name_or_ours(database_url: str, variable: Callable[[str], Database]) -> None:
