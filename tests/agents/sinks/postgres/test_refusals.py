@@ -11,7 +11,7 @@ from psycopg import sql
 
 from factory_agents.errors import SinkError, UnavailableError
 from factory_agents.runtime.agents import Reject, RowsRefused, SinkOutcome
-from factory_agents.sinks.postgres import merge
+from factory_agents.sinks.postgres import merge, refusals
 from tests.support.sink_bench import W1, W2, Bench, event, record
 
 COLUMNS = "id text PRIMARY KEY, value text, version int8, at timestamptz"
@@ -69,6 +69,19 @@ class TestOneRow:
         _, refused = publish(bench, [*GOOD, BAD])
         assert {o: r.rule for o, r in refused.items()} == {7: "known"}
         assert "(value)=(bad) is not present" in refused[7].reason
+
+    @pytest.mark.parametrize("piece", [1000, 2])
+    def test_that_a_trigger_gives_the_key_of_another_is_named(self, bench: Bench, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+        """The database could take neither beside the other, whatever the order."""
+        monkeypatch.setattr(refusals, "_PIECE", piece)
+        lower = f"CREATE FUNCTION lower_{bench.name}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.id := lower(NEW.id); RETURN NEW; END'"
+        trigger = f"CREATE TRIGGER lower BEFORE INSERT ON {{t}} FOR EACH ROW EXECUTE FUNCTION lower_{bench.name}()"
+        create(bench, ")", more=f"{lower};; {trigger}")
+        outcome, refused = publish(bench, [event(key, key) for key in ("A", "B", "C", "a", "b", "d")])
+        assert {o: r.rule for o, r in refused.items()} == {3: "trigger", 4: "trigger"}
+        assert "the key of another row of its window" in refused[3].reason
+        assert outcome.written == 4
+        assert bench.rows() == {"a": "A", "b": "B", "c": "C", "d": "d"}
 
     @pytest.mark.parametrize("deferred", ["", " DEFERRABLE INITIALLY DEFERRED"])
     def test_against_a_second_unique_constraint(self, bench: Bench, deferred: str) -> None:
