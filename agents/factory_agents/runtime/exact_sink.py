@@ -211,8 +211,10 @@ class ExactSink:
 
     def close(self) -> None:
         """See ``Sink.close``."""
-        self._end()
-        self._sink.close()
+        try:
+            self._end()
+        finally:
+            self._sink.close()
 
     def _end(self) -> None:
         publication, self._publication = self._publication, None

@@ -194,18 +194,19 @@ class LiveAgent:
             self.close()
 
     def close(self) -> None:
-        """Leave the group; an open transaction is ended without its outputs."""
-        if self.downstream is not None:
-            self.downstream.close()
-        if self.chunk.side is not None:
-            self.chunk.side.leave()
-        self._drop("the agent ends")
-        self.reader.close()
-        self.predecessors.close()
-        self.thread.close(self.transform.close)
-        for codec in filter(None, (self.input_codec, self.outputs.codec)):
-            codec.close()
-        self.cluster.close()
+        """Leave the group; an open transaction is ended without its outputs. What can't be ended keeps nothing else open."""
+        with contextlib.ExitStack() as last_to_first:
+            last_to_first.callback(self.cluster.close)
+            for codec in filter(None, (self.outputs.codec, self.input_codec)):
+                last_to_first.callback(codec.close)
+            last_to_first.callback(self.thread.close, self.transform.close)
+            last_to_first.callback(self.predecessors.close)
+            last_to_first.callback(self.reader.close)
+            last_to_first.callback(self._drop, "the agent ends")
+            if self.chunk.side is not None:
+                last_to_first.callback(self.chunk.side.leave)
+            if self.downstream is not None:
+                last_to_first.callback(self.downstream.close)
 
     def run(self) -> Counts:
         """Until asked to stop."""

@@ -98,8 +98,10 @@ class _Live:
 
     def close(self) -> None:
         """Leave the others to it."""
-        self.presence.leave()
-        self.cluster.close()
+        try:
+            self.presence.leave()
+        finally:
+            self.cluster.close()
 
     def run(self, every: float) -> None:
         """Until asked to stop: what nobody else will publish, and what is new; each looked for ``every`` seconds at most."""

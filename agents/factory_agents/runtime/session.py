@@ -575,8 +575,9 @@ class Session:
 
     def close(self) -> None:
         """End an open transaction without its outputs, and disconnect."""
-        with contextlib.suppress(FencedError):
-            self.writer.abort()
-        for codec in filter(None, (self.input_codec, self.outputs.codec)):
-            codec.close()
-        self.cluster.close()
+        with contextlib.ExitStack() as last_to_first:
+            last_to_first.callback(self.cluster.close)
+            for codec in filter(None, (self.outputs.codec, self.input_codec)):
+                last_to_first.callback(codec.close)
+            with contextlib.suppress(FencedError):
+                self.writer.abort()

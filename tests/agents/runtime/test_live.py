@@ -172,6 +172,18 @@ def test_an_agent_that_stops_in_the_middle_leaves_the_rest_to_the_next_start(run
     assert written(runs, out) == list(range(40))
 
 
+def test_an_agent_whose_transaction_cannot_be_ended_leaves_its_group_all_the_same(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = runs.topic("in"), runs.topic("out")
+    runs.produce(source, events(4))
+    with live(runs, source, out) as running:
+        wait_written(runs, out, 4)
+        monkeypatch.setattr(LiveAgent, "_drop", lambda agent, reason: (_ for _ in ()).throw(UnavailableError("no broker answered")))
+        with pytest.raises(UnavailableError):
+            running.end()
+        found = runs.cluster.group(f"{runs.prefix}.group")
+        assert found is None or not found.members
+
+
 def test_members_of_a_group_share_the_partitions_and_hand_them_over(runs: Runs) -> None:
     source, out = runs.topic("in", partitions=4), runs.topic("out")
     runs.produce(source, events(400))
